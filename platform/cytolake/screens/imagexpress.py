@@ -1,0 +1,165 @@
+"""ImageXpress (MetaXpress) export folders.
+
+`<anything>/TimePoint_<n>/[ZStep_<m>/]<plate>_<well>_s<site>_w<channel><GUID>.tif`. Time and focus folders may be
+absent, and a plate may mix channels with and without focal planes. Thumbnails are left out. Channel names and pixel
+size are in the files' MetaSeries metadata, of which one file for each channel is read.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import tifffile
+
+from cytolake.screens.plate import Plate, Problem
+from cytolake.screens.positions import natural_order, site_name, well_name
+from cytolake.screens.site_groups import ImageFile, group_sites
+from cytolake.screens.source_folder import SourceFolder
+
+_IMAGE_NAME = re.compile(
+    r"(?P<plate>.+)_(?P<well>[A-Z]{1,2}\d{2})(?:_s(?P<site>\d+))?(?:_w(?P<wavelength>\d+?))?(?P<thumbnail>_thumb)?"
+    r"(?P<guid>[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12})?\.tiff?",
+    re.IGNORECASE,
+)
+_TIMEPOINT = re.compile(r"TimePoint_(\d+)", re.IGNORECASE)
+_ZSTEP = re.compile(r"ZStep_(\d+)", re.IGNORECASE)
+_PROPERTY = re.compile(r'<(?:custom-)?prop id="([^"]+)" type="[^"]*" value="([^"]*)"')
+_MICROMETRES = {"um": 1.0, "µm": 1.0, "nm": 1e-3, "mm": 1e3}
+
+
+def has_imagexpress_images(root: Path) -> bool:
+    """Whether a folder holds a `TimePoint_` folder or a file named with a MetaXpress GUID. Stops at the first."""
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        if _TIMEPOINT.fullmatch(Path(folder).name) and files:
+            return True
+        if any((match := _IMAGE_NAME.fullmatch(name)) and match["guid"] for name in files):
+            return True
+    return False
+
+
+def list_imagexpress_plates(screen: str, folder: SourceFolder) -> tuple[list[Plate], list[Problem]]:
+    """Plates of an export folder, in the order of their names, and problems of files that belong to none of them.
+
+    Timepoints count from 0 (`TimePoint_1`); z is the number of the `ZStep_` folder, empty where there is none. Two
+    plate folders with plates of one name become `<name>_<folder>`.
+    """
+    found: dict[tuple[str, str], list[tuple[ImageFile, int]]] = {}
+    problems: list[Problem] = []
+    for plate_folder, timepoint, z, path, match in _walk(folder.root):
+        file = folder.relative(path)
+        well = well_name(match["well"])
+        if not well or not folder.holds(path):
+            problems.append(
+                Problem(
+                    screen=screen,
+                    plate=match["plate"],
+                    well=well,
+                    file=file,
+                    problem="path_outside_screen" if well else "bad_well_name",
+                    found="a link to another folder" if well else match["well"],
+                    expected="a file below the screen's folder" if well else "a well of a 1536-well plate or smaller",
+                    next_step="Copy the file here." if well else "Rename the file.",
+                )
+            )
+            continue
+        wavelength = int(match["wavelength"] or 1)
+        image = ImageFile(
+            well=well,
+            site=site_name(match["site"] or ""),
+            timepoint=timepoint,
+            z=z,
+            channel=f"w{wavelength}",
+            path=path,
+            file=file,
+        )
+        found.setdefault((match["plate"], plate_folder), []).append((image, wavelength))
+    names = [name for name, _ in found]
+    plates = []
+    for (name, plate_folder), images in found.items():
+        plate = name if names.count(name) == 1 else f"{name}_{Path(plate_folder).name}"
+        plates.append(_as_plate(screen, plate, plate_folder, images))
+    return sorted(plates, key=lambda plate: natural_order(plate.plate)), problems
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int, str, str, re.Match[str]]]:
+    """(plate folder, timepoint, z, path, name match) of every image below a folder, in a fixed order."""
+    for folder, folders, files in os.walk(root):
+        folders.sort(key=natural_order)
+        plate_folder, timepoint, z = Path(folder), 0, ""
+        if match := _ZSTEP.fullmatch(plate_folder.name):
+            z, plate_folder = str(int(match[1])), plate_folder.parent
+        if match := _TIMEPOINT.fullmatch(plate_folder.name):
+            timepoint, plate_folder = max(int(match[1]) - 1, 0), plate_folder.parent
+        for name in sorted(files, key=natural_order):
+            image = _IMAGE_NAME.fullmatch(name)
+            if image and not image["thumbnail"]:
+                yield str(plate_folder), timepoint, z, os.path.join(folder, name), image  # noqa: PTH118 - many files
+
+
+def _as_plate(screen: str, plate: str, plate_folder: str, images: list[tuple[ImageFile, int]]) -> Plate:
+    first_of: dict[int, str] = {}
+    for image, wavelength in images:
+        first_of.setdefault(wavelength, image.path)
+    names: dict[str, str] = {}
+    pixel_sizes_um: set[float] = set()
+    for wavelength in sorted(first_of):
+        said = _metaseries(first_of[wavelength])
+        name = said.get("_IllumSetting_") or said.get("image-name") or f"w{wavelength}"
+        names[f"w{wavelength}"] = f"{name} w{wavelength}" if name in names.values() else name
+        size_um = _pixel_size_um(said)
+        if size_um is not None:
+            pixel_sizes_um.add(size_um)
+    renamed = [
+        ImageFile(
+            well=image.well,
+            site=image.site,
+            timepoint=image.timepoint,
+            z=image.z,
+            channel=names[image.channel],
+            path=image.path,
+            file=image.file,
+        )
+        for image, _ in images
+    ]
+    channels = tuple(names.values())
+    sites, problems = group_sites(screen, plate, renamed, channels)
+    return Plate(
+        screen=screen,
+        plate=plate,
+        batch=plate,
+        source=plate_folder,
+        reader="files",
+        channels=channels,
+        sites=sites,
+        problems=tuple(problems),
+        pixel_size_um=pixel_sizes_um.pop() if len(pixel_sizes_um) == 1 else None,
+    )
+
+
+def _metaseries(path: str) -> dict[str, str]:
+    """MetaSeries properties of one file's first page; empty where it has none or cannot be read."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            description = cast(tifffile.TiffPage, tif.pages[0]).description
+    except Exception:  # a damaged file is reported when its pixels are read; here it only loses the channel's name
+        return {}
+    if not description.lstrip().startswith("<MetaData>"):
+        return {}
+    return {name: html.unescape(value).strip() for name, value in _PROPERTY.findall(description)}
+
+
+def _pixel_size_um(said: dict[str, str]) -> float | None:
+    unit = _MICROMETRES.get(said.get("spatial-calibration-units", ""))
+    if unit is None or said.get("spatial-calibration-state", "on") != "on":
+        return None
+    try:
+        size_um = float(said["spatial-calibration-x"]) * unit
+    except (KeyError, ValueError):
+        return None
+    return size_um if 0 < size_um < float("inf") else None

@@ -1,0 +1,174 @@
+"""Plate maps: what was done to each well.
+
+A CSV with a `well` column (or `well_position`, `Metadata_Well`), a `plate` column where it covers several plates with
+different layouts (without one, it holds for every plate of the screen), an optional `batch`, and any other columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cytolake.screens.files import read_table
+from cytolake.screens.plate import Problem, ScreenError, SiteImage
+from cytolake.screens.positions import well_name, well_position
+
+WELL_COLUMNS = ("well", "well_position", "metadata_well", "metadata_well_position")
+PLATE_COLUMNS = ("plate", "metadata_plate", "plate_barcode", "metadata_plate_barcode")
+
+
+@dataclass(frozen=True, slots=True)
+class PlateMapRow:
+    """One well of a plate map; `cells` holds every column but the plate's, `well` as `"B03"`."""
+
+    line: int
+    plate: str
+    well: str
+    cells: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PlateMap:
+    """A checked plate map. Rows that name no well are in `problems` instead."""
+
+    screen: str
+    file: str
+    has_plates: bool
+    rows: tuple[PlateMapRow, ...]
+    problems: tuple[Problem, ...]
+
+    def plates(self) -> list[str]:
+        """Plates that the map names, in its order; empty where it has no plate column."""
+        return list(dict.fromkeys(row.plate for row in self.rows)) if self.has_plates else []
+
+
+def read_plate_map(path: Path, screen: str, file: str) -> PlateMap:
+    """Read and check a plate map on its own, before any plate is looked at.
+
+    Raises:
+        ScreenError: The file is missing or unreadable, or has no well column.
+    """
+    columns, table = read_table(path, screen, file)
+    well_column = _first_of(columns, WELL_COLUMNS)
+    plate_column = _first_of(columns, PLATE_COLUMNS)
+    if well_column is None:
+        raise ScreenError(
+            Problem(
+                screen=screen,
+                file=file,
+                problem="missing_column",
+                found=f"columns {', '.join(columns) or 'none'}",
+                expected="a column well",
+                next_step="Add or rename the column that holds positions such as B03.",
+            )
+        )
+    rows, problems = [], []
+    for row in table:
+        plate = row.cells[plate_column] if plate_column else ""
+        well = well_name(row.cells[well_column])
+        if well and (plate or plate_column is None):
+            others = {name: value for name, value in row.cells.items() if name not in ("", well_column, plate_column)}
+            rows.append(PlateMapRow(row.line, plate, well, {"well": well, **others}))
+            continue
+        problems.append(
+            Problem(
+                screen=screen,
+                plate=plate,
+                well=well,
+                file=file,
+                problem="missing_plate" if well else "bad_well_name",
+                found=f"{'no plate' if well else repr(row.cells[well_column])} in line {row.line}",
+                expected="the plate's name" if well else "a row letter and a column number, such as B03",
+                next_step="Correct the row of the plate map.",
+            )
+        )
+    return PlateMap(screen, file, plate_column is not None, tuple(rows), tuple(problems))
+
+
+def wells_of_plate(
+    plate_map: PlateMap, plate: str, sites: Sequence[SiteImage]
+) -> tuple[tuple[dict[str, str], ...], list[Problem]]:
+    """Plate-map rows of one plate in the order of wells, and where map, images and map disagree.
+
+    A well in two rows that say the same is one well. Where they differ nobody can tell which is right, so the well
+    keeps its images and loses what the map says: a wrong label is worse than none.
+    """
+    problems: list[Problem] = []
+
+    def report(problem: str, well: str, found: str, expected: str, next_step: str) -> None:
+        problems.append(
+            Problem(
+                screen=plate_map.screen,
+                plate=plate,
+                well=well,
+                file=plate_map.file,
+                problem=problem,
+                found=found,
+                expected=expected,
+                next_step=next_step,
+            )
+        )
+
+    rows: dict[str, list[PlateMapRow]] = {}
+    for row in plate_map.rows:
+        if not plate_map.has_plates or row.plate == plate:
+            rows.setdefault(row.well, []).append(row)
+    wells: dict[str, dict[str, str]] = {}
+    for well, repeated in rows.items():
+        first, *others = repeated
+        wells[well] = first.cells
+        if not others:
+            continue
+        lines = " and ".join(str(row.line) for row in repeated)
+        differing = [name for name in first.cells if any(row.cells[name] != first.cells[name] for row in others)]
+        if differing:
+            wells[well] = {"well": well}
+            found = f"lines {lines}, which differ in {', '.join(differing)}"
+            next_step = "Keep the right row; until then the well has no annotation."
+        else:
+            found, next_step = f"lines {lines}, which say the same", "Remove all but one."
+        report("duplicate_well", well, found, "each well once for each plate", next_step)
+    imaged = dict.fromkeys(site.well for site in sites)
+    for well in wells:
+        if well not in imaged:
+            report(
+                "well_without_image",
+                well,
+                "a row of the plate map and no image",
+                "an image of every well in the map",
+                "Copy the well's images, or remove its row if it was not imaged.",
+            )
+    for well in imaged:
+        if well not in wells:
+            report(
+                "image_without_well",
+                well,
+                "images and no row of the plate map",
+                "a row for every imaged well",
+                "Add the well to the plate map; until then its images have no annotation.",
+            )
+    return tuple(wells[well] for well in sorted(wells, key=well_position)), problems
+
+
+def plates_without_images(plate_map: PlateMap, plates: Collection[str]) -> list[Problem]:
+    """One problem for each plate that the map names and the screen lacks."""
+    return [
+        Problem(
+            screen=plate_map.screen,
+            plate=plate,
+            file=plate_map.file,
+            problem="plate_without_image",
+            found=f"rows of the plate map; the screen's plates are {', '.join(plates)}",
+            expected="images of every plate in the map",
+            next_step="Correct the plate's name in the map, or copy its images.",
+        )
+        for plate in plate_map.plates()
+        if plate not in plates
+    ]
+
+
+def _first_of(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column whose name, case aside, comes first among `names`."""
+    spelled = {column.lower(): column for column in columns}
+    return next((spelled[name] for name in names if name in spelled), None)

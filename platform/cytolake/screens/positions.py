@@ -1,0 +1,73 @@
+"""Names of places on a plate: wells, sites, and the order people expect them in."""
+
+from __future__ import annotations
+
+import re
+
+N_ROWS_MAX, N_COLUMNS_MAX = 32, 48  # a 1536-well plate: A..Z, AA..AF
+PLATE_FORMATS = ((8, 12), (16, 24), (N_ROWS_MAX, N_COLUMNS_MAX))
+
+_LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9]\d?)")
+_ROW_COLUMN = re.compile(r"[rR]0*([1-9]\d?)[\s_-]?[cC]0*([1-9]\d?)")  # Opera Phenix: r03c11
+_WHOLE_NUMBER = re.compile(r"(\d+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
+_DIGITS = re.compile(r"(\d+)")
+
+
+def well_name(text: str) -> str:
+    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate."""
+    text = text.strip()
+    if match := _LETTER_NUMBER.fullmatch(text):
+        letters, column = match[1].upper(), int(match[2])
+        row = _row_number(letters)
+    elif match := _ROW_COLUMN.fullmatch(text):
+        row, column = int(match[1]) - 1, int(match[2])
+    else:
+        return ""
+    return name_of_well(row, column - 1) if row < N_ROWS_MAX and column <= N_COLUMNS_MAX else ""
+
+
+def name_of_well(row: int, column: int) -> str:
+    """`"A01"` for row 0, column 0."""
+    letters = chr(ord("A") + row) if row < 26 else "A" + chr(ord("A") + row - 26)
+    return f"{letters}{column + 1:02d}"
+
+
+def well_position(well: str) -> tuple[int, int]:
+    """(row, column), both from 0, of a name that `well_name` gave.
+
+    Raises:
+        ValueError: Not such a name.
+    """
+    match = _LETTER_NUMBER.fullmatch(well)
+    if match is None:
+        raise ValueError(f"well {well!r}: expected letters and a number such as B03. Pass it through well_name first.")
+    return _row_number(match[1].upper()), int(match[2]) - 1
+
+
+def site_name(text: str) -> str:
+    """A site without leading zeros: `"2"` for `"002"`; other names stay. `"1"` for the only, unnamed site of a well."""
+    text = text.strip()
+    if match := _WHOLE_NUMBER.fullmatch(text):
+        return str(int(match[1]))
+    return text or "1"
+
+
+def whole_number(text: str, default: int) -> int | None:
+    """A count written in a CSV; `default` where nothing is written, None where it is no whole number."""
+    text = text.strip()
+    if not text:
+        return default
+    match = _WHOLE_NUMBER.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which `"s2"` comes before `"s10"`."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(text) if part)
+
+
+def _row_number(letters: str) -> int:
+    """Row from 0 of one or two capital letters; past the last row where the letters name none."""
+    if len(letters) == 1:
+        return ord(letters) - ord("A")
+    return 26 + ord(letters[1]) - ord("A") if letters[0] == "A" else N_ROWS_MAX

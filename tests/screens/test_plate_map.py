@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+from cytolake.screens.plate import ScreenError
+from cytolake.screens.sources import ScreenSource, list_plates
+
+
+def listed(folder, **source):
+    return list_plates(ScreenSource(screen="s", path=str(folder), **source))
+
+
+@pytest.fixture
+def screen(tmp_path, write_indexed_screen):
+    """One plate P1 with images of B02 and B03."""
+    return write_indexed_screen(tmp_path / "screen", [{"well": "B02", "treatment": "x"}, {"well": "B03"}])
+
+
+def test_a_map_that_fits_is_taken_whole(screen):
+    (screen / "platemap.csv").write_text("plate,well,compound,dose\nP1,b3,water,0\nP1,B2,taxol,1.5\n")
+    (plate,) = listed(screen)
+    assert plate.problems == ()
+    assert plate.wells == (
+        {"treatment": "x", "well": "B02", "compound": "taxol", "dose": "1.5"},
+        {"well": "B03", "compound": "water", "dose": "0"},
+    )
+
+
+def test_a_map_without_plates_holds_for_every_plate(tmp_path, write_indexed_screen):
+    write_indexed_screen(tmp_path, [{"plate": "P1"}, {"plate": "P2"}])
+    (tmp_path / "layout.csv").write_text("Metadata_Well,gene\nB02,TP53\n")
+    plates = listed(tmp_path, plate_map="layout.csv")
+    assert [plate.wells[0]["gene"] for plate in plates] == ["TP53", "TP53"]
+    assert all(not plate.problems for plate in plates)
+
+
+def test_map_and_images_that_disagree_are_told_both_ways(screen):
+    (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,C07,KRAS\nP9,B02,MYC\n")
+    (plate,) = listed(screen)
+    told = {(problem.problem, problem.plate, problem.well) for problem in plate.problems}
+    assert told == {
+        ("well_without_image", "P1", "C07"),
+        ("image_without_well", "P1", "B03"),
+        ("plate_without_image", "P9", ""),
+    }
+    assert all(problem.file == "platemap.csv" and problem.next_step for problem in plate.problems)
+    assert [site.well for site in plate.sites] == ["B02", "B03"]
+
+
+def test_a_well_that_is_there_twice_and_differs_loses_its_annotation(screen):
+    (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,B03,KRAS\nP1,b02,MYC\n")
+    (plate,) = listed(screen)
+    (problem,) = plate.problems
+    assert (problem.problem, problem.well) == ("duplicate_well", "B02")
+    assert "lines 2 and 4" in problem.found
+    assert "gene" in problem.found
+    assert "gene" not in plate.wells[0]
+    assert plate.wells[1]["gene"] == "KRAS"
+
+
+def test_a_well_that_is_there_twice_and_says_the_same_keeps_it(screen, codes):
+    (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,B03,KRAS\nP1,B02,TP53\n")
+    (plate,) = listed(screen)
+    assert codes(plate) == ["duplicate_well"]
+    assert plate.wells[0]["gene"] == "TP53"
+
+
+def test_rows_that_name_no_well_or_plate_are_told_with_their_line(screen):
+    (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,B03,KRAS\nP1,Z99,x\n,B02,x\n")
+    (plate,) = listed(screen)
+    assert [(problem.problem, "line" in problem.found) for problem in plate.problems] == [
+        ("bad_well_name", True),
+        ("missing_plate", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"plate,position\nP1,B02\n", "missing_column"),
+        (b"", "missing_column"),
+        (b"plate,well,gene\nP1,B02,\xff\xfe\n", "unreadable_file"),
+        (b"plate,well,gene,gene\nP1,B02,a,b\n", "duplicate_column"),
+        (None, "missing_file"),
+    ],
+)
+def test_a_map_that_cannot_be_used_stops_the_screen(screen, content, problem):
+    if content is not None:
+        (screen / "map.csv").write_bytes(content)
+    with pytest.raises(ScreenError) as caught:
+        listed(screen, plate_map="map.csv")
+    assert caught.value.problems[0].problem == problem
+    assert "map.csv" in str(caught.value)
+
+
+def test_a_map_beside_a_lone_zarr_plate_is_found_and_other_plates_are_no_problem(tmp_path, write_zarr_plate):
+    write_zarr_plate(tmp_path / "P1.zarr", "0.5", wells=("B/02",), sites=("0",))
+    (tmp_path / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP2,B02,MYC\n")
+    (plate,) = listed(tmp_path / "P1.zarr")
+    assert plate.wells == ({"well": "B02", "gene": "TP53"},)
+    assert plate.problems == ()
