@@ -1,0 +1,172 @@
+"""The one way rows enter a Delta table: whole, once, checked.
+
+Every commit carries an application transaction, the mark by which a repeated or restarted job finds that its rows are
+already there. Delta itself refuses two of them only when they race, so the mark is looked up before each attempt.
+Parquet files are written with minimum, maximum and null count of every scalar column; a query for one plate reads only
+that plate's files. No deletion vectors, column mapping or nanosecond timestamps: Arrow readers cannot read those.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from cytolake.catalog.contracts import TableContract
+from cytolake.catalog.errors import CatalogError
+
+ATTEMPTS = 12  # with the backoff below a commit gives up after about 20 s of lost races
+FIRST_BACKOFF_S = 0.02
+LONGEST_BACKOFF_S = 4.0
+
+_CONFIGURATION = {
+    "delta.enableExpiredLogCleanup": "false",  # a curation's pinned versions stay readable for ever
+    "delta.dataSkippingNumIndexedCols": "64",  # wider than any contract: statistics for every column
+}
+
+
+def create_table(path: Path, contract: TableContract) -> None:
+    """Make the table if it is not there, and give it the constraints and new columns of its contract.
+
+    Several processes may do this at once; a process killed in the middle is made good by the next call.
+
+    Raises:
+        CatalogError: The table there has a column of another type than the contract, or one that the contract lacks.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            if not DeltaTable.is_deltatable(str(path)):
+                DeltaTable.create(
+                    str(path),
+                    contract.schema,
+                    partition_by=list(contract.partition_by),
+                    name=contract.name,
+                    configuration=_CONFIGURATION,
+                )
+            table = DeltaTable(str(path))
+            missing = _missing_columns(table, contract)
+            if missing:
+                table.alter.add_columns(missing)
+            for name, condition in contract.constraints.items():
+                table = DeltaTable(str(path))
+                if f"delta.constraints.{name}" not in table.metadata().configuration:
+                    table.alter.add_constraint({name: condition})
+            return
+        except CatalogError:
+            raise
+        except (DeltaError, OSError) as error:  # another process did the same: look again
+            if attempt == ATTEMPTS - 1:
+                raise CatalogError(f"table {contract.name} at {path} could not be created: {error}") from error
+            _back_off(attempt)
+
+
+def open_table(path: Path, version: int | None = None) -> DeltaTable | None:
+    """The table at its newest or the given version; None where nothing was created yet.
+
+    Raises:
+        CatalogError: The table has no such version.
+    """
+    if not DeltaTable.is_deltatable(str(path)):
+        return None
+    try:
+        return DeltaTable(str(path), version=version)
+    except DeltaError as error:
+        newest = DeltaTable(str(path)).version()
+        raise CatalogError(f"table {path.name}: no readable version {version}. There are 0 to {newest}.") from error
+
+
+def commit_rows(
+    path: Path,
+    contract: TableContract,
+    rows: pa.Table,
+    *,
+    application: str,
+    content: int = 1,
+    replace: tuple[str, str] | None = None,
+) -> bool:
+    """Append rows in one commit, unless the transaction was committed before.
+
+    Args:
+        path: Folder of the table, which exists.
+        contract: Rows are brought to it first.
+        rows: May be empty: the transaction is then recorded all the same.
+        application: Who writes: a commit is made once for each (application, content).
+        content: What is written, 1 to 2**63 - 1. The table remembers the last one of each application.
+        replace: Column and value: rows there that have it, left by an earlier attempt with other content, go in the
+            same commit.
+
+    Returns:
+        True if this call committed, False if the transaction was there already.
+
+    Raises:
+        CatalogError: The rows break the contract, or every attempt lost a race.
+    """
+    rows = contract.conform(rows)
+    for attempt in range(ATTEMPTS):
+        table = DeltaTable(str(path))
+        if table.transaction_version(application) == content:
+            return False
+        predicate = _replace_predicate(table, replace)
+        try:
+            _write(table, rows, predicate, Transaction(application, content))
+            return True
+        except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
+            if attempt == ATTEMPTS - 1:
+                raise CatalogError(
+                    f"table {contract.name}: {ATTEMPTS} attempts to commit {application} lost against other writers "
+                    f"({error}). Run the job again: what is committed is skipped."
+                ) from error
+            _back_off(attempt)
+        except DeltaError as error:
+            if "validation" in str(error).lower() or "constraint" in str(error).lower():
+                rules = "; ".join(f"{name}: {condition}" for name, condition in contract.constraints.items())
+                raise CatalogError(
+                    f"table {contract.name}: rows break a constraint ({rules}). {error}\nNothing was written."
+                ) from error
+            raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _write(table: DeltaTable, rows: pa.Table, predicate: str | None, transaction: Transaction) -> None:
+    writer = WriterProperties(compression="ZSTD", compression_level=3)
+    commit = CommitProperties(app_transactions=[transaction])
+    if predicate is None:
+        write_deltalake(table, rows, mode="append", writer_properties=writer, commit_properties=commit)
+    else:
+        write_deltalake(
+            table, rows, mode="overwrite", predicate=predicate, writer_properties=writer, commit_properties=commit
+        )
+
+
+def _missing_columns(table: DeltaTable, contract: TableContract) -> list[Field]:
+    there = pa.schema(table.schema().to_arrow())
+    for field in there:
+        known = field.name in contract.schema.names
+        expected = contract.schema.field(field.name).type if known else "no such column"
+        if field.type != expected:
+            raise CatalogError(
+                f"table {contract.name}, column {field.name}: found {field.type} in the table, expected {expected} "
+                f"(catalog/tables/{contract.name}.yaml). Columns are added, never changed or removed: correct the "
+                "contract, or use a new catalog root."
+            )
+    added = [field for field in contract.schema if field.name not in there.names]
+    return list(Schema.from_arrow(pa.schema(added)).fields) if added else []
+
+
+def _replace_predicate(table: DeltaTable, replace: tuple[str, str] | None) -> str | None:
+    if replace is None:
+        return None
+    column, value = replace
+    if table.to_pyarrow_dataset().count_rows(filter=pc.field(column) == value) == 0:
+        return None
+    return f"{column} = '{value}'"
+
+
+def _back_off(attempt: int) -> None:
+    longest = min(FIRST_BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S)
+    time.sleep(random.uniform(longest / 2, longest))

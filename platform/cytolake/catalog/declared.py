@@ -1,0 +1,99 @@
+"""What is declared in the folder catalog/ at the top of the checkout: table contracts, stain names, rules.
+
+In an installed wheel the same files lie inside the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cytolake.catalog.contracts import TableContract, parse_contract
+from cytolake.catalog.errors import CatalogError, UnknownTableError
+from cytolake.screens import channel_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChannelVocabulary:
+    """Stains that have an identity of their own, with the other names they go by."""
+
+    names: tuple[str, ...]
+    aliases: Mapping[str, str] = field(repr=False)
+    """Folded spelling to name, for `cytolake.screens.channel_names`; every name is among the spellings."""
+
+    def canonical(self, name: str) -> str:
+        """The vocabulary's spelling of a stain; a name it does not know comes back trimmed.
+
+        Case, blanks, hyphens and underscores do not count.
+        """
+        return channel_names.canonical(name, self.aliases)
+
+    def index(self, name: str) -> int:
+        """Identity of a stain for an encoder: 0 = unknown, 1 = the first name."""
+        canonical = self.canonical(name)
+        return self.names.index(canonical) + 1 if canonical in self.names else 0
+
+
+def declared_path(relative: str) -> Path:
+    """Path of a declared file or folder, such as `declared_path("qc.yaml")`.
+
+    Raises:
+        CatalogError: There is no such file; lists its neighbours.
+    """
+    inside_wheel = Path(__file__).parent / "_declared"
+    folder = inside_wheel if inside_wheel.is_dir() else Path(__file__).resolve().parents[3] / "catalog"
+    path = folder / relative
+    if not path.exists():
+        near = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
+        raise CatalogError(
+            f"{path}: no such file. There are: {', '.join(near) or 'none'}. "
+            "Add the file, or name one that is there; an installed package must be built with its catalog/ folder."
+        )
+    return path
+
+
+def table_names() -> tuple[str, ...]:
+    """Every table that has a contract, in alphabetical order."""
+    return tuple(sorted(path.stem for path in declared_path("tables").glob("*.yaml")))
+
+
+@cache
+def table_contract(name: str) -> TableContract:
+    """The contract of one table.
+
+    Raises:
+        UnknownTableError: No contract has this name.
+    """
+    if name not in table_names():
+        raise UnknownTableError(f"table {name}: no such table. There are: {', '.join(table_names())}.")
+    contract = parse_contract(_load(f"tables/{name}.yaml"))
+    if contract.name != name:
+        raise CatalogError(f"catalog/tables/{name}.yaml: declares table {contract.name}, expected {name}. Rename one.")
+    return contract
+
+
+@cache
+def channel_vocabulary() -> ChannelVocabulary:
+    """The stains of catalog/channels.yaml, in its order.
+
+    Raises:
+        CatalogError: Two stains share a spelling.
+    """
+    entries = _load("channels.yaml")["channels"]
+    spellings = {str(entry["name"]): [str(alias) for alias in entry.get("aliases", ())] for entry in entries}
+    if len(spellings) != len(entries):
+        raise CatalogError("catalog/channels.yaml: a stain is there twice. Keep one of them.")
+    try:
+        aliases = channel_names.alias_table(spellings)
+    except ValueError as error:
+        raise CatalogError(f"catalog/channels.yaml: {error}") from error
+    return ChannelVocabulary(names=tuple(spellings), aliases=aliases)
+
+
+def _load(relative: str) -> Any:
+    return yaml.safe_load(declared_path(relative).read_text(encoding="utf-8"))

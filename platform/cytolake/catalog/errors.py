@@ -1,0 +1,14 @@
+"""What the catalog says when it cannot do what was asked: always with what was found and what to do next."""
+
+from __future__ import annotations
+
+
+class CatalogError(ValueError):
+    """Rows, a query or a folder that the catalog cannot take."""
+
+
+class UnknownTableError(CatalogError, KeyError):
+    """A table name that no contract in catalog/tables/ declares."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show it quoted and escaped

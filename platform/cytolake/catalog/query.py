@@ -1,0 +1,111 @@
+"""SQL over Arrow data that can do nothing but read that data: no files, no network, no settings, no writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cytolake.catalog.contracts import plain_type
+from cytolake.catalog.declared import table_names
+from cytolake.catalog.errors import CatalogError
+
+TABLE_FUNCTIONS = frozenset({"unnest", "range", "generate_series"})
+"""Table functions a query may call. The others reach files, settings or, by address, memory (`arrow_scan`)."""
+
+_QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParsedQuery:
+    """One SELECT that passed the check."""
+
+    text: str
+    tables: frozenset[str]
+    """Names it reads from, lower case; common table expressions among them."""
+
+
+def parse_query(text: str) -> ParsedQuery:
+    """Check, by DuckDB's own parser, that the text is one SELECT that calls no table function of the forbidden kind.
+
+    Raises:
+        CatalogError: Not SQL, several statements, a statement other than SELECT, or a forbidden function.
+    """
+    with duckdb.connect(":memory:") as parser:
+        serialised = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchone()
+    tree: dict[str, Any] = json.loads(serialised[0]) if serialised else {"error": True}
+    if tree["error"]:
+        reason = tree.get("error_message", "it could not be parsed")
+        raise CatalogError(f"query refused: {reason}. Found: {text.strip()[:200]}. Expected one SELECT statement.")
+    if len(tree["statements"]) != 1:
+        raise CatalogError(f"query refused: found {len(tree['statements'])} statements, expected one SELECT.")
+    tables = set()
+    for node in _nodes(tree["statements"][0]):
+        kind = str(node.get("type", ""))
+        if kind == "TABLE_FUNCTION":
+            name = str(node["function"].get("function_name", "")).lower()
+            if name not in TABLE_FUNCTIONS:
+                raise CatalogError(
+                    f"query refused: table function {name} is not allowed, only {', '.join(sorted(TABLE_FUNCTIONS))}. "
+                    "Query the catalog's tables, or read files in Python and pass them as views."
+                )
+        elif kind == "BASE_TABLE":
+            tables.add(str(node["table_name"]).lower())
+        elif kind.endswith("_NODE") and kind not in _QUERY_NODES:
+            raise CatalogError(f"query refused: found {kind.lower()}, expected one SELECT that only reads.")
+    return ParsedQuery(text=text, tables=frozenset(tables))
+
+
+def run_query(query: ParsedQuery, relations: Mapping[str, Any]) -> pa.Table:
+    """Run a checked query over Arrow tables or datasets, in a database of its own that is closed afterwards.
+
+    Returns:
+        Plain Arrow types: whole-number sums are int64 where they fit, lists have no field names of DuckDB's.
+
+    Raises:
+        CatalogError: DuckDB refuses the query, with its reason.
+    """
+    with duckdb.connect(":memory:", config={"python_enable_replacements": "false"}) as database:
+        database.execute("SET TimeZone = 'UTC'")
+        for name, relation in relations.items():
+            database.register(name, relation)
+        database.execute("SET enable_external_access = false")
+        database.execute("SET lock_configuration = true")
+        try:
+            relation = database.sql(query.text)
+            found: pa.Table = relation.to_arrow_table()
+        except duckdb.Error as error:
+            raise CatalogError(
+                f"query failed: {error}. The catalog has the tables {', '.join(table_names())}."
+            ) from error
+    return _plain(found)
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every object of the parsed query."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    names = table.column_names
+    columns: list[Any] = []
+    for field in table.schema:
+        column = table.column(len(columns))  # by position: a query may give two columns one name
+        wanted = plain_type(field.type) if not pa.types.is_timestamp(field.type) else field.type
+        if pa.types.is_decimal(field.type) and field.type.scale == 0:  # sum() of integers is a 128-bit number
+            largest = pc.max(pc.abs(column)).as_py()
+            wanted = pa.int64() if largest is None or largest < 2**63 else field.type
+        columns.append(column if column.type == wanted else column.cast(wanted))
+    return pa.Table.from_arrays(columns, names=names)

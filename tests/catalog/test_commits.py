@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from deltalake import DeltaTable
+
+import cytolake
+from cytolake.catalog import CatalogError, table_contract
+from cytolake.catalog.commits import commit_rows, create_table
+from cytolake.catalog.contracts import parse_contract
+
+
+def crop_rows(plate: str, n: int = 3, first: int = 0, **changes: object) -> pa.Table:
+    text = dict.fromkeys(("site_id", "well_id", "plate_id", "screen", "plate", "batch", "well", "site"), plate)
+    numbers = {"n_channels": 5, "y": 0, "x": 0, "size": 64, "foreground_share": 0.5}
+    rows = [{"crop_id": f"{plate}-{i}"} | text | numbers | changes for i in range(first, first + n)]
+    return table_contract("crops").rows(rows)
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> Path:
+    create_table(tmp_path / "crops", table_contract("crops"))
+    return tmp_path / "crops"
+
+
+def commit(path: Path, rows: pa.Table, application: str, **how: object) -> bool:
+    return commit_rows(path, table_contract("crops"), rows, application=application, **how)
+
+
+def ids(path: Path) -> list[str]:
+    return sorted(DeltaTable(str(path)).to_pyarrow_table().column("crop_id").to_pylist())
+
+
+def test_the_same_transaction_commits_once(crops):
+    assert commit(crops, crop_rows("p"), "job 1") is True
+    assert commit(crops, crop_rows("p"), "job 1") is False
+    assert commit(crops, crop_rows("q"), "job 2") is True
+    assert len(ids(crops)) == 6
+
+
+def test_a_transaction_of_no_rows_is_remembered(crops):
+    assert commit(crops, crop_rows("p").slice(0, 0), "job") is True
+    assert commit(crops, crop_rows("p"), "job") is False
+
+
+def test_other_content_replaces_the_rows_of_the_first_and_only_those(crops):
+    commit(crops, crop_rows("other"), "other")
+    for n, content in ((3, 10), (2, 20), (3, 10)):  # back to the first content: nothing of the second may stay
+        assert commit(crops, crop_rows("p", n), "p", content=content, replace=("plate_id", "p")) is True
+        assert commit(crops, crop_rows("p", n), "p", content=content, replace=("plate_id", "p")) is False
+        assert ids(crops) == sorted([*(f"other-{i}" for i in range(3)), *(f"p-{i}" for i in range(n))])
+
+
+def test_a_row_that_breaks_a_constraint_leaves_the_table_as_it_was(crops):
+    version = DeltaTable(str(crops)).version()
+    with pytest.raises(CatalogError, match=r"table crops: rows break a constraint .*size > 0"):
+        commit(crops, pa.concat_tables([crop_rows("p"), crop_rows("q", size=0)]), "job")
+    assert DeltaTable(str(crops)).version() == version
+    assert commit(crops, crop_rows("p"), "job") is True
+
+
+def test_every_file_says_smallest_largest_and_nulls_of_every_scalar_column(crops):
+    commit(crops, crop_rows("p", foreground_share=None), "job")
+    action = pa.table(DeltaTable(str(crops)).get_add_actions(flatten=True)).to_pylist()[0]
+    for field in table_contract("crops").schema:
+        assert action[f"null_count.{field.name}"] == (3 if field.name == "foreground_share" else 0)
+        if field.name != "foreground_share":
+            assert action[f"min.{field.name}"] is not None
+            assert action[f"max.{field.name}"] is not None
+    assert (action["min.crop_id"], action["max.crop_id"]) == ("p-0", "p-2")
+
+
+def test_a_query_for_one_plate_skips_the_files_of_the_others(crops):
+    for plate in ("p", "q", "r"):
+        commit(crops, crop_rows(plate), plate)
+    files = DeltaTable(str(crops)).to_pyarrow_dataset().get_fragments(filter=pc.field("plate_id") == "q")
+    assert len(list(files)) == 1
+
+
+def test_tables_stay_in_the_protocol_that_arrow_readers_know(crops):
+    commit(crops, crop_rows("p"), "p", content=1, replace=("plate_id", "p"))
+    commit(crops, crop_rows("p"), "p", content=2, replace=("plate_id", "p"))
+    protocol = DeltaTable(str(crops)).protocol()
+    assert protocol.min_reader_version == 1
+    assert not protocol.reader_features
+    assert "columnMapping" not in json.dumps(DeltaTable(str(crops)).metadata().configuration)
+
+
+def test_the_largest_unsigned_pixel_value_survives(tmp_path):
+    columns = {"name": {"type": "string", "about": "n"}, "count": {"type": "int32", "about": "counts"}}
+    contract = parse_contract({"table": "t", "key": ["name"], "columns": columns})
+    create_table(tmp_path / "t", contract)
+    for name in ("a", "b"):  # the second append is where Ray's own writer fails
+        rows = pa.table({"name": pa.array([name], pa.large_string()), "count": pa.array([65535], pa.uint16())})
+        commit_rows(tmp_path / "t", contract, rows, application=name)
+    assert DeltaTable(str(tmp_path / "t")).to_pyarrow_table().column("count").to_pylist() == [65535, 65535]
+
+
+def test_a_column_that_the_contract_gained_is_added_and_reads_as_null(tmp_path):
+    columns = {"name": {"type": "string", "about": "n"}}
+    old = parse_contract({"table": "t", "key": ["name"], "columns": columns})
+    new = parse_contract(
+        {"table": "t", "key": ["name"], "columns": columns | {"count": {"type": "int32", "about": "c"}}}
+    )
+    for contract, rows in ((old, [{"name": "a"}]), (new, [{"name": "b", "count": 2}])):
+        create_table(tmp_path / "t", contract)
+        commit_rows(tmp_path / "t", contract, contract.rows(rows), application=rows[0]["name"])
+    found = DeltaTable(str(tmp_path / "t")).to_pyarrow_table().sort_by("name").to_pylist()
+    assert found == [{"name": "a", "count": None}, {"name": "b", "count": 2}]
+    with pytest.raises(CatalogError, match=r"table t, column count: found int32 in the table, expected no such column"):
+        create_table(tmp_path / "t", old)
+
+
+def test_an_interrupted_creation_is_made_good(tmp_path):
+    contract = table_contract("crops")
+    DeltaTable.create(str(tmp_path / "crops"), contract.schema)  # killed before the constraint
+    create_table(tmp_path / "crops", contract)
+    assert "delta.constraints.crop_has_area" in DeltaTable(str(tmp_path / "crops")).metadata().configuration
+
+
+RACER = """
+import sys
+import cytolake.catalog
+from cytolake.catalog import table_contract
+root, me = sys.argv[1:]
+sys.stdin.readline()
+catalog = cytolake.catalog.open(root, create=True)
+committed = 0
+for i in range(6):
+    text = dict.fromkeys(("site_id", "well_id", "plate_id", "screen", "plate", "batch", "well", "site"), "shared")
+    numbers = {"n_channels": 5, "y": 0, "x": 0, "size": 64, "foreground_share": 0.5}
+    own = table_contract("crops").rows([{"crop_id": f"{me}-{i}"} | text | numbers])
+    shared = table_contract("crops").rows([{"crop_id": f"shared-{i}"} | text | numbers])
+    assert catalog.append("crops", own, transaction=f"{me}-{i}")
+    committed += catalog.append("crops", shared, transaction=f"shared-{i}")
+print(committed)
+"""
+
+
+def test_processes_that_create_and_append_at_once_lose_and_double_nothing(tmp_path):
+    environment = {"PYTHONPATH": str(Path(cytolake.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path), str(me)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for me in range(3)
+    ]
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    committed = [int(racer.communicate(timeout=120)[0]) for racer in racers]
+    assert sum(committed) == 6
+    everything = [f"{me}-{i}" for me in (*range(3), "shared") for i in range(6)]
+    assert ids(tmp_path / "tables" / "crops") == sorted(everything)
