@@ -1,0 +1,159 @@
+"""What an encoder's features may and may not depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cytolake.models import ModelConfig, build_model, collate
+from cytolake.models.transformer import grid_positions
+
+STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
+
+
+def small(architecture: str, **changes: object) -> ModelConfig:
+    config = ModelConfig(
+        architecture=architecture, channels=STAINS, crop_size=16, patch_size=4, width=32, depth=3, heads=2,
+        decoder_width=16, decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def crop(n_channels: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(200, 4000, (n_channels, 16, 16)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("architecture", ["mae_vit", "chada_vit"])
+def test_pooled_blocks_have_one_row_for_each_block_and_crop(architecture):
+    encoder = build_model(small(architecture), 0).encoder
+    pooled = encoder.pooled_blocks(collate([crop(5), crop(5, 1)], [(1, 2, 3, 4, 5)] * 2))
+    assert {name: tuple(value.shape) for name, value in pooled.items()} == {"mean": (3, 2, 32), "cls": (3, 2, 32)}
+    assert not pooled["mean"].requires_grad
+
+
+@pytest.mark.parametrize("architecture", ["mae_vit", "chada_vit"])
+def test_order_of_channels_changes_nothing(architecture):
+    encoder = build_model(small(architecture), 0).encoder
+    image, order = crop(5), [3, 0, 4, 2, 1]
+    straight = encoder.pooled_blocks(collate([image], [(1, 2, 3, 4, 5)]))
+    shuffled = encoder.pooled_blocks(collate([image[order]], [tuple(i + 1 for i in order)]))
+    for pooling in ("mean", "cls"):
+        torch.testing.assert_close(shuffled[pooling], straight[pooling], atol=1e-5, rtol=0)
+
+
+def test_identity_of_a_channel_matters():
+    encoder = build_model(small("chada_vit"), 0).encoder
+    known, renamed, unknown = (
+        encoder.pooled_blocks(collate([crop(2)], [indices]))["mean"] for indices in ((1, 2), (2, 1), (0, 0))
+    )
+    assert (known - renamed).abs().max() > 1e-3
+    assert (known - unknown).abs().max() > 1e-3
+
+
+def test_companions_in_the_minibatch_change_nothing():
+    encoder = build_model(small("chada_vit"), 0).encoder
+    alone = encoder.pooled_blocks(collate([crop(2)], [(1, 3)]))
+    padded = encoder.pooled_blocks(collate([crop(7, 1), crop(2), crop(1, 2)], [(1, 2, 3, 4, 5, 0, 0), (1, 3), (2,)]))
+    for pooling in ("mean", "cls"):
+        torch.testing.assert_close(padded[pooling][:, 1], alone[pooling][:, 0], atol=1e-5, rtol=0)
+
+
+def test_pooled_blocks_repeat_exactly_even_for_a_model_in_training():
+    encoder = build_model(small("chada_vit", drop_path=0.5), 0).encoder.train()
+    batch = collate([crop(3)] * 4, [(1, 2, 3)] * 4)
+    first, second = encoder.pooled_blocks(batch)["mean"], encoder.pooled_blocks(batch)["mean"]
+    assert torch.equal(first, second)
+    assert encoder.training
+
+
+@pytest.mark.parametrize("architecture", ["mae_vit", "chada_vit"])
+def test_a_trimmed_encoder_gives_the_same_features_of_its_blocks(architecture):
+    encoder = build_model(small(architecture), 0).encoder
+    batch = collate([crop(5)], [(1, 2, 3, 4, 5)])
+    trimmed = encoder.trim(2)
+    assert trimmed.n_blocks == trimmed.config.depth == 2
+    torch.testing.assert_close(trimmed.pooled_blocks(batch)["mean"], encoder.pooled_blocks(batch)["mean"][:2])
+    with pytest.raises(ValueError, match="4 blocks of an encoder with 3"):
+        encoder.trim(4)
+
+
+def test_final_tokens_of_padded_channels_are_zero():
+    encoder = build_model(small("chada_vit"), 0).encoder.eval()
+    tokens = encoder(collate([crop(3), crop(1)], [(1, 2, 3), (1,)]))
+    assert tokens.shape == (2, 1 + 3 * 16, 32)
+    assert tokens[1, 17:].abs().max() == 0
+    assert tokens[1, :17].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("indices", "found"),
+    [((1, 2, 3, 4), "DNA, ER, RNA, AGP"), ((1, 2, 3, 4, 0), "unknown"), ((1, 2, 3, 4, 9), "identity 9")],
+)
+def test_a_fixed_stain_model_names_the_channels_it_wants_and_found(indices, found):
+    encoder = build_model(small("mae_vit"), 0).encoder
+    with pytest.raises(ValueError, match=f"(?s)crop 0 .*{found}.* wants exactly DNA, ER, RNA, AGP, Mito"):
+        encoder.pooled_blocks(collate([crop(len(indices))], [indices]))
+
+
+def test_names_become_identities_of_this_model():
+    assert small("chada_vit").channel_indices(["Mito", "something else", "DNA"]) == (5, 0, 1)
+    assert small("mae_vit").channel_indices(["ER", "DNA", "RNA", "Mito", "AGP"]) == (2, 1, 3, 5, 4)
+    with pytest.raises(ValueError, match=r"channels DNA; this mae_vit wants exactly DNA, ER"):
+        small("mae_vit").channel_indices(["DNA"])
+
+
+def test_an_identity_beyond_the_vocabulary_and_a_crop_of_another_size_are_refused():
+    encoder = build_model(small("chada_vit"), 0).encoder
+    with pytest.raises(ValueError, match=r"to 6; this model knows 0 \(unknown\) to 5"):
+        encoder.pooled_blocks(collate([crop(1)], [(6,)]))
+    with pytest.raises(ValueError, match="12 x 12 px; this model takes 16 x 16 px"):
+        encoder.pooled_blocks(collate([crop(1)[:, :12, :12]], [(1,)]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "resnet"}, "choose one of mae_vit, chada_vit"),
+        ({"architecture": "mae_vit", "channels": ()}, "needs its input stains"),
+        ({"patch_size": 5}, "do not divide"),
+        ({"heads": 3}, "multiple of 4 and of heads"),
+        ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"channels": ("DNA", "DNA")}, "not unique"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_at_once(changes, said):
+    with pytest.raises(ValueError, match=said):
+        small(**{"architecture": "chada_vit", **changes})
+
+
+def test_positions_are_a_loop_over_rows_and_columns():
+    side, width = 3, 16
+    want = np.empty((side * side, width))
+    for y in range(side):
+        for x in range(side):
+            for i in range(width // 4):
+                w = 1 / 10000 ** (i / (width // 4))
+                want[y * side + x, [i, 4 + i, 8 + i, 12 + i]] = (
+                    np.sin(y * w),
+                    np.cos(y * w),
+                    np.sin(x * w),
+                    np.cos(x * w),
+                )
+    np.testing.assert_allclose(grid_positions(side, width).numpy(), want, atol=1e-6)
+
+
+def test_models_import_without_the_rest_of_cytolake():
+    code = (
+        "import sys, cytolake.models; "
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('ray', 'mlflow', 'deltalake', 'pyarrow', 'zarr') "
+        "or m.startswith('cytolake.') and not m.startswith('cytolake.models')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "platform"}
+    )
+    assert done.stdout.strip() == "[]"
