@@ -1,0 +1,162 @@
+"""What a probe reads from the catalog: the label of every crop, and the vectors of a representation.
+
+N crops, W wells, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cytolake.catalog import Catalog
+
+LABELS = (
+    "perturbation", "gene", "pathway", "guide", "compound", "replicate", "control", "screen", "plate", "batch", "well",
+    "row", "column",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeData:
+    """Crops and wells behind a probe, the same for every representation of one pack."""
+
+    crop_ids: tuple[str, ...]
+    """N ids, sorted: the order of the vectors."""
+    well_of_crop: NDArray[np.intp]
+    """(N,) index into the wells."""
+    well_ids: tuple[str, ...]
+    plates: tuple[str, ...]
+    """(W,) `screen/plate` of each well, for plates of two screens may share a name."""
+    batches: tuple[str, ...]
+    """(W,) `screen/batch` of each well."""
+    is_control: NDArray[np.bool_]
+    """(W,) True where the well holds the negative control."""
+    classes: tuple[str, ...]
+    label_of_well: NDArray[np.intp]
+    """(W,) index into `classes`; -1 where the well has no label, or is a control that does not count."""
+    label: str
+
+
+def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, include_controls: bool) -> ProbeData:
+    """Join the crops of a representation with their wells.
+
+    Args:
+        catalog: Where the tables are.
+        representation_id: Any representation of the pack.
+        label: Column of `wells` to predict.
+        include_controls: Whether negative-control wells are a class of their own name.
+
+    Raises:
+        ValueError: The label is no column of wells, the representation has no rows, or fewer than two classes.
+    """
+    check_label(label)
+    crops = catalog.table("embeddings", columns=["crop_id", "well_id"], where=_only(representation_id))
+    if crops.num_rows == 0:
+        raise ValueError(
+            f"representation {representation_id} has no rows in the embeddings table. Run jobs/embed.py first."
+        )
+    crops = crops.sort_by("crop_id")
+    columns = list(dict.fromkeys(["well_id", "screen", "plate", "batch", "is_negative_control", label]))
+    wells = catalog.table("wells", columns=columns)
+    wells = wells.filter(pc.is_in(wells["well_id"], value_set=pc.unique(crops["well_id"])))
+    wells = wells.sort_by("well_id")
+    rows = wells.to_pylist()
+    well_ids = tuple(row["well_id"] for row in rows)
+    well_of_crop = pc.index_in(crops["well_id"], value_set=pa.array(well_ids, pa.string())).combine_chunks()
+    if well_of_crop.null_count:
+        raise ValueError(
+            f"representation {representation_id}: {well_of_crop.null_count} crops belong to wells that the wells table "
+            "does not have. Ingest their plates again."
+        )
+    is_control = np.asarray([bool(row["is_negative_control"]) for row in rows])
+    names = ["" if row[label] is None else str(row[label]) for row in rows]
+    if not include_controls:
+        names = ["" if control else name for name, control in zip(names, is_control, strict=True)]
+    classes = tuple(sorted(set(names) - {""}))
+    if len(classes) < 2:
+        known = {name for name in LABELS if len(set(catalog.table("wells", columns=[name])[name].to_pylist())) > 1}
+        raise ValueError(
+            f"wells.{label} has {len(classes)} class{'' if len(classes) == 1 else 'es'} among {len(rows)} wells "
+            f"({', '.join(classes) or 'all empty'}), expected at least 2. Complete the plate map, or set probe.label "
+            f"to a column with more values: {', '.join(sorted(known)) or 'none of this catalog has'}."
+        )
+    return ProbeData(
+        crop_ids=tuple(crops["crop_id"].to_pylist()),
+        well_of_crop=np.asarray(well_of_crop.to_numpy(zero_copy_only=False), dtype=np.intp),
+        well_ids=well_ids,
+        plates=tuple(f"{row['screen']}/{row['plate']}" for row in rows),
+        batches=tuple(f"{row['screen']}/{row['batch']}" for row in rows),
+        is_control=is_control,
+        classes=classes,
+        label_of_well=np.asarray([classes.index(name) if name else -1 for name in names], dtype=np.intp),
+        label=label,
+    )
+
+
+def check_label(label: str) -> None:
+    """Raise ValueError unless `label` is a column of wells that can be predicted."""
+    if label not in LABELS:
+        raise ValueError(f"probe.label is {label!r}, expected one of {', '.join(LABELS)}.")
+
+
+def read_vectors(catalog: Catalog, representation_id: str, crop_ids: Sequence[str]) -> NDArray[np.float32]:
+    """(N, D) vectors of one representation in the order of `crop_ids`.
+
+    Raises:
+        ValueError: A crop without a vector.
+    """
+    rows = catalog.table("embeddings", columns=["crop_id", "embedding"], where=_only(representation_id))
+    place = pc.index_in(pa.array(crop_ids, pa.string()), value_set=rows["crop_id"].combine_chunks())
+    if place.null_count:
+        raise ValueError(
+            f"representation {representation_id}: {place.null_count} of {len(crop_ids)} crops have no row in the "
+            "embeddings table. Run jobs/embed.py again; it adds what is missing."
+        )
+    values = rows["embedding"].combine_chunks()
+    matrix = np.asarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(values), -1)
+    return np.ascontiguousarray(matrix[place.to_numpy()])
+
+
+def standardise_by_plate_controls(
+    vectors_ND: NDArray[np.float32], plate_N: Sequence[str], is_control_N: NDArray[np.bool_], min_controls: int = 8
+) -> NDArray[np.float32]:
+    """Centre and scale each feature by the negative-control crops of the crop's own plate.
+
+    Args:
+        vectors_ND: (N, D).
+        plate_N: (N,) plate of each crop.
+        is_control_N: (N,) True where the crop is of a negative-control well.
+        min_controls: Refuse plates with fewer control crops than this.
+
+    Returns:
+        (N, D), in standard deviations of the plate's control crops; 0 for a feature constant among them.
+
+    Raises:
+        ValueError: A plate with too few control crops.
+    """
+    plate = np.asarray(plate_N)
+    aligned = np.empty_like(vectors_ND)
+    for name in np.unique(plate):
+        here = plate == name
+        controls = vectors_ND[here & is_control_N]
+        if len(controls) < min_controls:
+            raise ValueError(
+                f"plate {name}: {len(controls)} crops of negative-control wells, expected at least {min_controls} to "
+                "align on. Mark the control wells in the plate map, or set probe.align=none."
+            )
+        mean_D, sd_D = controls.mean(axis=0), controls.std(axis=0)
+        safe_D = np.where(sd_D > 1e-12, sd_D, np.inf)  # 1e-12: a constant feature has only rounding left
+        aligned[here] = (vectors_ND[here] - mean_D) / safe_D
+    return aligned
+
+
+def _only(representation_id: str) -> str:
+    """The SQL condition that leaves one partition of the table."""
+    if not representation_id.isalnum():
+        raise ValueError(f"{representation_id!r} is not a representation id, expected letters and digits.")
+    return f"representation_id = '{representation_id}'"

@@ -1,0 +1,156 @@
+"""Embedding a small pack, with real encoders, tables and Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
+
+from cytolake.embed import extract
+from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack
+from cytolake.embed.pixel_statistics import PixelStatistics
+from cytolake.models import POOLINGS, CheckpointError, ModelConfig, build_model, collate, load_encoder, save_encoder
+from cytolake.packs.pack import Pack
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
+    """A pack of one- and two-channel crops; nothing embedded."""
+    return make_small_screen(tmp_path_factory.mktemp("mixed"), n_plates=2, wells_each=1, mixed=True)
+
+
+def vectors_of(small: SmallScreen, representation_id: str) -> np.ndarray:
+    rows = small.catalog.table("embeddings", where=f"representation_id = '{representation_id}'").to_pylist()
+    by_crop = {row["crop_id"]: row["embedding"] for row in rows}
+    assert len(by_crop) == len(rows)
+    return np.asarray([by_crop[crop] for crop in small.pack.index["crop_id"].to_pylist()])
+
+
+def test_an_actor_gives_what_the_encoder_gives_alone_for_each_crop(mixed):
+    rows = np.asarray([5, 0, 3])
+    actor = EmbedCrops(str(mixed.pack.path), {"trained": str(mixed.checkpoints["trained"])}, None, 1, False)
+    batch = actor(pa.table({"row": rows}))
+    found = np.asarray(batch["trained"].to_pylist()).reshape(3, 2 * 2, 16)
+    encoder = load_encoder(mixed.checkpoints["trained"])
+    for i, row in enumerate(rows.tolist()):
+        channels = encoder.config.channel_indices(mixed.pack.channels(row))
+        alone = encoder.pooled_blocks(collate(mixed.pack.read([row]), [channels]))
+        expected = np.concatenate([alone[pooling][:, 0].numpy() for pooling in POOLINGS])
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def embedded(mixed: SmallScreen, local_ray: None) -> tuple[SmallScreen, list[dict[str, object]]]:
+    """The pack embedded by a job that a first one left after one crop of the trained encoder."""
+    trained = next(extract._sources(mixed.catalog, mixed.pack, {"trained": mixed.checkpoints["trained"]}, "run0"))
+    actor = EmbedCrops(str(mixed.pack.path), {"trained": trained.checkpoint}, None, 1, False)
+    extract._append(mixed.catalog, mixed.pack, [trained], actor(pa.table({"row": np.asarray([4])})))
+    told: list[tuple[int, int]] = []
+    config = EmbedConfig(minibatch_size=5, actors=1, megabytes_per_append=1)
+    rows = embed_pack(
+        mixed.catalog, mixed.pack, mixed.checkpoints, config, lambda _, done, total: told.append((done, total)),
+        run_id="run0",
+    )  # fmt: skip
+    assert told[-1] == (mixed.pack.n_crops, mixed.pack.n_crops)
+    return mixed, rows
+
+
+def test_every_block_pooling_and_baseline_has_one_vector_for_each_crop(embedded):
+    small, rows = embedded
+    assert sorted((row["kind"], row["block"], row["pooling"]) for row in rows) == sorted(
+        [("pixel_statistics", -1, "all")]
+        + [(kind, block, pooling) for kind in ("trained", "untrained") for block in (0, 1) for pooling in POOLINGS]
+    )
+    for row in rows:
+        vectors = vectors_of(small, row["representation_id"])
+        assert vectors.shape == (small.pack.n_crops, row["dim"])
+        assert np.isfinite(vectors).all()
+    table = small.catalog.table("representations").to_pylist()
+    assert {row["representation_id"] for row in table} == {row["representation_id"] for row in rows}
+    assert {row["run_id"] for row in table if row["kind"] == "trained"} == {"run0"}
+
+
+def test_stored_vectors_are_those_of_the_encoder_and_of_the_pixels(embedded):
+    small, rows = embedded
+    everything = np.arange(small.pack.n_crops)
+    images = small.pack.read(everything)
+    channels = [small.pack.channels(int(row)) for row in everything]
+    for kind in ("trained", "untrained"):
+        computed = embed_crops(load_encoder(small.checkpoints[kind]), images, channels)
+        for row in rows:
+            if row["kind"] == kind:
+                place = POOLINGS.index(row["pooling"]) * 2 + row["block"]
+                np.testing.assert_allclose(vectors_of(small, row["representation_id"]), computed[:, place], atol=1e-5)
+    pixels = next(row for row in rows if row["kind"] == "pixel_statistics")
+    expected = PixelStatistics(channels).measure(images, channels)
+    np.testing.assert_allclose(vectors_of(small, pixels["representation_id"]), expected, rtol=1e-6)
+
+
+def test_profiles_are_the_means_of_a_wells_crops(embedded):
+    small, rows = embedded
+    representation = rows[0]["representation_id"]
+    vectors = vectors_of(small, representation)
+    wells = np.asarray(small.pack.index["well_id"].to_pylist())
+    profiles = small.catalog.table("profiles", where=f"representation_id = '{representation}'").to_pylist()
+    assert len(profiles) == len(set(wells.tolist()))
+    for profile in profiles:
+        here = wells == profile["well_id"]
+        assert profile["n_crops"] == here.sum()
+        np.testing.assert_allclose(profile["profile"], vectors[here].mean(axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_run_writes_nothing_and_needs_no_worker(embedded, monkeypatch):
+    small, rows = embedded
+    before = small.catalog.versions()
+    monkeypatch.setattr(extract, "_embed", lambda *_: pytest.fail("embedded again"))
+    again = embed_pack(small.catalog, small.pack, small.checkpoints, EmbedConfig())
+    assert [row["representation_id"] for row in again] == [row["representation_id"] for row in rows]
+    assert small.catalog.versions() == before
+
+
+def test_untrained_weights_are_not_taken_for_trained_ones_later(embedded):
+    small, _ = embedded
+    with pytest.raises(ValueError, match="as the untrained one"):
+        embed_pack(small.catalog, small.pack, {"trained": small.checkpoints["untrained"]}, EmbedConfig())
+
+
+def test_an_encoder_of_other_stains_or_crop_size_is_refused_before_any_work(mixed, tmp_path):
+    fixed = ModelConfig(
+        architecture="mae_vit", channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=1, heads=2
+    )
+    save_encoder(build_model(fixed, seed=0).encoder, tmp_path / "fixed.safetensors")
+    with pytest.raises(ValueError, match="wants exactly DNA, ER"):
+        embed_pack(mixed.catalog, mixed.pack, {"trained": tmp_path / "fixed.safetensors"}, EmbedConfig())
+    larger = dataclasses.replace(fixed, architecture="chada_vit", crop_size=2 * SIZE)
+    save_encoder(build_model(larger, seed=0).encoder, tmp_path / "larger.safetensors")
+    with pytest.raises(ValueError, match=rf"{2 * SIZE} px, pack pack0 holds crops of {SIZE} px"):
+        embed_pack(mixed.catalog, mixed.pack, {"trained": tmp_path / "larger.safetensors"}, EmbedConfig())
+
+
+def test_missing_equal_or_misnamed_checkpoints_are_refused(mixed, tmp_path):
+    trained = mixed.checkpoints["trained"]
+    with pytest.raises(ValueError, match="same weights"):
+        embed_pack(mixed.catalog, mixed.pack, {"trained": trained, "untrained": trained}, EmbedConfig())
+    with pytest.raises(ValueError, match="expected `trained`"):
+        embed_pack(mixed.catalog, mixed.pack, {"best": trained}, EmbedConfig())
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        embed_pack(mixed.catalog, mixed.pack, {"trained": tmp_path / "none.safetensors"}, EmbedConfig())
+
+
+def test_a_uniform_pack_gets_statistics_of_each_stain(tmp_path: Path):
+    small = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=1)
+    pack = Pack.open(small.pack.path)
+    statistics = PixelStatistics([pack.channels(row) for row in range(pack.n_crops)])
+    assert statistics.channels == CHANNELS
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("minibatch_size", 0), ("actors", 0), ("cpus_per_actor", 0), ("gpus_per_actor", -1)]
+)
+def test_a_setting_that_cannot_work_is_refused_by_its_name(field, value):
+    with pytest.raises(ValueError, match=rf"embed\.{field}"):
+        EmbedConfig(**{field: value})

@@ -1,0 +1,168 @@
+"""Block search over tables with a known best block, through real Ray Tune trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.embed.small_screen import PERTURBATIONS, SmallScreen, make_small_screen
+
+from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.probe_data import read_probe_data, read_vectors, standardise_by_plate_controls
+from cytolake.catalog import Catalog
+from cytolake.catalog.ids import content_id
+from cytolake.tracking import TrackingConfig, resolve_alias
+from cytolake.tune import block_search
+from cytolake.tune.block_search import BlockChoice, search_blocks
+from cytolake.tune.promotion import promote_choice
+
+CONFIG = ProbeConfig(seeds=(0, 1, 2, 3), regularisation=(0.1,), bootstrap_draws=200)
+SIGNALS = {
+    ("trained", 0, "mean"): 0.5, ("trained", 1, "mean"): 4.0, ("trained", 0, "cls"): 0.0, ("trained", 1, "cls"): 1.0,
+    ("untrained", 0, "mean"): 0.0, ("untrained", 1, "mean"): 0.7, ("pixel_statistics", -1, "all"): 1.2,
+}  # fmt: skip
+"""How far perturbations are apart in each representation, in standard deviations of a crop."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
+    """Crops with made-up vectors: block 1 under mean pooling is best."""
+    small = make_small_screen(tmp_path_factory.mktemp("search"))
+    for place, signal in SIGNALS.items():
+        write_representation(small, *place, signal=signal)
+    return small
+
+
+def write_representation(small: SmallScreen, kind: str, block: int, pooling: str, *, signal: float) -> None:
+    catalog, index = small.catalog, small.pack.index
+    random = np.random.default_rng([block + 1, len(kind), len(pooling)])
+    names = dict(zip(*(catalog.table("wells")[name].to_pylist() for name in ("well_id", "perturbation")), strict=True))
+    vectors = random.normal(size=(index.num_rows, 8)).astype(np.float32)
+    for i, well in enumerate(index["well_id"].to_pylist()):
+        if names[well] in PERTURBATIONS:
+            vectors[i, PERTURBATIONS.index(names[well])] += signal
+    identity = content_id(kind, block, pooling)
+    table = catalog.table("embeddings", where="false")
+    columns = {name: index[name] for name in ("crop_id", "well_id", "plate_id")}
+    columns["representation_id"] = pa.repeat(identity, index.num_rows)
+    columns["embedding"] = pa.array(vectors.tolist(), pa.list_(pa.float32()))
+    catalog.append("embeddings", pa.table(columns).select(table.schema.names), transaction=f"e/{identity}")
+    row = {
+        "representation_id": identity, "kind": kind, "model_id": content_id(kind), "architecture": "chada_vit",
+        "block": block, "pooling": pooling, "dim": 8, "pack_id": "pack0", "curation_id": "curation0",
+        "checkpoint": str(small.checkpoints.get(kind, "")), "run_id": "", "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    schema = catalog.table("representations", where="false").schema
+    catalog.append("representations", pa.Table.from_pylist([row], schema=schema), transaction=f"r/{identity}")
+
+
+def ids_of(catalog: Catalog, *kinds: str) -> list[str]:
+    rows = catalog.table("representations").to_pylist()
+    return [row["representation_id"] for row in rows if not kinds or row["kind"] in kinds]
+
+
+@pytest.fixture(scope="module")
+def choice(small: SmallScreen, local_ray: None) -> BlockChoice:
+    told: list[tuple[int, int]] = []
+    found = search_blocks(small.catalog, ids_of(small.catalog), CONFIG, lambda _, done, n: told.append((done, n)))
+    assert told[0] == (0, len(SIGNALS))
+    assert told[-1] == (len(SIGNALS), len(SIGNALS))
+    return found
+
+
+def test_the_block_with_the_most_signal_is_chosen_and_beats_both_baselines(choice):
+    assert (choice.block, choice.pooling) == (1, "mean")
+    assert (choice.untrained.block, choice.untrained.pooling) == (1, "mean")
+    assert choice.pixel_statistics.kind == "pixel_statistics"
+    assert choice.best_baseline == choice.pixel_statistics
+    assert choice.ci_low <= choice.score <= choice.ci_high
+    assert choice.margin == pytest.approx(choice.score - choice.pixel_statistics.score)
+    assert 0 < choice.margin_low <= choice.margin <= choice.margin_high
+    assert choice.n_classes == len(PERTURBATIONS) - 1
+    assert choice.n_not_converged == 0
+    assert choice.dropped_classes == ()
+
+
+def test_every_representation_seed_and_metric_has_a_row_and_every_summary_an_interval(choice, small):
+    rows = small.catalog.table("scores").to_pylist()
+    n_rows = len(SIGNALS) * len(METRICS) * (len(CONFIG.seeds) + 1)
+    assert len({row["score_id"] for row in rows}) == len(rows) == n_rows
+    for row in rows:
+        assert (row["ci_low"] is None) == (row["seed"] >= 0)
+        if row["seed"] == -1:
+            seeds = [
+                r["value"]
+                for r in rows
+                if r["seed"] >= 0 and (r["representation_id"], r["metric"]) == (row["representation_id"], row["metric"])
+            ]
+            assert row["value"] == pytest.approx(np.mean(seeds))
+
+
+def test_a_second_search_reads_the_table_and_chooses_the_same(choice, small, monkeypatch):
+    monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("probed again"))
+    before = small.catalog.versions()
+    assert search_blocks(small.catalog, ids_of(small.catalog), CONFIG) == choice
+    assert small.catalog.versions() == before
+
+
+def test_a_search_without_baselines_or_of_unknown_representations_is_refused(small):
+    with pytest.raises(ValueError, match="no untrained and no pixel_statistics"):
+        search_blocks(small.catalog, ids_of(small.catalog, "trained"), CONFIG)
+    with pytest.raises(ValueError, match=r"1 of 1 representations .*jobs/embed"):
+        search_blocks(small.catalog, [content_id("nothing")], CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"label": "gene"}, r"wells.gene has 0 classes .*perturbation"),
+        ({"label": "control"}, "wells.control has 0 classes"),
+        ({"label": "plate"}, r"probe\.split=well"),
+        ({"label": "well", "held_out_share": 0.5}, None),
+    ],
+)
+def test_a_label_that_cannot_be_scored_stops_before_any_trial(small, changes, told, monkeypatch):
+    monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("started trials"))
+    config = dataclasses.replace(CONFIG, **changes)
+    if told is None:  # positions are on every plate: it can be scored
+        with pytest.raises(pytest.fail.Exception, match="started trials"):
+            search_blocks(small.catalog, ids_of(small.catalog), config)
+        return
+    with pytest.raises(ValueError, match=told):
+        search_blocks(small.catalog, ids_of(small.catalog), config)
+
+
+def test_alignment_needs_control_crops_on_every_plate(small):
+    data = read_probe_data(small.catalog, ids_of(small.catalog)[0], "perturbation", include_controls=True)
+    assert data.classes == tuple(sorted({"DMSO", *PERTURBATIONS[1:]}))
+    vectors = read_vectors(small.catalog, ids_of(small.catalog)[0], data.crop_ids)
+    plates = np.asarray(data.plates)[data.well_of_crop]
+    controls = data.is_control[data.well_of_crop]
+    aligned = standardise_by_plate_controls(vectors, plates.tolist(), controls, min_controls=6)
+    for plate in set(data.plates):
+        of_plate = aligned[(plates == plate) & controls]
+        np.testing.assert_allclose(of_plate.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(of_plate.std(axis=0), 1, atol=1e-5)
+    with pytest.raises(ValueError, match=r"plate small/P0: 6 crops of negative-control wells, expected at least 8"):
+        standardise_by_plate_controls(vectors, plates.tolist(), controls)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+def test_the_promoted_card_tells_the_choice_and_its_baselines(choice, small):
+    champion = promote_choice(small.catalog, choice, TrackingConfig())
+    assert (champion.representation_id, champion.block, champion.pooling) == (choice.representation_id, 1, "mean")
+    assert (champion.score, champion.ci_low, champion.ci_high) == (choice.score, choice.ci_low, choice.ci_high)
+    assert champion.baselines == (choice.untrained, choice.pixel_statistics)
+    assert champion.table_versions == small.catalog.versions()
+    assert resolve_alias(TrackingConfig().at(small.catalog.root)) == champion
+
+
+def test_a_catalog_without_the_representation_cannot_promote_it(choice, tmp_path: Path, small):
+    shutil.copytree(small.catalog.root / "tables" / "plates", tmp_path / "tables" / "plates")
+    with pytest.raises(ValueError, match="not in the representations table"):
+        promote_choice(Catalog(tmp_path), choice, TrackingConfig())
