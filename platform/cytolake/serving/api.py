@@ -1,0 +1,296 @@
+"""The HTTP endpoints: embed, search, the model's card, health. FastAPI, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.exceptions import HTTPException
+
+import cytolake
+from cytolake.serving.decoding import decode_crops
+from cytolake.serving.guard import AsgiApp, Guard
+from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
+from cytolake.serving.service import Loaded, Service
+
+ARRAY_MEDIA_TYPE = "application/octet-stream"
+MAX_HITS = 1000
+MAX_VECTOR = 8192
+
+CropId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class EmbedRequest(BaseModel):
+    """Stored crops to embed."""
+
+    model_config = ConfigDict(extra="forbid")
+    crop_ids: list[CropId] = Field(min_length=1, max_length=1024, description="crops.crop_id, in the answer's order")
+
+
+class Embeddings(BaseModel):
+    """One vector for each crop."""
+
+    model: str
+    version: int = Field(description="version of the registered model")
+    representation_id: str = Field(description="representations.representation_id: never mix two in one table")
+    dim: int
+    crop_ids: list[str] | None = Field(default=None, description="as asked; absent for crops that were sent as pixels")
+    embeddings: list[list[float]]
+
+
+class SearchRequest(BaseModel):
+    """A vector or a stored crop, and which crops may answer."""
+
+    model_config = ConfigDict(extra="forbid")
+    vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+        default=None, min_length=1, max_length=MAX_VECTOR, description="from /v1/embed; its length does not matter"
+    )
+    crop_id: CropId | None = Field(
+        default=None, description="search with this crop's stored vector; it is no hit itself"
+    )
+    k: int = Field(default=10, ge=1, le=MAX_HITS, description="hits wanted")
+    filter: str = Field(
+        default="",
+        description="SQL condition over the columns of crops and wells, applied before the ranking: "
+        "gene = 'TP53' AND plate NOT IN ('P1')",
+    )
+
+    @model_validator(mode="after")
+    def _one_question(self) -> SearchRequest:
+        if (self.vector is None) == (self.crop_id is None):
+            raise ValueError("give either vector or crop_id")
+        return self
+
+
+class Hit(BaseModel):
+    """One similar crop and where it is."""
+
+    crop_id: str
+    similarity: float = Field(description="cosine, -1..1")
+    screen: str
+    plate: str
+    well: str
+    site: str
+    y: int
+    x: int
+    size: int
+    perturbation: str | None
+    gene: str | None
+    compound: str | None
+    control: str | None
+
+
+class Hits(BaseModel):
+    """Similar crops, best first."""
+
+    representation_id: str
+    embeddings_version: int | None = Field(description="Delta version of the embeddings table that was searched")
+    n_crops: int = Field(description="crops in the index, before the filter")
+    hits: list[Hit]
+
+
+class Health(BaseModel):
+    """Whether the service lives, or is ready."""
+
+    status: str
+
+
+def build_app(service: Service) -> AsgiApp:
+    """The whole application: the guard in front of the API."""
+    return Guard(build_api(service), service.config.guard)
+
+
+def build_api(service: Service) -> FastAPI:
+    """The endpoints without the guard; use `build_app` for anything that listens."""
+    api = FastAPI(
+        title="cytolake",
+        version=cytolake.__version__,
+        description="Embeds microscopy crops with the promoted encoder and finds similar ones.",
+        # The usual documentation page loads scripts from elsewhere; /openapi.json is what programs read.
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            status: {"description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
+            for status, text in ((401, "no valid key"), (422, "request not understood"), (503, "not ready"))
+        },
+    )
+    _add_problem_handlers(api)
+
+    @api.get("/healthz", responses={})
+    async def healthz() -> Health:
+        """The process answers."""
+        return Health(status="ok")
+
+    @api.get("/readyz")
+    async def readyz() -> Health:
+        """A model is loaded; 503 with the reason until then."""
+        service.keep_current()
+        service.current()
+        return Health(status="ready")
+
+    @api.get("/v1/models/{alias}")
+    async def model(alias: str, response: Response) -> dict[str, Any]:
+        """The card of the served model: how its vectors come about, and how they scored."""
+        service.keep_current()
+        loaded = service.current()
+        if alias != service.config.alias:
+            raise ServingError(
+                status=404, detail=f"this service has no alias {alias!r}; it follows {service.config.alias!r}."
+            )
+        response.headers.update(_version_headers(loaded))
+        return _card(loaded)
+
+    @api.post("/v1/embed", response_model=Embeddings, openapi_extra=_EMBED_BODY)
+    async def embed(
+        request: Request,
+        channels: Annotated[str, Query(description="stains of an array's channels, in its order: DNA,ER,RNA")] = "",
+    ) -> Response:
+        """Vectors of stored crops (JSON) or of your own pixels (npy or npz array).
+
+        `Accept: application/octet-stream` answers with an npy array, (B, D) float32, instead of JSON.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        service.keep_current()
+        loaded = service.current()
+        body = await request.body()
+        crop_ids: list[str] | None = None
+        if media_type == "application/json":
+            crop_ids = _parse_embed_request(body).crop_ids
+            vectors_BD = await service.embed_stored(loaded, crop_ids)
+        elif media_type == ARRAY_MEDIA_TYPE:
+            crops = await asyncio.to_thread(decode_crops, body, service.config.budget)
+            named = channels or request.headers.get("x-channels", "")
+            names = tuple(name.strip() for name in named.split(",")) if named else crops.channels
+            vectors_BD = await service.embed_pixels(loaded, crops.pixels, names)
+        else:
+            raise ServingError(
+                status=415,
+                detail=f"content type {media_type or 'missing'!r}: send application/json with crop_ids, or "
+                f"{ARRAY_MEDIA_TYPE} with an npy or npz array.",
+            )
+        headers = _version_headers(loaded)
+        if ARRAY_MEDIA_TYPE in request.headers.get("accept", ""):
+            stream = io.BytesIO()
+            np.save(stream, vectors_BD, allow_pickle=False)
+            return Response(stream.getvalue(), media_type=ARRAY_MEDIA_TYPE, headers=headers)
+        card = loaded.champion.card
+        answer = Embeddings(
+            model=card.name,
+            version=card.version,
+            representation_id=card.representation_id,
+            dim=card.dim,
+            crop_ids=crop_ids,
+            embeddings=vectors_BD.tolist(),
+        )
+        return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
+
+    @api.post("/v1/search")
+    async def search(question: SearchRequest, response: Response) -> Hits:
+        """The stored crops most similar to a vector or to a stored crop: exact cosine."""
+        service.keep_current()
+        loaded = service.current()
+        hits = await asyncio.to_thread(_search, loaded, question)
+        response.headers.update(_version_headers(loaded))
+        return Hits(
+            representation_id=loaded.index.representation_id,
+            embeddings_version=loaded.index.versions.get("embeddings"),
+            n_crops=loaded.index.crops.num_rows,
+            hits=[Hit(**hit) for hit in hits],
+        )
+
+    return api
+
+
+_EMBED_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": EmbedRequest.model_json_schema()},
+            ARRAY_MEDIA_TYPE: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "npy or npz array, (B, C, H, W) or (C, H, W); an npz holds `crops` and, if wanted, "
+                    "`channels`",
+                }
+            },
+        },
+    }
+}
+
+
+def _parse_embed_request(body: bytes) -> EmbedRequest:
+    try:
+        return EmbedRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise ServingError(status=422, detail=_what_is_wrong(error.errors())) from error
+
+
+def _search(loaded: Loaded, question: SearchRequest) -> list[dict[str, Any]]:
+    index = loaded.index
+    vector: NDArray[np.floating[Any]]
+    if question.crop_id is not None:
+        vector = index.unit_vectors[index.row_of(question.crop_id)]
+    else:
+        vector = np.asarray(question.vector, dtype=np.float64)
+    return index.search(vector, question.k, question.filter, leave_out=question.crop_id or "")
+
+
+def _version_headers(loaded: Loaded) -> dict[str, str]:
+    card = loaded.champion.card
+    return {"X-Model-Version": str(card.version), "X-Representation-Id": card.representation_id}
+
+
+def _card(loaded: Loaded) -> dict[str, Any]:
+    served = loaded.champion.card
+    return {
+        "name": served.name,
+        "alias": served.alias,
+        "version": served.version,
+        **asdict(served.card),
+        "index": {"n_crops": loaded.index.crops.num_rows, "table_versions": dict(loaded.index.versions)},
+    }
+
+
+def _add_problem_handlers(api: FastAPI) -> None:
+    def problem(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+        document = problem_document(status, detail, instance=getattr(request.state, "request_id", ""))
+        return Response(json.dumps(document), status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+    async def on_serving_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServingError)
+        return problem(request, error.status, error.detail, dict(error.headers))
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return problem(request, 422, _what_is_wrong(error.errors()))
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}. GET /openapi.json lists what there is."
+        return problem(request, error.status_code, detail, dict(error.headers or {}))
+
+    async def on_any_error(request: Request, error: Exception) -> Response:
+        return problem(request, 500, "an error of the service, not of the request; its log has the request id.")
+
+    api.add_exception_handler(ServingError, on_serving_error)
+    api.add_exception_handler(RequestValidationError, on_validation_error)
+    api.add_exception_handler(HTTPException, on_http_exception)
+    api.add_exception_handler(Exception, on_any_error)
+
+
+def _what_is_wrong(errors: Any) -> str:
+    told = []
+    for error in list(errors)[:5]:
+        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        told.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
+    return "; ".join(told) + "."

@@ -1,0 +1,86 @@
+"""The promoted encoder, ready to run: the model version behind an alias, cut at the block it was chosen for.
+
+Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cytolake.models import Encoder, collate, load_encoder
+from cytolake.tracking import ChampionCard, TrackingConfig, resolve_alias
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Champion:
+    """One model version in memory. Never changed: a newer version is another `Champion`."""
+
+    card: ChampionCard
+    encoder: Encoder
+    """The blocks up to the served one, in evaluation mode."""
+    device: str
+
+    def channel_indices(self, channels: Sequence[str]) -> tuple[int, ...]:
+        """Identities of a crop's channels for this encoder.
+
+        Raises:
+            ValueError: A fixed-stain encoder and other stains than its own.
+        """
+        return self.encoder.config.channel_indices(channels)
+
+    def embed(self, images: Sequence[NDArray[Any]], indices: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """One forward pass: the vectors that the embedding job would write for the same pixels.
+
+        Args:
+            images: B crops, each (C, S, S), raw intensities of any scale; C may differ.
+            indices: `channel_indices` of each crop.
+
+        Returns:
+            (B, D) float32.
+        """
+        with torch.inference_mode():
+            batch = collate(images, indices).to(self.device)
+            vectors_BD = self.encoder.pooled_blocks(batch)[self.card.pooling][self.card.block]
+        return np.asarray(vectors_BD.float().cpu().numpy(), dtype=np.float32)
+
+
+def load_champion(tracking: TrackingConfig, alias: str, device: str) -> Champion:
+    """Resolve an alias and load its encoder.
+
+    Args:
+        tracking: Store and registered model, with its `uri` filled in.
+        alias: Such as `champion`.
+        device: torch device; `auto` takes a GPU where there is one.
+
+    Raises:
+        AliasNotFoundError: No such model or alias.
+        CheckpointError: The files are damaged, or not an encoder.
+        ValueError: The card asks for what this version of cytolake cannot serve, or is not the encoder's.
+    """
+    card = resolve_alias(tracking, alias)
+    whose = f"model {card.name} version {card.version}"
+    if card.alignment != "none":
+        raise ValueError(
+            f"{whose}: its vectors are aligned by {card.alignment!r} after pooling, which this service does not do. "
+            "Promote the representation without alignment, or update cytolake here."
+        )
+    encoder = load_encoder(card.encoder_path)
+    if not 0 <= card.block < encoder.n_blocks or card.pooling not in ("mean", "cls"):
+        raise ValueError(
+            f"{whose}: the card names block {card.block}, pooling {card.pooling!r}; the encoder has blocks 0 to "
+            f"{encoder.n_blocks - 1} and poolings mean and cls. Promote the representation again."
+        )
+    if card.crop_size != encoder.config.crop_size or card.dim != encoder.config.width:
+        raise ValueError(
+            f"{whose}: the card says crops of {card.crop_size} px and {card.dim} values, the encoder "
+            f"{encoder.config.crop_size} px and {encoder.config.width}. Promote the representation again."
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Champion(card=card, encoder=encoder.trim(card.block + 1).to(device).eval(), device=device)

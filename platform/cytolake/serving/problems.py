@@ -1,0 +1,67 @@
+"""What the service says when it cannot do what was asked: RFC 9457 `application/problem+json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+TITLES = {
+    400: "Bad request",
+    401: "Not authorised",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "Not acceptable",
+    408: "Request too slow",
+    413: "Request too large",
+    415: "Unsupported media type",
+    422: "Request not understood",
+    500: "Internal error",
+    503: "Not ready",
+}
+"""One sentence for each status the service sends; the text does not change from one occurrence to the next."""
+
+
+class ServingError(Exception):
+    """A request that ends with a problem document; raised anywhere below the API, written by it."""
+
+    def __init__(self, *, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            status: HTTP status, one of `TITLES`.
+            detail: For a person: what was found, what was expected, what to do next.
+            headers: Extra response headers, such as `Retry-After`.
+        """
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+def problem_document(status: int, detail: str, *, instance: str = "") -> dict[str, Any]:
+    """The body of a problem response.
+
+    Args:
+        status: HTTP status.
+        detail: What went wrong this time and what to do about it.
+        instance: What identifies this occurrence: the request id. "" leaves the member out.
+
+    Source: RFC 9457, section 3.1.
+    """
+    title = TITLES.get(status, "Error")
+    document: dict[str, Any] = {
+        "type": f"urn:cytolake:problem:{title.lower().replace(' ', '-')}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+    }
+    if instance:
+        document["instance"] = f"urn:cytolake:request:{instance}"
+    return document
+
+
+def problem_body(status: int, detail: str, *, instance: str = "") -> bytes:
+    """`problem_document` as the bytes of a response."""
+    return json.dumps(problem_document(status, detail, instance=instance)).encode()

@@ -1,0 +1,170 @@
+"""A tiny real lake: two plates as TIFF, an untrained encoder, its embeddings in Delta, a champion in MLflow."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tifffile
+
+import cytolake.catalog
+from cytolake.catalog import Catalog, channel_vocabulary, ids, table_contract
+from cytolake.models import ModelConfig, build_model, collate, load_encoder, save_encoder
+from cytolake.serving import Service, ServingConfig, build_app
+from cytolake.serving.guard import GuardConfig, key_digest
+from cytolake.tracking import ModelCard, TrackingConfig, promote
+
+KEY = "the-key-of-the-serving-tests"
+SIZE = 16
+WELLS = (("P1", "B02", "GAPDH", "negative"), ("P1", "C03", "TP53", ""), ("P2", "B02", "KRAS", ""))
+CHANNELS = {"P1": ("DNA", "ER", "RNA"), "P2": ("DNA", "Mito")}
+BLOCK, POOLING = 1, "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lake:
+    root: Path
+    crop_ids: list[str]
+    stored: np.ndarray
+    """(N, D) embeddings as the table has them, in the order of `crop_ids`."""
+    card: ModelCard
+    source_checkpoint: Path
+
+    @property
+    def catalog(self) -> Catalog:
+        return cytolake.catalog.open(self.root)
+
+    @property
+    def config(self) -> ServingConfig:
+        return ServingConfig(
+            root=str(self.root), guard=GuardConfig(key_digests=(key_digest(KEY),)), minibatch_size=5, device="cpu"
+        )
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory) -> Lake:
+    root = tmp_path_factory.mktemp("lake")
+    catalog = cytolake.catalog.open(root, create=True)
+    for plate in CHANNELS:
+        _write_plate(catalog, root / "screens", plate)
+    config = ModelConfig(
+        architecture="chada_vit", channels=channel_vocabulary().names, crop_size=SIZE, patch_size=8, width=24, depth=3,
+        heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+    save_encoder(build_model(config, seed=0).encoder, root / "runs" / "encoder.safetensors")
+    return embed_and_promote(root, root / "runs" / "encoder.safetensors", "representation-of-the-test")
+
+
+@pytest.fixture
+def own_lake(lake, tmp_path):
+    """A copy of the lake that a test may change; source images and registered files stay where they are."""
+    shutil.copytree(lake.root / "tables", tmp_path / "lake" / "tables")
+    shutil.copy(lake.root / "mlflow.db", tmp_path / "lake" / "mlflow.db")
+    return dataclasses.replace(lake, root=tmp_path / "lake")
+
+
+@pytest.fixture(scope="session")
+def service(lake) -> Service:
+    service = Service(lake.config)
+    service.load()
+    assert service.why_not_ready() == ""
+    return service
+
+
+@pytest.fixture
+def ask(service):
+    """Send one request, with the key, through the guard to the API: `ask("POST", "/v1/embed", json=...)`."""
+    return lambda method, path, **request: _send(service, method, path, **request)
+
+
+@pytest.fixture
+def send():
+    """The same for a service of the test's own: `send(service, "GET", "/readyz")`."""
+    return _send
+
+
+def _send(service: Service, method: str, path: str, key: str | None = KEY, **request) -> httpx.Response:
+    headers = ({"authorization": f"Bearer {key}"} if key else {}) | request.pop("headers", {})
+
+    async def exchange() -> httpx.Response:
+        transport = httpx.ASGITransport(app=build_app(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+            return await client.request(method, path, headers=headers, **request)
+
+    return asyncio.run(exchange())
+
+
+def embed_and_promote(root: Path, checkpoint: Path, representation_id: str) -> Lake:
+    """What the jobs do, in the order of the crops and one at a time: the oracle for batched, padded serving."""
+    catalog = cytolake.catalog.open(root)
+    encoder = load_encoder(checkpoint)
+    crops = catalog.table("crops").sort_by("crop_id")
+    crop_ids = crops["crop_id"].to_pylist()
+    images, channels = catalog.crop_pixels(crop_ids), catalog.channels_of(crop_ids)
+    stored = np.concatenate(
+        [
+            encoder.pooled_blocks(collate([image], [encoder.config.channel_indices(names)]))[POOLING][BLOCK].numpy()
+            for image, names in zip(images, channels, strict=True)
+        ]
+    )
+    rows = [
+        {"representation_id": representation_id, "embedding": vector.tolist()}
+        | {key: crop[key] for key in ("crop_id", "well_id", "plate_id")}
+        for crop, vector in zip(crops.to_pylist(), stored, strict=True)
+    ]
+    catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction=representation_id)
+    card = ModelCard(
+        representation_id=representation_id, model_id="m", architecture="chada_vit", channels=encoder.config.channels,
+        crop_size=SIZE, block=BLOCK, pooling=POOLING, dim=stored.shape[1], pack_id="p", curation_id="c",
+        table_versions=catalog.versions(), run_id="", benchmark="linear_probe", label="gene", split="plate",
+        metric="balanced_accuracy", score=0.5, ci_low=0.4, ci_high=0.6,
+    )  # fmt: skip
+    promote(TrackingConfig().at(root), card, checkpoint)
+    return Lake(root, crop_ids, stored, card, checkpoint)
+
+
+def _write_plate(catalog: Catalog, folder: Path, plate: str) -> None:
+    screen, now = "S", datetime(2026, 1, 1, tzinfo=UTC)
+    plate_id = ids.plate_id(screen, plate)
+    common = {"plate_id": plate_id, "screen": screen, "plate": plate, "batch": "batch-1"}
+    wells, sites, crops = [], [], []
+    for _, well, gene, control in (each for each in WELLS if each[0] == plate):
+        well_id, site_id = ids.well_id(screen, plate, well), ids.site_id(screen, plate, well, "1")
+        wells.append(
+            common
+            | {"well_id": well_id, "well": well, "row": ord(well[0]) - 65, "column": int(well[1:]) - 1}
+            | {"perturbation": f"{gene}-ko", "gene": gene, "pathway": "", "guide": "", "compound": "", "dose": None}
+            | {"replicate": "1", "control": control, "is_negative_control": control == "negative"}
+            | {"has_images": True, "annotations": "{}"}
+        )
+        paths = []
+        rng = np.random.default_rng([ord(well[0]), int(plate[1:])])
+        for channel in CHANNELS[plate]:
+            paths.append(folder / plate / f"{well}_{channel}.tif")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(paths[-1], rng.gamma(2, 400, (3 * SIZE, 3 * SIZE)).astype(np.uint16))
+        sites.append(
+            common
+            | {"site_id": site_id, "well_id": well_id, "well": well, "site": "1", "timepoint": 0, "z": ""}
+            | {"reader": "files", "channels": list(CHANNELS[plate]), "image_paths": [str(path) for path in paths]}
+            | {"height": 3 * SIZE, "width": 3 * SIZE, "dtype": "uint16"}
+        )
+        crops += [
+            common
+            | {"crop_id": ids.crop_id(screen, plate, well, "1", y=y, x=x, size=SIZE), "site_id": site_id}
+            | {"well_id": well_id, "well": well, "site": "1", "n_channels": len(paths), "y": y, "x": x, "size": SIZE}
+            | {"foreground_share": 0.5}
+            for y in range(0, 3 * SIZE, SIZE)
+            for x in range(0, 3 * SIZE, SIZE)
+        ]
+    row = common | {"source": str(folder / plate), "reader": "files", "content_hash": plate, "pixel_size_um": None}
+    row |= {"channels": list(CHANNELS[plate]), "n_wells": len(wells), "n_sites": len(sites), "n_crops": len(crops)}
+    row |= {"n_quarantined": 0, "ingested_at": now}
+    for table, rows in (("wells", wells), ("sites", sites), ("crops", crops), ("plates", [row])):
+        catalog.write_plate(table, table_contract(table).rows(rows), plate_id=plate_id, content=1)
