@@ -1,0 +1,9 @@
+"""Read plates into the catalog: images, plate map, QC metrics, crop grid."""
+
+import _checkout  # noqa: F401  isort: skip
+
+from cytolake.line.command import run_job
+from cytolake.line.stages import ingest
+
+if __name__ == "__main__":
+    run_job(ingest, __doc__)

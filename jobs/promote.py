@@ -1,0 +1,9 @@
+"""Register the chosen representation in MLflow and give it the alias that serving follows."""
+
+import _checkout  # noqa: F401  isort: skip
+
+from cytolake.line.command import run_job
+from cytolake.line.stages import promote
+
+if __name__ == "__main__":
+    run_job(promote, __doc__)

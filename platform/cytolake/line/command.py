@@ -1,0 +1,94 @@
+"""The command line that all jobs share: `--recipe NAME --set field=value`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.markup import escape
+
+from cytolake.line.config import Line
+from cytolake.line.overrides import RecipeError, apply_overrides
+
+Job = Callable[[Line, Console], None]
+
+EXIT_BAD_INPUT = 2
+
+
+def run_job(job: Job, about: str | None) -> None:
+    """Run a job from this process's command line; the body of every file in jobs/."""
+    typer.run(job_command(job, about))
+
+
+def job_command(job: Job, about: str | None) -> Callable[..., None]:
+    """The command of a job: build the config from the recipe, run; bad input ends in a sentence and exit code 2."""
+
+    def command(
+        recipe: Annotated[str, typer.Option(help="Recipe name; `cytolake recipes` lists them.")] = "demo",
+        set_: Annotated[
+            list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change one field; may be repeated.")
+        ] = None,
+        show: Annotated[bool, typer.Option("--show", help="Print the resolved config as YAML and stop.")] = False,
+        traceback: Annotated[
+            bool, typer.Option("--traceback", help="On bad input, show where it was noticed.")
+        ] = False,
+    ) -> None:
+        from cytolake.recipes import build_recipe  # recipes stand above the line; only a command may look up to them
+
+        console = Console(highlight=False, soft_wrap=True)
+        with bad_input_told(traceback):
+            line = apply_overrides(build_recipe(recipe), set_ or [])
+            if show:
+                console.print(escape(show_config(line)), end="")
+                return
+            check_root(line)
+            job(line, console)
+
+    command.__doc__ = about
+    return command
+
+
+@contextmanager
+def bad_input_told(traceback: bool = False) -> Iterator[None]:
+    """Turn an error about the input into one sentence on stderr and exit code 2; with `traceback`, let it through."""
+    try:
+        yield
+    except (ValueError, LookupError, OSError) as error:
+        if traceback:
+            raise
+        print_bad_input(error)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def show_config(line: Line) -> str:
+    """The whole config as YAML, every default spelled out."""
+    return yaml.safe_dump(TypeAdapter(Line).dump_python(line, mode="json"), sort_keys=False)
+
+
+def print_bad_input(error: BaseException) -> None:
+    """Tell a person what was wrong with the input, without the stack."""
+    # An error raised in a Ray worker arrives wrapped in the worker's traceback, with the original as its cause.
+    cause = getattr(error, "cause", None)
+    told = cause if isinstance(cause, BaseException) else error
+    text = str(told.args[0]) if isinstance(told, KeyError) and told.args else str(told)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]error[/] {escape(text)}\n[dim]--traceback shows where this was noticed[/]"
+    )
+
+
+def check_root(line: Line) -> None:
+    """Refuse a relative root inside a submitted job: Ray deletes its working directory when the job ends."""
+    in_job = "working_dir_files" in Path.cwd().parts or bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    if in_job and not Path(line.root).is_absolute():
+        raise RecipeError(
+            f"root is {line.root!r}, a relative path, and this is a submitted job, whose working directory is deleted "
+            "when it ends. Give a folder that all nodes share: --set root=/shared/cytolake, or CYTOLAKE_ROOT in the "
+            "runtime environment."
+        )

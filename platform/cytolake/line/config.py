@@ -1,0 +1,83 @@
+"""One complete, typed config of the whole line: what a recipe returns and every job reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.split import SplitBy
+from cytolake.catalog.curation import CurateConfig
+from cytolake.catalog.ingest import IngestConfig
+from cytolake.catalog.qc import QcConfig
+from cytolake.embed.extract import EmbedConfig
+from cytolake.line.session import RayConfig
+from cytolake.packs.build import PackConfig
+from cytolake.screens.simulated import SimulatedScreen
+from cytolake.screens.sources import ScreenSource
+from cytolake.tracking import CHAMPION, TrackingConfig
+from cytolake.train.pretrain import PretrainConfig
+from cytolake.tune.sweep import SweepConfig
+
+DEFAULT_ROOT = "cytolake_data"
+
+
+def default_root() -> str:
+    """`CYTOLAKE_ROOT`, or a folder beside the job."""
+    return os.environ.get("CYTOLAKE_ROOT", DEFAULT_ROOT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScreensConfig:
+    """Which plates enter the catalog."""
+
+    root: str = ""
+    """Folder that the sources' paths are relative to; empty means `<catalog root>/screens`."""
+    sources: tuple[ScreenSource, ...] = ()
+    """Screens on disk."""
+    simulate: SimulatedScreen | None = None
+    """Write this screen under `root` first, and ingest it too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkConfig:
+    """What `jobs/benchmark.py` scores."""
+
+    tasks: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("pathway", "plate"), ("plate", "well"))
+    """Label and what is held out. The last default is a guard rail: a representation that tells plates apart carries
+    batch effects."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """From plates on disk to a promoted representation."""
+
+    name: str
+    """The recipe's name, the report's title."""
+    root: str = field(default_factory=default_root)
+    """Catalog root: Delta tables, packs, runs, MLflow's SQLite file and the report page. Local or shared folder."""
+    screens: ScreensConfig
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    qc: QcConfig = field(default_factory=QcConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    pretrain: PretrainConfig
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    alias: str = CHAMPION
+    """MLflow alias that `promote` moves and serving follows."""
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    @property
+    def root_path(self) -> Path:
+        """The catalog root, absolute."""
+        return Path(self.root).expanduser().resolve()
+
+    @property
+    def screens_path(self) -> Path:
+        """The folder that sources are relative to, absolute."""
+        return Path(self.screens.root).expanduser().resolve() if self.screens.root else self.root_path / "screens"

@@ -1,0 +1,136 @@
+"""`--set a.b=value`: change one field of a recipe, checked against the recipe's own types."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+Config = TypeVar("Config")
+
+
+class RecipeError(ValueError):
+    """A recipe or `--set` that cannot be used; the text says what would have been right."""
+
+
+def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
+    """Return the config with every `path.to.field=value` applied, all at once.
+
+    Values are read as YAML (`3`, `true`, `null`, `[a, b]`), then checked against the field's declared type, so a number
+    for a text or a fraction for a count is refused before anything runs.
+
+    Args:
+        config: A frozen dataclass, possibly of dataclasses.
+        assignments: Texts such as `pretrain.epochs=3`.
+
+    Raises:
+        RecipeError: No `=`, an unknown field (with the nearest name), or a value of the wrong type.
+    """
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        names = path.split(".")
+        if not separator or not all(names):
+            raise RecipeError(f"--set {assignment}: expected name=value, such as --set pretrain.seed=1.")
+        branch = tree
+        for name in names[:-1]:
+            branch = branch.setdefault(name, {})
+            if not isinstance(branch, dict):
+                raise RecipeError(f"--set {assignment}: {name!r} was set as a whole before.")
+        branch[names[-1]] = _Assignment(assignment, text)
+    return _changed(config, tree) if tree else config
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Assignment:
+    whole: str
+    """As the person typed it, for errors."""
+    value: str
+
+
+def _changed(config: Any, tree: Mapping[str, Any]) -> Any:
+    """Replace all the fields of one config at once: two that must agree may both change."""
+    fields = [field.name for field in dataclasses.fields(config)]
+    hints = typing.get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    for name, branch in tree.items():
+        told = " ".join(f"--set {each}" for each in _typed(branch))
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise RecipeError(
+                f"{told}: {type(config).__name__} has no field {name!r}.{hint} Its fields: {', '.join(fields)}."
+            )
+        if isinstance(branch, _Assignment):
+            values[name] = _read_value(branch.value, hints[name], branch.whole)
+            continue
+        current = getattr(config, name)
+        if current is None:
+            raise RecipeError(f"{told}: {name!r} is off in this recipe, so it has no fields to set.")
+        if not dataclasses.is_dataclass(current):
+            raise RecipeError(f"{told}: {name!r} is a plain value with no fields; stop the path there.")
+        values[name] = _changed(current, branch)
+    try:
+        return dataclasses.replace(config, **values)
+    except RecipeError:
+        raise
+    except ValueError as error:  # the config's own check in __post_init__
+        raise RecipeError(f"{' '.join(f'--set {each}' for each in _typed(tree))}: {error}") from error
+
+
+def _typed(branch: Any) -> list[str]:
+    if isinstance(branch, _Assignment):
+        return [branch.whole]
+    return [each for below in branch.values() for each in _typed(below)]
+
+
+def _read_value(text: str, hint: Any, assignment: str) -> Any:
+    if hint is str or _is_optional_text(hint):
+        value: Any = None if hint is not str and text in ("", "null") else text
+    else:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {assignment}: {text!r} is not a YAML value.") from error
+    if isinstance(value, str) and typing.get_origin(hint) is tuple:
+        value = [part.strip() for part in value.split(",") if part.strip()]  # --set probe.labels=gene,pathway
+    if isinstance(value, list):
+        value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+    if hint is float and isinstance(value, str):
+        value = _number(value)  # YAML 1.1 reads 1e-3 as text
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=not _may_widen(hint, value))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise RecipeError(
+            f"--set {assignment}: found {text!r}, expected {_spelled(hint)} ({problem['msg'].lower()})."
+        ) from error
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _may_widen(hint: Any, value: Any) -> bool:
+    """Whether an int may stand for a float; strict mode would refuse it inside unions and tuples."""
+    return isinstance(value, int | tuple) and not isinstance(value, bool) and "float" in _spelled(hint)
+
+
+def _is_optional_text(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) and set(typing.get_args(hint)) == {
+        str,
+        type(None),
+    }
+
+
+def _spelled(hint: Any) -> str:
+    return getattr(hint, "__name__", None) if isinstance(hint, type) and not typing.get_args(hint) else str(hint)  # type: ignore[return-value]

@@ -1,0 +1,60 @@
+"""Progress of a stage: a bar where a person looks, a JSON line now and then where a log is kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+SECONDS_BETWEEN_LOG_LINES = 15.0
+
+
+class Report(Protocol):
+    """How a stage tells where it is: what it works on, how much is done, how much there is."""
+
+    def __call__(self, what: str, done: int, total: int, /) -> None: ...
+
+
+@contextmanager
+def stage_progress(stage: str, console: Console) -> Iterator[Report]:
+    """Show the progress of one stage and, at its end, the seconds it took.
+
+    On a terminal each `what` gets a bar. Elsewhere (a log, CI, a Ray job) one JSON line is printed at most every
+    `SECONDS_BETWEEN_LOG_LINES`, so that logs stay short and can be parsed.
+    """
+    started = time.monotonic()
+    if console.is_terminal:
+        with Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        ) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def show(what: str, done: int, total: int, /) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(f"{stage}: {what}", total=total)
+                bars.update(tasks[what], completed=done, total=total)
+
+            yield show
+    else:
+        last = started
+
+        def log(what: str, done: int, total: int, /) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= SECONDS_BETWEEN_LOG_LINES:
+                last = now
+                line = {"stage": stage, "what": what, "done": done, "total": total, "seconds": round(now - started, 1)}
+                print(json.dumps(line), file=sys.stderr, flush=True)
+
+        yield log

@@ -1,0 +1,441 @@
+"""The page a pipeline run leaves behind: what went in, what was kept, what was learned, what was chosen."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+
+import cytolake
+from cytolake.catalog import Catalog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UMAP_CROPS = 2500
+"""Crops drawn on the map; more would cost seconds and show no more."""
+# Okabe and Ito's palette: readers with any colour vision can tell it apart. Further classes repeat it with other marks.
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#f0e442")
+MARKS = ("o", "^", "s", "D", "v", "P")
+INK = "#1c2733"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportInputs:
+    """Which results the page is about."""
+
+    title: str
+    qc_id: str
+    curation_id: str
+    run_folder: Path
+    """Where pretraining left its loss history and reconstructions."""
+    chosen_id: str
+    """Representation that was promoted."""
+    representation_ids: tuple[str, ...]
+    """All that were compared."""
+    benchmark: str
+    label: str
+    """Column of `wells` that the probe predicted."""
+    split: str
+    choice: tuple[tuple[str, str], ...]
+    """Name and value, printed on top."""
+    commands: tuple[tuple[str, str], ...]
+    """What the reader can do next, and the command."""
+
+
+def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
+    """Write one self-contained HTML page (no script, no outside file) and return its path.
+
+    A section whose data is missing is left out, never faked.
+    """
+    sections = [
+        ("Block search", _block_search(catalog, inputs), _BLOCK_TEXT),
+        ("Map of the chosen representation", _umap(catalog, inputs), _UMAP_TEXT),
+        ("Sample crops", _sample_crops(catalog, inputs), _CROPS_TEXT),
+        ("Pretraining", _loss_curve(inputs.run_folder), _LOSS_TEXT),
+        ("Reconstructions", _reconstructions(inputs.run_folder), _RECONSTRUCTION_TEXT),
+        ("Quality control", _plate_maps(catalog, inputs.qc_id), _QC_TEXT),
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=inputs.title,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=cytolake.__version__,
+        choice=inputs.choice,
+        counts=_counts(catalog, inputs.curation_id),
+        commands=inputs.commands,
+        sections=[(name, figure, text) for name, figure, text in sections if figure],
+        exclusions=_exclusions(catalog, inputs.curation_id),
+        quarantine=_quarantine(catalog),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".html", delete=False) as file:
+        file.write(page)
+    Path(file.name).chmod(0o644)
+    return Path(file.name).replace(path)
+
+
+_BLOCK_TEXT = (
+    "A linear probe on every transformer block, fitted on some plates and scored on crops of plates it never saw. "
+    "Bars are 95 % intervals (bootstrap over wells). The untrained twin and the pixel statistics show what needs no "
+    "learning."
+)
+_UMAP_TEXT = (
+    "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule."
+)
+_CROPS_TEXT = "One crop from a different well in each column, contrast stretched for each crop and channel."
+_LOSS_TEXT = "Reconstruction loss of the masked patches."
+_RECONSTRUCTION_TEXT = (
+    "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it."
+)
+_QC_TEXT = (
+    "Share of each well's site-and-channel images that failed a rule. A ring marks wells whose plate map declares an "
+    "artefact."
+)
+
+
+def _counts(catalog: Catalog, curation_id: str) -> list[tuple[str, str]]:
+    row = catalog.sql(
+        "select (select count(*) from plates) plates, (select count(*) from wells) wells, (select count(*) from sites) "
+        "sites, (select count(*) from crops) crops, (select count(*) from quarantine) quarantined, (select count(*) "
+        f"from curations where curation_id = '{curation_id}' and is_kept) kept"
+    ).to_pylist()[0]
+    names = {"kept": "crops curated", "quarantined": "quarantine rows"}
+    return [(names.get(name, name), f"{value:,}") for name, value in row.items()]
+
+
+def _exclusions(catalog: Catalog, curation_id: str) -> list[tuple[str, int]]:
+    rows = catalog.table("curations", columns=["reason"], where=f"curation_id = '{curation_id}' and not is_kept")
+    return Counter(rows["reason"].to_pylist()).most_common(12)
+
+
+def _quarantine(catalog: Catalog) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = catalog.sql(
+        "select screen, plate, well, site, channel, file, problem, found, expected, next_step from quarantine "
+        "order by screen, plate, well, site limit 30"
+    ).to_pylist()
+    return rows
+
+
+def _block_search(catalog: Catalog, inputs: ReportInputs) -> str:
+    rows = catalog.sql(
+        "select r.kind, r.block, r.pooling, s.value, s.ci_low, s.ci_high, s.n_classes, r.representation_id "
+        "from scores s join representations r using (representation_id) join compared c using (representation_id) "
+        f"where s.benchmark = '{inputs.benchmark}' and s.seed = -1 and s.metric = 'balanced_accuracy' "
+        f"and s.label = '{inputs.label}' and s.split = '{inputs.split}' order by r.kind, r.pooling, r.block",
+        compared=pa.table({"representation_id": list(inputs.representation_ids)}),
+    ).to_pylist()
+    if not rows:
+        return ""
+    figure, axes = _figure(8.6, 3.6)
+    styles = {"trained": (PALETTE[0], "-"), "untrained": (PALETTE[6], "--")}
+    for kind, pooling in sorted({(row["kind"], row["pooling"]) for row in rows if row["block"] >= 0}):
+        line = [row for row in rows if (row["kind"], row["pooling"]) == (kind, pooling)]
+        color, dash = styles.get(kind, (INK, ":"))
+        value = np.array([row["value"] for row in line])
+        bounds = np.array([[row["ci_low"], row["ci_high"]] for row in line], dtype=float).T
+        axes.errorbar(
+            [row["block"] for row in line],
+            value,
+            yerr=np.abs(bounds - value),
+            color=color,
+            linestyle=dash,
+            marker="o" if pooling == "mean" else "^",
+            markersize=5,
+            capsize=2,
+            linewidth=1.4,
+            label=f"{kind}, {pooling} pooling",
+        )
+    for row in rows:
+        if row["kind"] == "pixel_statistics":
+            axes.axhline(row["value"], color=PALETTE[5], linewidth=1.4, label="pixel statistics")
+            if row["ci_low"] is not None:
+                axes.axhspan(row["ci_low"], row["ci_high"], color=PALETTE[5], alpha=0.12, linewidth=0)
+        if row["representation_id"] == inputs.chosen_id:
+            axes.plot(
+                row["block"], row["value"], "o", markersize=14, fillstyle="none", color=PALETTE[5], markeredgewidth=2
+            )
+    chance = 1 / max(2, max(row["n_classes"] or 2 for row in rows))
+    axes.axhline(chance, color="#aab4be", linewidth=1, linestyle=":", label="chance")
+    axes.set_xlabel("transformer block (0 = first)")
+    axes.set_ylabel(f"balanced accuracy, {inputs.label}")
+    axes.set_xticks(sorted({row["block"] for row in rows if row["block"] >= 0}))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _svg(figure)
+
+
+def _umap(catalog: Catalog, inputs: ReportInputs) -> str:
+    cells = catalog.to_anndata(inputs.chosen_id, level="crop")
+    if cells.n_obs < 20:
+        return ""
+    rows = np.random.default_rng(0).permutation(cells.n_obs)[:UMAP_CROPS]
+    points = _umap_points(np.asarray(cells.X[rows], dtype=np.float32))
+    kept = cells.obs.iloc[rows]
+    columns = [name for name in (inputs.label, "pathway", "plate") if name in kept and kept[name].nunique() > 1]
+    columns = list(dict.fromkeys(columns))[:3]
+    if "pathway" in columns and inputs.label != "pathway" and kept[inputs.label].nunique() > len(PALETTE) * len(MARKS):
+        columns.remove(inputs.label)
+    if not columns:
+        columns = ["plate"]
+    figure, panels = _figure(4.3 * len(columns), 4.4, n_columns=len(columns))
+    for axes, column in zip(np.atleast_1d(panels), columns, strict=True):
+        values = kept[column].astype(str).to_numpy()
+        classes = sorted(set(values))
+        for index, name in enumerate(classes):
+            here = values == name
+            axes.scatter(
+                points[here, 0],
+                points[here, 1],
+                s=7,
+                alpha=0.75,
+                linewidths=0,
+                color=PALETTE[index % len(PALETTE)],
+                marker=MARKS[index // len(PALETTE) % len(MARKS)],
+                label=name or "(none)",
+            )
+        axes.set_title(f"by {column}", fontsize=10, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if len(classes) <= 24:
+            axes.legend(
+                frameon=False, fontsize=6.5, ncols=3, markerscale=1.8, loc="upper center", bbox_to_anchor=(0.5, -0.01)
+            )
+    return _png(figure)
+
+
+def _umap_points(embeddings_ND: np.ndarray) -> np.ndarray:
+    import warnings
+
+    sd_D = embeddings_ND.std(axis=0)
+    standardised_ND = (embeddings_ND - embeddings_ND.mean(axis=0)) / np.where(sd_D > 0, sd_D, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no tensorflow, and one thread for a fixed seed: both wanted
+        import umap
+
+        reducer = umap.UMAP(n_neighbors=min(15, len(embeddings_ND) - 1), min_dist=0.2, random_state=0)
+        return np.asarray(reducer.fit_transform(standardised_ND))
+
+
+def _sample_crops(catalog: Catalog, inputs: ReportInputs) -> str:
+    n_columns, n_rows = 8, 6
+    rows = catalog.sql(
+        f"""
+        select c.crop_id, c.plate, coalesce(nullif(w.perturbation, ''), c.screen) as name,
+               row_number() over (partition by coalesce(nullif(w.perturbation, ''), c.screen), c.well_id
+                                  order by c.crop_id) as in_well
+        from crops c join wells w using (well_id) join curations k using (crop_id)
+        where k.curation_id = '{inputs.curation_id}' and k.is_kept
+        order by name, in_well, c.crop_id
+        """
+    ).to_pylist()
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    names = sorted(by_name)
+    if not names:
+        return ""
+    names = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, n_rows).astype(int))]
+    picked = [by_name[name][:n_columns] for name in names]
+    flat = [row["crop_id"] for line in picked for row in line]
+    pixels = dict(zip(flat, catalog.crop_pixels(flat), strict=True))
+    figure, panels = _figure(8.6, 1.08 * len(names), n_columns=n_columns, n_rows=len(names), gap=0.03)
+    for y, (name, line) in enumerate(zip(names, picked, strict=True)):
+        for x, axes in enumerate(np.atleast_2d(panels)[y]):
+            axes.axis("off")
+            if x < len(line):
+                axes.imshow(composite(pixels[line[x]["crop_id"]]), interpolation="nearest")
+        np.atleast_2d(panels)[y][0].text(
+            -0.08,
+            0.5,
+            name[:18],
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
+            transform=np.atleast_2d(panels)[y][0].transAxes,
+        )
+    return _png(figure, dpi=120)
+
+
+CHANNEL_COLORS = (
+    (0.2, 0.35, 1.0),
+    (0.1, 0.8, 0.2),
+    (1.0, 0.85, 0.1),
+    (1.0, 0.3, 0.1),
+    (0.8, 0.1, 0.9),
+    (0.6, 0.6, 0.6),
+)
+
+
+def composite(pixels_CHW: np.ndarray, contrast_of_CHW: np.ndarray | None = None) -> np.ndarray:
+    """Blend channels into one colour picture.
+
+    Args:
+        pixels_CHW: (C, H, W), in any unit.
+        contrast_of_CHW: (C, h, w), the picture whose 1st and 99.7th percentiles become black and full colour in each
+            channel; None means the pixels themselves.
+
+    Returns:
+        (H, W, 3), 0..1.
+    """
+    limits = [
+        np.percentile(channel.astype(np.float64), [1, 99.7])
+        for channel in (pixels_CHW if contrast_of_CHW is None else contrast_of_CHW)
+    ]
+    stretched = [
+        np.clip((channel - low) / max(high - low, 1e-9), 0, 1)
+        for channel, (low, high) in zip(pixels_CHW, limits, strict=True)
+    ]
+    if len(stretched) == 1:
+        return np.repeat(stretched[0][..., None], 3, axis=-1)
+    picture = np.zeros((*pixels_CHW.shape[1:], 3))
+    for index, channel in enumerate(stretched):
+        picture += channel[..., None] * np.array(CHANNEL_COLORS[index % len(CHANNEL_COLORS)])
+    return np.clip(picture / 1.6, 0, 1)
+
+
+def _loss_curve(run_folder: Path) -> str:
+    history_path = run_folder / "history.json"
+    if not history_path.exists():
+        return ""
+    history = json.loads(history_path.read_text())
+    steps = [row["step"] for row in history]
+    figure, axes = _figure(8.6, 2.8)
+    axes.plot(steps, [row["loss"] for row in history], color=PALETTE[0], linewidth=1.6)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    rate = float(np.median([row["crops_per_s"] for row in history if row.get("crops_per_s")] or [0]))
+    wait = float(np.median([row.get("data_wait_share", 0) for row in history]))
+    axes.set_title(
+        f"{rate:,.0f} crops/s; {wait:.1%} of the time waiting for data", fontsize=9, loc="left", color="#5a6672"
+    )
+    return _svg(figure)
+
+
+HIDDEN = "what the encoder saw"
+
+
+def _reconstructions(run_folder: Path) -> str:
+    path = run_folder / "reconstructions.npz"
+    if not path.exists():
+        return ""
+    with np.load(path, allow_pickle=False) as arrays:
+        rows = [arrays[name] for name in ("original", "masked", "reconstruction")]
+        n_channels = arrays["n_channels"] if "n_channels" in arrays else [rows[0].shape[1]] * len(rows[0])
+    n = min(6, len(rows[0]))
+    names = ("crop", HIDDEN, "reconstruction")
+    figure, panels = _figure(8.6, 1.5 * len(rows), n_columns=n, n_rows=len(rows), gap=0.04)
+    for y in range(len(rows)):
+        for x in range(n):
+            axes = np.atleast_2d(panels)[y][x]
+            axes.axis("off")
+            original, image = (rows[i][x][: n_channels[x]] for i in (0, y))
+            picture = composite(image, contrast_of_CHW=original)
+            if names[y] == HIDDEN:
+                picture[(image == 0).all(axis=0)] = 0.85  # hidden patches are exactly 0
+            axes.imshow(picture, interpolation="nearest")
+        np.atleast_2d(panels)[y][0].text(
+            -0.06, 0.5, names[y], ha="right", va="center", fontsize=8, transform=np.atleast_2d(panels)[y][0].transAxes
+        )
+    return _png(figure, dpi=120)
+
+
+def _plate_maps(catalog: Catalog, qc_id: str) -> str:
+    rows = catalog.sql(
+        f"""
+        select w.screen, w.plate, w.row, w."column", any_value(w.annotations) as annotations,
+               avg(case when v.is_pass then 0.0 else 1.0 end) as failed
+        from (select site_id, channel_index, bool_and(is_pass) as is_pass from qc_verdicts
+              where qc_id = '{qc_id}' group by all) v
+        join sites s using (site_id) join wells w using (well_id)
+        group by all order by w.screen, w.plate
+        """
+    ).to_pylist()
+    plates = sorted({(row["screen"], row["plate"]) for row in rows})
+    if not plates:
+        return ""
+    shown = plates[:8]
+    n_columns = min(4, len(shown))
+    n_rows = -(-len(shown) // n_columns)
+    figure, panels = _figure(8.6, 2.0 * n_rows + 0.2, n_columns=n_columns, n_rows=n_rows, gap=0.35)
+    flat = np.atleast_1d(panels).ravel()
+    for axes in flat[len(shown) :]:
+        axes.axis("off")
+    image = None
+    for axes, (screen, plate) in zip(flat, shown, strict=False):
+        here = [row for row in rows if (row["screen"], row["plate"]) == (screen, plate)]
+        height, width = _plate_shape(max(row["row"] for row in here), max(row["column"] for row in here))
+        grid = np.full((height, width), np.nan)
+        for row in here:
+            grid[row["row"], row["column"]] = row["failed"]
+            if json.loads(row["annotations"] or "{}").get("artefact"):
+                axes.plot(
+                    row["column"],
+                    row["row"],
+                    "o",
+                    fillstyle="none",
+                    color=PALETTE[5],
+                    markersize=6,
+                    markeredgewidth=1.1,
+                )
+        image = axes.imshow(grid, vmin=0, vmax=1, cmap="cividis_r", aspect="equal")
+        axes.set_title(plate[:26], fontsize=8)
+        axes.set_xticks(range(0, width, 4), [str(i + 1) for i in range(0, width, 4)], fontsize=6)
+        axes.set_yticks(range(0, height, 2), [chr(65 + i) for i in range(0, height, 2)], fontsize=6)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_color("#c8d0d8")
+    if image is not None:
+        bar = figure.colorbar(image, ax=list(flat), fraction=0.02, pad=0.02)
+        bar.set_label("share failed", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def _plate_shape(last_row: int, last_column: int) -> tuple[int, int]:
+    """Rows and columns of the smallest standard plate that holds the well."""
+    for height, width in ((8, 12), (16, 24), (32, 48)):
+        if last_row < height and last_column < width:
+            return height, width
+    return last_row + 1, last_column + 1
+
+
+def _figure(
+    width_in: float, height_in: float, *, n_columns: int = 1, n_rows: int = 1, gap: float | None = None
+) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in))
+    FigureCanvasAgg(figure)
+    spacing = None if gap is None else {"wspace": gap, "hspace": gap}
+    axes = figure.subplots(n_rows, n_columns, gridspec_kw=spacing)
+    for one in np.atleast_1d(axes).ravel():
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=8, colors=INK)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _png(figure: Figure, dpi: int = 140) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", dpi=dpi)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

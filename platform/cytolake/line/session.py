@@ -1,0 +1,82 @@
+"""Connecting a job to Ray: the cluster it was submitted to, or a local one that ends with the job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cytolake
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayConfig:
+    """How a job reaches Ray when none is given by `RAY_ADDRESS` or `ray job submit`."""
+
+    cpus: int | None = None
+    """Logical CPUs of the local Ray; None takes what the machine has, and at least two for two training workers."""
+    object_store_mb: int = 1024
+    """Shared memory for blocks in flight, MB, local Ray only."""
+
+
+def package_path_for_workers() -> str:
+    """The `PYTHONPATH` under which Ray workers find cytolake, whether or not it is installed.
+
+    In a submitted job every worker starts in its own copy of the working directory, so the path must be relative:
+    `sys.path` changes of the driver do not reach workers, and an absolute path would name the driver's machine.
+    """
+    source_root = Path(cytolake.__file__).resolve().parents[1]
+    try:
+        relative = source_root.relative_to(Path.cwd().resolve())
+    except ValueError:
+        return str(source_root)
+    return str(relative) if os.environ.get("RAY_ADDRESS") else str(source_root)
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Connect to the cluster named by `RAY_ADDRESS`, or start a local Ray and stop it at the end."""
+    # Ray 2.60 announces future defaults and its own progress bars; a person running a job can act on neither.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Ray's C++ core warns of its own library's actors (ray#53727); its failures reach Python as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    variables = {"PYTHONPATH": package_path_for_workers(), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False"}
+    arguments: dict[str, Any] = {
+        "runtime_env": {"env_vars": variables},
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        arguments |= {
+            "address": "local",
+            "num_cpus": config.cpus or max(2, os.cpu_count() or 2),
+            "object_store_memory": config.object_store_mb * 1024**2,
+            "include_dashboard": False,
+        }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(**arguments)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

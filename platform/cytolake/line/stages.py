@@ -1,0 +1,450 @@
+"""The stages of the line, each alone as a job, and all of them as the pipeline.
+
+A stage finds its input by content: the newest curation of the recipe's name, the run of the recipe's own training
+config. So a stage can be run again, alone or after a crash, and what is already there is not made twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import cytolake.catalog
+from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.catalog import Catalog
+from cytolake.catalog.curation import Curation
+from cytolake.catalog.curation import curate as choose_crops
+from cytolake.catalog.ingest import IngestReport, ingest_screens
+from cytolake.catalog.qc import judge_sites
+from cytolake.embed.extract import embed_pack
+from cytolake.line.config import Line
+from cytolake.line.overrides import apply_overrides
+from cytolake.line.progress import Report, stage_progress
+from cytolake.line.report import ReportInputs, write_report
+from cytolake.line.session import ray_session
+from cytolake.packs.build import build_pack
+from cytolake.packs.pack import Pack
+from cytolake.screens.simulated import simulate_screen
+from cytolake.screens.sources import ScreenSource
+from cytolake.tracking import ChampionCard
+from cytolake.train.pretrain import PretrainResult, finished_run
+from cytolake.train.pretrain import pretrain as train_encoder
+from cytolake.tune.block_search import BlockChoice, search_blocks
+from cytolake.tune.promotion import promote_choice
+from cytolake.tune.sweep import SweepTrial, run_sweep
+
+REPORT_FILE = "report/index.html"
+MAX_PROBLEMS_PRINTED = 8
+
+
+class MissingInputError(LookupError):
+    """A stage was run alone before the stage that makes its input; the text names the job to run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineResult:
+    """What a pipeline run made."""
+
+    choice: BlockChoice
+    card: ChampionCard
+    report: Path
+    seconds: dict[str, float]
+    """Wall time of each stage."""
+
+
+def ingest(line: Line, console: Console) -> None:
+    """Read plates into the catalog: images, plate map, QC metrics, crop grid."""
+    with _session(line, console, create=True) as session:
+        session.simulate()
+        session.ingest()
+
+
+def curate(line: Line, console: Console) -> None:
+    """Judge every site, choose crops, and write them into a pack."""
+    with _session(line, console) as session:
+        session.curate()
+
+
+def pretrain(line: Line, console: Console) -> None:
+    """Train an encoder on the newest pack of the recipe's curation."""
+    with _session(line, console) as session:
+        session.pretrain(session.newest_pack())
+
+
+def embed(line: Line, console: Console) -> None:
+    """Embed every crop of the pack with every block of the encoder, and of its untrained twin."""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        session.embed(pack, session.finished_run(pack))
+
+
+def probe(line: Line, console: Console) -> None:
+    """Probe every block of every pooling, and choose the best."""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        choice = session.probe(session.representation_ids(pack, session.finished_run(pack)))
+        console.print(_choice_table(choice))
+
+
+def promote(line: Line, console: Console) -> None:
+    """Register the chosen representation in MLflow and give it the alias that serving follows."""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        session.promote(session.probe(session.representation_ids(pack, session.finished_run(pack))))
+        console.print(f"serve it     {escape(serve_command(line))}")
+
+
+def benchmark(line: Line, console: Console) -> None:
+    """Score the chosen representation and its baselines on every label of the recipe, batch leakage included."""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        console.print(session.benchmark(session.representation_ids(pack, session.finished_run(pack))))
+
+
+def sweep(line: Line, console: Console) -> None:
+    """Train, embed and probe once for each value of one setting, with all else fixed."""
+    with _session(line, console) as session:
+        console.print(session.sweep(session.newest_pack()))
+
+
+def pipeline(line: Line, console: Console) -> None:
+    """Run the whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
+    result = run_pipeline(line, console)
+    console.print()
+    console.print(_choice_table(result.choice))
+    console.print()
+    places = Table.grid(padding=(0, 2))
+    for name, place in (
+        ("report", result.report),
+        ("catalog", f"{line.root_path} (Delta tables in tables/)"),
+        ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
+        ("MLflow", f"mlflow ui --backend-store-uri {line.tracking.at(line.root_path).uri}"),
+        ("serve it", serve_command(line)),
+    ):
+        places.add_row(f"[bold]{name}[/]", escape(str(place)))
+    console.print(places)
+
+
+JOBS = (ingest, curate, pretrain, embed, probe, sweep, benchmark, promote, pipeline)
+
+
+def run_pipeline(line: Line, console: Console) -> PipelineResult:
+    """The whole line. Stages whose result is there are skipped; each prints one line."""
+    with _session(line, console, create=True) as session:
+        session.simulate()
+        session.ingest()
+        curation, pack, qc_id = session.curate()
+        trained = session.pretrain(pack)
+        embedded = session.embed(pack, trained)
+        choice = session.probe(embedded)
+        card = session.promote(choice)
+        report = session.report(curation, qc_id, trained, embedded, choice, card)
+    return PipelineResult(choice=choice, card=card, report=report, seconds=session.seconds)
+
+
+def serve_command(line: Line) -> str:
+    """The command that serves the champion of this root, on this machine, without a key."""
+    return f"CYTOLAKE_ROOT={shlex.quote(str(line.root_path))} CYTOLAKE_NO_AUTH=1 serve run serve.app:app"
+
+
+@contextmanager
+def _session(line: Line, console: Console, *, create: bool = False) -> Iterator[Session]:
+    if create:
+        line.root_path.mkdir(parents=True, exist_ok=True)
+    catalog = cytolake.catalog.open(line.root_path, create=create)
+    with ray_session(line.ray):
+        yield Session(line, console, catalog)
+
+
+class StageLine:
+    """What a stage says of itself: `report` while it runs, `outcome` at its end."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.outcome = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of one or more stages: the config, where it prints, the open catalog, what each stage took."""
+
+    line: Line
+    console: Console
+    catalog: Catalog
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[StageLine]:
+        """Show progress while the stage runs, and one line when it is done."""
+        started = time.monotonic()
+        with stage_progress(name, self.console) as report:
+            told = StageLine(report)
+            yield told
+        self.seconds[name] = time.monotonic() - started
+        self.console.print(f"[bold]{name:<9}[/][dim]{self.seconds[name]:7.1f} s[/]   {escape(told.outcome)}")
+
+    def simulate(self) -> None:
+        """Write the simulated screen, where the recipe has one."""
+        config = self.line.screens.simulate
+        if config is None:
+            return
+        with self._stage("simulate") as told:
+            plates = simulate_screen(config, self.line.screens_path, told.report)
+            told.outcome = (
+                f"{len(plates)} plates of {config.n_wells} wells in {config.n_batches} batches: {plates[0].parent}"
+            )
+
+    def ingest(self) -> IngestReport:
+        """Read every plate that is not in the catalog yet."""
+        line = self.line
+        sources = [
+            dataclasses.replace(source, path=str(line.screens_path / source.path)) for source in line.screens.sources
+        ]
+        if line.screens.simulate is not None:
+            name = line.screens.simulate.screen
+            sources.append(ScreenSource(screen=name, path=str(line.screens_path / name), layout="ome-zarr"))
+        with self._stage("ingest") as told:
+            report = ingest_screens(self.catalog, sources, line.ingest, told.report)
+            told.outcome = (
+                f"{len(report.ingested)} plates in, {len(report.skipped)} there already; {report.n_sites:,} sites, "
+                f"{report.n_crops:,} crops, {report.n_quarantined} rows in quarantine"
+            )
+        for problem in report.refused[:MAX_PROBLEMS_PRINTED]:
+            self.console.print(f"  [yellow]refused[/] {escape(str(problem))}")
+        if report.n_quarantined:
+            self.console.print(
+                f"  [yellow]quarantine[/] cytolake sql 'select plate, well, problem, found, next_step from quarantine' "
+                f"--root {escape(str(line.root_path))}"
+            )
+        return report
+
+    def curate(self) -> tuple[Curation, Pack, str]:
+        """Verdicts, chosen crops, the pack of their pixels; returns the curation, the pack and the QC profile's id."""
+        with self._stage("curate") as told:
+            qc_id = judge_sites(self.catalog, self.line.qc, told.report)
+            curation = choose_crops(self.catalog, self.line.curate, told.report)
+            pack = build_pack(self.catalog, curation.curation_id, self.line.pack, told.report)
+            told.outcome = f"kept {curation.n_kept:,} of {curation.n_considered:,} crops: pack {pack.pack_id[:12]}"
+        return curation, pack, qc_id
+
+    def newest_pack(self) -> Pack:
+        """The pack of the newest curation that has the recipe's name.
+
+        Raises:
+            MissingInputError: The catalog has none.
+        """
+        name = self.line.curate.name
+        found = self.catalog.sql(
+            "select curation_id from curations where curation = '" + name.replace("'", "''") + "' "
+            "group by curation_id order by max(curated_at) desc limit 1"
+        ).to_pylist()
+        if not found:
+            raise MissingInputError(
+                f"{self.line.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root "
+                "first."
+            )
+        return build_pack(self.catalog, found[0]["curation_id"], self.line.pack)
+
+    def pretrain(self, pack: Pack) -> PretrainResult:
+        """Train, or read back the finished run of the same pack and config."""
+        with self._stage("pretrain") as told:
+            result = train_encoder(
+                pack.path, self.line.pretrain, self.catalog.root / "runs", self.line.tracking, told.report
+            )
+            told.outcome = (
+                f"{self.line.pretrain.model.architecture}, {result.steps:,} steps, loss {result.final_loss:.3f}, "
+                f"{result.crops_per_s:,.0f} crops/s, {result.data_wait_share:.1%} waiting for data"
+                + (" (trained before)" if result.is_reused else "")
+            )
+        return result
+
+    def finished_run(self, pack: Pack) -> PretrainResult:
+        """The finished run of the recipe's training config on the pack.
+
+        Raises:
+            MissingInputError: There is none.
+        """
+        result = finished_run(pack.pack_id, self.line.pretrain, self.catalog.root / "runs")
+        if result is None:
+            raise MissingInputError(
+                f"{self.line.root_path}: no finished pretraining run of this recipe on pack {pack.pack_id}. Run "
+                "jobs/pretrain.py with the same recipe, root and --set first."
+            )
+        return result
+
+    def embed(self, pack: Pack, trained: PretrainResult) -> list[str]:
+        """Embeddings of every block; returns the ids of their representations."""
+        with self._stage("embed") as told:
+            checkpoints = {"trained": trained.checkpoint, "untrained": trained.untrained_checkpoint}
+            rows = embed_pack(self.catalog, pack, checkpoints, self.line.embed, told.report, run_id=trained.run_id)
+            told.outcome = f"{pack.n_crops:,} crops x {len(rows)} representations"
+        return [row["representation_id"] for row in rows]
+
+    def representation_ids(self, pack: Pack, trained: PretrainResult) -> list[str]:
+        """Representations of the pack that belong to one run and its baselines.
+
+        Raises:
+            MissingInputError: They were not embedded.
+        """
+        rows = self.catalog.table(
+            "representations", columns=["representation_id", "model_id", "kind"], where=f"pack_id = '{pack.pack_id}'"
+        ).to_pylist()
+        models = {trained.model_id, trained.untrained_model_id}
+        ids = [
+            row["representation_id"] for row in rows if row["model_id"] in models or row["kind"] == "pixel_statistics"
+        ]
+        if not any(row["model_id"] == trained.model_id for row in rows):
+            raise MissingInputError(
+                f"{self.line.root_path}: the run {trained.run_key} has no embeddings of pack {pack.pack_id}. Run "
+                "jobs/embed.py with the same recipe, root and --set first."
+            )
+        return ids
+
+    def probe(self, representation_ids: list[str]) -> BlockChoice:
+        """Linear probes of all representations; the best trained block."""
+        with self._stage("probe") as told:
+            choice = search_blocks(self.catalog, representation_ids, self.line.probe, told.report)
+            told.outcome = (
+                f"block {choice.block}, {choice.pooling} pooling: {choice.score:.3f} balanced accuracy of "
+                f"{choice.label}"
+            )
+        return choice
+
+    def promote(self, choice: BlockChoice) -> ChampionCard:
+        """Register the choice and move the alias."""
+        with self._stage("promote") as told:
+            card = promote_choice(self.catalog, choice, self.line.tracking, self.line.alias)
+            told.outcome = f"{card.name} version {card.version} is {card.alias}"
+        return card
+
+    def benchmark(self, representation_ids: list[str]) -> Table:
+        """Probe every label of `line.benchmark`, and return the leaderboard: the chosen block and both baselines."""
+        shown = Table("label", "held out", "classes", "chosen", "untrained", "pixel statistics", "chance", box=None)
+        for column in shown.columns[2:]:
+            column.justify = "right"
+        for label, split in self.line.benchmark.tasks:
+            config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
+            with self._stage(f"probe {label}") as told:
+                choice = search_blocks(self.catalog, representation_ids, config, told.report)
+                told.outcome = f"{', '.join(METRICS)} in the scores table"
+            shown.add_row(
+                label,
+                split,
+                str(choice.n_classes),
+                f"{choice.score:.3f} [{choice.ci_low:.3f}, {choice.ci_high:.3f}]",
+                *(
+                    f"{row.score:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+                    for row in (choice.untrained, choice.pixel_statistics)
+                ),
+                f"{1 / choice.n_classes:.3f}",
+            )
+        return shown
+
+    def sweep(self, pack: Pack) -> Table:
+        """One training run for each value and seed of `line.sweep`, all on the same pack."""
+        config = self.line.sweep
+        trials = [
+            SweepTrial(
+                value=value,
+                seed=seed,
+                pretrain=apply_overrides(self.line, [f"{config.field}={value}", f"pretrain.seed={seed}"]).pretrain,
+            )
+            for value in config.values
+            for seed in config.seeds
+        ]
+        with self._stage("sweep") as told:
+            results = run_sweep(
+                self.catalog, pack, trials, self.line.embed, self.line.probe, self.line.tracking, told.report
+            )
+            told.outcome = f"{len(results)} trials of {config.field}"
+        shown = Table(config.field, "seed", "loss", "block", self.line.probe.label, "95 % interval", box=None)
+        for trial, result in zip(trials, results, strict=True):
+            shown.add_row(
+                trial.value,
+                str(trial.seed),
+                f"{result.final_loss:.3f}",
+                f"{result.choice.block} {result.choice.pooling}",
+                f"{result.choice.score:.3f}",
+                f"[{result.choice.ci_low:.3f}, {result.choice.ci_high:.3f}]",
+            )
+        return shown
+
+    def report(
+        self,
+        curation: Curation,
+        qc_id: str,
+        trained: PretrainResult,
+        embedded: list[str],
+        choice: BlockChoice,
+        card: ChampionCard,
+    ) -> Path:
+        """Write the report page."""
+        with self._stage("report") as told:
+            told.report("page", 0, 1)
+            inputs = ReportInputs(
+                title=f"cytolake: {self.line.name}",
+                qc_id=qc_id,
+                curation_id=curation.curation_id,
+                run_folder=trained.run_folder,
+                chosen_id=choice.representation_id,
+                representation_ids=tuple(embedded),
+                benchmark=choice.benchmark,
+                label=choice.label,
+                split=choice.split,
+                choice=_choice_rows(choice, card),
+                commands=(
+                    ("serve it", serve_command(self.line)),
+                    ("ask it", "curl -s localhost:8000/v1/models/champion"),
+                    ("query the tables", f"cytolake tables --root {self.line.root_path}"),
+                    ("see the runs", f"mlflow ui --backend-store-uri {self.line.tracking.at(self.line.root_path).uri}"),
+                ),
+            )
+            page = write_report(self.catalog, inputs, self.catalog.root / REPORT_FILE)
+            told.outcome = str(page)
+        return page
+
+
+def _choice_rows(choice: BlockChoice, card: ChampionCard) -> tuple[tuple[str, str], ...]:
+    def spelled(score: float, low: float, high: float) -> str:
+        return f"{score:.3f} [{low:.3f}, {high:.3f}]"
+
+    untrained, pixels = choice.untrained, choice.pixel_statistics
+    return (
+        ("model", f"{card.name} version {card.version} ({card.architecture}), alias {card.alias}"),
+        ("block", f"{choice.block} (0 = first), {choice.pooling} pooling, {card.dim} values"),
+        (f"balanced accuracy of {choice.label}", spelled(choice.score, choice.ci_low, choice.ci_high)),
+        (
+            "the same encoder, untrained",
+            f"{spelled(untrained.score, untrained.ci_low, untrained.ci_high)}, best at block {untrained.block}, "
+            f"{untrained.pooling}",
+        ),
+        ("pixel statistics", spelled(pixels.score, pixels.ci_low, pixels.ci_high)),
+        ("chance", f"{1 / choice.n_classes:.3f} ({choice.n_classes} classes), held out by {choice.split}"),
+        ("gain over the better baseline", spelled(choice.margin, choice.margin_low, choice.margin_high)),
+    )
+
+
+def _choice_table(choice: BlockChoice) -> Table:
+    shown = Table(
+        "representation", "block", "balanced accuracy", "95 % interval", box=None, header_style="dim", pad_edge=False
+    )
+    shown.add_row(
+        "[bold]chosen[/]",
+        f"{choice.block} {choice.pooling}",
+        f"[bold]{choice.score:.3f}[/]",
+        f"{choice.ci_low:.3f} to {choice.ci_high:.3f}",
+    )
+    for name, row in (("untrained twin", choice.untrained), ("pixel statistics", choice.pixel_statistics)):
+        place = f"{row.block} {row.pooling}" if row.block >= 0 else ""
+        shown.add_row(name, place, f"{row.score:.3f}", f"{row.ci_low:.3f} to {row.ci_high:.3f}")
+    shown.add_row("chance", "", f"{1 / choice.n_classes:.3f}", f"{choice.label}, held out by {choice.split}")
+    return shown

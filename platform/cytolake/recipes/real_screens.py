@@ -1,0 +1,55 @@
+"""Real public plates of 1 to 6 channels in one catalog, and one channel-adaptive encoder for all of them."""
+
+from __future__ import annotations
+
+from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.catalog.curation import CurateConfig
+from cytolake.catalog.ingest import IngestConfig
+from cytolake.line.config import BenchmarkConfig, Line, ScreensConfig
+from cytolake.models import ModelConfig
+from cytolake.screens.sources import ScreenSource
+from cytolake.train.pretrain import PretrainConfig
+
+
+def real_screens() -> Line:
+    """Six public screens of 1 to 6 channels under screens.root, one channel-adaptive encoder, minutes on two cores."""
+    return Line(
+        name="real_screens",
+        root="cytolake_data_real",
+        screens=ScreensConfig(
+            root="screens",
+            sources=(
+                ScreenSource(screen="cp_plate_row", path="cp_plate_row_1ch", layout="index-csv"),
+                ScreenSource(screen="cellprofiler_examples", path="cellprofiler_examples", layout="index-csv"),
+                ScreenSource(screen="imagexpress_timelapse", path="imagexpress_timelapse", layout="imagexpress"),
+                ScreenSource(
+                    screen="jump_pilot",
+                    path="jump_BR00117006_site",
+                    layout="index-csv",
+                    channels=("DNA", "ER", "RNA", "AGP", "Mito"),  # this copy holds three of them
+                ),
+                ScreenSource(screen="pediatric_atlas", path="pediatric_BR00143976_6ch", layout="index-csv"),
+                ScreenSource(screen="bbbc006_focus", path="bbbc006_focus", layout="index-csv"),
+            ),
+        ),
+        ingest=IngestConfig(crop_size=128),
+        curate=CurateConfig(name="any_screen"),
+        pretrain=PretrainConfig(
+            model=ModelConfig(
+                architecture="chada_vit",
+                crop_size=128,
+                patch_size=16,
+                width=192,
+                depth=6,
+                heads=3,
+                decoder_width=96,
+                decoder_depth=2,
+                decoder_heads=3,
+            ),
+            epochs=12,
+            minibatch_size=64,
+        ),
+        # These screens share no perturbation; the one label that all of them carry is where they come from.
+        probe=ProbeConfig(label="screen", split="well", seeds=(0, 1, 2)),
+        benchmark=BenchmarkConfig(tasks=(("screen", "well"), ("plate", "well"))),
+    )

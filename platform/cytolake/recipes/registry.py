@@ -1,0 +1,29 @@
+"""Every recipe by its name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from cytolake.line.config import Line
+from cytolake.line.overrides import RecipeError
+from cytolake.recipes.demo import demo
+from cytolake.recipes.real_screens import real_screens
+from cytolake.recipes.vit_small import chada_vit_s16, mae_vit_s16
+
+RECIPES: dict[str, Callable[[], Line]] = {
+    recipe.__name__: recipe for recipe in (demo, real_screens, mae_vit_s16, chada_vit_s16)
+}
+
+
+def build_recipe(name: str) -> Line:
+    """The config of a recipe.
+
+    Raises:
+        RecipeError: No recipe of that name; the text lists those there are.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"no recipe {name!r}.{hint} There are: {', '.join(RECIPES)}.")
+    return RECIPES[name]()

@@ -1,0 +1,125 @@
+"""The whole line on a screen of a few wells: every stage, twice, and each stage alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import cytolake.catalog
+from cytolake.line import stages
+from cytolake.line.config import Line
+from cytolake.line.overrides import apply_overrides
+from cytolake.recipes import build_recipe
+from cytolake.tracking import resolve_alias
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SMALL = (
+    "screens.simulate.n_plates=2",
+    "screens.simulate.n_pathways=1",
+    "screens.simulate.genes_per_pathway=2",
+    "screens.simulate.guides_per_gene=1",
+    "screens.simulate.n_compounds=0",
+    "screens.simulate.n_negative_controls=2",
+    "screens.simulate.n_positive_controls=0",
+    "screens.simulate.sites_per_well=2",
+    "screens.simulate.site_size_px=128",
+    "screens.simulate.artefact_share=0",
+    "pretrain.model.width=24",
+    "pretrain.model.depth=2",
+    "pretrain.model.decoder_width=24",
+    "pretrain.steps=4",
+    "pretrain.minibatch_size=16",
+    "probe.seeds=[0, 1]",
+    "probe.regularisation=[0.1]",
+    "probe.bootstrap_draws=50",
+)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory) -> Line:
+    root = tmp_path_factory.mktemp("lake")
+    return dataclasses.replace(apply_overrides(build_recipe("demo"), SMALL), root=str(root))
+
+
+@pytest.fixture(scope="module")
+def first(line, local_ray) -> tuple[stages.PipelineResult, str]:
+    return _run(line)
+
+
+def test_the_pipeline_promotes_what_it_chose_and_writes_a_page(line, first):
+    result, _ = first
+    catalog = cytolake.catalog.open(line.root)
+    assert result.card.representation_id == result.choice.representation_id
+    assert resolve_alias(line.tracking.at(line.root), "champion").version == result.card.version
+    kinds = set(catalog.table("representations")["kind"].to_pylist())
+    assert kinds == {"trained", "untrained", "pixel_statistics"}
+    page = result.report.read_text()
+    for heading in (
+        "Block search",
+        "Map of the chosen representation",
+        "Sample crops",
+        "Pretraining",
+        "Quality control",
+    ):
+        assert f"<h2>{heading}</h2>" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", ""), "the page must not load anything from elsewhere"
+
+
+def test_a_second_run_writes_nothing(line, first):
+    before = cytolake.catalog.open(line.root).versions()
+    again, printed = _run(line)
+    assert cytolake.catalog.open(line.root).versions() == before
+    assert again.card.version == first[0].card.version
+    assert "trained before" in printed
+
+
+def test_each_stage_runs_alone_after_the_one_before_it(line, first):
+    before = cytolake.catalog.open(line.root).versions()
+    for job in (stages.ingest, stages.curate, stages.pretrain, stages.embed, stages.probe, stages.promote):
+        job(line, Console(file=io.StringIO()))
+    assert cytolake.catalog.open(line.root).versions() == before
+
+
+def test_anndata_of_the_champion_has_the_tables_vectors(line, first):
+    catalog = cytolake.catalog.open(line.root)
+    cells = catalog.to_anndata(first[0].card.representation_id, level="crop")
+    rows = catalog.table("embeddings", where=f"representation_id = '{first[0].card.representation_id}'").to_pylist()
+    vectors = {row["crop_id"]: row["embedding"] for row in rows}
+    np.testing.assert_array_equal(cells.X, np.array([vectors[crop] for crop in cells.obs_names], dtype=np.float32))
+    assert {"perturbation", "plate", "pathway"} <= set(cells.obs.columns)
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [(stages.pretrain, "Run jobs/curate.py"), (stages.embed, "Run jobs/curate.py")],
+)
+def test_a_stage_without_its_input_names_the_job_to_run(job, told, line, tmp_path):
+    cytolake.catalog.open(tmp_path, create=True)
+    with pytest.raises(stages.MissingInputError, match=told):
+        job(dataclasses.replace(line, root=str(tmp_path)), Console(file=io.StringIO()))
+
+
+def test_a_stage_of_another_recipe_names_the_training_that_is_missing(line, first):
+    other = apply_overrides(line, ["pretrain.seed=9"])
+    with pytest.raises(stages.MissingInputError, match=r"Run jobs/pretrain\.py"):
+        stages.probe(other, Console(file=io.StringIO()))
+
+
+def test_a_stage_on_no_catalog_says_so(line, tmp_path):
+    with pytest.raises(ValueError, match="no catalog there"):
+        stages.curate(dataclasses.replace(line, root=str(tmp_path / "nowhere")), Console(file=io.StringIO()))
+
+
+def _run(line: Line) -> tuple[stages.PipelineResult, str]:
+    printed = io.StringIO()
+    result = stages.run_pipeline(line, Console(file=printed, width=200))
+    assert Path(result.report).is_file()
+    return result, printed.getvalue()

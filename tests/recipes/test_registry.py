@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from pydantic import TypeAdapter
+
+from cytolake.line.config import Line
+from cytolake.line.overrides import RecipeError, apply_overrides
+from cytolake.recipes import RECIPES, build_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_complete_and_named_as_it_is_asked_for(name):
+    line = build_recipe(name)
+    assert line.name == name
+    assert line.screens.sources or line.screens.simulate
+    assert line.ingest.crop_size == line.pretrain.model.crop_size
+    assert RECIPES[name].__doc__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_written_out_and_read_back_is_the_same(name):
+    line = build_recipe(name)
+    adapter = TypeAdapter(Line)
+    assert adapter.validate_python(adapter.dump_python(line, mode="json")) == line
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_simple_field_can_be_set_to_the_value_it_has(name):
+    line = build_recipe(name)
+    assert apply_overrides(line, list(_assignments(line))) == line
+
+
+def test_an_unknown_recipe_names_the_nearest_and_all():
+    with pytest.raises(RecipeError, match=r"no recipe 'demos'. Did you mean 'demo'\? There are: demo, real_screens"):
+        build_recipe("demos")
+
+
+def _assignments(config: object, prefix: str = ""):
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _assignments(value, f"{prefix}{field.name}.")
+        elif value is None or isinstance(value, bool | int | float | str):
+            yield f"{prefix}{field.name}={'null' if value is None else str(value)}"
