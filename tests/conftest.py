@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +41,23 @@ def local_ray() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(RayConfig(cpus=2, object_store_mb=256)):
         yield
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter with every dependency and without cytolake.
+
+    A `.pth` file adds this environment's packages by path; the `.pth` files in there, an editable cytolake's among
+    them, are not followed.
+    """
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = (folder / "lib").glob("python3.*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    python = folder / "bin" / "python"
+    found = subprocess.run([python, "-c", "import cytolake"], capture_output=True, text=True, cwd=folder)
+    assert "No module named 'cytolake'" in found.stderr
+    return python
 
 
 @pytest.fixture

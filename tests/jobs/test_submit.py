@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,22 +26,6 @@ TINY_PLATE = {
     "sites_per_well": 1,
     "site_size_px": 64,
 }
-
-
-@pytest.fixture
-def bare_python(tmp_path: Path) -> Path:
-    """An interpreter with every dependency and without cytolake.
-
-    A `.pth` file adds this environment's packages by path; the `.pth` files in there, an editable cytolake's among
-    them, are not followed.
-    """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    (folder,) = (tmp_path / "venv" / "lib").glob("python3.*/site-packages")
-    (folder / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    found = subprocess.run([python, "-c", "import cytolake"], capture_output=True, text=True, cwd=tmp_path)
-    assert "No module named 'cytolake'" in found.stderr
-    return python
 
 
 @pytest.fixture

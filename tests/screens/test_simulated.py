@@ -84,7 +84,7 @@ def test_plates_are_ome_zarr_with_named_channels_and_the_pixels_that_were_drawn(
     assert sorted(plate.wells_paths()) == sorted(f"{well.row['well'][0]}/{well.row['well'][1:]}" for well in wells)
     for well in wells:
         name = well.row["well"]
-        image = ngio.open_ome_zarr_container(str(paths[1] / name[0] / name[1:] / "0")).get_image()
+        image = ngio.open_ome_zarr_container(str(paths[1] / name[0] / name[1:] / "1")).get_image()
         assert image.channel_labels == list(CHANNELS)
         assert image.pixel_size.x == pytest.approx(0.65)
         np.testing.assert_array_equal(image.get_as_numpy(), simulated_site(config, well, 1))
@@ -117,7 +117,7 @@ def test_a_killed_run_leaves_no_half_plate_and_the_next_run_finishes(tmp_path):
 
 def test_plates_of_another_config_are_refused_by_name(tmp_path):
     simulate_screen(SMALL, tmp_path)
-    with pytest.raises(ScreenError, match=r"P01.zarr.*found effect_size=3.5, expected effect_size=2.0. Delete"):
+    with pytest.raises(ScreenError, match=r"P01.zarr.*found effect_size=6.0, expected effect_size=2.0. Delete"):
         simulate_screen(dataclasses.replace(SMALL, effect_size=2.0), tmp_path)
     with pytest.raises(ScreenError, match=r"platemap.csv.*found another plate map"):
         simulate_screen(dataclasses.replace(SMALL, n_negative_controls=2), tmp_path)
@@ -178,8 +178,11 @@ def test_a_pathway_moves_shapes_and_hardly_the_amount_of_stain(pathway):
     assert np.linalg.norm(direction) == pytest.approx(1, abs=1e-6)
     untreated, treated = (
         np.mean(
-            [drawn_field(seed, **dict(zip(TRAITS, strength * direction, strict=True))).mean((1, 2)) for seed in (0, 1)],
-            0,
+            [
+                drawn_field(seed, **dict(zip(TRAITS, strength * direction, strict=True))).mean((1, 2))
+                for seed in range(6)
+            ],
+            axis=0,
         )
         for strength in (0.0, 3.5)
     )
@@ -254,7 +257,7 @@ def test_an_artefact_shows_in_the_measure_of_its_kind_and_more_when_severe(artef
             artefact="" if severity is None else artefact,
             severity=severity or 0.0,
         ).astype(float)
-        laplacian = ndimage.laplace(ndimage.gaussian_filter(pixels[3], 1.0))
+        laplacian = ndimage.laplace(ndimage.gaussian_filter(pixels[3], 2.0))
         return {
             "blur": lambda: -laplacian.var() / pixels[3].var(),
             "saturation": lambda: float((pixels == 65535).mean()),
@@ -270,7 +273,8 @@ def test_an_empty_site_has_no_cells():
     config = dataclasses.replace(SMALL, artefact_share=1.0, n_negative_controls=9)
     well = next(w for w in simulated_wells(config) if w.row["artefact"] == "empty")
     assert len(simulated_cells(config, well, 1).y) == 0
-    assert simulated_site(config, well, 1)[0].max() < 2 * np.median(simulated_site(config, well, 1)[0])
+    nuclei = simulated_site(config, well, 1)[0]
+    assert np.percentile(nuclei, 99.5) < 2 * np.median(nuclei)  # noise alone
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,23 +21,6 @@ pytestmark = pytest.mark.slow
 
 STARTUP_S = 240.0
 KEY = "the-key-of-the-serving-tests"
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory) -> Path:
-    """An interpreter with every dependency and without cytolake.
-
-    A `.pth` file adds this environment's packages by path; the `.pth` files in there, an editable cytolake's among
-    them, are not followed.
-    """
-    folder = tmp_path_factory.mktemp("bare")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    (packages,) = (folder / "lib").glob("python3.*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    python = folder / "bin" / "python"
-    found = subprocess.run([python, "-c", "import cytolake"], capture_output=True, text=True, cwd=folder)
-    assert "No module named 'cytolake'" in found.stderr
-    return python
 
 
 @pytest.fixture(scope="module", params=["serve.app:app", "serve/config.yaml"])

@@ -42,6 +42,9 @@ class ModelConfig:
     """Share of a crop's tokens hidden from the encoder. He et al. 2022, fig. 5."""
     fourier_weight: float = 0.01
     """Weight a of the Fourier loss: (1 - a) * mse + a * fourier. Kraus et al. 2024."""
+    contrastive_weight: float = 0.0
+    """Weight of the contrastive term between two views of a crop, added to the loss; 0 is a plain masked autoencoder.
+    Mishra et al. 2022."""
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
@@ -79,6 +82,8 @@ class ModelConfig:
         for name in ("mask_ratio", "fourier_weight", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model {name} is {getattr(self, name)}: expected 0 <= {name} < 1.")
+        if self.contrastive_weight < 0:
+            raise ValueError(f"model contrastive_weight is {self.contrastive_weight}: expected 0 or more.")
         if self.mask_ratio == 0:
             raise ValueError("model mask_ratio is 0: nothing would be hidden, so there is nothing to learn.")
         if self.mlp_ratio <= 0:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cytolake.models.config import ModelConfig
+from cytolake.models.contrast import Projection, contrastive_loss
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import Encoder, Patches
 from cytolake.models.masking import Mask, draw_mask
@@ -90,28 +91,54 @@ class MaskedAutoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.projection = Projection(config.width) if config.contrastive_weight > 0 else None
 
-    def forward(self, batch: CropBatch, noise_BL: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        batch: CropBatch,
+        noise_BL: Tensor,
+        second_batch: CropBatch | None = None,
+        second_noise_BL: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Losses of one minibatch.
 
         Args:
             batch: B crops.
             noise_BL: (B, at least L) random numbers that choose the hidden tokens, see `masking_noise`.
+            second_batch: The same crops turned another way, where `contrastive_weight` is above 0. They enter the
+                contrastive term only.
+            second_noise_BL: Other random numbers, for the second view.
 
         Returns:
             Scalars `loss` = (1 - a) * mse + a * fourier with a = `fourier_weight`, `mse` and `fourier`, all over hidden
             tokens; a mean over a crop's tokens, then over crops, so that crops with many channels do not outweigh
-            others and the mean over workers with equally many crops is the loss of the whole minibatch.
+            others and the mean over workers with equally many crops is the loss of the whole minibatch. Where
+            `contrastive_weight` is above 0, `contrast` is there too, and `loss` has it added.
+
+        Raises:
+            ValueError: The second view is missing.
         """
-        predicted, mask, patches = self._predict(batch, noise_BL)
+        if self.projection is None:
+            return self._masked_losses(batch, noise_BL)[0]
+        if second_batch is None or second_noise_BL is None:
+            raise ValueError("contrastive_weight is above 0: the model needs a second view of every crop.")
+        losses, first_BD = self._masked_losses(batch, noise_BL)
+        *_, second_BD = self._encode(second_batch, second_noise_BL)
+        contrast = contrastive_loss(self.projection(first_BD), self.projection(second_BD))
+        return {**losses, "loss": losses["loss"] + self.config.contrastive_weight * contrast, "contrast": contrast}
+
+    def _masked_losses(self, batch: CropBatch, noise_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of the reconstruction, and (B, D) the mean of each crop's visible tokens."""
+        encoded, mask, patches, pooled_BD = self._encode(batch, noise_BL)
+        predicted = self.decoder(encoded, mask, patches)
         mse_BL = (predicted.float() - patches.pixels).square().mean(dim=-1)
         mse = _mean_over_hidden(mse_BL, mask.is_hidden)
         weight = self.config.fourier_weight
         if weight == 0:
-            return {"loss": mse, "mse": mse, "fourier": torch.zeros_like(mse)}
+            return {"loss": mse, "mse": mse, "fourier": torch.zeros_like(mse)}, pooled_BD
         fourier_BL = fourier_distance(predicted.float(), patches.pixels, self.config.patch_size)
         fourier = _mean_over_hidden(fourier_BL, mask.is_hidden)
-        return {"loss": (1 - weight) * mse + weight * fourier, "mse": mse, "fourier": fourier}
+        return {"loss": (1 - weight) * mse + weight * fourier, "mse": mse, "fourier": fourier}, pooled_BD
 
     @torch.no_grad()
     def reconstruct(self, batch: CropBatch, noise_BL: Tensor) -> Reconstruction:
@@ -126,12 +153,19 @@ class MaskedAutoencoder(nn.Module):
         )
 
     def _predict(self, batch: CropBatch, noise_BL: Tensor) -> tuple[Tensor, Mask, Patches]:
+        encoded, mask, patches, _ = self._encode(batch, noise_BL)
+        return self.decoder(encoded, mask, patches), mask, patches
+
+    def _encode(self, batch: CropBatch, noise_BL: Tensor) -> tuple[Tensor, Mask, Patches, Tensor]:
+        """(B, 1 + V, D) final tokens of visible patches, their mask, all patches, (B, D) the visible mean."""
         patches = self.encoder.patches(batch)
         noise_BL = noise_BL[:, : patches.is_token.shape[1]].to(patches.is_token.device)
         mask = draw_mask(noise_BL, patches.is_token, self.config.mask_ratio)
         tokens_BVD = self.encoder.embed(patches).take_along_dim(mask.visible[:, :, None], dim=1)
         *_, encoded = self.encoder.run_blocks(tokens_BVD, mask.is_visible if patches.padded else None)
-        return self.decoder(self.encoder.norm(encoded), mask, patches), mask, patches
+        tokens = self.encoder.norm(encoded)
+        weight_BV = mask.is_visible / mask.is_visible.sum(dim=1, keepdim=True)
+        return tokens, mask, patches, (tokens[:, 1:] * weight_BV[:, :, None]).sum(dim=1)
 
     def _picture(self, pixels_BLP: Tensor) -> Tensor:
         """(B, L, P) -> (B, C, S, S)."""

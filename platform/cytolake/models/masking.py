@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cytolake.models.seeding import sample_bits, uniform
 
-_MASKING = 1  # purpose of `sample_bits`
+_MASKING = 1  # purpose of `sample_bits`: odd ones, a view each; flips and turns have the even ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,14 @@ class Mask:
     """(B, L) bool, True for the tokens to be reconstructed; False for visible ones and for padding."""
 
 
-def masking_noise(seed: int, epoch: int, sample_index: Sequence[int] | np.ndarray, n_tokens: int) -> Tensor:
-    """(B, n_tokens) float64 in [0, 1): a crop's row depends on (seed, epoch, its global sample index) alone.
+def masking_noise(
+    seed: int, epoch: int, sample_index: Sequence[int] | np.ndarray, n_tokens: int, *, view: int = 0
+) -> Tensor:
+    """(B, n_tokens) float64 in [0, 1): a crop's row depends on (seed, epoch, its global sample index, view) alone.
 
     A crop keeps its noise whatever shares its minibatch: more tokens only append to the row.
     """
-    return torch.from_numpy(uniform(sample_bits(seed, epoch, sample_index, _MASKING), n_tokens))
+    return torch.from_numpy(uniform(sample_bits(seed, epoch, sample_index, _MASKING + 2 * view), n_tokens))
 
 
 def draw_mask(noise_BL: Tensor, is_token_BL: Tensor, mask_ratio: float) -> Mask:

@@ -88,11 +88,12 @@ class SimulatedScreen:
     pixel_size_um: float = 1.0
     ome_zarr_version: str = "0.5"
     """`0.5` (Zarr v3) or `0.4` (Zarr v2)."""
-    effect_size: float = 3.5
-    """Shift of a fully effective perturbation along its direction, in cell-to-cell deviations."""
+    effect_size: float = 6.0
+    """Shift of a fully effective perturbation along its direction, in the unit in which `cell_sd` is given: with the
+    defaults a probe of the true traits tells 14 perturbations of unseen plates with 0.85 balanced accuracy."""
     gene_share: float = 0.5
     """Share of a gene's effect (by variance) that is its own and not its pathway's, 0..1."""
-    cell_sd: float = 1.0
+    cell_sd: float = 0.5
     """Cell-to-cell deviation of each trait; 0 makes all cells of a well alike."""
     well_sd: float = 0.25
     """Well-to-well deviation of each trait that no perturbation explains."""
@@ -362,9 +363,14 @@ def _treatments(config: SimulatedScreen) -> list[tuple[dict[str, str], Floats]]:
                     "replicate": str(replicate + 1),
                 }
                 treatments.append((labels, (1.2 * config.effect_size * response * towards).astype(np.float32)))
-    for n in range(config.n_negative_controls):
-        guide = f"non-targeting_g{n % 4 + 1}"
-        labels = {"perturbation": "non-targeting", "guide": guide, "replicate": str(n // 4 + 1), "control": "negative"}
+    for control in range(config.n_negative_controls):
+        name = f"non-targeting_g{control % 4 + 1}"
+        labels = {
+            "perturbation": "non-targeting",
+            "guide": name,
+            "replicate": str(control // 4 + 1),
+            "control": "negative",
+        }
         treatments.append((labels, nothing))
     strong = nothing.copy()
     for trait, weight in (("nucleus_area", 1.0), ("nucleus_lobes", 0.6), ("micronuclei", 0.6), ("cell_density", -1.0)):
@@ -449,7 +455,7 @@ def _write_plate(
     images = [
         ngio.ImageInWellPath(row=well.row["well"][0], column=well.row["well"][1:], path=str(site))
         for well in wells
-        for site in range(config.sites_per_well)
+        for site in range(1, config.sites_per_well + 1)
     ]
     ngio.create_empty_plate(str(temporary), name=path.stem, images=images, ngff_version=_version(config))
     for _ in pool.map(_write_well, [config] * len(wells), wells, [str(temporary)] * len(wells)):
@@ -461,8 +467,8 @@ def _write_plate(
 def _write_well(config: SimulatedScreen, well: SimulatedWell, plate_path: str) -> None:
     """Draw a well and write its images; a function of its arguments alone, so that any executor can run it."""
     size = config.site_size_px
-    for site in range(config.sites_per_well):
-        pixels = simulated_site(config, well, site + 1)
+    for site in range(1, config.sites_per_well + 1):
+        pixels = simulated_site(config, well, site)
         container = ngio.create_empty_ome_zarr(
             str(Path(plate_path) / well.row["well"][0] / well.row["well"][1:] / str(site)),
             shape=pixels.shape,

@@ -10,13 +10,13 @@ Letters in names of arrays: N cells, T traits, Y and X pixels of a cell's window
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32; numpy's own stubs lose the precision in mixed arithmetic
 
 CHANNELS: Final = ("DNA", "ER", "RNA", "AGP", "Mito")
 """Stains of the simulated screen, in pixel order, spelled as in catalog/channels.yaml."""
@@ -41,22 +41,24 @@ TRAITS: Final = (
     "cell_area",
     "cell_elongation",
     "cell_protrusions",
+    "cell_alignment",
+    "cell_clustering",
     "cell_density",
 )
 
 PATHWAYS: Final[dict[str, dict[str, float]]] = {
+    "cytokinesis": {"nucleus_lobes": 1.0, "nucleus_area": 0.8, "cell_area": 0.6, "micronuclei": 0.6},
+    "actin_assembly": {"cell_alignment": 0.8, "cell_elongation": 0.8, "actin_alignment": 0.8, "actin_cortex": -0.6},
+    "adhesion": {"cell_clustering": 1.0, "cell_area": -0.7, "actin_cortex": 0.7, "cell_protrusions": 0.4},
+    "secretion": {"er_spread": -1.0, "golgi_dispersal": 0.8, "mito_spread": -0.7, "nucleus_area": -0.5},
     "mito_fission": {"mito_length": -1.0, "mito_spread": 0.5, "mito_polarity": -0.5, "er_spread": 0.3},
-    "actin_assembly": {"actin_alignment": 1.0, "actin_cortex": -0.6, "cell_elongation": 0.7, "nucleus_elongation": 0.4},
-    "golgi_traffic": {"golgi_dispersal": 1.0, "golgi_distance": 0.6, "er_spread": -0.5, "mito_polarity": 0.3},
-    "cytokinesis": {"nucleus_lobes": 1.0, "micronuclei": 0.7, "nucleus_area": 0.7, "cell_area": 0.4},
     "ribosome_biogenesis": {"nucleoli_count": 1.0, "chromatin_clumping": -0.4, "er_coarseness": 0.6},
     "chromatin_compaction": {"chromatin_clumping": 1.0, "chromatin_rim": 0.7, "nucleus_area": -0.5},
     "er_stress": {"er_coarseness": 1.0, "er_spread": -0.7, "mito_spread": -0.6},
     "microtubule_transport": {"mito_spread": -1.0, "golgi_distance": 0.8, "mito_polarity": 0.7, "er_spread": -0.4},
-    "adhesion": {"cell_protrusions": 1.0, "actin_cortex": 0.7, "actin_alignment": -0.5, "cell_area": -0.4},
     "nuclear_envelope": {"nucleus_elongation": 0.9, "chromatin_rim": -0.8, "nucleus_lobes": 0.6},
     "mito_biogenesis": {"mito_length": 1.0, "mito_polarity": -0.6, "nucleoli_count": 0.4},
-    "planar_polarity": {"golgi_distance": -0.7, "mito_polarity": 1.0, "cell_elongation": 0.7, "actin_alignment": 0.5},
+    "planar_polarity": {"golgi_distance": -0.7, "mito_polarity": 1.0, "cell_alignment": 0.7, "cell_elongation": 0.5},
 }
 """Shared direction of each pathway in trait space, before scaling to unit length. Names are of processes, not genes."""
 
@@ -113,7 +115,7 @@ def draw_cells(
         cell_sd: Cell-to-cell deviation.
     """
     crowding = density * float(np.exp(0.12 * effect[TRAITS.index("cell_density")]))
-    y, x = _place(rng, size_px, crowding)
+    y, x = _place(rng, size_px, crowding, float(_between(effect[TRAITS.index("cell_clustering")], -0.4, 1.0)))
     responds = rng.random(len(y), np.float32) < penetrance
     traits_NT = rng.standard_normal((len(y), len(TRAITS)), np.float32) * np.float32(cell_sd)
     traits_NT += np.where(responds[:, None], effect[None], np.float32(0)) + np.asarray(well_sd, np.float32)
@@ -141,7 +143,7 @@ def draw_field(rng: np.random.Generator, cells: Cells, size_px: int) -> Floats:
     body = _Bodies(rng, cells)
     textures = _textures(rng)
     amount_CN = np.exp(
-        0.2 * rng.standard_normal((1, len(row)), np.float32) + 0.12 * rng.standard_normal((5, len(row)), np.float32)
+        0.25 * rng.standard_normal((1, len(row)), np.float32) + 0.2 * rng.standard_normal((5, len(row)), np.float32)
     )
 
     dna_NYX, rna_NYX = _nucleus(rng, body, textures)
@@ -182,9 +184,10 @@ class _Bodies:
         self.n = n
         self.trait = {name: cells.traits[:, t] for t, name in enumerate(TRAITS)}
         trait = self.trait
-        self.radius = CELL_RADIUS_PX * np.exp(0.10 * np.clip(trait["cell_area"], -4, 4))
-        self.stretch = np.exp(0.5 * _between(trait["cell_elongation"], 0.05, 0.95))
-        self.angle = rng.uniform(0, np.pi, n).astype(np.float32)
+        self.radius = CELL_RADIUS_PX * np.exp(0.12 * np.clip(trait["cell_area"], -4, 4))
+        self.stretch = np.exp(_between(trait["cell_elongation"], 0.0, 1.1))
+        disorder = np.exp(_between(-trait["cell_alignment"], np.log(0.12), np.log(3.0)))
+        self.angle = (rng.uniform(0, np.pi) + disorder * rng.standard_normal(n)).astype(np.float32)
         self.cortex_share = _between(trait["actin_cortex"], 0.05, 0.65)
         self.golgi_angle = self.angle + rng.choice([0.0, np.pi], n) + 0.4 * rng.standard_normal(n)
         half = _WINDOW_PX // 2
@@ -207,11 +210,11 @@ class _Bodies:
         """Distance inside the cell's outline, pixels; negative outside."""
         self.inside_NYX = np.clip(self.depth_NYX / 1.5 + 0.5, 0, 1)
 
-        self.nucleus_radius = NUCLEUS_RADIUS_PX * np.exp(0.09 * np.clip(trait["nucleus_area"], -4, 4))
-        nucleus_stretch = np.exp(0.35 * _between(trait["nucleus_elongation"], 0.02, 0.98))
+        self.nucleus_radius = NUCLEUS_RADIUS_PX * np.exp(0.12 * np.clip(trait["nucleus_area"], -4, 4))
+        nucleus_stretch = np.exp(_between(trait["nucleus_elongation"], 0.0, 0.7))
         nucleus_angle = self.angle + 0.3 * rng.standard_normal(n)
         z, r = _rotated(dx, dy, nucleus_angle, nucleus_stretch)
-        lobes = _between(trait["nucleus_lobes"], 0.0, 0.34)
+        lobes = _between(trait["nucleus_lobes"], 0.0, 0.45)
         z2 = z * z
         three = rng.random(n) < 0.5
         phase_n = rng.uniform(0, 2 * np.pi, n)
@@ -232,16 +235,28 @@ class _Bodies:
         return values * seen
 
 
-def _place(rng: np.random.Generator, size_px: int, crowding: float) -> tuple[Floats, Floats]:
-    """Throw darts: nuclei no nearer than the spacing, over the field and a margin around it."""
+def _place(rng: np.random.Generator, size_px: int, crowding: float, clustering: float) -> tuple[Floats, Floats]:
+    """Throw darts: nuclei no nearer than the spacing, over the field and a margin around it.
+
+    With `clustering` above 0 cells come closer and leave a share of the field free: about as many cells, in islands.
+    """
     low, high = -_MARGIN_PX + 4.0, size_px + _MARGIN_PX - 4.0
-    spacing = CELL_SPACING_PX / np.sqrt(max(crowding, 1e-6))
-    n_darts = 0 if crowding <= 0 else int(2.2 * ((high - low) / spacing) ** 2)
+    clustering = max(clustering, 0.0)
+    free = 0.5 * clustering
+    # 0.08: islands have rims, where a dart has fewer neighbours; measured to keep the number of cells within 5 %.
+    spacing = CELL_SPACING_PX * (1 + 0.08 * clustering) * np.sqrt((1 - free) / max(crowding, 1e-6))
+    n_darts = 0 if crowding <= 0 else int(3 * ((high - low) / spacing) ** 2)
     darts = rng.uniform(low, high, (n_darts, 2))
+    # Islands: the highest parts of a smooth random surface, a sum of plane waves of about four cells' length.
+    wave_K2 = rng.standard_normal((8, 2)) * 2 * np.pi / (5.0 * CELL_SPACING_PX)
+    phase_K = rng.uniform(0, 2 * np.pi, 8)
+    corners = rng.uniform(low, high, (256, 2))
+    height = np.cos(darts @ wave_K2.T + phase_K).sum(axis=1)
+    sea = np.quantile(np.cos(corners @ wave_K2.T + phase_K).sum(axis=1), free)
     need2 = (spacing * rng.uniform(0.75, 1.2, n_darts)) ** 2
     kept = np.empty((n_darts, 2))
     n = 0
-    for dart, need in zip(darts, need2, strict=True):
+    for dart, need in zip(darts[height >= sea], need2, strict=False):
         if n == 0 or np.min(np.sum((kept[:n] - dart) ** 2, axis=1)) > need:
             kept[n] = dart
             n += 1
@@ -286,7 +301,7 @@ def _textures(rng: np.random.Generator) -> Floats:
 
 
 def _texture_windows(rng: np.random.Generator, bank: Floats, scale_N: Floats) -> Floats:
-    """One random piece of texture for each cell, blended between the two nearest scales: (N, Y, X), about unit variance.
+    """One random piece of texture for each cell, blended between two scales: (N, Y, X), about unit variance.
 
     `scale_N` runs over 0..1, finest to coarsest.
     """
@@ -307,13 +322,13 @@ def _nucleus(rng: np.random.Generator, body: _Bodies, textures: Floats) -> tuple
     most = 7
     count = np.clip(np.rint(_between(body.trait["nucleoli_count"], 0.6, 7.4)), 1, most)
     radius = body.nucleus_radius * 0.46 / np.sqrt(count)
-    far = body.nucleus_radius * 0.70 * np.sqrt(rng.uniform(0.05, 1, (most, n)))
+    far = body.nucleus_radius * 0.66 * np.sqrt(rng.uniform(0.05, 1, (most, n)))
     turn = (
         rng.uniform(0, 2 * np.pi, n)
         + (np.arange(most)[:, None] / count + 0.08 * rng.standard_normal((most, n))) * 2 * np.pi
     )
     cy, cx = (far * np.sin(turn)).astype(np.float32), (far * np.cos(turn)).astype(np.float32)
-    half, reach = _WINDOW_PX // 2, 20
+    half, reach = _WINDOW_PX // 2, 24
     inner = slice(half - reach, half + reach)
     axis = np.arange(-reach, reach, dtype=np.float32)
     nucleoli = np.zeros_like(body.nucleus_NYX)
@@ -393,7 +408,7 @@ def _golgi(rng: np.random.Generator, body: _Bodies) -> Points:
 
 
 def _mitochondria(rng: np.random.Generator, body: _Bodies) -> Points:
-    """Worms of equal total length: many short ones or a few long ones, near the nucleus or far, on one side or all round."""
+    """Worms of equal total length: many short ones or a few long ones, near the nucleus or far, on one side or all."""
     n_points, step = 400, 0.9
     length = np.exp(_between(body.trait["mito_length"], np.log(3.0), np.log(66.0)))[:, None]
     index = np.arange(n_points)[None]

@@ -20,7 +20,7 @@ ARTEFACTS: Final = ("blur", "saturation", "debris", "empty", "noise", "autofluor
 CAMERA_MAX: Final = 65535
 
 _COUNTS_PER_STAIN: Final = 900.0
-_PHOTONS_PER_COUNT: Final = 0.1
+_PHOTONS_PER_COUNT: Final = 0.03
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,10 +6,12 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from cytolake.models import CropBatch, ModelConfig, collate, flip_rotate, masking_noise
@@ -24,6 +26,14 @@ class Minibatch:
     crops: CropBatch
     noise: Tensor
     """(B, L) random numbers that choose the hidden tokens."""
+    second_crops: CropBatch | None = None
+    """The same crops turned another way, for the contrastive term; None where the model has none."""
+    second_noise: Tensor | None = None
+
+    def to(self, device: torch.device) -> tuple[CropBatch, Tensor, CropBatch | None, Tensor | None]:
+        """The model's arguments, on its device."""
+        second = None if self.second_crops is None else self.second_crops.to(device, non_blocking=True)
+        return self.crops.to(device, non_blocking=True), self.noise, second, self.second_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +89,30 @@ def read_minibatches(pack: Pack, settings: FeedSettings) -> Iterator[Minibatch]:
                     identities[names] = settings.model.channel_indices(names)
                 indices.append(identities[names])
             images = pack.read(rows)
-            if settings.flip_rotate:
-                images = flip_rotate(images, settings.seed, epoch, rows)
-            crops = collate(images, indices)
-            n_streams = 1 if settings.model.architecture == "mae_vit" else crops.pixels.shape[1]
-            noise = masking_noise(settings.seed, epoch, rows, n_streams * settings.model.n_patches)
-            if settings.pin_memory:
-                crops, noise = crops.pin_memory(), noise.pin_memory()
-            yield Minibatch(crops=crops, noise=noise)
+            crops, noise = _view(images, indices, settings, epoch, rows, 0)
+            if settings.model.contrastive_weight > 0:
+                second_crops, second_noise = _view(images, indices, settings, epoch, rows, 1)
+                yield Minibatch(crops=crops, noise=noise, second_crops=second_crops, second_noise=second_noise)
+            else:
+                yield Minibatch(crops=crops, noise=noise)
             step += 1
+
+
+def _view(
+    images: Sequence[np.ndarray],
+    indices: Sequence[Sequence[int]],
+    settings: FeedSettings,
+    epoch: int,
+    rows: np.ndarray,
+    view: int,
+) -> tuple[CropBatch, Tensor]:
+    """One view of every crop, turned and masked on its own."""
+    if settings.flip_rotate:
+        images = flip_rotate(images, settings.seed, epoch, rows, view=view)
+    crops = collate(images, indices)
+    n_streams = 1 if settings.model.architecture == "mae_vit" else crops.pixels.shape[1]
+    noise = masking_noise(settings.seed, epoch, rows, n_streams * settings.model.n_patches, view=view)
+    return (crops.pin_memory(), noise.pin_memory()) if settings.pin_memory else (crops, noise)
 
 
 class Prefetcher:

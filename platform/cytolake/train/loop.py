@@ -110,7 +110,7 @@ def train_worker(arguments: dict[str, LoopSettings]) -> None:
             if config.model.drop_path > 0:  # its random numbers must not depend on how often the run was resumed
                 torch.manual_seed(hash((config.seed, step, rank)) % 2**63)
             with autocast:
-                losses = parallel(minibatch.crops.to(device, non_blocking=True), minibatch.noise)
+                losses = parallel(*minibatch.to(device))
             losses["loss"].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
             optimiser.step()

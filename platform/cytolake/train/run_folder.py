@@ -28,6 +28,7 @@ HISTORY_FILE = "history.json"
 LIVE_HISTORY_FILE = "history.jsonl"
 RECONSTRUCTIONS_FILE = "reconstructions.npz"
 _DECODER_FILE = "decoder.safetensors"
+_PROJECTION_FILE = "projection.safetensors"
 _OPTIMISER_FILE = "optimiser.pt"
 _STATE_FILE = "state.json"
 
@@ -59,6 +60,8 @@ def write_checkpoint(
     """Fill an existing empty folder with all that is needed to go on."""
     save_encoder(model.encoder, folder / ENCODER_FILE)
     save_weights(model.decoder, folder / _DECODER_FILE, {"kind": "cytolake-decoder"})
+    if model.projection is not None:
+        save_weights(model.projection, folder / _PROJECTION_FILE, {"kind": "cytolake-projection"})
     torch.save(optimiser.state_dict(), folder / _OPTIMISER_FILE)
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     state = {
@@ -93,6 +96,9 @@ def read_checkpoint(folder: Path, model: MaskedAutoencoder, optimiser: torch.opt
     model.encoder.load_state_dict(encoder.state_dict())
     weights, _ = read_weights(folder / _DECODER_FILE)
     put_weights(model.decoder, weights, folder / _DECODER_FILE)
+    if model.projection is not None:
+        weights, _ = read_weights(folder / _PROJECTION_FILE)
+        put_weights(model.projection, weights, folder / _PROJECTION_FILE)
     optimiser.load_state_dict(torch.load(folder / _OPTIMISER_FILE, map_location="cpu", weights_only=True))
     return Position(step=state["step"], epoch=state["epoch"], minibatch=state["minibatch"], pack_id=pack_id)
 

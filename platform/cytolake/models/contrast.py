@@ -1,0 +1,81 @@
+"""The contrastive term: two views of one crop should be told from all other crops.
+
+A masked autoencoder alone learns what a patch looks like long before it learns what a whole crop is like. Two views of
+a crop, each turned and masked on its own, share no more than the crop's look as a whole: its textures, shapes and
+arrangement.
+
+Source: Mishra et al. 2022, "A simple, efficient and scalable contrastive masked autoencoder" (CAN), arXiv 2210.16870;
+InfoNCE with cosine similarities as in Chen et al. 2020 (SimCLR), arXiv 2002.05709.
+
+Shapes: B crops of this worker, A crops of all workers, D width, Z projected width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cytolake.models.transformer import initialise
+
+TEMPERATURE = 0.2
+PROJECTED_WIDTH = 64
+
+
+class Projection(nn.Module):
+    """From pooled tokens to the sphere on which views are compared. Used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(2 * width, PROJECTED_WIDTH)
+        initialise(self)
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """(B, Z) of length 1."""
+        return functional.normalize(self.out(functional.gelu(self.hidden(pooled_BD))).float(), dim=-1)
+
+
+def contrastive_loss(first_BZ: Tensor, second_BZ: Tensor) -> Tensor:
+    """InfoNCE of two views, scalar: each crop's view must find its other view among those of all workers' crops.
+
+    The mean over workers, with equally many crops each, is the loss of the whole minibatch in one process.
+
+    Args:
+        first_BZ: (B, Z) projections of length 1.
+        second_BZ: (B, Z) of the same crops' other views.
+    """
+    first_AZ, rank = _gather(first_BZ)
+    second_AZ, _ = _gather(second_BZ)
+    own = torch.arange(len(first_BZ), device=first_BZ.device) + rank * len(first_BZ)
+    forth = functional.cross_entropy(first_BZ @ second_AZ.T / TEMPERATURE, own)
+    back = functional.cross_entropy(second_BZ @ first_AZ.T / TEMPERATURE, own)
+    return (forth + back) / 2
+
+
+def _gather(rows_BZ: Tensor) -> tuple[Tensor, int]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows_BZ, 0
+    gathered: Tensor = _Gather.apply(rows_BZ)
+    return gathered, torch.distributed.get_rank()
+
+
+class _Gather(torch.autograd.Function):
+    """All workers' rows in the order of their ranks; a worker's rows get the gradients of all workers' losses."""
+
+    @staticmethod
+    def forward(context: Any, rows_BZ: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows_BZ) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows_BZ.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        (gradient_AZ,) = gradients
+        total = gradient_AZ.contiguous()
+        torch.distributed.all_reduce(total)
+        n = len(total) // torch.distributed.get_world_size()
+        rank = torch.distributed.get_rank()
+        return total[rank * n : (rank + 1) * n]
