@@ -19,7 +19,8 @@ STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
 
 @pytest.fixture(scope="session")
 def make_pack(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a pack of crops of 16 px with blobs; crop i has `channels[i % len(channels)]`."""
+    """Writes a pack of crops of 16 px with blobs; crop i has `channels[i % len(channels)]`
+    and lies in well i // 5."""
 
     def make(n: int = 32, channels: tuple[tuple[str, ...], ...] = (STAINS[:2],), size: int = 16) -> Path:
         folder = tmp_path_factory.mktemp("pack")
@@ -32,7 +33,7 @@ def make_pack(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             places = rng.uniform(2, size - 2, (len(names), 2))
             blobs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / 18) for a, b in places]
             images = crops.setdefault(len(names), [])
-            rows.append((f"crop{i}", "well", "plate", len(names), len(images), list(names)))
+            rows.append((f"crop{i}", f"well{i // 5}", "plate", len(names), len(images), list(names)))
             images.append(np.stack([3000 * blob + rng.normal(200, 10, blob.shape) for blob in blobs]).astype(np.uint16))
         for group, images in crops.items():
             pixels = np.stack(images)

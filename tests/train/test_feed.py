@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 from cytolake.models import ModelConfig
 from cytolake.packs.pack import Pack
-from cytolake.train.feed import FeedSettings, Minibatch, Prefetcher, read_minibatches
+from cytolake.train.feed import FeedSettings, Minibatch, Prefetcher, _Partners, read_minibatches
 from cytolake.train.optimiser import build_optimiser, learning_rate_at
 
 SETTINGS = FeedSettings(
@@ -106,3 +107,28 @@ def test_biases_norms_tokens_and_embeddings_do_not_decay():
     assert all(name.endswith("weight") for name in names)
     assert not [name for name in names if "norm" in name or "channel_embedding" in name]
     assert "encoder.blocks.0.qkv.weight" in names
+
+
+def test_the_second_view_is_of_the_same_well_whoever_reads_it(pack):
+    model = dataclasses.replace(SETTINGS.model, contrastive_weight=0.5)
+    settings = dataclasses.replace(SETTINGS, model=model, pairs_wells=True, flip_rotate=False)
+    partners = _Partners(pack)
+    wells = np.asarray(pack.index["well_id"].to_pylist())
+    rows = np.arange(pack.n_crops)
+    chosen = partners.of(rows, seed=0, epoch=0)
+    assert (wells[chosen] == wells).all()
+    assert (chosen != rows).any()
+    assert (chosen != partners.of(rows, seed=0, epoch=1)).any()
+    whole = list(read_minibatches(pack, settings))
+    halves = [list(read_minibatches(pack, dataclasses.replace(settings, world_size=2, rank=rank))) for rank in (0, 1)]
+    for step, minibatch in enumerate(whole):
+        parts = torch.cat([half[step].second_crops.pixels for half in halves])
+        torch.testing.assert_close(_sorted_rows(parts), _sorted_rows(minibatch.second_crops.pixels))
+
+
+def test_a_plain_autoencoder_reads_no_second_view(pack):
+    assert next(read_minibatches(pack, dataclasses.replace(SETTINGS, pairs_wells=True))).second_crops is None
+
+
+def _sorted_rows(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels[pixels.flatten(1).sum(1).argsort()]

@@ -29,6 +29,7 @@ def demo() -> Line:
                 fourier_weight=0.0,
                 contrastive_weight=0.3,  # see platform/decisions/0003
             ),
+            second_view="well",
             steps=600,
             minibatch_size=64,
             learning_rate=1e-3,

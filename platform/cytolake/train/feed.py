@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from cytolake.models import CropBatch, ModelConfig, collate, flip_rotate, masking_noise
+from cytolake.models.seeding import sample_bits
 from cytolake.packs.pack import Pack
 from cytolake.packs.sampler import minibatches
+
+_PARTNER = 1 << 20  # purpose of `sample_bits`, far from those of masks and turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,8 @@ class FeedSettings:
     minibatch_size: int
     """Crops of a global minibatch, all workers together."""
     flip_rotate: bool
+    pairs_wells: bool = False
+    """The second view is of another crop of the same well."""
     rank: int
     world_size: int
     first_step: int
@@ -68,6 +73,17 @@ def read_minibatches(pack: Pack, settings: FeedSettings) -> Iterator[Minibatch]:
     per_epoch = steps_per_epoch(pack.n_crops, settings.minibatch_size)
     step = settings.first_step
     identities: dict[tuple[str, ...], tuple[int, ...]] = {}
+    partners = _Partners(pack) if settings.pairs_wells and settings.model.contrastive_weight > 0 else None
+
+    def identities_of(rows: np.ndarray) -> list[tuple[int, ...]]:
+        indices = []
+        for row in rows.tolist():
+            names = tuple(pack.channels(row))
+            if names not in identities:
+                identities[names] = settings.model.channel_indices(names)
+            indices.append(identities[names])
+        return indices
+
     while step < settings.n_steps:
         epoch, start = divmod(step, per_epoch)
         rows_of_epoch = minibatches(
@@ -82,20 +98,34 @@ def read_minibatches(pack: Pack, settings: FeedSettings) -> Iterator[Minibatch]:
         for rows in rows_of_epoch:
             if step == settings.n_steps or step // per_epoch != epoch:
                 break
-            indices = []
-            for row in rows.tolist():
-                names = tuple(pack.channels(row))
-                if names not in identities:
-                    identities[names] = settings.model.channel_indices(names)
-                indices.append(identities[names])
-            images = pack.read(rows)
+            images, indices = pack.read(rows), identities_of(rows)
             crops, noise = _view(images, indices, settings, epoch, rows, 0)
             if settings.model.contrastive_weight > 0:
+                if partners is not None:
+                    others = partners.of(rows, settings.seed, epoch)
+                    images, indices = pack.read(others), identities_of(others)
                 second_crops, second_noise = _view(images, indices, settings, epoch, rows, 1)
                 yield Minibatch(crops=crops, noise=noise, second_crops=second_crops, second_noise=second_noise)
             else:
                 yield Minibatch(crops=crops, noise=noise)
             step += 1
+
+
+class _Partners:
+    """For each crop one of its well, itself among them: a function of (seed, epoch, global sample index)."""
+
+    def __init__(self, pack: Pack) -> None:
+        wells = np.asarray(pack.index["well_id"].to_pylist())
+        _, well_of_row, self._n = np.unique(wells, return_inverse=True, return_counts=True)
+        self._well_of_row = well_of_row
+        self._rows_by_well = np.argsort(well_of_row, kind="stable")
+        self._first = np.cumsum(self._n) - self._n
+
+    def of(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        wells = self._well_of_row[rows]
+        choice = sample_bits(seed, epoch, rows, _PARTNER) % self._n[wells].astype(np.uint64)
+        partners: np.ndarray = self._rows_by_well[self._first[wells] + choice.astype(np.int64)]
+        return partners
 
 
 def _view(

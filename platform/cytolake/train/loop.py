@@ -94,6 +94,7 @@ def train_worker(arguments: dict[str, LoopSettings]) -> None:
         seed=config.seed,
         minibatch_size=config.minibatch_size,
         flip_rotate=config.flip_rotate,
+        pairs_wells=config.second_view == "well",
         rank=rank,
         world_size=world_size,
         first_step=first_step,

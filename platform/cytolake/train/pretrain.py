@@ -34,6 +34,7 @@ from cytolake.train.run_folder import (
 )
 
 Precision = Literal["auto", "bf16", "fp32"]
+SecondView = Literal["crop", "well"]
 Progress = Callable[[str, int, int], None]
 
 # How a run is carried out, which changes none of the crops it sees: left out of its identity.
@@ -65,6 +66,9 @@ class PretrainConfig:
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
     """Largest norm of the gradient of all weights."""
+    second_view: SecondView = "crop"
+    """What the contrastive term compares a crop with, where `model.contrastive_weight` is above 0: the same crop,
+    turned and masked otherwise, or a crop of the same well, so that what a well's cells have in common is learned."""
     flip_rotate: bool = True
     """Turn and mirror crops, otherwise in every epoch."""
     seed: int = 0
@@ -91,6 +95,10 @@ class PretrainConfig:
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"pretrain.precision is {self.precision!r}: choose one of {', '.join(get_args(Precision))}."
+            )
+        if self.second_view not in get_args(SecondView):
+            raise ValueError(
+                f"pretrain.second_view is {self.second_view!r}: choose one of {', '.join(get_args(SecondView))}."
             )
         for name in ("minibatch_size", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
