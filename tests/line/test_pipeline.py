@@ -94,6 +94,7 @@ def test_anndata_of_the_champion_has_the_tables_vectors(line, first):
     rows = catalog.table("embeddings", where=f"representation_id = '{first[0].card.representation_id}'").to_pylist()
     vectors = {row["crop_id"]: row["embedding"] for row in rows}
     np.testing.assert_array_equal(cells.X, np.array([vectors[crop] for crop in cells.obs_names], dtype=np.float32))
+    assert catalog.to_anndata("champion").obs_names.equals(cells.obs_names)
     assert {"perturbation", "plate", "pathway"} <= set(cells.obs.columns)
 
 

@@ -178,9 +178,18 @@ class Catalog:
         return None if table is None else table.transaction_version(_plate_application(plate_id))
 
     def to_anndata(self, representation_id: str | Sequence[str], *, level: Literal["crop", "well"] = "crop") -> AnnData:
-        """Embeddings with everything known about their crops or wells, for scanpy; see `annotated.to_anndata`."""
+        """Embeddings with everything known about their crops or wells, for scanpy; see `annotated.to_anndata`.
+
+        Args:
+            representation_id: One, or several; `champion` is the promoted one of the MLflow file in the catalog's root.
+            level: One row for each crop, or for each well.
+        """
         from cytolake.catalog import annotated
 
+        if representation_id == "champion":
+            from cytolake.tracking import TrackingConfig, resolve_alias  # mlflow: not to open a table
+
+            representation_id = resolve_alias(TrackingConfig().at(self.root)).representation_id
         return annotated.to_anndata(self, representation_id, level=level)
 
     def crop_pixels(self, crop_ids: Sequence[str]) -> list[np.ndarray[Any, Any]]:

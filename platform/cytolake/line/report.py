@@ -18,6 +18,7 @@ import pyarrow as pa
 
 import cytolake
 from cytolake.catalog import Catalog
+from cytolake.catalog.ids import content_id
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +57,11 @@ class ReportInputs:
 def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
     """Write one self-contained HTML page (no script, no outside file) and return its path.
 
-    A section whose data is missing is left out, never faked.
+    A section whose data is missing is left out, never faked. A page of the same inputs and tables is left as it is.
     """
+    key = content_id(cytolake.__version__, repr(inputs), json.dumps(catalog.versions()))
+    if path.is_file() and f'content="{key}"' in path.read_text(encoding="utf-8")[:500]:
+        return path
     sections = [
         ("Block search", _block_search(catalog, inputs), _BLOCK_TEXT),
         ("Map of the chosen representation", _umap(catalog, inputs), _UMAP_TEXT),
@@ -71,6 +75,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         title=inputs.title,
+        key=key,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=cytolake.__version__,
         choice=inputs.choice,
@@ -81,7 +86,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         quarantine=_quarantine(catalog),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".html", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
         file.write(page)
     Path(file.name).chmod(0o644)
     return Path(file.name).replace(path)

@@ -122,7 +122,6 @@ def pipeline(line: Line, console: Console) -> None:
     console.print()
     console.print(_choice_table(result.choice))
     console.print()
-    places = Table.grid(padding=(0, 2))
     for name, place in (
         ("report", result.report),
         ("catalog", f"{line.root_path} (Delta tables in tables/)"),
@@ -130,8 +129,7 @@ def pipeline(line: Line, console: Console) -> None:
         ("MLflow", f"mlflow ui --backend-store-uri {line.tracking.at(line.root_path).uri}"),
         ("serve it", serve_command(line)),
     ):
-        places.add_row(f"[bold]{name}[/]", escape(str(place)))
-    console.print(places)
+        console.print(f"[bold]{name:<9}[/]{escape(str(place))}")
 
 
 JOBS = (ingest, curate, pretrain, embed, probe, sweep, benchmark, promote, pipeline)
