@@ -100,7 +100,7 @@ _BLOCK_TEXT = (
 _UMAP_TEXT = (
     "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule."
 )
-_CROPS_TEXT = "One crop from a different well in each column, contrast stretched for each crop and channel."
+_CROPS_TEXT = "Crops of different wells where there are several, contrast stretched for each crop and channel."
 _LOSS_TEXT = "Reconstruction loss of the masked patches."
 _RECONSTRUCTION_TEXT = (
     "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it."
@@ -215,7 +215,12 @@ def _umap(catalog: Catalog, inputs: ReportInputs) -> str:
         axes.set_yticks([])
         if len(classes) <= 24:
             axes.legend(
-                frameon=False, fontsize=6.5, ncols=3, markerscale=1.8, loc="upper center", bbox_to_anchor=(0.5, -0.01)
+                frameon=False,
+                fontsize=6.5,
+                ncols=3 if max(map(len, classes)) < 17 else 2,  # the next panel begins where this one ends
+                markerscale=1.8,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.01),
             )
     return _png(figure)
 

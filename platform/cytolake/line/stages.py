@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +128,7 @@ def pipeline(line: Line, console: Console) -> None:
         ("report", result.report),
         ("catalog", f"{line.root_path} (Delta tables in tables/)"),
         ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
-        ("MLflow", f"mlflow ui --backend-store-uri {line.tracking.at(line.root_path).uri}"),
+        ("MLflow", _mlflow_command(line)),
         ("serve it", serve_command(line)),
     ):
         console.print(f"[bold]{name:<9}[/]{escape(str(place))}")
@@ -151,7 +153,19 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
 
 def serve_command(line: Line) -> str:
     """The command that serves the champion of this root, on this machine, without a key."""
-    return f"CYTOLAKE_ROOT={shlex.quote(str(line.root_path))} CYTOLAKE_NO_AUTH=1 serve run serve.app:app"
+    return f"CYTOLAKE_ROOT={shlex.quote(str(line.root_path))} CYTOLAKE_NO_AUTH=1 {_program('serve')} run serve.app:app"
+
+
+def _mlflow_command(line: Line) -> str:
+    return f"{_program('mlflow')} ui --backend-store-uri {line.tracking.at(line.root_path).uri}"
+
+
+def _program(name: str) -> str:
+    """How this person starts a program of this environment: by name, or by its path where it is not on theirs."""
+    path = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(path) or not path.exists():
+        return name
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 @contextmanager
@@ -220,7 +234,8 @@ class Session:
             self.console.print(f"  [yellow]refused[/] {escape(str(problem))}")
         if report.n_quarantined:
             self.console.print(
-                f"  [yellow]quarantine[/] cytolake sql 'select plate, well, problem, found, next_step from quarantine' "
+                f"  [yellow]quarantine[/] {_program('cytolake')} sql "
+                "'select plate, well, problem, found, next_step from quarantine' "
                 f"--root {escape(str(line.root_path))}"
             )
         return report
@@ -402,8 +417,8 @@ class Session:
                 commands=(
                     ("serve it", serve_command(self.line)),
                     ("ask it", "curl -s localhost:8000/v1/models/champion"),
-                    ("query the tables", f"cytolake tables --root {self.line.root_path}"),
-                    ("see the runs", f"mlflow ui --backend-store-uri {self.line.tracking.at(self.line.root_path).uri}"),
+                    ("query the tables", f"{_program('cytolake')} tables --root {self.line.root_path}"),
+                    ("see the runs", _mlflow_command(self.line)),
                 ),
             )
             page = write_report(self.catalog, inputs, self.catalog.root / REPORT_FILE)
