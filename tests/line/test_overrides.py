@@ -14,6 +14,7 @@ class Inner:
     rate: float = 0.1
     names: tuple[str, ...] = ()
     note: str | None = None
+    seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         if self.epochs < self.least:
@@ -44,6 +45,9 @@ def test_a_whole_number_is_a_fraction_but_not_the_reverse():
 
 def test_a_list_may_be_typed_with_commas_alone():
     assert apply_overrides(Outer(), ["inner.names=gene,pathway"]).inner.names == ("gene", "pathway")
+    assert apply_overrides(Outer(), ["inner.names=0.75"]).inner.names == ("0.75",)
+    assert apply_overrides(Outer(), ["inner.seeds=1,2"]).inner.seeds == (1, 2)
+    assert apply_overrides(Outer(), ["inner.seeds=7"]).inner.seeds == (7,)
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,24 @@ def _run(line: Line) -> tuple[stages.PipelineResult, str]:
     result = stages.run_pipeline(line, Console(file=printed, width=200))
     assert Path(result.report).is_file()
     return result, printed.getvalue()
+
+
+def test_a_sweep_trains_each_value_and_a_second_one_trains_nothing(line, first):
+    swept = apply_overrides(line, ["sweep.values=0.75", "sweep.seeds=[0]"])
+    printed = io.StringIO()
+    stages.sweep(swept, Console(file=printed, width=200))
+    assert "0.75" in printed.getvalue()
+    runs = sorted(Path(line.root, "runs").glob("*/result.json"))
+    assert len(runs) == 2  # the pipeline's own, and the trial
+    stages.sweep(swept, Console(file=io.StringIO()))
+    assert sorted(Path(line.root, "runs").glob("*/result.json")) == runs
+
+
+def test_the_benchmark_scores_every_label_beside_the_baselines(line, first):
+    printed = io.StringIO()
+    tasks = (("perturbation", "plate"), ("plate", "well"))
+    benchmark = dataclasses.replace(line.benchmark, tasks=tasks)
+    stages.benchmark(dataclasses.replace(line, benchmark=benchmark), Console(file=printed, width=200))
+    labels = cytolake.catalog.open(line.root).sql("select distinct label from scores")["label"].to_pylist()
+    assert set(labels) == {"perturbation", "plate"}
+    assert "pixel statistics" in printed.getvalue()

@@ -98,8 +98,10 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {assignment}: {text!r} is not a YAML value.") from error
-    if isinstance(value, str) and typing.get_origin(hint) is tuple:
-        value = [part.strip() for part in value.split(",") if part.strip()]  # --set probe.labels=gene,pathway
+    if typing.get_origin(hint) is tuple and not isinstance(value, list):
+        # --set probe.seeds=0,1,2, or a single value: YAML needs no brackets round what is a list in any case.
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        value = parts if str in typing.get_args(hint) else [yaml.safe_load(part) for part in parts]
     if isinstance(value, list):
         value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
     if hint is float and isinstance(value, str):

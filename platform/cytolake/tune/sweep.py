@@ -103,8 +103,9 @@ def _train(
         _trial, pack_path=str(pack_path), trials=list(trials), runs_root=str(runs_root), tracking=tracking
     )
     results = tune.Tuner(
-        # The Ray Train run inside a trial brings its own resources; a CPU held here would be one too few for it.
-        tune.with_resources(trainable, {"cpu": 0}),
+        # The Ray Train run inside a trial brings its own resources, and a CPU held here would be one too few for it.
+        # Ray wants a trial to hold something: a byte of memory.
+        tune.with_resources(trainable, {"cpu": 0, "memory": 1}),
         param_space={"trial": tune.grid_search(list(todo))},
         tune_config=tune.TuneConfig(max_concurrent_trials=1),
         run_config=tune.RunConfig(name="sweep", storage_path=str(runs_root / "tune"), verbose=0),
