@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +61,70 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = subprocess.run([python, "-c", "import cytolake"], capture_output=True, text=True, cwd=folder)
     assert "No module named 'cytolake'" in found.stderr
     return python
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of an S3 server of this test process on 127.0.0.1, empty at first; AWS_* lead to it until the end.
+
+    moto's server in a process of its own: real requests, as boto, s3fs and delta-rs send them, and no network. Each
+    test makes buckets of its own, with `s3_bucket`.
+    """
+    pytest.importorskip("moto", reason="the S3 server of the tests is moto's")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=output,
+            stderr=output,
+            env=own,
+            start_new_session=True,
+        )
+    before = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    for name in before:
+        del os.environ[name]
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(endpoint + "/moto-api/", timeout=5):
+                    break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the S3 server did not start: {log.read_text()[-2000:]}") from None
+                time.sleep(0.1)
+        os.environ.update(settings)
+        yield endpoint
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+        for name in settings:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str) -> Iterator[str]:
+    """`s3://` and the name of a bucket of this test alone, empty at first."""
+    from cytolake.screens.storage import file_system
+
+    name = f"bucket-{os.getpid()}-{time.monotonic_ns()}"
+    files = file_system(f"s3://{name}")
+    files.call_s3("create_bucket", Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    yield f"s3://{name}"
+    files.rm(f"s3://{name}", recursive=True)
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numcodecs
 import numpy as np
 import pytest
 import zarr
 
-from cytolake.screens.pixels import read_site
+from cytolake.screens import storage
+from cytolake.screens.pixels import focus_of, read_site, resolve_sharpest
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 
@@ -103,7 +105,8 @@ def test_what_is_missing_or_damaged_is_told_and_the_rest_is_listed(tmp_path, wri
     assert [(site.well, site.site) for site in plate.sites] == [
         *(("A01", "0"), ("A01", "1"), ("A02", "0"), ("A03", "1"))
     ]
-    assert [(p.problem, p.well, p.site, p.file) for p in plate.problems] == [
+    found = [(p.problem, p.well, p.site, p.file) for p in plate.problems]
+    assert sorted(found, key=lambda problem: problem[1]) == [
         ("missing_file", "A02", "1", "P1.zarr/A/02/1"),
         ("unreadable_file", "A03", "0", "P1.zarr/A/03/0"),
         ("unreadable_file", "A04", "", "P1.zarr/A/04"),
@@ -202,3 +205,180 @@ def test_an_image_that_changed_after_listing_is_refused(tmp_path, write_zarr_pla
     shutil.rmtree(path)
     with pytest.raises(ScreenError, match="missing file"):
         read_site(site)
+
+
+@pytest.fixture
+def uploaded(s3_bucket):
+    """Copies a folder into the test's bucket; gives its URI."""
+
+    def upload(folder, name="screen"):
+        files = storage.file_system(s3_bucket)
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                files.pipe_file(f"{s3_bucket}/{name}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+        return f"{s3_bucket}/{name}"
+
+    return upload
+
+
+@VERSIONS
+def test_a_plate_in_a_bucket_lists_and_reads_as_on_a_disk(tmp_path, write_zarr_plate, uploaded, version):
+    write_zarr_plate(tmp_path / "P1.zarr", version, wells=("B/02", "B/03"))
+    (local,), (remote,) = listed(tmp_path), listed(uploaded(tmp_path))
+    assert [replace(site, image_paths=()) for site in remote.sites] == [
+        replace(site, image_paths=()) for site in local.sites
+    ]
+    assert (remote.channels, remote.pixel_size_um, remote.problems) == (local.channels, local.pixel_size_um, ())
+    for there, here in zip(remote.sites, local.sites, strict=True):
+        np.testing.assert_array_equal(read_site(there), read_site(here))
+        np.testing.assert_array_equal(read_site(there, (3, 5, 7, 11)), read_site(here, (3, 5, 7, 11)))
+
+
+@VERSIONS
+def test_what_is_wrong_with_a_plate_in_a_bucket_is_told_as_on_a_disk(tmp_path, write_zarr_plate, uploaded, version):
+    path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01", "A/02"))
+    shutil.rmtree(path / "A" / "02" / "1")
+    metadata_file(path / "A" / "01" / "0", version).write_text("{ cut")
+    shutil.copytree(path / "A" / "01" / "1", tmp_path / "image.zarr")
+    (local,), (remote,) = listed(tmp_path), listed(uploaded(tmp_path))
+    assert [(p.problem, p.plate, p.well, p.site, p.file) for p in remote.problems] == [
+        (p.problem, p.plate, p.well, p.site, p.file) for p in local.problems
+    ]
+    assert {p.problem for p in local.problems} == {"missing_file", "unreadable_file", "not_a_plate"}
+
+
+def test_a_plate_in_a_bucket_is_listed_without_a_look_at_its_chunks(tmp_path, write_zarr_plate, uploaded, monkeypatch):
+    write_zarr_plate(tmp_path / "P1.zarr", "0.5", wells=("B/02", "B/03"))
+    uri = uploaded(tmp_path)
+    asked, listings = [], []
+    files = storage.file_system(uri)
+    get, ls = files.cat_ranges, storage.list_one_level
+    monkeypatch.setattr(files, "cat_ranges", lambda paths, *a, **k: asked.append(len(paths)) or get(paths, *a, **k))
+    monkeypatch.setattr(storage, "list_one_level", lambda place: listings.append(place) or ls(place))
+    listed(uri)
+    assert listings == [uri]
+    assert sum(asked) <= 2 + 2 * 2 + 2 * (2 + 2 * 4)  # the plate, its wells, its images and their arrays, with probes
+    assert len(asked) <= 11  # and these side by side: as many times for a plate of any size
+
+
+@VERSIONS
+@pytest.mark.parametrize("chunks", [(1, 1, 24, 32), (2, 3, 24, 32), (2, 2, 7, 32)])
+def test_a_projection_of_focal_planes_is_their_maximum(tmp_path, version, chunks, rewrite_array):
+    pixels, site = rewrite_array(tmp_path, version, chunks)
+    site = replace(site, z="max", planes=(5, 5), plane_names=tuple("01234"))
+    np.testing.assert_array_equal(read_site(site), pixels.max(axis=1))
+    np.testing.assert_array_equal(read_site(site, (3, 5, 7, 11)), pixels.max(axis=1)[:, 3:10, 5:16])
+    first = replace(site, planes=(2, 2))
+    np.testing.assert_array_equal(read_site(first), pixels[:, :2].max(axis=1))
+
+
+@VERSIONS
+def test_the_sharpest_focal_plane_is_found(tmp_path, version, rewrite_array):
+    pixels, site = rewrite_array(tmp_path, version, (2, 3, 24, 32), blur=True)
+    resolved = resolve_sharpest(replace(site, z="sharpest", planes=(5, 5), plane_names=tuple("01234")))
+    assert (resolved.z, resolved.planes) == ("3", ())
+    assert np.argmax([focus_of(plane) for plane in pixels[0]]) == 3
+    np.testing.assert_array_equal(read_site(resolved), pixels[:, 3])
+
+
+@pytest.fixture
+def rewrite_array(write_zarr_plate):
+    """Writes a plate of one site, and its array again with five focal planes in the chunks asked for."""
+
+    def write(folder, version, chunks, blur=False, **options):
+        from scipy.ndimage import gaussian_filter
+
+        sizes = {"z": 5}
+        write_zarr_plate(folder / "P1.zarr", version, wells=("A/01",), sites=("0",), axes="czyx", sizes=sizes)
+        pixels = np.random.default_rng(0).integers(0, 60_000, (2, 5, 24, 32), dtype=np.uint16)
+        if blur:
+            pixels = np.stack(
+                [[gaussian_filter(c[0].astype(float), s) for s in (4, 3, 2, 0, 3)] for c in pixels]
+            ).astype(np.uint16)
+        level = folder / "P1.zarr" / "A" / "01" / "0" / "0"
+        shutil.rmtree(level)
+        formats = {"zarr_format": 2} if version == "0.4" else {"zarr_format": 3}
+        array = zarr.create_array(level, shape=pixels.shape, dtype=pixels.dtype, chunks=chunks, **formats, **options)
+        array[:] = pixels
+        return pixels, listed(folder)[0].sites[0]
+
+    return write
+
+
+def test_shards_read_as_chunks_do_in_part_and_as_a_whole(tmp_path, rewrite_array, uploaded):
+    pixels, site = rewrite_array(tmp_path, "0.5", (1, 1, 8, 8), shards=(2, 5, 24, 32))
+    np.testing.assert_array_equal(read_site(replace(site, z="2")), pixels[:, 2])
+    np.testing.assert_array_equal(read_site(replace(site, z="2"), (3, 5, 7, 11)), pixels[:, 2, 3:10, 5:16])
+    (remote,) = listed(uploaded(tmp_path))
+    np.testing.assert_array_equal(read_site(replace(remote.sites[0], z="4")), pixels[:, 4])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compressor", "order"),
+    [
+        ("<u2", "blosc", "C"),
+        (">u2", "zstd", "F"),
+        ("|u1", "gzip", "C"),
+        ("<f4", "zlib", "F"),
+        ("<i4", "lz4", "C"),
+        (">f8", None, "F"),
+        ("<f2", None, "C"),
+    ],
+)
+def test_zarr_v2_arrays_of_every_order_type_and_compressor_read_back(tmp_path, rewrite_array, order, dtype, compressor):
+    codecs = {
+        **{"blosc": numcodecs.Blosc("zstd", shuffle=2), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip()},
+        **{"zlib": numcodecs.Zlib(), "lz4": numcodecs.LZ4(), None: None},
+    }
+    pixels, site = rewrite_array(tmp_path, "0.4", (1, 1, 24, 32))
+    level = tmp_path / "P1.zarr" / "A" / "01" / "0" / "0"
+    shutil.rmtree(level)
+    array = zarr.create_array(
+        level, shape=pixels.shape, dtype=dtype, chunks=(2, 2, 10, 9), zarr_format=2, order=order,
+        compressors=codecs[compressor],
+    )  # fmt: skip
+    array[:] = pixels.astype(dtype)
+    read = read_site(replace(site, z="1"))
+    np.testing.assert_array_equal(read, pixels.astype(dtype)[:, 1])
+    assert read.dtype == np.dtype(dtype).newbyteorder("=") or read.dtype == np.dtype(dtype)
+
+
+def test_axes_in_another_order_read_as_channels_rows_and_columns(tmp_path, rewrite_array):
+    pixels, site = rewrite_array(tmp_path, "0.4", (1, 1, 24, 32))
+    group = tmp_path / "P1.zarr" / "A" / "01" / "0"
+    shutil.rmtree(group / "0")
+    array = zarr.create_array(group / "0", shape=(5, 32, 24, 2), dtype="u2", chunks=(1, 9, 9, 2), zarr_format=2)
+    array[:] = pixels.transpose(1, 3, 2, 0)
+    edit(group, "0.4", lambda ome: ome["multiscales"][0].update(axes=[{"name": name} for name in "zxyc"]))
+    (site,) = [site for site in listed(tmp_path)[0].sites if site.z == "3"]
+    np.testing.assert_array_equal(read_site(site, (1, 2, 20, 10)), pixels[:, 3, 1:21, 2:12])
+
+
+@VERSIONS
+def test_a_chunk_that_was_never_written_is_the_fill_value(tmp_path, rewrite_array, version):
+    pixels, site = rewrite_array(tmp_path, version, (1, 1, 24, 32), fill_value=7)
+    level = tmp_path / "P1.zarr" / "A" / "01" / "0" / "0"
+    name = "1/2/0/0" if (level / "1").exists() else "1.2.0.0" if version == "0.4" else "c/1/2/0/0"
+    (level / name).unlink()
+    read = read_site(replace(site, z="2"))
+    np.testing.assert_array_equal(read[0], pixels[0, 2])
+    assert (read[1] == 7).all()
+
+
+@pytest.mark.parametrize("level", ["../../../../secret", "/etc", "s3://b/x", "a/../../b", "", "."])
+def test_a_full_resolution_that_leaves_its_image_is_refused(tmp_path, write_zarr_plate, level):
+    path = write_zarr_plate(tmp_path / "P1.zarr", "0.4", wells=("A/01",), sites=("0", "1"))
+    edit(path / "A" / "01" / "1", "0.4", lambda ome: ome["multiscales"][0]["datasets"][0].update(path=level))
+    (plate,) = listed(tmp_path)
+    assert [site.site for site in plate.sites] == ["0"]
+    assert [problem.problem for problem in plate.problems] == ["unreadable_file"]
+
+
+def test_a_full_resolution_led_outside_by_a_link_is_refused(tmp_path, write_zarr_plate):
+    path = write_zarr_plate(tmp_path / "screen" / "P1.zarr", "0.4", wells=("A/01",), sites=("0", "1"))
+    level = path / "A" / "01" / "1" / "0"
+    level.rename(tmp_path / "elsewhere")
+    level.symlink_to(tmp_path / "elsewhere")
+    (plate,) = listed(tmp_path / "screen")
+    assert [site.site for site in plate.sites] == ["0"]
+    assert [problem.problem for problem in plate.problems] == ["unreadable_file"]

@@ -1,13 +1,14 @@
-"""What a plate consists of on disk, as one hash: whether a plate that is in the catalog is still the same."""
+"""What a plate consists of, as one hash: whether a plate that is in the catalog is still the same."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cytolake.catalog.ids import content_id
 from cytolake.screens.plate import Plate
+from cytolake.screens.storage import StoredFile, is_uri, list_beginning_with
 
 NOT_PIXELS = frozenset({"labels", "tables"})
 """Folders of an OME-Zarr image that other programs add to later."""
@@ -16,17 +17,33 @@ NOT_PIXELS = frozenset({"labels", "tables"})
 def content_hash(plate: Plate) -> str:
     """Hash of names and sizes of the plate's files, its plate map and the problems its reader found.
 
-    Names are relative to the plate, so that a copy elsewhere has the same hash. A changed file of the same name and
-    size goes unseen: reading every pixel again would cost as much as the ingest.
+    Names are relative to the plate, so that a copy elsewhere has the same hash. Objects of a bucket have their etag
+    hashed too; a changed local file of the same name and size goes unseen: reading every pixel again would cost as
+    much as the ingest. Focal planes and illumination functions count as files of their site.
+
+    Raises:
+        OSError: A bucket that cannot be listed. A single file that cannot be reached is part of the hash.
     """
     sizes: dict[str, list[str]] = {}
+    objects = _objects(plate)
+
+    def files(path: str) -> list[str]:
+        if path not in sizes:
+            sizes[path] = [text for name, facts in _files(path, objects) for text in (name, facts)]
+        return [_below(path, plate.source), *sizes[path]]
+
     parts: list[str] = [plate.screen, plate.plate, plate.batch, str(plate.pixel_size_um), *plate.channels]
     for site in sorted(plate.sites, key=lambda site: (site.well, site.site, site.timepoint, site.z)):
         parts += ["site", site.well, site.site, str(site.timepoint), site.z, *site.channels]
         for path in site.image_paths:
-            if path not in sizes:
-                sizes[path] = [text for name, size in _files(path) for text in (name, str(size))]
-            parts += [_below(path, plate.source), *sizes[path]]
+            parts += files(path)
+        # only where there are any: plates ingested before these were known keep their hash
+        if site.planes:
+            parts += ["planes", *map(str, site.planes)]
+        if any(site.illumination_paths):
+            parts.append("illumination")
+            for path in site.illumination_paths:
+                parts += files(path) if path else [""]
     for well in sorted(plate.wells, key=lambda row: sorted(row.items())):
         parts += ["well", *(text for pair in sorted(well.items()) for text in pair)]
     for problem in sorted(plate.problems, key=str):
@@ -39,16 +56,51 @@ def content_number(plate_content: str, crop_size: int) -> int:
     return int(content_id("ingest", plate_content, crop_size)[:16], 16) % (2**63 - 1) + 1
 
 
-def _files(path: str) -> Iterator[tuple[str, int]]:
-    """Name below `path` and bytes of every file of an image, in order; -1 bytes where it cannot be reached."""
+def _objects(plate: Plate) -> dict[str, dict[str, StoredFile]]:
+    """For each image of a plate in a bucket its objects, by their name below it.
+
+    One paged listing of all that begins as all images do, rather than a request for each; another for the functions.
+    """
+    images = {path for site in plate.sites for path in site.image_paths if is_uri(path)}
+    functions = {path for site in plate.sites for path in site.illumination_paths if path and is_uri(path)}
+    found: dict[str, dict[str, StoredFile]] = {}
+    for paths in (images, functions - images):
+        if not paths:
+            continue
+        found |= {path: {} for path in paths}
+        for name, file in list_beginning_with(_common_beginning(paths)).items():
+            path = name
+            while path not in paths and "/" in path[len("s3://") :]:
+                path = path.rpartition("/")[0]
+            if path in paths:
+                found[path][name[len(path) :]] = file
+    return found
+
+
+def _common_beginning(paths: set[str]) -> str:
+    """What all URIs begin with: at least the bucket, where they share one."""
+    first, last = min(paths), max(paths)
+    n_alike = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    if n_alike <= first.find("/", len("s3://")):
+        raise ValueError(f"{first} and {last}: found two buckets, expected a plate in one. Split the plate.")
+    return first[:n_alike]
+
+
+def _files(path: str, objects: Mapping[str, Mapping[str, StoredFile]]) -> Iterator[tuple[str, str]]:
+    """Name below `path` and facts of every file of an image, in order; -1 bytes where it cannot be reached."""
+    if path in objects:
+        for name, file in sorted(objects[path].items()) or (("", StoredFile(-1)),):
+            if not NOT_PIXELS.intersection(name.split("/")[:-1]):
+                yield name, f"{file.size} {file.etag}"
+        return
     if not Path(path).is_dir():
-        yield "", _bytes(path)
+        yield "", str(_bytes(path))
         return
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if name not in NOT_PIXELS)
         for name in sorted(names):
-            file = os.path.join(folder, name)  # noqa: PTH118 - called for every chunk of a plate
-            yield file[len(path) :], _bytes(file)
+            file_path = os.path.join(folder, name)  # noqa: PTH118 - called for every chunk of a plate
+            yield file_path[len(path) :], str(_bytes(file_path))
 
 
 def _bytes(path: str) -> int:
@@ -60,7 +112,6 @@ def _bytes(path: str) -> int:
 
 def _below(path: str, source: str) -> str:
     """The path relative to the plate's source or the folder around it, with forward slashes."""
-    try:
-        return Path(path).relative_to(source).as_posix()
-    except ValueError:
-        return os.path.relpath(path, source).replace(os.sep, "/") if "://" not in path else path
+    if path.startswith(source + "/"):
+        return path[len(source) + 1 :]
+    return os.path.relpath(path, source).replace(os.sep, "/")

@@ -1,73 +1,60 @@
-"""Plates as OME-Zarr HCS 0.4 (Zarr v2) and 0.5 (Zarr v3), read through ngio.
+"""Plates as OME-Zarr HCS 0.4 (Zarr v2) and 0.5 (Zarr v3), on a disk or in a bucket.
 
 Source: https://ngff.openmicroscopy.org/0.4 and /0.5, "plate" and "well" metadata.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from ngio import open_ome_zarr_container, open_ome_zarr_plate
-
+from cytolake.screens.ome_metadata import GROUP_FILES, ImageFacts, image_facts, level_of, read_arrays, read_groups
 from cytolake.screens.plate import Plate, Problem, SiteImage
-from cytolake.screens.positions import natural_order, site_name, well_name
+from cytolake.screens.positions import site_name, well_name
 from cytolake.screens.site_groups import site_order
 from cytolake.screens.source_folder import SourceFolder
 
-_MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "angstrom": 1e-4, "centimeter": 1e4}
-
-
-def is_plate(path: Path) -> bool:
-    """Whether a folder holds OME-Zarr plate metadata."""
-    return "plate" in _ome_metadata(path)
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a folder says it is Zarr, by its name or by what it holds."""
-    return path.suffix == ".zarr" or any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
-
-
-def plate_folders(root: Path) -> list[Path]:
-    """The plate itself, or the Zarr folders in a screen's folder; hidden ones are half-written and left out."""
-    if is_plate(root):
-        return [root]
-    try:
-        folders = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError:
-        return []
-    return sorted((entry for entry in folders if is_zarr(entry)), key=lambda entry: natural_order(entry.name))
+_MARKS = (*GROUP_FILES, ".zgroup")
+_SITES_MAX = 2**16  # times and focal planes of one image
 
 
 def list_zarr_plates(screen: str, folder: SourceFolder) -> tuple[list[Plate], list[Problem]]:
-    """Every plate with at least one readable site, and what is wrong outside of these. Reads metadata only."""
+    """Every plate with at least one readable site, and what is wrong outside of these. Reads metadata only.
+
+    Raises:
+        OSError: A bucket that cannot be listed.
+    """
+    groups: list[dict[str, Any] | Exception | None]
+    (own,) = read_groups([folder.root])
+    if isinstance(own, dict) and "plate" in own:
+        names, groups = [""], [own]
+    else:
+        names = [
+            name
+            for name, is_folder in folder.list_folder()
+            if is_folder and (name.endswith(".zarr") or any(folder.exists(f"{name}/{mark}") for mark in _MARKS))
+        ]
+        held = [folder.holds(f"{folder.root}/{name}") for name in names]
+        found = iter(
+            read_groups([f"{folder.root}/{name}" for name, is_held in zip(names, held, strict=True) if is_held])
+        )
+        groups = [next(found) if is_held else None for is_held in held]
     plates, problems = [], []
-    for path in plate_folders(folder.root):
-        plate, found = _list_plate(screen, folder, path)
+    for name, group in zip(names, groups, strict=True):
+        plate, wrong = _list_plate(screen, folder, name, group)
         if plate is None:
-            problems += found
+            problems += wrong
         else:
             plates.append(plate)
     return plates, problems
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageFacts:
-    """What the listing needs of one image group."""
-
-    channels: tuple[str, ...]
-    n_timepoints: int
-    n_planes: int
-    pixel_size_um: float | None
-
-
-def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | None, list[Problem]]:
-    name = path.name.removesuffix(".zarr").removesuffix(".ome")
+def _list_plate(
+    screen: str, folder: SourceFolder, place: str, group: dict[str, Any] | Exception | None
+) -> tuple[Plate | None, list[Problem]]:
+    """One plate; `place` is relative to the folder, `group` its metadata, None where a link leads outside."""
+    path = f"{folder.root}/{place}" if place else str(folder.root)
+    name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
     problems: list[Problem] = []
 
     def report(problem: str, found: str, expected: str, next_step: str, *, well: str = "", site: str = "") -> None:
@@ -88,7 +75,7 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
             )
         )
 
-    if not folder.holds(path):
+    if group is None:
         report(
             "path_outside_screen",
             "a link to another folder",
@@ -96,27 +83,24 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
             "Copy the plate here, or give its real folder as a source of its own.",
         )
         return None, problems
-    metadata = _ome_metadata(path)
-    if "plate" not in metadata:
+    if isinstance(group, Exception):
+        report("unreadable_file", _one_line(group), "OME-Zarr plate metadata", "Write the plate again.")
+        return None, problems
+    if "plate" not in group:
         report(
             "not_a_plate",
-            "an OME-Zarr image" if "multiscales" in metadata else "no plate metadata",
+            "an OME-Zarr image" if "multiscales" in group else "no plate metadata",
             "OME-Zarr HCS plate metadata, version 0.4 or 0.5",
             "Remove the folder from the screen, or write it again as a plate.",
         )
         return None, problems
     try:
-        zarr_plate = open_ome_zarr_plate(str(path), cache=True, mode="r")
-        well_paths = zarr_plate.wells_paths()
-    except Exception as error:  # ngio, zarr and pydantic each raise their own for damaged metadata
-        report("unreadable_file", _one_line(error), "valid OME-Zarr plate metadata", "Write the plate again.")
+        well_paths = _paths(group["plate"], "wells")
+    except ValueError as error:
+        report("unreadable_file", str(error), "valid OME-Zarr plate metadata", "Write the plate again.")
         return None, problems
 
-    facts_of: dict[str, _ImageFacts] = {}
     wells: dict[str, str] = {}
-    sites: list[SiteImage] = []
-    channels: dict[str, None] = {}
-    pixel_sizes_um: set[float] = set()
     for well_path in well_paths:
         row, _, column = well_path.partition("/")
         well = well_name(f"{row}{column}")
@@ -128,8 +112,7 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
                 "Rename the well in the plate metadata and on disk.",
                 well=well_path,
             )
-            continue
-        if wells.setdefault(well, well_path) != well_path:
+        elif wells.setdefault(well, well_path) != well_path:
             report(
                 "duplicate_well",
                 f"{wells[well]} and {well_path}",
@@ -137,13 +120,18 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
                 "The first was kept; merge or remove the other.",
                 well=well_path,
             )
-            continue
+
+    images: list[tuple[str, str, str]] = []  # well, well path, image path
+    well_groups = read_groups([f"{path}/{well_path}" for well_path in wells.values()])
+    for (well, well_path), well_group in zip(wells.items(), well_groups, strict=True):
         try:
-            image_paths = zarr_plate.get_well(row, column).paths()
-        except Exception as error:
+            if isinstance(well_group, Exception):
+                raise well_group
+            image_paths = _paths(well_group.get("well"), "images")
+        except (OSError, ValueError) as error:
             report(
                 "unreadable_file",
-                _one_line(error),
+                _one_line(error) if isinstance(error, OSError) else str(error),
                 "the well's metadata, which lists its images",
                 "Write the well again, or remove it from the plate metadata.",
                 well=well_path,
@@ -159,8 +147,8 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
             )
         seen: dict[str, str] = {}
         for image_path in image_paths:
-            image = path / well_path / image_path
-            if "/" in image_path or ".." in image_path or not folder.holds(image):
+            image = f"{path}/{well_path}/{image_path}"
+            if "/" in image_path or image_path in ("", ".", "..") or not folder.holds(image):
                 report(
                     "path_outside_screen",
                     repr(image_path),
@@ -180,37 +168,51 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
                     site=image_path,
                 )
                 continue
-            try:
-                facts = _image_facts(image, facts_of)
-            except Exception as error:
-                missing = not image.is_dir()
-                report(
-                    "missing_file" if missing else "unreadable_file",
-                    "no such image group on disk" if missing else _one_line(error),
-                    "the image that the well's metadata names",
-                    "Write the image again, or remove it from the well's metadata.",
-                    well=well_path,
-                    site=image_path,
-                )
-                continue
-            channels.update(dict.fromkeys(facts.channels))
-            if facts.pixel_size_um is not None:
-                pixel_sizes_um.add(facts.pixel_size_um)
-            sites += [
-                SiteImage(
-                    screen=screen,
-                    plate=name,
-                    well=well,
-                    site=site,
-                    timepoint=timepoint,
-                    z=str(plane) if facts.n_planes > 1 else "",
-                    channels=facts.channels,
-                    reader="ome-zarr",
-                    image_paths=(str(image),),
-                )
-                for timepoint in range(facts.n_timepoints)
-                for plane in range(facts.n_planes)
-            ]
+            images.append((well, well_path, image_path))
+
+    sites: list[SiteImage] = []
+    channels: dict[str, None] = {}
+    pixel_sizes_um: set[float] = set()
+    places = [f"{path}/{well_path}/{image_path}" for _, well_path, image_path in images]
+    for (well, well_path, image_path), image, facts in zip(images, places, _facts_of(folder, places), strict=True):
+        if not isinstance(facts, ImageFacts):
+            report(
+                "unreadable_file" if facts else "missing_file",
+                _one_line(facts) if facts else "no such image group",
+                "the image that the well's metadata names",
+                "Write the image again, or remove it from the well's metadata.",
+                well=well_path,
+                site=image_path,
+            )
+            continue
+        channels.update(dict.fromkeys(facts.channels))
+        if facts.pixel_size_um is not None:
+            pixel_sizes_um.add(facts.pixel_size_um)
+        if facts.n("t") * facts.n("z") > _SITES_MAX:
+            report(
+                "too_large",
+                f"{facts.n('t')} timepoints of {facts.n('z')} focal planes",
+                f"at most {_SITES_MAX} in all",
+                "If the metadata are right, split the image; if not, write it again.",
+                well=well_path,
+                site=image_path,
+            )
+            continue
+        sites += [
+            SiteImage(
+                screen=screen,
+                plate=name,
+                well=well,
+                site=site_name(image_path),
+                timepoint=timepoint,
+                z=str(plane) if facts.n("z") > 1 else "",
+                channels=facts.channels,
+                reader="ome-zarr",
+                image_paths=(image,),
+            )
+            for timepoint in range(facts.n("t"))
+            for plane in range(facts.n("z"))
+        ]
     if not sites:
         report("no_images", "a plate without a readable image", "at least one image", "Remove the plate, or mend it.")
         return None, problems
@@ -219,7 +221,7 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
             screen=screen,
             plate=name,
             batch=name,
-            source=str(path),
+            source=path,
             reader="ome-zarr",
             channels=tuple(channels),
             sites=tuple(sorted(sites, key=site_order)),
@@ -230,117 +232,43 @@ def _list_plate(screen: str, folder: SourceFolder, path: Path) -> tuple[Plate | 
     )
 
 
-def open_site(path: str) -> Any:
-    """The full-resolution ngio `Image` of one image group; has `shape`, `axes`, `dtype` without reading pixels."""
-    return open_ome_zarr_container(path, mode="r").get_image()
-
-
-def n_of(image: Any, axis: str) -> int:
-    """Length of an axis of an ngio image; 1 where the image has no such axis."""
-    length = image.dimensions.get(axis, default=1)
-    return int(length)
-
-
-def read_plane(image: Any, timepoint: int, z: str, window: tuple[int, int, int, int]) -> np.ndarray:
-    """(C, height, width) of one timepoint and focal plane; window is (y, x, height, width) in pixels."""
-    y, x, height, width = window
-    slices: dict[str, int | slice] = {"y": slice(y, y + height), "x": slice(x, x + width)}
-    if "t" in image.axes:
-        slices["t"] = timepoint
-    if "z" in image.axes:
-        slices["z"] = int(z) if z else 0
-    pixels_CHW: np.ndarray = image.get_as_numpy(axes_order=["c", "y", "x"], **slices)
-    return pixels_CHW
-
-
-def cut_chunk(image: Any, path: str, timepoint: int, z: str, window: tuple[int, int, int, int]) -> str:
-    """The first Blosc chunk in a window that is shorter on disk than its header says; empty where all are whole.
-
-    Blosc takes the length in a chunk's header on trust and reads on behind a chunk that was cut, so a cut one would
-    come back as pixels (numcodecs 0.16, Zarr v2 and v3). Every other codec refuses a cut chunk by itself.
-    """
-    array = image.zarr_array
-    if array.shards is not None or not array.compressors or "blosc" not in type(array.compressors[-1]).__name__.lower():
-        return ""
-    y, x, height, width = window
-    spans = {"t": (timepoint, 1), "z": (int(z) if z else 0, 1), "y": (y, height), "x": (x, width)}
-    ranges = []
-    for axis, length, chunk in zip(image.axes, array.shape, array.chunks, strict=True):
-        start, n = spans.get(axis, (0, length))
-        ranges.append(range(start // chunk, (start + n - 1) // chunk + 1))
-    level = f"{path}/{image.path}"
-    for place in itertools.product(*ranges):
-        key = array.metadata.encode_chunk_key(place)
+def _facts_of(folder: SourceFolder, images: Sequence[str]) -> list[ImageFacts | Exception | None]:
+    """Facts of each image group, or what is wrong with it; None where there is none."""
+    found: list[ImageFacts | Exception | None] = [None] * len(images)
+    levels: dict[int, tuple[dict[str, Any], str]] = {}
+    for i, group in enumerate(read_groups(images)):
+        if isinstance(group, Exception):
+            found[i] = group
+        elif group:
+            try:
+                level = f"{images[i]}/{level_of(group)}"
+                if not folder.holds(level):
+                    raise ValueError("full resolution outside of the screen's folder, by a link")
+                levels[i] = group, level
+            except ValueError as error:
+                found[i] = error
+    arrays = read_arrays([level for _, level in levels.values()])
+    for (i, (group, _)), array in zip(levels.items(), arrays, strict=True):
         try:
-            with open(f"{level}/{key}", "rb") as file:  # noqa: PTH123 - called for each chunk
-                header = file.read(16)
-                size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            continue  # a chunk of nothing but the fill value is not written
-        n_bytes = int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
-        if size < n_bytes:
-            return f"{image.path}/{key}, {size} of {n_bytes} bytes"
-    return ""
+            found[i] = image_facts(group, array) if isinstance(array, dict) else array
+        except ValueError as error:
+            found[i] = error
+    return found
 
 
-def _image_facts(path: Path, known: dict[str, _ImageFacts]) -> _ImageFacts:
-    """Facts of an image group. ngio takes 5 ms to open one, so images whose metadata are equal are opened once."""
-    metadata = _ome_metadata(path)
-    multiscale = metadata["multiscales"][0]
-    labels = [str(channel.get("label") or "") for channel in metadata.get("omero", {}).get("channels", [])]
-    level = path / str(multiscale["datasets"][0]["path"])
-    array = _read_json(level / "zarr.json") or _read_json(level / ".zarray")
-    if "shape" not in array:
-        raise ValueError(f"no Zarr array at {level.name}, the image's full resolution")
-    fingerprint = json.dumps([multiscale.get("axes"), multiscale["datasets"], labels, array["shape"]], sort_keys=True)
-    if fingerprint not in known:
-        image = open_site(str(path))
-        n_channels = n_of(image, "c")
-        if labels and len(labels) != n_channels:
-            raise ValueError(f"{len(labels)} channel labels for {n_channels} channels")
-        known[fingerprint] = _ImageFacts(
-            channels=_channel_names(labels, n_channels),
-            n_timepoints=n_of(image, "t"),
-            n_planes=n_of(image, "z"),
-            pixel_size_um=_pixel_size_um(image, multiscale),
-        )
-    return known[fingerprint]
+def _paths(metadata: Any, name: str) -> list[str]:
+    """`path` of each entry of a list in the metadata.
 
-
-def _channel_names(labels: list[str], n_channels: int) -> tuple[str, ...]:
-    """Channel labels, with c0, c1, ... where there are none; the second of two equal ones gets its number added."""
-    names: list[str] = []
-    for i in range(n_channels):
-        label = (labels[i].strip() if labels else "") or f"c{i}"
-        names.append(f"{label} c{i}" if label in names else label)
-    return tuple(names)
-
-
-def _pixel_size_um(image: Any, multiscale: dict[str, Any]) -> float | None:
-    """Micrometres for one pixel; None where the axes carry no unit, since a scale of 1 then means nothing."""
-    units = [axis.get("unit") for axis in multiscale.get("axes", []) if axis.get("name") == "x"]
-    if not units or units[0] not in _MICROMETRES:
-        return None
-    return float(image.pixel_size.x) * _MICROMETRES[units[0]]
-
-
-def _ome_metadata(path: Path) -> dict[str, Any]:
-    """OME metadata of a group: `plate`, `well` or `multiscales` and `omero`; empty where there are none."""
-    group = _read_json(path / "zarr.json")
-    if group:
-        attributes = group.get("attributes")
-        ome = attributes.get("ome") if isinstance(attributes, dict) else None
-        return ome if isinstance(ome, dict) else {}
-    return _read_json(path / ".zattrs")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with open(os.fspath(path), encoding="utf-8") as file:  # noqa: PTH123 - called for each of many files
-            content = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    Raises:
+        ValueError: Something else is there.
+    """
+    entries = metadata.get(name) if isinstance(metadata, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError(f"{name}: found {str(entries)[:80]}, expected a list of paths")
+    paths = [entry.get("path") if isinstance(entry, dict) else None for entry in entries]
+    if not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"{name}: found {str(entries)[:80]}, expected a path in each")
+    return [str(path) for path in paths]
 
 
 def _one_line(error: Exception) -> str:

@@ -1,63 +1,110 @@
-"""Pixels of one site, from whatever format it is in.
-
-A file's header can declare any shape, so what it declares is held against a budget before memory is taken, and a file
-that is cut short is refused: part of an image is not an image. What a file is, its first bytes say, not its name.
+"""Pixels of one site, from whatever format it is in: channels put together, focal planes projected, light evened out.
 
 Letters: C channels of the site, H height and W width in pixels.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import imagecodecs
 import numpy as np
-import tifffile
 
+from cytolake.screens.image_files import (
+    ImageFileError,
+    Window,
+    check_budget,
+    check_pixel_type,
+    check_window,
+    one_line,
+    read_function_image,
+    read_plane,
+)
 from cytolake.screens.plate import Problem, Reader, ScreenError, SiteImage
+from cytolake.screens.storage import StoredFile, is_uri, stored_file
+
+if TYPE_CHECKING:
+    from cytolake.screens.zarr_images import ZarrImage
+
+__all__ = ["SITE_BYTES_MAX", "Window", "focus_of", "read_site", "resolve_sharpest", "site_image"]
 
 SITE_BYTES_MAX = 4 * 2**30  # decoded; 5 channels of a 20,000 x 20,000 stitched well in 16 bit are 3.7 GiB
-PNG_BYTES_MAX = 2**30  # on disk, since a PNG is decoded from memory
-PIXEL_KINDS = "uif"
-
-Window = tuple[int, int, int, int]
-"""(y, x, height, width) in pixels."""
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_site(site: SiteImage, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX) -> np.ndarray:
-    """(C, H, W) pixels of a site as its source holds them: same type, no scaling.
+def read_site(
+    site: SiteImage, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX, *, is_corrected: bool = True
+) -> np.ndarray:
+    """(C, H, W) pixels of a site in the type its source holds, without scaling.
+
+    A site with `planes` is the maximum over the focal planes of each channel; one with `illumination_paths` is divided
+    by these functions, rounded, and clipped to the range of a type of whole numbers. A site of `z="sharpest"` is
+    resolved first, which reads it once more: call `resolve_sharpest` where you read it often.
 
     Args:
         site: From `list_plates`, or from a row of the `sites` table through `site_image`.
         window: (y, x, height, width) in pixels; None is the whole field of view.
         bytes_max: Refuse a site whose headers declare more than this, decoded.
+        is_corrected: False leaves out the illumination correction: counts as the camera gave them, for quality control.
 
     Raises:
         ScreenError: With one problem: `missing_file`, `truncated_file`, `unreadable_file`, `unsupported_file`,
-            `shape_mismatch` (channels, or window and image, do not fit), `mixed_pixel_type`, `too_large`.
+            `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`,
+            `bad_illumination`, `too_large`.
     """
-    if len(site.image_paths) != (1 if site.reader == "ome-zarr" else len(site.channels)):
-        _fail(
-            site,
-            "shape_mismatch",
-            f"{len(site.image_paths)} paths for {len(site.channels)} channels",
-            "one image group (ome-zarr), or one file for each channel",
-            "List the plate again.",
-        )
-    return _read_zarr(site, window, bytes_max) if site.reader == "ome-zarr" else _read_files(site, window, bytes_max)
+    if site.z == "sharpest":
+        site = resolve_sharpest(site, bytes_max)
+    _check_paths(site)
+    read = _read_zarr if site.reader == "ome-zarr" else _read_files
+    pixels_CHW, shape = read(site, window, bytes_max)
+    return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
+
+
+def resolve_sharpest(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> SiteImage:
+    """The plain site of the focal plane that is sharpest over all channels; any other site comes back as it is.
+
+    Every plane is read once. For each channel `focus_of` the planes is divided by its sum, so that a bright channel has
+    no more to say than a faint one, and the plane with the largest sum over the channels is taken for all of them. A
+    channel of one plane keeps it; one with another number of planes than the rest has its own sharpest.
+
+    Raises:
+        ScreenError: As for `read_site`.
+    """
+    if site.z != "sharpest":
+        return site
+    _check_paths(site)
+    n_planes = max(site.planes, default=1)
+    scores = [_shares(focus) for focus in _focus_of_planes(site, bytes_max)]
+    common = [score for score in scores if len(score) == n_planes]
+    sharpest = int(np.argmax(np.sum(common, axis=0)))
+    name = site.plane_names[sharpest] if sharpest < len(site.plane_names) else str(sharpest)
+    paths = site.image_paths
+    if site.reader == "files":
+        chosen = []
+        first = 0
+        for n, score in zip(site.planes, scores, strict=True):
+            chosen.append(paths[first + (sharpest if n == n_planes else int(np.argmax(score)))])
+            first += n
+        paths = tuple(chosen)
+    return replace(site, z=name, planes=(), plane_names=(), image_paths=paths)
+
+
+def focus_of(plane_HW: np.ndarray) -> float:
+    """How sharp a plane is: the mean squared difference of pixels two apart, in both directions. 0 is flat.
+
+    Source: Brenner et al. 1976, doi:10.1177/24.1.1254907.
+    """
+    plane_HW = plane_HW.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # floats can be infinite
+        down, across = plane_HW[2:] - plane_HW[:-2], plane_HW[:, 2:] - plane_HW[:, :-2]
+        return float(sum(np.mean(np.square(step), dtype=np.float64) for step in (down, across) if step.size))
 
 
 def site_image(row: Mapping[str, Any]) -> SiteImage:
-    """The site of a row of the `sites` table; columns it does not need are ignored.
+    """The site of a row of the `sites` table; columns it does not need are ignored, and newer ones may be null.
 
     Raises:
         ValueError: A reader that is neither `ome-zarr` nor `files`.
@@ -75,317 +122,215 @@ def site_image(row: Mapping[str, Any]) -> SiteImage:
         site=str(row["site"]),
         timepoint=int(row["timepoint"]),
         z=str(row["z"]),
-        channels=tuple(row["channels"]),
+        channels=_texts(row["channels"]),
         reader=cast(Reader, reader),
-        image_paths=tuple(row["image_paths"]),
+        image_paths=_texts(row["image_paths"]),
+        planes=tuple(int(n) for n in _list(row.get("planes"))),
+        plane_names=_texts(row.get("plane_names")),
+        illumination_paths=_texts(row.get("illumination_paths")),
     )
 
 
-def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> np.ndarray:
-    from cytolake.screens.ome_zarr import cut_chunk, n_of, open_site, read_plane  # ngio takes 2 s to import
+def _list(cell: Any) -> list[Any]:
+    return [] if cell is None else list(cell)
 
-    path = site.image_paths[0]
-    try:
-        image = open_site(path)
-    except Exception as error:  # ngio, zarr and pydantic each raise their own
-        missing = not Path(path).is_dir()
-        _fail(
-            site,
-            "missing_file" if missing else "unreadable_file",
-            "no such image group on disk" if missing else _one_line(error),
-            "an OME-Zarr image",
-            "Restore or rewrite the image, then ingest the plate again.",
-            file=path,
-        )
-    n_channels, height, width = n_of(image, "c"), n_of(image, "y"), n_of(image, "x")
-    if n_channels != len(site.channels):
+
+def _texts(cell: Any) -> tuple[str, ...]:
+    return tuple(str(text) for text in _list(cell))
+
+
+def _check_paths(site: SiteImage) -> None:
+    n_paths, n_channels = len(site.image_paths), len(site.channels)
+    planes = site.planes or (1,) * n_channels
+    expected = 1 if site.reader == "ome-zarr" else sum(planes)
+    if n_paths != expected or len(planes) != n_channels or not n_channels or min(planes) < 1:
         _fail(
             site,
             "shape_mismatch",
-            f"{n_channels} channels in the image",
+            f"{n_paths} paths for {n_channels} channels" + (f" of {site.planes} planes" if site.planes else ""),
+            "one image group (ome-zarr), or one file for each channel and plane",
+            "List the plate again.",
+        )
+    if site.illumination_paths and len(site.illumination_paths) != n_channels:
+        _fail(
+            site,
+            "shape_mismatch",
+            f"{len(site.illumination_paths)} illumination functions for {n_channels} channels",
+            "one for each channel, or none",
+            "List the plate again.",
+        )
+
+
+def _shares(focus: Sequence[float]) -> np.ndarray:
+    """Share of each plane in the focus of all, none for one that is not finite; all alike where none has any."""
+    focus_Z = np.nan_to_num(np.array(focus), nan=0, posinf=0)
+    total = focus_Z.sum()
+    return focus_Z / total if total > 0 else np.full(len(focus_Z), 1 / len(focus_Z))
+
+
+def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    from cytolake.screens.zarr_images import read_planes
+
+    with _told(site, "", site.image_paths[0]):
+        image, planes, whole = _open_zarr(site, window, bytes_max)
+        read = read_planes(image, site.timepoint, planes, whole)
+        pixels_CHW = next(read)
+        for following in read:
+            np.maximum(pixels_CHW, following, out=pixels_CHW)
+        return pixels_CHW, (image.n("y"), image.n("x"))
+
+
+def _open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[ZarrImage, range, Window]:
+    """The image of a site, its focal planes and its window, held against what the image says of itself."""
+    from cytolake.screens.zarr_images import open_image  # zarr takes 0.5 s to import
+
+    image = open_image(site.image_paths[0])
+    if image.n("c") != len(site.channels):
+        raise ImageFileError(
+            "shape_mismatch",
+            f"{image.n('c')} channels in the image",
             f"{len(site.channels)} ({', '.join(site.channels)})",
             "The image changed after it was listed; ingest the plate again.",
-            file=path,
         )
-    plane = int(site.z) if site.z else 0
-    if site.timepoint >= n_of(image, "t") or plane >= n_of(image, "z"):
-        _fail(
-            site,
+    n_planes = max(site.planes, default=0)
+    plane = 0 if n_planes or not site.z else int(site.z)
+    planes = range(plane, plane + max(n_planes, 1))
+    if site.timepoint >= image.n("t") or planes.stop > image.n("z"):
+        wanted = f"{n_planes} focal planes" if n_planes else f"focal plane {plane}"
+        raise ImageFileError(
             "shape_mismatch",
-            f"{n_of(image, 't')} timepoints and {n_of(image, 'z')} focal planes",
-            f"timepoint {site.timepoint}, focal plane {plane}",
+            f"{image.n('t')} timepoints and {image.n('z')} focal planes",
+            f"timepoint {site.timepoint}, {wanted}",
             "The image changed after it was listed; ingest the plate again.",
-            file=path,
         )
-    dtype = np.dtype(image.dtype)
-    _check_pixel_type(site, path, dtype)
-    whole = _check_window(site, window, height, width, path)
-    # Zarr decodes whole chunks, and a chunk is at most the level: a small window of a huge chunk must not slip through
-    chunk = math.prod(min(a, b) for a, b in zip(_chunk_shape(image), image.shape, strict=True))
-    _check_budget(site, path, max(n_channels * whole[2] * whole[3], chunk) * dtype.itemsize, bytes_max)
-    cut = cut_chunk(image, path, site.timepoint, site.z, whole)
-    if cut:
-        _fail(site, "truncated_file", f"chunk {cut}", "whole chunks", _COPY_AGAIN, file=path)
-    try:
-        pixels_CHW = read_plane(image, site.timepoint, site.z, whole)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged chunk: each codec raises its own
-        _fail(
-            site,
-            "unreadable_file",
-            _one_line(error),
-            "chunks that decode to the declared shape",
-            "A chunk is cut or damaged; copy the image again from its source.",
-            file=path,
-        )
-    return pixels_CHW
+    check_pixel_type(image.dtype)
+    whole = check_window(window, image.n("y"), image.n("x"))
+    check_budget(image.n("c") * whole[2] * whole[3] * image.dtype.itemsize, bytes_max)
+    # chunks are decoded whole: a small window of huge ones must not slip through
+    check_budget(image.bytes_in_work(planes, whole), bytes_max)
+    return image, planes, whole
 
 
-def _chunk_shape(image: Any) -> tuple[int, ...]:
-    array = image.zarr_array
-    return tuple(array.shards or array.chunks)
-
-
-def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> np.ndarray:
+def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
     pixels_CHW: np.ndarray | None = None
     shape: tuple[int, int] = (0, 0)
-    for i, (channel, path) in enumerate(zip(site.channels, site.image_paths, strict=True)):
-        pixels_HW = _read_file(site, channel, path, bytes_max // len(site.channels))
-        if pixels_CHW is None:
-            shape = (pixels_HW.shape[0], pixels_HW.shape[1])
-            y, x, height, width = _check_window(site, window, *shape, path)
-            pixels_CHW = np.empty((len(site.channels), height, width), pixels_HW.dtype)
-        if pixels_HW.shape != shape:
-            _fail(
-                site,
-                "shape_mismatch",
-                f"{pixels_HW.shape[0]} x {pixels_HW.shape[1]} pixels",
-                f"{shape[0]} x {shape[1]}, as in channel {site.channels[0]}",
-                "All channels of a site must be one size; export them again, or list them as two sites.",
-                channel=channel,
-                file=path,
-            )
-        if pixels_HW.dtype != pixels_CHW.dtype:
-            _fail(
-                site,
-                "mixed_pixel_type",
-                str(pixels_HW.dtype),
-                f"{pixels_CHW.dtype}, as in channel {site.channels[0]}",
-                "Export all channels of a site with the same bit depth.",
-                channel=channel,
-                file=path,
-            )
-        pixels_CHW[i] = pixels_HW[y : y + height, x : x + width]
-    if pixels_CHW is None:
-        _fail(site, "missing_channel", "no channel", "at least one", "List the plate again.")
+    first = 0
+    for i, (channel, n_planes) in enumerate(zip(site.channels, site.planes or (1,) * len(site.channels), strict=True)):
+        for plane, path in enumerate(site.image_paths[first : first + n_planes]):
+            with _told(site, channel, path):
+                pixels_HW, found = read_plane(path, window, bytes_max // len(site.channels))
+                if pixels_CHW is None:
+                    shape = found
+                    pixels_CHW = np.empty((len(site.channels), *pixels_HW.shape), pixels_HW.dtype)
+                if found != shape:
+                    raise ImageFileError(
+                        "shape_mismatch",
+                        f"{found[0]} x {found[1]} pixels",
+                        f"{shape[0]} x {shape[1]}, as in channel {site.channels[0]}",
+                        "All channels of a site must be one size; export them again, or list them as two sites.",
+                    )
+                if pixels_HW.dtype != pixels_CHW.dtype:
+                    raise ImageFileError(
+                        "mixed_pixel_type",
+                        str(pixels_HW.dtype),
+                        f"{pixels_CHW.dtype}, as in channel {site.channels[0]}",
+                        "Export all channels of a site with the same bit depth.",
+                    )
+            if plane:
+                np.maximum(pixels_CHW[i], pixels_HW, out=pixels_CHW[i])
+            else:
+                pixels_CHW[i] = pixels_HW
+        first += n_planes
+    assert pixels_CHW is not None  # _check_paths: at least one channel of at least one plane
+    return pixels_CHW, shape
+
+
+def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[float]]:
+    """`focus_of` each plane of each channel."""
+    if site.reader == "ome-zarr":
+        from cytolake.screens.zarr_images import read_planes
+
+        with _told(site, "", site.image_paths[0]):
+            image, planes, whole = _open_zarr(site, None, bytes_max)
+            focus = [[focus_of(plane_HW) for plane_HW in p] for p in read_planes(image, site.timepoint, planes, whole)]
+        return [list(of_channel) for of_channel in zip(*focus, strict=True)]
+    n_planes = site.planes or (1,) * len(site.channels)
+    first = [sum(n_planes[:channel]) for channel in range(len(n_planes))]
+    found: list[list[float]] = [[] for _ in n_planes]
+    for plane in range(max(n_planes)):
+        has_plane = [channel for channel, n in enumerate(n_planes) if plane < n]
+        one = replace(
+            site,
+            z="",
+            planes=(),
+            channels=tuple(site.channels[channel] for channel in has_plane),
+            image_paths=tuple(site.image_paths[first[channel] + plane] for channel in has_plane),
+            illumination_paths=(),
+        )
+        # all channels at once, so that those of another size or type are told by name
+        for channel, plane_HW in zip(has_plane, read_site(one, None, bytes_max), strict=True):
+            found[channel].append(focus_of(plane_HW))
+    return found
+
+
+def _corrected(
+    site: SiteImage, pixels_CHW: np.ndarray, shape: tuple[int, int], window: Window | None, bytes_max: int
+) -> np.ndarray:
+    """Each channel divided by its illumination function, in place."""
+    y, x, height, width = window or (0, 0, *shape)
+    dtype = pixels_CHW.dtype
+    for i, path in enumerate(site.illumination_paths):
+        if not path:
+            continue
+        with _told(site, site.channels[i], path):
+            function_HW = _function_image(path, shape, bytes_max, *_version(path))[y : y + height, x : x + width]
+        # float32 holds counts of 16 bit exactly
+        counts_HW = pixels_CHW[i].astype(np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            counts_HW /= function_HW
+        if dtype.kind != "f":
+            np.rint(counts_HW, out=counts_HW)
+            limits = np.iinfo(dtype)
+            np.clip(counts_HW, limits.min, limits.max, out=counts_HW)
+        pixels_CHW[i] = counts_HW
     return pixels_CHW
 
 
-def _read_file(site: SiteImage, channel: str, path: str, bytes_max: int) -> np.ndarray:
-    """(H, W) of one file; a problem is told with its channel and file."""
-    site = replace(site, channels=(channel,), image_paths=(path,))
+def _version(path: str) -> tuple[StoredFile, int]:
+    """What tells one content of a function image from a later one of the same path."""
+    if is_uri(path):
+        return stored_file(path), 0
+    status = Path(path).stat()
+    return StoredFile(status.st_size), status.st_mtime_ns
+
+
+@lru_cache(maxsize=16)  # a plate has one for each channel, and every site of the plate wants them
+def _function_image(path: str, shape: tuple[int, int], bytes_max: int, file: StoredFile, changed: int) -> np.ndarray:
+    return read_function_image(path, shape, bytes_max)
+
+
+@contextmanager
+def _told(site: SiteImage, channel: str, path: str) -> Iterator[None]:
+    """Tells what is wrong with a file as a problem of its site."""
     try:
-        size = os.stat(path).st_size  # noqa: PTH116 - one call for each file of a screen
-        with open(path, "rb") as file:  # noqa: PTH123
-            head = file.read(33)
-    except FileNotFoundError:
-        _fail(site, "missing_file", "no such file on disk", "the file that was listed", "Copy it back.", file=path)
-    except OSError as error:
-        _fail(site, "unreadable_file", _one_line(error), "a file that can be read", "Check its permissions.", file=path)
-    if size == 0:
-        _fail(site, "truncated_file", "0 bytes", "an image", _COPY_AGAIN, file=path)
-    if head.startswith(_TIFF_SIGNATURES):
-        return _read_tiff(site, path, size, bytes_max)
-    if not head.startswith(_PNG_SIGNATURE):
-        _fail(
-            site,
-            "unsupported_file",
-            f"a file that starts with bytes {head[:8].hex(' ')}",
-            "TIFF or PNG",
-            "Convert the image, or copy the file again if it is damaged.",
-            file=path,
-        )
-    return _read_png(site, path, size, head, bytes_max)
-
-
-_COPY_AGAIN = "The file is cut short; copy it again from its source."
-
-
-def _read_tiff(site: SiteImage, path: str, size: int, bytes_max: int) -> np.ndarray:
-    try:
-        with tifffile.TiffFile(path) as tif:
-            pages = tif.pages
-            page = cast(tifffile.TiffPage, pages[0])  # the first is never a mere frame
-            n_alike = sum(1 for other in pages if other.shape == page.shape)
-            _check_tiff_page(site, path, page, n_alike, size, bytes_max)
-            return np.ascontiguousarray(page.asarray(maxworkers=1))
-    except (ScreenError, MemoryError):
-        raise
-    except Exception as error:  # tifffile and each codec raise their own
-        is_cut = _first_page_offset(path) >= size
-        _fail(
-            site,
-            "truncated_file" if is_cut else "unreadable_file",
-            f"{size} bytes, which end before the first page's header" if is_cut else _one_line(error),
-            "a whole TIFF",
-            _COPY_AGAIN if is_cut else "The file is cut or damaged; copy it again from its source.",
-            file=path,
-        )
-
-
-def _check_tiff_page(
-    site: SiteImage, path: str, page: tifffile.TiffPage, n_alike: int, size: int, bytes_max: int
-) -> None:
-    """Refuse a page that is not one grey plane, too large, cut, sparse, or coloured by its palette."""
-    if len(page.shape) != 2 or n_alike > 1:
-        planes = f"{n_alike} pages of {page.shape}" if n_alike > 1 else f"shape {page.shape}"
-        _fail(
-            site,
-            "shape_mismatch",
-            planes,
-            "one grey plane (height, width)",
-            "Split stacks and colour images into one file for each channel, time and focal plane.",
-            file=path,
-        )
-    if page.dtype is None:
-        _fail(site, "unsupported_file", "an unknown pixel type", "8 or 16 bit, or float", "Convert it.", file=path)
-    dtype = np.dtype(page.dtype)
-    _check_pixel_type(site, path, dtype)
-    n_bytes = math.prod(page.shape) * dtype.itemsize
-    _check_budget(site, path, n_bytes, bytes_max)
-    if page.colormap is not None and not _is_grey(page.colormap):
-        _fail(
-            site,
-            "unsupported_file",
-            "a palette of colours",
-            "grey values",
-            "Export the image as grey values; its pixels are colour numbers, not intensities.",
-            file=path,
-        )
-    if page.photometric is not None and int(page.photometric) == 0:  # MINISWHITE
-        _fail(
-            site,
-            "unsupported_file",
-            "inverted grey values (0 is white)",
-            "grey values with 0 black",
-            "Export the image again without inversion.",
-            file=path,
-        )
-    n_segments = math.prod(math.ceil(a / b) for a, b in zip(page.shape, page.chunks, strict=False))
-    offsets, counts = page.dataoffsets, page.databytecounts
-    # an uncompressed image in one piece is described by tifffile as such, whatever its number of strips
-    if not (len(offsets) == len(counts) and len(offsets) in (1, n_segments)) or not all(counts) or not all(offsets):
-        _fail(
-            site,
-            "truncated_file",
-            f"{sum(1 for count in counts if count)} strips or tiles with data",
-            f"{n_segments}",
-            "The file was not written to its end; copy or export it again.",
-            file=path,
-        )
-    end = max(offset + count for offset, count in zip(offsets, counts, strict=True))
-    if end > size:
-        _fail(site, "truncated_file", f"{size} bytes", f"at least {end} bytes", _COPY_AGAIN, file=path)
-    if int(page.compression) == 1 and sum(counts) * 8 < math.prod(page.shape) * page.bitspersample:
-        _fail(
-            site,
-            "truncated_file",
-            f"{sum(counts)} bytes of pixels",
-            f"{n_bytes} bytes for {page.shape[0]} x {page.shape[1]} pixels",
-            _COPY_AGAIN,
-            file=path,
-        )
-
-
-def _is_grey(colormap: np.ndarray) -> bool:
-    """Whether a palette (3, n) is a ramp from black: red, green and blue equal and rising."""
-    red, green, blue = colormap
-    return bool((red == green).all() and (red == blue).all() and (np.diff(red.astype(np.int64)) >= 0).all())
-
-
-def _first_page_offset(path: str) -> int:
-    """Where the header says its first page is described; past any file where the header itself is cut."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    is_big = head[2:4] in (b"+\0", b"\0+")
-    try:
-        return int(struct.unpack_from(order + ("Q" if is_big else "I"), head, 8 if is_big else 4)[0])
-    except struct.error:
-        return 2**63
-
-
-def _read_png(site: SiteImage, path: str, size: int, head: bytes, bytes_max: int) -> np.ndarray:
-    if len(head) < 33 or head[12:16] != b"IHDR":
-        _fail(site, "truncated_file", f"{size} bytes", "a PNG header", _COPY_AGAIN, file=path)
-    width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
-    if colour != 0 or bits not in (8, 16):
-        _fail(
-            site,
-            "unsupported_file",
-            f"PNG colour type {colour} with {bits} bits",
-            "one grey value of 8 or 16 bits for each pixel",
-            "Export each channel as its own grey image.",
-            file=path,
-        )
-    _check_budget(site, path, width * height * bits // 8, bytes_max)
-    _check_budget(site, path, size, PNG_BYTES_MAX)
-    data = Path(path).read_bytes()
-    if b"IEND" not in data[-64:]:
-        _fail(site, "truncated_file", f"{size} bytes without an end mark", "a whole PNG", _COPY_AGAIN, file=path)
-    try:
-        pixels_HW: np.ndarray = imagecodecs.png_decode(data)
+        yield
+        return
+    except ImageFileError as error:
+        told = error
+    except FileNotFoundError as error:
+        told = ImageFileError("missing_file", one_line(error), "the file that was listed", "Copy it back.")
     except MemoryError:
-        raise
-    except Exception as error:
-        _fail(
-            site,
-            "unreadable_file",
-            _one_line(error),
-            "a PNG that decodes",
-            "The file is damaged; copy it again from its source.",
-            file=path,
-        )
-    return pixels_HW
-
-
-def _check_pixel_type(site: SiteImage, path: str, dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in PIXEL_KINDS:
-        _fail(site, "unsupported_file", f"pixels of type {dtype}", "whole numbers or floats", "Convert it.", file=path)
-
-
-def _check_budget(site: SiteImage, path: str, n_bytes: int, bytes_max: int) -> None:
-    if n_bytes > bytes_max:
-        _fail(
-            site,
+        told = ImageFileError(
             "too_large",
-            f"{n_bytes} bytes declared",
-            f"at most {bytes_max}",
-            "If the header is right, cut the image into sites; if not, the file is damaged.",
-            file=path,
+            "more declared than this process has memory for",
+            "an image that fits",
+            "If the header is right, cut the image into sites, or give the process more memory.",
         )
-
-
-def _check_window(site: SiteImage, window: Window | None, height: int, width: int, path: str) -> Window:
-    if window is None:
-        return 0, 0, height, width
-    y, x, n_rows, n_columns = window
-    if min(y, x) < 0 or min(n_rows, n_columns) < 1 or y + n_rows > height or x + n_columns > width:
-        _fail(
-            site,
-            "shape_mismatch",
-            f"{height} x {width} pixels",
-            f"at least rows {y} to {y + n_rows} and columns {x} to {x + n_columns}",
-            "The image changed after it was ingested, or the window is wrong; ingest the plate again.",
-            file=path,
+    except OSError as error:
+        told = ImageFileError(
+            "unreadable_file", one_line(error), "a file that can be read", "Check its permissions and the storage."
         )
-    return window
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    _fail(site, told.problem, told.found, told.expected, told.next_step, channel=channel, file=path)
 
 
 def _fail(

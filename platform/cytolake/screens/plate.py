@@ -20,12 +20,19 @@ class SiteImage:
     """Field of view in the well, as the source names it, without leading zeros."""
     timepoint: int = 0
     z: str = ""
-    """Focal plane as the source names it; empty where the screen has one plane."""
+    """Focal plane as the source names it, `max` for a projection of all, `sharpest` until one is chosen; empty where
+    the screen has one plane."""
     channels: tuple[str, ...]
     """Stain names in the order of the pixels' first axis, spelled as in catalog/channels.yaml where known."""
     reader: Reader
     image_paths: tuple[str, ...]
-    """`ome-zarr`: one path, the image group. `files`: one path for each channel."""
+    """`ome-zarr`: one path, the image group. `files`: one path for each channel, or for each plane of each channel."""
+    planes: tuple[int, ...] = ()
+    """How many focal planes each channel is projected from; empty where every channel is one plane."""
+    plane_names: tuple[str, ...] = ()
+    """Names of these planes as the source has them, while `z` is `max` or `sharpest`."""
+    illumination_paths: tuple[str, ...] = ()
+    """For each channel the image that raw counts are divided by, empty for none; no paths: no channel is corrected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
