@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from cytolake.screens.plate import ScreenError
@@ -99,3 +101,77 @@ def test_a_map_beside_a_lone_zarr_plate_is_found_and_other_plates_are_no_problem
     (plate,) = listed(tmp_path / "P1.zarr")
     assert plate.wells == ({"well": "B02", "gene": "TP53"},)
     assert plate.problems == ()
+
+
+LIST = "Assay_Plate_Barcode,Plate_Map_Name,Batch_Number\nP1,C-1,7\nP2,C-2,8\n"
+
+
+@pytest.fixture
+def two_plates(tmp_path, write_indexed_screen):
+    """Plates P1 and P2 with images of B02, a list of their maps, and the maps beside it."""
+    folder = write_indexed_screen(tmp_path / "screen", [{"plate": "P1"}, {"plate": "P2"}])
+    (folder / "meta" / "platemap").mkdir(parents=True)
+    (folder / "meta" / "barcode_platemap.csv").write_text(LIST)
+    for name, gene in (("C-1", "TP53"), ("C-2", "MYC")):
+        map_file = folder / "meta" / "platemap" / f"{name}.txt"
+        map_file.write_text(f"plate_map_name\twell_position\tgene\n{name}\tB02\t{gene}\n")
+    return folder
+
+
+def test_a_list_of_plates_gives_each_plate_the_map_that_it_names(two_plates):
+    one, two = listed(two_plates, plate_map="meta/barcode_platemap.csv")
+    assert one.problems == two.problems == ()
+    assert (one.wells[0]["gene"], one.wells[0]["Batch_Number"]) == ("TP53", "7")
+    assert (two.wells[0]["gene"], two.wells[0]["Batch_Number"]) == ("MYC", "8")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (LIST.replace("C-2", "C-3"), "missing_file"),
+        (LIST.replace("C-2", "../C-2"), "path_outside_screen"),
+        (LIST.replace("C-2", "barcode_platemap"), "missing_column"),  # a list of lists
+    ],
+)
+def test_a_list_that_names_no_usable_map_stops_the_screen(two_plates, content, problem):
+    (two_plates / "meta" / "barcode_platemap.csv").write_text(content)
+    with pytest.raises(ScreenError) as caught:
+        listed(two_plates, plate_map="meta/barcode_platemap.csv")
+    assert caught.value.problems[0].problem == problem
+
+
+def test_a_plate_without_a_map_in_the_list_is_told_by_its_line(two_plates):
+    (two_plates / "meta" / "barcode_platemap.csv").write_text(LIST.replace("P2,C-2", "P2,"))
+    one, two = listed(two_plates, plate_map="meta/barcode_platemap.csv")
+    assert ("missing_plate_map", "P2") in {(problem.problem, problem.plate) for problem in one.problems}
+    assert [problem.problem for problem in two.problems] == ["image_without_well"]
+    assert [site.well for site in two.sites] == ["B02"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_map_in_any_letters_and_with_a_byte_order_mark_is_read(screen, encoding):
+    text = "plate;well;化合物\nP1;B02;紫杉醇 µM\nP1;B03;Ünïcode 🧪\n"
+    (screen / "platemap.csv").write_bytes(text.encode(encoding))
+    (plate,) = listed(screen)
+    assert plate.problems == ()
+    assert [row["化合物"] for row in plate.wells] == ["紫杉醇 µM", "Ünïcode 🧪"]
+
+
+def test_the_real_lincs_maps_cover_every_well_of_every_plate(real_data, tmp_path, write_indexed_screen):
+    real = real_data / "lincs_plates_metadata" / "platemaps" / "2016_04_01_a549_48hr_batch1"
+    if not real.is_dir():
+        pytest.skip("the LINCS plate maps are not among the real data here")
+    barcodes = [line.split(",")[0] for line in (real / "barcode_platemap.csv").read_text().splitlines()[1:]]
+    wells = [f"{row}{column:02d}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)]
+    first = [{"plate": barcodes[0], "well": well} for well in wells]
+    others = [{"plate": barcode, "well": "P24"} for barcode in barcodes[1:]]
+    folder = write_indexed_screen(tmp_path / "screen", [*first, *others])
+    shutil.copytree(real, folder / "maps")
+    plates = listed(folder, plate_map="maps/barcode_platemap.csv")
+    assert [plate.plate for plate in plates] == barcodes
+    assert plates[0].problems == ()
+    assert [row["well"] for row in plates[0].wells] == wells
+    assert sum(1 for row in plates[0].wells if row["broad_sample"]) > 300
+    for plate in plates:
+        assert {row["plate_map_name"] for row in plate.wells} == {plate.wells[0]["Plate_Map_Name"]}
+        assert {problem.problem for problem in plate.problems} <= {"well_without_image"}

@@ -8,8 +8,10 @@ from cytolake.screens.positions import (
     name_of_well,
     natural_order,
     site_name,
+    well_at,
     well_name,
     well_position,
+    whole_number,
 )
 
 
@@ -39,3 +41,25 @@ def test_a_site_loses_leading_zeros_and_nothing_else():
 
 def test_numbers_sort_as_numbers():
     assert sorted(["s10", "s2", "s1", "a", "10", "9"], key=natural_order) == ["9", "10", "a", "s1", "s2", "s10"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_and_columns_by_number_are_the_wells_by_name(first):
+    for row in range(N_ROWS_MAX):
+        for column in range(N_COLUMNS_MAX):
+            name = name_of_well(row, column)
+            assert well_at(str(row + first), f"{column + first:03d}", first, first) == name
+            assert well_at(name.rstrip("0123456789"), str(column + first), 1, first) == name
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [("0", "1"), ("1", "0"), ("33", "1"), ("1", "49"), ("", "1"), ("1", ""), ("x1", "1"), ("-1", "1"), ("٣", "1")],
+)
+def test_numbers_of_no_well_have_no_name(row, column):
+    assert well_at(row, column) == ""
+
+
+def test_a_count_is_a_short_whole_number_or_the_default():
+    assert [whole_number(text, default=7) for text in ("", " 2 ", "2.0", "002", "0")] == [7, 2, 2, 2, 0]
+    assert [whole_number(text, default=7) for text in ("x", "1.5", "-1", "1e3", "9" * 10, "٣")] == [None] * 6

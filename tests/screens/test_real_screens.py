@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from cytolake.catalog.declared import layout_presets
 from cytolake.screens.pixels import read_site
 from cytolake.screens.sources import ScreenSource, list_plates
 
@@ -63,4 +64,23 @@ def test_the_timelapse_has_its_times_sites_and_pixel_size(listed):
     assert plate.pixel_size_um == pytest.approx(13.5504)
     assert [(site.well, site.site, site.timepoint) for site in plate.sites] == [
         *(("C07", "1", 0), ("C07", "1", 1), ("C07", "2", 0), ("C07", "2", 1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "pattern"),
+    [
+        ("pediatric_BR00143976_6ch", "phenix", ""),
+        ("jump_BR00117006_site", "phenix", ""),
+        ("cp_plate_row_1ch", "regex", r".*/(?P<plate>AS_.*)_(?P<well>[A-P]\d\d)f(?P<site>\d\d)d(?P<channel>\d)\.TIF"),
+    ],
+)
+def test_names_alone_place_every_image_where_the_index_does(real_data, listed, name, layout, pattern):
+    (by_index,) = listed(name)
+    source = ScreenSource(screen=name, path=str(real_data / name), layout=layout, pattern=pattern)
+    (by_name,) = list_plates(source, presets=layout_presets())
+    assert by_name.problems == ()
+    assert len(by_name.channels) == len(by_index.channels)
+    assert [(site.well, set(site.image_paths)) for site in by_name.sites] == [
+        (site.well, set(site.image_paths)) for site in by_index.sites
     ]

@@ -41,11 +41,32 @@ def test_a_folder_without_images_of_its_layout_is_refused(tmp_path, layout):
     assert layout in problem.found
 
 
-def test_a_uri_is_refused_before_anything_is_opened():
-    assert refused(path="s3://bucket/screen")[0].problem == "unsupported_path"
+@pytest.mark.parametrize("scheme", ["gs", "http", "file", "ftp"])
+def test_a_uri_of_another_store_is_refused_before_anything_is_opened(scheme):
+    assert refused(path=f"{scheme}://bucket/screen")[0].problem == "unsupported_path"
 
 
-@pytest.mark.parametrize("wrong", [{"layout": "zarr"}, {"screen": " "}, {"path": ""}])
+def test_an_unknown_layout_is_refused_with_those_there_are(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    (problem,) = refused(path=str(tmp_path), layout="zarr")
+    assert problem.problem == "unknown_layout"
+    assert "ome-zarr" in problem.expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layout": ""},
+        {"screen": " "},
+        {"path": ""},
+        {"z": "middle"},
+        {"layout": "regex"},
+        {"pattern": "(?P<well>.+)"},
+        {"layout": "regex", "pattern": "("},
+        {"layout": "regex", "pattern": "(?P<plate>.+)"},
+        {"channel_names": ("Alexa 488",)},
+    ],
+)
 def test_a_wrong_config_stops_before_it_reads(wrong):
     with pytest.raises(ValueError, match="expected"):
         ScreenSource(**{"screen": "s", "path": "p", **wrong})

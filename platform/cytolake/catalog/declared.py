@@ -1,4 +1,4 @@
-"""What is declared in the folder catalog/ at the top of the checkout: table contracts, stain names, rules.
+"""What is declared in the folder catalog/ at the top of the checkout: table contracts, stain names, layouts, rules.
 
 In an installed wheel the same files lie inside the package.
 """
@@ -16,6 +16,7 @@ import yaml
 from cytolake.catalog.contracts import TableContract, parse_contract
 from cytolake.catalog.errors import CatalogError, UnknownTableError
 from cytolake.screens import channel_names
+from cytolake.screens.layouts import LayoutPreset, parse_preset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +94,29 @@ def channel_vocabulary() -> ChannelVocabulary:
     except ValueError as error:
         raise CatalogError(f"catalog/channels.yaml: {error}") from error
     return ChannelVocabulary(names=tuple(spellings), aliases=aliases)
+
+
+@cache
+def layout_presets() -> tuple[LayoutPreset, ...]:
+    """The screen layouts of catalog/layouts, in the order in which `auto` tries them.
+
+    Raises:
+        CatalogError: A preset that cannot be used, or two with one name or one place in the order.
+    """
+    presets: dict[str, LayoutPreset] = {}
+    for path in sorted(declared_path("layouts").glob("*.yaml")):
+        try:
+            preset = parse_preset(_load(f"layouts/{path.name}"))
+        except ValueError as error:
+            raise CatalogError(f"catalog/layouts/{path.name}: {error}") from error
+        same = next((each for each in presets.values() if preset.name == each.name or preset.order == each.order), None)
+        if same is not None:
+            raise CatalogError(
+                f"catalog/layouts/{path.name}: found name {preset.name} and order {preset.order}, expected others than "
+                f"those of {same.name} (order {same.order}). Change one of the two."
+            )
+        presets[preset.name] = preset
+    return tuple(sorted(presets.values(), key=lambda preset: preset.order))
 
 
 def _load(relative: str) -> Any:

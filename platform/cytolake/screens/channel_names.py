@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 _SEPARATORS = re.compile(r"[\s_\-]+")
-_WAVELENGTH_PREFIX = re.compile(r"^w\d+ ")  # MetaXpress: "w1 Hoechst"
+_PREFIX = re.compile(r"^(?:w[0-9]+ |orig)")  # MetaXpress: "w1 Hoechst"; CellProfiler: "OrigDNA"
+ARROW = " -> "
 
 
 def fold(name: str) -> str:
@@ -36,11 +37,12 @@ def canonical(name: str, vocabulary: Mapping[str, str]) -> str:
     """The declared name of a channel, or the name as it is (trimmed) where the vocabulary does not know it.
 
     Args:
-        name: As the source spells it; a MetaXpress wavelength prefix such as `"w1 "` is not part of the stain.
+        name: As the source spells it; a MetaXpress wavelength such as `"w1 "` before the stain is not part of it, nor
+            is CellProfiler's `Orig`.
         vocabulary: Folded spelling -> declared name, from `alias_table`.
     """
     folded = fold(name)
-    for spelling in (folded, _WAVELENGTH_PREFIX.sub("", folded)):
+    for spelling in (folded, _PREFIX.sub("", folded)):
         if spelling in vocabulary:
             return vocabulary[spelling]
     return name.strip()
@@ -55,3 +57,24 @@ def canonical_names(names: Sequence[str], vocabulary: Mapping[str, str]) -> dict
     declared = {name: canonical(name, vocabulary) for name in names}
     times = list(declared.values())
     return {name: new if times.count(new) == 1 else name for name, new in declared.items()}
+
+
+def renamed(names: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
+    """Source spelling -> name given to it by `FOUND -> NAME` pairs, or itself.
+
+    Raises:
+        ValueError: A pair without an arrow, or two channels that would get one name.
+    """
+    wanted = dict(_pair(pair) for pair in pairs)
+    given = {name: wanted.get(fold(name), name) for name in names}
+    twice = sorted({new for new in given.values() if list(given.values()).count(new) > 1})
+    if twice:
+        raise ValueError(f"channel_names: found two channels for {', '.join(twice)}, expected one. Correct a pair.")
+    return given
+
+
+def _pair(text: str) -> tuple[str, str]:
+    found, arrow, name = text.partition(ARROW)
+    if not arrow or not found.strip() or not name.strip():
+        raise ValueError(f"channel_names: found {text!r}, expected FOUND -> NAME, such as 'Alexa 488 -> ER'.")
+    return fold(found), name.strip()

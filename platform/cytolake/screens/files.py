@@ -1,10 +1,10 @@
-"""TIFF and PNG images listed by an index CSV.
+"""Image files that a table, a vendor's index or their names put on a plate; and the index CSV of cytolake's own.
 
-Required columns: `path` (relative to the CSV's folder), `plate`, `well`, `site`, `channel`. Optional: `z`,
-`timepoint` (0 is the first), `pixel_size_um`, `shape`, `dtype`. Every other column says something about the well
-(`treatment`, `batch`, ...) and goes along with it.
+Required columns of the CSV: `path` (relative to the screen's folder), `plate`, `well`, `site`, `channel`. Optional:
+`z`, `timepoint` (0 is the first), `pixel_size_um`, `illumination`, `shape`, `dtype`. Every other column says something
+about the well (`treatment`, `batch`, ...) and goes along with it.
 
-What an empty cell means: no `plate`: the plate is named after the CSV's folder. No `well` in any row of a plate:
+What an empty cell means: no `plate`: the plate is named after the screen's folder. No `well` in any row of a plate:
 positions are placed in wells A01, A02, ... in the order of their site names, and a `wells_assigned` problem says so.
 No `site`: the only site of its well. No plate, no well and no site: nobody can tell where the image belongs, and it
 is a problem.
@@ -12,68 +12,53 @@ is a problem.
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import PLATE_FORMATS, name_of_well, natural_order, site_name, well_name, whole_number
 from cytolake.screens.site_groups import ImageFile, group_sites
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.tables import read_table
 
 REQUIRED = ("path", "plate", "well", "site", "channel")
-OF_THE_IMAGE = (*REQUIRED, "z", "timepoint", "pixel_size_um", "shape", "dtype")
+OF_THE_IMAGE = (*REQUIRED, "z", "timepoint", "pixel_size_um", "illumination", "shape", "dtype")
 
 
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """One row of a CSV: its line in the file, from 1 for the header, and its cells by column, stripped."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRow:
+    """What a source says about one image file, as text; nothing of it is checked yet."""
 
-    line: int
-    cells: dict[str, str]
-
-
-def read_table(path: Path, screen: str, file: str) -> tuple[list[str], list[TableRow]]:
-    """Columns and rows of a CSV (tabs where the name ends in .tsv or .txt); blank lines are left out.
-
-    Raises:
-        ScreenError: `missing_file`, `unreadable_file` (not UTF-8 text), `duplicate_column`.
-    """
-
-    def refuse(problem: str, found: str, expected: str, next_step: str) -> ScreenError:
-        return ScreenError(
-            Problem(screen=screen, file=file, problem=problem, found=found, expected=expected, next_step=next_step)
-        )
-
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, delimiter="\t" if path.suffix.lower() in (".tsv", ".txt") else ",")
-            columns = [column.strip() for column in next(reader, [])]
-            repeated = [column for column, n in Counter(columns).items() if n > 1 and column]
-            if repeated:
-                raise refuse(
-                    "duplicate_column", ", ".join(repeated) + " twice", "each column once", "Rename or remove one."
-                )
-            rows = []
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    stripped = [cell.strip() for cell in cells] + [""] * (len(columns) - len(cells))
-                    rows.append(TableRow(reader.line_num, dict(zip(columns, stripped, strict=False))))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise refuse("missing_file", "no such file", "a CSV file", "Correct its name, or write it.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise refuse("unreadable_file", str(error), "a CSV file in UTF-8", "Save it again as CSV (UTF-8).") from error
-    return columns, rows
+    path: str
+    """Relative to the screen's folder, or as the source has it."""
+    plate: str
+    well: str
+    site: str
+    channel: str
+    z: str = ""
+    timepoint: str = ""
+    """0 is the first."""
+    illumination: str = ""
+    """Path of the channel's illumination function."""
+    pixel_size_um: str = ""
+    listing: str = ""
+    """File that says so; empty where the image's own name does."""
+    line: int = 0
+    """Line in `listing`; 0 where it has no lines."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """What it says about the well."""
 
 
-def list_indexed_plates(screen: str, folder: SourceFolder, index: str) -> tuple[list[Plate], list[Problem]]:
+def list_indexed_plates(
+    screen: str, folder: SourceFolder, index: str, prefixes: Sequence[str] = ()
+) -> tuple[list[Plate], list[Problem]]:
     """Plates of an index CSV in the order of its rows, and problems of rows that belong to none of them.
 
     Raises:
         ScreenError: The CSV is missing, unreadable, empty, or lacks a column.
     """
-    columns, rows = read_table(folder.root / index, screen, index)
+    columns, rows, ragged = read_table(folder, index, screen)
     missing = [column for column in REQUIRED if column not in columns]
     if missing:
         raise ScreenError(
@@ -86,7 +71,7 @@ def list_indexed_plates(screen: str, folder: SourceFolder, index: str) -> tuple[
                 next_step="Add the column; leave its cells empty where nothing is known.",
             )
         )
-    if not rows:
+    if not rows and not ragged:
         raise ScreenError(
             Problem(
                 screen=screen,
@@ -97,27 +82,55 @@ def list_indexed_plates(screen: str, folder: SourceFolder, index: str) -> tuple[
                 next_step="Fill in the index.",
             )
         )
+    plates, problems = plates_of_rows(
+        screen,
+        folder,
+        (
+            ImageRow(
+                **{name: row.cells[name] for name in REQUIRED},
+                **{name: row.cells.get(name, "") for name in ("z", "timepoint", "illumination", "pixel_size_um")},
+                listing=index,
+                line=row.line,
+                said={column: value for column, value in row.cells.items() if column and column not in OF_THE_IMAGE},
+            )
+            for row in rows
+        ),
+        prefixes,
+    )
+    return plates, ragged + problems
+
+
+def plates_of_rows(
+    screen: str, folder: SourceFolder, rows: Iterable[ImageRow], prefixes: Sequence[str] = ()
+) -> tuple[list[Plate], list[Problem]]:
+    """Plates in the order of the rows, and problems of rows that belong to none of them.
+
+    Args:
+        screen: Its name.
+        folder: Every image must lie below it.
+        rows: One for each image file.
+        prefixes: What absolute paths stand for; see `path_prefixes.below_screen`.
+    """
     problems: list[Problem] = []
-    by_plate: dict[str, list[TableRow]] = {}
+    by_plate: dict[str, list[ImageRow]] = {}
     for row in rows:
-        cells = row.cells
-        if cells["plate"] or cells["well"] or cells["site"]:
-            by_plate.setdefault(cells["plate"] or folder.root.name, []).append(row)
+        if row.plate or row.well or row.site:
+            by_plate.setdefault(row.plate or folder.name, []).append(row)
         else:
             problems.append(
                 Problem(
                     screen=screen,
-                    channel=cells["channel"],
-                    file=cells["path"],
+                    channel=row.channel,
+                    file=row.path,
                     problem="unknown_position",
-                    found=f"neither plate, well nor site in line {row.line} of {index}",
+                    found=f"neither plate, well nor site{_place(row, ' in ')}",
                     expected="at least a site, to tell where the image belongs",
-                    next_step=f"Fill in plate, well and site in {index}, or remove the row.",
+                    next_step=f"Fill in plate, well and site in {row.listing or 'its name'}, or remove it.",
                 )
             )
     plates = []
     for name, plate_rows in by_plate.items():
-        plate, found = _list_plate(screen, name, plate_rows, folder, index)
+        plate, found = _list_plate(screen, name, plate_rows, folder, prefixes)
         if plate is None:
             problems += found
         else:
@@ -125,22 +138,29 @@ def list_indexed_plates(screen: str, folder: SourceFolder, index: str) -> tuple[
     return plates, problems
 
 
+def _place(row: ImageRow, before: str = "") -> str:
+    if not row.listing:
+        return ""
+    return f"{before}line {row.line} of {row.listing}" if row.line else f"{before}{row.listing}"
+
+
 def _list_plate(
-    screen: str, plate: str, rows: list[TableRow], folder: SourceFolder, index: str
+    screen: str, plate: str, rows: list[ImageRow], folder: SourceFolder, prefixes: Sequence[str]
 ) -> tuple[Plate | None, list[Problem]]:
     problems: list[Problem] = []
 
-    def report(row: TableRow, problem: str, found: str, expected: str, next_step: str) -> None:
+    def report(row: ImageRow, problem: str, found: str, expected: str, next_step: str) -> None:
+        place = _place(row)
         problems.append(
             Problem(
                 screen=screen,
                 plate=plate,
-                well=well_name(row.cells["well"]),
-                site=site_name(row.cells["site"]) if row.cells["site"] else "",
-                channel=row.cells["channel"],
-                file=row.cells["path"],
+                well=well_name(row.well),
+                site=site_name(row.site) if row.site else "",
+                channel=row.channel,
+                file=row.path,
                 problem=problem,
-                found=f"{found} (line {row.line} of {index})",
+                found=f"{found} ({place})" if place else found,
                 expected=expected,
                 next_step=next_step,
             )
@@ -152,7 +172,7 @@ def _list_plate(
             Problem(
                 screen=screen,
                 plate=plate,
-                file=index,
+                file=rows[0].listing,
                 problem="wells_assigned",
                 found=f"no well in any of the plate's {len(rows)} rows",
                 expected="a well for each image",
@@ -162,60 +182,67 @@ def _list_plate(
     images: list[ImageFile] = []
     wells: dict[str, dict[str, dict[str, None]]] = {}
     channels: dict[str, None] = {}
+    functions: dict[str, str] = {}  # illumination as named -> absolute, "" where it could not be had
     for row in rows:
-        cells = row.cells
-        well = assigned[cells["site"]] if assigned else well_name(cells["well"])
+        source = row.listing or "the file's name"
+        well = assigned[row.site] if assigned else well_name(row.well)
         if not well:
             report(
                 row,
                 "bad_well_name",
-                repr(cells["well"]),
+                repr(row.well),
                 "a row letter and a column number, such as B03",
-                f"Correct the well in {index}.",
+                f"Correct the well in {source}.",
             )
             continue
-        channel = cells["channel"]
-        if not channel:
-            report(row, "missing_channel", "no channel name", "the stain's name", f"Fill in the channel in {index}.")
+        if not row.channel:
+            report(row, "missing_channel", "no channel name", "the stain's name", f"Fill in the channel in {source}.")
             continue
-        timepoint = whole_number(cells.get("timepoint", ""), default=0)
+        timepoint = whole_number(row.timepoint, default=0)
         if timepoint is None:
             report(
                 row,
                 "bad_timepoint",
-                repr(cells["timepoint"]),
+                repr(row.timepoint),
                 "a whole number, 0 for the first",
-                f"Correct the timepoint in {index}.",
+                f"Correct the timepoint in {source}.",
             )
             continue
+        file = below_screen(row.path, folder.root, prefixes)
         try:
-            path = folder.find(cells["path"])
+            path = folder.find(file)
         except PathRefusedError as refused:
-            report(row, refused.problem, refused.found, refused.expected, refused.next_step)
+            report(row, refused.problem, refused.found, refused.expected, _mended(refused, row.path))
             continue
-        channels.setdefault(channel)
+        if row.illumination and row.illumination not in functions:
+            try:
+                functions[row.illumination] = folder.find(below_screen(row.illumination, folder.root, prefixes))
+            except PathRefusedError as refused:  # told once, for the first image that needs it
+                functions[row.illumination] = ""
+                problems.append(_without_function(screen, plate, row, refused))
+        channels.setdefault(row.channel)
         images.append(
             ImageFile(
                 well=well,
-                site=site_name(cells["site"]),
+                site=site_name(row.site),
                 timepoint=timepoint,
-                z=cells.get("z", ""),
-                channel=channel,
+                z=row.z,
+                channel=row.channel,
                 path=path,
-                file=folder.relative(path),
+                file=file,
+                illumination=functions.get(row.illumination, ""),
             )
         )
         said = wells.setdefault(well, {})
-        for column, value in cells.items():
-            if column and column not in OF_THE_IMAGE:
-                said.setdefault(column, {})
-                if value:
-                    said[column].setdefault(value)
+        for column, value in row.said.items():
+            values = said.setdefault(column, {})
+            if value:
+                values.setdefault(value)
     sites, repeated = group_sites(screen, plate, images, tuple(channels))
     problems += repeated
     if not sites:
         return None, problems
-    pixel_sizes_um = {row.cells.get("pixel_size_um", "") for row in rows} - {""}
+    pixel_sizes_um = {row.pixel_size_um for row in rows} - {""}
     return (
         Plate(
             screen=screen,
@@ -237,11 +264,31 @@ def _list_plate(
     )
 
 
-def _assign_wells(rows: list[TableRow]) -> dict[str, str]:
+def _mended(refused: PathRefusedError, path: str) -> str:
+    text = path.strip()
+    if refused.problem == "path_outside_screen" and ".." not in text and (text.startswith("/") or ":" in text[:16]):
+        return f"{refused.next_step} Or set `path_prefix` to the part of the path that the screen's folder stands for."
+    return refused.next_step
+
+
+def _without_function(screen: str, plate: str, row: ImageRow, refused: PathRefusedError) -> Problem:
+    return Problem(
+        screen=screen,
+        plate=plate,
+        channel=row.channel,
+        file=row.illumination,
+        problem="missing_illumination" if refused.problem == "missing_file" else refused.problem,
+        found=refused.found,
+        expected="the channel's illumination function",
+        next_step=f"{_mended(refused, row.illumination)} Until then the channel is read uncorrected.",
+    )
+
+
+def _assign_wells(rows: list[ImageRow]) -> dict[str, str]:
     """Site -> well for a plate of which no row names a well, in the smallest plate that fits; empty otherwise."""
-    if any(row.cells["well"] for row in rows):
+    if any(row.well for row in rows):
         return {}
-    names = sorted({row.cells["site"] for row in rows}, key=natural_order)
+    names = sorted({row.site for row in rows}, key=natural_order)
     for n_rows, n_columns in PLATE_FORMATS:
         if len(names) <= n_rows * n_columns:
             return {name: name_of_well(*divmod(i, n_columns)) for i, name in enumerate(names)}

@@ -8,53 +8,61 @@ size are in the files' MetaSeries metadata, of which one file for each channel i
 from __future__ import annotations
 
 import html
-import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import tifffile
 
+from cytolake.screens import storage
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import natural_order, site_name, well_name
+from cytolake.screens.positions import natural_order, site_name, well_name, whole_number
 from cytolake.screens.site_groups import ImageFile, group_sites
-from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
 _IMAGE_NAME = re.compile(
-    r"(?P<plate>.+)_(?P<well>[A-Z]{1,2}\d{2})(?:_s(?P<site>\d+))?(?:_w(?P<wavelength>\d+?))?(?P<thumbnail>_thumb)?"
+    r"(?P<plate>.+)_(?P<well>[A-Z]{1,2}[0-9]{2})(?:_s(?P<site>[0-9]+))?(?:_w(?P<wavelength>[0-9]+?))?(?P<thumbnail>_thumb)?"
     r"(?P<guid>[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12})?\.tiff?",
     re.IGNORECASE,
 )
-_TIMEPOINT = re.compile(r"TimePoint_(\d+)", re.IGNORECASE)
-_ZSTEP = re.compile(r"ZStep_(\d+)", re.IGNORECASE)
+_TIMEPOINT = re.compile(r"TimePoint_([0-9]+)", re.IGNORECASE)
+_ZSTEP = re.compile(r"ZStep_([0-9]+)", re.IGNORECASE)
 _PROPERTY = re.compile(r'<(?:custom-)?prop id="([^"]+)" type="[^"]*" value="([^"]*)"')
 _MICROMETRES = {"um": 1.0, "µm": 1.0, "nm": 1e-3, "mm": 1e3}
 
 
-def has_imagexpress_images(root: Path) -> bool:
-    """Whether a folder holds a `TimePoint_` folder or a file named with a MetaXpress GUID. Stops at the first."""
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        if _TIMEPOINT.fullmatch(Path(folder).name) and files:
-            return True
-        if any((match := _IMAGE_NAME.fullmatch(name)) and match["guid"] for name in files):
+def has_imagexpress_images(files: Sequence[str]) -> bool:
+    """Whether paths hold an image in a `TimePoint_` folder or one that is named with a MetaXpress GUID."""
+    for path in files:
+        *folders, name = path.split("/")
+        match = _IMAGE_NAME.fullmatch(name)
+        if match and (match["guid"] or any(_TIMEPOINT.fullmatch(folder) for folder in folders)):
             return True
     return False
 
 
-def list_imagexpress_plates(screen: str, folder: SourceFolder) -> tuple[list[Plate], list[Problem]]:
+def list_imagexpress_plates(
+    screen: str, folder: SourceFolder, files: Sequence[str]
+) -> tuple[list[Plate], list[Problem]]:
     """Plates of an export folder, in the order of their names, and problems of files that belong to none of them.
 
     Timepoints count from 0 (`TimePoint_1`); z is the number of the `ZStep_` folder, empty where there is none. Two
     plate folders with plates of one name become `<name>_<folder>`.
+
+    Args:
+        screen: Its name.
+        folder: Of the screen.
+        files: Paths of all its files, relative to it.
     """
     found: dict[tuple[str, str], list[tuple[ImageFile, int]]] = {}
     problems: list[Problem] = []
-    for plate_folder, timepoint, z, path, match in _walk(folder.root):
-        file = folder.relative(path)
+    for plate_folder, timepoint, z, file, match in _images(files):
         well = well_name(match["well"])
-        if not well or not folder.holds(path):
+        try:
+            path = folder.find(file)
+        except PathRefusedError:
+            path = ""
+        if not well or not path:
             problems.append(
                 Problem(
                     screen=screen,
@@ -82,24 +90,26 @@ def list_imagexpress_plates(screen: str, folder: SourceFolder) -> tuple[list[Pla
     names = [name for name, _ in found]
     plates = []
     for (name, plate_folder), images in found.items():
-        plate = name if names.count(name) == 1 else f"{name}_{Path(plate_folder).name}"
-        plates.append(_as_plate(screen, plate, plate_folder, images))
+        plate = name if names.count(name) == 1 else f"{name}_{plate_folder.rpartition('/')[2] or folder.name}"
+        source = f"{folder.root}/{plate_folder}" if plate_folder else str(folder.root)
+        plates.append(_as_plate(screen, plate, source, images))
     return sorted(plates, key=lambda plate: natural_order(plate.plate)), problems
 
 
-def _walk(root: Path) -> Iterator[tuple[str, int, str, str, re.Match[str]]]:
-    """(plate folder, timepoint, z, path, name match) of every image below a folder, in a fixed order."""
-    for folder, folders, files in os.walk(root):
-        folders.sort(key=natural_order)
-        plate_folder, timepoint, z = Path(folder), 0, ""
-        if match := _ZSTEP.fullmatch(plate_folder.name):
-            z, plate_folder = str(int(match[1])), plate_folder.parent
-        if match := _TIMEPOINT.fullmatch(plate_folder.name):
-            timepoint, plate_folder = max(int(match[1]) - 1, 0), plate_folder.parent
-        for name in sorted(files, key=natural_order):
-            image = _IMAGE_NAME.fullmatch(name)
-            if image and not image["thumbnail"]:
-                yield str(plate_folder), timepoint, z, os.path.join(folder, name), image  # noqa: PTH118 - many files
+def _images(files: Sequence[str]) -> Iterator[tuple[str, int, str, str, re.Match[str]]]:
+    """(plate folder, timepoint, z, path, name match) of every image among files."""
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        image = _IMAGE_NAME.fullmatch(name)
+        if image is None or image["thumbnail"]:
+            continue
+        timepoint, z = 0, ""
+        if match := _ZSTEP.fullmatch(folder.rpartition("/")[2]):
+            z, folder = site_name(match[1]), folder.rpartition("/")[0]
+        if match := _TIMEPOINT.fullmatch(folder.rpartition("/")[2]):
+            timepoint = max((whole_number(match[1], default=1) or 1) - 1, 0)
+            folder = folder.rpartition("/")[0]
+        yield folder, timepoint, z, path, image
 
 
 def _as_plate(screen: str, plate: str, plate_folder: str, images: list[tuple[ImageFile, int]]) -> Plate:
@@ -145,7 +155,7 @@ def _as_plate(screen: str, plate: str, plate_folder: str, images: list[tuple[Ima
 def _metaseries(path: str) -> dict[str, str]:
     """MetaSeries properties of one file's first page; empty where it has none or cannot be read."""
     try:
-        with tifffile.TiffFile(path) as tif:
+        with storage.open_file(path) as file, tifffile.TiffFile(file) as tif:
             description = cast(tifffile.TiffPage, tif.pages[0]).description
     except Exception:  # a damaged file is reported when its pixels are read; here it only loses the channel's name
         return {}

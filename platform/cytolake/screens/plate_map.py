@@ -2,20 +2,27 @@
 
 A CSV with a `well` column (or `well_position`, `Metadata_Well`), a `plate` column where it covers several plates with
 different layouts (without one, it holds for every plate of the screen), an optional `batch`, and any other columns.
+
+Or a CSV without wells that says which map each plate follows, as the Cell Painting data sets have it:
+`barcode_platemap.csv` with `Assay_Plate_Barcode` and `Plate_Map_Name`, and the maps in `platemap/` beside it. Its other
+columns say something about the plate, and so about each of its wells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from cytolake.screens.files import read_table
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 from cytolake.screens.positions import well_name, well_position
+from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.tables import TableRow, read_table
 
 WELL_COLUMNS = ("well", "well_position", "metadata_well", "metadata_well_position")
-PLATE_COLUMNS = ("plate", "metadata_plate", "plate_barcode", "metadata_plate_barcode")
+PLATE_COLUMNS = ("plate", "metadata_plate", "plate_barcode", "metadata_plate_barcode", "assay_plate_barcode")
+MAP_COLUMNS = ("plate_map_name", "metadata_plate_map_name")
+MAP_PLACES = ("platemap/{name}.txt", "platemap/{name}.csv", "platemap/{name}.tsv", "{name}.txt", "{name}.csv")
+"""Where a map named in a list of plates lies, from the list's own folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +44,32 @@ class PlateMap:
     has_plates: bool
     rows: tuple[PlateMapRow, ...]
     problems: tuple[Problem, ...]
+    by_plate: dict[str, list[PlateMapRow]] = field(default_factory=dict, repr=False)
+    """The same rows by plate, so that a map of 136 plates is not read through for each."""
 
     def plates(self) -> list[str]:
         """Plates that the map names, in its order; empty where it has no plate column."""
-        return list(dict.fromkeys(row.plate for row in self.rows)) if self.has_plates else []
+        return list(self.by_plate) if self.has_plates else []
 
 
-def read_plate_map(path: Path, screen: str, file: str) -> PlateMap:
+def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False) -> PlateMap:
     """Read and check a plate map on its own, before any plate is looked at.
 
+    Args:
+        folder: Of the screen.
+        file: The map, relative to it.
+        screen: Its name.
+        is_in_list: A list of plates named this map, so it must have wells; lists of lists would have no end.
+
     Raises:
-        ScreenError: The file is missing or unreadable, or has no well column.
+        ScreenError: The file is missing or unreadable, or has neither a well column nor names of maps.
     """
-    columns, table = read_table(path, screen, file)
+    columns, table, problems = read_table(folder, file, screen)
     well_column = _first_of(columns, WELL_COLUMNS)
     plate_column = _first_of(columns, PLATE_COLUMNS)
+    map_column = _first_of(columns, MAP_COLUMNS)
+    if well_column is None and plate_column and map_column and not is_in_list:
+        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column)
     if well_column is None:
         raise ScreenError(
             Problem(
@@ -63,7 +81,7 @@ def read_plate_map(path: Path, screen: str, file: str) -> PlateMap:
                 next_step="Add or rename the column that holds positions such as B03.",
             )
         )
-    rows, problems = [], []
+    rows = []
     for row in table:
         plate = row.cells[plate_column] if plate_column else ""
         well = well_name(row.cells[well_column])
@@ -83,7 +101,69 @@ def read_plate_map(path: Path, screen: str, file: str) -> PlateMap:
                 next_step="Correct the row of the plate map.",
             )
         )
-    return PlateMap(screen, file, plate_column is not None, tuple(rows), tuple(problems))
+    return _plate_map(screen, file, plate_column is not None, rows, problems)
+
+
+def _read_list_of_maps(
+    folder: SourceFolder,
+    file: str,
+    screen: str,
+    table: Sequence[TableRow],
+    problems: list[Problem],
+    plate_column: str,
+    map_column: str,
+) -> PlateMap:
+    """The maps of a list of plates, each read once, as one plate map; `problems` of the list are among its own."""
+    at = file.replace("\\", "/").rpartition("/")[0]
+    maps: dict[str, PlateMap] = {}
+    rows: list[PlateMapRow] = []
+    for line in table:
+        plate, name = line.cells[plate_column], line.cells[map_column]
+        if not plate or not name:
+            problems.append(
+                Problem(
+                    screen=screen,
+                    plate=plate,
+                    file=file,
+                    problem="missing_plate" if not plate else "missing_plate_map",
+                    found=f"an empty cell in line {line.line}",
+                    expected=f"{plate_column} and {map_column}",
+                    next_step="Fill it in, or remove the row.",
+                )
+            )
+            continue
+        if name not in maps:
+            if "/" in name or "\\" in name:
+                raise _refused_name(screen, file, name)
+            places = [f"{at}/{place}" if at else place for place in (each.format(name=name) for each in MAP_PLACES)]
+            place = next((each for each in places if folder.exists(each)), places[0])
+            maps[name] = read_plate_map(folder, place, screen, is_in_list=True)
+            problems += maps[name].problems
+        about = {column: value for column, value in line.cells.items() if column not in ("", plate_column)}
+        rows += [PlateMapRow(row.line, plate, row.well, {**about, **row.cells}) for row in maps[name].rows]
+    return _plate_map(screen, file, True, rows, problems)
+
+
+def _refused_name(screen: str, file: str, name: str) -> ScreenError:
+    return ScreenError(
+        Problem(
+            screen=screen,
+            file=file,
+            problem="path_outside_screen",
+            found=repr(name),
+            expected="the name of a plate map, without folders",
+            next_step="Put the map into platemap/ beside the list, and name it without its folder.",
+        )
+    )
+
+
+def _plate_map(
+    screen: str, file: str, has_plates: bool, rows: Sequence[PlateMapRow], problems: Sequence[Problem]
+) -> PlateMap:
+    by_plate: dict[str, list[PlateMapRow]] = {}
+    for row in rows:
+        by_plate.setdefault(row.plate, []).append(row)
+    return PlateMap(screen, file, has_plates, tuple(rows), tuple(problems), by_plate)
 
 
 def wells_of_plate(
@@ -111,9 +191,8 @@ def wells_of_plate(
         )
 
     rows: dict[str, list[PlateMapRow]] = {}
-    for row in plate_map.rows:
-        if not plate_map.has_plates or row.plate == plate:
-            rows.setdefault(row.well, []).append(row)
+    for row in plate_map.by_plate.get(plate if plate_map.has_plates else "", ()):
+        rows.setdefault(row.well, []).append(row)
     wells: dict[str, dict[str, str]] = {}
     for well, repeated in rows.items():
         first, *others = repeated
@@ -121,7 +200,7 @@ def wells_of_plate(
         if not others:
             continue
         lines = " and ".join(str(row.line) for row in repeated)
-        differing = [name for name in first.cells if any(row.cells[name] != first.cells[name] for row in others)]
+        differing = [name for name in first.cells if any(row.cells.get(name) != first.cells[name] for row in others)]
         if differing:
             wells[well] = {"well": well}
             found = f"lines {lines}, which differ in {', '.join(differing)}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 N_ROWS_MAX, N_COLUMNS_MAX = 32, 48  # a 1536-well plate: A..Z, AA..AF
+N_DIGITS_MAX = 9  # of a count; more is no count but a barcode in the wrong column
 PLATE_FORMATS = ((8, 12), (16, 24), (N_ROWS_MAX, N_COLUMNS_MAX))
 
-_LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9]\d?)")
-_ROW_COLUMN = re.compile(r"[rR]0*([1-9]\d?)[\s_-]?[cC]0*([1-9]\d?)")  # Opera Phenix: r03c11
-_WHOLE_NUMBER = re.compile(r"(\d+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
-_DIGITS = re.compile(r"(\d+)")
+_LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9][0-9]?)")
+_ROW_COLUMN = re.compile(r"[rR]0*([1-9][0-9]?)[\s_-]?[cC]0*([1-9][0-9]?)")  # Opera Phenix: r03c11
+_WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
+_DIGITS = re.compile(r"([0-9]+)")
 
 
+@lru_cache(maxsize=4096)  # a plate has at most 1536 wells and ten thousands of images
 def well_name(text: str) -> str:
     """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate."""
     text = text.strip()
@@ -48,7 +51,7 @@ def site_name(text: str) -> str:
     """A site without leading zeros: `"2"` for `"002"`; other names stay. `"1"` for the only, unnamed site of a well."""
     text = text.strip()
     if match := _WHOLE_NUMBER.fullmatch(text):
-        return str(int(match[1]))
+        return match[1].lstrip("0") or "0"
     return text or "1"
 
 
@@ -58,12 +61,39 @@ def whole_number(text: str, default: int) -> int | None:
     if not text:
         return default
     match = _WHOLE_NUMBER.fullmatch(text)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and len(match[1]) <= N_DIGITS_MAX else None
 
 
 def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which `"s2"` comes before `"s10"`."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(text) if part)
+    """Sort key by which `"s2"` comes before `"s10"`, whatever the length of the numbers."""
+    key = []
+    for part in _DIGITS.split(text):
+        if part and part[0] in "0123456789":
+            digits = part.lstrip("0")
+            key.append((0, len(digits), digits))
+        elif part:
+            key.append((1, 0, part))
+    return tuple(key)
+
+
+def well_at(row: str, column: str, first_row: int = 1, first_column: int = 1) -> str:
+    """`"B03"` for row `"2"` (or `"B"`) and column `"3"`; `""` where that is no well of a 1536-well plate.
+
+    Args:
+        row: A number, or one or two letters.
+        column: A number.
+        first_row: Number of the topmost row.
+        first_column: Number of the leftmost column.
+    """
+    x = whole_number(column, default=-1)
+    y = whole_number(row, default=-1)
+    if x is None or x < first_column:
+        return ""
+    if y is None:
+        letters = row.strip()
+        return well_name(f"{letters}{x - first_column + 1}") if letters.isalpha() else ""
+    y, x = y - first_row, x - first_column
+    return name_of_well(y, x) if 0 <= y < N_ROWS_MAX and 0 <= x < N_COLUMNS_MAX else ""
 
 
 def _row_number(letters: str) -> int:

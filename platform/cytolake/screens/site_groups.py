@@ -22,6 +22,8 @@ class ImageFile:
     """Absolute."""
     file: str
     """As messages name it: relative to the screen's folder."""
+    illumination: str = ""
+    """Absolute path of the function that its counts are divided by; empty for none."""
 
 
 def group_sites(
@@ -75,6 +77,9 @@ def group_sites(
                 channels=names,
                 reader="files",
                 image_paths=tuple(channels[name].path for name in names),
+                illumination_paths=tuple(channels[name].illumination for name in names)
+                if any(channels[name].illumination for name in names)
+                else (),
             )
         )
     return tuple(sorted(grouped, key=site_order)), problems

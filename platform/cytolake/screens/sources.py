@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cytolake.screens.channel_names import canonical, canonical_names
-from cytolake.screens.files import list_indexed_plates
-from cytolake.screens.imagexpress import has_imagexpress_images, list_imagexpress_plates
+from cytolake.screens import storage
+from cytolake.screens.channel_names import canonical, canonical_names, renamed
+from cytolake.screens.focal_planes import Planes, join_planes
+from cytolake.screens.illumination import OFF, correct_illumination
+from cytolake.screens.layouts import (
+    BUILT_IN,
+    LayoutPreset,
+    as_text,
+    list_by_layout,
+    path_rule,
+    screen_files,
+    try_layout,
+)
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
-from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
-LAYOUTS = ("auto", "ome-zarr", "index-csv", "imagexpress")
+AUTO, REGEX = "auto", "regex"
 PLATE_MAP = "platemap.csv"
 N_SHOWN_MAX = 20  # problems told in one error; a folder of 100,000 lost files must not fill the screen
 
@@ -27,32 +36,70 @@ class ScreenSource:
     screen: str
     """Name of the screen; part of every content-derived id."""
     path: str
-    """Folder on a local or mounted disk: one OME-Zarr plate, a folder of them, a folder with an index CSV, or an
-    ImageXpress export."""
-    layout: str = "auto"
-    """`index-csv`, `ome-zarr` or `imagexpress`; `auto` takes the first of these that the folder looks like."""
+    """Folder on a local or mounted disk, or `s3://bucket/folder`."""
+    layout: str = AUTO
+    """A preset of catalog/layouts, such as `ome-zarr`, `phenix` or `load-data`; `regex` with a pattern of your own;
+    `auto` takes the first preset that the folder looks like."""
+    pattern: str = ""
+    """For `regex`: a regular expression that matches the whole path of an image, relative to `path`. Named groups:
+    plate, well (or row and column, from 1), site, channel, z, timepoint (0 is the first); other groups say something
+    about the well."""
     plate_map: str = ""
-    """CSV of what was done to each well, relative to `path`; empty means `platemap.csv` there or beside the plate,
-    where it exists."""
+    """CSV of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
+    `platemap.csv` there or beside the plate, where it exists."""
     index: str = "index.csv"
-    """CSV that lists the images, relative to `path`; for `index-csv`."""
+    """CSV that lists the images, relative to `path`: for `index-csv`, and for presets that read a table, whose usual
+    names are looked for while this is index.csv."""
+    path_prefix: tuple[str, ...] = ()
+    """Beginnings of absolute paths and URLs in the screen's tables that stand for `path`; or `OLD -> NEW` for its
+    folder NEW. Absolute paths without one are refused."""
     channels: tuple[str, ...] = ()
     """Channels that every site must have, in the source's or the vocabulary's spelling; a site without one keeps what
     it has, with a `missing_channel` problem. Empty means: those that most sites of its plate have."""
+    channel_names: tuple[str, ...] = ()
+    """`FOUND -> NAME` for channels that the source names by their dye or number, such as `Alexa 488 -> ER`."""
+    z: Planes = "keep"
+    """Focal planes: `keep` each as a site; `max`, the maximum over them; `sharpest`, the one most in focus."""
+    illumination: str = ""
+    """Illumination functions, by which raw counts are divided: a folder, or a path with {plate} and {channel}, relative
+    to `path`. Empty: those that the screen's tables name, if they name any. `none`: not even these."""
 
     def __post_init__(self) -> None:
         if not self.screen.strip():
             raise ValueError("screen source: found an empty screen, expected the screen's name. Set `screen`.")
         if not self.path.strip():
             raise ValueError(f"screen {self.screen}: found an empty path, expected its folder. Set `path`.")
-        if self.layout not in LAYOUTS:
+        if not self.layout.strip():
+            raise ValueError(f"screen {self.screen}: found an empty layout, expected a preset or auto. Set `layout`.")
+        if self.z not in ("keep", "max", "sharpest"):
+            raise ValueError(f"screen {self.screen}: found z {self.z!r}, expected keep, max or sharpest. Correct `z`.")
+        if (self.layout == REGEX) != bool(self.pattern):
             raise ValueError(
-                f"screen {self.screen}: found layout {self.layout!r}, expected one of {', '.join(LAYOUTS)}. "
-                "Correct `layout`."
+                f"screen {self.screen}: found layout {self.layout!r} and pattern {self.pattern!r}, expected a pattern "
+                "with layout regex and with no other. Set both `layout` and `pattern`, or neither."
             )
+        try:
+            renamed((), self.channel_names)
+            if self.pattern:
+                path_rule(self.pattern)
+        except ValueError as error:
+            raise ValueError(f"screen {self.screen}: {error}") from error
 
 
-def list_plates(source: ScreenSource, vocabulary: Mapping[str, str] | None = None) -> list[Plate]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenScreen:
+    """A screen's folder, with the layout that it is read by."""
+
+    source: ScreenSource
+    folder: SourceFolder
+    preset: LayoutPreset
+    files: list[str] | None = field(default=None, repr=False)
+    """Relative paths of its files, where they had to be listed to find the layout."""
+
+
+def list_plates(
+    source: ScreenSource, vocabulary: Mapping[str, str] | None = None, presets: Sequence[LayoutPreset] = ()
+) -> list[Plate]:
     """Plates of a screen, each with at least one site; what is wrong is in their `problems`.
 
     Problems that belong to no usable plate (an index row without a position, a folder that is no plate) go to the
@@ -62,42 +109,146 @@ def list_plates(source: ScreenSource, vocabulary: Mapping[str, str] | None = Non
         source: The screen.
         vocabulary: Folded spelling -> declared channel name, from `channel_names.alias_table`; channels are then
             spelled as declared. None leaves them as the source spells them.
+        presets: The declared layouts, from `cytolake.catalog.declared.layout_presets`; without any, only the layouts
+            with a reader in code are known.
 
     Raises:
-        ScreenError: Nothing usable (missing or empty folder, no plate with images), or a table that cannot be read.
+        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), or a table that cannot
+            be read.
     """
-    folder = _open_folder(source)
-    layout = _find_layout(source, folder) if source.layout == "auto" else source.layout
-    if layout == "ome-zarr":
-        from cytolake.screens.ome_zarr import list_zarr_plates  # ngio takes 2 s to import
+    try:
+        return plates_of(open_screen(source, presets), vocabulary)
+    except (OSError, PathRefusedError) as error:  # a bucket answers late, too: while its plates are listed
+        raise ScreenError(unreadable_folder(source, error)) from error
 
-        plates, problems = list_zarr_plates(source.screen, folder)
-    elif layout == "index-csv":
-        plates, problems = list_indexed_plates(source.screen, folder, source.index)
-    else:
-        plates, problems = list_imagexpress_plates(source.screen, folder)
-    if not plates:
-        nothing = _problem(
+
+def open_screen(
+    source: ScreenSource, presets: Sequence[LayoutPreset] = (), folder: SourceFolder | None = None
+) -> OpenScreen:
+    """The folder of a screen and its layout, found out where the source leaves that open.
+
+    Args:
+        source: The screen.
+        presets: As for `list_plates`.
+        folder: The screen's, where it is open already.
+
+    Raises:
+        ScreenError: The folder is missing, unreadable or empty, or looks like no preset.
+    """
+    presets = sorted(presets or BUILT_IN, key=lambda preset: preset.order)
+    folder = folder or open_folder(source)
+    if source.layout == REGEX:
+        rule = path_rule(source.pattern)
+        own = LayoutPreset(name=REGEX, about="A pattern of your own.", looks_like=source.pattern, order=0, read=rule)
+        return OpenScreen(source=source, folder=folder, preset=own)
+    if source.layout != AUTO:
+        named = next((preset for preset in presets if preset.name == source.layout), None)
+        if named is None:
+            names = ", ".join((AUTO, REGEX, *(preset.name for preset in presets)))
+            raise ScreenError(
+                _problem(source, "unknown_layout", f"layout {source.layout!r}", f"one of {names}", "Correct `layout`.")
+            )
+        return OpenScreen(source=source, folder=folder, preset=named)
+    files: list[str] | None = None
+    for preset in presets:
+        if files is None and preset.read not in ("index-csv", "ome-zarr"):
+            files = screen_files(folder)
+        if try_layout(preset, source.screen, folder, files or (), source.index).fits:
+            return OpenScreen(source=source, folder=folder, preset=preset, files=files)
+    index_csv = next((preset for preset in presets if preset.read == "index-csv"), None)
+    if index_csv is not None and folder.exists(source.index):  # to say what is wrong with it
+        return OpenScreen(source=source, folder=folder, preset=index_csv, files=files)
+    there = [as_text(name) for name, _ in folder.list_folder()]
+    raise ScreenError(
+        _problem(
             source,
-            "no_images",
-            f"no plate with images, read as {layout}",
-            "at least one plate with a readable image",
-            "See the problems below." if problems else "Check `path` and `layout` of the screen.",
+            "unknown_layout",
+            f"{', '.join(there[:5])}{' ...' if len(there) > 5 else ''}",
+            f"what one of the layouts {', '.join(preset.name for preset in presets)} looks like",
+            f"Write an {source.index} with columns path, plate, well, site, channel; or set `layout` to regex and "
+            "`pattern`; or correct `path`. `cytolake inspect` says why each layout does not fit.",
         )
-        left_out = len(problems) - N_SHOWN_MAX
-        if left_out > 0:
-            nothing = replace(nothing, next_step=f"See the problems below ({left_out} more like them).")
-        raise ScreenError(nothing, *problems[:N_SHOWN_MAX])
-    plates, repeated = _without_repeats(plates)
-    problems += repeated
+    )
 
-    names = [canonical_names(plate.channels, vocabulary or {}) for plate in plates]
-    plates = [_rename_channels(plate, renamed) for plate, renamed in zip(plates, names, strict=True)]
-    required = tuple(canonical(channel, vocabulary or {}) for channel in source.channels)
+
+def plates_of(opened: OpenScreen, vocabulary: Mapping[str, str] | None = None) -> list[Plate]:
+    """Plates of an opened screen; see `list_plates`.
+
+    Raises:
+        ScreenError: No plate with images, or a table that cannot be read.
+        OSError: A bucket that cannot be read.
+    """
+    found, problems = plates_as_found(opened)
+    if not found:
+        left_out = len(problems) - N_SHOWN_MAX
+        more = f" ({left_out} more like them)" if left_out > 0 else ""
+        raise ScreenError(
+            no_images(opened, f"See the problems below{more}." if problems else "Check `path` and `layout`."),
+            *problems[:N_SHOWN_MAX],
+        )
+    return complete_plates(opened, found, problems, vocabulary or {})
+
+
+def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
+    """Plates with images, with channels as the source spells them, and problems that belong to none of them.
+
+    Raises:
+        ScreenError: A table that cannot be read.
+        OSError: A bucket that cannot be read.
+    """
+    source = opened.source
+    plates, problems = list_by_layout(
+        opened.preset, source.screen, opened.folder, opened.files, source.index, source.path_prefix
+    )
+    plates, repeated = _without_repeats(plates)
+    return plates, problems + repeated
+
+
+def no_images(opened: OpenScreen, next_step: str) -> Problem:
+    """What a screen without a single usable image is told as."""
+    return _problem(
+        opened.source,
+        "no_images",
+        f"no plate with images, read as {opened.preset.name}",
+        "at least one plate with a readable image",
+        next_step,
+    )
+
+
+def complete_plates(
+    opened: OpenScreen, found: Sequence[Plate], others: Sequence[Problem], vocabulary: Mapping[str, str]
+) -> list[Plate]:
+    """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
+
+    That is: channels spelled as declared, illumination functions, focal planes joined, plate map and batch.
+
+    Raises:
+        ScreenError: A plate map that cannot be read, or two channels that were given one name.
+        OSError: A bucket that cannot be read.
+    """
+    source, folder, files = opened.source, opened.folder, opened.files
+    problems = list(others)
+    names = [_names_of_channels(source, plate, vocabulary) for plate in found]
+    plates = [_rename_channels(plate, renamed) for plate, renamed in zip(found, names, strict=True)]
+    required = tuple(canonical(channel, vocabulary) for channel in source.channels)
     plates = [_report_missing_channels(plate, required) for plate in plates]
+    if source.illumination and source.illumination != OFF and "{" not in source.illumination and files is None:
+        files = screen_files(folder)
+    plates = [
+        correct_illumination(
+            plate,
+            folder,
+            source.illumination,
+            files or (),
+            {new: old for old, new in old_to_new.items()},
+            vocabulary,
+        )
+        for plate, old_to_new in zip(plates, names, strict=True)
+    ]
+    plates = [join_planes(plate, source.z) for plate in plates]
     plate_map = _read_plate_map(source, folder)
     if plate_map is not None:
-        is_one_plate = layout == "ome-zarr" and plates[0].source == str(folder.root)
+        is_one_plate = opened.preset.read == "ome-zarr" and plates[0].source == str(folder.root)
         problems += plate_map.problems
         if not is_one_plate:
             problems += plates_without_images(plate_map, [plate.plate for plate in plates])
@@ -107,17 +258,52 @@ def list_plates(source: ScreenSource, vocabulary: Mapping[str, str] | None = Non
     return plates
 
 
-def _open_folder(source: ScreenSource) -> SourceFolder:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", source.path):
+def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[str, str]) -> dict[str, str]:
+    """Source spelling -> final name of each channel of a plate."""
+    try:
+        given = renamed(plate.channels, source.channel_names)
+    except ValueError as error:
         raise ScreenError(
-            _problem(
-                source,
-                "unsupported_path",
-                "a URI",
-                "a folder on a local or mounted disk",
-                "Mount the bucket, or copy the screen.",
+            _problem(source, "duplicate_channel", str(error), "one name for each channel", f"Plate {plate.plate}.")
+        ) from error
+    declared = canonical_names(tuple(given.values()), vocabulary)
+    return {name: declared[new] for name, new in given.items()}
+
+
+def open_folder(source: ScreenSource) -> SourceFolder:
+    """The folder of a screen, which is there and holds something.
+
+    Raises:
+        ScreenError: `missing_folder`, `not_a_folder`, `empty_folder`, `unreadable_folder`, `unsupported_path` (a URI
+            of another scheme than s3).
+    """
+    if storage.is_uri(source.path):
+        if not source.path.lower().startswith("s3://"):
+            raise ScreenError(
+                _problem(
+                    source,
+                    "unsupported_path",
+                    source.path.partition("://")[0] + "://",
+                    "a folder on a local or mounted disk, or s3://bucket/folder",
+                    "Mount the storage, or copy the screen.",
+                )
             )
-        )
+        try:
+            folder = SourceFolder(source.path)
+            names = folder.list_folder()
+        except (OSError, PathRefusedError) as error:
+            raise ScreenError(unreadable_folder(source, error)) from error
+        if not names:
+            raise ScreenError(
+                _problem(
+                    source,
+                    "empty_folder",
+                    "no object below this prefix",
+                    "plates or images",
+                    "Correct `path`, or copy the screen there; a prefix is spelled with its upper and lower case.",
+                )
+            )
+        return folder
     path = Path(source.path).expanduser()
     if not path.is_dir():
         is_file = path.exists()
@@ -130,7 +316,11 @@ def _open_folder(source: ScreenSource) -> SourceFolder:
                 "Correct `path` of the screen; a relative path starts at the working directory.",
             )
         )
-    if not any(path.iterdir()):
+    try:
+        is_empty = not any(path.iterdir())
+    except OSError as error:
+        raise ScreenError(unreadable_folder(source, error)) from error
+    if is_empty:
         raise ScreenError(
             _problem(
                 source, "empty_folder", "an empty folder", "plates or images", "Copy the screen, or correct `path`."
@@ -139,24 +329,17 @@ def _open_folder(source: ScreenSource) -> SourceFolder:
     return SourceFolder(path)
 
 
-def _find_layout(source: ScreenSource, folder: SourceFolder) -> str:
-    if (folder.root / source.index).is_file():
-        return "index-csv"
-    from cytolake.screens.ome_zarr import plate_folders  # ngio takes 2 s to import
-
-    if plate_folders(folder.root):
-        return "ome-zarr"
-    if has_imagexpress_images(folder.root):
-        return "imagexpress"
-    names = sorted(entry.name for entry in folder.root.iterdir())
-    raise ScreenError(
-        _problem(
-            source,
-            "unknown_layout",
-            f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
-            f"OME-Zarr plates, images with an {source.index}, or an ImageXpress export (TimePoint_1/...)",
-            f"Write an {source.index} with columns path, plate, well, site, channel, or correct `path`.",
-        )
+def unreadable_folder(source: ScreenSource, error: Exception) -> Problem:
+    """What a screen's folder that cannot be listed or read is told as."""
+    is_missing = isinstance(error, FileNotFoundError)
+    return _problem(
+        source,
+        "missing_folder" if is_missing else "unreadable_folder",
+        str(error) or type(error).__name__,
+        "a folder that can be listed and read",
+        "Correct `path`; for a bucket check AWS_ENDPOINT_URL and the AWS_* credentials."
+        if storage.is_uri(source.path)
+        else "Check its permissions.",
     )
 
 
@@ -249,13 +432,15 @@ def _missing_channel(plate: Plate, channel: str, found: tuple[str, ...], site: S
 def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | None:
     """The plate map that is named, which must exist, or the one that lies there; looked for beside a lone plate too."""
     name = source.plate_map or PLATE_MAP
-    places = [folder.root / name]
-    if folder.root.suffix == ".zarr":
-        places.append(folder.root.parent / name)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None and not source.plate_map:
-        return None
-    return read_plate_map(found or places[0], source.screen, name)
+    if not folder.exists(name):
+        above, _, own = str(folder.root).rpartition("/")
+        if own.endswith(".zarr") and above and not above.endswith(":/"):
+            beside = SourceFolder(above)
+            if beside.exists(name):
+                return read_plate_map(beside, name, source.screen)
+        if not source.plate_map:
+            return None
+    return read_plate_map(folder, name, source.screen)
 
 
 def _annotate(plate: Plate, plate_map: PlateMap) -> Plate:

@@ -1,0 +1,478 @@
+"""What a folder holds, before anything is written: which layout fits, what an ingest would take, and what it would not.
+
+Names, tables and metadata are read as an ingest reads them; of the images only the headers of a few sites.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cytolake.screens.channel_names import ARROW, canonical
+from cytolake.screens.image_files import ImageFileError, read_shape
+from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
+from cytolake.screens.path_prefixes import below_screen
+from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
+from cytolake.screens.positions import natural_order
+from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.sources import (
+    AUTO,
+    REGEX,
+    OpenScreen,
+    ScreenSource,
+    complete_plates,
+    no_images,
+    open_folder,
+    open_screen,
+    plates_as_found,
+    unreadable_folder,
+)
+from cytolake.screens.storage import is_uri
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+N_SAMPLED_SITES = 3  # of each plate: first, middle and last, which an export cut short does not have all
+N_SAMPLED_PLATES_MAX = 32
+_N_PREFIX_TRIALS = 20
+_N_SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutFound:
+    """One layout, and whether the folder looks like it."""
+
+    layout: str
+    about: str
+    fits: bool
+    is_used: bool
+    said: str
+    """What was found if it fits, else why it does not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChannelFound:
+    """One channel name of the source."""
+
+    found: str
+    """As the source spells it."""
+    name: str
+    """As the catalog will have it."""
+    is_known: bool
+    """Whether catalog/channels.yaml has it; an encoder has no identity of its own for other stains."""
+    n_sites: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlateFound:
+    """One plate as an ingest would take it."""
+
+    plate: str
+    batch: str
+    channels: tuple[str, ...]
+    n_wells: int
+    n_sites: int
+    n_timepoints: int
+    n_planes: int
+    """Focal planes of the site with the most; 1 where there are none to tell."""
+    wells_in_map: int
+    """Wells of which the plate map, or the table that lists the images, says something."""
+    wells_with_images_in_map: int
+    pixel_size_um: float | None
+    sizes: tuple[str, ...]
+    """Height x width and pixel type of the sampled images, the most frequent first; empty where none was sampled."""
+    n_crops: int
+    """Crops, if every site has the size of the sampled ones; 0 where no image was sampled."""
+    n_bytes: int
+    """Bytes of pixels that an ingest decodes, on the same condition."""
+    n_problems: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProblemFound:
+    """Problems of one kind: rows that the `quarantine` table would get."""
+
+    problem: str
+    n: int
+    example: str
+    """The first of them, told whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What `inspect_screen` found."""
+
+    screen: str
+    path: str
+    layout: str
+    """The layout that was used; empty where none fits."""
+    layouts: tuple[LayoutFound, ...]
+    plates: tuple[PlateFound, ...]
+    channels: tuple[ChannelFound, ...]
+    problems: tuple[ProblemFound, ...]
+    crop_size: int
+    advice: tuple[str, ...]
+    """What could be set to have more, or to have it better."""
+    source: dict[str, Any]
+    """The fields of `ScreenSource` that give these plates, without those that have their default."""
+
+    @property
+    def can_ingest(self) -> bool:
+        """Whether an ingest would take anything."""
+        return bool(self.plates)
+
+    @property
+    def recipe(self) -> str:
+        """The source as a recipe has it."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.source.items())
+        return f"ScreenSource({values})"
+
+    @property
+    def assignment(self) -> str:
+        """The source as `--set` takes it."""
+        return f"screens.sources={json.dumps([self.source], ensure_ascii=False)}"
+
+    def total(self, name: str) -> int:
+        """Sum over the plates of one of their counts, such as `n_sites`."""
+        return sum(getattr(plate, name) for plate in self.plates)
+
+
+def inspect_screen(
+    source: ScreenSource,
+    vocabulary: Mapping[str, str] | None = None,
+    presets: Sequence[LayoutPreset] = (),
+    crop_size: int = 64,
+) -> Inspection:
+    """Look at a screen as an ingest would, and read the headers of a few images. Writes nothing.
+
+    A screen that cannot be ingested is an answer, not an error: then `plates` is empty and `problems` says why.
+
+    Args:
+        source: The screen, with whatever is known already; its path alone will do.
+        vocabulary: Folded spelling -> declared channel name, from `channel_names.alias_table`.
+        presets: The declared layouts.
+        crop_size: Edge of the crops to be counted, pixels.
+
+    Raises:
+        ScreenError: The folder is missing, empty or cannot be listed.
+    """
+    vocabulary, presets = vocabulary or {}, presets or BUILT_IN
+    try:
+        folder = open_folder(source)
+        files = screen_files(folder)
+        trials = [(each, try_layout(each, source.screen, folder, files, source.index)) for each in presets]
+    except (OSError, PathRefusedError) as error:
+        raise ScreenError(unreadable_folder(source, error)) from error
+    opened: OpenScreen | None = None
+    raw: list[Plate] = []
+    plates: list[Plate] = []
+    try:
+        opened = replace(open_screen(source, presets, folder), files=files)
+        raw, others = plates_as_found(opened)
+        if raw:
+            plates = complete_plates(opened, raw, others, vocabulary)
+            problems = [problem for plate in plates for problem in plate.problems]
+        else:
+            problems = [no_images(opened, "See the other problems, or correct path and layout."), *others]
+    except ScreenError as error:
+        raw, plates, problems = [], [], list(error.problems)
+    except (OSError, PathRefusedError) as error:
+        raw, plates, problems = [], [], [unreadable_folder(source, error)]
+
+    used = opened.preset.name if opened else ""
+    sampled = [_sample(plate) if i < N_SAMPLED_PLATES_MAX else _Sample() for i, plate in enumerate(plates)]
+    problems += [problem for sample in sampled for problem in sample.problems]
+    prefix = _prefix_that_helps(folder, source, problems)
+    # A recipe's paths start at its own root, so an absolute path is the one that is right in every recipe.
+    resolved = source if is_uri(source.path) else replace(source, path=str(Path(source.path).expanduser().absolute()))
+    if used and plates and source.layout == AUTO:
+        resolved = replace(resolved, layout=used)
+    return Inspection(
+        screen=source.screen,
+        path=source.path,
+        layout=used,
+        layouts=tuple(
+            LayoutFound(
+                layout=preset.name, about=preset.about, fits=trial.fits, is_used=preset.name == used, said=trial.said
+            )
+            for preset, trial in trials
+        ),
+        plates=tuple(_plate_found(plate, sample, crop_size) for plate, sample in zip(plates, sampled, strict=True)),
+        channels=_channels(raw, plates, vocabulary),
+        problems=_by_kind(problems),
+        crop_size=crop_size,
+        advice=tuple(_advice(source, trials, used, plates, vocabulary, prefix)),
+        source=_fields_that_differ(resolved),
+    )
+
+
+def render(inspection: Inspection, console: Console) -> None:
+    """Print an inspection for a person."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    def table(*columns: str, right: Sequence[str] = ()) -> Table:
+        shown = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+        for column in columns:
+            shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        return shown
+
+    console.print(f"[bold]{escape(inspection.screen)}[/]  {escape(inspection.path)}\n")
+    layouts = table("", "layout", "what was found, or why not")
+    for each in sorted(inspection.layouts, key=lambda each: (not each.is_used, not each.fits)):
+        mark = "[green]used[/]" if each.is_used else "[yellow]fits too[/]" if each.fits else "[dim]no[/]"
+        layouts.add_row(mark, escape(each.layout), escape(each.said) if each.fits else f"[dim]{escape(each.said)}[/]")
+    if inspection.layout == REGEX:
+        layouts.add_row("[green]used[/]", REGEX, escape(inspection.source.get("pattern", "")))
+    console.print(layouts)
+
+    if inspection.plates:
+        numbers = ("wells", "in map", "sites", "times", "planes", "um/pixel", "crops", "problems")
+        plates = table("plate", "batch", "channels", *numbers, "image", right=numbers)
+        for plate in inspection.plates[:_N_SHOWN]:
+            plates.add_row(
+                *(escape(each) for each in (plate.plate, plate.batch, ", ".join(plate.channels))),
+                f"{plate.n_wells:,}",
+                f"{plate.wells_with_images_in_map:,}" if plate.wells_in_map else "-",
+                f"{plate.n_sites:,}",
+                str(plate.n_timepoints),
+                str(plate.n_planes),
+                f"{plate.pixel_size_um:.4g}" if plate.pixel_size_um else "-",
+                f"{plate.n_crops:,}" if plate.n_crops else "-",
+                f"[yellow]{plate.n_problems:,}[/]" if plate.n_problems else "0",
+                escape("; ".join(plate.sizes)) or "-",
+            )
+        console.print()
+        console.print(plates)
+        if len(inspection.plates) > _N_SHOWN:
+            console.print(f"[dim]{len(inspection.plates) - _N_SHOWN:,} more plates[/]")
+
+        channels = table("channel in the source", "in the catalog", "sites", right=("sites",))
+        for channel in inspection.channels[: 2 * _N_SHOWN]:
+            name = escape(channel.name) + ("" if channel.is_known else " [yellow](unknown stain)[/]")
+            channels.add_row(escape(channel.found), name, f"{channel.n_sites:,}")
+        console.print()
+        console.print(channels)
+
+    if inspection.problems:
+        problems = table("rows", "problem", "the first one", right=("rows",))
+        for problem in inspection.problems:
+            problems.add_row(f"{problem.n:,}", problem.problem, escape(problem.example))
+        console.print(f"\n[yellow]{'Into quarantine' if inspection.can_ingest else 'Why nothing can be ingested'}[/]")
+        console.print(problems)
+    for advice in inspection.advice:
+        console.print(f"\n[cyan]Hint[/]  {escape(advice)}")
+
+    if inspection.can_ingest:
+        n_crops = inspection.total("n_crops")
+        n_wells, n_sites = inspection.total("n_wells"), inspection.total("n_sites")
+        console.print(
+            f"\n[green]An ingest would take[/] {_count(len(inspection.plates), 'plate')}, {_count(n_wells, 'well')}, "
+            f"{_count(n_sites, 'site')}"
+            + (f", about {n_crops:,} crops of {inspection.crop_size} px" if n_crops else "")
+            + (f", {_size(inspection.total('n_bytes'))} of pixels" if inspection.total("n_bytes") else "")
+        )
+        console.print(f"\n[dim]in a recipe[/]\n  {escape(inspection.recipe)}", soft_wrap=True)  # to be copied whole
+        quoted = inspection.assignment.replace("'", "'\\''")
+        console.print(f"[dim]on the command line[/]\n  --set '{escape(quoted)}'", soft_wrap=True)
+    else:
+        console.print("\n[red]An ingest would take nothing.[/]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sample:
+    """What the headers of a few sites say."""
+
+    sizes: tuple[tuple[int, int, str, int], ...] = ()
+    """Height, width, pixel type, bytes of a pixel; the most frequent first."""
+    problems: tuple[Problem, ...] = ()
+
+
+def _sample(plate: Plate) -> _Sample:
+    last = len(plate.sites) - 1
+    chosen = sorted({round(i * last / max(N_SAMPLED_SITES - 1, 1)) for i in range(N_SAMPLED_SITES)})
+    sizes: Counter[tuple[int, int, str, int]] = Counter()
+    problems = []
+    for site in (plate.sites[i] for i in chosen):
+        for channel, path in _first_paths(site):
+            try:
+                (height, width), dtype = _zarr_shape(path) if site.reader == "ome-zarr" else read_shape(path)
+            except ImageFileError as error:
+                problems.append(_unreadable(site, channel, path, error))
+            except Exception as error:  # any decoder may fail in any way on a damaged header
+                refused = ImageFileError(
+                    "unreadable_file", f"{type(error).__name__}: {error}", "an image header", "Copy the file again."
+                )
+                problems.append(_unreadable(site, channel, path, refused))
+            else:
+                sizes[height, width, dtype.name, dtype.itemsize] += 1
+    return _Sample(sizes=tuple(size for size, _ in sizes.most_common()), problems=tuple(problems))
+
+
+def _first_paths(site: SiteImage) -> list[tuple[str, str]]:
+    """Channel and path of one image for each channel; of an OME-Zarr site the one image."""
+    if site.reader == "ome-zarr":
+        return [("", site.image_paths[0])]
+    firsts, first = [], 0
+    for channel, n in zip(site.channels, site.planes or (1,) * len(site.channels), strict=True):
+        firsts.append((channel, site.image_paths[first]))
+        first += n
+    return firsts
+
+
+def _zarr_shape(path: str) -> tuple[tuple[int, int], Any]:
+    from cytolake.screens.zarr_images import open_image  # zarr takes 0.5 s to import
+
+    image = open_image(path)
+    return (image.n("y"), image.n("x")), image.dtype
+
+
+def _unreadable(site: SiteImage, channel: str, path: str, error: ImageFileError) -> Problem:
+    return Problem(
+        screen=site.screen,
+        plate=site.plate,
+        well=site.well,
+        site=site.site,
+        channel=channel,
+        file=path,
+        problem=error.problem,
+        found=error.found,
+        expected=error.expected,
+        next_step=error.next_step,
+    )
+
+
+def _plate_found(plate: Plate, sample: _Sample, crop_size: int) -> PlateFound:
+    wells = {site.well for site in plate.sites}
+    in_map = {row["well"] for row in plate.wells}
+    n_crops = n_bytes = 0
+    if sample.sizes:
+        height, width, _, itemsize = sample.sizes[0]
+        n_crops = len(plate.sites) * (height // crop_size) * (width // crop_size)
+        n_planes = sum(sum(site.planes) or len(site.channels) for site in plate.sites)
+        n_bytes = n_planes * height * width * itemsize
+    planes_of: dict[tuple[str, str, int], int] = {}
+    for site in plate.sites:
+        place = (site.well, site.site, site.timepoint)
+        planes_of[place] = max(planes_of.get(place, 0) + bool(site.z), *(site.planes or (1,)))
+    return PlateFound(
+        plate=plate.plate,
+        batch=plate.batch,
+        channels=plate.channels,
+        n_wells=len(wells),
+        n_sites=len(plate.sites),
+        n_timepoints=len({site.timepoint for site in plate.sites}),
+        n_planes=max(planes_of.values()),
+        wells_in_map=len(in_map),
+        wells_with_images_in_map=len(in_map & wells),
+        pixel_size_um=plate.pixel_size_um,
+        sizes=tuple(f"{height} x {width} {dtype}" for height, width, dtype, _ in sample.sizes),
+        n_crops=n_crops,
+        n_bytes=n_bytes,
+        n_problems=sum(1 for problem in plate.problems if problem.plate in ("", plate.plate)) + len(sample.problems),
+    )
+
+
+def _channels(raw: Sequence[Plate], plates: Sequence[Plate], vocabulary: Mapping[str, str]) -> tuple[ChannelFound, ...]:
+    declared = set(vocabulary.values())
+    counts: dict[tuple[str, str], int] = {}
+    for before, after in zip(raw, plates, strict=True):
+        spelled = dict(zip(after.channels, before.channels, strict=True))
+        n_sites = Counter(channel for site in after.sites for channel in site.channels)
+        for name, found in spelled.items():
+            counts[found, name] = counts.get((found, name), 0) + n_sites[name]
+    return tuple(
+        ChannelFound(found=found, name=name, is_known=name in declared, n_sites=n)
+        for (found, name), n in counts.items()
+    )
+
+
+def _by_kind(problems: Sequence[Problem]) -> tuple[ProblemFound, ...]:
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.problem, []).append(problem)
+    return tuple(ProblemFound(problem=kind, n=len(each), example=str(each[0])) for kind, each in kinds.items())
+
+
+def _prefix_that_helps(folder: SourceFolder, source: ScreenSource, problems: Sequence[Problem]) -> str:
+    """Beginning of the refused absolute paths that the screen's folder stands for: without it their rest is there."""
+    helped: Counter[str] = Counter()
+    refused = [problem.file for problem in problems if problem.problem == "path_outside_screen"]
+    for file in refused[:_N_PREFIX_TRIALS]:
+        path = below_screen(file, folder.root, source.path_prefix)
+        parts = path.split("/")
+        if ".." in parts or not (path.startswith("/") or ":" in parts[0]):
+            continue
+        for i in range(1, len(parts)):
+            rest = "/".join(parts[i:])
+            if rest and folder.exists(rest):
+                helped["/".join(parts[:i])] += 1
+                break
+    return helped.most_common(1)[0][0] if helped else ""
+
+
+def _advice(
+    source: ScreenSource,
+    trials: Sequence[tuple[LayoutPreset, Any]],
+    used: str,
+    plates: Sequence[Plate],
+    vocabulary: Mapping[str, str],
+    prefix: str,
+) -> list[str]:
+    told = []
+    if prefix:
+        told.append(
+            f"The tables have absolute paths that begin with {prefix}, where this screen's folder was: set "
+            f"path_prefix to {[prefix]!r}."
+        )
+    if not used and source.layout == AUTO:
+        told.append(
+            "No layout fits. Set layout to regex and pattern to a regular expression over the paths below this folder, "
+            r"such as '(?P<plate>[^/]+)/(?P<well>[A-P][0-9]{2})_s(?P<site>[0-9]+)_(?P<channel>[^_]+)\.tif'."
+        )
+    others = [preset.name for preset, trial in trials if trial.fits and preset.name != used]
+    if used and others:
+        told.append(f"The folder also looks like {', '.join(others)}; set layout to have it read so.")
+    declared = set(vocabulary.values())
+    channels = dict.fromkeys(channel for plate in plates for channel in plate.channels)
+    unknown = [channel for channel in channels if canonical(channel, vocabulary) not in declared]
+    if unknown and declared:
+        shown = sorted(unknown, key=natural_order)[:_N_SHOWN]
+        told.append(
+            f"Unknown stains: {', '.join(shown)}. If you know what they show, set channel_names to pairs such as "
+            f"{[shown[0] + ARROW + 'DNA']!r}."
+        )
+    if source.z == "keep" and any(site.z for plate in plates for site in plate.sites):
+        told.append("Each focal plane is a site of its own; set z to max (projection) or sharpest to have one.")
+    if plates and not any(plate.wells for plate in plates):
+        told.append(
+            "Nothing says what was done to the wells; write a platemap.csv with columns plate, well, perturbation, "
+            "control, or set plate_map."
+        )
+    return told
+
+
+def _fields_that_differ(source: ScreenSource) -> dict[str, Any]:
+    values = {each.name: (getattr(source, each.name), each.default) for each in fields(source)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, (value, default) in values.items()
+        if value != default
+    }
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _size(n_bytes: int) -> str:
+    value = n_bytes / 1024**2
+    for unit in ("MiB", "GiB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:,.3g} TiB"

@@ -1,0 +1,81 @@
+"""Index.idx.xml of an Opera Phenix or Operetta export: the stains and the pixel size of its numbered channels.
+
+Harmony 5 writes them into each `Image`, Harmony 6 and 7 once into the `Entry` of a `Map`. Both are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
+from cytolake.screens.plate import Problem
+from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+
+INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
+_METRES = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "nm": 1e-3}
+_ALIKE_MAX = 2000  # images in a row that tell nothing new; Harmony 5 repeats the same few channels for each image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarmonyChannels:
+    """What an index says about channels, by their numbers as text without leading zeros."""
+
+    names: dict[str, str]
+    pixel_size_um: str = ""
+    """As text; empty where the index does not say, or says different sizes."""
+
+
+def read_harmony_channels(
+    folder: SourceFolder, images_folder: str, screen: str
+) -> tuple[HarmonyChannels, list[Problem]]:
+    """Channels of the index beside the images; nothing, and no problem, where there is none.
+
+    Args:
+        folder: The screen's.
+        images_folder: The folder that holds the images, relative to it; empty for itself.
+        screen: Its name.
+    """
+    below = images_folder + "/" if images_folder else ""
+    file = next((below + name for name in INDEX_NAMES if folder.exists(below + name)), None)
+    if file is None:
+        return HarmonyChannels(names={}), []
+    names: dict[str, str] = {}
+    sizes_um: set[str] = set()
+    n_alike = 0
+    try:
+        for element in xml_elements(folder.read_bytes(file), frozenset({"Entry", "Image"})):
+            channel = element.attributes.get("ChannelID") or element.child("ChannelID")
+            name = element.child("ChannelName")
+            resolution = element.child_element("ImageResolutionX")
+            before = (len(names), len(sizes_um))
+            if channel and name:
+                names.setdefault(_number(channel), name)
+            if resolution is not None:
+                sizes_um.add(_micrometres(resolution.text, resolution.attributes.get("Unit", "")))
+            n_alike = n_alike + 1 if before == (len(names), len(sizes_um)) else 0
+            if n_alike == _ALIKE_MAX and names:
+                break
+    except (PathRefusedError, OSError, XmlRefusedError) as error:
+        return HarmonyChannels(names=names), [
+            Problem(
+                screen=screen,
+                file=file,
+                problem="unreadable_file",
+                found=str(error),
+                expected="the index that Harmony writes beside the images",
+                next_step="Copy it again; until then channels have numbers for names.",
+            )
+        ]
+    sizes_um.discard("")
+    return HarmonyChannels(names=names, pixel_size_um=sizes_um.pop() if len(sizes_um) == 1 else ""), []
+
+
+def _number(text: str) -> str:
+    return text.strip().lstrip("0") or "0"
+
+
+def _micrometres(text: str, unit: str) -> str:
+    try:
+        return f"{float(text) * _METRES[unit]:.6g}"
+    except (ValueError, KeyError):
+        return ""

@@ -1,0 +1,168 @@
+"""Plates whose images are found by their names, as a `PathRule` describes these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cytolake.screens.files import ImageRow, plates_of_rows
+from cytolake.screens.layouts.harmony import read_harmony_channels
+from cytolake.screens.layouts.preset import PLACES, PathRule, WellTable, template_names
+from cytolake.screens.layouts.well_facts import Place, facts_of_wells
+from cytolake.screens.plate import Plate, Problem
+from cytolake.screens.positions import site_name, well_at, well_name, whole_number
+from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.tables import read_table
+
+Groups = dict[str, str]
+
+
+def list_by_paths(
+    screen: str, folder: SourceFolder, rule: PathRule, files: Sequence[str]
+) -> tuple[list[Plate], list[Problem]]:
+    """Plates of the files whose names match, and problems that belong to none of them.
+
+    Args:
+        screen: Its name.
+        folder: Of the screen.
+        rule: How names are read.
+        files: Paths of all its files, relative to it.
+
+    Raises:
+        ScreenError: The rule's table of wells cannot be read.
+    """
+    problems: list[Problem] = []
+    found: list[tuple[str, Groups]] = []
+    for path in files:
+        groups = match_path(rule, folder, path)
+        if groups is not None:
+            found.append((path, groups))
+    plate_names = _plate_names(rule, folder, [groups for _, groups in found])
+    companions: dict[str, Any] = {}
+    rows: list[ImageRow] = []
+    for path, groups in found:
+        images_folder = path.rpartition("/")[0]
+        if rule.companion == "harmony" and images_folder not in companions:
+            companions[images_folder], said = read_harmony_channels(folder, images_folder, screen)
+            problems += said
+        companion = companions.get(images_folder)
+        number = (groups.get("channel") or "").lstrip("0") or groups.get("channel") or ""
+        name = (companion.names.get(number) if companion else "") or rule.channels.get(number)
+        rows.append(
+            ImageRow(
+                path=path,
+                plate=plate_names[_plate_key(rule, folder, groups)],
+                well=_well(rule, groups),
+                site=groups.get("site") or "1",
+                channel=name or rule.channel.format_map({**groups, "channel": number}),
+                z=site_name(groups["z"]) if groups.get("z") else "",
+                timepoint=_timepoint(groups.get("timepoint") or "", rule.first_timepoint),
+                pixel_size_um=companion.pixel_size_um if companion else "",
+                said=_said(rule, groups),
+            )
+        )
+        if name and number:
+            rows[-1] = _unlike(rows[-1], number, companions, images_folder)
+    if rule.wells is not None:
+        facts, ragged = _read_wells(screen, folder, rule.wells, files)
+        problems += ragged
+        rows = _with_facts(rows, facts) if facts else rows
+    plates, others = plates_of_rows(screen, folder, without_lone_planes(rows))
+    return plates, problems + others
+
+
+def match_path(rule: PathRule, folder: SourceFolder, path: str) -> Groups | None:
+    """Groups of a matching path, those that took no part empty; None where the rule does not match.
+
+    A plate that the path does not name may be named by the screen's own folder or the one above: a single plate, or
+    the folder of its images, was given then.
+    """
+    match = rule.pattern.fullmatch(path)
+    if match is None:
+        return None
+    groups = match.groupdict(default="")
+    if "plate" in groups and not groups["plate"]:
+        for n_above in (1, 2):
+            above = "/".join(folder.root.split("/")[-n_above:])
+            wider = rule.pattern.fullmatch(f"{above}/{path}")
+            if wider is not None and wider["plate"]:
+                return wider.groupdict(default="")
+    return groups
+
+
+def without_lone_planes(rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """Rows without the name of the focal plane where their plate has only one: such a plate has no planes to tell."""
+    planes: dict[str, set[str]] = {}
+    for row in rows:
+        planes.setdefault(row.plate, set()).add(row.z)
+    return [replace(row, z="") if row.z and len(planes[row.plate]) == 1 else row for row in rows]
+
+
+def _plate_key(rule: PathRule, folder: SourceFolder, groups: Groups) -> tuple[str, str]:
+    plate = rule.plate.format_map(groups) if rule.plate else groups.get("plate") or folder.name
+    return plate, groups.get("acquisition", "")
+
+
+def _plate_names(rule: PathRule, folder: SourceFolder, found: list[Groups]) -> dict[tuple[str, str], str]:
+    """The name of each plate and imaging run: the plate's, or the run's where the plate was imaged more than once."""
+    runs: dict[str, set[str]] = {}
+    for groups in found:
+        plate, run = _plate_key(rule, folder, groups)
+        runs.setdefault(plate, set()).add(run)
+    return {
+        (plate, run): plate if len(each) == 1 else run or plate for plate, each in runs.items() for run in sorted(each)
+    }
+
+
+def _well(rule: PathRule, groups: Groups) -> str:
+    if groups.get("well"):
+        return well_name(groups["well"]) or groups["well"]
+    row, column = groups.get("row", ""), groups.get("column", "")
+    return well_at(row, column, rule.first_row, rule.first_column) or f"row {row}, column {column}"
+
+
+def _timepoint(text: str, first: int) -> str:
+    number = whole_number(text, default=first)
+    return text if number is None else str(max(number - first, 0))
+
+
+def _unlike(row: ImageRow, number: str, companions: dict[str, Any], images_folder: str) -> ImageRow:
+    """The row with its channel's number added where an earlier channel of the same index has the same name."""
+    companion = companions.get(images_folder)
+    if companion is None:
+        return row
+    first = next((key for key, name in companion.names.items() if name == row.channel), number)
+    return row if first == number else replace(row, channel=f"{row.channel} ch{number}")
+
+
+def _said(rule: PathRule, groups: Groups) -> dict[str, str]:
+    said = {"batch": rule.batch.format_map(groups)} if rule.batch else {}
+    told = {"acquisition", *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
+    return said | {name: value for name, value in groups.items() if value and name not in told}
+
+
+def _read_wells(
+    screen: str, folder: SourceFolder, table: WellTable, files: Sequence[str]
+) -> tuple[dict[Place, Groups], list[Problem]]:
+    file = next((path for path in files if table.files.fullmatch(path)), None)
+    if file is None:
+        return {}, []
+    columns, rows, ragged = read_table(folder, file, screen)
+    taken: dict[str, str] = {}
+    for name, candidates in table.columns.items():
+        column = next((each for each in candidates if each in columns), None)
+        if column is None:
+            return {}, []
+        taken[name] = column
+    places = []
+    for row in rows:
+        values = {name: row.cells[column] for name, column in taken.items()}
+        well = well_name(table.well.format_map(values))
+        others = {name: value for name, value in row.cells.items() if name and name not in taken.values()}
+        places.append(((table.plate.format_map(values), well), others))
+    return facts_of_wells(places), ragged
+
+
+def _with_facts(rows: list[ImageRow], facts: dict[Place, Groups]) -> list[ImageRow]:
+    return [replace(row, said={**row.said, **facts.get((row.plate, well_name(row.well)), {})}) for row in rows]

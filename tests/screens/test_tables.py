@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from cytolake.screens.plate import ScreenError
+from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.tables import read_header, read_table
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read_content(content, name="t.csv"):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_table(SourceFolder(tmp_path), name, "s")
+
+    return read_content
+
+
+ROWS = [{"well": "B02", "gene": "TP53"}, {"well": "B03", "gene": "NFκB, α"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", 'well,gene\nB02,TP53\nB03,"NFκB, α"\n'),
+        ("t.csv", "well;gene\nB02;TP53\nB03;NFκB, α\n"),
+        ("t.tsv", "well\tgene\nB02\tTP53\nB03\tNFκB, α\n"),
+        ("t.txt", "well\tgene\nB02\tTP53\nB03\tNFκB, α\n"),
+        ("t.csv", '\ufeff well ,gene\r\n B02,TP53 \r\n\r\nB03,"NFκB, α"'),
+        ("t.csv", 'well,gene,,\nB02,TP53,,\n,,,\nB03,"NFκB, α",,\n'),
+        ("t.csv.gz", gzip.compress('well,gene\nB02,TP53\nB03,"NFκB, α"\n'.encode())),
+    ],
+)
+def test_one_table_in_many_spellings_is_one_table(read, name, content):
+    columns, rows, problems = read(content, name)
+    assert problems == []
+    assert columns[:2] == ["well", "gene"]
+    assert [{key: value for key, value in row.cells.items() if key} for row in rows] == ROWS
+
+
+def test_a_short_row_has_empty_cells_and_rows_know_their_lines(read):
+    _, rows, problems = read("a,b,c\n1\n\n1,2,3,,\n1,2,3,4\n")
+    assert [(problem.problem, problem.found) for problem in problems] == [("ragged_row", "4 cells in line 5")]
+    assert [(row.line, row.cells) for row in rows] == [
+        (2, {"a": "1", "b": "", "c": ""}),
+        (4, {"a": "1", "b": "2", "c": "3"}),
+    ]
+
+
+def test_the_header_is_read_without_the_rows(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"well,gene\nB02,x\n")
+    assert read_header(SourceFolder(tmp_path), "t.csv", "s") == ["well", "gene"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("t.csv", b"well,\xff\xfe\n", "unreadable_file"),
+        ("t.csv", "a,b\n1,2\n".encode("utf-16"), "unreadable_file"),
+        ("t.csv", b"a,a\n", "duplicate_column"),
+        ("t.csv", b'a,"' + b"x" * 200_000 + b'"\n', "unreadable_file"),
+        ("t.csv.gz", b"no gzip", "unreadable_file"),
+        ("t.csv.gz", gzip.compress(b"a,b\n" * 1000)[:-10], "unreadable_file"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_by_its_name(read, name, content, problem):
+    with pytest.raises(ScreenError, match=name) as caught:
+        read(content, name)
+    assert caught.value.problems[0].problem == problem
+
+
+def test_a_packed_table_that_unpacks_without_end_is_refused(read, monkeypatch):
+    monkeypatch.setattr("cytolake.screens.tables.TABLE_BYTES_MAX", 1 << 20)
+    with pytest.raises(ScreenError, match="bytes when unpacked"):
+        read(gzip.compress(b"\0" * (1 << 22)), "t.csv.gz")
+
+
+@pytest.mark.parametrize(("name", "problem"), [("no.csv", "missing_file"), ("../t.csv", "path_outside_screen")])
+def test_a_table_that_is_not_there_or_not_the_screens_is_told(tmp_path, name, problem):
+    (tmp_path / "t.csv").write_text("a\n")
+    (tmp_path / "screen").mkdir()
+    with pytest.raises(ScreenError) as caught:
+        read_table(SourceFolder(tmp_path / "screen"), name, "s")
+    assert caught.value.problems[0].problem == problem
