@@ -25,12 +25,12 @@ def crop_rows(plate: str, n: int = 3, first: int = 0, **changes: object) -> pa.T
 
 @pytest.fixture
 def crops(tmp_path: Path) -> Path:
-    create_table(tmp_path / "crops", table_contract("crops"))
+    create_table(str(tmp_path / "crops"), table_contract("crops"))
     return tmp_path / "crops"
 
 
 def commit(path: Path, rows: pa.Table, application: str, **how: object) -> bool:
-    return commit_rows(path, table_contract("crops"), rows, application=application, **how)
+    return commit_rows(str(path), table_contract("crops"), rows, application=application, **how)
 
 
 def ids(path: Path) -> list[str]:
@@ -95,7 +95,7 @@ def test_tables_stay_in_the_protocol_that_arrow_readers_know(crops):
 def test_the_largest_unsigned_pixel_value_survives(tmp_path):
     columns = {"name": {"type": "string", "about": "n"}, "count": {"type": "int32", "about": "counts"}}
     contract = parse_contract({"table": "t", "key": ["name"], "columns": columns})
-    create_table(tmp_path / "t", contract)
+    create_table(str(tmp_path / "t"), contract)
     for name in ("a", "b"):  # the second append is where Ray's own writer fails
         rows = pa.table({"name": pa.array([name], pa.large_string()), "count": pa.array([65535], pa.uint16())})
         commit_rows(tmp_path / "t", contract, rows, application=name)
@@ -109,18 +109,18 @@ def test_a_column_that_the_contract_gained_is_added_and_reads_as_null(tmp_path):
         {"table": "t", "key": ["name"], "columns": columns | {"count": {"type": "int32", "about": "c"}}}
     )
     for contract, rows in ((old, [{"name": "a"}]), (new, [{"name": "b", "count": 2}])):
-        create_table(tmp_path / "t", contract)
+        create_table(str(tmp_path / "t"), contract)
         commit_rows(tmp_path / "t", contract, contract.rows(rows), application=rows[0]["name"])
     found = DeltaTable(str(tmp_path / "t")).to_pyarrow_table().sort_by("name").to_pylist()
     assert found == [{"name": "a", "count": None}, {"name": "b", "count": 2}]
     with pytest.raises(CatalogError, match=r"table t, column count: found int32 in the table, expected no such column"):
-        create_table(tmp_path / "t", old)
+        create_table(str(tmp_path / "t"), old)
 
 
 def test_an_interrupted_creation_is_made_good(tmp_path):
     contract = table_contract("crops")
     DeltaTable.create(str(tmp_path / "crops"), contract.schema)  # killed before the constraint
-    create_table(tmp_path / "crops", contract)
+    create_table(str(tmp_path / "crops"), contract)
     assert "delta.constraints.crop_has_area" in DeltaTable(str(tmp_path / "crops")).metadata().configuration
 
 

@@ -13,9 +13,17 @@ import tifffile
 import cytolake
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, ids, table_names
-from cytolake.catalog.ingest import IngestConfig, PlateRows, commit_plate, ingest_plates, ingest_screens
+from cytolake.catalog.ingest import (
+    IngestConfig,
+    commit_plate,
+    ingest_plates,
+    ingest_screens,
+    stage_well,
+    staging_of,
+)
 from cytolake.catalog.plate_content import content_hash
-from cytolake.catalog.site_rows import crop_grid, read_site_rows
+from cytolake.catalog.site_rows import crop_grid
+from cytolake.catalog.staging import Staging
 from cytolake.screens.pixels import read_site
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.sources import ScreenSource
@@ -78,24 +86,18 @@ def write_plate(folder: Path, name: str = "P1", seed: int = 0) -> Plate:
     )
 
 
-def measure(plate: Plate, config: IngestConfig = CONFIG) -> PlateRows:
-    """What the Ray tasks of a plate hand to the driver, without Ray."""
-    import pyarrow as pa
-
-    from cytolake.catalog import table_contract
-
-    gathered = PlateRows()
-    for site in plate.sites:
-        rows = read_site_rows(site, plate.batch, config.crop_size)
-        gathered.problems += rows.problems
-        for name in ("sites", "crops", "qc_metrics"):
-            struct = pa.array(getattr(rows, name), pa.struct(list(table_contract(name).schema)))
-            getattr(gathered, name).append(pa.Table.from_struct_array(struct))
-    return gathered
+def stage(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> Staging:
+    """What the Ray tasks of a plate do, without Ray."""
+    staging = staging_of(catalog, plate, content_hash(plate), config)
+    for well in dict.fromkeys(site.well for site in plate.sites):
+        sites = [site for site in plate.sites if site.well == well]
+        stage_well(staging, sites, plate.batch, config.crop_size)
+    return staging
 
 
 def commit(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> object:
-    return commit_plate(catalog, plate, measure(plate, config), content_hash(plate), config)
+    stage(catalog, plate, config)
+    return commit_plate(catalog, plate, content_hash(plate), config)
 
 
 def contents(catalog: Catalog) -> dict[str, list[dict[str, object]]]:
@@ -148,7 +150,7 @@ def test_ingest_writes_every_row_once_and_a_second_run_reads_nothing(catalog, pl
     assert found == contents(without_ray)
 
     versions = catalog.versions()
-    monkeypatch.setattr("cytolake.catalog.ingest._read_sites", lambda *_: pytest.fail("read pixels again"))
+    monkeypatch.setattr("cytolake.catalog.ingest._read_wells", lambda *_: pytest.fail("read pixels again"))
     again = ingest_plates(catalog, [plate], CONFIG)
     assert again.skipped == report.ingested == (ids.plate_id("S", "P1"),)
     assert not again.ingested

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,10 +20,15 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.errors import CatalogError
+from cytolake.screens.storage import delta_options
+
+Rows: TypeAlias = "pa.Table | Callable[[], Iterator[pa.Table]]"
+"""A table, or what gives the same tables each time it is called, one after the other: then one at once is in memory."""
 
 ATTEMPTS = 12  # with the backoff below a commit gives up after about 20 s of lost races
 FIRST_BACKOFF_S = 0.02
 LONGEST_BACKOFF_S = 4.0
+ROWS_PER_GROUP = 4096  # about 30 wells of crops: a query for a few wells of a plate reads a few groups of its file
 
 _CONFIGURATION = {
     "delta.enableExpiredLogCleanup": "false",  # a curation's pinned versions stay readable for ever
@@ -30,7 +36,7 @@ _CONFIGURATION = {
 }
 
 
-def create_table(path: Path, contract: TableContract) -> None:
+def create_table(path: str, contract: TableContract) -> None:
     """Make the table if it is not there, and give it the constraints and new columns of its contract.
 
     Several processes may do this at once; a process killed in the middle is made good by the next call.
@@ -40,20 +46,21 @@ def create_table(path: Path, contract: TableContract) -> None:
     """
     for attempt in range(ATTEMPTS):
         try:
-            if not DeltaTable.is_deltatable(str(path)):
+            if not DeltaTable.is_deltatable(path, delta_options(path)):
                 DeltaTable.create(
-                    str(path),
+                    path,
                     contract.schema,
+                    storage_options=delta_options(path),
                     partition_by=list(contract.partition_by),
                     name=contract.name,
                     configuration=_CONFIGURATION,
                 )
-            table = DeltaTable(str(path))
+            table = _open(path)
             missing = _missing_columns(table, contract)
             if missing:
                 table.alter.add_columns(missing)
             for name, condition in contract.constraints.items():
-                table = DeltaTable(str(path))
+                table = _open(path)
                 if f"delta.constraints.{name}" not in table.metadata().configuration:
                     table.alter.add_constraint({name: condition})
             return
@@ -65,25 +72,39 @@ def create_table(path: Path, contract: TableContract) -> None:
             _back_off(attempt)
 
 
-def open_table(path: Path, version: int | None = None) -> DeltaTable | None:
+def open_table(path: str, version: int | None = None) -> DeltaTable | None:
     """The table at its newest or the given version; None where nothing was created yet.
 
     Raises:
         CatalogError: The table has no such version.
     """
-    if not DeltaTable.is_deltatable(str(path)):
+    if not DeltaTable.is_deltatable(path, delta_options(path)):
         return None
     try:
-        return DeltaTable(str(path), version=version)
+        return _open(path, version)
     except DeltaError as error:
-        newest = DeltaTable(str(path)).version()
-        raise CatalogError(f"table {path.name}: no readable version {version}. There are 0 to {newest}.") from error
+        newest = _open(path).version()
+        name = path.rsplit("/", 1)[-1]
+        raise CatalogError(f"table {name}: no readable version {version}. There are 0 to {newest}.") from error
+
+
+def plates_of_files(table: DeltaTable) -> set[str | None]:
+    """Values of `plate_id` in a table's files, from their statistics; None among them where a file does not tell.
+
+    An ingest writes one plate to a file, so nearly always the two ends are one value.
+    """
+    actions = pa.table(table.get_add_actions(flatten=True))
+    if "min.plate_id" not in actions.column_names:
+        return {None} if actions.num_rows else set()
+    low, high = actions.column("min.plate_id").to_pylist(), actions.column("max.plate_id").to_pylist()
+    rows = actions.column("num_records").to_pylist()
+    return {first if first == last else None for first, last, n in zip(low, high, rows, strict=True) if n != 0}
 
 
 def commit_rows(
-    path: Path,
+    path: str,
     contract: TableContract,
-    rows: pa.Table,
+    rows: Rows,
     *,
     application: str,
     content: int = 1,
@@ -92,8 +113,8 @@ def commit_rows(
     """Append rows in one commit, unless the transaction was committed before.
 
     Args:
-        path: Folder of the table, which exists.
-        contract: Rows are brought to it first.
+        path: Folder or URI of the table, which exists.
+        contract: Rows are brought to it first; keys are checked within each table of them.
         rows: May be empty: the transaction is then recorded all the same.
         application: Who writes: a commit is made once for each (application, content).
         content: What is written, 1 to 2**63 - 1. The table remembers the last one of each application.
@@ -104,16 +125,17 @@ def commit_rows(
         True if this call committed, False if the transaction was there already.
 
     Raises:
-        CatalogError: The rows break the contract, or every attempt lost a race.
+        CatalogError: The rows break the contract, the place is full or cannot be written, or every attempt lost a race.
     """
-    rows = contract.conform(rows)
+    if isinstance(rows, pa.Table):
+        rows = contract.conform(rows)
     for attempt in range(ATTEMPTS):
-        table = DeltaTable(str(path))
+        table = _open(path)
         if table.transaction_version(application) == content:
             return False
         predicate = _replace_predicate(table, replace)
         try:
-            _write(table, rows, predicate, Transaction(application, content))
+            _write(table, contract, rows, predicate, Transaction(application, content))
             return True
         except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
             if attempt == ATTEMPTS - 1:
@@ -122,18 +144,30 @@ def commit_rows(
                     f"({error}). Run the job again: what is committed is skipped."
                 ) from error
             _back_off(attempt)
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
             if "validation" in str(error).lower() or "constraint" in str(error).lower():
                 rules = "; ".join(f"{name}: {condition}" for name, condition in contract.constraints.items())
                 raise CatalogError(
                     f"table {contract.name}: rows break a constraint ({rules}). {error}\nNothing was written."
                 ) from error
-            raise
+            raise CatalogError(
+                f"table {contract.name} at {path}: rows could not be written ({error}). Nothing of them shows. Make "
+                "room there, or mend the access, then run the job again."
+            ) from error
     raise AssertionError("the last attempt returns or raises")
 
 
-def _write(table: DeltaTable, rows: pa.Table, predicate: str | None, transaction: Transaction) -> None:
-    writer = WriterProperties(compression="ZSTD", compression_level=3)
+def _open(path: str, version: int | None = None) -> DeltaTable:
+    return DeltaTable(path, version=version, storage_options=delta_options(path))
+
+
+def _write(
+    table: DeltaTable, contract: TableContract, rows: Rows, predicate: str | None, transaction: Transaction
+) -> None:
+    if not isinstance(rows, pa.Table):
+        batches = (batch for part in rows() for batch in contract.conform(part).to_batches())
+        rows = pa.RecordBatchReader.from_batches(contract.schema, batches)
+    writer = WriterProperties(compression="ZSTD", compression_level=3, max_row_group_size=ROWS_PER_GROUP)
     commit = CommitProperties(app_transactions=[transaction])
     if predicate is None:
         write_deltalake(table, rows, mode="append", writer_properties=writer, commit_properties=commit)

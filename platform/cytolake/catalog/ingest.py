@@ -1,16 +1,19 @@
 """Ingest: every pixel of a plate is read once, and rows go into the catalog. Pixels stay in their source.
 
-Ray Data reads sites side by side; workers hold one site at a time and hand back its few rows. The driver gathers them
-and commits a plate when its last site has come: one transaction for each table, `plates` last. Rows of a plate show
-only once `plates` has it, so a killed driver leaves nothing to be seen, and the next run goes on where it stopped.
+Ray Data reads wells side by side; a worker holds one site at a time and stages the rows of each well (see `staging`).
+When a plate's last well is staged, the driver commits it: one transaction for each table, streamed from the staged
+files, `plates` last. Rows of a plate show only once `plates` has it, so a run that is killed leaves nothing to be
+seen, and the next one goes on with the wells that are missing. Memory is that of the sites in work, whatever the
+screen's size.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,24 @@ from typing import Any
 import pyarrow as pa
 
 from cytolake.catalog import ids
-from cytolake.catalog.declared import channel_vocabulary, table_contract
+from cytolake.catalog.declared import channel_vocabulary, layout_presets, table_contract
+from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.plate_content import content_hash, content_number
 from cytolake.catalog.site_rows import SiteRows, read_site_rows
+from cytolake.catalog.staging import Staging
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.wells import well_rows
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.screens.storage import is_uri
 
 Progress = Callable[[str, int, int], None]
 """What is worked on, how much is done, how much there is."""
 
+STAGING = "staging"
+"""Folder beside the catalog's tables that holds the wells of plates in work."""
+
+_DONE = pa.schema([("plate", pa.int64()), ("well", pa.string()), ("n_sites", pa.int64()), ("error", pa.string())])
 _TEXT = pa.schema([(name, pa.string()) for name in Problem.__dataclass_fields__])  # of a problem, in its order
 
 
@@ -39,7 +49,7 @@ class IngestConfig:
     crop_size: int = 64
     """Edge of the square crops that tile each site, pixels."""
     sites_per_task: int = 4
-    """Sites that one Ray task reads, one after the other."""
+    """A Ray task reads wells, one site after the other, until it has about so many sites."""
 
     def __post_init__(self) -> None:
         for name in ("crop_size", "sites_per_task"):
@@ -63,14 +73,7 @@ class IngestReport:
     """Rows that the ingested plates put into quarantine."""
 
 
-@dataclass(slots=True)
-class PlateRows:
-    """Rows of one plate, gathered while its sites are read."""
-
-    sites: list[pa.Table] = field(default_factory=list)
-    crops: list[pa.Table] = field(default_factory=list)
-    qc_metrics: list[pa.Table] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+_WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a screen's plan
 
 
 def ingest_screens(
@@ -82,7 +85,7 @@ def ingest_screens(
         ScreenError: A screen's folder is missing or holds nothing usable. Nothing was ingested.
     """
     spellings = channel_vocabulary().aliases
-    plates = [plate for source in sources for plate in list_plates(source, spellings)]
+    plates = [plate for source in sources for plate in list_plates(source, spellings, layout_presets())]
     return ingest_plates(catalog, plates, config, progress)
 
 
@@ -118,13 +121,14 @@ def ingest_plates(
         problem = _difference(catalog, plate, content, known[identity], config)
         if problem is None:
             skipped.append(identity)
+            staging_of(catalog, plate, content, config).remove()  # of a run that was killed right after its commit
         else:
             refused.append(problem)
 
     counts = {"n_sites": 0, "n_crops": 0, "n_quarantined": 0}
     ingested: list[str] = []
-    for plate, content, rows in _measured(fresh, config, progress):
-        outcome = commit_plate(catalog, plate, rows, content, config)
+    for plate, content in _staged(catalog, fresh, config, progress):
+        outcome = commit_plate(catalog, plate, content, config)
         if isinstance(outcome, Problem):
             refused.append(outcome)
             continue
@@ -135,27 +139,65 @@ def ingest_plates(
     return IngestReport(ingested=tuple(ingested), skipped=tuple(skipped), refused=tuple(refused), **counts)
 
 
-def commit_plate(
-    catalog: Catalog, plate: Plate, rows: PlateRows, content: str, config: IngestConfig
-) -> dict[str, Any] | Problem:
-    """Commit one plate's rows, `plates` last. Calling it again, or from two processes, changes nothing.
+def staging_of(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> Staging:
+    """Where the wells of a plate with this content are staged."""
+    identity, number = ids.plate_id(plate.screen, plate.plate), content_number(content, config.crop_size)
+    return Staging(f"{catalog.place}/{STAGING}/{identity}-{number:x}")
+
+
+def stage_well(staging: Staging, sites: Sequence[SiteImage], batch: str, crop_size: int) -> None:
+    """Read the sites of one well, one after the other, and stage their rows.
+
+    Raises:
+        CatalogError: The rows cannot be written. A site that cannot be read raises nothing: its problem is staged.
+    """
+    staging.write(sites[0].well, _as_part([read_site_rows(site, batch, crop_size) for site in sites]))
+
+
+def commit_plate(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> dict[str, Any] | Problem:
+    """Commit one plate whose wells are all staged, `plates` last. Again, or from two processes, it changes nothing.
 
     Returns:
         The row of `plates`, or why the plate was refused: another process ingested other content under its name.
+
+    Raises:
+        CatalogError: Staged rows are damaged or missing, or the commit failed; nothing of the plate shows then.
     """
     identity = ids.plate_id(plate.screen, plate.plate)
+    staging = staging_of(catalog, plate, content, config)
+    try:
+        _commit_tables(catalog, plate, staging, content, config)
+    except Exception:
+        # two drivers on one plate: the other one may have committed it all and removed what was staged
+        if not catalog.table("plates", where=f"plate_id = '{identity}'").num_rows:
+            raise
+    there = catalog.table("plates", where=f"plate_id = '{identity}'").to_pylist()
+    if not there:
+        return _changed(plate, "other files, from an ingest that runs now")
+    staging.remove()
+    return there[0] if there[0]["content_hash"] == content else _changed(plate, f"content {there[0]['content_hash']}")
+
+
+def _commit_tables(catalog: Catalog, plate: Plate, staging: Staging, content: str, config: IngestConfig) -> None:
+    """One transaction for each table; `plates` only where this content is what all of them hold."""
+    identity = ids.plate_id(plate.screen, plate.plate)
     number = content_number(content, config.crop_size)
+    order = list(_sites_of_wells(plate))
     now = datetime.datetime.now(datetime.UTC)
-    sites = _join("sites", rows.sites)
-    wells, map_problems = well_rows(plate, frozenset(sites.column("well").to_pylist()))
-    quarantine = _quarantine_rows(identity, [*plate.problems, *map_problems, *rows.problems], now)
-    tables = {
-        "wells": table_contract("wells").rows(wells),
-        "sites": sites,
-        "crops": _join("crops", rows.crops),
-        "qc_metrics": _join("qc_metrics", rows.qc_metrics),
-        "quarantine": quarantine,
-    }
+    problems = [Problem(**row) for part in staging.read(order, "problems") for row in part.to_pylist()]
+    with_images = {row for part in staging.read(order, "sites") for row in part.column("well").to_pylist()}
+    wells, map_problems = well_rows(plate, frozenset(with_images))
+    quarantine = _quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
+    n_rows: dict[str, int] = {}
+    for name in ("sites", "crops", "qc_metrics"):
+        n_rows[name] = sum(part.num_rows for part in staging.read(order, name))
+        rows = partial(staging.read, order, name)
+        catalog.write_plate(name, rows, plate_id=identity, content=number)
+    small = {"wells": table_contract("wells").rows(wells), "quarantine": quarantine}
+    for name, table in small.items():
+        catalog.write_plate(name, table, plate_id=identity, content=number)
+    if any(catalog.plate_content(name, identity) != number for name in (*n_rows, *small)):
+        return
     row = {
         "plate_id": identity,
         "screen": plate.screen,
@@ -167,90 +209,113 @@ def commit_plate(
         "channels": list(plate.channels),
         "pixel_size_um": plate.pixel_size_um,
         "n_wells": len(wells),
-        "n_sites": sites.num_rows,
-        "n_crops": tables["crops"].num_rows,
+        "n_sites": n_rows["sites"],
+        "n_crops": n_rows["crops"],
         "n_quarantined": quarantine.num_rows,
         "ingested_at": now,
     }
-    for name, table in tables.items():
-        catalog.write_plate(name, table, plate_id=identity, content=number)
-    if any(catalog.plate_content(name, identity) != number for name in tables):
-        return _changed(plate, "other files, from an ingest that runs now")
     catalog.append("plates", table_contract("plates").rows([row]), transaction=f"plate/{identity}")
-    there = catalog.table("plates", where=f"plate_id = '{identity}'").to_pylist()[0]
-    return row if there["content_hash"] == content else _changed(plate, f"content {there['content_hash']}")
 
 
-def _measured(
-    plates: Sequence[tuple[Plate, str]], config: IngestConfig, progress: Progress | None
-) -> Iterator[tuple[Plate, str, PlateRows]]:
-    """Each plate as soon as its last site has been read."""
-    gathered = [PlateRows() for _ in plates]
-    waiting = [len(plate.sites) for plate, _ in plates]
-    total, done = sum(waiting), 0
-    for (plate, content), rows, n_sites in zip(plates, gathered, waiting, strict=True):
-        if n_sites == 0:
-            yield plate, content, rows
-    if total == 0:
-        return
-    for batch in _read_sites([plate for plate, _ in plates], config):
-        touched = set()
-        for index, sites, crops, qc_metrics, problems in zip(*(batch.column(i) for i in range(5)), strict=True):
-            position = index.as_py()
-            rows = gathered[position]
-            for name, found in (("sites", sites), ("crops", crops), ("qc_metrics", qc_metrics)):
-                if len(found):
-                    getattr(rows, name).append(pa.Table.from_struct_array(found.values))
-            rows.problems += [Problem(**problem) for problem in problems.as_py()]
-            waiting[position] -= 1
-            done += 1
-            touched.add(position)
-        if progress is not None:
-            progress("sites", done, total)
-        for position in sorted(touched):
-            if waiting[position] == 0:
-                plate, content = plates[position]
-                yield plate, content, gathered[position]
-                gathered[position] = PlateRows()  # its rows are committed: let them go
+def _sites_of_wells(plate: Plate) -> dict[str, list[SiteImage]]:
+    """Sites of each well, in the order of the listing."""
+    wells: dict[str, list[SiteImage]] = defaultdict(list)
+    for site in plate.sites:
+        wells[site.well].append(site)
+    return wells
 
 
-def _read_sites(plates: Sequence[Plate], config: IngestConfig) -> Iterator[pa.Table]:
-    """One row for each site: index of its plate, and lists of the rows it gives."""
+def _staged(
+    catalog: Catalog, plates: Sequence[tuple[Plate, str]], config: IngestConfig, progress: Progress | None
+) -> Iterator[tuple[Plate, str]]:
+    """Each plate, with its content, as soon as its last well is staged."""
+    total, done = sum(len(plate.sites) for plate, _ in plates), 0
+    waiting: dict[int, set[str]] = {}
+    tasks: list[dict[str, Any]] = []
+
+    def run() -> Iterator[tuple[Plate, str]]:
+        nonlocal done, tasks
+        for result in _read_wells(tasks, config) if tasks else ():
+            done += result["n_sites"]
+            waiting[result["plate"]].discard(result["well"])
+            if progress is not None:
+                progress("sites", done, total)
+            if not waiting[result["plate"]]:
+                del waiting[result["plate"]]
+                yield plates[result["plate"]]
+        tasks = []
+
+    for index, (plate, content) in enumerate(plates):
+        staging = staging_of(catalog, plate, content, config)
+        there = staging.wells()
+        wells = _sites_of_wells(plate)
+        missing = [well for well in wells if well not in there]
+        done += sum(len(sites) for well, sites in wells.items() if well in there)
+        if not missing:
+            yield plate, content
+            continue
+        waiting[index] = set(missing)
+        for well in missing:
+            sites = [json.dumps(asdict(site)) for site in wells[well]]
+            tasks.append(
+                {"plate": index, "well": well, "batch": plate.batch, "staging": staging.folder, "sites": sites}
+            )
+            if len(tasks) == _WELLS_IN_FLIGHT:
+                yield from run()
+    yield from run()
+
+
+def _read_wells(tasks: list[dict[str, Any]], config: IngestConfig) -> Iterator[dict[str, Any]]:
+    """Stage the wells; which plate and well each was, and its number of sites, in the order they are done."""
     import ray.data  # takes seconds, and a run that skips every plate needs none of it
 
-    tasks = [
-        {"plate": index, "batch": plate.batch, "site": json.dumps(asdict(site))}
-        for index, plate in enumerate(plates)
-        for site in plate.sites
-    ]
-    n_blocks = -(-len(tasks) // config.sites_per_task)
-    dataset = ray.data.from_items(tasks, override_num_blocks=n_blocks).map_batches(
-        partial(_measure_sites, crop_size=config.crop_size), batch_format="pyarrow", batch_size=None
+    n_sites = sum(len(task["sites"]) for task in tasks)
+    plan = ray.put(pa.Table.from_pylist(tasks))
+    n_blocks = min(len(tasks), -(-n_sites // config.sites_per_task))
+    dataset = ray.data.range(len(tasks), override_num_blocks=n_blocks).map_batches(
+        partial(_stage_wells, plan=plan, crop_size=config.crop_size),
+        batch_format="pyarrow",
+        batch_size=None,
     )
-    yield from dataset.iter_batches(batch_format="pyarrow", batch_size=None)
+    batches: Iterator[Any] = iter(dataset.iter_batches(batch_format="pyarrow", batch_size=None))
+    for batch in batches:
+        for done in batch.to_pylist():
+            if done["error"]:
+                raise CatalogError(done["error"])
+            yield done
 
 
-def _measure_sites(tasks: pa.Table, *, crop_size: int) -> pa.Table:
-    """Run in a Ray task: read some sites, one after the other."""
-    found: list[SiteRows] = []
-    for task in tasks.to_pylist():
-        fields = json.loads(task["site"])
-        site = SiteImage(**fields | {name: tuple(fields[name]) for name in ("channels", "image_paths")})
-        found.append(read_site_rows(site, task["batch"], crop_size))
-    columns = {"plate": tasks.column("plate").combine_chunks()}
+def _stage_wells(numbers: pa.Table, *, plan: Any, crop_size: int) -> pa.Table:
+    """Run in a Ray task: read the wells of these rows of the plan, which lies in Ray's object store."""
+    import ray
+
+    done = []
+    for task in ray.get(plan).take(numbers.column("id")).to_pylist():
+        sites = [_site_from_json(site) for site in task["sites"]]
+        told = {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
+        try:
+            stage_well(Staging(task["staging"]), sites, task["batch"], crop_size)
+        except CatalogError as error:  # as a row: raised here, it would reach the driver under pages of Ray's own trace
+            told["error"] = f"plate {sites[0].plate}, {error}"
+        done.append(told)
+    return pa.Table.from_pylist(done, schema=_DONE)
+
+
+def _site_from_json(text: str) -> SiteImage:
+    fields: dict[str, Any] = json.loads(text)
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return SiteImage(**(fields | lists))
+
+
+def _as_part(found: Sequence[SiteRows]) -> pa.Table:
+    """One row for each site: lists of the rows it gives to each table."""
+    columns = {}
     for name in ("sites", "crops", "qc_metrics"):
         rows_type = pa.list_(pa.struct(list(table_contract(name).schema)))
         columns[name] = pa.array([getattr(rows, name) for rows in found], rows_type)
     problems = [[asdict(problem) for problem in rows.problems] for rows in found]
     columns["problems"] = pa.array(problems, pa.list_(pa.struct(list(_TEXT))))
     return pa.table(columns)
-
-
-def _join(name: str, tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows in the order of their ids, whatever order the workers finished in."""
-    contract = table_contract(name)
-    joined = pa.concat_tables([contract.empty(), *(table.select(contract.schema.names) for table in tables)])
-    return joined.sort_by([(column, "ascending") for column in contract.key])
 
 
 def _quarantine_rows(identity: str, problems: Sequence[Problem], now: datetime.datetime) -> pa.Table:
@@ -284,7 +349,7 @@ def _difference(
             f"crop size {sizes[0]}, which the plate was ingested with",
             f"Set ingest.crop_size={sizes[0]}, or ingest into another catalog root.",
         )
-    if "://" not in known["source"] and known["source"] != plate.source and not Path(known["source"]).exists():
+    if not is_uri(known["source"]) and known["source"] != plate.source and not Path(known["source"]).exists():
         return _refusal(
             plate,
             "plate_moved",

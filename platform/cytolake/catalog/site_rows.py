@@ -7,7 +7,7 @@ from typing import Any
 
 from cytolake.catalog import ids
 from cytolake.catalog.qc_metrics import foreground_shares, measure_site
-from cytolake.screens.pixels import read_site
+from cytolake.screens.pixels import read_site, resolve_sharpest
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 
 
@@ -30,15 +30,23 @@ def crop_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
 def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
     """Read one site and measure it. An unreadable site gives problems and no rows; it raises nothing.
 
+    QC metrics are of the counts as recorded: a function image that brightens the corners would hide an uneven lamp and
+    what is clipped. Foreground is of the corrected pixels, which every later reader of the crop gets.
+
     Args:
         site: Where the pixels are.
         batch: Of its plate.
         crop_size: Edge of a crop, pixels.
     """
     try:
-        pixels = read_site(site)
+        if site.z == "sharpest":
+            site = resolve_sharpest(site)
+        recorded = read_site(site, is_corrected=False)
+        pixels = read_site(site) if any(site.illumination_paths) else recorded
     except ScreenError as error:
         return SiteRows(sites=[], crops=[], qc_metrics=[], problems=list(error.problems))
+    except (ImportError, MemoryError):
+        raise  # of this machine, not of the file: in quarantine it would pass for a fault of the plate, for ever
     except Exception as error:  # any decoder may fail in any way on a damaged file: the plate goes on without the site
         problem = _problem(
             site,
@@ -72,6 +80,8 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
                 "reader": site.reader,
                 "channels": list(site.channels),
                 "image_paths": list(site.image_paths),
+                "planes": list(site.planes),
+                "illumination_paths": list(site.illumination_paths),
                 "height": height,
                 "width": width,
                 "dtype": pixels.dtype.name,
@@ -92,7 +102,7 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
         qc_metrics=[
             {"site_id": keys["site_id"], "plate_id": keys["plate_id"], "channel": channel, "channel_index": index}
             | metrics
-            for index, (channel, metrics) in enumerate(zip(site.channels, measure_site(pixels), strict=True))
+            for index, (channel, metrics) in enumerate(zip(site.channels, measure_site(recorded), strict=True))
         ],
         problems=[]
         if corners

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cytolake.catalog.commits import commit_rows, create_table, open_table
+from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table, plates_of_files
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import content_id
 from cytolake.catalog.query import parse_query, run_query
+from cytolake.screens.storage import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,37 +28,81 @@ PLATE_TABLES = ("wells", "sites", "crops", "qc_metrics")
 """Tables that an ingest writes before `plates`: rows of a plate show only once `plates` has it."""
 
 
-def open(root: str | Path, *, create: bool = False) -> Catalog:
+PLACE_FILE = "catalog.json"
+"""In a catalog's folder, where its tables lie somewhere else."""
+
+
+def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog:
     """Open a catalog.
 
     Args:
-        root: Its folder; the tables lie in `<root>/tables`.
+        root: Its folder, with the tables in `<root>/tables` and packs and runs beside them; or `s3://bucket/prefix`,
+            where only tables can be: such a catalog can be queried and ingested into, packs need a folder.
+        tables: With `create`: put the tables of this folder there instead, such as `s3://bucket/prefix`. The folder
+            remembers it.
         create: Make the folder and every table that is missing. Several processes may do so at once.
 
     Raises:
-        CatalogError: There is no catalog and `create` is False, or a table there contradicts its contract.
+        CatalogError: There is no catalog and `create` is False, the folder's tables are somewhere else than `tables`,
+            or a table there contradicts its contract.
     """
-    folder = Path(root).expanduser().resolve()
+    folder = None if is_uri(root) else Path(root).expanduser().resolve()
+    base = str(root).rstrip("/") if folder is None else _place_of_tables(folder, tables.rstrip("/"), create)
     if create:
         for name in table_names():
-            create_table(folder / "tables" / name, table_contract(name))
-    elif not (folder / "tables").is_dir():
+            create_table(f"{base}/tables/{name}", table_contract(name))
+    elif not (open_table(f"{base}/tables/plates") if is_uri(base) else Path(base, "tables").is_dir()):
         raise CatalogError(
-            f"{folder}: no catalog there (found no folder `tables`). Give the root of a catalog, or make one: "
+            f"{base}: no catalog there (found no folder `tables`). Give the root of a catalog, or make one: "
             "jobs/ingest.py, or cytolake.catalog.open(root, create=True)."
         )
-    return Catalog(folder)
+    return Catalog(folder, base)
+
+
+def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
+    """The folder or URI that holds `tables/` of a catalog's folder."""
+    note = folder / PLACE_FILE
+    place = json.loads(note.read_text(encoding="utf-8"))["tables"] if note.is_file() else ""
+    if wanted and wanted != place:
+        if place or (folder / "tables").is_dir():
+            raise CatalogError(
+                f"{folder}: its tables are in {place or folder / 'tables'}, asked for {wanted}. Leave `tables` out, or "
+                "use another root."
+            )
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = note.with_suffix(".part")
+            part.write_text(json.dumps({"tables": wanted}) + "\n", encoding="utf-8")
+            part.replace(note)
+        place = wanted
+    return place or str(folder)
 
 
 class Catalog:
-    """The tables of one catalog. Holds no state: every call reads what is on disk, or the pinned versions of it."""
+    """The tables of one catalog. Holds no state: every call reads what is stored, or the pinned versions of it."""
 
-    def __init__(self, root: Path, pinned: Mapping[str, int] | None = None) -> None:
-        self.root = root
+    def __init__(self, folder: Path | None, place: str, pinned: Mapping[str, int] | None = None) -> None:
+        self._folder = folder
+        self.place = place
+        """Folder or URI that holds `tables/`."""
         self.pinned = dict(pinned) if pinned is not None else None
 
     def __repr__(self) -> str:
-        return f"Catalog({str(self.root)!r}{'' if self.pinned is None else f', pinned={self.pinned}'})"
+        return f"Catalog({self.place!r}{'' if self.pinned is None else f', pinned={self.pinned}'})"
+
+    @property
+    def root(self) -> Path:
+        """Folder of the catalog, where packs, runs and reports go.
+
+        Raises:
+            CatalogError: The catalog was opened by the URI of its tables, without a folder.
+        """
+        if self._folder is None:
+            raise CatalogError(
+                f"{self.place}: a catalog without a folder; packs, runs and reports need one on a disk that all nodes "
+                f"see. Open it as cytolake.catalog.open(folder, tables={self.place!r}, create=True)."
+            )
+        return self._folder
 
     def versions(self) -> dict[str, int]:
         """Delta version of every table that exists.
@@ -66,11 +114,55 @@ class Catalog:
         found = {name: open_table(self._path(name)) for name in ("plates", *table_names())}
         return {name: table.version() for name, table in sorted(found.items()) if table is not None}
 
-    def at(self, versions: Mapping[str, int]) -> Catalog:
-        """The same catalog as it was at these versions, for reading. Tables that are not named are empty."""
+    def at(self, versions: Mapping[str, int] | str) -> Catalog:
+        """The same catalog as it was, for reading.
+
+        Args:
+            versions: Delta version of each table, as `versions` gives them; a table that is not named is empty. Or the
+                name of a tag.
+
+        Raises:
+            UnknownTableError: No such table.
+            CatalogError: No such tag.
+        """
+        if isinstance(versions, str):
+            versions = self._tagged(versions)
         for name in versions:
             table_contract(name)
-        return Catalog(self.root, versions)
+        return Catalog(self._folder, self.place, versions)
+
+    def tag(self, name: str, note: str = "") -> dict[str, int]:
+        """Give the catalog as it is now a name, for `at`. A tag is never moved: the same name again is refused.
+
+        Returns:
+            The versions that the tag stands for.
+
+        Raises:
+            CatalogError: An empty name, or one that stands for other versions.
+        """
+        if not name.strip():
+            raise CatalogError("tag: found an empty name, expected one such as paper-2026. Give it a name.")
+        versions = {table: version for table, version in self.versions().items() if table != "tags"}
+        row = {
+            "tag": name,
+            "table_versions": json.dumps(versions, sort_keys=True),
+            "note": note,
+            "tagged_at": datetime.datetime.now(datetime.UTC),
+        }
+        rows = table_contract("tags").rows([row])
+        if not self.append("tags", rows, transaction=content_id("tag", name)) and self._tagged(name) != versions:
+            raise CatalogError(
+                f"tag {name}: it stands for other versions of the tables. A tag is never moved: take another name, or "
+                f"read the catalog as it was with at({name!r})."
+            )
+        return versions
+
+    def _tagged(self, name: str) -> dict[str, int]:
+        there = {row["tag"]: row["table_versions"] for row in self.table("tags").to_pylist()}
+        if name not in there:
+            raise CatalogError(f"tag {name}: no such tag. There are: {', '.join(sorted(there)) or 'none'}.")
+        versions: dict[str, int] = json.loads(there[name])
+        return versions
 
     def table(
         self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
@@ -106,6 +198,34 @@ class Catalog:
             query = parse_query(f'SELECT {selected} FROM "{name}" WHERE (\n{where}\n)')
             found = run_query(query, self._datasets(query.tables, {name: version}))
         return pa.Table.from_arrays([found.column(i).cast(field.type) for i, field in enumerate(wanted)], schema=wanted)
+
+    def find_crops(
+        self,
+        *,
+        plates: Sequence[str] = (),
+        wells: Sequence[str] = (),
+        perturbations: Sequence[str] = (),
+        passes_qc: str = "",
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Crops of some plates, wells or perturbations, whose sites pass QC. Reads little more than it returns.
+
+        Every condition left empty counts as met. What is not said here can be said in SQL.
+
+        Args:
+            plates: Names, as in plates.plate.
+            wells: Positions such as `B03`.
+            perturbations: As in wells.perturbation.
+            passes_qc: A profile of catalog/qc.yaml: crops of sites that fail one of its rules in any channel are left
+                out. A site that the profile has not judged passes.
+            columns: Of the table crops; all by default.
+
+        Raises:
+            CatalogError: No such column or QC profile.
+        """
+        from cytolake.catalog.find_crops import find_crops
+
+        return find_crops(self, plates, wells, perturbations, passes_qc, columns)
 
     def to_pandas(
         self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
@@ -145,14 +265,14 @@ class Catalog:
         """
         return self._commit(name, rows, application=transaction)
 
-    def write_plate(self, name: str, rows: pa.Table, *, plate_id: str, content: int) -> bool:
+    def write_plate(self, name: str, rows: Rows, *, plate_id: str, content: int) -> bool:
         """Commit one plate's rows of one table, in place of rows that an ingest of other content left behind.
 
         Rows of a plate show only once `plates` has it: append its row there last.
 
         Args:
             name: As in catalog/tables/, not `plates`.
-            rows: All rows of the plate, perhaps none.
+            rows: All rows of the plate, perhaps none; or a function that gives them in parts.
             plate_id: Their plate.
             content: Stands for the plate's files and the settings of the ingest, 1 to 2**63 - 1.
 
@@ -213,32 +333,37 @@ class Catalog:
 
         return crop_pixels.channels_of(self, crop_ids)
 
-    def _commit(self, name: str, rows: pa.Table, **how: Any) -> bool:
+    def _commit(self, name: str, rows: Rows, **how: Any) -> bool:
         contract = table_contract(name)
         if self.pinned is not None:
             raise CatalogError(f"table {name}: this catalog is pinned to old versions. Write to `open(root)`.")
         path = self._path(name)
-        if open_table(path) is None:
-            create_table(path, contract)  # a table that this version of cytolake added
+        table = open_table(path)
+        if table is None or not set(contract.schema.names) <= {field.name for field in table.schema().fields}:
+            create_table(path, contract)  # a table or column that this version of cytolake added
         return commit_rows(path, contract, rows, **how)
 
-    def _path(self, name: str) -> Path:
-        return self.root / "tables" / name
+    def _path(self, name: str) -> str:
+        return f"{self.place}/tables/{name}"
+
+    def dataset(self, name: str) -> ds.Dataset:
+        """One table as an Arrow dataset, for reading by columns and filters: see `pyarrow.dataset`."""
+        return self._datasets(frozenset({table_contract(name).name}), {})[name]
 
     def _datasets(self, names: frozenset[str], versions: Mapping[str, int | None]) -> dict[str, ds.Dataset]:
         """The tables among these names. `plates` is read first, for the reason given in `versions`."""
         ours = [name for name in table_names() if name in names]
         visible = self._visible_plates() if set(ours) & set(PLATE_TABLES) else None
-        found = {}
-        for name in ours:
-            dataset = self._whole_dataset(name, versions.get(name))
-            found[name] = dataset.filter(pc.field("plate_id").isin(visible)) if name in PLATE_TABLES else dataset
-        return found
+        return {
+            name: self._whole_dataset(name, versions.get(name), visible if name in PLATE_TABLES else None)
+            for name in ours
+        }
 
     def _visible_plates(self) -> pa.Array:
         return self._whole_dataset("plates").to_table(columns=["plate_id"]).column("plate_id").combine_chunks()
 
-    def _whole_dataset(self, name: str, version: int | None = None) -> ds.Dataset:
+    def _whole_dataset(self, name: str, version: int | None = None, visible: pa.Array | None = None) -> ds.Dataset:
+        """One table, or the part of it whose plates are among `visible`."""
         contract = table_contract(name)
         if version is None and self.pinned is not None:
             table = open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
@@ -246,7 +371,10 @@ class Catalog:
             table = open_table(self._path(name), version)
         if table is None:
             return ds.dataset(contract.empty())
-        return table.to_pyarrow_dataset().replace_schema(contract.schema)  # columns added later read as null
+        dataset = table.to_pyarrow_dataset().replace_schema(contract.schema)  # columns added later read as null
+        if visible is None or plates_of_files(table) <= set(visible.to_pylist()):
+            return dataset
+        return dataset.filter(pc.field("plate_id").isin(visible))
 
 
 def _plate_application(plate_id: str) -> str:

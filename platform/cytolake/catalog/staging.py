@@ -1,0 +1,137 @@
+"""What workers have read of a plate, well by well, until the plate is whole and committed.
+
+One file for each well, in a folder named after the plate and its content: a run that was killed goes on with the wells
+that have no file. A file appears whole or not at all. Nothing here shows in the catalog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cytolake.catalog.errors import CatalogError
+from cytolake.screens.storage import file_system, is_uri
+
+SUFFIX = ".arrow"
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """The staged wells of one plate at one content. Cheap to send to a worker."""
+
+    folder: str
+    """Local path or URI."""
+
+    def wells(self) -> frozenset[str]:
+        """Wells that have been read."""
+        return frozenset(name.removesuffix(SUFFIX) for name in _names(self.folder) if name.endswith(SUFFIX))
+
+    def write(self, well: str, rows: pa.Table) -> None:
+        """Stage one well; the same well again replaces it.
+
+        Raises:
+            CatalogError: The disk is full or cannot be written. Nothing is left of the well then.
+        """
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rows.schema, options=_OPTIONS) as writer:
+            writer.write_table(rows)
+        content = sink.getvalue()
+        path = f"{self.folder}/{well}{SUFFIX}"
+        try:
+            if is_uri(path):
+                file_system(path).pipe_file(path, content.to_pybytes())  # an object appears when it is whole
+            else:
+                _write_whole(Path(path), content)
+        except OSError as error:
+            raise CatalogError(
+                f"well {well}: its rows could not be staged in {self.folder}: {error}. Make room there, then run the "
+                "job again: it goes on with the wells that are missing."
+            ) from error
+
+    def read(self, wells: Sequence[str], column: str) -> Iterator[pa.Table]:
+        """Rows of one list column, for one well after the other.
+
+        Raises:
+            FileNotFoundError: A well is not staged (any more).
+            CatalogError: A file is damaged; it has been removed.
+        """
+        for well in wells:
+            path = f"{self.folder}/{well}{SUFFIX}"
+            try:
+                rows = _read_column(path, column)
+            except pa.ArrowInvalid as error:
+                _remove(path)
+                raise CatalogError(
+                    f"{path}: the staged rows of well {well} are damaged ({error}) and were removed. Run the job "
+                    "again: it reads that well again."
+                ) from error
+            yield rows
+
+    def remove(self) -> None:
+        """Delete the folder, if it is there."""
+        remove_folder(self.folder)
+
+
+def remove_folder(folder: str) -> None:
+    """Delete a staging folder with everything in it; no error where it is gone."""
+    system = file_system(folder)
+    try:
+        system.rm(folder, recursive=True)
+    except FileNotFoundError:
+        return
+    except OSError:  # another process that stages the same plate wrote one more file meanwhile
+        if system.exists(folder):
+            system.rm(folder, recursive=True)
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+        try:
+            part.replace(path)
+        except FileNotFoundError:  # another process finished the plate and removed the folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _read_column(path: str, column: str) -> pa.Table:
+    """The rows in one list column of a file; the others are not decoded."""
+    if is_uri(path):
+        content = file_system(path).cat_file(path)
+    else:
+        with open(path, "rb") as file:  # noqa: PTH123 - not a memory map: another process may replace the file
+            content = file.read()
+    position = pa.ipc.open_file(content).schema.get_field_index(column)
+    reader = pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=[position]))
+    lists = reader.read_all().column(column)
+    return pa.Table.from_struct_array(
+        pa.chunked_array([chunk.flatten() for chunk in lists.chunks], lists.type.value_type)
+    )
+
+
+def _names(folder: str) -> list[str]:
+    if not is_uri(folder):
+        return os.listdir(folder) if Path(folder).is_dir() else []  # noqa: PTH208
+    try:
+        return [entry.rsplit("/", 1)[-1] for entry in file_system(folder).ls(folder, detail=False)]
+    except FileNotFoundError:
+        return []
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        file_system(path).rm_file(path)

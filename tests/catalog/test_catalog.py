@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from test_ingest import commit, contents, write_plate
+
+import cytolake.catalog
+from cytolake.catalog import CatalogError, ids, table_contract
+from cytolake.screens.pixels import read_site
+from cytolake.screens.storage import list_objects
+
+LATER = {
+    "sites": ("planes", "illumination_paths"),
+    "qc_verdicts": ("level", "well_id"),
+}
+"""Columns that the first release did not have."""
+LATER_TABLES = ("tags", "qc_labels", "curation_runs", "consistency_tests")
+
+
+def test_a_tag_reads_as_the_catalog_was_and_is_never_moved(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    commit(catalog, write_plate(tmp_path / "source"))
+    versions = catalog.tag("first", "one plate")
+    assert catalog.tag("first") == versions  # the same again changes nothing
+    commit(catalog, write_plate(tmp_path / "source", "P2"))
+    assert catalog.table("crops").num_rows == 72
+    assert catalog.at("first").table("crops").num_rows == 36
+    assert catalog.at("first").find_crops(plates=["P2"]).num_rows == 0
+    with pytest.raises(CatalogError, match="tag first: it stands for other versions"):
+        catalog.tag("first")
+    with pytest.raises(CatalogError, match=r"no such tag\. There are: first"):
+        catalog.at("second")
+    with pytest.raises(CatalogError, match="empty name"):
+        catalog.tag(" ")
+
+
+def test_a_folder_remembers_where_its_tables_lie(tmp_path):
+    root, tables = tmp_path / "root", tmp_path / "tables here"
+    catalog = cytolake.catalog.open(root, tables=str(tables), create=True)
+    commit(catalog, write_plate(tmp_path / "source"))
+    assert (tables / "tables" / "crops" / "_delta_log").is_dir()
+    assert not (root / "tables").exists()
+    assert cytolake.catalog.open(root).table("crops").num_rows == 36
+    assert cytolake.catalog.open(root).root == root
+    with pytest.raises(CatalogError, match="its tables are in"):
+        cytolake.catalog.open(root, tables=str(tmp_path / "elsewhere"), create=True)
+
+
+def test_a_catalog_on_s3_takes_a_plate_once_and_answers_like_a_local_one(s3_bucket, tmp_path):
+    plate = write_plate(tmp_path / "source")
+    here = cytolake.catalog.open(tmp_path / "here", create=True)
+    commit(here, plate)
+    there = cytolake.catalog.open(tmp_path / "root", tables=f"{s3_bucket}/lake", create=True)
+    assert commit(there, plate) == commit(there, plate)
+    assert contents(there) == contents(here)
+    for root in (tmp_path / "root", f"{s3_bucket}/lake"):
+        again = cytolake.catalog.open(root)
+        assert again.sql("SELECT count(*) AS n FROM crops").to_pylist() == [{"n": 36}]
+    assert again.find_crops(wells=["B01"]).num_rows == 12
+    with pytest.raises(CatalogError, match="a catalog without a folder"):
+        _ = again.root
+    with pytest.raises(CatalogError, match="no catalog there"):
+        cytolake.catalog.open(f"{s3_bucket}/nothing")
+
+
+INGEST_WITH_A_RAY_OF_ITS_OWN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_ingest import CONFIG, write_plate
+import cytolake.catalog
+from cytolake.catalog.ingest import ingest_plates
+from cytolake.line.session import RayConfig, ray_session
+catalog = cytolake.catalog.open(sys.argv[2])
+with ray_session(RayConfig(cpus=1, object_store_mb=100)):
+    print(len(ingest_plates(catalog, [write_plate(Path(sys.argv[3]))], CONFIG).ingested))
+"""
+
+
+def test_ray_workers_stage_on_s3_and_the_driver_commits_there(s3_bucket, tmp_path):
+    there = cytolake.catalog.open(tmp_path / "root", tables=f"{s3_bucket}/lake", create=True)
+    here = cytolake.catalog.open(tmp_path / "here", create=True)
+    commit(here, write_plate(tmp_path / "source"))
+    run = subprocess.run(
+        [
+            sys.executable, "-c", INGEST_WITH_A_RAY_OF_ITS_OWN, str(Path(__file__).parent), str(there.root),
+            str(tmp_path / "source"),
+        ],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        | {"PYTHONPATH": str(Path(cytolake.__file__).parents[1])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.stdout.strip() == "1", run.stderr
+    assert contents(there) == contents(here)
+    assert not list_objects(f"{s3_bucket}/lake/staging")
+
+
+def as_first_release(root: Path) -> None:
+    """Rewrite a catalog as if its tables had been made before the columns and tables of LATER."""
+    for name in LATER_TABLES:
+        shutil.rmtree(root / "tables" / name, ignore_errors=True)
+    for name, columns in LATER.items():
+        table = DeltaTable(str(root / "tables" / name))
+        rows = table.to_pyarrow_table().drop_columns(list(columns))
+        contract = table_contract(name)
+        shutil.rmtree(root / "tables" / name)
+        DeltaTable.create(str(root / "tables" / name), rows.schema, name=name, partition_by=list(contract.partition_by))
+        write_deltalake(str(root / "tables" / name), rows, mode="append")
+
+
+def test_an_older_catalog_opens_reads_and_takes_more_plates(tmp_path):
+    root = tmp_path / "catalog"
+    plate = write_plate(tmp_path / "source")
+    commit(cytolake.catalog.open(root, create=True), plate)
+    as_first_release(root)
+    catalog = cytolake.catalog.open(root)
+    old = catalog.table("sites")
+    assert old.schema.equals(table_contract("sites").schema)
+    assert set(old.column("planes").to_pylist()) == {None}
+    crop = catalog.table("crops", where="well = 'B01' AND site = '1'").to_pylist()[0]
+    site = next(site for site in plate.sites if (site.well, site.site) == ("B01", "1"))
+    window = read_site(site)[:, crop["y"] : crop["y"] + crop["size"], crop["x"] : crop["x"] + crop["size"]]
+    np.testing.assert_array_equal(catalog.crop_pixels([crop["crop_id"]])[0], window)
+    assert catalog.table("tags").num_rows == 0
+
+    commit(catalog, write_plate(tmp_path / "source", "P2"))  # without create: the columns are added on the way
+    planes = catalog.table("sites").column("planes").to_pylist()
+    assert (planes.count(None), planes.count([])) == (6, 6)
+    assert catalog.tag("now")["crops"] == catalog.versions()["crops"]
+
+
+def commit_one(root: str, source: str, name: str) -> None:
+    commit(cytolake.catalog.open(root), write_plate(Path(source), name))
+
+
+def test_four_processes_that_ingest_four_plates_all_land(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    names = [f"P{number}" for number in range(4)]
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(commit_one, str(catalog.root), str(tmp_path / "source"), name) for name in names]
+        for job in jobs:
+            job.result(timeout=300)
+    assert sorted(catalog.table("plates").column("plate").to_pylist()) == names
+    counts = catalog.sql("SELECT plate, count(*) AS n FROM crops GROUP BY plate").to_pylist()
+    assert {row["plate"]: row["n"] for row in counts} == dict.fromkeys(names, 36)
+
+
+def test_a_query_for_one_plate_reads_one_file_of_each_table(tmp_path, monkeypatch):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    for number in range(4):
+        commit(catalog, write_plate(tmp_path / "source", f"P{number}"))
+    plate_id = ids.plate_id("S", "P2")
+    dataset = catalog.dataset("crops")
+    files = list(dataset.get_fragments(filter=pc.field("plate_id") == plate_id))
+    assert len(list(dataset.get_fragments())) == 4
+    assert len(files) == 1
+    # gone files cannot be read: the query is answered from what is left
+    for fragment in dataset.get_fragments():
+        if fragment.path != files[0].path:
+            (catalog.root / "tables" / "crops" / Path(fragment.path).name).unlink()
+    assert catalog.find_crops(plates=["P2"]).num_rows == 36
+    assert catalog.sql("SELECT count(*) AS n FROM crops WHERE plate = 'P2'").to_pylist() == [{"n": 36}]
+
+
+def test_the_note_in_a_folder_is_plain_json(tmp_path):
+    cytolake.catalog.open(tmp_path / "root", tables=str(tmp_path / "t"), create=True)
+    assert json.loads((tmp_path / "root" / "catalog.json").read_text()) == {"tables": str(tmp_path / "t")}
