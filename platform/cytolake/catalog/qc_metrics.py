@@ -1,12 +1,15 @@
-"""What is measured on every site and channel before anyone judges it: intensity, focus, noise, foreground, debris.
+"""What is measured on every site and channel before anyone judges it: light, focus, noise, background, debris, count.
 
 Shapes: C channels, H by W pixels. Every shape-like metric (focus, noise, shares) is computed on the channel scaled to
 0..1, so a gain on the whole image leaves it alone; the others are in counts. Noise is taken out of the focus metrics:
 in BBBC006 camera noise made planes 20 um out of focus look sharper than those in focus (slope -2.6 against -4.2).
+What needs no fine detail is read from the channel averaged over 2 x 2 (halved) or 4 x 4 pixels (quartered).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -32,6 +35,11 @@ METRICS = (
     "noise_share",
     "brightest_share",
     "background_level",
+    "tenengrad",
+    "background_floor",
+    "unevenness",
+    "object_count",
+    "common_brightness",
 )
 """The metric columns of catalog/tables/qc_metrics.yaml, in its order."""
 
@@ -40,6 +48,8 @@ GRID = 16  # coarse cells along each side; 34 px on a 540 px site, wider than mo
 NOISE_SDS = 4.0  # 3e-5 of the pixels of an empty, white-noise image pass
 FLAT_CONTRAST = 0.5  # p99 - p01 over the median: 0.1 in real brightfield, above 1.5 in every stained channel looked at
 CONTRAST_SHARE = 0.1  # of p99 above background: keeps an uneven background from counting as cells
+BACKGROUND_GRID = 8  # cells along each side: 24 px on a 192 px site, as wide as a nucleus with its surroundings
+BLOB_SIGMAS = tuple(1.2 * 2 ** (k / 2) for k in range(7))  # quartered px; 6 differences: discs of 7 to 40 px radius
 
 
 def measure_site(pixels: Counts) -> list[dict[str, float]]:
@@ -49,14 +59,27 @@ def measure_site(pixels: Counts) -> list[dict[str, float]]:
         pixels: (C, H, W), raw counts of any real type. NaN and infinity count as 0 and as the largest float32.
 
     Returns:
-        One dict for each channel, keys METRICS, every value finite. A constant channel has slope, variance and shares 0
-        (`saturated_share` is 1 where an integer channel stands at the top of its type throughout).
+        One dict for each channel, keys METRICS, every value finite. A constant channel has slope, variances, count and
+        shares 0 (`saturated_share` is 1 where an integer channel stands at the top of its type throughout).
+        `common_brightness` belongs to the site and is the same in each; it is 0 with fewer than two channels that
+        vary.
 
     Raises:
         ValueError: The array is not (C, H, W), or an axis is empty.
     """
     _check(pixels)
-    return [_measure_channel(_finite(channel)) for channel in pixels]
+    measured = []
+    common, n_common = np.zeros((), np.float32), 0
+    for channel in pixels:
+        metrics, lit = _measure_channel(_finite(channel))
+        measured.append(metrics)
+        if lit is not None:
+            common = common + np.log(np.maximum(lit, 1e-3, out=lit))
+            n_common += 1
+    brightness = float(np.exp(common.max() / n_common)) if n_common > 1 else 0.0
+    for metrics in measured:
+        metrics["common_brightness"] = brightness
+    return measured
 
 
 def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -> NDArray[np.float64]:
@@ -87,7 +110,7 @@ def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -
         scaled, low, span = _scale(channel)
         if span == 0:
             continue
-        mask = _foreground(scaled, low / span, (np.percentile(channel, PERCENTILES) - low) / span)[0]
+        mask = _foreground(scaled, low / span, (_percentiles(channel, low) - low) / span)[0]
         summed = np.zeros((height + 1, width + 1))
         summed[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
         shares[index] = [
@@ -102,18 +125,27 @@ def _check(pixels: Counts) -> None:
         raise ValueError(f"a site of shape {pixels.shape}; expected (channels, height, width), none of them 0.")
 
 
-def _measure_channel(channel: Counts) -> dict[str, float]:
+def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None]:
+    """Every metric of one channel but `common_brightness`; and the halved image over its typical lit level."""
     scaled, low, span = _scale(channel)
     if span == 0:
         is_top = np.issubdtype(channel.dtype, np.integer) and low == np.iinfo(channel.dtype).max
         flat = dict.fromkeys(METRICS, 0.0)
-        flat.update(dict.fromkeys(("mean", "p01", "p50", "p99", "max", "background_level"), low))
+        in_counts = ("mean", "p01", "p50", "p99", "max", "background_level", "background_floor")
+        flat.update(dict.fromkeys(in_counts, low))
         flat["saturated_share"] = float(is_top)
-        return flat
-    percentiles = np.percentile(channel, PERCENTILES)
+        return flat, None
+    percentiles = _percentiles(channel, low)
     sd = float(scaled.std(dtype=np.float64))
     mask, background, noise_sd = _foreground(scaled, low / span, (percentiles - low) / span)
-    return {
+    halved = _halve(scaled)
+    quartered = _halve(halved)
+    floor = float(np.percentile(quartered, 2))
+    lit = np.maximum(halved - np.float32(floor), 0)
+    # The mean of the light, weighted by the light itself: it does not sink as cells get fewer, as a percentile does.
+    typical = float(np.vdot(lit, lit)) / max(float(lit.sum(dtype=np.float64)), 1e-12)
+    laplacian_variance, tenengrad = _sharpness(halved, sd)
+    metrics = {
         "mean": float(channel.mean(dtype=np.float64)),
         "sd": span * sd,
         "p01": float(percentiles[0]),
@@ -123,11 +155,17 @@ def _measure_channel(channel: Counts) -> dict[str, float]:
         "saturated_share": _saturated_share(scaled),
         "foreground_share": float(mask.mean()),
         "focus_slope": _focus_slope(scaled),
-        "laplacian_variance": _laplacian_variance(scaled, sd),
+        "laplacian_variance": laplacian_variance,
         "noise_share": min(1.0, noise_sd / sd),
         "brightest_share": _brightest_share(scaled, mask, background),
         "background_level": low + span * background,
+        "tenengrad": tenengrad,
+        "background_floor": low + span * floor,
+        "unevenness": _unevenness(quartered, (float(percentiles[2]) - low) / span - floor),
+        "object_count": float(_count_objects(quartered, floor, typical, noise_sd)),
+        "common_brightness": 0.0,
     }
+    return metrics, lit / np.float32(typical) if typical > 0 else None
 
 
 def _finite(channel: Counts) -> Counts:
@@ -145,6 +183,27 @@ def _scale(channel: Counts) -> tuple[Image, float, float]:
     if span <= np.finfo(np.float32).tiny:
         return np.zeros(channel.shape, np.float32), low, 0.0
     return ((channel - np.float64(low)) / span).astype(np.float32), low, span
+
+
+def _percentiles(channel: Counts, low: float) -> NDArray[np.float64]:
+    """PERCENTILES as numpy gives them; small integers are counted, which takes a quarter of the time of sorting."""
+    if channel.dtype.kind not in "iu" or channel.dtype.itemsize > 2:
+        found: NDArray[np.float64] = np.percentile(channel, PERCENTILES)
+        return found
+    below = np.cumsum(np.bincount(channel.ravel().astype(np.int32) - int(low)))
+    place = np.array(PERCENTILES) / 100 * (channel.size - 1)
+    lower, upper = (np.searchsorted(below, edge(place), side="right") for edge in (np.floor, np.ceil))
+    return np.asarray(low + lower + (upper - lower) * (place % 1), np.float64)
+
+
+def _halve(image: Image) -> Image:
+    """Means of 2 x 2 pixels; the image itself where it has one row or column."""
+    if min(image.shape) < 2:
+        return image
+    height, width = (n // 2 * 2 for n in image.shape)
+    even = image[:height, :width]
+    rows = even[::2] + even[1::2]
+    return np.asarray((rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25), np.float32)
 
 
 def _foreground(
@@ -187,20 +246,75 @@ def _noise_sd(scaled: Image) -> float:
         return 0.0
     across = scaled[:, :-2] - 2 * scaled[:, 1:-1] + scaled[:, 2:]
     residual = across[:-2] - 2 * across[1:-1] + across[2:]
-    return float(np.median(np.abs(residual))) / (0.6745 * 6.0)  # 6: norm of the 3x3 kernel; 0.6745: median -> sd
+    size = np.abs(residual, out=residual)
+    median, share = float(np.median(size)), 1.0
+    if median == 0 and size.any():
+        # Sparse photons, few levels, or a background cut off at 0: where anything differs, it differs by this much.
+        median, share = float(np.median(size[size > 0])), np.count_nonzero(size) / size.size
+    return math.sqrt(share) * median / (0.6745 * 6.0)  # 6: norm of the 3x3 kernel; 0.6745: median -> sd
 
 
-def _laplacian_variance(scaled: Image, sd: float) -> float:
-    """Variance of the Laplacian of a Gaussian over the variance of the image.
+def _sharpness(halved: Image, sd: float) -> tuple[float, float]:
+    """Variance of the Laplacian and mean square of the gradient (Tenengrad), both over the variance of the image.
 
-    On pairs of pixels averaged and with a Gaussian of 2 px, so that white noise all but cancels.
+    On the halved image, smoothed by a Gaussian of 1 px there, so that white noise all but cancels.
+
+    Source: Pertuz et al. 2013, doi:10.1016/j.patcog.2012.11.011, operators LAP4 and GRA6; the smoothing is ours.
     """
-    if min(scaled.shape) < 8:
+    if min(halved.shape) < 4:
+        return 0.0, 0.0
+    smooth = ndimage.gaussian_filter(halved, 1.0, mode="nearest")
+    middle, up, down = smooth[1:-1, 1:-1], smooth[:-2, 1:-1], smooth[2:, 1:-1]
+    left, right = smooth[1:-1, :-2], smooth[1:-1, 2:]
+    laplacian = up + down + left + right - 4 * middle
+    gradient = float(np.mean(np.square(down - up) + np.square(right - left), dtype=np.float64)) / 4
+    return float(laplacian.var(dtype=np.float64)) / sd**2, gradient / sd**2
+
+
+def _unevenness(quartered: Image, contrast: float) -> float:
+    """How far the background rises over the field: highest less lowest of a quadratic surface, over the contrast.
+
+    The surface is fitted to the dark tenth of each cell of a coarse grid; cells that stand above it, where cells of
+    the culture leave no background bare, are left out and the fit repeated: a crowded corner or middle does not count,
+    a whole crowded side does. 0 for fields under 32 pixels.
+    """
+    n = BACKGROUND_GRID
+    height, width = (size // n for size in quartered.shape)
+    if min(height, width) < 1 or contrast <= 0:
         return 0.0
-    height, width = (n // 2 * 2 for n in scaled.shape)
-    even = scaled[:height, :width]
-    halved = (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
-    return float(ndimage.gaussian_laplace(halved, 1.0, mode="nearest").var(dtype=np.float64)) / sd**2
+    tiles = quartered[: n * height, : n * width].reshape(n, height, n, width).swapaxes(1, 2).reshape(n * n, -1)
+    dark = np.sort(tiles, axis=1)[:, tiles.shape[1] // 10].astype(np.float64)
+    y, x = (axis.ravel() for axis in np.meshgrid(np.linspace(-1, 1, n), np.linspace(-1, 1, n), indexing="ij"))
+    terms = np.stack([np.ones(n * n), y, x, y * y, x * x, x * y], axis=1)
+    is_bare = np.ones(n * n, bool)
+    for _ in range(4):
+        surface = terms @ np.linalg.lstsq(terms[is_bare], dark[is_bare], rcond=None)[0]
+        above = dark - surface
+        kept = above <= 2 * 1.4826 * float(np.median(np.abs(above)))
+        if kept.sum() < n * n // 2 or (kept == is_bare).all():
+            break
+        is_bare = kept
+    return float(surface.max() - surface.min()) / contrast
+
+
+def _count_objects(quartered: Image, floor: float, typical: float, noise_sd: float) -> int:
+    """Bright blobs of the size that stands out most in this channel: nuclei, where the channel shows nuclei.
+
+    Peaks of a difference of Gaussians at the scale where it varies most, above a tenth of the typical lit level and
+    above the noise. On 61 simulated fields of 384 px it correlated 0.7 with the true number of cells (ratio 1.1).
+
+    Source: Lindeberg 1998, doi:10.1023/A:1008045108935, with one scale for the whole field.
+    """
+    if min(quartered.shape) < 8 or typical <= 0:
+        return 0
+    lit = np.maximum(quartered - np.float32(floor), 0)
+    blurred = [ndimage.gaussian_filter(lit, sigma, mode="nearest", truncate=3.0) for sigma in BLOB_SIGMAS]
+    differences = [fine - coarse for fine, coarse in itertools.pairwise(blurred)]
+    scale = int(np.argmax([float(difference.var()) for difference in differences]))
+    difference = differences[scale]
+    noise = noise_sd / 4 * 0.28 / BLOB_SIGMAS[scale]  # 4: sixteen pixels averaged; 0.28: gain of a Gaussian of 1 px
+    peaks = difference == ndimage.maximum_filter(difference, 3 if scale < 2 else 5, mode="nearest")
+    return int((peaks & (difference > max(0.1 * typical, NOISE_SDS * noise))).sum())
 
 
 def _saturated_share(scaled: Image) -> float:
@@ -267,11 +381,10 @@ def _brightest_share(scaled: Image, mask: NDArray[np.bool_], background: float) 
 
     Cells reach that level in many places; a fibre or a clump of dye many times as bright as the cells stands alone.
     """
-    signal = np.where(mask, scaled - np.float32(background), 0)
-    total = float(signal.sum(dtype=np.float64))
+    total = float(scaled[mask].sum(dtype=np.float64)) - background * np.count_nonzero(mask)
     bright = mask & (scaled > (1 + background) / 2)
     regions, n_regions = ndimage.label(bright, structure=np.ones((3, 3)))
     if n_regions == 0 or total <= 0:
         return 0.0
-    held = np.bincount(regions.ravel(), weights=signal.ravel())[1:]
+    held = np.bincount(regions[bright], weights=scaled[bright] - np.float32(background))[1:]
     return float(np.clip(held.max() / total, 0.0, 1.0))

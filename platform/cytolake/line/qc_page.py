@@ -1,0 +1,563 @@
+"""The page of quality control: which plates, wells and sites failed, by which rule, in which channel, how they look.
+
+Every number is a row of qc_verdicts or qc_metrics; pictures are read from the sites' own pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import jinja2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+import cytolake
+from cytolake.catalog import Catalog, CatalogError
+from cytolake.catalog.qc import QcRule, profile_of
+from cytolake.catalog.qc_levels import median_and_sd, plate_shape
+from cytolake.screens.pixels import read_site, site_image
+from cytolake.screens.plate import ScreenError
+
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+
+PAGE_FILE = "qc.html"
+THUMBNAIL_PX = 220
+ROWS_SHOWN = 40
+"""Of each plate's failed wells and failed sites; the tables hold them all."""
+ALL_CHANNELS = "all channels"
+FINE_DETAIL = {"focus_slope", "laplacian_variance", "tenengrad", "noise_share"}
+"""Metrics whose failure shows only at full resolution: the picture is the middle of the field then."""
+MEASURED = {
+    "mean": "mean, counts",
+    "background_floor": "background, counts",
+    "unevenness": "unevenness of the background",
+    "focus_slope": "focus slope",
+    "foreground_share": "foreground share",
+    "object_count": "objects",
+}
+"""Metrics that are drawn as they are, with what a reader calls them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Map:
+    """One small plate: a picture with one pixel for each well."""
+
+    picture: str
+    """Data URI of a PNG."""
+    says: str
+    """Alternative text, shown by a pointer that rests on it."""
+    note: str
+    n_failed: int = 0
+
+
+@dataclass(slots=True)
+class _Plate:
+    """What the page says about one plate."""
+
+    plate_id: str
+    name: str
+    screen: str
+    batch: str
+    n_sites: int = 0
+    n_failed_sites: int = 0
+    n_failed_wells: int = 0
+    failed_map: _Map | None = None
+    rules: list[tuple[str, int]] = field(default_factory=list)
+    """Rules that failed on it and how often, most frequent first."""
+    plate_rows: list[Row] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    """Columns of the maps of limits."""
+    limits: list[tuple[str, list[_Map | None]]] = field(default_factory=list)
+    stains: list[str] = field(default_factory=list)
+    """Columns of the maps of measurements."""
+    measured: list[tuple[str, list[_Map | None]]] = field(default_factory=list)
+    wells: list[Row] = field(default_factory=list)
+    n_well_rows: int = 0
+    sites: list[Row] = field(default_factory=list)
+    n_site_rows: int = 0
+
+    @property
+    def failed_share(self) -> float:
+        return self.n_failed_sites / self.n_sites if self.n_sites else 0.0
+
+    @property
+    def failed_plate_rules(self) -> list[str]:
+        return sorted({row["rule"] for row in self.plate_rows if not row["is_pass"]})
+
+
+def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 24) -> Path:
+    """Write one self-contained HTML page (no script, no outside file) about the verdicts of one set of rules.
+
+    Args:
+        catalog: Its tables plates, wells, sites, qc_metrics and qc_verdicts, and the pixels of the sites shown.
+        qc_id: From `judge_sites`, or of a detector that wrote verdicts.
+        folder: Where `qc.html` is written; made if need be.
+        n_worst: How many failed sites are shown as pictures: the furthest beyond its limit of each rule, then the
+            second of each, and so on.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        CatalogError: There are no verdicts of this id.
+    """
+    verdicts_of = {
+        row["plate_id"]: row
+        for row in catalog.sql(
+            "select p.plate_id, p.plate, p.screen, p.batch from plates p where plate_id in "
+            f"(select plate_id from qc_verdicts where qc_id = '{_quoted(qc_id)}') order by screen, plate"
+        ).to_pylist()
+    }
+    if not verdicts_of:
+        known = catalog.sql("select distinct qc_id from qc_verdicts order by qc_id").column(0).to_pylist()
+        raise CatalogError(
+            f"{catalog.root}: no verdicts of qc_id {qc_id!r}. There are {', '.join(known) or 'none'}. "
+            "Judge the sites first: jobs/curate.py."
+        )
+    profile = profile_of(qc_id)
+    rules = profile.rules if profile else ()
+    says = {rule.name: rule.says for rule in rules}
+    plates: list[_Plate] = []
+    tally = _Tally()
+    worst: list[Row] = []
+    typical: dict[str, str] = {}
+    for plate_id, named in verdicts_of.items():
+        with _tables_of(catalog, qc_id, plate_id, rules) as tables:
+            tally.add(tables)
+            plates.append(_plate(tables, named, list(says)))
+            worst += _query(tables, _WORST.format(n_worst=n_worst))
+            for row in _query(tables, _TYPICAL):
+                typical[plate_id] = row["site_id"]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    n_sites, n_failed = (sum(getattr(plate, name) for plate in plates) for name in ("n_sites", "n_failed_sites"))
+    page = environment.get_template("qc_page.html.j2").render(
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=cytolake.__version__,
+        qc_id=qc_id,
+        profile=profile.name if profile else "",
+        counts=[
+            ("plates", f"{len(plates):,}"),
+            ("sites judged", f"{n_sites:,}"),
+            ("sites failed", f"{n_failed:,}"),
+            ("of all sites", f"{n_failed / max(n_sites, 1):.1%}"),
+            ("wells with a failure", f"{sum(plate.n_failed_wells for plate in plates):,}"),
+            ("plates with a failure of their own", f"{sum(bool(plate.failed_plate_rules) for plate in plates):,}"),
+        ],
+        rules=tally.rows(says),
+        channels=tally.channels,
+        plates=plates,
+        pictures=_pictures(catalog, _in_turn(worst, n_worst), typical),
+        n_shown=ROWS_SHOWN,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".html", delete=False) as file:
+        file.write(page)
+    Path(file.name).chmod(0o644)
+    return Path(file.name).replace(folder / PAGE_FILE)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
+
+
+_SCORED = """
+with judged as (
+    select coalesce(v.level, 'site') as level, v.plate_id, coalesce(s.well_id, v.well_id, '') as well_id, v.site_id,
+           v.channel, v.rule, v.metric, v.value, v.threshold, v.is_pass,
+           coalesce(k.is_outside, false) as is_outside, coalesce(k.statistic, 'value') as statistic
+    from verdicts v left join sites s on s.site_id = v.site_id left join rules k on k.rule = v.rule
+), centred as (
+    select *, median(case when isfinite(value) then value end) over (partition by level, rule, channel) as middle
+    from judged
+)
+select level, plate_id, well_id, site_id, channel, rule, metric, statistic, value, threshold, is_pass,
+       case when threshold is null or value is null then null
+            when is_pass then greatest(0, least(1, raw)) else greatest(1.001, raw) end as score
+from (
+    select *, coalesce(case when is_outside then abs(value) / nullif(threshold, 0)
+                            else (value - middle) / nullif(threshold - middle, 0) end,
+                       case when is_pass then 0 else 2 end) as raw
+    from centred
+)
+"""
+"""`score` is 0 at the plate's median, 1 on the limit and more beyond it, on whichever side the limit lies."""
+
+_WORST = """
+select * from (
+    select *, row_number() over (partition by rule order by score desc, site_id, channel) as place
+    from scored where level = 'site' and not is_pass
+) where place <= {n_worst}
+"""
+
+_TYPICAL = """
+with passed as (
+    select site_id, avg(foreground_share) as foreground from metrics
+    where site_id in (select site_id from scored where level = 'site' group by site_id having bool_and(is_pass))
+    group by site_id
+)
+select site_id from passed order by abs(foreground - (select median(foreground) from passed)), site_id limit 1
+"""
+
+
+def _tables_of(catalog: Catalog, qc_id: str, plate_id: str, rules: Sequence[QcRule]) -> duckdb.DuckDBPyConnection:
+    """The plate's rows of verdicts, metrics, sites and wells, and `scored`, the verdicts with their scores.
+
+    A database of its own: `Catalog.sql` would open the tables anew for each query.
+    """
+    where = f"plate_id = '{_quoted(plate_id)}'"
+    tables = {
+        "verdicts": catalog.table("qc_verdicts", where=f"qc_id = '{_quoted(qc_id)}' and {where}"),
+        "metrics": catalog.table("qc_metrics", where=where),
+        "sites": catalog.table("sites", columns=["site_id", "well_id", "site"], where=where),
+        "wells": catalog.table(
+            "wells", columns=["well_id", "well", "row", "column", "perturbation", "control"], where=where
+        ),
+        "rules": pa.table(
+            {
+                "rule": pa.array([rule.name for rule in rules], pa.string()),
+                "is_outside": pa.array([rule.fails == "outside" for rule in rules], pa.bool_()),
+                "statistic": pa.array([rule.judged for rule in rules], pa.string()),
+            }
+        ),
+    }
+    connection = duckdb.connect()
+    for name, table in tables.items():
+        connection.register(name, table)
+    connection.execute(f"create temp table scored as {_SCORED}")
+    return connection
+
+
+def _query(tables: duckdb.DuckDBPyConnection, query: str) -> list[Row]:
+    rows: list[Row] = tables.sql(query).to_arrow_table().to_pylist()
+    return rows
+
+
+class _Tally:
+    """Failures of all plates by rule and channel."""
+
+    def __init__(self) -> None:
+        self.judged: Counter[tuple[str, str]] = Counter()
+        self.failed: Counter[tuple[str, str]] = Counter()
+        self.by_channel: Counter[tuple[str, str, str]] = Counter()
+
+    @property
+    def channels(self) -> list[str]:
+        """Those that anything failed in."""
+        return _in_order({channel for (_, _, channel), n in self.by_channel.items() if n})
+
+    def add(self, tables: duckdb.DuckDBPyConnection) -> None:
+        for row in _query(
+            tables,
+            "select level, rule, channel, count(*) as n, count(*) filter (not is_pass) as failed from scored "
+            "group by all",
+        ):
+            key = (row["level"], row["rule"])
+            self.judged[key] += row["n"]
+            self.failed[key] += row["failed"]
+            self.by_channel[*key, row["channel"] or ALL_CHANNELS] += row["failed"]
+
+    def rows(self, says: dict[str, str]) -> list[Row]:
+        levels = ("site", "well", "plate")
+        place = {rule: index for index, rule in enumerate(says)}
+        keys = sorted(self.judged, key=lambda key: (levels.index(key[0]), place.get(key[1], len(place)), key[1]))
+        return [
+            {
+                "level": level,
+                "rule": rule,
+                "says": says.get(rule, ""),
+                "judged": self.judged[level, rule],
+                "failed": self.failed[level, rule],
+                "channels": [self.by_channel.get((level, rule, channel)) for channel in self.channels],
+            }
+            for level, rule in keys
+        ]
+
+
+def _in_order(channels: set[str]) -> list[str]:
+    """Stains by name, then what concerns all of them."""
+    return sorted(channels, key=lambda channel: (channel == ALL_CHANNELS, channel))
+
+
+def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _Plate:
+    wells = _query(tables, "select * from wells")
+    grid = _Grid(wells)
+    told = {row["well_id"]: row for row in wells}
+    plate = _Plate(plate_id=named["plate_id"], name=named["plate"], screen=named["screen"], batch=named["batch"] or "")
+    by_well = _query(
+        tables,
+        """
+        select well_id, count(distinct site_id) filter (level = 'site') as n,
+               count(distinct site_id) filter (level = 'site' and not is_pass) as failed,
+               bool_or(not is_pass) as is_failed
+        from scored where level <> 'plate' group by well_id
+        """,
+    )
+    plate.n_sites = sum(row["n"] for row in by_well)
+    plate.n_failed_sites = sum(row["failed"] for row in by_well)
+    plate.n_failed_wells = sum(row["is_failed"] for row in by_well)
+    shares = {row["well_id"]: row["failed"] / row["n"] for row in by_well if row["n"]}
+    plate.failed_map = grid.map(shares, _share_colour, f"{named['plate']}: share of each well's sites that failed", "")
+    _add_rules(tables, plate, grid, order)
+    _add_measured(tables, plate, grid)
+    failed = _query(
+        tables,
+        "select f.*, s.site from (select * from scored where not is_pass) f left join sites s using (site_id) "
+        "order by f.score desc, f.site_id, f.rule, f.channel",
+    )
+    for row in failed:
+        row["well"] = told.get(row["well_id"], {}).get("well", "")
+        row["treatment"] = _treatment(told.get(row["well_id"], {}))
+    plate.rules = Counter(row["rule"] for row in failed if row["level"] == "site").most_common(4)
+    plate.wells = [_shown(row) for row in failed if row["level"] == "well"]
+    plate.sites = [_shown(row) for row in failed if row["level"] == "site"]
+    plate.n_well_rows, plate.n_site_rows = len(plate.wells), len(plate.sites)
+    plate.wells, plate.sites = plate.wells[:ROWS_SHOWN], plate.sites[:ROWS_SHOWN]
+    of_plate = _query(tables, "select * from scored where level = 'plate' order by is_pass, rule, channel")
+    plate.plate_rows = [_shown(row) for row in of_plate]
+    return plate
+
+
+def _treatment(well: Row) -> str:
+    control = f"{well['control']} control" if well.get("control") else ""
+    return " · ".join(part for part in (well.get("perturbation"), control) if part)
+
+
+def _shown(row: Row) -> Row:
+    return row | {
+        "channel": row["channel"] or ALL_CHANNELS,
+        "judged": row["metric"] + ("" if row["statistic"] == "value" else f", {row['statistic'].replace('_', ' ')}"),
+        "value": _number(row["value"]),
+        "threshold": _number(row["threshold"]),
+    }
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _add_rules(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid, order: list[str]) -> None:
+    rows = _query(
+        tables,
+        """
+        select rule, level, channel, well_id, max(score) as score, count(*) filter (not is_pass) as failed,
+               any_value(threshold) as threshold
+        from scored where level <> 'plate' group by all
+        """,
+    )
+    found: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[row["rule"]][row["channel"] or ALL_CHANNELS].append(row)
+    plate.channels = _in_order({channel for of_rule in found.values() for channel in of_rule})
+    for rule in sorted(found, key=lambda rule: (order.index(rule) if rule in order else len(order), rule)):
+        maps: list[_Map | None] = []
+        for channel in plate.channels:
+            here = found[rule].get(channel, [])
+            limit = next((row["threshold"] for row in here if row["threshold"] is not None), None)
+            n_failed = sum(row["failed"] for row in here)
+            unit = "wells" if here and here[0]["level"] == "well" else "sites"
+            maps.append(
+                grid.map(
+                    {row["well_id"]: row["score"] for row in here},
+                    _limit_colour,
+                    f"{rule}, {channel}: {n_failed} {unit} failed, limit {_number(limit)}",
+                    "no limit" if limit is None else f"limit {_number(limit)}",
+                    n_failed,
+                )
+                if here
+                else None
+            )
+        plate.limits.append((rule, maps))
+
+
+def _add_measured(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid) -> None:
+    means = ", ".join(f"avg(m.{metric}) as {metric}" for metric in MEASURED)
+    rows = _query(
+        tables, f"select s.well_id, m.channel, {means} from metrics m join sites s using (site_id) group by all"
+    )
+    plate.stains = sorted({row["channel"] for row in rows})
+    for metric, name in MEASURED.items():
+        maps: list[_Map | None] = []
+        for channel in plate.stains:
+            values = {
+                row["well_id"]: row[metric] for row in rows if row["channel"] == channel and row[metric] is not None
+            }
+            if not values:
+                maps.append(None)
+                continue
+            low, high = _usual_range(np.array(list(values.values())))
+            maps.append(
+                grid.map(
+                    {well: (value - low) / max(high - low, 1e-12) for well, value in values.items()},
+                    _measured_colour,
+                    f"{name}, {channel}: {_number(low)} to {_number(high)}",
+                    f"{_number(low)} – {_number(high)}",
+                )
+            )
+        if any(maps):
+            plate.measured.append((name, maps))
+
+
+def _usual_range(values: Floats) -> tuple[float, float]:
+    """All values, or three robust standard deviations around their median where some lie further out."""
+    low, high = float(values.min()), float(values.max())
+    median, sd = median_and_sd(values)
+    return (max(low, median - 3 * sd), min(high, median + 3 * sd)) if sd > 0 else (low, high)
+
+
+class _Grid:
+    """Draws one value for each well of a plate."""
+
+    def __init__(self, wells: list[Row]) -> None:
+        self.place = {
+            row["well_id"]: (row["row"], row["column"]) for row in wells if None not in (row["row"], row["column"])
+        }
+        rows, columns = zip(*self.place.values(), strict=True) if self.place else ((0,), (0,))
+        self.shape = plate_shape(max(rows), max(columns))
+
+    def map(self, values: dict[str, float | None], colour: Any, says: str, note: str, n_failed: int = 0) -> _Map | None:
+        """The map, None where no well with a value has a place. Wells without one are left clear."""
+        pixels = np.zeros((*self.shape, 4), np.uint8)
+        placed = [(self.place[well], value) for well, value in values.items() if well in self.place]
+        if not placed:
+            return None
+        for (row, column), value in placed:
+            pixels[row, column] = (*(colour(value) if value is not None else NO_LIMIT_COLOUR), 255)
+        return _Map(picture=_data_uri(Image.fromarray(pixels), "png"), says=says, note=note, n_failed=n_failed)
+
+
+NO_LIMIT_COLOUR = (150, 156, 162)
+CALM, NEAR, BEYOND, FAR = ((198, 213, 226), (44, 120, 178), (240, 140, 30), (165, 20, 30))
+
+# Readers with any colour vision see it alike: Nunez, Anderton and Renslow 2018, doi:10.1371/journal.pone.0199239.
+CIVIDIS = ((0, 34, 78), (66, 78, 108), (125, 124, 120), (187, 175, 113), (254, 232, 56))
+
+
+def _limit_colour(score: float) -> tuple[int, int, int]:
+    """Pale to blue up to the limit, orange to red from there to three times as far."""
+    return _between(CALM, NEAR, score) if score <= 1 else _between(BEYOND, FAR, (score - 1) / 2)
+
+
+def _share_colour(share: float) -> tuple[int, int, int]:
+    return CALM if share == 0 else _between(BEYOND, FAR, share)
+
+
+def _measured_colour(share: float) -> tuple[int, int, int]:
+    place = min(1.0, max(0.0, share)) * (len(CIVIDIS) - 1)
+    index = min(int(place), len(CIVIDIS) - 2)
+    return _between(CIVIDIS[index], CIVIDIS[index + 1], place - index)
+
+
+def _between(first: tuple[int, int, int], last: tuple[int, int, int], share: float) -> tuple[int, int, int]:
+    share = min(1.0, max(0.0, share))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, last, strict=True))
+    return red, green, blue
+
+
+def _in_turn(rows: list[Row], n: int) -> list[Row]:
+    """The n sites to show: the worst of each rule, then the second of each; every site once."""
+    by_rule: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (-row["score"], row["site_id"], row["channel"])):
+        by_rule[row["rule"]].append(row)
+    queues = [iter(by_rule[rule]) for rule in sorted(by_rule)]
+    chosen: dict[str, Row] = {}
+    while queues and len(chosen) < n:
+        for queue in list(queues):
+            found = next((row for row in queue if row["site_id"] not in chosen), None)
+            if found is None:
+                queues.remove(queue)
+            elif len(chosen) < n:
+                chosen[found["site_id"]] = found
+    return list(chosen.values())
+
+
+def _pictures(catalog: Catalog, chosen: list[Row], typical: dict[str, str]) -> list[Row]:
+    if not chosen:
+        return []
+    plates = sorted({row["plate_id"] for row in chosen})
+    wanted = {row["site_id"] for row in chosen} | {typical[plate] for plate in plates if plate in typical}
+    sites = {
+        row["site_id"]: row
+        for row in catalog.sql(
+            "select s.*, w.perturbation, w.control from sites s join shown using (site_id) "
+            "left join wells w using (well_id)",
+            shown=pa.table({"site_id": sorted(wanted)}),
+        ).to_pylist()
+    }
+    contrasts = _contrasts(catalog, plates)
+    calm: dict[str, NDArray[Any]] = {}
+    pictures = []
+    for row in chosen:
+        site = sites.get(row["site_id"])
+        if site is None:  # verdicts of a site that is in the catalog no more
+            continue
+        picture = _shown(row) | {"plate": site["plate"], "well": site["well"], "site": site["site"], "problem": ""}
+        picture["treatment"] = _treatment(site)
+        picture["is_middle"] = row["metric"] in FINE_DETAIL
+        picture["failed"] = picture["typical"] = ""
+        try:
+            pixels = read_site(site_image(site), is_corrected=False)
+            picture["failed"] = _thumbnail(pixels, site, row, contrasts)
+            other = typical.get(row["plate_id"], "")
+            if other in sites:
+                if other not in calm:
+                    calm = {other: read_site(site_image(sites[other]), is_corrected=False)}  # one at a time in memory
+                picture["typical"] = _thumbnail(calm[other], sites[other], row, contrasts)
+        except (ScreenError, OSError) as error:
+            picture["problem"] = str(error)
+        pictures.append(picture)
+    return pictures
+
+
+def _contrasts(catalog: Catalog, plates: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """Counts drawn black and white, by plate and stain: the same for all its sites, so an empty one looks empty."""
+    rows = catalog.sql(
+        "select plate_id, channel, median(p01) as low, quantile_cont(p99, 0.8) as high from qc_metrics "
+        "join drawn using (plate_id) group by all",
+        drawn=pa.table({"plate_id": plates}),
+    ).to_pylist()
+    return {(row["plate_id"], row["channel"]): (row["low"], row["high"]) for row in rows}
+
+
+def _thumbnail(
+    pixels: NDArray[Any], site: Row, verdict: Row, contrasts: dict[tuple[str, str], tuple[float, float]]
+) -> str:
+    """The failed channel, or the mean of all of them, as a picture of at most THUMBNAIL_PX."""
+    names = list(site["channels"])
+    if verdict["channel"] in names:
+        index = names.index(verdict["channel"])
+        names, pixels = names[index : index + 1], pixels[index : index + 1]
+    height, width = pixels.shape[1:]
+    if verdict["metric"] in FINE_DETAIL:
+        size = min(THUMBNAIL_PX, height, width)
+        top, left = (height - size) // 2, (width - size) // 2
+        pixels = pixels[:, top : top + size, left : left + size]
+    stretched = []
+    for name, channel in zip(names, pixels, strict=True):
+        low, high = contrasts.get((verdict["plate_id"], name), (float(channel.min()), float(channel.max())))
+        stretched.append(np.clip((channel.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1))
+    picture = Image.fromarray((255 * np.mean(stretched, axis=0)).astype(np.uint8))
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
+    return _data_uri(picture, "jpeg")
+
+
+def _data_uri(picture: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
