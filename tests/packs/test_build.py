@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +22,13 @@ import zarr
 
 import cytolake
 import cytolake.catalog
-from cytolake.catalog import Catalog, table_contract
+from cytolake.catalog import Catalog
 from cytolake.catalog.curation import CurateConfig, Curation, curate
-from cytolake.catalog.ingest import IngestConfig, PlateRows, commit_plate
+from cytolake.catalog.ingest import IngestConfig, commit_plate, stage_well, staging_of
 from cytolake.catalog.plate_content import content_hash
-from cytolake.catalog.site_rows import read_site_rows
 from cytolake.packs import build
 from cytolake.packs.build import PackConfig, build_pack
-from cytolake.packs.pack import Pack, PackError, array_path, open_array, read_rows
+from cytolake.packs.pack import Pack, PackError, array_path
 from cytolake.screens.plate import Plate, SiteImage
 
 SIZE = 16
@@ -77,34 +79,61 @@ def write_plate(folder: Path, name: str) -> Plate:
 
 def ingest(catalog: Catalog, plate: Plate, crop_size: int = SIZE) -> None:
     """Ingest without Ray."""
-    config = IngestConfig(crop_size=crop_size)
-    gathered = PlateRows()
-    for site in plate.sites:
-        rows = read_site_rows(site, plate.batch, config.crop_size)
-        for name in ("sites", "crops", "qc_metrics"):
-            struct = pa.array(getattr(rows, name), pa.struct(list(table_contract(name).schema)))
-            getattr(gathered, name).append(pa.Table.from_struct_array(struct))
-    commit_plate(catalog, plate, gathered, content_hash(plate), config)
+    config, content = IngestConfig(crop_size=crop_size), content_hash(plate)
+    staging = staging_of(catalog, plate, content, config)
+    for well in dict.fromkeys(site.well for site in plate.sites):
+        stage_well(staging, [site for site in plate.sites if site.well == well], plate.batch, crop_size)
+    commit_plate(catalog, plate, content, config)
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What is made once: four plates, a catalog of them, a curation of every crop but those in the first column of each
+    site, and its pack."""
+
+    sources: Path
+    catalog: Path
+    curation: Curation
+    pack_id: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    catalog = cytolake.catalog.open(folder / "catalog", create=True)
     for name in PLATES:
-        ingest(catalog, write_plate(tmp_path / "screens", name))
-    return catalog
+        ingest(catalog, write_plate(folder / "screens", name))
+    (folder / "some.yaml").write_text("qc:\nwhere: x > 8\n")
+    curation = curate(catalog, CurateConfig(name="some", folder=str(folder)))
+    pack = build_pack(catalog, curation.curation_id, CONFIG)
+    return Made(folder / "screens", folder / "catalog", curation, pack.pack_id)
 
 
 @pytest.fixture
-def curation(catalog: Catalog, tmp_path: Path) -> Curation:
-    """Every crop but those in the first column of each site."""
-    (tmp_path / "some.yaml").write_text("qc:\nwhere: x > 8\n")
-    return curate(catalog, CurateConfig(name="some", folder=str(tmp_path)))
+def catalog(made: Made, tmp_path: Path) -> Catalog:
+    """A copy of this test alone, without a pack."""
+    shutil.copytree(made.catalog, tmp_path / "catalog", ignore=shutil.ignore_patterns("packs"))
+    return cytolake.catalog.open(tmp_path / "catalog")
 
 
 @pytest.fixture
-def pack(catalog: Catalog, curation: Curation, local_ray: None) -> Pack:
-    return build_pack(catalog, curation.curation_id, CONFIG)
+def curation(made: Made) -> Curation:
+    return made.curation
+
+
+@pytest.fixture
+def pack(made: Made, catalog: Catalog) -> Pack:
+    """A copy of this test alone."""
+    return Pack.open(shutil.copytree(made.catalog / "packs" / made.pack_id, catalog.root / "packs" / made.pack_id))
+
+
+@pytest.fixture
+def sources(made: Made, tmp_path: Path) -> Iterator[Path]:
+    """The plates, to be damaged."""
+    shutil.copytree(made.sources, tmp_path / "kept")
+    yield made.sources
+    shutil.rmtree(made.sources, ignore_errors=True)
+    shutil.copytree(tmp_path / "kept", made.sources)
 
 
 def kept_ids(catalog: Catalog, curation: Curation) -> list[str]:
@@ -157,16 +186,6 @@ def test_a_row_that_is_not_there_is_refused(pack, rows):
         pack.read(rows)
 
 
-def test_scattered_rows_of_several_shards_are_what_zarr_itself_reads(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 65535, (50, 2, 8, 8)).astype(np.uint16)
-    array = zarr.create_array(
-        str(array_path(tmp_path, 2)), shape=pixels.shape, dtype=pixels.dtype, chunks=(1, 2, 8, 8), shards=(16, 2, 8, 8)
-    )
-    array[:] = pixels
-    rows = np.random.default_rng(1).integers(0, 50, 70)
-    np.testing.assert_array_equal(read_rows(open_array(tmp_path, 2), rows), pixels[rows])
-
-
 def test_the_order_is_shuffled_by_the_seed(catalog, curation, pack):
     other = build_pack(catalog, curation.curation_id, PackConfig(shuffle_seed=1))
     ours, theirs = (each.index.column("crop_id").to_pylist() for each in (pack, other))
@@ -190,8 +209,8 @@ def test_shards_and_tasks_do_not_change_what_is_in_a_pack(catalog, curation, pac
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_pack_that_is_there_is_opened_without_its_sources(catalog, curation, pack, tmp_path):
-    shutil.rmtree(tmp_path / "screens")
+def test_a_pack_that_is_there_is_opened_without_its_sources(catalog, curation, pack, sources):
+    shutil.rmtree(sources)
     assert build_pack(catalog, curation.curation_id, CONFIG).index.equals(pack.index)
 
 
@@ -226,8 +245,8 @@ def test_crops_of_several_sizes_are_refused(tmp_path):
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("damage", ["truncated", "other type"])
-def test_a_source_that_changed_since_the_ingest_is_named_and_leaves_no_pack(catalog, curation, tmp_path, damage):
-    victim = tmp_path / "screens" / "counts16" / "B02_2_ER.tif"
+def test_a_source_that_changed_since_the_ingest_is_named_and_leaves_no_pack(catalog, curation, sources, damage):
+    victim = sources / "counts16" / "B02_2_ER.tif"
     if damage == "truncated":
         victim.write_bytes(victim.read_bytes()[:900])
     else:
@@ -242,12 +261,111 @@ def test_a_source_that_changed_since_the_ingest_is_named_and_leaves_no_pack(cata
 @pytest.mark.usefixtures("local_ray")
 def test_a_build_that_fails_at_its_end_leaves_no_pack(catalog, curation, monkeypatch):
     def fail(*_: object, **__: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(build.pq, "write_table", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        PackError, match=r"packs: the pack could not be written \(Input/output error\).*Mend the folder"
+    ):
         build_pack(catalog, curation.curation_id, CONFIG)
     assert list((catalog.root / "packs").iterdir()) == []
+
+
+def test_a_pack_that_cannot_fit_is_refused_before_a_site_is_read(catalog, curation, monkeypatch, sources):
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**4))
+    shutil.rmtree(sources)
+    with pytest.raises(PackError, match=r"packs: 0\.00 GB free, the pack takes .* pack\.pixels=uint8"):
+        build_pack(catalog, curation.curation_id, CONFIG)
+    assert list((catalog.root / "packs").iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.3, 1.2])
+def test_a_disk_that_fills_up_during_the_build_is_told_and_leaves_nothing(
+    catalog, curation, local_ray, monkeypatch, share
+):
+    """On a real file system too small for the scratch files, and on one too small for the arrays beside them."""
+    pixels = sum(
+        group.n_crops * group.n_channels * SIZE**2 * np.dtype(group.dtype).itemsize
+        for group in build._plan(build._kept_crops(catalog, curation.curation_id), CONFIG).groups.values()
+    )
+    packs = catalog.root / "packs"
+    packs.mkdir()
+    size = f"size={int(share * pixels)}"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", packs], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        free = shutil.disk_usage(packs)
+        monkeypatch.setattr(build, "_check_room", lambda *_: None)  # as if another process had filled it meanwhile
+        with pytest.raises(
+            PackError, match=r"could not be written \(No space left on device\).*GB are free.*Free space"
+        ):
+            build_pack(catalog, curation.curation_id, CONFIG)
+        assert list(packs.iterdir()) == []
+        assert shutil.disk_usage(packs) == free
+    finally:
+        subprocess.run(["umount", packs], check=True)
+
+
+def within_the_range(counts: np.ndarray, pack: Pack, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of a crop cut off at the ends of what 8 bits hold of its plate and stains; and the steps, (C, 1, 1)."""
+    plate_id = pack.index.column("plate_id")[row].as_py()
+    scales = [pack.scale(plate_id, channel) for channel in pack.channels(row)]
+    low = np.array([scale.offset for scale in scales]).reshape(-1, 1, 1)
+    steps = np.array([scale.step for scale in scales]).reshape(-1, 1, 1)
+    return np.clip(counts.astype(float), low, low + 255 * steps), steps
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_pack_of_8_bits_gives_counts_back_to_half_a_step_of_their_plate_and_stain(catalog, curation):
+    pack = build_pack(catalog, curation.curation_id, PackConfig(pixels="uint8", sites_per_task=2, compression="lz4"))
+    rows = np.arange(pack.n_crops)
+    ids = pack.index.column("crop_id").to_pylist()
+    assert sorted(ids) == sorted(kept_ids(catalog, curation))
+    plates = {row["plate_id"]: row["plate"] for row in catalog.table("plates").to_pylist()}
+    n_saturated = n_pixels = 0
+    for row, stored, found, source in zip(
+        rows, pack.read(rows), pack.counts(rows), catalog.crop_pixels(ids), strict=True
+    ):
+        assert (stored.dtype, found.dtype) == (np.uint8, np.float32)
+        expected, steps = within_the_range(source, pack, row)
+        assert (np.abs(found - expected) <= steps / 2 + 1e-6 * np.abs(expected)).all()
+        n_saturated, n_pixels = n_saturated + (expected != source).sum(), n_pixels + source.size
+        if plates[pack.index.column("plate_id")[row].as_py()] == "counts8":
+            np.testing.assert_array_equal(stored, source)
+    assert n_saturated / n_pixels < 0.004  # 0.1 % at each end
+    assert pack.verify() == []
+    native = build_pack(catalog, curation.curation_id, CONFIG)
+    assert native.pack_id != pack.pack_id
+    assert native.index.column("crop_id").to_pylist() == ids
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_counts_that_are_not_finite_are_refused_where_8_bits_must_hold_them(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    plate = write_plate(tmp_path / "screens", "fractions")
+    for path in (tmp_path / "screens" / "fractions").glob("B02_1_*.tif"):
+        pixels = tifffile.imread(path)
+        pixels[20, 20] = np.nan
+        tifffile.imwrite(path, pixels)
+    ingest(catalog, plate)
+    (tmp_path / "all.yaml").write_text("qc:\n")
+    curation = curate(catalog, CurateConfig(name="all", folder=str(tmp_path)))
+    with pytest.raises(PackError, match=r"plate fractions, well B02, site 1: counts that are not finite"):
+        build_pack(catalog, curation.curation_id, PackConfig(pixels="uint8"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_how_a_pack_is_laid_out_does_not_change_what_it_is(catalog, curation):
+    found = []
+    for compression in ("none", "zstd"):
+        pack = build_pack(catalog, curation.curation_id, PackConfig(compression=compression, shard_mb=1))
+        assert pack.verify() == []
+        found.append((pack.pack_id, pack.index, pack.read(range(pack.n_crops))))
+        shutil.rmtree(pack.path)
+    assert found[0][0] == found[1][0]
+    assert found[0][1].equals(found[1][1])
+    for ours, theirs in zip(found[0][2], found[1][2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 KILLED = """
@@ -294,7 +412,17 @@ def test_a_killed_build_shows_no_pack_and_the_next_one_clears_up(catalog, curati
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"shuffle_seed": -1}, {"shard_mb": 0}, {"compression_level": 23}, {"sites_per_task": 0}]
+    "wrong",
+    [
+        {"shuffle_seed": -1},
+        {"shard_mb": 0},
+        {"compression_level": 0},
+        {"compression_level": 23, "compression": "zstd"},
+        {"compression_level": 10, "compression": "lz4"},
+        {"sites_per_task": 0},
+        {"pixels": "uint16"},
+        {"compression": "gzip"},
+    ],
 )
 def test_a_config_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=f"PackConfig.{next(iter(wrong))}"):

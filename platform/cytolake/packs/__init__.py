@@ -1,6 +1,7 @@
 """Packs: the pixels that a curation kept, shuffled once, and the order in which training reads them."""
 
 from cytolake.packs.pack import Pack, PackError
+from cytolake.packs.read_ahead import read_ahead
 from cytolake.packs.sampler import minibatches, sample_order
 
-__all__ = ["Pack", "PackError", "minibatches", "sample_order"]
+__all__ = ["Pack", "PackError", "minibatches", "read_ahead", "sample_order"]

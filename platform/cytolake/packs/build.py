@@ -9,44 +9,36 @@ The folder is built beside the packs under a hidden name and renamed when it is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import socket
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.packs.pack import (
-    FORMAT,
-    INDEX_FILE,
-    INDEX_SCHEMA,
-    PACK_FILE,
-    PIPELINE,
-    Pack,
-    PackError,
-    array_path,
-    open_array,
-)
+from cytolake.packs.checksums import Progress, write_checksums
+from cytolake.packs.eight_bit import SAMPLE_PIXELS, Scale, choose_scale, to_uint8
+from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, PixelKind
 from cytolake.packs.sampler import sample_order
+from cytolake.packs.shards import Compression, PackError, WrittenFile, array_path, create_array, crop_shape, write_shard
 from cytolake.screens.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is worked on, how much is done, how much there is."""
+CONTENT = 1
+"""Version of what a pack's crops and their order are; part of its id. The layout of its files, FORMAT, is not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,25 +47,38 @@ class PackConfig:
 
     shuffle_seed: int = 0
     """Another seed gives another pack with the same crops."""
+    pixels: PixelKind = "native"
+    """`native` keeps counts as the source has them. `uint8` scales them to 8 bits by each plate and stain's range, half
+    the size of 16-bit counts, see `packs/eight_bit.py` for what is lost."""
+    compression: Compression = "none"
+    """`none` is read at 9 GB/s by two cores; only `Pack.verify` sees a flipped bit in it. `lz4` (bit-shuffled) makes
+    16-bit counts 1.3 to 2.0 times smaller and is read at 1.3 GB/s; `zstd` makes them 1.2 to 1.5 times smaller, 8-bit
+    ones 2.1 times, and is read at 0.9 GB/s: both check each crop as it is read. Camera noise hardly compresses, by any
+    of them."""
+    compression_level: int = 1
+    """1 to 9 for lz4, 1 to 22 for zstd. A higher level takes several times as long and saves next to nothing."""
     shard_mb: int = 64
     """Uncompressed size of a shard, MB: what a task that writes one holds in memory. A shard is one file."""
-    compression_level: int = 1
-    """Zstandard, 1 to 22. Camera noise hardly compresses: level 5 takes 3 times as long as 1 and saves nothing."""
     sites_per_task: int = 16
 
     def __post_init__(self) -> None:
         for name, least in (("shuffle_seed", 0), ("shard_mb", 1), ("compression_level", 1), ("sites_per_task", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"PackConfig.{name} is {getattr(self, name)}; expected {least} or more.")
-        if self.compression_level > 22:
-            raise ValueError(f"PackConfig.compression_level is {self.compression_level}; expected 1 to 22.")
+        for name, known in (("pixels", get_args(PixelKind)), ("compression", get_args(Compression))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"PackConfig.{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        highest = 9 if self.compression == "lz4" else 22
+        if self.compression_level > highest:
+            raise ValueError(f"PackConfig.compression_level is {self.compression_level}; expected 1 to {highest}.")
 
 
 def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress: Progress | None = None) -> Pack:
     """Copy the pixels that a curation kept into a pack, `<root>/packs/<pack_id>`.
 
-    A pack that is there already is opened instead: its id is the hash of the curation and the shuffle. Runs as Ray
-    tasks; on a cluster the catalog's root must be a folder that all nodes see.
+    A pack that is there already is opened instead, however it is laid out: its id is the hash of the curation, the
+    shuffle and the kind of pixels. Runs as Ray tasks; on a cluster the catalog's root must be a folder that all nodes
+    see.
 
     Args:
         catalog: Holds the curation. Crops and sites are read at the versions that the curation pinned.
@@ -82,20 +87,23 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
         progress: Called as sites are read and shards are written.
 
     Raises:
-        PackError: No such curation, crops of several sizes, or a source that is gone or changed since the ingest.
+        PackError: No such curation, crops of several sizes, a source that is gone or changed since the ingest, or a
+            disk that is full.
     """
-    pack_id = content_id("pack", FORMAT, curation_id, config.shuffle_seed)
+    kind = () if config.pixels == "native" else (config.pixels,)  # native packs keep the id they had before uint8
+    pack_id = content_id("pack", CONTENT, curation_id, config.shuffle_seed, *kind)
     path = catalog.root / "packs" / pack_id
     if path.is_dir():
         return Pack.open(path)
     kept = _kept_crops(catalog, curation_id)
     plan = _plan(kept, config)
     _remove_leftovers(path.parent, pack_id)
+    _check_room(path.parent, plan, config)
     building = path.parent / f".building-{pack_id}-{socket.gethostname()}-{os.getpid()}"
     scratch = building / "scratch"
-    scratch.mkdir(parents=True)
     try:
-        _write_pixels(plan, building, config, progress or _silent)
+        scratch.mkdir(parents=True)
+        scales, written = _write_pixels(plan, building, config, progress or _silent)
         shutil.rmtree(scratch)
         pq.write_table(plan.index, building / INDEX_FILE, compression="zstd")
         described = {
@@ -105,13 +113,18 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
             "curation": kept.curation,
             "table_versions": kept.table_versions,
             "shuffle_seed": config.shuffle_seed,
+            "pixels": config.pixels,
+            "scales": [
+                {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
+                for (plate_id, channel), scale in sorted(scales.items())
+            ],
             "crop_size": plan.crop_size,
             "n_crops": plan.index.num_rows,
             "groups": [
                 {
                     "n_channels": group.n_channels,
                     "n_crops": group.n_crops,
-                    "dtype": group.dtype,
+                    "dtype": _stored_dtype(group, config),
                     "array": array_path(Path(), group.n_channels).name,
                 }
                 for group in plan.groups.values()
@@ -119,11 +132,14 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
             "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         (building / PACK_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_checksums(building, written)
         try:
             building.rename(path)
         except OSError:
             if not path.is_dir():
                 raise  # else another process built the same pack meanwhile
+    except OSError as error:
+        raise PackError(_not_written(path.parent, error)) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Pack.open(path)
@@ -170,6 +186,10 @@ class _Plan:
     groups: dict[int, _Group]
     reads: list[list[_Site]]
     """The sites of each read task. Its scratch file of a group holds that group's crops in the order of its sites."""
+    pixels_sampled: dict[str, int]
+    """By plate id, how many pixels of each of its sites and channels a scale is found from."""
+    index_rows: dict[int, NDArray[np.int64]]
+    """For each group (N,): the rows of `index` that its array's rows are."""
     sources: dict[int, NDArray[np.int64]]
     """For each group (N, 2): the read task, and the position in its scratch file, of each row of the group's array."""
 
@@ -222,6 +242,7 @@ def _plan(kept: _Kept, config: PackConfig) -> _Plan:
         )
     shuffled = kept.crops.take(sample_order(kept.crops.num_rows, config.shuffle_seed, 0))
     site, y, x = (shuffled.column(name).to_numpy() for name in ("site", "y", "x"))
+    plates = Counter(described["plate_id"] for described in kept.sites)
     channels = pa.array([row["channels"] for row in kept.sites], pa.list_(pa.string()))
     group = np.array([len(row["channels"]) for row in kept.sites])[site]
     dtypes = np.array([row["dtype"] for row in kept.sites])
@@ -229,11 +250,12 @@ def _plan(kept: _Kept, config: PackConfig) -> _Plan:
     by_site = np.argsort(site, kind="stable")
 
     row = np.empty(len(site), np.int64)
-    groups, sources = {}, {}
+    groups, sources, index_rows = {}, {}, {}
     for number in np.unique(group).tolist():
         members = group == number
         n_crops = int(members.sum())
         row[members] = np.arange(n_crops)
+        index_rows[number] = np.flatnonzero(members)
         common = _common_dtype(set(dtypes[site[members]].tolist()))
         row_bytes = number * sizes[0] ** 2 * common.itemsize
         groups[number] = _Group(
@@ -264,6 +286,8 @@ def _plan(kept: _Kept, config: PackConfig) -> _Plan:
         index=index,
         groups=groups,
         reads=[to_read[i : i + config.sites_per_task] for i in range(0, len(to_read), config.sites_per_task)],
+        pixels_sampled={plate_id: -(-SAMPLE_PIXELS // n) for plate_id, n in plates.items()},
+        index_rows=index_rows,
         sources=sources,
     )
 
@@ -280,43 +304,77 @@ def _common_dtype(names: set[str]) -> np.dtype[Any]:
     return common
 
 
-def _write_pixels(plan: _Plan, building: Path, config: PackConfig, progress: Progress) -> None:
+_Scales = dict[tuple[str, str], Scale]
+"""By plate id and stain; empty where the pack keeps native pixels."""
+_Samples = dict[tuple[str, str], NDArray[Any]]
+"""Some pixels of each plate and stain, counts."""
+
+
+def _write_pixels(
+    plan: _Plan, building: Path, config: PackConfig, progress: Progress
+) -> tuple[_Scales, list[WrittenFile]]:
+    """Scratch files, then arrays; returns the scales and the files whose checksums are known."""
     import ray
 
     scratch = building / "scratch"
     dtypes = {group: described.dtype for group, described in plan.groups.items()}
+    sampled = plan.pixels_sampled if config.pixels == "uint8" else {}
+    samples: dict[tuple[str, str], list[NDArray[Any]]] = defaultdict(list)
     read = ray.remote(num_cpus=1)(_read_sites)
-    tasks: Iterator[tuple[Any, ...]] = (
-        (sites, plan.crop_size, dtypes, str(scratch), number) for number, sites in enumerate(plan.reads)
-    )
-    for problem in _run(read, tasks, len(plan.reads), "site groups read", progress):
+    reads = ((sites, plan.crop_size, dtypes, str(scratch), number, sampled) for number, sites in enumerate(plan.reads))
+    for problem, found in _run(read, reads, len(plan.reads), "site groups read", progress):
         if problem:
-            raise PackError(
-                f"{problem}\nThe source is not what it was when the plate was ingested. Put it back, or "
-                "move the catalog aside and ingest again."
-            )
-    with zarr.config.set({"codec_pipeline.path": PIPELINE}):
-        for group in plan.groups.values():
-            shape = (group.n_channels, plan.crop_size, plan.crop_size)
-            zarr.create_array(
-                str(array_path(building, group.n_channels)),
-                shape=(group.n_crops, *shape),
-                dtype=group.dtype,
-                chunks=(1, *shape),  # random rows: 13,000 rows/s at 1, 4,700 at 4, 3,200 at 8 (see pack.read_rows)
-                shards=(group.rows_per_shard, *shape),
-                compressors=[ZstdCodec(level=config.compression_level)],
-                fill_value=0,
-                dimension_names=("crop", "channel", "y", "x"),
-            )
-    shards = [
-        (number, start, min(start + group.rows_per_shard, group.n_crops))
-        for number, group in plan.groups.items()
-        for start in range(0, group.n_crops, group.rows_per_shard)
-    ]
+            raise PackError(problem)
+        for key, pixels in found.items():
+            samples[key].append(pixels)
+    scales = {key: choose_scale(np.concatenate(pixels)) for key, pixels in samples.items()}
+
+    shards = []
+    for number, group in plan.groups.items():
+        create_array(
+            building,
+            (group.n_crops, number, plan.crop_size, plan.crop_size),
+            _stored_dtype(group, config),
+            group.rows_per_shard,
+            config.compression,
+            config.compression_level,
+        )
+        steps = range(0, group.n_crops, group.rows_per_shard)
+        shards += [(number, shard, first, first + group.rows_per_shard) for shard, first in enumerate(steps)]
     write = ray.remote(num_cpus=1)(_write_shard)
-    tasks = ((str(building), group, start, plan.sources[group][start:stop]) for group, start, stop in shards)
-    for _ in _run(write, tasks, len(shards), "shards written", progress):
-        pass
+    writes = (
+        (
+            str(building),
+            group,
+            shard,
+            plan.groups[group].dtype,
+            plan.sources[group][first:end],
+            _scales_of(plan, group, slice(first, end), scales),
+        )
+        for group, shard, first, end in shards
+    )
+    written = []
+    for problem, file in _run(write, writes, len(shards), "shards written", progress):
+        if problem:
+            raise PackError(problem)
+        written.append(file)
+    return scales, written
+
+
+def _stored_dtype(group: _Group, config: PackConfig) -> str:
+    return group.dtype if config.pixels == "native" else "uint8"
+
+
+def _scales_of(plan: _Plan, group: int, rows: slice, scales: _Scales) -> NDArray[np.float64] | None:
+    """(2, N, C): offset and step of each channel of a group's rows; None where the pack keeps native pixels."""
+    if not scales:
+        return None
+    crops = plan.index.take(plan.index_rows[group][rows])
+    pairs = zip(crops.column("plate_id").to_pylist(), crops.column("channels").to_pylist(), strict=True)
+    found = [[scales[plate_id, channel] for channel in channels] for plate_id, channels in pairs]
+    return np.array(
+        [[[each.offset for each in crop] for crop in found], [[each.step for each in crop] for crop in found]]
+    )
 
 
 def _run(task: Any, arguments: Iterator[tuple[Any, ...]], total: int, what: str, progress: Progress) -> Iterator[Any]:
@@ -341,54 +399,138 @@ def _run(task: Any, arguments: Iterator[tuple[Any, ...]], total: int, what: str,
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+        if running:  # until they are gone they may write, and what they write must go with the folder
+            ray.wait(running, num_returns=len(running), timeout=60)
 
 
-def _read_sites(sites: list[_Site], size: int, dtypes: dict[int, str], scratch: str, number: int) -> str:
-    """Cut crops from their sites into scratch files; returns what is wrong with a source, or nothing."""
-    counts: dict[int, int] = defaultdict(int)
+def _read_sites(
+    sites: list[_Site], size: int, dtypes: dict[int, str], scratch: str, number: int, sampled: dict[str, int]
+) -> tuple[str, _Samples]:
+    """Cut crops from their sites into scratch files.
+
+    Args:
+        sites: To read, in the order in which their crops are written.
+        size: Of a crop, pixels.
+        dtypes: Of each group's scratch file.
+        scratch: Folder of the scratch files.
+        number: Of this task.
+        sampled: By plate id, how many pixels of each site and channel to return; none of other plates.
+
+    Returns:
+        What is wrong with a source or the disk, or nothing; and the sampled pixels.
+    """
+    samples: dict[tuple[str, str], list[NDArray[Any]]] = defaultdict(list)
+    begun: set[int] = set()
     for site in sites:
-        counts[len(site.row["channels"])] += len(site.windows)
-    files = {
-        group: np.lib.format.open_memmap(
-            str(_scratch_file(scratch, number, group)), mode="w+", dtype=dtypes[group], shape=(count, group, size, size)
-        )
-        for group, count in counts.items()
-    }
-    written: dict[int, int] = defaultdict(int)
-    for site in sites:
+        row, group = site.row, len(site.row["channels"])
+        where = f"screen {row['screen']}, plate {row['plate']}, well {row['well']}, site {row['site']}"
         (top, left), (bottom, right) = site.windows.min(axis=0).tolist(), (site.windows.max(axis=0) + size).tolist()
         try:
-            pixels = read_site(site_image(site.row), (top, left, bottom - top, right - left))
+            pixels = read_site(site_image(row), (top, left, bottom - top, right - left))
         except ScreenError as error:
-            return str(error)
-        group = len(site.row["channels"])
-        found, expected = (str(pixels.dtype), pixels.shape[0]), (site.row["dtype"], group)
+            return f"{error}\n{_SOURCE_CHANGED}", {}
+        found, expected = (str(pixels.dtype), pixels.shape[0]), (row["dtype"], group)
         if found != expected:
             return (
-                f"screen {site.row['screen']}, plate {site.row['plate']}, well {site.row['well']}, site "
-                f"{site.row['site']}: found {found[1]} channels of {found[0]}, expected {expected[1]} of {expected[0]}."
-            )
-        for y, x in site.windows.tolist():
-            files[group][written[group]] = pixels[:, y - top : y - top + size, x - left : x - left + size]
-            written[group] += 1
-    for file in files.values():
-        file.flush()
-    return ""
+                f"{where}: found {found[1]} channels of {found[0]}, expected {expected[1]} of {expected[0]}.\n"
+                f"{_SOURCE_CHANGED}"
+            ), {}
+        crops = np.empty((len(site.windows), group, size, size), dtypes[group])
+        for crop, (y, x) in zip(crops, site.windows.tolist(), strict=True):
+            crop[...] = pixels[:, y - top : y - top + size, x - left : x - left + size]
+        n_sampled = sampled.get(row["plate_id"], 0)
+        if n_sampled and not np.isfinite(crops).all():
+            return (
+                f"{where}: counts that are not finite (NaN or infinite), which 8 bits cannot hold. Exclude the site in "
+                "catalog/curation/, mend its files, or set pack.pixels=native."
+            ), {}
+        for i, channel in enumerate(row["channels"] if n_sampled else []):
+            values = crops[:, i].reshape(-1)
+            evenly = np.linspace(0, len(values) - 1, min(n_sampled, len(values))).astype(np.int64)
+            samples[row["plate_id"], channel].append(values[evenly])
+        try:
+            # Ray runs a task again whose process died, so it begins anew. No memory map: a full disk would kill it.
+            with _scratch_file(scratch, number, group).open("ab" if group in begun else "wb") as file:
+                file.write(crops.data)
+            begun.add(group)
+        except OSError as error:
+            return _not_written(Path(scratch), error), {}
+    return "", {key: np.concatenate(values) for key, values in samples.items()}
 
 
-def _write_shard(building: str, group: int, start: int, sources: NDArray[np.int64]) -> None:
-    """Write rows `start` onwards of a group's array, one whole shard: (read task, position) for each row."""
-    array = open_array(Path(building), group, mode="r+")
-    rows = np.empty((len(sources), *array.shape[1:]), array.dtype)
-    for number in np.unique(sources[:, 0]).tolist():
-        file = np.load(_scratch_file(Path(building) / "scratch", number, group), mmap_mode="r")
-        into = np.flatnonzero(sources[:, 0] == number)
-        rows[into] = file[sources[into, 1]]
-    array[start : start + len(rows)] = rows
+_SOURCE_CHANGED = (
+    "The source is not what it was when the plate was ingested. Put it back, or move the catalog aside and ingest "
+    "again."
+)
+
+
+def _write_shard(
+    building: str,
+    group: int,
+    shard: int,
+    dtype: str,
+    sources: NDArray[np.int64],
+    scales: NDArray[np.float64] | None,
+) -> tuple[str, WrittenFile | None]:
+    """Write one whole shard of a group's array.
+
+    Args:
+        building: Folder of the pack.
+        group: Number of channels.
+        shard: Its number.
+        dtype: Of the scratch files.
+        sources: (N, 2), read task and position in its scratch file, for each row.
+        scales: See `_scales_of`.
+
+    Returns:
+        What is wrong with the disk, or nothing; and what was written.
+    """
+    crop = crop_shape(Path(building), group)
+    rows = np.empty((len(sources), *crop), dtype)
+    try:
+        for number in np.unique(sources[:, 0]).tolist():
+            file = _scratch_file(Path(building) / "scratch", number, group)
+            into = np.flatnonzero(sources[:, 0] == number)
+            rows[into] = np.memmap(file, dtype, "r").reshape(-1, *crop)[sources[into, 1]]
+        if scales is not None:
+            rows = to_uint8(rows, *scales)
+        return "", write_shard(Path(building), group, shard, rows)
+    except OSError as error:
+        return _not_written(Path(building), error), None
+
+
+def _not_written(folder: Path, error: OSError) -> str:
+    """That a pack could not be written, and why."""
+    text = f"{folder}: the pack could not be written ({error.strerror or error}). Nothing of it is kept. "
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return text + "Mend the folder, then run again."
+    free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0.0
+    return (
+        f"{text}{free:.2f} GB are free; while it is built, a pack takes its size twice. Free space, or keep fewer "
+        "crops in catalog/curation/, then run again."
+    )
 
 
 def _scratch_file(scratch: str | Path, number: int, group: int) -> Path:
-    return Path(scratch) / f"{number}_c{group}.npy"
+    return Path(scratch) / f"{number}_c{group}.raw"
+
+
+def _check_room(folder: Path, plan: _Plan, config: PackConfig) -> None:
+    """Refuse a pack that cannot fit, before its sites are read."""
+    scratch = stored = 0
+    for group in plan.groups.values():
+        n_pixels = group.n_crops * group.n_channels * plan.crop_size**2
+        scratch += n_pixels * np.dtype(group.dtype).itemsize
+        stored += n_pixels * np.dtype(_stored_dtype(group, config)).itemsize
+    if config.compression != "none":
+        stored //= 4  # no screen of ours came out smaller
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(folder)
+    if disk.total > 0 and disk.free < scratch + stored:  # a total of 0: a file system that does not say
+        raise PackError(
+            f"{folder}: {disk.free / 1e9:.2f} GB free, the pack takes {stored / 1e9:.2f} GB and {scratch / 1e9:.2f} GB "
+            "more while it is built. Free space, keep fewer crops in catalog/curation/, or set pack.pixels=uint8."
+        )
 
 
 def _remove_leftovers(folder: Path, pack_id: str) -> None:

@@ -1,7 +1,8 @@
 """A pack: the pixels that a curation kept, shuffled once, ready for random reads at training speed.
 
-A pack is a folder: `pack.json`, `crops.parquet` (one row for each crop, in the pack's order) and, for each number of
-channels C among the crops, `crops_c{C}.zarr`: a sharded Zarr v3 array (N, C, S, S), one crop a chunk.
+A pack is a folder: `pack.json`, `crops.parquet` (one row for each crop, in the pack's order), for each number of
+channels C among the crops `crops_c{C}.zarr`, a sharded Zarr v3 array (N, C, S, S) with one crop a chunk, and
+`checksums.json`.
 """
 
 from __future__ import annotations
@@ -10,23 +11,30 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+
+from cytolake.packs.checksums import CHECKSUMS_FILE, Progress, check_files, read_checksums
+from cytolake.packs.eight_bit import Scale, to_counts
+from cytolake.packs.shards import REMEDY, PackError, Pixels, ShardedCrops, WrittenFile, array_path, rows_of_file
+
+__all__ = ["FORMAT", "INDEX_FILE", "INDEX_SCHEMA", "PACK_FILE", "PIPELINE", "Pack", "PackError", "array_path"]
 
 PACK_FILE = "pack.json"
 INDEX_FILE = "crops.parquet"
-FORMAT = 1
-"""Version of the folder's layout."""
+FORMAT = 2
+"""Version of the folder's layout. 1 had no checksums, counts only, and zstd."""
+READABLE_FORMATS = (1, FORMAT)
 PIPELINE = "zarrs.ZarrsCodecPipeline"
 
-Pixels = NDArray[Any]
+PixelKind = Literal["native", "uint8"]
+
+_REQUIRED = ("pack_id", "curation_id", "crop_size", "n_crops", "table_versions")
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -41,10 +49,6 @@ INDEX_SCHEMA = pa.schema(
 """`group` is the number of channels, `row` the position in that group's array."""
 
 
-class PackError(ValueError):
-    """A pack that is not there, not whole, or asked for rows it does not have."""
-
-
 class Pack:
     """An open pack. Cheap to open and to send to another process; arrays are opened on first use."""
 
@@ -55,8 +59,14 @@ class Pack:
         self.crop_size: int = described["crop_size"]
         self.table_versions: dict[str, int] = described["table_versions"]
         """Delta version of every table that the curation read."""
+        self.pixels: PixelKind = described.get("pixels", "native")
+        """What `read` gives: counts as in the source, or counts scaled to 8 bits."""
         self.index = index
         """One row for each crop, in the pack's order: see INDEX_SCHEMA."""
+        self._scales = {
+            (each["plate_id"], each["channel"]): Scale(each["offset"], each["step"])
+            for each in described.get("scales", [])
+        }
 
     @classmethod
     def open(cls, path: str | Path) -> Pack:
@@ -71,13 +81,24 @@ class Pack:
                 f"{folder}: no pack there (found no {PACK_FILE}). Give the folder of a pack, <root>/packs/<pack_id>, "
                 "or make one: jobs/curate.py."
             )
-        described = json.loads((folder / PACK_FILE).read_text(encoding="utf-8"))
-        if described.get("format") != FORMAT:
+        try:
+            described = json.loads((folder / PACK_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PackError(f"{folder / PACK_FILE}: not JSON ({error}). {REMEDY}") from None
+        if described.get("format") not in READABLE_FORMATS:
             raise PackError(
-                f"{folder}: pack of format {described.get('format')}, this cytolake reads format {FORMAT}. "
-                "Delete the folder and make the pack again: jobs/curate.py."
+                f"{folder}: pack of format {described.get('format')}, this cytolake reads formats "
+                f"{' and '.join(map(str, READABLE_FORMATS))}. Delete the folder and make the pack again: "
+                "jobs/curate.py; or read it with the cytolake that made it."
             )
-        index = pq.read_table(folder / INDEX_FILE).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+        if missing := [key for key in _REQUIRED if key not in described]:
+            raise PackError(f"{folder / PACK_FILE}: lacks {', '.join(missing)}. {REMEDY}")
+        try:
+            index = pq.read_table(folder / INDEX_FILE).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+        except FileNotFoundError:
+            raise PackError(f"{folder}: the pack's index is missing (found no {INDEX_FILE}). {REMEDY}") from None
+        except (pa.ArrowException, OSError) as error:  # Arrow says some damage with an OSError
+            raise PackError(f"{folder / INDEX_FILE}: cannot be read ({error}). {REMEDY}") from None
         if index.num_rows != described["n_crops"]:
             raise PackError(
                 f"{folder}: {index.num_rows} crops in {INDEX_FILE}, {described['n_crops']} in {PACK_FILE}. "
@@ -89,8 +110,8 @@ class Pack:
         return f"Pack({self.pack_id}, {self.n_crops} crops of {self.crop_size} px, {str(self.path)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        arrays_and_lists = ("_arrays", "_group_of", "_row_of", "_channels_of")
-        return {key: value for key, value in self.__dict__.items() if key not in arrays_and_lists}
+        opened = ("_arrays", "_group_of", "_row_of", "_channels_of", "_checksums", "_by_id")
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
 
     @property
     def n_crops(self) -> int:
@@ -103,35 +124,151 @@ class Pack:
         return stains[int(codes[row])]
 
     def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[Pixels]:
-        """Pixels of crops as their source has them.
+        """Pixels of crops as the pack holds them. Threads may call it at the same time.
 
         Args:
             rows: Rows of `index`, in any order; the same one may come twice.
 
         Returns:
-            (C, S, S) for each row, in the order asked for. The dtype is the one that holds every crop of as many
-            channels without loss; where they share a dtype, the source's.
+            (C, S, S) for each row, in the order asked for. In a pack of native pixels the dtype is the one that holds
+            every crop of as many channels without loss; where they share a dtype, the source's. Else uint8.
 
         Raises:
-            PackError: A row that the pack does not have.
+            PackError: A row that the pack does not have, or a shard that is missing, cut short or damaged.
         """
+        wanted = self._checked(rows)
+        groups, rows_in_group = self._group_of[wanted], self._row_of[wanted]
+        present = np.unique(groups).tolist()
+        if len(present) == 1:
+            return list(self._arrays[present[0]].read(rows_in_group))
+        crops: list[Pixels] = [np.empty(0)] * len(wanted)
+        for group in present:
+            positions = np.flatnonzero(groups == group)
+            found = self._arrays[group].read(rows_in_group[positions])
+            for position, crop in zip(positions.tolist(), found, strict=True):
+                crops[position] = crop
+        return crops
+
+    def stack(self, rows: Sequence[int] | NDArray[np.integer[Any]], out: Pixels | None = None) -> Pixels:
+        """As `read`, for crops with as many channels as each other: (N, C, S, S) in one array.
+
+        Args:
+            rows: As for `read`, at least one.
+            out: Where to put them, contiguous, of that shape and the pack's dtype; None makes a new array.
+
+        Raises:
+            PackError: As for `read`, or crops of several channel counts.
+        """
+        wanted = self._checked(rows)
+        present = np.unique(self._group_of[wanted]).tolist()
+        if len(present) != 1:
+            raise PackError(
+                f"pack {self.pack_id}: {len(wanted)} crops with {' and '.join(map(str, present)) or 'no'} channels; "
+                "expected crops with as many channels as each other. Use Pack.read."
+            )
+        return self._arrays[present[0]].read(self._row_of[wanted], out)
+
+    def counts(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[Pixels]:
+        """Counts of crops: what `read` gives in a pack of native pixels, else float32 scaled back.
+
+        Scaled back, a count is within half a step of the source's, except beyond its plate's 0.1 and 99.9 percentile,
+        where it is the end of that range: see `scale`.
+        """
+        crops = self.read(rows)
+        if self.pixels == "native":
+            return crops
+        return [to_counts(crop, *self._offsets_steps(int(row))) for row, crop in zip(rows, crops, strict=True)]
+
+    def scale(self, plate_id: str, channel: str) -> Scale:
+        """What a value of a pack of 8 bits stands for, for one plate and stain; (0, 1) in a pack of native pixels.
+
+        Raises:
+            PackError: The pack has no crop of that plate and stain.
+        """
+        if self.pixels == "native":
+            return Scale(0.0, 1.0)
+        try:
+            return self._scales[plate_id, channel]
+        except KeyError:
+            raise PackError(
+                f"pack {self.pack_id}: no scale for plate {plate_id}, channel {channel}; expected one of "
+                f"{len(self._scales)} in {PACK_FILE}. Take plate_id and channels from Pack.index."
+            ) from None
+
+    def rows_of(self, crop_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of `index` that hold these crops, in the order asked for. Reads no pixels.
+
+        The first call sorts the ids, seconds for 10 million; from then on an id takes microseconds. The sorted
+        index takes 16 bytes a crop.
+
+        Raises:
+            PackError: A crop that the pack does not hold.
+        """
+        keys, rows = self._by_id
+        column = self.index.column("crop_id")
+        wanted = _id_keys(pa.array(crop_ids, pa.string()))
+        firsts, ends = np.searchsorted(keys, wanted, "left").tolist(), np.searchsorted(keys, wanted, "right").tolist()
+        found = np.empty(len(crop_ids), np.int64)
+        for i, (crop_id, first, end) in enumerate(zip(crop_ids, firsts, ends, strict=True)):
+            row = next((row for row in rows[first:end].tolist() if column[row].as_py() == crop_id), None)
+            if row is None:
+                raise PackError(
+                    f"pack {self.pack_id}: no crop {crop_id} among its {self.n_crops}. Its curation "
+                    f"{self.curation_id} left it out; read it from its source: Catalog.crop_pixels."
+                )
+            found[i] = row
+        return found
+
+    def crop(self, crop_id: str) -> Pixels:
+        """(C, S, S) pixels of one crop, as `read` gives them.
+
+        Raises:
+            PackError: As for `rows_of` and `read`.
+        """
+        return self.read(self.rows_of([crop_id]))[0]
+
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """Read every file of the pack and compare it with its checksum.
+
+        Args:
+            progress: Called with ("files checked", files done, all files).
+
+        Returns:
+            What is wrong: file, what was found and expected, the crops it holds, what to do. Empty where all is well.
+        """
+        checksums = self._checksums
+        if not checksums:
+            return [
+                f"{self.path}: found no {CHECKSUMS_FILE}, expected the checksums of the pack's files; packs of format "
+                f"1 have none. To have them, delete the folder and make the pack again: jobs/curate.py."
+            ]
+        problems = []
+        for file, found in check_files(self.path, checksums, progress).items():
+            holds = rows_of_file(self.path, file)
+            problems.append(f"{self.path / file}: {found}. {f'It holds {holds}. ' if holds else ''}{REMEDY}")
+        return problems
+
+    def _checked(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_crops):
             raise PackError(
                 f"pack {self.pack_id}: rows {wanted.min()} to {wanted.max()}, expected 0 to {self.n_crops - 1}."
             )
-        groups, rows_in_group = self._group_of[wanted], self._row_of[wanted]
-        crops: list[Pixels] = [np.empty(0)] * len(wanted)
-        for group in np.unique(groups).tolist():
-            positions = np.flatnonzero(groups == group)
-            found = read_rows(self._arrays[group], rows_in_group[positions])
-            for position, crop in zip(positions.tolist(), found, strict=True):
-                crops[position] = crop
-        return crops
+        return wanted
+
+    def _offsets_steps(self, row: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        plate_id = self.index.column("plate_id")[row].as_py()
+        scales = [self.scale(plate_id, channel) for channel in self.channels(row)]
+        return np.array([each.offset for each in scales]), np.array([each.step for each in scales])
 
     @cached_property
-    def _arrays(self) -> dict[int, zarr.Array[Any]]:
-        return {group: open_array(self.path, group) for group in np.unique(self._group_of).tolist()}
+    def _checksums(self) -> dict[str, WrittenFile]:
+        return read_checksums(self.path)
+
+    @cached_property
+    def _arrays(self) -> dict[int, ShardedCrops]:
+        sizes = {file: was.n_bytes for file, was in self._checksums.items()}
+        return {group: ShardedCrops(self.path, group, sizes) for group in np.unique(self._group_of).tolist()}
 
     @cached_property
     def _group_of(self) -> NDArray[np.int32]:
@@ -142,48 +279,24 @@ class Pack:
         return np.asarray(self.index.column("row").to_numpy())
 
     @cached_property
+    def _by_id(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Sorted keys of the crops' ids, and the row of each."""
+        column, at_once = self.index.column("crop_id"), 1_000_000  # bounds what the conversion holds
+        parts = [column.slice(i, at_once).combine_chunks() for i in range(0, max(1, self.n_crops), at_once)]
+        keys = np.concatenate([_id_keys(part) for part in parts])
+        rows = np.argsort(keys, kind="stable")
+        return keys[rows], rows
+
+    @cached_property
     def _channels_of(self) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
         """For each crop a code, and the stains that each code stands for: packs have few different sets."""
-        codes: dict[tuple[str, ...], int] = {}
-        names = self.index.column("channels").to_pylist()
-        return np.array([codes.setdefault(tuple(each), len(codes)) for each in names], np.int64), list(codes)
+        joined = pc.binary_join(self.index.column("channels"), "\0").combine_chunks().dictionary_encode()
+        stains = [tuple(names.split("\0")) for names in joined.dictionary.to_pylist()]
+        return np.asarray(joined.indices.to_numpy(), np.int64), stains
 
 
-def array_path(folder: Path, group: int) -> Path:
-    """Where the crops of `group` channels lie."""
-    return folder / f"crops_c{group}.zarr"
-
-
-def open_array(folder: Path, group: int, mode: str = "r") -> zarr.Array[Any]:
-    """The array of the crops of `group` channels, decoded and encoded by zarrs (Rust)."""
-    with zarr.config.set({"codec_pipeline.path": PIPELINE}):  # an array keeps the pipeline it was opened with
-        return zarr.open_array(str(array_path(folder, group)), mode=mode)
-
-
-def read_rows(array: zarr.Array[Any], rows: NDArray[np.int64]) -> Pixels:
-    """Read scattered rows of a sharded array in one call of its codec pipeline.
-
-    `array.oindex[rows]` is right too, but zarrs takes contiguous slices only and leaves it to Python: 860 rows/s of
-    5 x 64 x 64 uint16 on two cores, `array[row]` one by one 2,000, this 13,000 (zarr 3.1.6, zarrs 0.2.3).
-    """
-    asynchronous = array.async_array
-    metadata, prototype = asynchronous.metadata, default_buffer_prototype()
-    rows_per_shard = array.shards[0] if array.shards else array.chunks[0]
-    rest = tuple(slice(0, n) for n in array.shape[1:])
-    out = prototype.nd_buffer.empty(shape=(len(rows), *array.shape[1:]), dtype=array.dtype, order="C")
-    shards: dict[int, tuple[Any, Any]] = {}
-    items = []
-    for position, row in enumerate(rows.tolist()):
-        shard, inside = divmod(row, rows_per_shard)
-        if shard not in shards:
-            at = (shard, *(0 for _ in rest))
-            shards[shard] = (
-                asynchronous.store_path / metadata.encode_chunk_key(at),
-                metadata.get_chunk_spec(at, asynchronous.config, prototype=prototype),
-            )
-        items.append(
-            (*shards[shard], (slice(inside, inside + 1), *rest), (slice(position, position + 1), *rest), False)
-        )
-    if items:
-        sync(asynchronous.codec_pipeline.read(items, out))
-    return np.asarray(out.as_ndarray_like())
+def _id_keys(ids: pa.Array) -> NDArray[np.uint64]:
+    """The last 8 bytes of each id as a number: nearly unique for hexadecimal ids, right for any."""
+    last = pc.binary_slice(pc.cast(ids, pa.binary()), -8) if len(ids) else ids
+    padded = np.asarray(last.to_numpy(zero_copy_only=False)).astype("S8")
+    return np.frombuffer(padded.tobytes(), np.uint64)
