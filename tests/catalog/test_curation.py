@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import yaml
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
 from cytolake.catalog.curation import CurateConfig, Curation, CurationError, curate, curation_spec
-from cytolake.catalog.qc import qc_profile
+from cytolake.catalog.curation_rules import ForegroundStep, QcStep
+from cytolake.catalog.declared import declared_path
 from cytolake.catalog.qc_metrics import METRICS
 
 GOOD = dict.fromkeys(METRICS, 0.0) | {
@@ -62,22 +65,35 @@ def add_plate(catalog: Catalog, plate: str, failing: dict[str, dict[int, dict[st
         catalog.append(name, table_contract(name).rows(listed), transaction=f"{name} {plate}")
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+@pytest.fixture(scope="module")
+def one_plate(tmp_path_factory) -> Catalog:
+    """Read only, for specs that are refused."""
+    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("one plate") / "catalog", create=True)
     add_plate(catalog, "P1")
     return catalog
 
 
 @pytest.fixture
+def catalog(one_plate: Catalog, tmp_path: Path) -> Catalog:
+    shutil.copytree(one_plate.root, tmp_path / "catalog")
+    return cytolake.catalog.open(tmp_path / "catalog")
+
+
+@pytest.fixture
 def run(catalog: Catalog, tmp_path: Path):
     """Curate under a spec given by its keys."""
+    return partial(run_spec, catalog, tmp_path)
 
-    def run_spec(name: str = "tried", **declared: object) -> Curation:
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(declared))
-        return curate(catalog, CurateConfig(name=name, folder=str(tmp_path)))
 
-    return run_spec
+@pytest.fixture
+def try_to_run(one_plate: Catalog, tmp_path: Path):
+    """The same, where nothing is written."""
+    return partial(run_spec, one_plate, tmp_path)
+
+
+def run_spec(catalog: Catalog, folder: Path, name: str = "tried", **declared: object) -> Curation:
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(declared))
+    return curate(catalog, CurateConfig(name=name, folder=str(folder)))
 
 
 def kept(catalog: Catalog, curation: Curation) -> Counter[str]:
@@ -116,7 +132,23 @@ def test_the_pinned_versions_are_those_that_were_read(catalog, run):
     versions = json.loads(row["table_versions"])
     add_plate(catalog, "P2")
     assert catalog.at(versions).table("crops").num_rows == curation.n_considered
-    assert json.loads(row["spec"])["min_foreground_share"] == 0.05
+    run_row = catalog.table("curation_runs").to_pylist()[0]
+    assert run_row["table_versions"] == row["table_versions"]
+    assert json.loads(run_row["spec"])["steps"] == [{"rule": "foreground", "min_share": 0.05}]
+
+
+def test_the_report_says_what_each_rule_removed_of_what_the_rules_before_it_left(catalog, run):
+    add_plate(catalog, "P2", {"A01": {1: {"focus_slope": -9.0}}})
+    curation = run(qc={"profile": "default"}, min_foreground_share=0.05, max_crops_per_perturbation=5)
+    counts = [(step.rule, step.n_considered, step.n_removed, step.n_kept) for step in curation.steps]
+    qc, foreground = N_CROPS, 2 * N_CROPS
+    total = 2 * len(WELLS) * N_CROPS
+    assert counts[:2] == [
+        ("qc", total, qc, total - qc),
+        ("foreground", total - qc, foreground, total - qc - foreground),
+    ]
+    assert counts[2] == ("cap", counts[1][3], counts[1][3] - curation.n_kept, curation.n_kept)
+    assert sum(step.n_removed for step in curation.steps) == sum(curation.reasons.values())
 
 
 def test_a_site_with_a_failing_channel_loses_all_its_crops(catalog, run):
@@ -155,9 +187,9 @@ def test_where_may_be_unknown_for_a_crop_which_excludes_it(catalog, run):
 @pytest.mark.parametrize(
     "where", ["colour = 'red'", "gene = ", "1) FROM wells --", "x IN (SELECT * FROM read_csv('/etc/passwd'))"]
 )
-def test_a_where_that_cannot_be_used_is_told_with_the_columns(run, where):
+def test_a_where_that_cannot_be_used_is_told_with_the_columns(try_to_run, where):
     with pytest.raises(CurationError, match=r"curation tried: where .* cannot be used"):
-        run(where=where)
+        try_to_run(where=where)
 
 
 def test_a_limit_keeps_that_many_of_each_perturbation_and_control(catalog, run):
@@ -212,15 +244,15 @@ def test_keeping_nothing_is_an_error_that_counts_what_each_rule_excluded(catalog
     ("declared", "said"),
     [
         ({"min_foreground": 0.1}, "unknown keys min_foreground"),
-        ({"qc": {"rule": "all"}}, "unknown keys qc.rule"),
+        ({"qc": {"rule": "all"}}, "qc: unknown keys rule"),
         ({"qc": {"rules": ["blurred"]}}, "QC rules blurred are not in profile default. There are: autofluorescence"),
-        ({"min_foreground_share": 5}, "min_foreground_share is 5; expected 0 to 1"),
+        ({"min_foreground_share": 5}, "min_foreground_share: foreground.min_share is 5; expected 0 to 1"),
         ({"max_crops_per_control": 0}, "max_crops_per_control is 0; expected 1 or more"),
     ],
 )
-def test_a_spec_that_is_not_sound_says_what_is_wrong(run, declared, said):
+def test_a_spec_that_is_not_sound_says_what_is_wrong(try_to_run, declared, said):
     with pytest.raises(CurationError, match=said.replace(".", r"\.")):
-        run(**declared)
+        try_to_run(**declared)
 
 
 def test_an_unknown_curation_is_told_with_those_that_are_there(tmp_path):
@@ -231,8 +263,60 @@ def test_an_unknown_curation_is_told_with_those_that_are_there(tmp_path):
 
 
 def test_the_default_spec_is_the_file_people_read():
-    spec = curation_spec(CurateConfig())
-    assert replace(spec, min_foreground_share=0.0).max_failed_channels == 0
-    assert spec.min_foreground_share == 0.05
-    assert spec.qc_profile == qc_profile("default").name
-    assert spec.max_crops_per_perturbation is None
+    assert curation_spec(CurateConfig()).steps == (QcStep(profile="default"), ForegroundStep(min_share=0.05))
+
+
+def test_a_file_with_the_simple_keys_means_the_same_as_its_steps(catalog, run):
+    simple = run(
+        "simple", qc={"rules": "all"}, min_foreground_share=0.05, where="x > 0", max_crops_per_control=3, seed=4
+    )
+    steps = [
+        {"rule": "qc", "profile": "default"},
+        {"rule": "foreground", "min_share": 0.05},
+        {"rule": "where", "where": "x > 0"},
+        {"rule": "cap", "max_crops_per_control": 3},
+    ]
+    composed = run("composed", seed=4, steps=steps)
+    assert kept_ids(catalog, simple) == kept_ids(catalog, composed)
+    assert simple.reasons == composed.reasons
+
+
+def test_each_rule_sees_only_what_the_rules_before_it_kept(catalog, run):
+    cap, where = {"rule": "cap", "max_crops_per_perturbation": 4}, {"rule": "where", "where": "x >= 256"}
+    assert run(steps=[where, cap]).n_kept == 3 * 4 + 2 * 4  # wells of two perturbations, of none; 2 controls
+    assert run(steps=[cap, where]).n_kept < 3 * 4 + 2 * 4
+
+
+@pytest.mark.parametrize("name", [path.stem for path in declared_path("curation").glob("*.yaml")])
+def test_every_spec_that_comes_with_the_package_is_sound(name):
+    spec = curation_spec(CurateConfig(name=name))
+    assert spec.steps
+    assert json.loads(spec.as_json())["steps"][0]["rule"] == spec.steps[0].rule
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([], "steps is []; expected a list of entries with a key `rule`"),
+        ([{"rule": "blur"}], "step 1: rule 'blur'; expected one of qc, foreground, where, support"),
+        ([{"rule": "qc"}, "cap"], "step 2: rule 'cap'; expected one of"),
+        ([{"rule": "foreground"}], "step 1 (foreground): unknown keys none, missing keys min_share"),
+        ([{"rule": "cap", "max": 3}], "step 1 (cap): unknown keys max"),
+        ([{"rule": "support", "experiment": "day"}], "support.experiment is 'day'; expected plate or batch"),
+        ([{"rule": "support", "min_wells": "x"}], "min_wells is 'x'; expected a whole number"),
+        ([{"rule": "support", "condition": ["colour"]}], "support.condition: no column colour. Columns of crops and"),
+        ([{"rule": "consistency", "alpha": 1e-9}], "consistency.alpha is 1e-09; expected more than 1 / (1 + n_draws)"),
+        ([{"rule": "near_duplicates", "min_cosine": "high"}], "min_cosine is 'high'; expected a number"),
+        ([{"rule": "cluster_balanced"}], "cluster_balanced.max_crops is None; expected a number here or in"),
+        ([{"rule": "qc", "qc_id": "abc"}], "qc_id abc has no verdicts. There are: none"),
+        ([{"rule": "near_duplicates"}], "representation pixel_statistics: not in the table representations"),
+    ],
+)
+def test_steps_that_are_not_sound_say_what_is_wrong(try_to_run, steps, said):
+    with pytest.raises(CatalogError, match=re.escape(said)):
+        try_to_run(steps=steps)
+
+
+def test_steps_and_simple_keys_in_one_file_are_refused(try_to_run):
+    with pytest.raises(CurationError, match="found steps and where"):
+        try_to_run(steps=[{"rule": "qc"}], where="x > 0")

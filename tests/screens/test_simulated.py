@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import ngio
@@ -13,8 +16,12 @@ import pytest
 
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.simulated import (
+    COPY_KINDS,
+    PLANTED_COLUMNS,
     PLATE_MAP_COLUMNS,
     SimulatedScreen,
+    SimulatedWell,
+    plate_map_columns,
     simulate_screen,
     simulated_cells,
     simulated_site,
@@ -121,6 +128,122 @@ def test_plates_of_another_config_are_refused_by_name(tmp_path):
         simulate_screen(dataclasses.replace(SMALL, effect_size=2.0), tmp_path)
     with pytest.raises(ScreenError, match=r"platemap.csv.*found another plate map"):
         simulate_screen(dataclasses.replace(SMALL, n_negative_controls=2), tmp_path)
+
+
+PLANTED = SimulatedScreen(
+    n_plates=2, n_batches=1, plate_format=384, n_inactive_genes=3, artefact_share=0.1, bad_well_share=0.1,
+    copy_share=0.1,
+)  # fmt: skip
+
+
+def test_the_options_that_plant_faults_leave_every_other_well_as_it_was():
+    plain = dataclasses.replace(PLANTED, bad_well_share=0.0, copy_share=0.0)
+    assert set(plate_map_columns(plain)) == set(PLATE_MAP_COLUMNS)
+    n_same = 0
+    for before, after in zip(simulated_wells(plain), simulated_wells(PLANTED), strict=True):
+        if after.copy_of or after.row["artefact_site"] == "all":
+            continue
+        assert {name: after.row[name] for name in PLATE_MAP_COLUMNS} == before.row
+        np.testing.assert_array_equal(after.effect, before.effect)
+        if after.well_number % 40 == 0:
+            np.testing.assert_array_equal(simulated_site(PLANTED, after, 1), simulated_site(plain, before, 1))
+            n_same += 1
+    assert n_same > 0
+
+
+def test_the_default_screen_is_the_one_it_always_was():
+    """Digest and mean counts of 2026-11: figures of the demo rest on this screen."""
+    config = SimulatedScreen(n_plates=1, n_batches=1)
+    wells = simulated_wells(config)
+    assert hashlib.sha256(repr([well.row for well in wells]).encode()).hexdigest()[:16] == "b29ec90e93eb8208"
+    found = simulated_site(config, wells[7], 2).mean(axis=(1, 2))
+    np.testing.assert_allclose(found, [311.71, 1432.1, 1069.05, 1139.73, 1035.16], rtol=1e-4)
+
+
+def test_as_many_faults_are_planted_as_asked_for_and_no_well_has_two():
+    wells = simulated_wells(PLANTED)
+    for plate in range(PLANTED.n_plates):
+        of_plate = [well for well in wells if well.plate_number == plate]
+        share = round(0.1 * PLANTED.n_wells)
+        bad = [well for well in of_plate if well.row["artefact_site"] == "all"]
+        one_site = [well for well in of_plate if well.row["artefact"] and well not in bad]
+        copies = [well for well in of_plate if well.copy_of]
+        assert len(bad) == len(one_site) == len(copies) == share
+        assert all(float(well.row["artefact_severity"]) >= 0.6 for well in bad)
+        touched = [well.row["well"] for well in (*bad, *one_site, *copies)]
+        touched += [well.row["copy_of"] for well in copies]
+        assert len(set(touched)) == len(touched)
+        assert {(well.row["copy_kind"], well.row["copy_sites"]) for well in copies} == set(
+            product(COPY_KINDS, ("1", "all"))
+        )
+
+
+def test_a_bad_well_is_spoilt_in_every_site():
+    clean = dataclasses.replace(PLANTED, bad_well_share=0.0)
+    before = {(well.plate_number, well.well_number): well for well in simulated_wells(clean)}
+    bad = next(well for well in simulated_wells(PLANTED) if well.row["artefact_site"] == "all")
+    for site in (1, 2):
+        as_clean = simulated_site(clean, before[bad.plate_number, bad.well_number], site)
+        assert (simulated_site(PLANTED, bad, site) != as_clean).any()
+
+
+def test_a_copy_of_pixels_is_the_other_wells_site_to_the_last_count():
+    for copy in planted_copies("pixels"):
+        n_copied = PLANTED.sites_per_well if copy.row["copy_sites"] == "all" else 1
+        for site in range(1, PLANTED.sites_per_well + 1):
+            is_same = np.array_equal(simulated_site(PLANTED, copy, site), simulated_site(PLANTED, copy.copy_of, site))
+            assert is_same == (site <= n_copied)
+
+
+def test_a_copy_imaged_again_has_the_same_cells_in_another_picture():
+    for copy in planted_copies("imaged_again"):
+        again, first = (simulated_site(PLANTED, well, 1).astype(float) for well in (copy, copy.copy_of))
+        assert (again != first).mean() > 0.5
+        other = simulated_site(PLANTED, copy, 2 if copy.row["copy_sites"] == "1" else 3).astype(float)
+        alike, unlike = (np.corrcoef(again[0].ravel(), some[0].ravel())[0, 1] for some in (first, other))
+        assert alike > 0.8 > 0.5 > unlike
+        cells = [simulated_cells(PLANTED, well, 1) for well in (copy, copy.copy_of)]
+        for field in dataclasses.fields(cells[0]):
+            np.testing.assert_array_equal(*(getattr(some, field.name) for some in cells))
+
+
+def planted_copies(kind: str) -> list[SimulatedWell]:
+    """One that copies the first site and one that copies all."""
+    copies = [well for well in simulated_wells(PLANTED) if well.row.get("copy_kind") == kind]
+    return [next(well for well in copies if well.row["copy_sites"] == sites) for sites in ("1", "all")]
+
+
+def test_genes_that_do_nothing_are_in_no_pathway_and_have_the_effect_of_controls():
+    wells = simulated_wells(PLANTED)
+    inactive = [well for well in wells if well.row["perturbation"].startswith("unexpressed")]
+    assert len(inactive) == PLANTED.n_plates * 3 * PLANTED.guides_per_gene
+    assert {well.row["gene"] for well in inactive} == {f"unexpressed-{n}" for n in (1, 2, 3)}
+    for well in inactive:
+        assert (well.row["pathway"], well.row["efficacy"], well.row["control"]) == ("", "0.00", "")
+        assert not well.effect.any()
+    assert all(well.effect.any() for well in wells if well.row["gene"] and well not in inactive)
+
+
+def test_the_written_plate_map_has_the_truth_and_a_plate_of_the_same_options_is_kept(tmp_path):
+    config = dataclasses.replace(
+        SMALL, n_plates=1, n_batches=1, copy_share=0.2, n_inactive_genes=1, n_negative_controls=6
+    )
+    simulate_screen(config, tmp_path)
+    rows = plate_map(tmp_path / "simulated")
+    assert tuple(rows[0]) == (*PLATE_MAP_COLUMNS, *PLANTED_COLUMNS) == plate_map_columns(config)
+    assert rows == [well.row for well in simulated_wells(config)]
+    assert any(row["copy_of"] for row in rows)
+    simulate_screen(config, tmp_path)
+    with pytest.raises(ScreenError, match="found another plate map"):
+        simulate_screen(dataclasses.replace(config, copy_share=0.0), tmp_path)
+
+
+def test_plates_written_before_there_were_these_options_stay_valid(tmp_path):
+    (plate, *_) = simulate_screen(SMALL, tmp_path)
+    written = json.loads((plate / "zarr.json").read_text())["attributes"]["cytolake_simulated_screen"]
+    assert {field.name for field in dataclasses.fields(SMALL)} - set(written) == {
+        "n_inactive_genes", "bad_well_share", "copy_share",
+    }  # fmt: skip
 
 
 def test_the_plate_map_names_every_well_once_with_its_artefact(tmp_path):

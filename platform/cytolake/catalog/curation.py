@@ -1,9 +1,14 @@
-"""Curation: a named, versioned choice of crops. Every crop considered gets a row: kept, or the reason why not."""
+"""Curation: a named, versioned choice of crops. Every crop considered gets a row: kept, or the reason why not.
+
+A curation is an ordered list of rules (`curation_rules`). Each sees what the rules before it kept, and a crop keeps the
+reason of the first one that excludes it.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,17 +18,38 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from cytolake.catalog.curation_rules import (
+    RULES,
+    CapStep,
+    Considered,
+    CurationError,
+    ForegroundStep,
+    QcStep,
+    Rule,
+    WhereStep,
+)
 from cytolake.catalog.declared import declared_path, table_contract
-from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.qc import Progress, QcConfig, judge_sites, qc_profile
+from cytolake.catalog.qc import Progress
 from cytolake.catalog.tables import Catalog
 
-TABLES_READ = ("crops", "plates", "qc_verdicts", "sites", "wells")
+TABLES_READ = ("crops", "plates", "sites", "wells")
+"""By every curation; rules may read more."""
 
+GROW_ONLY = frozenset({"embeddings", "representations"})
+"""Rows of a representation never change once it is there, so its id stands for them in the curation's id. Their table's
+version does not count: otherwise the embeddings of what a curation kept would make it another curation."""
 
-class CurationError(CatalogError):
-    """A spec that is not sound, or one that keeps no crop."""
+_TYPES: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "text"),
+    "tuple[str, ...]": (str, "a name or a list of names"),
+}
+"""How a rule's field is annotated, to what YAML must hold there."""
+
+_SIMPLE_KEYS = ("min_foreground_share", "where", "max_crops_per_perturbation", "max_crops_per_control")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,30 +64,30 @@ class CurateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurationSpec:
-    """One file of catalog/curation/; keys are explained in default.yaml there."""
+    """One file of catalog/curation/; keys are explained in default.yaml and phenoprints.yaml there."""
 
     name: str
-    qc_profile: str | None = "default"
-    """None: quality control excludes nothing."""
-    qc_rules: tuple[str, ...] = ()
-    """Names of rules; empty means all of the profile."""
-    max_failed_channels: int = 0
-    min_foreground_share: float = 0.0
-    where: str = ""
-    max_crops_per_perturbation: int | None = None
-    max_crops_per_control: int | None = None
+    steps: tuple[Rule, ...]
+    """In the order in which they exclude."""
     seed: int = 0
+    """Of every choice by lot."""
 
-    def __post_init__(self) -> None:
-        def check(name: str, is_good: bool, expected: str) -> None:
-            if not is_good:
-                raise CurationError(f"curation {self.name}: {name} is {getattr(self, name)!r}; expected {expected}.")
+    def as_json(self) -> str:
+        """The rules with every value, defaults too."""
+        steps = [{"rule": step.rule, **asdict(step)} for step in self.steps]  # type: ignore[call-overload]
+        return json.dumps({"name": self.name, "seed": self.seed, "steps": steps}, sort_keys=True)
 
-        check("max_failed_channels", self.max_failed_channels >= 0, "0 or more")
-        check("min_foreground_share", 0 <= self.min_foreground_share <= 1, "0 to 1")
-        for name in ("max_crops_per_perturbation", "max_crops_per_control"):
-            limit = getattr(self, name)
-            check(name, limit is None or limit >= 1, "1 or more, or nothing for no limit")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What one rule did."""
+
+    rule: str
+    n_considered: int
+    """Crops that the rules before it had kept."""
+    n_removed: int
+    n_kept: int
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,13 +100,14 @@ class Curation:
     n_considered: int
     reasons: dict[str, int] = field(default_factory=dict)
     """Reason to number of crops excluded by it, largest first."""
+    steps: tuple[StepReport, ...] = ()
 
 
 def curation_spec(config: CurateConfig) -> CurationSpec:
     """Load a spec.
 
     Raises:
-        CatalogError: No such file, unknown keys, values out of range.
+        CatalogError: No such file, unknown rules or keys, values out of range.
     """
     path = (
         Path(config.folder) / f"{config.name}.yaml" if config.folder else declared_path(f"curation/{config.name}.yaml")
@@ -88,61 +115,61 @@ def curation_spec(config: CurateConfig) -> CurationSpec:
     if not path.is_file():
         raise CurationError(f"{path}: no such file. Add it, or name one that is there in curate.name.")
     declared: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    qc = declared.get("qc") or {}
-    simple = ("min_foreground_share", "where", "max_crops_per_perturbation", "max_crops_per_control", "seed")
-    unknown = sorted(set(declared) - {"about", "qc", *simple}) + sorted(
-        f"qc.{key}" for key in set(qc) - {"profile", "rules", "max_failed_channels"}
-    )
+    unknown = sorted(set(declared) - {"about", "seed", "steps", "qc", *_SIMPLE_KEYS})
     if unknown:
         raise CurationError(
-            f"{path}: unknown keys {', '.join(unknown)}. There are: about, qc (profile, rules, max_failed_channels), "
-            f"{', '.join(simple)}."
+            f"{path}: unknown keys {', '.join(unknown)}. There are: about, seed, steps; or instead of steps: qc, "
+            f"{', '.join(_SIMPLE_KEYS)}."
         )
-    rules = qc.get("rules", "all")
-    return CurationSpec(
-        name=config.name,
-        qc_profile=qc.get("profile", "default") if qc else None,
-        qc_rules=() if rules == "all" else tuple(rules),
-        max_failed_channels=int(qc.get("max_failed_channels", 0)),
-        **{key: declared[key] for key in simple if declared.get(key) is not None},
-    )
+    if "steps" in declared and set(declared) & {"qc", *_SIMPLE_KEYS}:
+        mixed = ", ".join(sorted(set(declared) & {"qc", *_SIMPLE_KEYS}))
+        raise CurationError(f"{path}: found steps and {mixed}. Write those as steps, too: their order matters.")
+    steps = _declared_steps(declared["steps"], path) if "steps" in declared else _simple_steps(declared, path)
+    return CurationSpec(name=config.name, seed=int(declared.get("seed") or 0), steps=steps)
 
 
 def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = None) -> Curation:
     """Choose crops of all ingested plates, and write each with the reason why it was excluded, if it was.
 
     Sites that the QC profile has not judged yet are judged first. The curation's id is the hash of its rules and of the
-    Delta version of every table read, so the same again finds its rows there and writes nothing.
+    Delta version of every table read (of embeddings: the ids of the representations), so the same again finds its rows
+    there and writes nothing. Rules that take long run as Ray tasks where Ray runs; that changes no result.
 
     Args:
         catalog: Where crops are read and choices written.
         config: Which spec.
-        progress: Called as plates are judged.
+        progress: Called as plates are judged, experiments tested and rules done.
 
     Raises:
-        CatalogError: The spec is not sound, or nothing was ingested.
+        CatalogError: The spec is not sound, nothing was ingested, or a rule needs embeddings that are not there.
         CurationError: No crop would be kept; says how many each rule excluded. Nothing is written.
     """
     spec = curation_spec(config)
-    qc_id = ""
-    if spec.qc_profile is not None:
-        known = {rule.name for rule in qc_profile(spec.qc_profile).rules}
-        if set(spec.qc_rules) - known:
-            raise CurationError(
-                f"curation {spec.name}: QC rules {', '.join(sorted(set(spec.qc_rules) - known))} are not in profile "
-                f"{spec.qc_profile}. There are: {', '.join(sorted(known))}."
-            )
-        qc_id = judge_sites(catalog, QcConfig(profile=spec.qc_profile), progress)
-    versions = {name: version for name, version in catalog.versions().items() if name in TABLES_READ}
-    rules = json.dumps(asdict(spec) | {"qc_id": qc_id}, sort_keys=True)
-    pinned = json.dumps(versions, sort_keys=True)
-    curation_id = content_id("curation", rules, pinned)
-    there = catalog.table("curations", columns=["reason", "is_kept"], where=f"curation_id = '{curation_id}'")
-    if there.num_rows:
-        return _summary(curation_id, spec.name, there.column("reason").to_pylist())
-    crops = _considered(catalog.at(versions), spec, qc_id)
-    reasons = _reasons(crops, spec)
-    curation = _summary(curation_id, spec.name, reasons)
+    spec = dataclasses.replace(spec, steps=tuple(step.prepared(catalog, spec.name, progress) for step in spec.steps))
+    tables = {*TABLES_READ, *(table for step in spec.steps for table in step.tables)}
+    versions = {name: version for name, version in catalog.versions().items() if name in tables}
+    rules = spec.as_json()
+    hashed = {name: version for name, version in versions.items() if name not in GROW_ONLY}
+    curation_id = content_id("curation", rules, json.dumps(hashed, sort_keys=True))
+    there = catalog.table("curation_runs", where=f"curation_id = '{curation_id}'").to_pylist()
+    if there:
+        return _from_row(there[0])
+    considered = _considered(catalog.at(versions), spec)
+    reasons = np.full(considered.crops.num_rows, "", object)
+    details = np.full(considered.crops.num_rows, "", object)
+    steps = []
+    for number, step in enumerate(spec.steps, start=1):
+        steps.append(_apply(step, considered, reasons, details, progress))
+        if progress:
+            progress("rules applied", number, len(spec.steps))
+    curation = Curation(
+        curation_id=curation_id,
+        name=spec.name,
+        n_kept=int(considered.kept.sum()),
+        n_considered=len(reasons),
+        reasons=_counts(reasons),
+        steps=tuple(steps),
+    )
     if curation.n_kept == 0:
         listed = "; ".join(f"{reason}: {n}" for reason, n in curation.reasons.items())
         raise CurationError(
@@ -150,103 +177,169 @@ def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = N
             "Loosen that rule in the curation's file (catalog/curation/) or in catalog/qc.yaml, or look at the sites: "
             "the table qc_verdicts has value and threshold of each."
         )
-    n = crops.num_rows
+    _write(catalog, curation, considered, reasons, details, rules, json.dumps(versions, sort_keys=True))
+    return curation
+
+
+def _declared_steps(declared: Any, path: Path) -> tuple[Rule, ...]:
+    if not isinstance(declared, list) or not declared:
+        raise CurationError(f"{path}: steps is {declared!r}; expected a list of entries with a key `rule`.")
+    steps = []
+    for number, entry in enumerate(declared, start=1):
+        if not isinstance(entry, dict) or entry.get("rule") not in RULES:
+            found = entry.get("rule") if isinstance(entry, dict) else entry
+            raise CurationError(f"{path}, step {number}: rule {found!r}; expected one of {', '.join(RULES)}.")
+        values = {key: value for key, value in entry.items() if key != "rule"}
+        steps.append(_step(entry["rule"], values, f"{path}, step {number} ({entry['rule']})"))
+    return tuple(steps)
+
+
+def _step(rule: str, values: dict[str, Any], place: str) -> Rule:
+    """Build a rule from its keys; a key without a value counts as not given."""
+    fields = {f.name: f for f in dataclasses.fields(RULES[rule])}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in given]
+    if unknown or missing:
+        raise CurationError(
+            f"{place}: unknown keys {', '.join(unknown) or 'none'}, missing keys {', '.join(missing) or 'none'}. "
+            f"Keys of {rule}: {', '.join(fields) or 'none'}."
+        )
+    for name, value in given.items():
+        if isinstance(fields[name].default, tuple):
+            is_all = name == "rules" and value == "all"
+            given[name] = value = () if is_all else tuple(value) if isinstance(value, list) else (value,)
+        accepted, expected = _TYPES[str(fields[name].type).removesuffix(" | None")]
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(part, accepted) and isinstance(part, bool) == (accepted is bool) for part in parts):
+            raise CurationError(f"{place}: {name} is {values[name]!r}; expected {expected}.")
+    try:
+        return RULES[rule](**given)
+    except CurationError as error:
+        raise CurationError(f"{place}: {error}") from error
+
+
+def _simple_steps(declared: dict[str, Any], path: Path) -> tuple[Rule, ...]:
+    """The steps that a file without `steps` stands for."""
+    steps: list[Rule] = []
+    qc = declared.get("qc") or {}
+    if not isinstance(qc, dict):
+        raise CurationError(f"{path}: qc is {qc!r}; expected keys, such as profile: default.")
+    if qc:
+        steps.append(_step(QcStep.rule, qc, f"{path}, qc"))
+    # Also with a share of 0: a crop without a share excludes itself.
+    share = {"min_share": declared.get("min_foreground_share") or 0.0}
+    steps.append(_step(ForegroundStep.rule, share, f"{path}, min_foreground_share"))
+    if str(declared.get("where") or "").strip():
+        steps.append(_step(WhereStep.rule, {"where": declared["where"]}, str(path)))
+    caps = {key: declared.get(key) for key in ("max_crops_per_perturbation", "max_crops_per_control")}
+    if any(limit is not None for limit in caps.values()):
+        steps.append(_step(CapStep.rule, caps, str(path)))
+    return tuple(steps)
+
+
+def _considered(catalog: Catalog, spec: CurationSpec) -> Considered:
+    """All crops with what is known of their wells, in the order of their ids."""
+    crops = catalog.sql(
+        "SELECT crops.*, wells.* EXCLUDE (well_id, plate_id, screen, plate, batch, well) "
+        "FROM crops LEFT JOIN wells ON wells.well_id = crops.well_id ORDER BY crop_id"
+    )
+    return Considered(
+        name=spec.name, catalog=catalog, crops=crops, kept=np.ones(crops.num_rows, np.bool_), seed=spec.seed
+    )
+
+
+def _apply(
+    step: Rule, considered: Considered, reasons: np.ndarray, details: np.ndarray, progress: Progress | None
+) -> StepReport:
+    started = time.monotonic()
+    before = int(considered.kept.sum())
+    if before:
+        excluded = step.exclude(considered, progress)
+        is_first = considered.kept[excluded.rows]
+        rows = excluded.rows[is_first]
+        reasons[rows] = np.array(excluded.reasons, object)[is_first]
+        if excluded.details is not None:
+            details[rows] = np.array(excluded.details, object)[is_first]
+        considered.kept[rows] = False
+    after = int(considered.kept.sum())
+    return StepReport(
+        rule=step.rule,
+        n_considered=before,
+        n_removed=before - after,
+        n_kept=after,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _counts(reasons: np.ndarray) -> dict[str, int]:
+    excluded, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
+    return dict(sorted(zip(excluded.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0])))
+
+
+def _write(
+    catalog: Catalog,
+    curation: Curation,
+    considered: Considered,
+    reasons: np.ndarray,
+    details: np.ndarray,
+    rules: str,
+    pinned: str,
+) -> None:
+    """The run's own row last: with it the curation is whole."""
+    now = datetime.now(UTC)
+    n = len(reasons)
+    if considered.evidence:
+        evidence = [{"curation_id": curation.curation_id, **row} for row in considered.evidence]
+        catalog.append(
+            "consistency_tests",
+            table_contract("consistency_tests").rows(evidence),
+            transaction=content_id("consistency_tests", curation.curation_id),
+        )
     catalog.append(
         "curations",
         table_contract("curations").conform(
             pa.table(
                 {
-                    "curation_id": pa.repeat(curation_id, n),
-                    "curation": pa.repeat(spec.name, n),
-                    "crop_id": crops.column("crop_id"),
-                    "plate_id": crops.column("plate_id"),
-                    "is_kept": [not reason for reason in reasons],
-                    "reason": reasons,
-                    "spec": pa.repeat(rules, n),
+                    "curation_id": pa.repeat(curation.curation_id, n),
+                    "curation": pa.repeat(curation.name, n),
+                    "crop_id": considered.crops.column("crop_id"),
+                    "plate_id": considered.crops.column("plate_id"),
+                    "is_kept": considered.kept,
+                    "reason": pa.array(reasons, pa.string()),
+                    "detail": pa.array(details, pa.string()),
+                    "spec": pa.nulls(n, pa.string()),
                     "table_versions": pa.repeat(pinned, n),
-                    "curated_at": pa.repeat(datetime.now(UTC), n),
+                    "curated_at": pa.repeat(now, n),
                 }
             )
         ),
-        transaction=content_id("curations", curation_id),
+        transaction=content_id("curations", curation.curation_id),
     )
-    return curation
+    row = {
+        "curation_id": curation.curation_id,
+        "curation": curation.name,
+        "spec": rules,
+        "table_versions": pinned,
+        "n_considered": curation.n_considered,
+        "n_kept": curation.n_kept,
+        "steps": json.dumps([asdict(step) for step in curation.steps]),
+        "reasons": json.dumps(curation.reasons),
+        "curated_at": now,
+    }
+    catalog.append(
+        "curation_runs",
+        table_contract("curation_runs").rows([row]),
+        transaction=content_id("curation_runs", curation.curation_id),
+    )
 
 
-def _summary(curation_id: str, name: str, reasons: list[str]) -> Curation:
-    excluded, counts = np.unique(np.array([reason for reason in reasons if reason], dtype=object), return_counts=True)
-    by_number = sorted(zip(excluded.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
+def _from_row(row: dict[str, Any]) -> Curation:
     return Curation(
-        curation_id=curation_id,
-        name=name,
-        n_kept=sum(not reason for reason in reasons),
-        n_considered=len(reasons),
-        reasons=dict(by_number),
+        curation_id=row["curation_id"],
+        name=row["curation"],
+        n_kept=row["n_kept"],
+        n_considered=row["n_considered"],
+        reasons=json.loads(row["reasons"]),
+        steps=tuple(StepReport(**step) for step in json.loads(row["steps"])),
     )
-
-
-def _considered(catalog: Catalog, spec: CurationSpec, qc_id: str) -> pa.Table:
-    """All crops with what the rules look at, in the order of their ids."""
-    columns = "crops.*, wells.* EXCLUDE (well_id, plate_id, screen, plate, batch, well)"
-    rules = ", ".join(f"'{rule}'" for rule in spec.qc_rules)
-    failed = (
-        f"SELECT site_id, string_agg(DISTINCT rule, ', ' ORDER BY rule) AS failed_rules FROM qc_verdicts "
-        f"WHERE qc_id = '{qc_id}' AND NOT is_pass {f'AND rule IN ({rules})' if rules else ''} "
-        f"GROUP BY site_id HAVING count(DISTINCT channel_index) > {spec.max_failed_channels}"
-    )
-    crops = catalog.sql(f"SELECT {columns} FROM crops LEFT JOIN wells ON wells.well_id = crops.well_id")
-    matches = f"coalesce(({spec.where}), false)" if spec.where.strip() else "true"
-    try:
-        return catalog.sql(
-            f"SELECT crop_id, plate_id, screen, foreground_share, coalesce(perturbation, '') AS perturbation, "
-            f"coalesce(control, '') AS control, coalesce(failed_rules, '') AS failed_rules, matches "
-            f"FROM (SELECT *, {matches} AS matches FROM considered) LEFT JOIN ({failed}) failed USING (site_id) "
-            "ORDER BY crop_id",
-            considered=crops,
-        )
-    except CatalogError as error:
-        raise CurationError(
-            f"curation {spec.name}: where {spec.where!r} cannot be used. {error} "
-            f"Columns: {', '.join(crops.column_names)}."
-        ) from error
-
-
-def _reasons(crops: pa.Table, spec: CurationSpec) -> list[str]:
-    """For each crop the first rule that excludes it; empty where none does."""
-    reasons = []
-    for failed_rules, share, matches in zip(
-        *(crops.column(name).to_pylist() for name in ("failed_rules", "foreground_share", "matches")), strict=True
-    ):
-        if failed_rules:
-            reasons.append(f"qc: {failed_rules}")
-        elif share is None or share < spec.min_foreground_share:
-            reasons.append(f"foreground_share below {spec.min_foreground_share:g}")
-        elif not matches:
-            reasons.append(f"not where {spec.where.strip()}")
-        else:
-            reasons.append("")
-    return _cap(crops, spec, reasons)
-
-
-def _cap(crops: pa.Table, spec: CurationSpec, reasons: list[str]) -> list[str]:
-    """Exclude the crops beyond the limit of their perturbation or control, by the order of a hash."""
-    if spec.max_crops_per_perturbation is None and spec.max_crops_per_control is None:
-        return reasons
-    names = [crops.column(name).to_pylist() for name in ("screen", "control", "perturbation", "crop_id")]
-    candidates = [
-        (screen, control, perturbation, _lot(crop_id, spec.seed), position)
-        for position, (screen, control, perturbation, crop_id) in enumerate(zip(*names, strict=True))
-        if not reasons[position]
-    ]
-    capped = list(reasons)
-    taken: dict[tuple[str, str, str], int] = {}
-    for screen, control, perturbation, _, position in sorted(candidates):
-        limit = spec.max_crops_per_control if control else spec.max_crops_per_perturbation
-        taken[screen, control, perturbation] = taken.get((screen, control, perturbation), 0) + 1
-        if limit is not None and taken[screen, control, perturbation] > limit:
-            capped[position] = f"beyond {limit} crops of {'control' if control else 'perturbation'}"
-    return capped
-
-
-def _lot(crop_id: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{crop_id}".encode(), digest_size=8).digest()

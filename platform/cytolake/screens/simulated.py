@@ -2,6 +2,9 @@
 
 Genes of a pathway share a direction in the space of cell traits; each adds a part of its own, each guide its efficacy.
 A compound hits a pathway with a dose response. Where wells lie is drawn anew for each plate.
+
+Faults can be planted that a curation should find: genes that do nothing, wells spoilt throughout, copies of wells.
+The plate map says where they are.
 """
 
 from __future__ import annotations
@@ -53,10 +56,17 @@ PLATE_MAP_COLUMNS: Final = (
     "artefact_severity",
 )
 
+PLANTED_COLUMNS: Final = ("copy_of", "copy_sites", "copy_kind")
+"""More columns of the plate map where `copy_share` is above 0: the well copied, `1` or `all`, one of COPY_KINDS."""
+
+COPY_KINDS: Final = ("pixels", "imaged_again")
+"""The same pixels, or the same cells in another picture: camera noise and focus are drawn anew."""
+
 _SHAPES: Final = {96: (8, 12), 384: (16, 24)}
 _ATTRIBUTE: Final = "cytolake_simulated_screen"
+_LATER_OPTIONS: Final = ("n_inactive_genes", "bad_well_share", "copy_share")
 # The first number of every seed: which question a generator answers. Changing one changes every screen.
-_BATCH, _PLATE, _WELL, _SITE, _GENE, _COMPOUND, _LAYOUT = range(7)
+_BATCH, _PLATE, _WELL, _SITE, _GENE, _COMPOUND, _LAYOUT, _PLANTED = range(8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +113,13 @@ class SimulatedScreen:
     """Strength of edge effects: outer wells are dimmer and sparser, with smaller cells; 0 is none."""
     artefact_share: float = 0.06
     """Share of the wells with one spoilt site."""
+    n_inactive_genes: int = 0
+    """Genes more, in no pathway, whose guides do nothing: `efficacy` 0.00 in the plate map."""
+    bad_well_share: float = 0.0
+    """Share of the wells with every site spoilt, severity 0.6 or more: `artefact_site` is `all` in the plate map."""
+    copy_share: float = 0.0
+    """Share of the wells that hold copies of another well of their plate, by turns in the first site and in all sites,
+    and of each of COPY_KINDS; see PLANTED_COLUMNS."""
 
     def __post_init__(self) -> None:
         def check(name: str, is_good: bool, expected: str) -> None:
@@ -132,10 +149,13 @@ class SimulatedScreen:
             "well_sd",
             "batch_effect",
             "position_effect",
+            "n_inactive_genes",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("gene_share", "artefact_share"):
+        for name in ("gene_share", "artefact_share", "bad_well_share", "copy_share"):
             check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        planted = self.artefact_share + self.bad_well_share + 2 * self.copy_share
+        check("copy_share", planted <= 1, "artefact_share + bad_well_share + 2 * copy_share of 1 or less")
         check("doses", all(dose > 0 for dose in self.doses), "doses above 0")
         if not 1 <= self.n_wells <= self.plate_format:
             raise ValueError(
@@ -146,7 +166,7 @@ class SimulatedScreen:
     @property
     def n_wells(self) -> int:
         """Wells used on each plate."""
-        guides = self.n_pathways * self.genes_per_pathway * self.guides_per_gene
+        guides = (self.n_pathways * self.genes_per_pathway + self.n_inactive_genes) * self.guides_per_gene
         treatments = guides + self.n_compounds * len(self.doses)
         return treatments * self.replicates + self.n_negative_controls + self.n_positive_controls
 
@@ -156,7 +176,7 @@ class SimulatedWell:
     """One well: its plate-map row, and the truth that no plate map holds."""
 
     row: dict[str, str]
-    """One value for each of `PLATE_MAP_COLUMNS`."""
+    """One value for each of `plate_map_columns`."""
     plate_number: int
     well_number: int
     """0 is A01, along rows."""
@@ -164,6 +184,8 @@ class SimulatedWell:
     """(T,), mean shift of the responding cells in each of `simulated_cells.TRAITS`."""
     edge: float
     """How near the rim: 1 in the outermost wells, 0 from the third ring on."""
+    copy_of: SimulatedWell | None = None
+    """The well whose cells are in this one's sites, or in its first site; None where the well is no copy."""
 
 
 def simulate_screen(
@@ -213,13 +235,19 @@ def simulate_screen(
     return paths
 
 
+def plate_map_columns(config: SimulatedScreen) -> tuple[str, ...]:
+    """Columns of the plate map, in order."""
+    return PLATE_MAP_COLUMNS + (PLANTED_COLUMNS if config.copy_share else ())
+
+
 def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
     """Lay out every plate: what each used well holds and does, in plate and then well order."""
     treatments = _treatments(config)
     n_rows, n_columns = _SHAPES[config.plate_format]
-    wells = []
+    wells: list[SimulatedWell] = []
     for number in range(config.n_plates):
         rng = _rng(config, _LAYOUT, number)
+        of_plate = []
         order = rng.permutation(len(treatments))
         n_spoilt = round(config.artefact_share * len(treatments))
         spoilt = set(rng.choice(len(treatments), n_spoilt, replace=False).tolist())
@@ -228,7 +256,7 @@ def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
             y, x = divmod(place, n_columns)
             ring = min(y, x, n_rows - 1 - y, n_columns - 1 - x)
             labels, effect = treatments[treatment]
-            row = dict.fromkeys(PLATE_MAP_COLUMNS, "") | labels
+            row = dict.fromkeys(plate_map_columns(config), "") | labels
             row |= {
                 "plate": plate_name(number),
                 "batch": batch_name(config, number),
@@ -238,7 +266,7 @@ def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
                 row["artefact"] = ARTEFACTS[(first_kind + sum(p < place for p in spoilt)) % len(ARTEFACTS)]
                 row["artefact_site"] = str(1 + int(rng.integers(config.sites_per_well)))
                 row["artefact_severity"] = f"{rng.uniform(0.3, 1.0):.2f}"
-            wells.append(
+            of_plate.append(
                 SimulatedWell(
                     row=row,
                     plate_number=number,
@@ -247,13 +275,15 @@ def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
                     edge=max(0.0, 1 - ring / 2),
                 )
             )
+        wells += _plant(config, number, of_plate)
     return wells
 
 
 def simulated_cells(config: SimulatedScreen, well: SimulatedWell, site: int) -> Cells:
     """Draw the cells of one site, 1 the first: the truth that its pixels were made from."""
+    well = _drawn_well(well, site)
     rng = _rng(config, _SITE, well.plate_number, well.well_number, site)
-    is_empty = well.row["artefact"] == "empty" and well.row["artefact_site"] == str(site)
+    is_empty = well.row["artefact"] == "empty" and _is_spoilt(well, site)
     well_rng = _rng(config, _WELL, well.plate_number, well.well_number)
     drift = config.well_sd * well_rng.standard_normal(len(TRAITS)).astype(np.float32)
     edge = config.position_effect * well.edge
@@ -264,15 +294,17 @@ def simulated_cells(config: SimulatedScreen, well: SimulatedWell, site: int) -> 
 
 def simulated_site(config: SimulatedScreen, well: SimulatedWell, site: int) -> NDArray[np.uint16]:
     """Draw and image one site, 1 the first: (5, site_size_px, site_size_px), counts."""
-    cells = simulated_cells(config, well, site)
-    rng = _rng(config, _SITE, well.plate_number, well.well_number, site, 1)
-    stain = draw_field(rng, cells, config.site_size_px)
-    is_spoilt = well.row["artefact_site"] == str(site)
+    drawn = _drawn_well(well, site)
+    rng = _rng(config, _SITE, drawn.plate_number, drawn.well_number, site, 1)
+    stain = draw_field(rng, simulated_cells(config, drawn, site), config.site_size_px)
+    if drawn is not well and well.row["copy_kind"] == "imaged_again":
+        rng = _rng(config, _SITE, well.plate_number, well.well_number, site, 2)
+    is_spoilt = _is_spoilt(well, site)
     return image_field(
         rng,
         stain,
         _microscope(config, well.plate_number),
-        brightness=1 - 0.25 * min(config.position_effect, 2) * well.edge,
+        brightness=1 - 0.25 * min(config.position_effect, 2) * drawn.edge,
         artefact=well.row["artefact"] if is_spoilt else "",
         severity=float(well.row["artefact_severity"]) if is_spoilt else 0.0,
     )
@@ -312,6 +344,42 @@ def _microscope(config: SimulatedScreen, plate_number: int) -> Microscope:
     )
 
 
+def _plant(config: SimulatedScreen, plate_number: int, wells: list[SimulatedWell]) -> list[SimulatedWell]:
+    """Make some wells of a plate bad and some copies; copies, what they copy, and spoilt wells are different wells."""
+    rng = _rng(config, _PLANTED, plate_number)
+    n_bad, n_copies = (round(share * len(wells)) for share in (config.bad_well_share, config.copy_share))
+    clean = [place for place, well in enumerate(wells) if not well.row["artefact"]]
+    places = [clean[i] for i in rng.permutation(len(clean))]
+    copies, sources, bad = places[:n_copies], places[n_copies : 2 * n_copies], places[2 * n_copies :][:n_bad]
+    planted = list(wells)
+    for n, place in enumerate(bad):
+        row = wells[place].row | {
+            "artefact": ARTEFACTS[(plate_number + n) % len(ARTEFACTS)],
+            "artefact_site": "all",
+            "artefact_severity": f"{rng.uniform(0.6, 1.0):.2f}",
+        }
+        planted[place] = dataclasses.replace(wells[place], row=row)
+    for n, (place, source) in enumerate(zip(copies, sources, strict=False)):
+        row = wells[place].row | {
+            "copy_of": wells[source].row["well"],
+            "copy_sites": "all" if (plate_number + n) // 2 % 2 else "1",
+            "copy_kind": COPY_KINDS[(plate_number + n) % 2],
+        }
+        planted[place] = dataclasses.replace(wells[place], row=row, copy_of=wells[source])
+    return planted
+
+
+def _drawn_well(well: SimulatedWell, site: int) -> SimulatedWell:
+    """The well whose cells a site shows: another one where the site is a copy."""
+    if well.copy_of is None or (well.row["copy_sites"] == "1" and site > 1):
+        return well
+    return well.copy_of
+
+
+def _is_spoilt(well: SimulatedWell, site: int) -> bool:
+    return well.row["artefact_site"] in (str(site), "all")
+
+
 def _own_direction(rng: np.random.Generator, not_along: Floats) -> Floats:
     """A direction in three random traits, at right angles to another: (T,), unit length."""
     own = np.zeros(len(TRAITS), np.float32)
@@ -345,6 +413,22 @@ def _treatments(config: SimulatedScreen) -> list[tuple[dict[str, str], Floats]]:
                         "replicate": str(replicate + 1),
                     }
                     treatments.append((labels, effect))
+    for g in range(config.n_inactive_genes):
+        gene = f"unexpressed-{g + 1}"
+        treatments += [
+            (
+                {
+                    "perturbation": gene,
+                    "gene": gene,
+                    "guide": f"{gene}_g{guide + 1}",
+                    "efficacy": "0.00",
+                    "replicate": str(replicate + 1),
+                },
+                nothing,
+            )
+            for guide in range(config.guides_per_gene)
+            for replicate in range(config.replicates)
+        ]
     for c in range(config.n_compounds):
         rng = _rng(config, _COMPOUND, c)
         pathway = pathways[c % len(pathways)]
@@ -393,7 +477,7 @@ def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[Simula
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, PLATE_MAP_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, plate_map_columns(config), lineterminator="\n")
         writer.writeheader()
         writer.writerows(well.row for well in wells)
     if path.exists() and path.read_bytes() != temporary.read_bytes():
@@ -403,8 +487,9 @@ def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[Simula
 
 
 def _written_config(config: SimulatedScreen) -> dict[str, Any]:
+    """What a plate remembers of its config. Of later options only those in use: plates written before stay valid."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return values
+    return {name: value for name, value in values.items() if value or name not in _LATER_OPTIONS}
 
 
 def _is_written(config: SimulatedScreen, path: Path) -> bool:

@@ -1,0 +1,153 @@
+"""Near copies in embedding space: of vectors that point almost the same way, the first one stays.
+
+Shapes: N vectors, D features, K clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+BLOCK = 1024  # rows compared at once; with KEPT_AT_ONCE the memory of a comparison, 16 MB
+KEPT_AT_ONCE = 4096
+EXACT_UP_TO = 50_000  # rows: all pairs of 50,000 vectors of 384 values take about 20 s on one core
+ROWS_PER_CLUSTER = 10_000
+FEW = 256  # vectors; so few take k-means no time, and its starting points decide more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """For each vector which other it repeats."""
+
+    original: Rows
+    """(N,) row of a vector before it that is as alike as asked or more; -1 where there is none: it stays."""
+    cosine: Floats
+    """(N,) how alike; NaN where the vector stays."""
+
+
+def find_duplicates(
+    vectors_ND: Floats, min_cosine: float, *, n_clusters: int | None = None, seed: int = 0
+) -> Duplicates:
+    """Go through vectors in their order, and mark each that is near one that stays.
+
+    Every vector that goes is near one before it; of those that stay, no two are near. (With clusters: no two that have
+    one of their two nearest clusters in common.) Memory grows with N, not with its square.
+
+    Args:
+        vectors_ND: (N, D); the order says which one of a group stays. Rows of length 0 are alike to none.
+        min_cosine: As near as this is a duplicate, -1..1.
+        n_clusters: Compare only within k-means clusters, each vector in the two nearest to it; 1 compares all pairs.
+            None: all pairs up to EXACT_UP_TO vectors, clusters of about ROWS_PER_CLUSTER beyond.
+        seed: Of k-means.
+    """
+    unit_ND = unit_rows(vectors_ND)
+    n = len(unit_ND)
+    found = Duplicates(original=np.full(n, -1, np.int64), cosine=np.full(n, np.nan, np.float32))
+    if n_clusters is None:
+        n_clusters = 1 if n <= EXACT_UP_TO else -(-n // ROWS_PER_CLUSTER)
+    if n_clusters <= 1 or n <= n_clusters:
+        _mark(unit_ND, np.arange(n), min_cosine, found)
+        return found
+    nearest_N2 = two_nearest(unit_ND, cluster_centres(unit_ND, n_clusters, seed))
+    for cluster in range(n_clusters):
+        _mark(unit_ND, np.flatnonzero((nearest_N2 == cluster).any(axis=1)), min_cosine, found)
+    return found
+
+
+def centred(vectors_ND: NDArray[np.floating], groups_N: Rows) -> Floats:
+    """(N, D) less the mean of each group's vectors; a group of one becomes 0, which is alike to none.
+
+    What all vectors of a plate share, its staining and optics, would make any two of them alike.
+    """
+    result = np.array(vectors_ND, np.float32)
+    order = np.argsort(groups_N, kind="stable")
+    starts = np.flatnonzero(np.diff(groups_N[order])) + 1
+    for members in np.split(order, starts) if len(order) else ():
+        result[members] -= result[members].mean(axis=0, dtype=np.float64).astype(np.float32)
+    return result
+
+
+def standardised(vectors_ND: NDArray[np.floating]) -> Floats:
+    """(N, D) each feature with mean 0 and deviation 1 over the vectors; a constant feature is 0.
+
+    Without this all vectors of raw statistics or of many encoders point one way.
+    """
+    mean = vectors_ND.mean(axis=0, dtype=np.float64)
+    deviation = vectors_ND.std(axis=0, dtype=np.float64)
+    return np.asarray((vectors_ND - mean) / np.where(deviation > 0, deviation, 1.0), np.float32)
+
+
+def unit_rows(vectors_ND: NDArray[np.floating]) -> Floats:
+    """(N, D) scaled to length 1; rows of length 0 stay 0."""
+    norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return np.asarray(vectors_ND / np.where(norms > 0, norms, 1.0), np.float32)
+
+
+def cluster_centres(vectors_ND: Floats, n_clusters: int, seed: int) -> Floats:
+    """(K, D) centres of k-means; the same vectors in the same order and the same seed give the same centres."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # seconds to import, and only the embedding rules need it
+
+    n_clusters = min(n_clusters, len(vectors_ND))
+    if len(vectors_ND) <= FEW:
+        means = KMeans(n_clusters, random_state=seed, n_init=20)
+    else:
+        means = MiniBatchKMeans(n_clusters, random_state=seed, batch_size=4096, n_init=3)
+    return np.asarray(means.fit(vectors_ND).cluster_centers_, np.float32)
+
+
+def two_nearest(vectors_ND: Floats, centres_KD: Floats) -> Rows:
+    """(N, 2) numbers of the nearest and second nearest centre of each vector (twice the only one where K is 1)."""
+    squares_K = np.square(centres_KD).sum(axis=1)
+    nearest_N2 = np.zeros((len(vectors_ND), 2), np.int64)
+    if len(centres_KD) < 2:
+        return nearest_N2
+    for start in range(0, len(vectors_ND), BLOCK):
+        distance = squares_K - 2 * vectors_ND[start : start + BLOCK] @ centres_KD.T  # up to the vector's own length
+        two = np.argpartition(distance, 1, axis=1)[:, :2]
+        swap = np.take_along_axis(distance, two, axis=1)
+        two = np.where((swap[:, :1] <= swap[:, 1:]), two, two[:, ::-1])
+        nearest_N2[start : start + BLOCK] = two
+    return nearest_N2
+
+
+def _mark(unit_ND: Floats, rows: Rows, min_cosine: float, found: Duplicates) -> None:
+    """Compare some rows, in ascending order, with those of them that stay."""
+    kept = np.empty(len(rows), np.int64)
+    n_kept = 0
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        cosine, original = _nearest(unit_ND, block, kept[:n_kept])
+        fresh = np.flatnonzero(cosine < min_cosine)
+        inside = unit_ND[block[fresh]] @ unit_ND[block[fresh]].T
+        stay: list[int] = []
+        for position, row in enumerate(fresh.tolist()):
+            if stay:
+                best = int(np.argmax(inside[position, stay]))
+                if inside[position, stay[best]] >= min_cosine:
+                    cosine[row], original[row] = inside[position, stay[best]], block[fresh[stay[best]]]
+                    continue
+            stay.append(position)
+        kept[n_kept : n_kept + len(stay)] = block[fresh[stay]]
+        n_kept += len(stay)
+        is_new = (cosine >= min_cosine) & (found.original[block] < 0)
+        found.original[block[is_new]] = original[is_new]
+        found.cosine[block[is_new]] = cosine[is_new]
+
+
+def _nearest(unit_ND: Floats, block: Rows, kept: Rows) -> tuple[Floats, Rows]:
+    """The largest cosine of each row of a block with any kept one, and which."""
+    cosine = np.full(len(block), -np.inf, np.float32)
+    original = np.full(len(block), -1, np.int64)
+    for start in range(0, len(kept), KEPT_AT_ONCE):
+        part = kept[start : start + KEPT_AT_ONCE]
+        cosines = unit_ND[block] @ unit_ND[part].T
+        best = cosines.argmax(axis=1)
+        value = cosines[np.arange(len(block)), best]
+        is_better = value > cosine
+        cosine[is_better], original[is_better] = value[is_better], part[best[is_better]]
+    return cosine, original
