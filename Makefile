@@ -1,17 +1,19 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
 PYTEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow lint install clean help
+.PHONY: demo test test-slow lint install clean help bench-loader
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
 	@echo "make test        lint, types and tests; make test-slow adds the slow ones"
-	@echo "make bench-NAME  one of: $(patsubst infra/bench/%.py,%,$(wildcard infra/bench/*.py))"
+	@echo "make bench-NAME  one of: $(filter-out %_faults,$(patsubst infra/bench/%.py,%,$(wildcard infra/bench/*.py)))"
+	@echo "make faults-NAME one of: $(patsubst infra/bench/%_faults.py,%,$(wildcard infra/bench/*_faults.py))"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,5 +40,21 @@ test-slow: $(INSTALLED)
 bench-%: $(INSTALLED)
 	@$(BIN)/python infra/bench/$*.py
 
+faults-%: $(INSTALLED)
+	@$(BIN)/python infra/bench/$*_faults.py
+
+# MosaicML Streaming pins an older numpy than cytolake: an environment of its own, which finds torch in ours.
+$(PEERS)/.installed: $(INSTALLED)
+	@echo "installing the loaders that bench-loader measures against (about 1 GB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/shared.pth"
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check mosaicml-streaming==0.13.0
+	@touch $@
+
+bench-loader: $(INSTALLED) $(PEERS)/.installed
+	@$(BIN)/python infra/bench/loader.py
+
 clean:
-	rm -rf $(VENV) $(DEMO_ROOT) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(DEMO_ROOT) .mypy_cache .ruff_cache .pytest_cache

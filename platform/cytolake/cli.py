@@ -1,25 +1,42 @@
-"""The `cytolake` command: every job, and a look at a catalog, without a checkout."""
+"""The `cytolake` command: every job, and what people do with screens and catalogs, without a checkout."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import cytolake.catalog
+from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
 from cytolake.recipes import RECIPES
+from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.simulated import SimulatedScreen, simulate_screen
+from cytolake.screens.sources import ScreenSource
+from cytolake.screens.storage import is_uri
 
 app = typer.Typer(help=cytolake.__doc__, no_args_is_help=True, add_completion=False)
-Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root.")]
+qc = typer.Typer(help="Quality control: verdicts, the page, labels, the learned detector.", no_args_is_help=True)
+curation = typer.Typer(help="Curations of a catalog, and what differs between two.", no_args_is_help=True)
+pack = typer.Typer(help="Packs of crops.", no_args_is_help=True)
+app.add_typer(qc, name="qc")
+app.add_typer(curation, name="curation")
+app.add_typer(pack, name="pack")
+
+Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
+DETECTOR = "qc/detector.safetensors"
+"""Where `qc train` puts the detector, below the root."""
 
 for _job in stages.JOBS:
     app.command(_job.__name__)(job_command(_job, _job.__doc__))
@@ -74,3 +91,211 @@ def sql(query: str, root: Root = DEFAULT_ROOT, rows: Annotated[int, typer.Option
         Console().print(shown)
         if found.num_rows > rows:
             Console().print(f"[dim]{found.num_rows - rows:,} more rows[/]")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="Folder of a screen, or s3://bucket/folder.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of ScreenSource, such as --set layout=phenix."),
+    ] = None,
+    crop_size: Annotated[int, typer.Option(help="Edge of the crops to be counted, pixels.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what a screen holds, which layout fits, and what an ingest would take. Writes nothing."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    with bad_input_told():
+        name = path.rstrip("/").rsplit("/", 1)[-1] if is_uri(path) else Path(path).expanduser().resolve().name
+        source = apply_overrides(ScreenSource(screen=name or "screen", path=path), set_ or [])
+        found = inspect_screen(source, channel_vocabulary().aliases, layout_presets(), crop_size)
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        else:
+            render(found, console)
+    if not found.can_ingest:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tag(
+    name: Annotated[str, typer.Argument(help="Such as paper-2026.")],
+    note: Annotated[str, typer.Option(help="What the tag is for.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Give the catalog as it is now a name: `cytolake.catalog.open(root).at(name)` reads it so for ever."""
+    with bad_input_told():
+        versions = cytolake.catalog.open(root).tag(name, note)
+    Console(highlight=False).print(f"{escape(name)}: {sum(versions.values()):,} commits of {len(versions)} tables")
+
+
+@app.command()
+def vacuum(
+    older_than_h: Annotated[float, typer.Option(help="Leave what is younger, hours: a run may be writing it.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Remove what killed runs left behind. Every version of every table stays readable."""
+    from cytolake.catalog.vacuum import vacuum as remove_orphans
+
+    with bad_input_told():
+        report = remove_orphans(cytolake.catalog.open(root), older_than_h, is_dry_run=dry_run)
+    console = Console(highlight=False, soft_wrap=True)
+    for path in (*report.files, *report.staged):
+        console.print(f"  {escape(path)}", style="dim")
+    console.print(
+        f"{len(report.files)} orphaned files and {len(report.staged)} staging folders "
+        f"{'would be' if dry_run else 'were'} removed, {report.n_bytes / 1e6:,.1f} MB; {report.n_too_young} more are "
+        f"younger than {older_than_h:g} h"
+    )
+
+
+@qc.command("judge")
+def qc_judge(
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as --set profile=default.")
+    ] = None,
+    detector: Annotated[str, typer.Option(help="Judge with this file of `qc train` instead of declared rules.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Judge every plate that these rules, or this detector, have not judged yet."""
+    from cytolake.catalog.qc import QcConfig, judge_sites
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told(), stage_progress("qc", console) as report:
+        catalog = cytolake.catalog.open(root)
+        if detector:
+            from cytolake.benchmark.qc_detector import ArtefactDetector
+            from cytolake.benchmark.qc_learned import judge_with_detector
+
+            qc_id = judge_with_detector(catalog, ArtefactDetector.load(detector), report)
+        else:
+            qc_id = judge_sites(catalog, apply_overrides(QcConfig(), set_ or []), report)
+    rows = catalog.sql(
+        f"select rule, level, count(*) judged, count(*) filter (not is_pass) failed from qc_verdicts "
+        f"where qc_id = '{qc_id}' group by rule, level order by failed desc, rule"
+    ).to_pylist()
+    shown = Table("rule", "level", "judged", "failed", box=None, header_style="dim")
+    for row in rows:
+        shown.add_row(row["rule"], row["level"] or "site", f"{row['judged']:,}", f"{row['failed']:,}")
+    console.print(shown)
+    console.print(f"qc_id {qc_id}")
+
+
+@qc.command("page")
+def qc_page(
+    qc_id: Annotated[str, typer.Argument(help="Of `qc judge`; empty takes the newest.")] = "",
+    folder: Annotated[str, typer.Option(help="Where the page goes; empty means <root>/report.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write the page of plate maps, failed rules and worst sites."""
+    from cytolake.line.qc_page import write_qc_page
+
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        if not qc_id:
+            newest = catalog.sql("select qc_id from qc_verdicts order by judged_at desc limit 1").to_pylist()
+            if not newest:
+                raise LookupError(f"{catalog.place}: no verdicts. Run `cytolake qc judge` first.")
+            qc_id = newest[0]["qc_id"]
+        page = write_qc_page(catalog, qc_id, Path(folder) if folder else catalog.root / "report")
+    typer.echo(page)
+
+
+@qc.command("label")
+def qc_label(
+    folder: Annotated[Path, typer.Argument(help="Where labels.html and labels.csv go.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Such as --set n_sites=100 --set choose=uncertain."),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a sheet of sites to label; `qc read` takes the filled-in labels.csv."""
+    from cytolake.catalog.qc_labels import LabelSheetConfig, export_label_sheet
+
+    with bad_input_told():
+        config = apply_overrides(LabelSheetConfig(), set_ or [])
+        page = export_label_sheet(cytolake.catalog.open(root), folder, config)
+    typer.echo(f"{page}: label there and save its labels.csv, or fill in {page.with_name('labels.csv')} by hand")
+
+
+@qc.command("read")
+def qc_read(
+    sheet: Annotated[Path, typer.Argument(help="The filled-in labels.csv.")],
+    labelled_by: Annotated[str, typer.Option(help="Who looked.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Take the labels of a sheet into the table qc_labels."""
+    from cytolake.catalog.qc_labels import read_label_sheet
+
+    with bad_input_told():
+        n_sites = read_label_sheet(cytolake.catalog.open(root), sheet, labelled_by)
+    typer.echo(f"{n_sites} sites labelled")
+
+
+@qc.command("train")
+def qc_train(
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of QcTrainConfig, such as --set detector.head=knn."),
+    ] = None,
+    out: Annotated[str, typer.Option(help=f"File of the detector; empty means <root>/{DETECTOR}.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Train an artefact detector on the labels of the catalog; `qc judge --detector` uses it."""
+    from cytolake.benchmark.qc_learned import QcTrainConfig, train_detector
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told(), stage_progress("train", console) as report:
+        catalog = cytolake.catalog.open(root)
+        detector = train_detector(catalog, apply_overrides(QcTrainConfig(), set_ or []), report)
+        path = Path(out) if out else catalog.root / DETECTOR
+        detector.save(path)
+    console.print(f"{path}: {detector.config.head} on {len(detector.features)} features: {', '.join(detector.classes)}")
+
+
+@curation.command("list")
+def curation_list(root: Root = DEFAULT_ROOT) -> None:
+    """List the curations of a catalog, newest first."""
+    with bad_input_told():
+        runs = cytolake.catalog.open(root).table("curation_runs").sort_by([("curated_at", "descending")]).to_pylist()
+    shown = Table("curation", "id", "made", "kept", "of", box=None, header_style="dim")
+    for run in runs:
+        shown.add_row(
+            run["curation"],
+            run["curation_id"][:12],
+            f"{run['curated_at']:%Y-%m-%d %H:%M}",
+            f"{run['n_kept']:,}",
+            f"{run['n_considered']:,}",
+        )
+    Console().print(shown)
+
+
+@curation.command("diff")
+def curation_diff(
+    first: Annotated[str, typer.Argument(help="Id, its beginning, or a name: the newest of it.")],
+    second: Annotated[str, typer.Argument(help="The same; the same name twice compares its newest two.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Say which crops came in and went between two curations, and by which rule."""
+    from cytolake.catalog.curation_diff import diff_curations
+
+    with bad_input_told():
+        diff_curations(cytolake.catalog.open(root), first, second).render(Console(highlight=False))
+
+
+@pack.command("verify")
+def pack_verify(path: Annotated[Path, typer.Argument(help="Folder of a pack.")]) -> None:
+    """Compare every file of a pack with its checksum."""
+    from cytolake.packs.pack import Pack
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told(), stage_progress("verify", console) as report:
+        opened = Pack.open(path)
+        problems = opened.verify(report)
+    for problem in problems:
+        console.print(f"[red]damaged[/] {escape(problem)}")
+    if problems:
+        raise typer.Exit(1)
+    console.print(f"{opened.n_crops:,} crops, every file as it was written")

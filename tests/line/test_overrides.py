@@ -22,11 +22,22 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    name: str
+    sizes: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("found an empty name, expected one.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outer:
     root: str = "here"
     is_fast: bool = False
     inner: Inner = Inner()
     extra: Inner | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def test_nested_fields_take_values_of_their_own_type():
@@ -41,6 +52,19 @@ def test_a_whole_number_is_a_fraction_but_not_the_reverse():
     assert apply_overrides(Outer(), ["inner.rate=1"]).inner.rate == 1.0
     with pytest.raises(RecipeError, match=r"found '2\.5', expected int"):
         apply_overrides(Outer(), ["inner.epochs=2.5"])
+
+
+def test_a_list_of_configs_is_set_as_a_whole_and_checked_like_everything_else():
+    got = apply_overrides(Outer(), ['parts=[{"name": "a"}, {name: "007", sizes: [2, 3]}]'])
+    assert got.parts == (Part(name="a"), Part(name="007", sizes=(2, 3)))
+    for wrong, told in (
+        ("[{sizes: [1]}]", "Part needs name"),
+        ("[{name: a, size: [1]}]", "Did you mean 'sizes'"),
+        ("[{name: a, sizes: [x]}]", "expected tuple"),
+        ("[{name: ''}]", "expected one"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            apply_overrides(Outer(), [f"parts={wrong}"])
 
 
 def test_a_list_may_be_typed_with_commas_alone():

@@ -57,6 +57,8 @@ class Line:
     """The recipe's name, the report's title."""
     root: str = field(default_factory=default_root)
     """Catalog root: Delta tables, packs, runs, MLflow's SQLite file and the report page. Local or shared folder."""
+    tables: str = ""
+    """Keep the Delta tables there instead of in the root, such as `s3://bucket/prefix`; the root remembers it."""
     screens: ScreensConfig
     ingest: IngestConfig = field(default_factory=IngestConfig)
     qc: QcConfig = field(default_factory=QcConfig)

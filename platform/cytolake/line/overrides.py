@@ -102,8 +102,16 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
         # --set probe.seeds=0,1,2, or a single value: YAML needs no brackets round what is a list in any case.
         parts = [part.strip() for part in text.split(",") if part.strip()]
         value = parts if str in typing.get_args(hint) else [yaml.safe_load(part) for part in parts]
+    part_hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     if isinstance(value, list):
-        value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+        value = tuple(
+            _built(part_hint, part, assignment)
+            if isinstance(part, dict) and dataclasses.is_dataclass(part_hint)
+            else tuple(part)
+            if isinstance(part, list)
+            else part
+            for part in value
+        )
     if hint is float and isinstance(value, str):
         value = _number(value)  # YAML 1.1 reads 1e-3 as text
     try:
@@ -113,6 +121,28 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
         raise RecipeError(
             f"--set {assignment}: found {text!r}, expected {_spelled(hint)} ({problem['msg'].lower()})."
         ) from error
+
+
+def _built(kind: Any, given: Mapping[str, Any], assignment: str) -> Any:
+    """One config of a list of them, from its fields as YAML gives them."""
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(needed - given.keys())
+    if missing:
+        raise RecipeError(f"--set {assignment}: {kind.__name__} needs {', '.join(missing)}.")
+    tree = {
+        str(name): _Assignment(assignment, value if isinstance(value, str) else yaml.safe_dump(value))
+        for name, value in given.items()
+    }
+    blank = object.__new__(kind)  # its fields are read by `dataclasses.replace` only where they are not given
+    for field in dataclasses.fields(kind):
+        if field.name not in needed:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            object.__setattr__(blank, field.name, default)
+    return _changed(blank, tree)
 
 
 def _number(text: str) -> float | str:

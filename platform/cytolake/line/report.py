@@ -19,6 +19,7 @@ import pyarrow as pa
 import cytolake
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.line.qc_page import PAGE_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,6 +85,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         sections=[(name, figure, text) for name, figure, text in sections if figure],
         exclusions=_exclusions(catalog, inputs.curation_id),
         quarantine=_quarantine(catalog),
+        has_qc_page=path.with_name(PAGE_FILE).is_file(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:

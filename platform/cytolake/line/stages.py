@@ -31,12 +31,14 @@ from cytolake.embed.extract import embed_pack
 from cytolake.line.config import Line
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import Report, stage_progress
+from cytolake.line.qc_page import write_qc_page
 from cytolake.line.report import ReportInputs, write_report
 from cytolake.line.session import ray_session
 from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
 from cytolake.screens.simulated import simulate_screen
 from cytolake.screens.sources import ScreenSource
+from cytolake.screens.storage import is_uri
 from cytolake.tracking import ChampionCard
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
@@ -44,7 +46,8 @@ from cytolake.tune.block_search import BlockChoice, search_blocks
 from cytolake.tune.promotion import promote_choice
 from cytolake.tune.sweep import SweepTrial, run_sweep
 
-REPORT_FILE = "report/index.html"
+REPORT_FOLDER = "report"
+REPORT_FILE = f"{REPORT_FOLDER}/index.html"
 MAX_PROBLEMS_PRINTED = 8
 
 
@@ -126,7 +129,7 @@ def pipeline(line: Line, console: Console) -> None:
     console.print()
     for name, place in (
         ("report", result.report),
-        ("catalog", f"{line.root_path} (Delta tables in tables/)"),
+        ("catalog", f"{line.root_path} (Delta tables in {line.tables or 'tables/'})"),
         ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
         ("MLflow", _mlflow_command(line)),
         ("serve it", serve_command(line)),
@@ -172,7 +175,7 @@ def _program(name: str) -> str:
 def _session(line: Line, console: Console, *, create: bool = False) -> Iterator[Session]:
     if create:
         line.root_path.mkdir(parents=True, exist_ok=True)
-    catalog = cytolake.catalog.open(line.root_path, create=create)
+    catalog = cytolake.catalog.open(line.root_path, tables=line.tables, create=create)
     with ray_session(line.ray):
         yield Session(line, console, catalog)
 
@@ -219,7 +222,8 @@ class Session:
         """Read every plate that is not in the catalog yet."""
         line = self.line
         sources = [
-            dataclasses.replace(source, path=str(line.screens_path / source.path)) for source in line.screens.sources
+            source if is_uri(source.path) else dataclasses.replace(source, path=str(line.screens_path / source.path))
+            for source in line.screens.sources
         ]
         if line.screens.simulate is not None:
             name = line.screens.simulate.screen
@@ -241,9 +245,16 @@ class Session:
         return report
 
     def curate(self) -> tuple[Curation, Pack, str]:
-        """Verdicts, chosen crops, the pack of their pixels; returns the curation, the pack and the QC profile's id."""
-        with self._stage("curate") as told:
+        """Verdicts and their page, chosen crops, the pack of their pixels; returns curation, pack and qc_id."""
+        with self._stage("qc") as told:
             qc_id = judge_sites(self.catalog, self.line.qc, told.report)
+            page = write_qc_page(self.catalog, qc_id, self.catalog.root / REPORT_FOLDER)
+            failed = self.catalog.sql(
+                "select count(distinct site_id) filter (not is_pass) failed, count(distinct site_id) judged "
+                f"from qc_verdicts where qc_id = '{qc_id}' and site_id <> ''"
+            ).to_pylist()[0]
+            told.outcome = f"{failed['failed']:,} of {failed['judged']:,} sites fail a rule: {page}"
+        with self._stage("curate") as told:
             curation = choose_crops(self.catalog, self.line.curate, told.report)
             pack = build_pack(self.catalog, curation.curation_id, self.line.pack, told.report)
             told.outcome = f"kept {curation.n_kept:,} of {curation.n_considered:,} crops: pack {pack.pack_id[:12]}"
