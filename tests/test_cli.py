@@ -100,7 +100,7 @@ def test_qc_from_verdicts_to_a_detector_of_its_own_labels(root, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
     for number, row in enumerate(rows):
-        row["label"] = "normal" if number % 2 else "defocus"
+        row["label"] = "normal" if number // 2 % 2 else "defocus"  # sheets take plates by turns
     with sheet.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
@@ -108,6 +108,11 @@ def test_qc_from_verdicts_to_a_detector_of_its_own_labels(root, tmp_path):
     assert run("qc", "read", sheet, "--labelled-by", "ada", "--root", root) == "24 sites labelled"
     assert run("qc", "read", sheet, "--labelled-by", "ada", "--root", root) == "0 sites labelled"
     assert "defocus" in run("qc", "train", "--root", root)
+    said = run("qc", "efficiency", "--curve", "labels_per_class=1,4", "--curve", "seeds=0,1", "--root", root)
+    assert "AUROC" in said
+    assert "</svg>" in (root / "report" / "label_efficiency.svg").read_text(encoding="utf-8")
+    scored = cytolake.catalog.open(root).table("scores", where="metric = 'auroc' AND seed = -1")
+    assert scored.num_rows == 2
     assert "learned_artefact" in run("qc", "judge", "--detector", root / "qc" / "detector.safetensors", "--root", root)
     assert "no such file" in run("qc", "judge", "--detector", tmp_path / "none", "--root", root, code=2)
 

@@ -255,6 +255,47 @@ def qc_train(
     console.print(f"{path}: {detector.config.head} on {len(detector.features)} features: {', '.join(detector.classes)}")
 
 
+@qc.command("efficiency")
+def qc_efficiency(
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of QcTrainConfig: --set simulated_per_kind=20."),
+    ] = None,
+    curve: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="A field of LabelEfficiencyConfig: --curve labels_per_class=1,5,10."),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Measure how good a detector is by the number of labels, on plates held out; the curve goes into the report."""
+    from cytolake.benchmark.qc_label_efficiency import (
+        LabelEfficiencyConfig,
+        label_efficiency,
+        label_efficiency_svg,
+        score_rows,
+    )
+    from cytolake.benchmark.qc_learned import QcTrainConfig, labelled_sites
+    from cytolake.line.report import LABEL_EFFICIENCY_FILE
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told(), stage_progress("efficiency", console) as report:
+        catalog = cytolake.catalog.open(root)
+        sites = labelled_sites(catalog, apply_overrides(QcTrainConfig(), set_ or []), report)
+        config = apply_overrides(LabelEfficiencyConfig(), curve or [])
+        found = label_efficiency(sites.examples, sites.plates, sites.features, config)
+        rows = score_rows(found, "site statistics", sites.features_key)
+        scores = cytolake.catalog.table_contract("scores").rows(rows)
+        catalog.append("scores", scores, transaction=f"label efficiency/{rows[0]['score_id']}")
+        path = catalog.root / LABEL_EFFICIENCY_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(label_efficiency_svg({config.detector.head: found}), encoding="utf-8")
+    shown = Table("labels of each class", "AUROC", "95 % interval", box=None, header_style="dim")
+    for point in found.curve("auroc"):
+        shown.add_row(str(point.n_labels), f"{point.value:.3f}", f"{point.low:.3f} to {point.high:.3f}")
+    console.print(shown)
+    console.print(str(path))
+
+
 @curation.command("list")
 def curation_list(root: Root = DEFAULT_ROOT) -> None:
     """List the curations of a catalog, newest first."""

@@ -153,6 +153,7 @@ def _write_plate(catalog: Catalog, folder: Path, plate: str) -> None:
             common
             | {"site_id": site_id, "well_id": well_id, "well": well, "site": "1", "timepoint": 0, "z": ""}
             | {"reader": "files", "channels": list(CHANNELS[plate]), "image_paths": [str(path) for path in paths]}
+            | {"planes": [], "illumination_paths": []}
             | {"height": 3 * SIZE, "width": 3 * SIZE, "dtype": "uint16"}
         )
         crops += [

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from tests.embed.small_screen import PERTURBATIONS, SmallScreen, make_small_screen
 
+import cytolake.catalog
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors, standardise_by_plate_controls
 from cytolake.catalog import Catalog
@@ -165,4 +166,4 @@ def test_the_promoted_card_tells_the_choice_and_its_baselines(choice, small):
 def test_a_catalog_without_the_representation_cannot_promote_it(choice, tmp_path: Path, small):
     shutil.copytree(small.catalog.root / "tables" / "plates", tmp_path / "tables" / "plates")
     with pytest.raises(ValueError, match="not in the representations table"):
-        promote_choice(Catalog(tmp_path), choice, TrackingConfig())
+        promote_choice(cytolake.catalog.open(tmp_path), choice, TrackingConfig())

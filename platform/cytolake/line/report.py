@@ -24,6 +24,8 @@ from cytolake.line.qc_page import PAGE_FILE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LABEL_EFFICIENCY_FILE = "report/label_efficiency.svg"
+"""Where `cytolake qc efficiency` leaves its curve, below the root."""
 UMAP_CROPS = 2500
 """Crops drawn on the map; more would cost seconds and show no more."""
 # Okabe and Ito's palette: readers with any colour vision can tell it apart. Further classes repeat it with other marks.
@@ -60,7 +62,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
 
     A section whose data is missing is left out, never faked. A page of the same inputs and tables is left as it is.
     """
-    key = content_id(cytolake.__version__, repr(inputs), json.dumps(catalog.versions()))
+    key = content_id(cytolake.__version__, repr(inputs), json.dumps(catalog.versions()), _label_efficiency(path.parent))
     if path.is_file() and f'content="{key}"' in path.read_text(encoding="utf-8")[:500]:
         return path
     sections = [
@@ -70,6 +72,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         ("Pretraining", _loss_curve(inputs.run_folder), _LOSS_TEXT),
         ("Reconstructions", _reconstructions(inputs.run_folder), _RECONSTRUCTION_TEXT),
         ("Quality control", _plate_maps(catalog, inputs.qc_id), _QC_TEXT),
+        ("Artefact detector", _label_efficiency(path.parent), _LABELS_TEXT),
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -107,10 +110,19 @@ _LOSS_TEXT = "Reconstruction loss of the masked patches."
 _RECONSTRUCTION_TEXT = (
     "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it."
 )
+_LABELS_TEXT = (
+    "How well the learned detector ranks spoilt sites of plates it never saw, by the number of labelled sites of each "
+    "class; the band is the 95 % interval (bootstrap over plates). All its metrics are in the table scores."
+)
 _QC_TEXT = (
     "Share of each well's site-and-channel images that failed a rule. A ring marks wells whose plate map declares an "
     "artefact."
 )
+
+
+def _label_efficiency(folder: Path) -> str:
+    path = folder / Path(LABEL_EFFICIENCY_FILE).name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _counts(catalog: Catalog, curation_id: str) -> list[tuple[str, str]]:
