@@ -5,13 +5,12 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
-PYTEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow lint install clean help bench-loader
+.PHONY: demo test test-slow fuzz lint install clean help bench-loader
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
-	@echo "make test        lint, types and tests; make test-slow adds the slow ones"
+	@echo "make test        lint, types and tests; make test-slow runs the slow ones, make fuzz tries new inputs"
 	@echo "make bench-NAME  one of: $(filter-out %_faults,$(patsubst infra/bench/%.py,%,$(wildcard infra/bench/*.py)))"
 	@echo "make faults-NAME one of: $(patsubst infra/bench/%_faults.py,%,$(wildcard infra/bench/*_faults.py))"
 
@@ -36,6 +35,10 @@ test: lint
 
 test-slow: $(INSTALLED)
 	@$(BIN)/pytest -m "slow and not gpu"
+
+# Cases that no run has tried yet, for what reads files of others.
+fuzz: $(INSTALLED)
+	@$(BIN)/pytest --hypothesis-profile=new_cases -m "not slow and not gpu" tests/screens
 
 bench-%: $(INSTALLED)
 	@$(BIN)/python infra/bench/$*.py

@@ -14,6 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same cases on every machine, so that a change is judged by what it changed; `make fuzz` looks for new ones.
+settings.register_profile("same_cases", derandomize=True)
+settings.register_profile("new_cases", max_examples=3000, print_blob=True)
+settings.load_profile("same_cases")
 
 # Small tensors on a busy machine: one thread is up to 20 times as fast as two that wait for each other (measured).
 os.environ.setdefault("OMP_NUM_THREADS", "1")

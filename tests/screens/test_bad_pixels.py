@@ -37,7 +37,6 @@ GREY = {"photometric": "minisblack"}
 BYTES_MAX = 2**24
 PLANE = np.random.default_rng(0).integers(0, 60_000, (33, 41), dtype=np.uint16)
 FUZZING = settings(
-    max_examples=100,
     deadline=None,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -378,7 +377,7 @@ def leaves(document, place=()):
 
 
 STRANGE = [
-    *(0, -1, 1, 3, 2**31, 2**63, 10**30, 1.5, None, True, "", "a", "..", "../../x", "/etc", "\0", "<f8", "|O", "|V9"),
+    *(0, -1, 1, 3, 2**31, 2**63, 10**30, 1.5, None, True, "", "a", "..", "../../x", "/etc", "\0", "\ud800", "<f8", "|O", "|V9"),
     *("zstd", "gzip", "bytes", "sharding_indexed", "F", [], {}, [0], [1], [[]], [1, 1, 1, 1], [2**20] * 4, [1] * 9),
     *({"name": "zstd", "configuration": {}}, {"id": "lzma"}, {"id": "blosc"}, "NaN", float("inf")),
 ]

@@ -130,6 +130,11 @@ def test_whatever_is_found_lies_in_the_folder(screen, name):
     assert found.startswith(f"{screen.root}/")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_not_held(tmp_path, name):
+    assert not SourceFolder(tmp_path).holds(tmp_path / name)
+
+
 def test_a_link_that_leads_outside_is_refused_and_one_inside_is_followed(tmp_path):
     root = tmp_path / "screen"
     (root / "images").mkdir(parents=True)

@@ -157,7 +157,10 @@ class SourceFolder:
         if self.is_remote:
             text = str(path)
             return (text == self.root or text.startswith(self.root + "/")) and ".." not in text.split("/")
-        return not storage.is_uri(path) and Path(os.path.realpath(path)).is_relative_to(self.root)
+        try:
+            return not storage.is_uri(path) and Path(os.path.realpath(path)).is_relative_to(self.root)
+        except ValueError:  # a name that no file can have: with a null byte, or not encodable
+            return False
 
     def relative(self, path: str | Path) -> str:
         """The path as people read it in a message: relative to this folder, with forward slashes."""
