@@ -480,10 +480,11 @@ def test_planes_and_functions_that_fit_no_channels_are_refused(stack):
         assert problem_of(replace(site, z="max", **wrong)).problem == "shape_mismatch"
 
 
-def test_memory_that_is_not_there_is_a_problem_of_the_site(tmp_path, plane, monkeypatch):
+def test_memory_that_is_not_there_is_no_fault_of_the_file(tmp_path, plane, monkeypatch):
     def refuse(*_):
         raise MemoryError
 
     tifffile.imwrite(tmp_path / "a.tif", plane, **GREY)
     monkeypatch.setattr(image_files, "_read_tiff", refuse)
-    assert problem_of(site_of(tmp_path / "a.tif")).problem == "too_large"
+    with pytest.raises(MemoryError):
+        read_site(site_of(tmp_path / "a.tif"))

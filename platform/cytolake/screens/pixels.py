@@ -319,13 +319,6 @@ def _told(site: SiteImage, channel: str, path: str) -> Iterator[None]:
         told = error
     except FileNotFoundError as error:
         told = ImageFileError("missing_file", one_line(error), "the file that was listed", "Copy it back.")
-    except MemoryError:
-        told = ImageFileError(
-            "too_large",
-            "more declared than this process has memory for",
-            "an image that fits",
-            "If the header is right, cut the image into sites, or give the process more memory.",
-        )
     except OSError as error:
         told = ImageFileError(
             "unreadable_file", one_line(error), "a file that can be read", "Check its permissions and the storage."
