@@ -569,3 +569,17 @@ def test_judging_a_catalog_takes_places_and_controls_from_its_wells(catalog):
 def test_a_catalog_without_plates_is_refused(catalog):
     with pytest.raises(CatalogError, match="no plate to judge"):
         judge_sites(catalog, QcConfig())
+
+
+def test_a_profile_like_another_differs_in_the_limits_that_it_sets_and_in_nothing_else():
+    default, gross = qc_profile("default"), qc_profile("gross")
+    changed = {one.name for one, other in zip(default.rules, gross.rules, strict=True) if one != other}
+    assert changed == {"common_debris", "noise"}
+    assert gross.qc_id != default.qc_id
+    assert profile_of(gross.qc_id) == gross
+    rules = [{"name": "dark", "metric": "mean", "fails": "below", "absolute": 1.0, "says": "dark"}]
+    others = {"base": {"rules": rules}}
+    assert parse_profile("x", {"like": "base", "limits": {"dark": {"absolute": 2.0}}}, others).rules[0].absolute == 2.0
+    for wrong in ({"like": "lost"}, {"like": "base", "limits": {"bright": {}}}, {"like": "base", "rules": rules}):
+        with pytest.raises(CatalogError, match="expected `like` a profile with rules"):
+            parse_profile("x", wrong, others)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -434,26 +434,51 @@ def qc_profile(name: str) -> QcProfile:
     Raises:
         CatalogError: No such profile, or a rule in it that is not sound.
     """
-    profiles: dict[str, Any] = yaml.safe_load(declared_path("qc.yaml").read_text(encoding="utf-8"))["profiles"]
+    profiles = _declared_profiles()
     if name not in profiles:
         raise CatalogError(f"QC profile {name}: not in catalog/qc.yaml. There are: {', '.join(sorted(profiles))}.")
-    return parse_profile(name, profiles[name])
+    return parse_profile(name, profiles[name], profiles)
 
 
 def profile_of(qc_id: str) -> QcProfile | None:
     """The profile of catalog/qc.yaml that writes these verdicts; None where none does, or does no longer."""
-    profiles: dict[str, Any] = yaml.safe_load(declared_path("qc.yaml").read_text(encoding="utf-8"))["profiles"]
-    parsed = (parse_profile(name, declared) for name, declared in profiles.items())
+    profiles = _declared_profiles()
+    parsed = (parse_profile(name, declared, profiles) for name, declared in profiles.items())
     return next((profile for profile in parsed if profile.qc_id == qc_id), None)
 
 
-def parse_profile(name: str, declared: dict[str, Any]) -> QcProfile:
+def _declared_profiles() -> dict[str, Any]:
+    profiles: dict[str, Any] = yaml.safe_load(declared_path("qc.yaml").read_text(encoding="utf-8"))["profiles"]
+    return profiles
+
+
+def _with_limits(place: str, declared: dict[str, Any], profiles: Mapping[str, Any]) -> dict[str, Any]:
+    """The profile that this one is like, with the limits that this one sets anew."""
+    base = profiles.get(declared["like"], {})
+    limits = declared.get("limits", {})
+    unknown = sorted(set(limits) - {rule["name"] for rule in base.get("rules", ())})
+    if "rules" not in base or unknown or set(declared) - {"like", "limits"}:
+        raise CatalogError(
+            f"{place}: found {', '.join(declared)}, like {declared['like']}, limits of {', '.join(limits)}; "
+            f"expected `like` a profile with rules, and `limits` of rules of it. Unknown there: {unknown or 'none'}."
+        )
+    return {**base, "rules": [rule | limits.get(rule["name"], {}) for rule in base["rules"]]}
+
+
+def parse_profile(name: str, declared: dict[str, Any], profiles: Mapping[str, Any] | None = None) -> QcProfile:
     """Turn the content of one entry of catalog/qc.yaml's `profiles` into a profile.
+
+    Args:
+        name: Of the profile.
+        declared: Its entry.
+        profiles: All entries, one of which it may be like.
 
     Raises:
         CatalogError: Unknown keys, a rule twice, or a rule that is not sound.
     """
     place = f"catalog/qc.yaml, profile {name}"
+    if "like" in declared:
+        declared = _with_limits(place, declared, profiles or {})
     rules = []
     for entry in declared.get("rules", ()):
         unknown = sorted(set(entry) - set(QcRule.__dataclass_fields__))
