@@ -28,7 +28,7 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.catalog.ingest import IngestConfig, ingest_screens
-from cytolake.catalog.qc_metrics import foreground_shares, measure_site
+from cytolake.catalog.qc_metrics import measure_with_windows
 from cytolake.catalog.site_rows import crop_grid
 from cytolake.line.session import RayConfig, ray_session
 from cytolake.screens.simulated import SimulatedScreen, simulate_screen
@@ -103,9 +103,8 @@ def measure_bare(paths: list[str]) -> int:
         pixels = np.asarray(zarr.open_array(paths[0], mode="r")[:])
     else:
         pixels = np.stack([tifffile.imread(path) for path in paths])
-    measure_site(pixels)
     corners = crop_grid(*pixels.shape[1:], CROP_SIZE)
-    foreground_shares(pixels, [(y, x, CROP_SIZE) for y, x in corners])
+    measure_with_windows(pixels, [(y, x, CROP_SIZE) for y, x in corners])
     return len(corners)
 
 

@@ -17,7 +17,7 @@ import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id, plate_id, well_id
 from cytolake.models import ModelConfig, build_model, save_encoder
-from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, PIPELINE, Pack, array_path
+from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, array_path
 
 SCREEN = "small"
 SIZE = 16
@@ -89,12 +89,11 @@ def write_pack(folder: Path, crops: list[dict[str, Any]], images: list[np.ndarra
         crop["group"], crop["row"] = len(image), len(by_group.setdefault(len(image), []))
         by_group[len(image)].append(image)
     for group, members in by_group.items():
-        with zarr.config.set({"codec_pipeline.path": PIPELINE}):
-            array = zarr.create_array(
-                str(array_path(folder, group)), shape=(len(members), group, SIZE, SIZE), chunks=(1, group, SIZE, SIZE),
-                shards=(len(members), group, SIZE, SIZE), dtype="uint16",
-            )  # fmt: skip
-            array[:] = np.stack(members)
+        array = zarr.create_array(
+            str(array_path(folder, group)), shape=(len(members), group, SIZE, SIZE), chunks=(1, group, SIZE, SIZE),
+            shards=(len(members), group, SIZE, SIZE), dtype="uint16",
+        )  # fmt: skip
+        array[:] = np.stack(members)
     pq.write_table(pa.Table.from_pylist(crops, schema=INDEX_SCHEMA), folder / INDEX_FILE)
     described = {
         "format": FORMAT, "pack_id": "pack0", "curation_id": "curation0", "crop_size": SIZE, "n_crops": len(crops),

@@ -35,6 +35,7 @@ from cytolake.screens.storage import is_uri
 Progress = Callable[[str, int, int], None]
 """What is worked on, how much is done, how much there is."""
 
+STAGED_TABLES = ("sites", "crops", "qc_metrics")
 STAGING = "staging"
 """Folder beside the catalog's tables that holds the wells of plates in work."""
 
@@ -184,15 +185,18 @@ def _commit_tables(catalog: Catalog, plate: Plate, staging: Staging, content: st
     number = content_number(content, config.crop_size)
     order = list(_sites_of_wells(plate))
     now = datetime.datetime.now(datetime.UTC)
-    problems = [Problem(**row) for part in staging.read(order, "problems") for row in part.to_pylist()]
-    with_images = {row for part in staging.read(order, "sites") for row in part.column("well").to_pylist()}
+    problems: list[Problem] = []
+    with_images: set[str] = set()
+    n_rows = dict.fromkeys(STAGED_TABLES, 0)
+    for parts in staging.read_together(order, (*STAGED_TABLES, "problems")):
+        problems += [Problem(**row) for row in parts["problems"].to_pylist()]
+        with_images.update(parts["sites"].column("well").to_pylist())
+        for name in STAGED_TABLES:
+            n_rows[name] += parts[name].num_rows
     wells, map_problems = well_rows(plate, frozenset(with_images))
     quarantine = _quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
-    n_rows: dict[str, int] = {}
-    for name in ("sites", "crops", "qc_metrics"):
-        n_rows[name] = sum(part.num_rows for part in staging.read(order, name))
-        rows = partial(staging.read, order, name)
-        catalog.write_plate(name, rows, plate_id=identity, content=number)
+    for name in STAGED_TABLES:
+        catalog.write_plate(name, partial(staging.read, order, name), plate_id=identity, content=number)
     small = {"wells": table_contract("wells").rows(wells), "quarantine": quarantine}
     for name, table in small.items():
         catalog.write_plate(name, table, plate_id=identity, content=number)
@@ -310,7 +314,7 @@ def _site_from_json(text: str) -> SiteImage:
 def _as_part(found: Sequence[SiteRows]) -> pa.Table:
     """One row for each site: lists of the rows it gives to each table."""
     columns = {}
-    for name in ("sites", "crops", "qc_metrics"):
+    for name in STAGED_TABLES:
         rows_type = pa.list_(pa.struct(list(table_contract(name).schema)))
         columns[name] = pa.array([getattr(rows, name) for rows in found], rows_type)
     problems = [[asdict(problem) for problem in rows.problems] for rows in found]

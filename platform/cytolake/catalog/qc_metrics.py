@@ -67,19 +67,32 @@ def measure_site(pixels: Counts) -> list[dict[str, float]]:
     Raises:
         ValueError: The array is not (C, H, W), or an axis is empty.
     """
-    _check(pixels)
+    return measure_with_windows(pixels, ())[0]
+
+
+def measure_with_windows(
+    pixels: Counts, windows: Sequence[tuple[int, int, int]]
+) -> tuple[list[dict[str, float]], NDArray[np.float64]]:
+    """`measure_site` and `foreground_shares` of the same pixels, which share the costliest step.
+
+    Args, Returns, Raises: As those two.
+    """
+    _check(pixels, windows)
     measured = []
+    shares = np.zeros((len(pixels), len(windows)))
     common, n_common = np.zeros((), np.float32), 0
-    for channel in pixels:
-        metrics, lit = _measure_channel(_finite(channel))
+    for index, channel in enumerate(pixels):
+        metrics, lit, mask = _measure_channel(_finite(channel))
         measured.append(metrics)
+        if mask is not None and len(windows):
+            shares[index] = _shares(mask, windows)
         if lit is not None:
             common = common + np.log(np.maximum(lit, 1e-3, out=lit))
             n_common += 1
     brightness = float(np.exp(common.max() / n_common)) if n_common > 1 else 0.0
     for metrics in measured:
         metrics["common_brightness"] = brightness
-    return measured
+    return measured, shares.max(axis=0)
 
 
 def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -> NDArray[np.float64]:
@@ -97,7 +110,20 @@ def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -
     Raises:
         ValueError: The array is not (C, H, W), an axis is empty, or a window is not inside the site.
     """
-    _check(pixels)
+    _check(pixels, windows)
+    shares = np.zeros((len(pixels), len(windows)))
+    for index, channel in enumerate(map(_finite, pixels)):
+        scaled, low, span = _scale(channel)
+        if span > 0:
+            mask = _foreground(scaled, low / span, (_percentiles(channel, low) - low) / span)[0]
+            shares[index] = _shares(mask, windows)
+    best: NDArray[np.float64] = shares.max(axis=0)
+    return best
+
+
+def _check(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -> None:
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise ValueError(f"a site of shape {pixels.shape}; expected (channels, height, width), none of them 0.")
     _, height, width = pixels.shape
     for y, x, size in windows:
         if size < 1 or y < 0 or x < 0 or y + size > height or x + size > width:
@@ -105,28 +131,17 @@ def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -
                 f"window y={y} x={x} size={size} is not inside a site of {height} x {width} pixels. "
                 "Lower the crop size, or exclude the site."
             )
-    shares = np.zeros((len(pixels), len(windows)))
-    for index, channel in enumerate(map(_finite, pixels)):
-        scaled, low, span = _scale(channel)
-        if span == 0:
-            continue
-        mask = _foreground(scaled, low / span, (_percentiles(channel, low) - low) / span)[0]
-        summed = np.zeros((height + 1, width + 1))
-        summed[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
-        shares[index] = [
-            (summed[y + s, x + s] - summed[y, x + s] - summed[y + s, x] + summed[y, x]) / s**2 for y, x, s in windows
-        ]
-    best: NDArray[np.float64] = shares.max(axis=0)
-    return best
 
 
-def _check(pixels: Counts) -> None:
-    if pixels.ndim != 3 or 0 in pixels.shape:
-        raise ValueError(f"a site of shape {pixels.shape}; expected (channels, height, width), none of them 0.")
+def _shares(mask: NDArray[np.bool_], windows: Sequence[tuple[int, int, int]]) -> list[float]:
+    """Share of each window that the mask covers."""
+    summed = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    summed[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
+    return [(summed[y + s, x + s] - summed[y, x + s] - summed[y + s, x] + summed[y, x]) / s**2 for y, x, s in windows]
 
 
-def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None]:
-    """Every metric of one channel but `common_brightness`; and the halved image over its typical lit level."""
+def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None, NDArray[np.bool_] | None]:
+    """Every metric of one channel but `common_brightness`; the halved image over its typical lit level; foreground."""
     scaled, low, span = _scale(channel)
     if span == 0:
         is_top = np.issubdtype(channel.dtype, np.integer) and low == np.iinfo(channel.dtype).max
@@ -134,7 +149,7 @@ def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None]:
         in_counts = ("mean", "p01", "p50", "p99", "max", "background_level", "background_floor")
         flat.update(dict.fromkeys(in_counts, low))
         flat["saturated_share"] = float(is_top)
-        return flat, None
+        return flat, None, None
     percentiles = _percentiles(channel, low)
     sd = float(scaled.std(dtype=np.float64))
     mask, background, noise_sd = _foreground(scaled, low / span, (percentiles - low) / span)
@@ -165,7 +180,7 @@ def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None]:
         "object_count": float(_count_objects(quartered, floor, typical, noise_sd)),
         "common_brightness": 0.0,
     }
-    return metrics, lit / np.float32(typical) if typical > 0 else None
+    return metrics, lit / np.float32(typical) if typical > 0 else None, mask
 
 
 def _finite(channel: Counts) -> Counts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytolake.catalog import ids
-from cytolake.catalog.qc_metrics import foreground_shares, measure_site
+from cytolake.catalog.qc_metrics import foreground_shares, measure_site, measure_with_windows
 from cytolake.screens.pixels import read_site, resolve_sharpest
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 
@@ -70,7 +70,11 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
         "site": site.site,
     }
     corners = crop_grid(height, width, crop_size)
-    shares = foreground_shares(pixels, [(y, x, crop_size) for y, x in corners]).tolist()
+    windows = [(y, x, crop_size) for y, x in corners]
+    if pixels is recorded:
+        metrics_of_channels, shares = measure_with_windows(recorded, windows)
+    else:
+        metrics_of_channels, shares = measure_site(recorded), foreground_shares(pixels, windows)
     return SiteRows(
         sites=[
             keys
@@ -97,12 +101,12 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
                 "size": crop_size,
                 "foreground_share": share,
             }
-            for (y, x), share in zip(corners, shares, strict=True)
+            for (y, x), share in zip(corners, shares.tolist(), strict=True)
         ],
         qc_metrics=[
             {"site_id": keys["site_id"], "plate_id": keys["plate_id"], "channel": channel, "channel_index": index}
             | metrics
-            for index, (channel, metrics) in enumerate(zip(site.channels, measure_site(recorded), strict=True))
+            for index, (channel, metrics) in enumerate(zip(site.channels, metrics_of_channels, strict=True))
         ],
         problems=[]
         if corners

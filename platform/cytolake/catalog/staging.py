@@ -57,7 +57,12 @@ class Staging:
             ) from error
 
     def read(self, wells: Sequence[str], column: str) -> Iterator[pa.Table]:
-        """Rows of one list column, for one well after the other.
+        """Rows of one list column, for one well after the other; see `read_together`."""
+        for parts in self.read_together(wells, (column,)):
+            yield parts[column]
+
+    def read_together(self, wells: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, pa.Table]]:
+        """Rows of some list columns, for one well after the other; each file is read once, other columns not decoded.
 
         Raises:
             FileNotFoundError: A well is not staged (any more).
@@ -66,7 +71,7 @@ class Staging:
         for well in wells:
             path = f"{self.folder}/{well}{SUFFIX}"
             try:
-                rows = _read_column(path, column)
+                rows = _read_columns(path, columns)
             except pa.ArrowInvalid as error:
                 _remove(path)
                 raise CatalogError(
@@ -108,16 +113,19 @@ def _write_whole(path: Path, content: Any) -> None:
         raise
 
 
-def _read_column(path: str, column: str) -> pa.Table:
-    """The rows in one list column of a file; the others are not decoded."""
+def _read_columns(path: str, columns: Sequence[str]) -> dict[str, pa.Table]:
     if is_uri(path):
         content = file_system(path).cat_file(path)
     else:
         with open(path, "rb") as file:  # noqa: PTH123 - not a memory map: another process may replace the file
             content = file.read()
-    position = pa.ipc.open_file(content).schema.get_field_index(column)
-    reader = pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=[position]))
-    lists = reader.read_all().column(column)
+    schema = pa.ipc.open_file(content).schema
+    positions = [schema.get_field_index(column) for column in columns]
+    found = pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=positions)).read_all()
+    return {column: _rows_of(found.column(column)) for column in columns}
+
+
+def _rows_of(lists: pa.ChunkedArray) -> pa.Table:
     return pa.Table.from_struct_array(
         pa.chunked_array([chunk.flatten() for chunk in lists.chunks], lists.type.value_type)
     )

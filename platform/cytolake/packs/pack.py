@@ -23,14 +23,13 @@ from cytolake.packs.checksums import CHECKSUMS_FILE, Progress, check_files, read
 from cytolake.packs.eight_bit import Scale, to_counts
 from cytolake.packs.shards import REMEDY, PackError, Pixels, ShardedCrops, WrittenFile, array_path, rows_of_file
 
-__all__ = ["FORMAT", "INDEX_FILE", "INDEX_SCHEMA", "PACK_FILE", "PIPELINE", "Pack", "PackError", "array_path"]
+__all__ = ["FORMAT", "INDEX_FILE", "INDEX_SCHEMA", "PACK_FILE", "Pack", "PackError", "array_path"]
 
 PACK_FILE = "pack.json"
 INDEX_FILE = "crops.parquet"
 FORMAT = 2
 """Version of the folder's layout. 1 had no checksums, counts only, and zstd."""
 READABLE_FORMATS = (1, FORMAT)
-PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 PixelKind = Literal["native", "uint8"]
 
