@@ -377,8 +377,9 @@ def leaves(document, place=()):
 
 
 STRANGE = [
-    *(0, -1, 1, 3, 2**31, 2**63, 10**30, 1.5, None, True, "", "a", "..", "../../x", "/etc", "\0", "\ud800", "<f8", "|O", "|V9"),
-    *("zstd", "gzip", "bytes", "sharding_indexed", "F", [], {}, [0], [1], [[]], [1, 1, 1, 1], [2**20] * 4, [1] * 9),
+    *(0, -1, 1, 3, 2**31, 2**63, 10**30, 1.5, None, True, "", "a", "..", "../../x", "/etc", "\0", "\ud800"),
+    *("<f8", "|O", "|V9", "zstd", "gzip", "bytes", "sharding_indexed", "F"),
+    *([], {}, [0], [1], [[]], [1, 1, 1, 1], [2**20] * 4, [1] * 9),
     *({"name": "zstd", "configuration": {}}, {"id": "lzma"}, {"id": "blosc"}, "NaN", float("inf")),
 ]
 
