@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 import cytolake
 from cytolake.catalog import CatalogError, table_contract
-from cytolake.catalog.commits import commit_rows, create_table
+from cytolake.catalog.commits import Replaced, commit_rows, create_table
 from cytolake.catalog.contracts import parse_contract
 
 
@@ -30,7 +30,7 @@ def crops(tmp_path: Path) -> Path:
 
 
 def commit(path: Path, rows: pa.Table, application: str, **how: object) -> bool:
-    return commit_rows(str(path), table_contract("crops"), rows, application=application, **how)
+    return commit_rows(DeltaTable(path), table_contract("crops"), rows, application=application, **how)
 
 
 def ids(path: Path) -> list[str]:
@@ -51,10 +51,22 @@ def test_a_transaction_of_no_rows_is_remembered(crops):
 
 def test_other_content_replaces_the_rows_of_the_first_and_only_those(crops):
     commit(crops, crop_rows("other"), "other")
+    replaced = Replaced("plate_id", "p", lambda: None)
     for n, content in ((3, 10), (2, 20), (3, 10)):  # back to the first content: nothing of the second may stay
-        assert commit(crops, crop_rows("p", n), "p", content=content, replace=("plate_id", "p")) is True
-        assert commit(crops, crop_rows("p", n), "p", content=content, replace=("plate_id", "p")) is False
+        assert commit(crops, crop_rows("p", n), "p", content=content, replace=replaced) is True
+        assert commit(crops, crop_rows("p", n), "p", content=content, replace=replaced) is False
         assert ids(crops) == sorted([*(f"other-{i}" for i in range(3)), *(f"p-{i}" for i in range(n))])
+
+
+def test_rows_that_must_stay_are_not_replaced(crops):
+    def refuse() -> None:
+        raise CatalogError("they must stay")
+
+    replaced = Replaced("plate_id", "p", refuse)
+    assert commit(crops, crop_rows("p"), "p", content=1, replace=replaced) is True  # nothing there to replace
+    with pytest.raises(CatalogError, match="they must stay"):
+        commit(crops, crop_rows("p", 2), "p", content=2, replace=replaced)
+    assert len(ids(crops)) == 3
 
 
 def test_a_row_that_breaks_a_constraint_leaves_the_table_as_it_was(crops):
@@ -84,8 +96,9 @@ def test_a_query_for_one_plate_skips_the_files_of_the_others(crops):
 
 
 def test_tables_stay_in_the_protocol_that_arrow_readers_know(crops):
-    commit(crops, crop_rows("p"), "p", content=1, replace=("plate_id", "p"))
-    commit(crops, crop_rows("p"), "p", content=2, replace=("plate_id", "p"))
+    replaced = Replaced("plate_id", "p", lambda: None)
+    commit(crops, crop_rows("p"), "p", content=1, replace=replaced)
+    commit(crops, crop_rows("p"), "p", content=2, replace=replaced)
     protocol = DeltaTable(str(crops)).protocol()
     assert protocol.min_reader_version == 1
     assert not protocol.reader_features
@@ -98,7 +111,7 @@ def test_the_largest_unsigned_pixel_value_survives(tmp_path):
     create_table(str(tmp_path / "t"), contract)
     for name in ("a", "b"):  # the second append is where Ray's own writer fails
         rows = pa.table({"name": pa.array([name], pa.large_string()), "count": pa.array([65535], pa.uint16())})
-        commit_rows(tmp_path / "t", contract, rows, application=name)
+        commit_rows(DeltaTable(tmp_path / "t"), contract, rows, application=name)
     assert DeltaTable(str(tmp_path / "t")).to_pyarrow_table().column("count").to_pylist() == [65535, 65535]
 
 
@@ -110,7 +123,7 @@ def test_a_column_that_the_contract_gained_is_added_and_reads_as_null(tmp_path):
     )
     for contract, rows in ((old, [{"name": "a"}]), (new, [{"name": "b", "count": 2}])):
         create_table(str(tmp_path / "t"), contract)
-        commit_rows(tmp_path / "t", contract, contract.rows(rows), application=rows[0]["name"])
+        commit_rows(DeltaTable(tmp_path / "t"), contract, contract.rows(rows), application=rows[0]["name"])
     found = DeltaTable(str(tmp_path / "t")).to_pyarrow_table().sort_by("name").to_pylist()
     assert found == [{"name": "a", "count": None}, {"name": "b", "count": 2}]
     with pytest.raises(CatalogError, match=r"table t, column count: found int32 in the table, expected no such column"):

@@ -15,6 +15,7 @@ import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, ids, table_names
 from cytolake.catalog.ingest import (
     IngestConfig,
+    _portions,
     commit_plate,
     ingest_plates,
     ingest_screens,
@@ -364,3 +365,14 @@ def test_a_real_screen_comes_in_whole(catalog, real_data):
     pixels = catalog.crop_pixels([crop["crop_id"]])[0]
     assert pixels.shape == (crop["n_channels"], 64, 64)
     assert pixels.std() > 0
+
+
+@pytest.mark.parametrize(("n_wells", "n_workers", "most"), [(1, 2, 16), (40, 2, 16), (1000, 64, 8), (3, 8, 1)])
+def test_every_well_is_read_once_in_ever_smaller_portions(n_wells, n_workers, most):
+    tasks = [{"well": str(i), "sites": ["", ""]} for i in range(n_wells)]
+    portions = list(_portions(tasks, most, n_workers))
+    assert [task for portion in portions for task in portion] == tasks
+    sizes = [len(portion) for portion in portions]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= max(1, most // 2)
+    assert sum(sizes[-n_workers:]) <= max(n_workers, n_wells // 2 + 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -32,11 +33,22 @@ ROWS_PER_GROUP = 4096  # about 30 wells of crops: a query for a few wells of a p
 
 _CONFIGURATION = {
     "delta.enableExpiredLogCleanup": "false",  # a curation's pinned versions stay readable for ever
+    "delta.checkpointInterval": "10",
     "delta.dataSkippingNumIndexedCols": "64",  # wider than any contract: statistics for every column
 }
 
 
-def create_table(path: str, contract: TableContract) -> None:
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Rows that go in the commit that brings others in their place."""
+
+    column: str
+    value: str
+    check: Callable[[], None]
+    """Called before they go; raises where they must stay."""
+
+
+def create_table(path: str, contract: TableContract) -> DeltaTable:
     """Make the table if it is not there, and give it the constraints and new columns of its contract.
 
     Several processes may do this at once; a process killed in the middle is made good by the next call.
@@ -63,13 +75,14 @@ def create_table(path: str, contract: TableContract) -> None:
                 table = _open(path)
                 if f"delta.constraints.{name}" not in table.metadata().configuration:
                     table.alter.add_constraint({name: condition})
-            return
+            return _open(path)
         except CatalogError:
             raise
         except (DeltaError, OSError) as error:  # another process did the same: look again
             if attempt == ATTEMPTS - 1:
                 raise CatalogError(f"table {contract.name} at {path} could not be created: {error}") from error
             _back_off(attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def open_table(path: str, version: int | None = None) -> DeltaTable | None:
@@ -102,24 +115,23 @@ def plates_of_files(table: DeltaTable) -> set[str | None]:
 
 
 def commit_rows(
-    path: str,
+    table: DeltaTable,
     contract: TableContract,
     rows: Rows,
     *,
     application: str,
     content: int = 1,
-    replace: tuple[str, str] | None = None,
+    replace: Replaced | None = None,
 ) -> bool:
     """Append rows in one commit, unless the transaction was committed before.
 
     Args:
-        path: Folder or URI of the table, which exists.
+        table: Where to, as it was opened just now.
         contract: Rows are brought to it first; keys are checked within each table of them.
         rows: May be empty: the transaction is then recorded all the same.
         application: Who writes: a commit is made once for each (application, content).
         content: What is written, 1 to 2**63 - 1. The table remembers the last one of each application.
-        replace: Column and value: rows there that have it, left by an earlier attempt with other content, go in the
-            same commit.
+        replace: Rows that an earlier commit of this application left, with other content.
 
     Returns:
         True if this call committed, False if the transaction was there already.
@@ -130,10 +142,15 @@ def commit_rows(
     if isinstance(rows, pa.Table):
         rows = contract.conform(rows)
     for attempt in range(ATTEMPTS):
-        table = _open(path)
-        if table.transaction_version(application) == content:
+        if attempt:
+            table.update_incremental()
+        there = table.transaction_version(application)
+        if there == content:
             return False
-        predicate = _replace_predicate(table, replace)
+        predicate = None
+        if there is not None and replace is not None:
+            replace.check()
+            predicate = _predicate(table, replace)
         try:
             _write(table, contract, rows, predicate, Transaction(application, content))
             return True
@@ -151,8 +168,8 @@ def commit_rows(
                     f"table {contract.name}: rows break a constraint ({rules}). {error}\nNothing was written."
                 ) from error
             raise CatalogError(
-                f"table {contract.name} at {path}: rows could not be written ({error}). Nothing of them shows. Make "
-                "room there, or mend the access, then run the job again."
+                f"table {contract.name} at {table.table_uri}: rows could not be written ({error}). Nothing of them "
+                "shows. Make room there, or mend the access, then run the job again."
             ) from error
     raise AssertionError("the last attempt returns or raises")
 
@@ -192,13 +209,11 @@ def _missing_columns(table: DeltaTable, contract: TableContract) -> list[Field]:
     return list(Schema.from_arrow(pa.schema(added)).fields) if added else []
 
 
-def _replace_predicate(table: DeltaTable, replace: tuple[str, str] | None) -> str | None:
-    if replace is None:
+def _predicate(table: DeltaTable, replaced: Replaced) -> str | None:
+    """None where there is nothing to replace: Delta plans an append in a fraction of the time."""
+    if table.to_pyarrow_dataset().count_rows(filter=pc.field(replaced.column) == replaced.value) == 0:
         return None
-    column, value = replace
-    if table.to_pyarrow_dataset().count_rows(filter=pc.field(column) == value) == 0:
-        return None
-    return f"{column} = '{value}'"
+    return f"{replaced.column} = '{replaced.value}'"
 
 
 def _back_off(attempt: int) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table, plates_of_files
+from cytolake.catalog.commits import Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
@@ -282,15 +282,16 @@ class Catalog:
         Raises:
             CatalogError: The plate shows already, with other content: what people see is not replaced.
         """
-        is_visible = plate_id in self._visible_plates().to_pylist()  # asked first: then every table has its content
-        if is_visible and self.plate_content(name, plate_id) != content:
-            raise CatalogError(
-                f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
-                "Ingest the plate under another name, or into another catalog root."
-            )
-        return self._commit(
-            name, rows, application=_plate_application(plate_id), content=content, replace=("plate_id", plate_id)
-        )
+
+        def check_hidden() -> None:
+            if plate_id in self._visible_plates().to_pylist():
+                raise CatalogError(
+                    f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
+                    "Ingest the plate under another name, or into another catalog root."
+                )
+
+        replace = Replaced("plate_id", plate_id, check_hidden)
+        return self._commit(name, rows, application=_plate_application(plate_id), content=content, replace=replace)
 
     def plate_content(self, name: str, plate_id: str) -> int | None:
         """What `write_plate` last committed of this plate to this table; None where nothing."""
@@ -340,8 +341,8 @@ class Catalog:
         path = self._path(name)
         table = open_table(path)
         if table is None or not set(contract.schema.names) <= {field.name for field in table.schema().fields}:
-            create_table(path, contract)  # a table or column that this version of cytolake added
-        return commit_rows(path, contract, rows, **how)
+            table = create_table(path, contract)  # a table or column that this version of cytolake added
+        return commit_rows(table, contract, rows, **how)
 
     def _path(self, name: str) -> str:
         return f"{self.place}/tables/{name}"

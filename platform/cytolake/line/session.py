@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,19 +57,24 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         return
     variables = {"PYTHONPATH": package_path_for_workers(), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False"}
     arguments: dict[str, Any] = {
-        "runtime_env": {"env_vars": variables},
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
-    if not os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS"):
+        arguments["runtime_env"] = {"env_vars": variables}
+        inherited = {}
+    else:
+        # Workers of a local Ray inherit its environment. A runtime environment would cost 2 s: Ray throws away the
+        # workers that it has started ahead, which lack it.
+        inherited = variables
         arguments |= {
             "address": "local",
             "num_cpus": config.cpus or max(2, os.cpu_count() or 2),
             "object_store_memory": config.object_store_mb * 1024**2,
             "include_dashboard": False,
         }
-    with warnings.catch_warnings(), _quiet_stderr():
+    with warnings.catch_warnings(), _quiet_stderr(), _environment(inherited):
         warnings.simplefilter("ignore", FutureWarning)
         ray.init(**arguments)
     context = ray.data.DataContext.get_current()
@@ -81,6 +86,21 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables of this process, and put them back as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
