@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cytolake.catalog
+from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
 from cytolake.cli import app
-from cytolake.screens.simulated import SimulatedScreen, simulate_screen
+from cytolake.line.label_curve import LabelCurveConfig, has_label_curve
+from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 
 SCREEN = SimulatedScreen(
     screen="small",
@@ -111,6 +113,9 @@ def test_qc_from_verdicts_to_a_detector_of_its_own_labels(root, tmp_path):
     said = run("qc", "efficiency", "--curve", "labels_per_class=1,4", "--curve", "seeds=0,1", "--root", root)
     assert "AUROC" in said
     assert "</svg>" in (root / "report" / "label_efficiency.svg").read_text(encoding="utf-8")
+    measured = LabelCurveConfig(curve=LabelEfficiencyConfig(labels_per_class=(1, 4), seeds=(0, 1)))
+    assert has_label_curve(cytolake.catalog.open(root), measured)
+    assert not has_label_curve(cytolake.catalog.open(root), LabelCurveConfig())
     scored = cytolake.catalog.open(root).table("scores", where="metric = 'auroc' AND seed = -1")
     assert scored.num_rows == 2
     assert "learned_artefact" in run("qc", "judge", "--detector", root / "qc" / "detector.safetensors", "--root", root)

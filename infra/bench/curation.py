@@ -35,14 +35,14 @@ from scipy import stats
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
-from cytolake.catalog.curation import CurateConfig, Curation, curate
+from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.ingest import IngestConfig, ingest_screens
+from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
 from cytolake.embed.pixel_statistics import MODEL, PixelStatistics
 from cytolake.line.session import RayConfig, ray_session
 from cytolake.packs.build import PackConfig, build_pack
 from cytolake.packs.pack import Pack
-from cytolake.screens.simulated import SimulatedScreen, SimulatedWell, simulate_screen, simulated_wells
+from cytolake.screens.simulated.screen import SimulatedScreen, SimulatedWell, simulate_screen, simulated_wells
 from cytolake.screens.sources import ScreenSource
 
 BAR = 0.95

@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 import cytolake.catalog
-from cytolake.catalog.ingest import IngestConfig, ingest_screens
-from cytolake.catalog.qc_metrics import measure_with_windows
-from cytolake.catalog.site_rows import crop_grid
+from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
+from cytolake.catalog.ingest.site_rows import crop_grid
+from cytolake.catalog.qc.metrics import measure_with_windows
 from cytolake.line.session import RayConfig, ray_session
-from cytolake.screens.simulated import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource
 
 BAR, MEMORY_BAR = 0.8, 1.3

@@ -34,7 +34,7 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.catalog import table_contract, table_names
 from cytolake.catalog.vacuum import vacuum
-from cytolake.screens.simulated import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 
 KILLS_MIN = 40
 LOCAL_CATALOGS = 1
@@ -42,7 +42,7 @@ LOCAL_CATALOGS = 1
 DRIVER = """
 import sys
 import cytolake.catalog
-from cytolake.catalog.ingest import IngestConfig, ingest_screens
+from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
 from cytolake.line.session import RayConfig, ray_session
 from cytolake.screens.sources import ScreenSource
 root, *screens = sys.argv[1:]

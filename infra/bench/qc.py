@@ -20,8 +20,8 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process for each core: a second thread of each would only wait
 
-from cytolake.benchmark.qc_detector import ArtefactDetector, DetectorConfig, Example
-from cytolake.benchmark.qc_features import (
+from cytolake.benchmark.qc.detector import ArtefactDetector, DetectorConfig, Example
+from cytolake.benchmark.qc.features import (
     PlateScale,
     RawFeatures,
     SiteStatistics,
@@ -29,9 +29,9 @@ from cytolake.benchmark.qc_features import (
     measure_sites,
     plate_reference,
 )
-from cytolake.screens.artefacts import ARTEFACT_KINDS, add_artefact
-from cytolake.screens.simulated import SimulatedScreen, simulated_site, simulated_wells
-from cytolake.screens.simulated_cells import CHANNELS
+from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS, add_artefact
+from cytolake.screens.simulated.cells import CHANNELS
+from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, simulated_wells
 
 BAR, BLIND = 0.95, 0.55
 

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cytolake.catalog import table_contract
-from cytolake.catalog.qc import qc_profile
-from cytolake.catalog.qc_levels import places
-from cytolake.catalog.qc_metrics import measure_site
+from cytolake.catalog.qc.levels import places
+from cytolake.catalog.qc.metrics import measure_site
+from cytolake.catalog.qc.verdicts import qc_profile
 from cytolake.screens.positions import well_position
-from cytolake.screens.simulated import SimulatedScreen, simulated_site, simulated_wells
-from cytolake.screens.simulated_cells import CHANNELS
-from cytolake.screens.simulated_imaging import ARTEFACTS
+from cytolake.screens.simulated.cells import CHANNELS
+from cytolake.screens.simulated.imaging import ARTEFACTS
+from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, simulated_wells
 
 BAR = 0.9
 CLEAN_BAR = 0.02

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
-from cytolake.catalog.qc import qc_profile
+from cytolake.catalog.qc.verdicts import qc_profile
 from cytolake.screens.positions import name_of_well
 
 BAR = 20.0

@@ -22,7 +22,7 @@ from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
 from cytolake.recipes import RECIPES
 from cytolake.screens.inspection import inspect_screen, render
-from cytolake.screens.simulated import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.screens.storage import is_uri
 
@@ -159,14 +159,14 @@ def qc_judge(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Judge every plate that these rules, or this detector, have not judged yet."""
-    from cytolake.catalog.qc import QcConfig, judge_sites
+    from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told(), stage_progress("qc", console) as report:
         catalog = cytolake.catalog.open(root)
         if detector:
-            from cytolake.benchmark.qc_detector import ArtefactDetector
-            from cytolake.benchmark.qc_learned import judge_with_detector
+            from cytolake.benchmark.qc.detector import ArtefactDetector
+            from cytolake.benchmark.qc.learned import judge_with_detector
 
             qc_id = judge_with_detector(catalog, ArtefactDetector.load(detector), report)
         else:
@@ -212,7 +212,7 @@ def qc_label(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a sheet of sites to label; `qc read` takes the filled-in labels.csv."""
-    from cytolake.catalog.qc_labels import LabelSheetConfig, export_label_sheet
+    from cytolake.catalog.qc.labels import LabelSheetConfig, export_label_sheet
 
     with bad_input_told():
         config = apply_overrides(LabelSheetConfig(), set_ or [])
@@ -227,7 +227,7 @@ def qc_read(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Take the labels of a sheet into the table qc_labels."""
-    from cytolake.catalog.qc_labels import read_label_sheet
+    from cytolake.catalog.qc.labels import read_label_sheet
 
     with bad_input_told():
         n_sites = read_label_sheet(cytolake.catalog.open(root), sheet, labelled_by)
@@ -244,7 +244,7 @@ def qc_train(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Train an artefact detector on the labels of the catalog; `qc judge --detector` uses it."""
-    from cytolake.benchmark.qc_learned import QcTrainConfig, train_detector
+    from cytolake.benchmark.qc.learned import QcTrainConfig, train_detector
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told(), stage_progress("train", console) as report:
@@ -268,27 +268,17 @@ def qc_efficiency(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Measure how good a detector is by the number of labels, on plates held out; the curve goes into the report."""
-    from cytolake.benchmark.qc_label_efficiency import (
-        LabelEfficiencyConfig,
-        label_efficiency,
-        label_efficiency_svg,
-        score_rows,
-    )
-    from cytolake.benchmark.qc_learned import QcTrainConfig, labelled_sites
-    from cytolake.line.report import LABEL_EFFICIENCY_FILE
+    from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
+    from cytolake.benchmark.qc.learned import QcTrainConfig
+    from cytolake.line.label_curve import LabelCurveConfig, measure_label_curve
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told(), stage_progress("efficiency", console) as report:
-        catalog = cytolake.catalog.open(root)
-        sites = labelled_sites(catalog, apply_overrides(QcTrainConfig(), set_ or []), report)
-        config = apply_overrides(LabelEfficiencyConfig(), curve or [])
-        found = label_efficiency(sites.examples, sites.plates, sites.features, config)
-        rows = score_rows(found, "site statistics", sites.features_key)
-        scores = cytolake.catalog.table_contract("scores").rows(rows)
-        catalog.append("scores", scores, transaction=f"label efficiency/{rows[0]['score_id']}")
-        path = catalog.root / LABEL_EFFICIENCY_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(label_efficiency_svg({config.detector.head: found}), encoding="utf-8")
+        config = LabelCurveConfig(
+            train=apply_overrides(QcTrainConfig(), set_ or []),
+            curve=apply_overrides(LabelEfficiencyConfig(), curve or []),
+        )
+        found, path = measure_label_curve(cytolake.catalog.open(root), config, report)
     shown = Table("labels of each class", "AUROC", "95 % interval", box=None, header_style="dim")
     for point in found.curve("auroc"):
         shown.add_row(str(point.n_labels), f"{point.value:.3f}", f"{point.low:.3f} to {point.high:.3f}")
@@ -320,7 +310,7 @@ def curation_diff(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Say which crops came in and went between two curations, and by which rule."""
-    from cytolake.catalog.curation_diff import diff_curations
+    from cytolake.catalog.curation.diff import diff_curations
 
     with bad_input_told():
         diff_curations(cytolake.catalog.open(root), first, second).render(Console(highlight=False))

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from test_ingest import commit, contents, write_plate
+from tests.catalog.small_plate import commit, contents, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import CatalogError, ids, table_contract
-from cytolake.screens.pixels import read_site
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.storage import list_objects
 
 LATER = {
@@ -77,14 +77,13 @@ def test_a_catalog_on_s3_takes_a_plate_once_and_answers_like_a_local_one(s3_buck
 INGEST_WITH_A_RAY_OF_ITS_OWN = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_ingest import CONFIG, write_plate
+from tests.catalog.small_plate import CONFIG, write_plate
 import cytolake.catalog
-from cytolake.catalog.ingest import ingest_plates
+from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.line.session import RayConfig, ray_session
-catalog = cytolake.catalog.open(sys.argv[2])
+catalog = cytolake.catalog.open(sys.argv[1])
 with ray_session(RayConfig(cpus=1, object_store_mb=100)):
-    print(len(ingest_plates(catalog, [write_plate(Path(sys.argv[3]))], CONFIG).ingested))
+    print(len(ingest_plates(catalog, [write_plate(Path(sys.argv[2]))], CONFIG).ingested))
 """
 
 
@@ -94,11 +93,11 @@ def test_ray_workers_stage_on_s3_and_the_driver_commits_there(s3_bucket, tmp_pat
     commit(here, write_plate(tmp_path / "source"))
     run = subprocess.run(
         [
-            sys.executable, "-c", INGEST_WITH_A_RAY_OF_ITS_OWN, str(Path(__file__).parent), str(there.root),
+            sys.executable, "-c", INGEST_WITH_A_RAY_OF_ITS_OWN, str(there.root),
             str(tmp_path / "source"),
         ],
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        | {"PYTHONPATH": str(Path(cytolake.__file__).parents[1])},
+        | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.stdout.strip() == "1", run.stderr

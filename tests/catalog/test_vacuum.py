@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from test_ingest import CONFIG, commit, contents, stage, write_plate
+from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import CatalogError, table_names

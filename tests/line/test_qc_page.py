@@ -14,10 +14,10 @@ from PIL import Image
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
-from cytolake.catalog.qc import QcConfig, judge_sites
-from cytolake.catalog.qc_metrics import measure_site
+from cytolake.catalog.qc.metrics import measure_site
+from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
 from cytolake.line.qc_page import write_qc_page
-from cytolake.screens.simulated import SimulatedScreen, simulated_site, simulated_wells
+from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, simulated_wells
 
 CHANNELS = ("DNA", "RNA")
 SIZE = 96

@@ -23,9 +23,9 @@ import zarr
 import cytolake
 import cytolake.catalog
 from cytolake.catalog import Catalog
-from cytolake.catalog.curation import CurateConfig, Curation, curate
-from cytolake.catalog.ingest import IngestConfig, commit_plate, stage_well, staging_of
-from cytolake.catalog.plate_content import content_hash
+from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
+from cytolake.catalog.ingest.plate_content import content_hash
+from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
 from cytolake.packs import build
 from cytolake.packs.build import PackConfig, build_pack
 from cytolake.packs.pack import Pack, PackError, array_path

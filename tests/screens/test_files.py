@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cytolake.screens.pixels import read_site
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cytolake.screens.pixels import read_site
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.sources import ScreenSource, list_plates
 
 METADATA = """<MetaData>

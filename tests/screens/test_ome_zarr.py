@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from cytolake.screens import storage
-from cytolake.screens.pixels import focus_of, read_site, resolve_sharpest
+from cytolake.screens.images.pixels import focus_of, read_site, resolve_sharpest
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 

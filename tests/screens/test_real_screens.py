@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from cytolake.catalog.declared import layout_presets
-from cytolake.screens.pixels import read_site
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.sources import ScreenSource, list_plates
 
 pytestmark = pytest.mark.real_data

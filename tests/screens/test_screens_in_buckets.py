@@ -12,8 +12,8 @@ import tifffile
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.screens import storage
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.inspection import inspect_screen
-from cytolake.screens.pixels import read_site
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 

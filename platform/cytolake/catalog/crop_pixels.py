@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cytolake.catalog.errors import CatalogError
-from cytolake.screens.pixels import read_site, site_image
+from cytolake.screens.images.pixels import read_site, site_image
 
 if TYPE_CHECKING:
     from cytolake.catalog.tables import Catalog

@@ -48,7 +48,7 @@ def find_crops(
     if not passes_qc:
         return crops.to_table(columns=names, filter=chosen)
 
-    from cytolake.catalog.qc import qc_profile
+    from cytolake.catalog.qc.verdicts import qc_profile
 
     failed = (pc.field("qc_id") == qc_profile(passes_qc).qc_id) & ~pc.field("is_pass") & (pc.field("level") == "site")
     if conditions:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from cytolake.benchmark.linear_probe import ProbeConfig
 from cytolake.benchmark.split import SplitBy
-from cytolake.catalog.curation import CurateConfig
-from cytolake.catalog.ingest import IngestConfig
-from cytolake.catalog.qc import QcConfig
+from cytolake.catalog.curation.curate import CurateConfig
+from cytolake.catalog.ingest.plates import IngestConfig
+from cytolake.catalog.qc.verdicts import QcConfig
 from cytolake.embed.extract import EmbedConfig
+from cytolake.line.label_curve import LabelCurveConfig
 from cytolake.line.session import RayConfig
 from cytolake.packs.build import PackConfig
-from cytolake.screens.simulated import SimulatedScreen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 from cytolake.tracking import CHAMPION, TrackingConfig
 from cytolake.train.pretrain import PretrainConfig
@@ -69,6 +70,8 @@ class Line:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    label_curve: LabelCurveConfig | None = None
+    """Measure how many labels the artefact detector needs, for the report page."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     alias: str = CHAMPION
     """MLflow alias that `promote` moves and serving follows."""

@@ -25,9 +25,9 @@ from PIL import Image
 
 import cytolake
 from cytolake.catalog import Catalog, CatalogError
-from cytolake.catalog.qc import QcRule, profile_of
-from cytolake.catalog.qc_levels import median_and_sd, plate_shape
-from cytolake.screens.pixels import read_site, site_image
+from cytolake.catalog.qc.levels import median_and_sd, plate_shape
+from cytolake.catalog.qc.verdicts import QcRule, profile_of
+from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
 
 Floats = NDArray[np.float64]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABEL_EFFICIENCY_FILE = "report/label_efficiency.svg"
-"""Where `cytolake qc efficiency` leaves its curve, below the root."""
+"""Where `label_curve` leaves its figure, below the root."""
 UMAP_CROPS = 2500
 """Crops drawn on the map; more would cost seconds and show no more."""
 # Okabe and Ito's palette: readers with any colour vision can tell it apart. Further classes repeat it with other marks.
@@ -112,7 +112,8 @@ _RECONSTRUCTION_TEXT = (
 )
 _LABELS_TEXT = (
     "How well the learned detector ranks spoilt sites of plates it never saw, by the number of labelled sites of each "
-    "class; the band is the 95 % interval (bootstrap over plates). All its metrics are in the table scores."
+    "class; the band is the 95 % interval (bootstrap over plates). Labels are those of table qc_labels (cytolake qc "
+    "label), or, as in the demo, artefacts of ten kinds put into sites. All metrics are in the table scores."
 )
 _QC_TEXT = (
     "Share of each well's site-and-channel images that failed a rule. A ring marks wells whose plate map declares an "

@@ -67,7 +67,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     else:
         # Workers of a local Ray inherit its environment. A runtime environment would cost 2 s: Ray throws away the
         # workers that it has started ahead, which lack it.
-        inherited = variables
+        before = os.environ.get("PYTHONPATH")
+        inherited = variables | {"PYTHONPATH": os.pathsep.join(filter(None, (variables["PYTHONPATH"], before)))}
         arguments |= {
             "address": "local",
             "num_cpus": config.cpus or max(2, os.cpu_count() or 2),

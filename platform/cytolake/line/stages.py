@@ -23,12 +23,13 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
 from cytolake.catalog import Catalog
-from cytolake.catalog.curation import Curation
-from cytolake.catalog.curation import curate as choose_crops
-from cytolake.catalog.ingest import IngestReport, ingest_screens
-from cytolake.catalog.qc import judge_sites
+from cytolake.catalog.curation.curate import Curation
+from cytolake.catalog.curation.curate import curate as choose_crops
+from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
+from cytolake.catalog.qc.verdicts import judge_sites
 from cytolake.embed.extract import embed_pack
 from cytolake.line.config import Line
+from cytolake.line.label_curve import has_label_curve, measure_label_curve
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import Report, stage_progress
 from cytolake.line.qc_page import write_qc_page
@@ -36,7 +37,7 @@ from cytolake.line.report import ReportInputs, write_report
 from cytolake.line.session import ray_session
 from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
-from cytolake.screens.simulated import simulate_screen
+from cytolake.screens.simulated.screen import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.screens.storage import is_uri
 from cytolake.tracking import ChampionCard
@@ -150,6 +151,7 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         embedded = session.embed(pack, trained)
         choice = session.probe(embedded)
         card = session.promote(choice)
+        session.label_curve()
         report = session.report(curation, qc_id, trained, embedded, choice, card)
     return PipelineResult(choice=choice, card=card, report=report, seconds=session.seconds)
 
@@ -258,7 +260,23 @@ class Session:
             curation = choose_crops(self.catalog, self.line.curate, told.report)
             pack = build_pack(self.catalog, curation.curation_id, self.line.pack, told.report)
             told.outcome = f"kept {curation.n_kept:,} of {curation.n_considered:,} crops: pack {pack.pack_id[:12]}"
+        for step in curation.steps:
+            self.console.print(f"  [dim]{step.rule:<20} removed {step.n_removed:,} of {step.n_considered:,}[/]")
         return curation, pack, qc_id
+
+    def label_curve(self) -> None:
+        """Measure how many labels the artefact detector needs, where the recipe asks for it."""
+        config = self.line.label_curve
+        if config is None:
+            return
+        with self._stage("detector") as told:
+            if has_label_curve(self.catalog, config):
+                told.outcome = "curve of the labels it needs: measured before"
+                return
+            found, _ = measure_label_curve(self.catalog, config, told.report)
+            most = found.curve("auroc")[-1]
+            simulated = ", artefacts simulated" if config.train.simulated_per_kind else ""
+            told.outcome = f"AUROC {most.value:.3f} with {most.n_labels} labels of each class{simulated}"
 
     def newest_pack(self) -> Pack:
         """The pack of the newest curation that has the recipe's name.

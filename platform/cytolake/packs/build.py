@@ -34,7 +34,7 @@ from cytolake.packs.eight_bit import SAMPLE_PIXELS, Scale, choose_scale, to_uint
 from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, PixelKind
 from cytolake.packs.sampler import sample_order
 from cytolake.packs.shards import Compression, PackError, WrittenFile, array_path, create_array, crop_shape, write_shard
-from cytolake.screens.pixels import read_site, site_image
+from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
 
 CONTENT = 1

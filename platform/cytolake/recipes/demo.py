@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
+from cytolake.benchmark.qc.learned import QcTrainConfig
 from cytolake.line.config import Line, ScreensConfig
+from cytolake.line.label_curve import LabelCurveConfig
 from cytolake.models import ModelConfig
-from cytolake.screens.simulated import SimulatedScreen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.train.pretrain import PretrainConfig
 
 
@@ -33,5 +36,8 @@ def demo() -> Line:
             steps=600,
             minibatch_size=64,
             learning_rate=1e-3,
+        ),
+        label_curve=LabelCurveConfig(
+            train=QcTrainConfig(simulated_per_kind=20), curve=LabelEfficiencyConfig(labels_per_class=(1, 2, 5, 10))
         ),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cytolake.benchmark.linear_probe import ProbeConfig
-from cytolake.catalog.curation import CurateConfig
-from cytolake.catalog.ingest import IngestConfig
+from cytolake.catalog.curation.curate import CurateConfig
+from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.line.config import BenchmarkConfig, Line, ScreensConfig
 from cytolake.models import ModelConfig
 from cytolake.screens.sources import ScreenSource

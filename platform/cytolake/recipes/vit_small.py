@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cytolake.catalog.ingest import IngestConfig
+from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.line.config import Line, ScreensConfig
 from cytolake.models import ModelConfig
 from cytolake.screens.sources import ScreenSource

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytolake.screens.channel_names import ARROW, canonical
-from cytolake.screens.image_files import ImageFileError, read_shape
+from cytolake.screens.images.image_files import ImageFileError, read_shape
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
@@ -325,7 +325,7 @@ def _first_paths(site: SiteImage) -> list[tuple[str, str]]:
 
 
 def _zarr_shape(path: str) -> tuple[tuple[int, int], Any]:
-    from cytolake.screens.zarr_images import open_image  # zarr takes 0.5 s to import
+    from cytolake.screens.images.zarr_images import open_image  # zarr takes 0.5 s to import
 
     image = open_image(path)
     return (image.n("y"), image.n("x")), image.dtype

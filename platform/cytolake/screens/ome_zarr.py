@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cytolake.screens.ome_metadata import GROUP_FILES, ImageFacts, image_facts, level_of, read_arrays, read_groups
+from cytolake.screens.images.ome_metadata import (
+    GROUP_FILES,
+    ImageFacts,
+    image_facts,
+    level_of,
+    read_arrays,
+    read_groups,
+)
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.positions import site_name, well_name
 from cytolake.screens.site_groups import site_order

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cytolake.screens import storage
 from cytolake.screens.channel_names import canonical, canonical_names, renamed
-from cytolake.screens.focal_planes import Planes, join_planes
-from cytolake.screens.illumination import OFF, correct_illumination
+from cytolake.screens.images.focal_planes import Planes, join_planes
+from cytolake.screens.images.illumination import OFF, correct_illumination
 from cytolake.screens.layouts import (
     BUILT_IN,
     LayoutPreset,

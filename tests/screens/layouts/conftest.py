@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.screens.pixels import read_site
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.plate import Plate
 from cytolake.screens.sources import ScreenSource, list_plates
 

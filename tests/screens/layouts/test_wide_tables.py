@@ -6,7 +6,7 @@ import gzip
 import numpy as np
 import pytest
 
-from cytolake.screens.pixels import read_site
+from cytolake.screens.images.pixels import read_site
 from cytolake.screens.plate import ScreenError
 
 CHANNELS = ("DNA", "ER", "Mito")

@@ -1,0 +1,136 @@
+"""What ingest reads out of one site: its row, its QC metrics and its grid of crops. Pixels are read once, here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cytolake.catalog import ids
+from cytolake.catalog.qc.metrics import foreground_shares, measure_site, measure_with_windows
+from cytolake.screens.images.pixels import read_site, resolve_sharpest
+from cytolake.screens.plate import Problem, ScreenError, SiteImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteRows:
+    """Rows of one site; none but `problems` where it could not be read."""
+
+    sites: list[dict[str, Any]]
+    crops: list[dict[str, Any]]
+    qc_metrics: list[dict[str, Any]]
+    problems: list[Problem]
+
+
+def crop_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
+    """Top left corners (y, x) of the squares that tile a site, row by row, leaving the same margin on both sides."""
+    top, left = height % size // 2, width % size // 2
+    return [(y, x) for y in range(top, height - size + 1, size) for x in range(left, width - size + 1, size)]
+
+
+def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
+    """Read one site and measure it. An unreadable site gives problems and no rows; it raises nothing.
+
+    QC metrics are of the counts as recorded: a function image that brightens the corners would hide an uneven lamp and
+    what is clipped. Foreground is of the corrected pixels, which every later reader of the crop gets.
+
+    Args:
+        site: Where the pixels are.
+        batch: Of its plate.
+        crop_size: Edge of a crop, pixels.
+    """
+    try:
+        if site.z == "sharpest":
+            site = resolve_sharpest(site)
+        recorded = read_site(site, is_corrected=False)
+        pixels = read_site(site) if any(site.illumination_paths) else recorded
+    except ScreenError as error:
+        return SiteRows(sites=[], crops=[], qc_metrics=[], problems=list(error.problems))
+    except (ImportError, MemoryError):
+        raise  # of this machine, not of the file: in quarantine it would pass for a fault of the plate, for ever
+    except Exception as error:  # any decoder may fail in any way on a damaged file: the plate goes on without the site
+        problem = _problem(
+            site,
+            "unreadable_file",
+            f"{type(error).__name__}: {error}",
+            "an image that can be decoded",
+            "Copy the file again from where it was made, or remove it from the plate.",
+        )
+        return SiteRows(sites=[], crops=[], qc_metrics=[], problems=[problem])
+
+    n_channels, height, width = pixels.shape
+    where = (site.screen, site.plate, site.well, site.site, site.timepoint, site.z)
+    keys = {
+        "site_id": ids.site_id(*where),
+        "well_id": ids.well_id(*where[:3]),
+        "plate_id": ids.plate_id(*where[:2]),
+        "screen": site.screen,
+        "plate": site.plate,
+        "batch": batch,
+        "well": site.well,
+        "site": site.site,
+    }
+    corners = crop_grid(height, width, crop_size)
+    windows = [(y, x, crop_size) for y, x in corners]
+    if pixels is recorded:
+        metrics_of_channels, shares = measure_with_windows(recorded, windows)
+    else:
+        metrics_of_channels, shares = measure_site(recorded), foreground_shares(pixels, windows)
+    return SiteRows(
+        sites=[
+            keys
+            | {
+                "timepoint": site.timepoint,
+                "z": site.z,
+                "reader": site.reader,
+                "channels": list(site.channels),
+                "image_paths": list(site.image_paths),
+                "planes": list(site.planes),
+                "illumination_paths": list(site.illumination_paths),
+                "height": height,
+                "width": width,
+                "dtype": pixels.dtype.name,
+            }
+        ],
+        crops=[
+            keys
+            | {
+                "crop_id": ids.crop_id(*where, y=y, x=x, size=crop_size),
+                "n_channels": n_channels,
+                "y": y,
+                "x": x,
+                "size": crop_size,
+                "foreground_share": share,
+            }
+            for (y, x), share in zip(corners, shares.tolist(), strict=True)
+        ],
+        qc_metrics=[
+            {"site_id": keys["site_id"], "plate_id": keys["plate_id"], "channel": channel, "channel_index": index}
+            | metrics
+            for index, (channel, metrics) in enumerate(zip(site.channels, metrics_of_channels, strict=True))
+        ],
+        problems=[]
+        if corners
+        else [
+            _problem(
+                site,
+                "site_smaller_than_crop",
+                f"{height} x {width} pixels",
+                f"at least {crop_size} x {crop_size}, the crop size",
+                "Lower ingest.crop_size in the recipe to have crops of this site.",
+            )
+        ],
+    )
+
+
+def _problem(site: SiteImage, problem: str, found: str, expected: str, next_step: str) -> Problem:
+    return Problem(
+        screen=site.screen,
+        plate=site.plate,
+        well=site.well,
+        site=site.site,
+        file=site.image_paths[0] if len(site.image_paths) == 1 else "",
+        problem=problem,
+        found=found,
+        expected=expected,
+        next_step=next_step,
+    )

@@ -1,0 +1,345 @@
+"""Pixels of one site, from whatever format it is in: channels put together, focal planes projected, light evened out.
+
+Letters: C channels of the site, H height and W width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import numpy as np
+
+from cytolake.screens.images.image_files import (
+    ImageFileError,
+    Window,
+    check_budget,
+    check_pixel_type,
+    check_window,
+    one_line,
+    read_function_image,
+    read_plane,
+)
+from cytolake.screens.plate import Problem, Reader, ScreenError, SiteImage
+from cytolake.screens.storage import StoredFile, is_uri, stored_file
+
+if TYPE_CHECKING:
+    from cytolake.screens.images.zarr_images import ZarrImage
+
+__all__ = ["SITE_BYTES_MAX", "Window", "focus_of", "read_site", "resolve_sharpest", "site_image"]
+
+SITE_BYTES_MAX = 4 * 2**30  # decoded; 5 channels of a 20,000 x 20,000 stitched well in 16 bit are 3.7 GiB
+
+
+def read_site(
+    site: SiteImage, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX, *, is_corrected: bool = True
+) -> np.ndarray:
+    """(C, H, W) pixels of a site in the type its source holds, without scaling.
+
+    A site with `planes` is the maximum over the focal planes of each channel; one with `illumination_paths` is divided
+    by these functions, rounded, and clipped to the range of a type of whole numbers. A site of `z="sharpest"` is
+    resolved first, which reads it once more: call `resolve_sharpest` where you read it often.
+
+    Args:
+        site: From `list_plates`, or from a row of the `sites` table through `site_image`.
+        window: (y, x, height, width) in pixels; None is the whole field of view.
+        bytes_max: Refuse a site whose headers declare more than this, decoded.
+        is_corrected: False leaves out the illumination correction: counts as the camera gave them, for quality control.
+
+    Raises:
+        ScreenError: With one problem: `missing_file`, `truncated_file`, `unreadable_file`, `unsupported_file`,
+            `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`,
+            `bad_illumination`, `too_large`.
+    """
+    if site.z == "sharpest":
+        site = resolve_sharpest(site, bytes_max)
+    _check_paths(site)
+    read = _read_zarr if site.reader == "ome-zarr" else _read_files
+    pixels_CHW, shape = read(site, window, bytes_max)
+    return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
+
+
+def resolve_sharpest(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> SiteImage:
+    """The plain site of the focal plane that is sharpest over all channels; any other site comes back as it is.
+
+    Every plane is read once. For each channel `focus_of` the planes is divided by its sum, so that a bright channel has
+    no more to say than a faint one, and the plane with the largest sum over the channels is taken for all of them. A
+    channel of one plane keeps it; one with another number of planes than the rest has its own sharpest.
+
+    Raises:
+        ScreenError: As for `read_site`.
+    """
+    if site.z != "sharpest":
+        return site
+    _check_paths(site)
+    n_planes = max(site.planes, default=1)
+    scores = [_shares(focus) for focus in _focus_of_planes(site, bytes_max)]
+    common = [score for score in scores if len(score) == n_planes]
+    sharpest = int(np.argmax(np.sum(common, axis=0)))
+    name = site.plane_names[sharpest] if sharpest < len(site.plane_names) else str(sharpest)
+    paths = site.image_paths
+    if site.reader == "files":
+        chosen = []
+        first = 0
+        for n, score in zip(site.planes, scores, strict=True):
+            chosen.append(paths[first + (sharpest if n == n_planes else int(np.argmax(score)))])
+            first += n
+        paths = tuple(chosen)
+    return replace(site, z=name, planes=(), plane_names=(), image_paths=paths)
+
+
+def focus_of(plane_HW: np.ndarray) -> float:
+    """How sharp a plane is: the mean squared difference of pixels two apart, in both directions. 0 is flat.
+
+    Source: Brenner et al. 1976, doi:10.1177/24.1.1254907.
+    """
+    plane_HW = plane_HW.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # floats can be infinite
+        down, across = plane_HW[2:] - plane_HW[:-2], plane_HW[:, 2:] - plane_HW[:, :-2]
+        return float(sum(np.mean(np.square(step), dtype=np.float64) for step in (down, across) if step.size))
+
+
+def site_image(row: Mapping[str, Any]) -> SiteImage:
+    """The site of a row of the `sites` table; columns it does not need are ignored, and newer ones may be null.
+
+    Raises:
+        ValueError: A reader that is neither `ome-zarr` nor `files`.
+    """
+    reader = str(row["reader"])
+    if reader not in ("ome-zarr", "files"):
+        raise ValueError(
+            f"plate {row['plate']}, well {row['well']}, site {row['site']}: found reader {reader!r}, "
+            "expected ome-zarr or files. Ingest the screen again with this version."
+        )
+    return SiteImage(
+        screen=str(row["screen"]),
+        plate=str(row["plate"]),
+        well=str(row["well"]),
+        site=str(row["site"]),
+        timepoint=int(row["timepoint"]),
+        z=str(row["z"]),
+        channels=_texts(row["channels"]),
+        reader=cast(Reader, reader),
+        image_paths=_texts(row["image_paths"]),
+        planes=tuple(int(n) for n in _list(row.get("planes"))),
+        plane_names=_texts(row.get("plane_names")),
+        illumination_paths=_texts(row.get("illumination_paths")),
+    )
+
+
+def _list(cell: Any) -> list[Any]:
+    return [] if cell is None else list(cell)
+
+
+def _texts(cell: Any) -> tuple[str, ...]:
+    return tuple(str(text) for text in _list(cell))
+
+
+def _check_paths(site: SiteImage) -> None:
+    n_paths, n_channels = len(site.image_paths), len(site.channels)
+    planes = site.planes or (1,) * n_channels
+    expected = 1 if site.reader == "ome-zarr" else sum(planes)
+    if n_paths != expected or len(planes) != n_channels or not n_channels or min(planes) < 1:
+        _fail(
+            site,
+            "shape_mismatch",
+            f"{n_paths} paths for {n_channels} channels" + (f" of {site.planes} planes" if site.planes else ""),
+            "one image group (ome-zarr), or one file for each channel and plane",
+            "List the plate again.",
+        )
+    if site.illumination_paths and len(site.illumination_paths) != n_channels:
+        _fail(
+            site,
+            "shape_mismatch",
+            f"{len(site.illumination_paths)} illumination functions for {n_channels} channels",
+            "one for each channel, or none",
+            "List the plate again.",
+        )
+
+
+def _shares(focus: Sequence[float]) -> np.ndarray:
+    """Share of each plane in the focus of all, none for one that is not finite; all alike where none has any."""
+    focus_Z = np.nan_to_num(np.array(focus), nan=0, posinf=0)
+    total = focus_Z.sum()
+    return focus_Z / total if total > 0 else np.full(len(focus_Z), 1 / len(focus_Z))
+
+
+def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    from cytolake.screens.images.zarr_images import read_planes
+
+    with _told(site, "", site.image_paths[0]):
+        image, planes, whole = _open_zarr(site, window, bytes_max)
+        read = read_planes(image, site.timepoint, planes, whole)
+        pixels_CHW = next(read)
+        for following in read:
+            np.maximum(pixels_CHW, following, out=pixels_CHW)
+        return pixels_CHW, (image.n("y"), image.n("x"))
+
+
+def _open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[ZarrImage, range, Window]:
+    """The image of a site, its focal planes and its window, held against what the image says of itself."""
+    from cytolake.screens.images.zarr_images import open_image  # zarr takes 0.5 s to import
+
+    image = open_image(site.image_paths[0])
+    if image.n("c") != len(site.channels):
+        raise ImageFileError(
+            "shape_mismatch",
+            f"{image.n('c')} channels in the image",
+            f"{len(site.channels)} ({', '.join(site.channels)})",
+            "The image changed after it was listed; ingest the plate again.",
+        )
+    n_planes = max(site.planes, default=0)
+    plane = 0 if n_planes or not site.z else int(site.z)
+    planes = range(plane, plane + max(n_planes, 1))
+    if site.timepoint >= image.n("t") or planes.stop > image.n("z"):
+        wanted = f"{n_planes} focal planes" if n_planes else f"focal plane {plane}"
+        raise ImageFileError(
+            "shape_mismatch",
+            f"{image.n('t')} timepoints and {image.n('z')} focal planes",
+            f"timepoint {site.timepoint}, {wanted}",
+            "The image changed after it was listed; ingest the plate again.",
+        )
+    check_pixel_type(image.dtype)
+    whole = check_window(window, image.n("y"), image.n("x"))
+    check_budget(image.n("c") * whole[2] * whole[3] * image.dtype.itemsize, bytes_max)
+    # chunks are decoded whole: a small window of huge ones must not slip through
+    check_budget(image.bytes_in_work(planes, whole), bytes_max)
+    return image, planes, whole
+
+
+def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    pixels_CHW: np.ndarray | None = None
+    shape: tuple[int, int] = (0, 0)
+    first = 0
+    for i, (channel, n_planes) in enumerate(zip(site.channels, site.planes or (1,) * len(site.channels), strict=True)):
+        for plane, path in enumerate(site.image_paths[first : first + n_planes]):
+            with _told(site, channel, path):
+                pixels_HW, found = read_plane(path, window, bytes_max // len(site.channels))
+                if pixels_CHW is None:
+                    shape = found
+                    pixels_CHW = np.empty((len(site.channels), *pixels_HW.shape), pixels_HW.dtype)
+                if found != shape:
+                    raise ImageFileError(
+                        "shape_mismatch",
+                        f"{found[0]} x {found[1]} pixels",
+                        f"{shape[0]} x {shape[1]}, as in channel {site.channels[0]}",
+                        "All channels of a site must be one size; export them again, or list them as two sites.",
+                    )
+                if pixels_HW.dtype != pixels_CHW.dtype:
+                    raise ImageFileError(
+                        "mixed_pixel_type",
+                        str(pixels_HW.dtype),
+                        f"{pixels_CHW.dtype}, as in channel {site.channels[0]}",
+                        "Export all channels of a site with the same bit depth.",
+                    )
+            if plane:
+                np.maximum(pixels_CHW[i], pixels_HW, out=pixels_CHW[i])
+            else:
+                pixels_CHW[i] = pixels_HW
+        first += n_planes
+    assert pixels_CHW is not None  # _check_paths: at least one channel of at least one plane
+    return pixels_CHW, shape
+
+
+def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[float]]:
+    """`focus_of` each plane of each channel."""
+    if site.reader == "ome-zarr":
+        from cytolake.screens.images.zarr_images import read_planes
+
+        with _told(site, "", site.image_paths[0]):
+            image, planes, whole = _open_zarr(site, None, bytes_max)
+            focus = [[focus_of(plane_HW) for plane_HW in p] for p in read_planes(image, site.timepoint, planes, whole)]
+        return [list(of_channel) for of_channel in zip(*focus, strict=True)]
+    n_planes = site.planes or (1,) * len(site.channels)
+    first = [sum(n_planes[:channel]) for channel in range(len(n_planes))]
+    found: list[list[float]] = [[] for _ in n_planes]
+    for plane in range(max(n_planes)):
+        has_plane = [channel for channel, n in enumerate(n_planes) if plane < n]
+        one = replace(
+            site,
+            z="",
+            planes=(),
+            channels=tuple(site.channels[channel] for channel in has_plane),
+            image_paths=tuple(site.image_paths[first[channel] + plane] for channel in has_plane),
+            illumination_paths=(),
+        )
+        # all channels at once, so that those of another size or type are told by name
+        for channel, plane_HW in zip(has_plane, read_site(one, None, bytes_max), strict=True):
+            found[channel].append(focus_of(plane_HW))
+    return found
+
+
+def _corrected(
+    site: SiteImage, pixels_CHW: np.ndarray, shape: tuple[int, int], window: Window | None, bytes_max: int
+) -> np.ndarray:
+    """Each channel divided by its illumination function, in place."""
+    y, x, height, width = window or (0, 0, *shape)
+    dtype = pixels_CHW.dtype
+    for i, path in enumerate(site.illumination_paths):
+        if not path:
+            continue
+        with _told(site, site.channels[i], path):
+            function_HW = _function_image(path, shape, bytes_max, *_version(path))[y : y + height, x : x + width]
+        # float32 holds counts of 16 bit exactly
+        counts_HW = pixels_CHW[i].astype(np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            counts_HW /= function_HW
+        if dtype.kind != "f":
+            np.rint(counts_HW, out=counts_HW)
+            limits = np.iinfo(dtype)
+            np.clip(counts_HW, limits.min, limits.max, out=counts_HW)
+        pixels_CHW[i] = counts_HW
+    return pixels_CHW
+
+
+def _version(path: str) -> tuple[StoredFile, int]:
+    """What tells one content of a function image from a later one of the same path."""
+    if is_uri(path):
+        return stored_file(path), 0
+    status = Path(path).stat()
+    return StoredFile(status.st_size), status.st_mtime_ns
+
+
+@lru_cache(maxsize=16)  # a plate has one for each channel, and every site of the plate wants them
+def _function_image(path: str, shape: tuple[int, int], bytes_max: int, file: StoredFile, changed: int) -> np.ndarray:
+    return read_function_image(path, shape, bytes_max)
+
+
+@contextmanager
+def _told(site: SiteImage, channel: str, path: str) -> Iterator[None]:
+    """Tells what is wrong with a file as a problem of its site."""
+    try:
+        yield
+        return
+    except ImageFileError as error:
+        told = error
+    except FileNotFoundError as error:
+        told = ImageFileError("missing_file", one_line(error), "the file that was listed", "Copy it back.")
+    except OSError as error:
+        told = ImageFileError(
+            "unreadable_file", one_line(error), "a file that can be read", "Check its permissions and the storage."
+        )
+    _fail(site, told.problem, told.found, told.expected, told.next_step, channel=channel, file=path)
+
+
+def _fail(
+    site: SiteImage, problem: str, found: str, expected: str, next_step: str, *, channel: str = "", file: str = ""
+) -> NoReturn:
+    raise ScreenError(
+        Problem(
+            screen=site.screen,
+            plate=site.plate,
+            well=site.well,
+            site=site.site,
+            channel=channel or (site.channels[0] if site.reader == "files" and len(site.channels) == 1 else ""),
+            file=file,
+            problem=problem,
+            found=found,
+            expected=expected,
+            next_step=next_step,
+        )
+    )

@@ -1,0 +1,573 @@
+"""The simulated screen: plates whose biology, batch effects and artefacts are known, written as real OME-Zarr plates.
+
+Genes of a pathway share a direction in the space of cell traits; each adds a part of its own, each guide its efficacy.
+A compound hits a pathway with a dose response. Where wells lie is drawn anew for each plate.
+
+Faults can be planted that a curation should find: genes that do nothing, wells spoilt throughout, copies of wells.
+The plate map says where they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ngio
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from cytolake.screens.plate import Problem, ScreenError
+from cytolake.screens.simulated.cells import (
+    CHANNELS,
+    PATHWAYS,
+    TRAITS,
+    Cells,
+    Floats,
+    draw_cells,
+    draw_field,
+    pathway_direction,
+)
+from cytolake.screens.simulated.imaging import ARTEFACTS, Microscope, draw_microscope, image_field
+
+PLATE_MAP_COLUMNS: Final = (
+    "plate",
+    "batch",
+    "well",
+    "perturbation",
+    "gene",
+    "pathway",
+    "guide",
+    "efficacy",
+    "compound",
+    "dose",
+    "replicate",
+    "control",
+    "artefact",
+    "artefact_site",
+    "artefact_severity",
+)
+
+PLANTED_COLUMNS: Final = ("copy_of", "copy_sites", "copy_kind")
+"""More columns of the plate map where `copy_share` is above 0: the well copied, `1` or `all`, one of COPY_KINDS."""
+
+COPY_KINDS: Final = ("pixels", "imaged_again")
+"""The same pixels, or the same cells in another picture: camera noise and focus are drawn anew."""
+
+_SHAPES: Final = {96: (8, 12), 384: (16, 24)}
+_ATTRIBUTE: Final = "cytolake_simulated_screen"
+_LATER_OPTIONS: Final = ("n_inactive_genes", "bad_well_share", "copy_share")
+# The first number of every seed: which question a generator answers. Changing one changes every screen.
+_BATCH, _PLATE, _WELL, _SITE, _GENE, _COMPOUND, _LAYOUT, _PLANTED = range(8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedScreen:
+    """What to simulate. The same values give the same bytes."""
+
+    screen: str = "simulated"
+    """Name of the screen and of its folder."""
+    seed: int = 0
+    n_plates: int = 4
+    n_batches: int = 2
+    """Plates are dealt to batches in turn; a batch shares staining and optics."""
+    plate_format: int = 96
+    """Wells of the physical plate: 96 or 384. Wells are filled row by row; the rest stays empty."""
+    n_pathways: int = 4
+    genes_per_pathway: int = 3
+    guides_per_gene: int = 2
+    replicates: int = 1
+    """Wells for each guide on each plate."""
+    n_compounds: int = 2
+    """Each compound acts on one pathway, the first compound on the first."""
+    doses: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Micromolar; half of the effect at 1 on average. Each has `replicates` wells for each compound."""
+    n_negative_controls: int = 8
+    """Wells of non-targeting guides on each plate."""
+    n_positive_controls: int = 2
+    sites_per_well: int = 2
+    site_size_px: int = 192
+    pixel_size_um: float = 1.0
+    ome_zarr_version: str = "0.5"
+    """`0.5` (Zarr v3) or `0.4` (Zarr v2)."""
+    effect_size: float = 6.0
+    """Shift of a fully effective perturbation along its direction, in the unit in which `cell_sd` is given: with the
+    defaults a probe of the true traits tells 14 perturbations of unseen plates with 0.85 balanced accuracy."""
+    gene_share: float = 0.5
+    """Share of a gene's effect (by variance) that is its own and not its pathway's, 0..1."""
+    cell_sd: float = 0.5
+    """Cell-to-cell deviation of each trait; 0 makes all cells of a well alike."""
+    well_sd: float = 0.25
+    """Well-to-well deviation of each trait that no perturbation explains."""
+    batch_effect: float = 1.0
+    """Strength of differences in staining and optics between batches and plates; 0 is none, 1 realistic."""
+    position_effect: float = 1.0
+    """Strength of edge effects: outer wells are dimmer and sparser, with smaller cells; 0 is none."""
+    artefact_share: float = 0.06
+    """Share of the wells with one spoilt site."""
+    n_inactive_genes: int = 0
+    """Genes more, in no pathway, whose guides do nothing: `efficacy` 0.00 in the plate map."""
+    bad_well_share: float = 0.0
+    """Share of the wells with every site spoilt, severity 0.6 or more: `artefact_site` is `all` in the plate map."""
+    copy_share: float = 0.0
+    """Share of the wells that hold copies of another well of their plate, by turns in the first site and in all sites,
+    and of each of COPY_KINDS; see PLANTED_COLUMNS."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, is_good: bool, expected: str) -> None:
+            if not is_good:
+                raise ValueError(f"SimulatedScreen.{name} is {getattr(self, name)!r}; expected {expected}.")
+
+        check("screen", bool(self.screen) and Path(self.screen).name == self.screen, "a folder name")
+        check("plate_format", self.plate_format in _SHAPES, "96 or 384")
+        check("ome_zarr_version", self.ome_zarr_version in ("0.4", "0.5"), "'0.4' or '0.5'")
+        check("n_pathways", 0 <= self.n_pathways <= len(PATHWAYS), f"0 to {len(PATHWAYS)}")
+        check(
+            "n_compounds",
+            self.n_compounds >= 0 and (self.n_pathways > 0 or not self.n_compounds),
+            "no compounds where there is no pathway",
+        )
+        check("seed", self.seed >= 0, "0 or more")
+        for name in ("n_plates", "n_batches", "genes_per_pathway", "guides_per_gene", "replicates", "sites_per_well"):
+            check(name, getattr(self, name) >= 1, "1 or more")
+        check("n_batches", self.n_batches <= self.n_plates, f"no more than n_plates ({self.n_plates})")
+        check("site_size_px", self.site_size_px >= 32, "32 or more")
+        check("pixel_size_um", self.pixel_size_um > 0, "more than 0")
+        for name in (
+            "n_negative_controls",
+            "n_positive_controls",
+            "effect_size",
+            "cell_sd",
+            "well_sd",
+            "batch_effect",
+            "position_effect",
+            "n_inactive_genes",
+        ):
+            check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("gene_share", "artefact_share", "bad_well_share", "copy_share"):
+            check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        planted = self.artefact_share + self.bad_well_share + 2 * self.copy_share
+        check("copy_share", planted <= 1, "artefact_share + bad_well_share + 2 * copy_share of 1 or less")
+        check("doses", all(dose > 0 for dose in self.doses), "doses above 0")
+        if not 1 <= self.n_wells <= self.plate_format:
+            raise ValueError(
+                f"SimulatedScreen: {self.n_wells} wells for each plate, but plate_format has {self.plate_format}. "
+                "Lower replicates, guides_per_gene, genes_per_pathway or the controls, or use plate_format=384."
+            )
+
+    @property
+    def n_wells(self) -> int:
+        """Wells used on each plate."""
+        guides = (self.n_pathways * self.genes_per_pathway + self.n_inactive_genes) * self.guides_per_gene
+        treatments = guides + self.n_compounds * len(self.doses)
+        return treatments * self.replicates + self.n_negative_controls + self.n_positive_controls
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedWell:
+    """One well: its plate-map row, and the truth that no plate map holds."""
+
+    row: dict[str, str]
+    """One value for each of `plate_map_columns`."""
+    plate_number: int
+    well_number: int
+    """0 is A01, along rows."""
+    effect: Floats
+    """(T,), mean shift of the responding cells in each of `simulated_cells.TRAITS`."""
+    edge: float
+    """How near the rim: 1 in the outermost wells, 0 from the third ring on."""
+    copy_of: SimulatedWell | None = None
+    """The well whose cells are in this one's sites, or in its first site; None where the well is no copy."""
+
+
+def simulate_screen(
+    config: SimulatedScreen,
+    root: str | Path,
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    executor: Executor | None = None,
+) -> list[Path]:
+    """Write a simulated screen: `<root>/<screen>/<plate>.zarr` for each plate and `<root>/<screen>/platemap.csv`.
+
+    A plate becomes visible when it is whole. Plates already written for the same config are left as they are.
+
+    Args:
+        config: What to simulate.
+        root: Folder of screens; made where it does not exist.
+        progress: Called with ("simulate", wells done, wells in all).
+        executor: Where wells are drawn; as many threads as there are cores where None.
+
+    Returns:
+        Paths of the plates.
+
+    Raises:
+        ScreenError: The folder holds a plate or plate map of another config.
+    """
+    folder = Path(root) / config.screen
+    wells = simulated_wells(config)
+    _write_plate_map(config, folder / "platemap.csv", wells)
+    n_done = 0
+
+    def advance(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        if progress is not None:
+            progress("simulate", n_done, len(wells))
+
+    paths = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) if executor is None else _Borrowed(executor) as pool:
+        for number in range(config.n_plates):
+            path = folder / f"{plate_name(number)}.zarr"
+            of_plate = [well for well in wells if well.plate_number == number]
+            if _is_written(config, path):
+                advance(len(of_plate))
+            else:
+                _write_plate(config, path, of_plate, pool, advance)
+            paths.append(path)
+    return paths
+
+
+def plate_map_columns(config: SimulatedScreen) -> tuple[str, ...]:
+    """Columns of the plate map, in order."""
+    return PLATE_MAP_COLUMNS + (PLANTED_COLUMNS if config.copy_share else ())
+
+
+def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
+    """Lay out every plate: what each used well holds and does, in plate and then well order."""
+    treatments = _treatments(config)
+    n_rows, n_columns = _SHAPES[config.plate_format]
+    wells: list[SimulatedWell] = []
+    for number in range(config.n_plates):
+        rng = _rng(config, _LAYOUT, number)
+        of_plate = []
+        order = rng.permutation(len(treatments))
+        n_spoilt = round(config.artefact_share * len(treatments))
+        spoilt = set(rng.choice(len(treatments), n_spoilt, replace=False).tolist())
+        first_kind = int(rng.integers(len(ARTEFACTS)))
+        for place, treatment in enumerate(order):
+            y, x = divmod(place, n_columns)
+            ring = min(y, x, n_rows - 1 - y, n_columns - 1 - x)
+            labels, effect = treatments[treatment]
+            row = dict.fromkeys(plate_map_columns(config), "") | labels
+            row |= {
+                "plate": plate_name(number),
+                "batch": batch_name(config, number),
+                "well": f"{chr(65 + y)}{x + 1:02d}",
+            }
+            if place in spoilt:
+                row["artefact"] = ARTEFACTS[(first_kind + sum(p < place for p in spoilt)) % len(ARTEFACTS)]
+                row["artefact_site"] = str(1 + int(rng.integers(config.sites_per_well)))
+                row["artefact_severity"] = f"{rng.uniform(0.3, 1.0):.2f}"
+            of_plate.append(
+                SimulatedWell(
+                    row=row,
+                    plate_number=number,
+                    well_number=y * n_columns + x,
+                    effect=effect,
+                    edge=max(0.0, 1 - ring / 2),
+                )
+            )
+        wells += _plant(config, number, of_plate)
+    return wells
+
+
+def simulated_cells(config: SimulatedScreen, well: SimulatedWell, site: int) -> Cells:
+    """Draw the cells of one site, 1 the first: the truth that its pixels were made from."""
+    well = _drawn_well(well, site)
+    rng = _rng(config, _SITE, well.plate_number, well.well_number, site)
+    is_empty = well.row["artefact"] == "empty" and _is_spoilt(well, site)
+    well_rng = _rng(config, _WELL, well.plate_number, well.well_number)
+    drift = config.well_sd * well_rng.standard_normal(len(TRAITS)).astype(np.float32)
+    edge = config.position_effect * well.edge
+    drift[TRAITS.index("cell_area")] -= 0.8 * edge
+    density = 0.0 if is_empty else max(0.2, 1 - 0.2 * edge)
+    return draw_cells(rng, config.site_size_px, well.effect, density=density, well_sd=drift, cell_sd=config.cell_sd)
+
+
+def simulated_site(config: SimulatedScreen, well: SimulatedWell, site: int) -> NDArray[np.uint16]:
+    """Draw and image one site, 1 the first: (5, site_size_px, site_size_px), counts."""
+    drawn = _drawn_well(well, site)
+    rng = _rng(config, _SITE, drawn.plate_number, drawn.well_number, site, 1)
+    stain = draw_field(rng, simulated_cells(config, drawn, site), config.site_size_px)
+    if drawn is not well and well.row["copy_kind"] == "imaged_again":
+        rng = _rng(config, _SITE, well.plate_number, well.well_number, site, 2)
+    is_spoilt = _is_spoilt(well, site)
+    return image_field(
+        rng,
+        stain,
+        _microscope(config, well.plate_number),
+        brightness=1 - 0.25 * min(config.position_effect, 2) * drawn.edge,
+        artefact=well.row["artefact"] if is_spoilt else "",
+        severity=float(well.row["artefact_severity"]) if is_spoilt else 0.0,
+    )
+
+
+def plate_name(number: int) -> str:
+    return f"P{number + 1:02d}"
+
+
+def batch_name(config: SimulatedScreen, number: int) -> str:
+    return f"B{number % config.n_batches + 1}"
+
+
+class _Borrowed:
+    """Use someone else's executor without shutting it down."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def __enter__(self) -> Executor:
+        return self.executor
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _rng(config: SimulatedScreen, *question: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, *question])
+
+
+def _microscope(config: SimulatedScreen, plate_number: int) -> Microscope:
+    return draw_microscope(
+        _rng(config, _BATCH, plate_number % config.n_batches),
+        _rng(config, _PLATE, plate_number),
+        len(CHANNELS),
+        config.batch_effect,
+    )
+
+
+def _plant(config: SimulatedScreen, plate_number: int, wells: list[SimulatedWell]) -> list[SimulatedWell]:
+    """Make some wells of a plate bad and some copies; copies, what they copy, and spoilt wells are different wells."""
+    rng = _rng(config, _PLANTED, plate_number)
+    n_bad, n_copies = (round(share * len(wells)) for share in (config.bad_well_share, config.copy_share))
+    clean = [place for place, well in enumerate(wells) if not well.row["artefact"]]
+    places = [clean[i] for i in rng.permutation(len(clean))]
+    copies, sources, bad = places[:n_copies], places[n_copies : 2 * n_copies], places[2 * n_copies :][:n_bad]
+    planted = list(wells)
+    for n, place in enumerate(bad):
+        row = wells[place].row | {
+            "artefact": ARTEFACTS[(plate_number + n) % len(ARTEFACTS)],
+            "artefact_site": "all",
+            "artefact_severity": f"{rng.uniform(0.6, 1.0):.2f}",
+        }
+        planted[place] = dataclasses.replace(wells[place], row=row)
+    for n, (place, source) in enumerate(zip(copies, sources, strict=False)):
+        row = wells[place].row | {
+            "copy_of": wells[source].row["well"],
+            "copy_sites": "all" if (plate_number + n) // 2 % 2 else "1",
+            "copy_kind": COPY_KINDS[(plate_number + n) % 2],
+        }
+        planted[place] = dataclasses.replace(wells[place], row=row, copy_of=wells[source])
+    return planted
+
+
+def _drawn_well(well: SimulatedWell, site: int) -> SimulatedWell:
+    """The well whose cells a site shows: another one where the site is a copy."""
+    if well.copy_of is None or (well.row["copy_sites"] == "1" and site > 1):
+        return well
+    return well.copy_of
+
+
+def _is_spoilt(well: SimulatedWell, site: int) -> bool:
+    return well.row["artefact_site"] in (str(site), "all")
+
+
+def _own_direction(rng: np.random.Generator, not_along: Floats) -> Floats:
+    """A direction in three random traits, at right angles to another: (T,), unit length."""
+    own = np.zeros(len(TRAITS), np.float32)
+    own[rng.choice(len(TRAITS) - 1, 3, replace=False)] = rng.choice([-1.0, 1.0], 3)
+    own -= not_along * float(own @ not_along)
+    return own / np.float32(np.linalg.norm(own))
+
+
+def _treatments(config: SimulatedScreen) -> list[tuple[dict[str, str], Floats]]:
+    """Labels and effect of each well of a plate, before places are drawn."""
+    nothing = np.zeros(len(TRAITS), np.float32)
+    treatments: list[tuple[dict[str, str], Floats]] = []
+    pathways = list(PATHWAYS)[: config.n_pathways]
+    shared, own = np.sqrt(1 - config.gene_share), np.sqrt(config.gene_share)
+    for p, pathway in enumerate(pathways):
+        direction = pathway_direction(pathway)
+        for g in range(config.genes_per_pathway):
+            rng = _rng(config, _GENE, p, g)
+            gene = f"{pathway}-{g + 1}"
+            towards = shared * direction + own * _own_direction(rng, direction)
+            for guide in range(config.guides_per_gene):
+                efficacy = float(rng.uniform(0.7, 1.0))
+                effect = (config.effect_size * efficacy * towards).astype(np.float32)
+                for replicate in range(config.replicates):
+                    labels = {
+                        "perturbation": gene,
+                        "gene": gene,
+                        "pathway": pathway,
+                        "guide": f"{gene}_g{guide + 1}",
+                        "efficacy": f"{efficacy:.2f}",
+                        "replicate": str(replicate + 1),
+                    }
+                    treatments.append((labels, effect))
+    for g in range(config.n_inactive_genes):
+        gene = f"unexpressed-{g + 1}"
+        treatments += [
+            (
+                {
+                    "perturbation": gene,
+                    "gene": gene,
+                    "guide": f"{gene}_g{guide + 1}",
+                    "efficacy": "0.00",
+                    "replicate": str(replicate + 1),
+                },
+                nothing,
+            )
+            for guide in range(config.guides_per_gene)
+            for replicate in range(config.replicates)
+        ]
+    for c in range(config.n_compounds):
+        rng = _rng(config, _COMPOUND, c)
+        pathway = pathways[c % len(pathways)]
+        direction = pathway_direction(pathway)
+        towards = shared * direction + own * _own_direction(rng, direction)
+        half_dose = float(np.exp(0.4 * rng.standard_normal()))
+        for dose in config.doses:
+            response = dose**1.5 / (dose**1.5 + half_dose**1.5)
+            for replicate in range(config.replicates):
+                labels = {
+                    "perturbation": f"compound-{c + 1}",
+                    "pathway": pathway,
+                    "efficacy": f"{response:.2f}",
+                    "compound": f"compound-{c + 1}",
+                    "dose": f"{dose:g}",
+                    "replicate": str(replicate + 1),
+                }
+                treatments.append((labels, (1.2 * config.effect_size * response * towards).astype(np.float32)))
+    for control in range(config.n_negative_controls):
+        name = f"non-targeting_g{control % 4 + 1}"
+        labels = {
+            "perturbation": "non-targeting",
+            "guide": name,
+            "replicate": str(control // 4 + 1),
+            "control": "negative",
+        }
+        treatments.append((labels, nothing))
+    strong = nothing.copy()
+    for trait, weight in (("nucleus_area", 1.0), ("nucleus_lobes", 0.6), ("micronuclei", 0.6), ("cell_density", -1.0)):
+        strong[TRAITS.index(trait)] = weight
+    strong *= 1.6 * config.effect_size / np.float32(np.linalg.norm(strong))
+    for n in range(config.n_positive_controls):
+        labels = {
+            "perturbation": "positive-control",
+            "gene": "positive-control",
+            "guide": "positive-control_g1",
+            "efficacy": "1.00",
+            "replicate": str(n + 1),
+            "control": "positive",
+        }
+        treatments.append((labels, strong))
+    return treatments
+
+
+def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[SimulatedWell]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, plate_map_columns(config), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(well.row for well in wells)
+    if path.exists() and path.read_bytes() != temporary.read_bytes():
+        temporary.unlink()
+        raise ScreenError(_other_config(config, str(path), "another plate map", "the plate map of this config"))
+    temporary.replace(path)
+
+
+def _written_config(config: SimulatedScreen) -> dict[str, Any]:
+    """What a plate remembers of its config. Of later options only those in use: plates written before stay valid."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {name: value for name, value in values.items() if value or name not in _LATER_OPTIONS}
+
+
+def _is_written(config: SimulatedScreen, path: Path) -> bool:
+    """True for a whole plate of this config, False where there is none."""
+    if not path.exists():
+        return False
+    found = zarr.open_group(str(path), mode="r").attrs.get(_ATTRIBUTE)
+    expected = _written_config(config)
+    if found == expected:
+        return True
+    if not isinstance(found, dict):
+        raise ScreenError(
+            _other_config(config, str(path), "a plate that was not simulated", "nothing, or this config's")
+        )
+    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    raise ScreenError(
+        _other_config(
+            config,
+            str(path),
+            ", ".join(f"{name}={found.get(name)!r}" for name in names),
+            ", ".join(f"{name}={expected.get(name)!r}" for name in names),
+        )
+    )
+
+
+def _other_config(config: SimulatedScreen, file: str, found: str, expected: str) -> Problem:
+    return Problem(
+        screen=config.screen,
+        file=file,
+        problem="other_simulation",
+        found=found,
+        expected=expected,
+        next_step="Delete the folder, or give the new screen another name or root.",
+    )
+
+
+def _write_plate(
+    config: SimulatedScreen,
+    path: Path,
+    wells: Sequence[SimulatedWell],
+    pool: Executor,
+    advance: Callable[[int], None],
+) -> None:
+    # The name keeps its .zarr: stores tell formats by it. A dot hides it from readers of the folder.
+    temporary = path.with_name(f".{path.stem}.part.zarr")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    images = [
+        ngio.ImageInWellPath(row=well.row["well"][0], column=well.row["well"][1:], path=str(site))
+        for well in wells
+        for site in range(1, config.sites_per_well + 1)
+    ]
+    ngio.create_empty_plate(str(temporary), name=path.stem, images=images, ngff_version=_version(config))
+    for _ in pool.map(_write_well, [config] * len(wells), wells, [str(temporary)] * len(wells)):
+        advance(1)
+    zarr.open_group(str(temporary), mode="r+").attrs[_ATTRIBUTE] = _written_config(config)
+    temporary.rename(path)
+
+
+def _write_well(config: SimulatedScreen, well: SimulatedWell, plate_path: str) -> None:
+    """Draw a well and write its images; a function of its arguments alone, so that any executor can run it."""
+    size = config.site_size_px
+    for site in range(1, config.sites_per_well + 1):
+        pixels = simulated_site(config, well, site)
+        container = ngio.create_empty_ome_zarr(
+            str(Path(plate_path) / well.row["well"][0] / well.row["well"][1:] / str(site)),
+            shape=pixels.shape,
+            pixelsize=config.pixel_size_um,
+            axes_names=("c", "y", "x"),
+            levels=1,
+            channels_meta=list(CHANNELS),
+            ngff_version=_version(config),
+            chunks=(1, size, size),
+            dtype="uint16",
+            overwrite=True,
+        )
+        container.get_image().set_array(pixels)
+
+
+def _version(config: SimulatedScreen) -> Any:
+    return config.ome_zarr_version

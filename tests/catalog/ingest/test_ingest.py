@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.catalog.small_plate import CHANNELS, CONFIG, commit, contents, write_plate
+
+import cytolake
+import cytolake.catalog
+from cytolake.catalog import Catalog, CatalogError, ids
+from cytolake.catalog.ingest.plates import (
+    IngestConfig,
+    _portions,
+    ingest_plates,
+    ingest_screens,
+)
+from cytolake.catalog.ingest.site_rows import crop_grid
+from cytolake.screens.images.pixels import read_site
+from cytolake.screens.plate import Plate
+from cytolake.screens.sources import ScreenSource
+
+
+@pytest.fixture
+def plate(tmp_path: Path) -> Plate:
+    return write_plate(tmp_path / "source")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return cytolake.catalog.open(tmp_path / "catalog", create=True)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(70, 100, 32), (64, 64, 64), (63, 64, 64), (129, 65, 64)])
+def test_the_grid_lies_inside_the_site_without_overlap_and_centred(height, width, size):
+    corners = crop_grid(height, width, size)
+    covered = np.zeros((height, width), int)
+    for y, x in corners:
+        assert 0 <= y <= height - size
+        assert 0 <= x <= width - size
+        covered[y : y + size, x : x + size] += 1
+    assert len(corners) == (height // size) * (width // size)
+    assert covered.max(initial=0) <= 1
+    if corners:
+        rows, columns = np.nonzero(covered)
+        assert abs(rows.min() - (height - 1 - rows.max())) <= 1
+        assert abs(columns.min() - (width - 1 - columns.max())) <= 1
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ingest_writes_every_row_once_and_a_second_run_reads_nothing(catalog, plate, monkeypatch):
+    seen = []
+    report = ingest_plates(catalog, [plate], CONFIG, lambda what, done, total: seen.append((what, done, total)))
+    assert (report.n_sites, report.n_crops, report.n_quarantined) == (6, 6 * 2 * 3, 2)
+    assert seen[-1] == ("sites", 6, 6)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+    found = contents(catalog)
+    without_ray = cytolake.catalog.open(catalog.root.parent / "other", create=True)
+    commit(without_ray, plate)
+    assert found == contents(without_ray)
+
+    versions = catalog.versions()
+    monkeypatch.setattr("cytolake.catalog.ingest.plates._read_wells", lambda *_: pytest.fail("read pixels again"))
+    again = ingest_plates(catalog, [plate], CONFIG)
+    assert again.skipped == report.ingested == (ids.plate_id("S", "P1"),)
+    assert not again.ingested
+    assert not again.refused
+    assert catalog.versions() == versions
+
+
+def test_rows_join_plate_map_quarantine_and_pixels(catalog, plate):
+    commit(catalog, plate)
+    wells = catalog.table("wells").sort_by("well").to_pylist()
+    assert [(w["well"], w["perturbation"], w["control"], w["is_negative_control"], w["has_images"]) for w in wells] == [
+        ("A01", "TP53", "", False, True),
+        ("A02", "DMSO", "negative", True, True),
+        ("B01", "", "", False, True),
+        ("C01", "MYC", "", False, False),
+    ]
+    assert sorted(row["problem"] for row in catalog.table("quarantine").to_pylist()) == [
+        "unknown_control",
+        "well_without_image",
+    ]
+    row = catalog.table("plates").to_pylist()[0]
+    assert (row["n_wells"], row["n_sites"], row["n_crops"], row["n_quarantined"]) == (4, 6, 36, 2)
+    assert catalog.table("qc_metrics", where="channel = 'Actin'").num_rows == 6
+    assert set(catalog.table("qc_metrics").column("max").to_pylist()) == {65535.0}
+
+    crops = catalog.table("crops", where="well = 'B01'").to_pylist()[::-1]
+    pixels = catalog.crop_pixels([crop["crop_id"] for crop in crops])
+    whole = {site.site: read_site(site) for site in plate.sites if site.well == "B01"}
+    for crop, found in zip(crops, pixels, strict=True):
+        y, x, size = crop["y"], crop["x"], crop["size"]
+        np.testing.assert_array_equal(found, whole[crop["site"]][:, y : y + size, x : x + size])
+        assert found.dtype == np.uint16
+    assert catalog.channels_of([crops[0]["crop_id"]]) == [CHANNELS]
+    with pytest.raises(CatalogError, match="crop nonsense: 1 of 2 crop ids are not in the catalog"):
+        catalog.crop_pixels([crops[0]["crop_id"], "nonsense"])
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_site_that_cannot_be_read_is_quarantined_and_the_rest_is_there(catalog, plate):
+    cut, gone = Path(plate.sites[0].image_paths[0]), Path(plate.sites[5].image_paths[1])
+    cut.write_bytes(cut.read_bytes()[:2000])
+    gone.unlink()
+    report = ingest_plates(catalog, [plate], CONFIG)
+    assert report.n_sites == 4
+    rows = catalog.table("quarantine", where="file <> ''").sort_by("file").to_pylist()
+    assert [(row["well"], row["site"], row["problem"], row["channel"]) for row in rows] == [
+        ("A01", "1", "truncated_file", "DNA"),
+        ("B01", "2", "missing_file", "Actin"),
+    ]
+    assert all(row["found"] and row["expected"] and row["next_step"] for row in rows)
+
+
+def test_a_site_smaller_than_a_crop_is_told_and_has_no_crops(catalog, plate):
+    commit(catalog, plate, replace(CONFIG, crop_size=80))
+    assert catalog.table("crops").num_rows == 0
+    assert catalog.table("sites").num_rows == 6
+    rows = catalog.table("quarantine", where="problem = 'site_smaller_than_crop'").to_pylist()
+    assert len(rows) == 6
+    assert rows[0]["found"] == "70 x 100 pixels"
+
+
+def test_the_same_plate_elsewhere_has_the_same_ids(tmp_path):
+    found = []
+    for place in ("one", "two"):
+        catalog = cytolake.catalog.open(tmp_path / place / "catalog", create=True)
+        commit(catalog, write_plate(tmp_path / place))
+        found.append(contents(catalog))
+    for rows in found:
+        for row in (*rows["sites"], *rows["plates"]):
+            for name in ("image_paths", "source"):
+                row.pop(name, None)
+    assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_plate_that_changed_moved_or_came_twice_is_refused_with_what_to_do(catalog, plate, tmp_path):
+    commit(catalog, plate)
+    before = contents(catalog)
+    changed = replace(plate, wells=plate.wells[:1])
+    for listed, config, problem in (
+        ([changed], CONFIG, "plate_changed"),
+        ([plate], replace(CONFIG, crop_size=16), "other_crop_size"),
+        ([plate, write_plate(tmp_path / "copy")], CONFIG, "duplicate_plate"),
+    ):
+        report = ingest_plates(catalog, listed, config)
+        assert [refused.problem for refused in report.refused] == [problem]
+        assert "catalog root" in report.refused[0].next_step or problem == "duplicate_plate"
+        assert not report.ingested
+        ingest_plates(catalog, listed, config)
+        assert catalog.table("quarantine", where=f"problem = '{problem}'").num_rows == 1
+    copy = write_plate(tmp_path / "copy")
+    assert not ingest_plates(catalog, [copy], CONFIG).refused  # a copy, while the first is still there
+    Path(plate.source).rename(tmp_path / "away")
+    assert [refused.problem for refused in ingest_plates(catalog, [copy], CONFIG).refused] == ["plate_moved"]
+    after = contents(catalog)
+    assert {k: v for k, v in after.items() if k != "quarantine"} == {
+        k: v for k, v in before.items() if k != "quarantine"
+    }
+
+
+def test_a_plate_without_readable_sites_is_there_with_its_problems(catalog, plate):
+    commit(catalog, replace(plate, sites=()))
+    assert catalog.table("plates").column("n_sites").to_pylist() == [0]
+    assert catalog.table("wells").num_rows == 3
+
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from tests.catalog.small_plate import commit, write_plate
+import cytolake.catalog
+catalog = cytolake.catalog.open(sys.argv[1])
+plate = write_plate(Path(sys.argv[2]), seed=int(sys.argv[4]))
+left = int(sys.argv[3])
+def count(method):
+    def counted(*arguments, **named):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return method(*arguments, **named)
+    return counted
+catalog.write_plate, catalog.append = count(catalog.write_plate), count(catalog.append)
+print("ready", flush=True)
+sys.stdin.readline()
+commit(catalog, plate)
+"""
+
+
+def start_driver(catalog: Catalog, source: Path, commits: int, seed: int = 0) -> subprocess.Popen[str]:
+    """A process that commits a plate and, after so many commits, is killed."""
+    arguments = [str(catalog.root), str(source), str(commits), str(seed)]
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def go(drivers: list[subprocess.Popen[str]]) -> list[int]:
+    """Let them all start at once; their exit codes."""
+    for driver in drivers:
+        assert driver.stdout.readline() == "ready\n"
+    for driver in drivers:
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+    for driver in drivers:
+        driver.communicate(timeout=120)
+    return [driver.returncode for driver in drivers]
+
+
+@pytest.mark.parametrize("commits", [1, 3, 5])
+def test_a_killed_driver_leaves_nothing_to_see_and_the_next_run_completes(catalog, plate, tmp_path, commits):
+    nothing = contents(catalog)
+    assert go([start_driver(catalog, tmp_path / "source", commits)]) == [-9]
+    left = contents(catalog)
+    assert {k: v for k, v in left.items() if k != "quarantine"} == {
+        k: v for k, v in nothing.items() if k != "quarantine"
+    }
+    commit(catalog, plate)
+    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    commit(whole, plate)
+    assert contents(catalog) == contents(whole)
+
+
+def test_a_plate_mended_after_a_kill_leaves_no_row_of_the_old_one(catalog, plate, tmp_path):
+    assert go([start_driver(catalog, tmp_path / "source", 4)]) == [-9]
+    mended = replace(plate, sites=plate.sites[:3], wells=plate.wells[:1], problems=())
+    commit(catalog, mended)
+    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    commit(whole, mended)
+    assert contents(catalog) == contents(whole)
+
+
+def test_two_processes_that_ingest_one_plate_write_it_once(catalog, plate, tmp_path):
+    drivers = [start_driver(catalog, tmp_path / "source", 99) for _ in range(2)]
+    assert go(drivers) == [0, 0]
+    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    commit(whole, plate)
+    assert contents(catalog) == contents(whole)
+
+
+def test_a_visible_plate_is_not_overwritten(catalog, plate):
+    commit(catalog, plate)
+    crops = catalog.table("crops")
+    with pytest.raises(CatalogError, match="has this plate with other content"):
+        catalog.write_plate("crops", crops, plate_id=ids.plate_id("S", "P1"), content=7)
+    assert catalog.table("crops").num_rows == crops.num_rows
+
+
+def test_a_pinned_catalog_shows_the_plates_of_its_day(catalog, plate, tmp_path):
+    commit(catalog, plate)
+    then = catalog.versions()
+    commit(catalog, write_plate(tmp_path / "source", "P2"))
+    assert catalog.table("crops").num_rows == 72
+    assert catalog.at(then).table("crops").num_rows == 36
+    assert catalog.at(then).sql("SELECT DISTINCT plate FROM sites").to_pylist() == [{"plate": "P1"}]
+
+
+@pytest.mark.real_data
+@pytest.mark.usefixtures("local_ray")
+def test_a_real_screen_comes_in_whole(catalog, real_data):
+    source = ScreenSource(screen="jump", path=str(real_data / "jump_BR00117006_site"))
+    report = ingest_screens(catalog, [source], IngestConfig(crop_size=64))
+    assert report.n_sites >= 1
+    assert report.n_crops == catalog.table("crops").num_rows > 0
+    crop = catalog.table("crops", where="foreground_share > 0.2").to_pylist()[0]
+    pixels = catalog.crop_pixels([crop["crop_id"]])[0]
+    assert pixels.shape == (crop["n_channels"], 64, 64)
+    assert pixels.std() > 0
+
+
+@pytest.mark.parametrize(("n_wells", "n_workers", "most"), [(1, 2, 16), (40, 2, 16), (1000, 64, 8), (3, 8, 1)])
+def test_every_well_is_read_once_in_ever_smaller_portions(n_wells, n_workers, most):
+    tasks = [{"well": str(i), "sites": ["", ""]} for i in range(n_wells)]
+    portions = list(_portions(tasks, most, n_workers))
+    assert [task for portion in portions for task in portion] == tasks
+    sizes = [len(portion) for portion in portions]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= max(1, most // 2)
+    assert sum(sizes[-n_workers:]) <= max(n_workers, n_wells // 2 + 1)

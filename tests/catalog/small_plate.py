@@ -1,0 +1,96 @@
+"""A small plate of TIFF files, and its way into a catalog without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+import cytolake.catalog
+from cytolake.catalog import Catalog, table_names
+from cytolake.catalog.ingest.plate_content import content_hash
+from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
+from cytolake.catalog.ingest.staging import Staging
+from cytolake.screens.plate import Plate, Problem, SiteImage
+
+CONFIG = IngestConfig(crop_size=32, sites_per_task=2)
+CHANNELS = ("DNA", "Actin")
+
+
+def write_plate(folder: Path, name: str = "P1", seed: int = 0) -> Plate:
+    """Three wells of two sites of two channels, 70 x 100 pixels, as TIFF files, with a plate map."""
+    rng = np.random.default_rng(seed)
+    sites = []
+    for well in ("A01", "A02", "B01"):
+        for site in ("1", "2"):
+            paths = []
+            for channel in CHANNELS:
+                path = folder / name / f"{well}_{site}_{channel}.tif"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.poisson(200, (70, 100)).astype(np.uint16)
+                pixels[20:40, 30:60] += 5000
+                pixels[0, 0] = 65535
+                tifffile.imwrite(path, pixels)
+                paths.append(str(path))
+            sites.append(
+                SiteImage(
+                    screen="S",
+                    plate=name,
+                    well=well,
+                    site=site,
+                    channels=CHANNELS,
+                    reader="files",
+                    image_paths=tuple(paths),
+                )
+            )
+    wells = (
+        {"well": "A01", "gene": "TP53", "control": ""},
+        {"well": "A02", "gene": "", "compound": "DMSO", "control": "negcon"},
+        {"well": "C01", "gene": "MYC", "control": "what"},
+    )
+    lost = Problem(
+        screen="S",
+        plate=name,
+        well="C01",
+        problem="well_without_image",
+        found="none",
+        expected="one",
+        next_step="Look.",
+    )
+    return Plate(
+        screen="S",
+        plate=name,
+        batch="B",
+        source=str(folder / name),
+        reader="files",
+        channels=CHANNELS,
+        sites=tuple(sites),
+        wells=wells,
+        problems=(lost,),
+        pixel_size_um=0.5,
+    )
+
+
+def stage(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> Staging:
+    """What the Ray tasks of a plate do, without Ray."""
+    staging = staging_of(catalog, plate, content_hash(plate), config)
+    for well in dict.fromkeys(site.well for site in plate.sites):
+        sites = [site for site in plate.sites if site.well == well]
+        stage_well(staging, sites, plate.batch, config.crop_size)
+    return staging
+
+
+def commit(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> object:
+    stage(catalog, plate, config)
+    return commit_plate(catalog, plate, content_hash(plate), config)
+
+
+def contents(catalog: Catalog) -> dict[str, list[dict[str, object]]]:
+    """Every row of every table but for the times, in order of the key."""
+    found = {}
+    for name in table_names():
+        contract = cytolake.catalog.table_contract(name)
+        rows = catalog.table(name).sort_by([(column, "ascending") for column in contract.key]).to_pylist()
+        found[name] = [{k: v for k, v in row.items() if not k.endswith("_at")} for row in rows]
+    return found
