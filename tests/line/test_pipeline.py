@@ -38,6 +38,9 @@ SMALL = (
     "probe.seeds=[0, 1]",
     "probe.regularisation=[0.1]",
     "probe.bootstrap_draws=50",
+    "label_curve.train.simulated_per_kind=2",
+    "label_curve.curve.labels_per_class=1",
+    "label_curve.curve.seeds=[0, 1]",
 )
 
 
@@ -54,6 +57,7 @@ def first(line, local_ray) -> tuple[stages.PipelineResult, str]:
 
 def test_the_pipeline_promotes_what_it_chose_and_writes_a_page(line, first):
     result, _ = first
+    assert "Artefact detector" in result.report.read_text(encoding="utf-8")
     catalog = cytolake.catalog.open(line.root)
     assert result.card.representation_id == result.choice.representation_id
     assert resolve_alias(line.tracking.at(line.root), "champion").version == result.card.version
@@ -142,6 +146,10 @@ def test_the_benchmark_scores_every_label_beside_the_baselines(line, first):
     tasks = (("perturbation", "plate"), ("plate", "well"))
     benchmark = dataclasses.replace(line.benchmark, tasks=tasks)
     stages.benchmark(dataclasses.replace(line, benchmark=benchmark), Console(file=printed, width=200))
-    labels = cytolake.catalog.open(line.root).sql("select distinct label from scores")["label"].to_pylist()
+    labels = (
+        cytolake.catalog.open(line.root)
+        .sql("select distinct label from scores where benchmark = 'linear_probe'")["label"]
+        .to_pylist()
+    )
     assert set(labels) == {"perturbation", "plate"}
     assert "pixel statistics" in printed.getvalue()
