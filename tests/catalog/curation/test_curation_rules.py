@@ -30,7 +30,7 @@ from tests.catalog.curation.planted_catalog import (
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
-from cytolake.catalog.curation.rules import MISSING, Considered, run_tasks
+from cytolake.catalog.curation.rules import MISSING, Considered
 
 CONSISTENCY = {"rule": "consistency", "representations": "first", "n_draws": 1000}
 PER_TREATMENT = N_PLATES * WELLS_EACH * CROPS_EACH
@@ -127,14 +127,6 @@ def test_with_ray_and_without_it_the_result_is_the_same(screen, run, local_ray, 
     here = run(screen, CONSISTENCY, name="here")
     assert kept(screen, spread) == kept(screen, here)
     assert evidence(spread) == evidence(here)
-
-
-def test_tasks_give_their_results_in_order_on_ray(local_ray):
-    seen: list[tuple[str, int, int]] = []
-    tasks = [(number, 10) for number in range(7)]
-    results = run_tasks(lambda a, b: a * b, tasks, "numbers", lambda *call: seen.append(call))
-    assert results == [10 * number for number in range(7)]
-    assert seen == [("numbers", done, 7) for done in range(1, 8)]
 
 
 def test_conditions_that_no_experiment_can_test_say_so(own, run):

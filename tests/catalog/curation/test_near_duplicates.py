@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,18 @@ def test_centred_groups_have_mean_0_and_a_shift_of_a_group_changes_nothing():
     shifted = vectors + 10 * np.arange(3, dtype=np.float32)[groups][:, None]
     np.testing.assert_allclose(centred(shifted, groups), found, atol=1e-5)
     assert centred(vectors[:0], groups[:0]).shape == (0, 4)
+
+
+def test_clusters_on_ray_give_what_they_give_here(local_ray, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    seen = []
+    spread = find_duplicates(vectors, 0.95, n_clusters=6, progress=lambda *call: seen.append(call))
+    monkeypatch.delitem(sys.modules, "ray")
+    here = find_duplicates(vectors, 0.95, n_clusters=6)
+    np.testing.assert_array_equal(spread.original, here.original)
+    np.testing.assert_array_equal(spread.cosine, here.cosine)
+    assert (here.original >= 0).any()
+    assert seen[-1] == ("clusters compared", 6, 6)
 
 
 def test_the_two_nearest_centres_are_those_of_all_distances(monkeypatch):

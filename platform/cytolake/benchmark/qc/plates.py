@@ -27,9 +27,9 @@ from cytolake.benchmark.qc.features import (
     plate_reference,
     plate_scale,
 )
-from cytolake.catalog.curation.rules import run_tasks
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.qc.verdicts import Progress
+from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.simulated.artefacts import add_artefact
@@ -137,7 +137,11 @@ class PlateSites:
             )
             for start in range(0, len(site_ids), _SITES_PER_TASK)
         ]
-        return [site for part in run_tasks(_measure_part, tasks, "parts measured", self._progress) for site in part]
+        return [
+            site
+            for part in run_tasks(_measure_part, tasks, len(tasks), "parts measured", self._progress)
+            for site in part
+        ]
 
 
 def _measure_part(

@@ -5,10 +5,13 @@ Shapes: N vectors, D features, K clusters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cytolake.catalog.ray_tasks import run_tasks
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -31,7 +34,12 @@ class Duplicates:
 
 
 def find_duplicates(
-    vectors_ND: Floats, min_cosine: float, *, n_clusters: int | None = None, seed: int = 0
+    vectors_ND: Floats,
+    min_cosine: float,
+    *,
+    n_clusters: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Duplicates:
     """Go through vectors in their order, and mark each that is near one that stays.
 
@@ -44,18 +52,23 @@ def find_duplicates(
         n_clusters: Compare only within k-means clusters, each vector in the two nearest to it; 1 compares all pairs.
             None: all pairs up to EXACT_UP_TO vectors, clusters of about ROWS_PER_CLUSTER beyond.
         seed: Of k-means.
+        progress: Told the clusters compared; where Ray runs each is a task of its own.
     """
     unit_ND = unit_rows(vectors_ND)
     n = len(unit_ND)
-    found = Duplicates(original=np.full(n, -1, np.int64), cosine=np.full(n, np.nan, np.float32))
     if n_clusters is None:
         n_clusters = 1 if n <= EXACT_UP_TO else -(-n // ROWS_PER_CLUSTER)
     if n_clusters <= 1 or n <= n_clusters:
-        _mark(unit_ND, np.arange(n), min_cosine, found)
-        return found
+        return compare_in_order(unit_ND, min_cosine)
     nearest_N2 = two_nearest(unit_ND, cluster_centres(unit_ND, n_clusters, seed))
-    for cluster in range(n_clusters):
-        _mark(unit_ND, np.flatnonzero((nearest_N2 == cluster).any(axis=1)), min_cosine, found)
+    members = [np.flatnonzero((nearest_N2 == cluster).any(axis=1)) for cluster in range(n_clusters)]
+    tasks = ((unit_ND[rows], min_cosine) for rows in members)
+    compared = run_tasks(compare_in_order, tasks, n_clusters, "clusters compared", progress)
+    found = Duplicates(original=np.full(n, -1, np.int64), cosine=np.full(n, np.nan, np.float32))
+    for rows, inside in zip(members, compared, strict=True):
+        is_new = (inside.original >= 0) & (found.original[rows] < 0)
+        found.original[rows[is_new]] = rows[inside.original[is_new]]
+        found.cosine[rows[is_new]] = inside.cosine[is_new]
     return found
 
 
@@ -115,12 +128,14 @@ def two_nearest(vectors_ND: Floats, centres_KD: Floats) -> Rows:
     return nearest_N2
 
 
-def _mark(unit_ND: Floats, rows: Rows, min_cosine: float, found: Duplicates) -> None:
-    """Compare some rows, in ascending order, with those of them that stay."""
-    kept = np.empty(len(rows), np.int64)
+def compare_in_order(unit_ND: Floats, min_cosine: float) -> Duplicates:
+    """`find_duplicates` of vectors of length 1 (or 0), all pairs."""
+    n = len(unit_ND)
+    found = Duplicates(original=np.full(n, -1, np.int64), cosine=np.full(n, np.nan, np.float32))
+    kept = np.empty(n, np.int64)
     n_kept = 0
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
+    for start in range(0, n, BLOCK):
+        block = np.arange(start, min(start + BLOCK, n))
         cosine, original = _nearest(unit_ND, block, kept[:n_kept])
         fresh = np.flatnonzero(cosine < min_cosine)
         inside = unit_ND[block[fresh]] @ unit_ND[block[fresh]].T
@@ -134,9 +149,10 @@ def _mark(unit_ND: Floats, rows: Rows, min_cosine: float, found: Duplicates) -> 
             stay.append(position)
         kept[n_kept : n_kept + len(stay)] = block[fresh[stay]]
         n_kept += len(stay)
-        is_new = (cosine >= min_cosine) & (found.original[block] < 0)
-        found.original[block[is_new]] = original[is_new]
-        found.cosine[block[is_new]] = cosine[is_new]
+        is_near = cosine >= min_cosine
+        found.original[block[is_near]] = original[is_near]
+        found.cosine[block[is_near]] = cosine[is_near]
+    return found
 
 
 def _nearest(unit_ND: Floats, block: Rows, kept: Rows) -> tuple[Floats, Rows]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -37,6 +36,7 @@ from cytolake.catalog.curation.near_duplicates import (
 from cytolake.catalog.curation.stored_vectors import StoredVectors, find_representation, stored_vectors
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.qc.verdicts import Progress, QcConfig, judge_sites, qc_profile
+from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.tables import Catalog
 
 Mask = NDArray[np.bool_]
@@ -445,7 +445,7 @@ class ConsistencyStep:
             )
         tests: dict[int, list[ConditionTest]] = {}
         for name, of_experiment in zip(
-            names, run_tasks(condition_tests, tasks, "experiments tested", progress), strict=True
+            names, run_tasks(condition_tests, tasks, len(tasks), "experiments tested", progress), strict=True
         ):
             for test in of_experiment:
                 tests.setdefault(test.condition, []).append(test)
@@ -571,7 +571,9 @@ class NearDuplicatesStep:
             item, item_rows = np.arange(len(found.rows)), found.rows
         lots = considered.lots("site_id")[item_rows]
         order = np.lexsort((item_rows, lots))  # all crops of a site before those of the next: the same site stays
-        duplicates = find_duplicates(vectors[order], self.min_cosine, n_clusters=self.n_clusters, seed=considered.seed)
+        duplicates = find_duplicates(
+            vectors[order], self.min_cosine, n_clusters=self.n_clusters, seed=considered.seed, progress=progress
+        )
         gone = np.flatnonzero(duplicates.original >= 0)
         name = considered.text("site_id" if self.level == "site" else "crop_id")
         detail = np.full(len(item_rows), "", object)
@@ -699,41 +701,6 @@ RULES: dict[str, type[Rule]] = {
 def lot(value: str, seed: int) -> int:
     """A number, 0 to 2**64 - 1, drawn by hashing."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{value}".encode(), digest_size=8).digest())
-
-
-def run_tasks(
-    function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], what: str, progress: Progress | None
-) -> list[Any]:
-    """Results of a function of several arguments, in the order of the tasks.
-
-    Where Ray runs they are Ray tasks, few at a time; without Ray, or with one task, they run here, to the same result.
-    """
-    results: list[Any] = [None] * len(tasks)
-    ray = sys.modules.get("ray")  # a process that does not use Ray need not wait for its import
-    if len(tasks) < 2 or ray is None or not ray.is_initialized():
-        for position, arguments in enumerate(tasks):
-            results[position] = function(*arguments)
-            if progress:
-                progress(what, position + 1, len(tasks))
-        return results
-    task = ray.remote(function).options(num_cpus=1)
-    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: dict[Any, int] = {}
-    started = done = 0
-    try:
-        while done < len(tasks):
-            while started < len(tasks) and len(running) < most:
-                running[task.remote(*tasks[started])] = started
-                started += 1
-            finished, _ = ray.wait(list(running), num_returns=1)
-            results[running.pop(finished[0])] = ray.get(finished[0])
-            done += 1
-            if progress:
-                progress(what, done, len(tasks))
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-    return results
 
 
 def _all_for(mask: Mask, reason: str) -> Exclusions:
