@@ -17,6 +17,7 @@ MosaicML Streaming needs an older NumPy than cytolake: it runs in `.venv-peers`,
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import statistics
@@ -213,6 +214,7 @@ def ray_epochs(folder: Path) -> Epochs:
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=2 * 10**9)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def epoch(number: int) -> Iterator[Tensor]:
         dataset = ray.data.read_parquet(str(folder / "parquet"), shuffle="files")

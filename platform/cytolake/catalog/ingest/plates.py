@@ -50,7 +50,7 @@ class IngestConfig:
 
     crop_size: int = 64
     """Edge of the square crops that tile each site, pixels."""
-    sites_per_task: int = 16
+    sites_per_task: int = 32
     """A Ray task reads wells, one site after the other, until it has about so many sites; towards the end, fewer."""
 
     def __post_init__(self) -> None:
