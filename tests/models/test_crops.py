@@ -41,10 +41,8 @@ def test_collate_keeps_intensities_of_any_dtype(dtype):
 
 def test_collate_marks_what_is_padding():
     batch = collate([crop(1), crop(3)], [(4,), (1, 0, 2)])
-    assert batch.is_channel.tolist() == [[True, False, False], [True, True, True]]
+    assert batch.n_channels == (1, 3)
     assert batch.channel_index.tolist() == [[4, 0, 0], [1, 0, 2]]
-    assert batch.padded
-    assert not collate([crop(2), crop(2)], [(1, 2), (1, 2)]).padded
 
 
 @pytest.mark.parametrize(

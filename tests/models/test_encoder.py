@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from infra.bench.chada import padded_tokens
 
 from cytolake.models import ModelConfig, build_model, collate
+from cytolake.models.runs import split_runs
 from cytolake.models.transformer import grid_positions
 
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
@@ -82,12 +84,30 @@ def test_a_trimmed_encoder_gives_the_same_features_of_its_blocks(architecture):
         encoder.trim(4)
 
 
-def test_final_tokens_of_padded_channels_are_zero():
-    encoder = build_model(small("chada_vit"), 0).encoder.eval()
-    tokens = encoder(collate([crop(3), crop(1)], [(1, 2, 3), (1,)]))
-    assert tokens.shape == (2, 1 + 3 * 16, 32)
-    assert tokens[1, 17:].abs().max() == 0
-    assert tokens[1, :17].abs().min() > 0
+def test_packed_crops_have_the_tokens_and_gradients_of_crops_padded_to_ten_channels():
+    encoder = build_model(small("chada_vit"), 0).encoder
+    counts = (3, 1, 10, 3, 7, 1)
+    images = [crop(n, seed) for seed, n in enumerate(counts)]
+    batch = collate(images, [tuple(i % 6 for i in range(n)) for n in counts])
+    tokens, runs = encoder(batch)
+    of_run = iter(split_runs(tokens, runs))
+    packed = {n: list(next(of_run)) for n in sorted(set(counts))}
+    padded = padded_tokens(encoder, batch, 10)
+    direction = torch.randn(1 + 10 * 16, 32, generator=torch.Generator().manual_seed(0))
+
+    def gradients(of_crops: list[torch.Tensor]) -> list[torch.Tensor]:
+        encoder.zero_grad()
+        sum((own * direction[: len(own)]).sum() for own in of_crops).backward()
+        return [parameter.grad.clone() for parameter in encoder.parameters()]
+
+    in_order = [packed[n].pop(0) for n in counts]
+    for own, reference, n in zip(in_order, padded, counts, strict=True):
+        assert own.shape == (1 + n * 16, 32)
+        torch.testing.assert_close(own, reference[: len(own)], atol=1e-5, rtol=0)
+    of_padded = gradients([reference[: len(own)] for own, reference in zip(in_order, padded, strict=True)])
+    largest = max(other.abs().max() for other in of_padded)
+    for one, other in zip(gradients(in_order), of_padded, strict=True):
+        torch.testing.assert_close(one / largest, other / largest, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

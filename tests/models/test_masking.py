@@ -8,22 +8,30 @@ import torch
 
 from cytolake.models import flip_rotate, masking_noise
 from cytolake.models.masking import draw_mask
+from cytolake.models.runs import split_runs
 from cytolake.models.seeding import sample_bits, uniform
 
 
 @pytest.mark.parametrize("mask_ratio", [0.25, 0.5, 0.75, 0.9])
 def test_each_crop_keeps_its_own_share_of_its_own_tokens(mask_ratio):
-    n_tokens = torch.tensor([64, 128, 320, 10])
-    is_token = torch.arange(320)[None] < n_tokens[:, None]
-    mask = draw_mask(masking_noise(0, 0, range(4), 320), is_token, mask_ratio)
-    wanted = [max(1, int(n * (100 - round(100 * mask_ratio))) // 100) for n in n_tokens.tolist()]
-    assert mask.is_visible.sum(dim=1).tolist() == wanted
-    assert mask.is_hidden.sum(dim=1).tolist() == (n_tokens - torch.tensor(wanted)).tolist()
-    for i in range(4):
-        visible = set(mask.visible[i][mask.is_visible[i]].tolist())
-        hidden = set(mask.is_hidden[i].nonzero()[:, 0].tolist())
-        assert visible | hidden == set(range(n_tokens[i]))
-        assert not visible & hidden
+    runs = ((1, 10), (2, 64), (1, 320))
+    mask = draw_mask(masking_noise(0, 0, range(4), 320), runs, mask_ratio)
+    wanted = tuple((n, max(1, length * (100 - round(100 * mask_ratio)) // 100)) for n, length in runs)
+    assert mask.runs == wanted
+    visible = set(mask.visible.tolist())
+    assert len(visible) == len(mask.visible)
+    assert visible ^ set(mask.is_hidden.nonzero()[:, 0].tolist()) == set(range(10 + 2 * 64 + 320))
+    stacks = split_runs(torch.arange(10 + 2 * 64 + 320), runs)
+    for places, of_crops in zip(split_runs(mask.visible, mask.runs), stacks, strict=True):
+        for row, own in zip(places, of_crops, strict=True):
+            assert set(row.tolist()) <= set(own.tolist())
+
+
+def test_the_mask_of_a_crop_does_not_depend_on_the_runs_beside_it():
+    noise = masking_noise(0, 0, range(3), 128)
+    together = draw_mask(noise, ((1, 64), (2, 128)), 0.75)
+    alone = draw_mask(noise[2:], ((1, 128),), 0.75)
+    assert torch.equal(split_runs(together.is_hidden, ((1, 64), (2, 128)))[1][1], alone.is_hidden)
 
 
 def test_noise_of_a_crop_does_not_depend_on_its_neighbours_or_its_worker():

@@ -1,4 +1,4 @@
-"""Crops as a model takes them: raw counts in, padded to one channel count, standardised on the way.
+"""Crops as a model takes them: raw counts in, padded to one channel count until they become tokens, standardised.
 
 Shapes: B crops, C channels, S side of a crop in pixels.
 """
@@ -21,10 +21,8 @@ class CropBatch:
     """(B, C, S, S) float32, raw intensities of any scale; 0 in padded channels."""
     channel_index: Tensor
     """(B, C) long, the stain's identity in the model's channels; 0 = unknown or padding."""
-    is_channel: Tensor
-    """(B, C) bool, False where a channel is padding."""
-    padded: bool = True
-    """False when it is known that no channel is padding, which spares the attention mask."""
+    n_channels: tuple[int, ...]
+    """(B,) how many channels of each crop are no padding: the first ones."""
 
     def __len__(self) -> int:
         return int(self.pixels.shape[0])
@@ -34,15 +32,12 @@ class CropBatch:
         return CropBatch(
             self.pixels.to(device, non_blocking=non_blocking),
             self.channel_index.to(device, non_blocking=non_blocking),
-            self.is_channel.to(device, non_blocking=non_blocking),
-            self.padded,
+            self.n_channels,
         )
 
     def pin_memory(self) -> CropBatch:
         """The same minibatch in page-locked memory, from where a GPU copies without blocking."""
-        return CropBatch(
-            self.pixels.pin_memory(), self.channel_index.pin_memory(), self.is_channel.pin_memory(), self.padded
-        )
+        return CropBatch(self.pixels.pin_memory(), self.channel_index.pin_memory(), self.n_channels)
 
 
 def collate(images: Sequence[np.ndarray], channel_indices: Sequence[Sequence[int]]) -> CropBatch:
@@ -87,8 +82,7 @@ def collate(images: Sequence[np.ndarray], channel_indices: Sequence[Sequence[int
             f"crop {crop} of the minibatch, channel {channel}: intensities that are not finite (NaN or infinite). "
             "Expected finite counts; exclude the site in catalog/curation/ or mend its file."
         )
-    is_channel = torch.arange(max(n_channels))[None, :] < torch.tensor(n_channels)[:, None]
-    return CropBatch(pixels, channel_index, is_channel, padded=min(n_channels) != max(n_channels))
+    return CropBatch(pixels, channel_index, tuple(n_channels))
 
 
 def standardise(pixels: Tensor) -> Tensor:

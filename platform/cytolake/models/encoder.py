@@ -1,8 +1,8 @@
 """The encoder: crops to tokens to one vector for each block.
 
-Shapes: B crops, C channels, S side of a crop in pixels, N patches of a channel, P pixels of a token, L tokens, D width.
-`mae_vit` has L = N tokens of P = C * patch_size**2 pixels; `chada_vit` has L = C * N tokens of P = patch_size**2
-pixels, channel by channel.
+Shapes: B crops, C channels, S side of a crop in pixels, N patches of a channel, P pixels of a token, L tokens of a
+crop, T tokens of all crops in runs of equal length (see `runs`), D width. `mae_vit` has L = N tokens of
+P = C * patch_size**2 pixels; `chada_vit` has L = C * N tokens of P = patch_size**2 pixels, channel by channel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from cytolake.models.config import ModelConfig, wrong_channels
 from cytolake.models.crops import CropBatch, standardise
+from cytolake.models.runs import Runs, by_length, join_runs, longer, split_runs
 from cytolake.models.transformer import Block, grid_positions, initialise
 
 POOLINGS = ("mean", "cls")
@@ -27,13 +28,17 @@ class Patches:
     """Standardised crops cut into the pixels of each token."""
 
     pixels: Tensor
-    """(B, L, P) float32, standardised intensities; channel, row, column within a token."""
-    is_token: Tensor
-    """(B, L) bool, False for the tokens of padded channels."""
+    """(T, P) float32, standardised intensities; channel, row, column within a token."""
     channel_index: Tensor | None
-    """(B, L) long, identity of a token's channel; None for `mae_vit`, whose tokens hold all channels."""
-    padded: bool
-    """False when all tokens are real."""
+    """(T,) long, identity of a token's channel; None for `mae_vit`, whose tokens hold all channels."""
+    runs: Runs
+    """Crops of equal channel counts, side by side."""
+    order: Tensor
+    """(B,) long, which crop of the minibatch is at each place in the runs."""
+
+    def in_minibatch_order(self, of_crop_BX: Tensor) -> Tensor:
+        """Rows of crops in the order of the runs, put back into the order of the minibatch."""
+        return of_crop_BX[self.order.argsort()] if len(self.runs) > 1 else of_crop_BX
 
 
 class Encoder(nn.Module):
@@ -69,13 +74,12 @@ class Encoder(nn.Module):
     def n_blocks(self) -> int:
         return len(self.blocks)
 
-    def forward(self, batch: CropBatch) -> Tensor:
-        """Final tokens: (B, 1 + L, D), the cls token first, then the patch tokens; tokens of padded channels are 0."""
+    def forward(self, batch: CropBatch) -> tuple[Tensor, Runs]:
+        """Final tokens (T + B, D) of all crops in runs, each crop's cls token before its patch tokens, and the runs."""
         patches = self.patches(batch)
-        is_real = functional.pad(patches.is_token, (1, 0), value=True)
-        *_, tokens = self.run_blocks(self.embed(patches), patches.is_token if patches.padded else None)
-        final: Tensor = self.norm(tokens) * is_real[:, :, None]
-        return final
+        *_, tokens = self.run_blocks(self.embed(patches), patches.runs)
+        final: Tensor = self.norm(tokens)
+        return final, longer(patches.runs, 1)
 
     @torch.no_grad()
     def pooled_blocks(self, batch: CropBatch) -> dict[str, Tensor]:
@@ -92,12 +96,12 @@ class Encoder(nn.Module):
             self.eval()
         try:
             patches = self.patches(batch)
-            weight_BL = patches.is_token / patches.is_token.sum(dim=1, keepdim=True)
             mean, cls = [], []
-            for tokens in self.run_blocks(self.embed(patches), patches.is_token if patches.padded else None):
+            for tokens in self.run_blocks(self.embed(patches), patches.runs):
                 normed = functional.layer_norm(tokens.float(), (self.config.width,), eps=1e-6)
-                cls.append(normed[:, 0])
-                mean.append((normed[:, 1:] * weight_BL[:, :, None]).sum(dim=1))
+                first_BD, mean_BD = cls_and_mean(normed, longer(patches.runs, 1))
+                cls.append(patches.in_minibatch_order(first_BD))
+                mean.append(patches.in_minibatch_order(mean_BD))
         finally:
             if was_training:
                 self.train()
@@ -132,50 +136,63 @@ class Encoder(nn.Module):
                 f"{self.config.crop_size} x {self.config.crop_size} px. "
                 "Cut crops of that size, or train a model of this one."
             )
-        side, size = self.config.crop_size // self.config.patch_size, self.config.patch_size
-        pixels = standardise(batch.pixels).view(*batch.pixels.shape[:2], side, size, side, size)  # B C row y column x
-        pixels = pixels.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # (B, C, N, size * size)
         if self.config.architecture == "mae_vit":
             order_BC = self._order_of_channels(batch)
-            pixels = pixels.take_along_dim(order_BC[:, :, None, None], dim=1)
-            pixels_BLP = pixels.transpose(1, 2).flatten(2)
-            return Patches(pixels_BLP, torch.ones_like(pixels_BLP[:, :, 0], dtype=torch.bool), None, padded=False)
+            channels = batch.pixels.take_along_dim(order_BC[:, :, None, None], dim=1)
+            pixels = self._cut(channels).transpose(1, 2).flatten(2)  # (B, N, C * size * size)
+            crops = torch.arange(len(batch), device=pixels.device)
+            runs = ((len(batch), self.config.n_patches),)
+            return Patches(pixels.flatten(0, 1), None, runs, crops)
         self._check_identities(batch)
-        n_patches = side * side
+        places, crops_of_count = by_length(batch.n_channels)
+        order = torch.tensor(places, device=batch.pixels.device)
+        cut, identities = [], []
+        first = 0
+        for n, n_channels in crops_of_count:
+            rows = order[first : first + n]
+            cut.append(self._cut(batch.pixels[rows, :n_channels]).flatten(0, 2))
+            identities.append(batch.channel_index[rows, :n_channels].flatten())
+            first += n
+        n_patches = self.config.n_patches
         return Patches(
-            pixels.flatten(1, 2),
-            batch.is_channel.repeat_interleave(n_patches, dim=1),
-            batch.channel_index.repeat_interleave(n_patches, dim=1),
-            padded=batch.padded,
+            torch.cat(cut),
+            torch.cat(identities).repeat_interleave(n_patches),
+            tuple((n, n_channels * n_patches) for n, n_channels in crops_of_count),
+            order,
         )
 
     def embed(self, patches: Patches) -> Tensor:
-        """(B, L, D) patch tokens with position and channel identity, before the first block and without cls."""
+        """(T, D) patch tokens with position and channel identity, before the first block and without cls."""
         tokens: Tensor = self.patch_embedding(patches.pixels)
-        positions_LD = self.positions.repeat(tokens.shape[1] // len(self.positions), 1)
-        tokens = tokens + positions_LD
+        tokens = tokens + self.positions.repeat(len(tokens) // len(self.positions), 1)
         if self.channel_embedding is not None:
             tokens = tokens + self.channel_embedding(patches.channel_index)
         return tokens
 
-    def run_blocks(self, tokens_BLD: Tensor, is_token_BL: Tensor | None) -> Iterator[Tensor]:
-        """(B, 1 + L, D) after each block in turn, cls first, for patch tokens of `embed`; None means no padding."""
-        tokens = torch.cat([self.cls_token.expand(len(tokens_BLD), 1, -1).to(tokens_BLD.dtype), tokens_BLD], dim=1)
-        is_key = None if is_token_BL is None else functional.pad(is_token_BL, (1, 0), value=True)
+    def run_blocks(self, tokens_TD: Tensor, runs: Runs) -> Iterator[Tensor]:
+        """(T + B, D) after each block in turn, each crop's cls token before its patch tokens (T, D) of `embed`."""
+        tokens = join_runs(
+            torch.cat([self.cls_token.expand(len(stack), 1, -1).to(stack.dtype), stack], dim=1)
+            for stack in split_runs(tokens_TD, runs)
+        )
         for block in self.blocks:
-            tokens = block(tokens, is_key)
+            tokens = block(tokens, longer(runs, 1))
             yield tokens
+
+    def _cut(self, pixels: Tensor) -> Tensor:
+        """(B, C, S, S) raw counts to (B, C, N, size * size) standardised patches."""
+        side, size = self.config.crop_size // self.config.patch_size, self.config.patch_size
+        pixels = standardise(pixels).view(*pixels.shape[:2], side, size, side, size)  # B C row y column x
+        return pixels.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
     def _order_of_channels(self, batch: CropBatch) -> Tensor:
         """(B, C) where in each crop the model's stains are, in the model's order."""
         wanted = torch.arange(1, len(self.config.channels) + 1, device=batch.channel_index.device)
         order_BC = batch.channel_index.argsort(dim=1)
         found_BC = batch.channel_index.take_along_dim(order_BC, dim=1)
-        if found_BC.shape[1] != len(wanted) or not bool(batch.is_channel.all() & (found_BC == wanted).all()):
-            for i, (indices, is_channel) in enumerate(
-                zip(batch.channel_index.tolist(), batch.is_channel.tolist(), strict=True)
-            ):
-                real = [index for index, real in zip(indices, is_channel, strict=True) if real]
+        if {*batch.n_channels} != {len(wanted)} or not bool((found_BC == wanted).all()):
+            for i, (indices, n_channels) in enumerate(zip(batch.channel_index.tolist(), batch.n_channels, strict=True)):
+                real = indices[:n_channels]
                 if sorted(real) != wanted.tolist():
                     raise wrong_channels(self.config.channels, self._names(real), f"crop {i} of the minibatch")
         return order_BC
@@ -194,3 +211,9 @@ class Encoder(nn.Module):
     def _names(self, indices: list[int]) -> list[str]:
         names = dict(enumerate(self.config.channels, start=1))
         return [names.get(index, "unknown" if index == 0 else f"identity {index}") for index in indices]
+
+
+def cls_and_mean(tokens_TD: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
+    """(B, D) the first token of each crop, and (B, D) the mean of its others, in the order of the runs."""
+    stacks = split_runs(tokens_TD, runs)
+    return torch.cat([stack[:, 0] for stack in stacks]), torch.cat([stack[:, 1:].mean(dim=1) for stack in stacks])

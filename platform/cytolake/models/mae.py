@@ -1,6 +1,7 @@
 """The masked autoencoder: hide most tokens of a crop, reconstruct their pixels.
 
-Shapes: B crops, L tokens, V visible tokens, P pixels of a token, D width.
+Shapes: B crops, L tokens of the largest, T tokens of all crops in runs of equal length (see `runs`), V of them visible,
+P pixels of a token, D width.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch.nn import functional
 from cytolake.models.config import ModelConfig
 from cytolake.models.contrast import Projection, contrastive_loss
 from cytolake.models.crops import CropBatch
-from cytolake.models.encoder import Encoder, Patches
+from cytolake.models.encoder import Encoder, Patches, cls_and_mean
 from cytolake.models.masking import Mask, draw_mask
+from cytolake.models.runs import join_runs, longer, split_runs
 from cytolake.models.transformer import Block, grid_positions, initialise
 
 
@@ -57,29 +59,29 @@ class Decoder(nn.Module):
         if self.channel_embedding is not None:
             nn.init.normal_(self.channel_embedding.weight, std=0.2)
 
-    def forward(self, encoded_BVD: Tensor, mask: Mask, patches: Patches) -> Tensor:
-        """(B, L, P) predicted pixels of every token.
+    def forward(self, encoded_ED: Tensor, mask: Mask, patches: Patches) -> Tensor:
+        """(T, P) predicted pixels of every token.
 
         Args:
-            encoded_BVD: (B, 1 + V, D) the encoder's final tokens, cls first.
+            encoded_ED: (V + B, D) the encoder's final tokens, each crop's cls token before its visible tokens.
             mask: Where the visible tokens belong.
-            patches: Which tokens are real and what their channels are; the pixels are not read.
+            patches: The runs and channels of all tokens; the pixels are not read.
         """
-        entered = self.entry(encoded_BVD)
-        n_tokens = patches.is_token.shape[1]
-        place_BVD = mask.visible[:, :, None].expand(-1, -1, entered.shape[-1])
-        # A crop with fewer visible tokens than V has hidden tokens at the end of its list: they get the mask token.
-        hidden = self.mask_token.to(entered.dtype)
-        visible = torch.where(mask.is_visible[:, :, None], entered[:, 1:], hidden)
-        tokens = hidden.expand(len(entered), n_tokens, -1).scatter(1, place_BVD, visible)
-        tokens = tokens + self.positions.repeat(n_tokens // len(self.positions), 1)
+        entered = split_runs(self.entry(encoded_ED), longer(mask.runs, 1))
+        visible = join_runs(stack[:, 1:] for stack in entered)
+        tokens = self.mask_token.to(visible.dtype).expand(len(patches.pixels), -1).index_copy(0, mask.visible, visible)
+        tokens = tokens + self.positions.repeat(len(tokens) // len(self.positions), 1)
         if self.channel_embedding is not None:
             tokens = tokens + self.channel_embedding(patches.channel_index)
-        tokens = torch.cat([entered[:, :1].to(tokens.dtype), tokens], dim=1)
-        is_key = functional.pad(patches.is_token, (1, 0), value=True) if patches.padded else None
+        runs = longer(patches.runs, 1)
+        tokens = join_runs(
+            torch.cat([stack[:, :1].to(tokens.dtype), own], dim=1)
+            for stack, own in zip(entered, split_runs(tokens, patches.runs), strict=True)
+        )
         for block in self.blocks:
-            tokens = block(tokens, is_key)
-        predicted: Tensor = self.pixels(self.norm(tokens[:, 1:]))
+            tokens = block(tokens, runs)
+        own = join_runs(stack[:, 1:] for stack in split_runs(tokens, runs))
+        predicted: Tensor = self.pixels(self.norm(own))
         return predicted
 
 
@@ -131,25 +133,24 @@ class MaskedAutoencoder(nn.Module):
         """Losses of the reconstruction, and (B, D) the mean of each crop's visible tokens."""
         encoded, mask, patches, pooled_BD = self._encode(batch, noise_BL)
         predicted = self.decoder(encoded, mask, patches)
-        mse_BL = (predicted.float() - patches.pixels).square().mean(dim=-1)
-        mse = _mean_over_hidden(mse_BL, mask.is_hidden)
+        mse_T = (predicted.float() - patches.pixels).square().mean(dim=-1)
+        mse = _mean_over_hidden(mse_T, mask, patches)
         weight = self.config.fourier_weight
         if weight == 0:
             return {"loss": mse, "mse": mse, "fourier": torch.zeros_like(mse)}, pooled_BD
-        fourier_BL = fourier_distance(predicted.float(), patches.pixels, self.config.patch_size)
-        fourier = _mean_over_hidden(fourier_BL, mask.is_hidden)
+        fourier_T = fourier_distance(predicted.float(), patches.pixels, self.config.patch_size)
+        fourier = _mean_over_hidden(fourier_T, mask, patches)
         return {"loss": (1 - weight) * mse + weight * fourier, "mse": mse, "fourier": fourier}, pooled_BD
 
     @torch.no_grad()
     def reconstruct(self, batch: CropBatch, noise_BL: Tensor) -> Reconstruction:
         """What the model makes of the crops with the same masks as `forward`."""
         predicted, mask, patches = self._predict(batch, noise_BL)
-        hidden = mask.is_hidden[:, :, None]
-        pixels = patches.pixels
+        hidden, pixels = mask.is_hidden[:, None], patches.pixels
         return Reconstruction(
-            self._picture(pixels),
-            self._picture(pixels.masked_fill(hidden, 0)),
-            self._picture(torch.where(hidden, predicted.float(), pixels)),
+            self._picture(pixels, patches),
+            self._picture(pixels.masked_fill(hidden, 0), patches),
+            self._picture(torch.where(hidden, predicted.float(), pixels), patches),
         )
 
     def _predict(self, batch: CropBatch, noise_BL: Tensor) -> tuple[Tensor, Mask, Patches]:
@@ -157,39 +158,40 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder(encoded, mask, patches), mask, patches
 
     def _encode(self, batch: CropBatch, noise_BL: Tensor) -> tuple[Tensor, Mask, Patches, Tensor]:
-        """(B, 1 + V, D) final tokens of visible patches, their mask, all patches, (B, D) the visible mean."""
+        """(V + B, D) final tokens of visible patches, their mask, all patches, (B, D) the visible mean of each crop."""
         patches = self.encoder.patches(batch)
-        noise_BL = noise_BL[:, : patches.is_token.shape[1]].to(patches.is_token.device)
-        mask = draw_mask(noise_BL, patches.is_token, self.config.mask_ratio)
-        tokens_BVD = self.encoder.embed(patches).take_along_dim(mask.visible[:, :, None], dim=1)
-        *_, encoded = self.encoder.run_blocks(tokens_BVD, mask.is_visible if patches.padded else None)
+        mask = draw_mask(noise_BL.to(patches.order.device)[patches.order], patches.runs, self.config.mask_ratio)
+        *_, encoded = self.encoder.run_blocks(self.encoder.embed(patches)[mask.visible], mask.runs)
         tokens = self.encoder.norm(encoded)
-        weight_BV = mask.is_visible / mask.is_visible.sum(dim=1, keepdim=True)
-        return tokens, mask, patches, (tokens[:, 1:] * weight_BV[:, :, None]).sum(dim=1)
+        mean_BD = cls_and_mean(tokens, longer(mask.runs, 1))[1]
+        return tokens, mask, patches, patches.in_minibatch_order(mean_BD)
 
-    def _picture(self, pixels_BLP: Tensor) -> Tensor:
-        """(B, L, P) -> (B, C, S, S)."""
+    def _picture(self, pixels_TP: Tensor, patches: Patches) -> Tensor:
+        """(T, P) -> (B, C, S, S), 0 in channels that a crop has not."""
         config = self.config
         side, size = config.crop_size // config.patch_size, config.patch_size
-        n_crops = len(pixels_BLP)
-        if config.architecture == "mae_vit":
-            pixels_BLP = pixels_BLP.reshape(n_crops, side * side, -1, size * size).transpose(1, 2)
-        pixels = pixels_BLP.reshape(n_crops, -1, side, side, size, size).transpose(3, 4)  # B C row y column x
-        picture: Tensor = pixels.reshape(n_crops, -1, config.crop_size, config.crop_size)
-        return picture
+        crops = []
+        for stack in split_runs(pixels_TP, patches.runs):
+            if config.architecture == "mae_vit":
+                stack = stack.view(*stack.shape[:2], -1, size * size).transpose(1, 2).flatten(1, 2)
+            pixels = stack.reshape(len(stack), -1, side, side, size, size).transpose(3, 4)  # B C row y column x
+            crops.append(pixels.flatten(4, 5).flatten(2, 3))
+        n_channels = max(stack.shape[1] for stack in crops)
+        padded = [functional.pad(stack, (0, 0, 0, 0, 0, n_channels - stack.shape[1])) for stack in crops]
+        return patches.in_minibatch_order(torch.cat(padded))
 
 
-def fourier_distance(predicted_BLP: Tensor, target_BLP: Tensor, patch_size: int) -> Tensor:
-    """(B, L) mean absolute difference between the Fourier magnitudes of two patches, over frequencies and channels.
+def fourier_distance(predicted_TP: Tensor, target_TP: Tensor, patch_size: int) -> Tensor:
+    """(T,) mean absolute difference between the Fourier magnitudes of two patches, over frequencies and channels.
 
     Source: Kraus et al. 2024, arXiv 2404.10242, section 3.3, taken for each patch and channel; unnormalised transform,
     so that a unit-variance patch has magnitudes near `patch_size`.
     """
-    shape = (*predicted_BLP.shape[:2], -1, patch_size, patch_size)
-    predicted = torch.fft.fft2(predicted_BLP.reshape(shape)).abs()
-    target = torch.fft.fft2(target_BLP.reshape(shape)).abs()
-    distance_BL: Tensor = (predicted - target).abs().mean(dim=(-3, -2, -1))
-    return distance_BL
+    shape = (len(predicted_TP), -1, patch_size, patch_size)
+    predicted = torch.fft.fft2(predicted_TP.reshape(shape)).abs()
+    target = torch.fft.fft2(target_TP.reshape(shape)).abs()
+    distance_T: Tensor = (predicted - target).abs().mean(dim=(-3, -2, -1))
+    return distance_T
 
 
 def build_model(config: ModelConfig, seed: int) -> MaskedAutoencoder:
@@ -201,6 +203,8 @@ def build_model(config: ModelConfig, seed: int) -> MaskedAutoencoder:
         return MaskedAutoencoder(config)
 
 
-def _mean_over_hidden(value_BL: Tensor, is_hidden_BL: Tensor) -> Tensor:
-    per_crop = (value_BL * is_hidden_BL).sum(dim=1) / is_hidden_BL.sum(dim=1).clamp_min(1)
-    return per_crop.mean()
+def _mean_over_hidden(value_T: Tensor, mask: Mask, patches: Patches) -> Tensor:
+    """A mean over each crop's hidden tokens, then over crops."""
+    hidden = zip(split_runs(value_T, patches.runs), split_runs(mask.is_hidden, patches.runs), strict=True)
+    of_crop = [(value * is_hidden).sum(dim=1) / is_hidden.sum(dim=1).clamp_min(1) for value, is_hidden in hidden]
+    return torch.cat(of_crop).mean()

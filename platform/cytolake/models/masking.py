@@ -1,6 +1,6 @@
 """Which tokens of a crop the encoder sees.
 
-Shapes: B crops, L tokens of the largest crop, V visible tokens of the largest crop.
+Shapes: B crops, L tokens of a crop, T tokens of all crops in runs of equal length (see `runs`), V of them visible.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cytolake.models.runs import Runs
 from cytolake.models.seeding import sample_bits, uniform
 
 _MASKING = 1  # purpose of `sample_bits`: odd ones, a view each; flips and turns have the even ones
@@ -22,11 +23,11 @@ class Mask:
     """A random choice of visible tokens."""
 
     visible: Tensor
-    """(B, V) long, indices of the visible tokens."""
-    is_visible: Tensor
-    """(B, V) bool, False where a crop has fewer visible tokens than the largest one."""
+    """(V,) long, places of the visible tokens in the row of all tokens, crop after crop."""
+    runs: Runs
+    """Of the visible tokens."""
     is_hidden: Tensor
-    """(B, L) bool, True for the tokens to be reconstructed; False for visible ones and for padding."""
+    """(T,) bool, True for the tokens to be reconstructed."""
 
 
 def masking_noise(
@@ -39,22 +40,26 @@ def masking_noise(
     return torch.from_numpy(uniform(sample_bits(seed, epoch, sample_index, _MASKING + 2 * view), n_tokens))
 
 
-def draw_mask(noise_BL: Tensor, is_token_BL: Tensor, mask_ratio: float) -> Mask:
-    """Keep int(n * (1 - mask_ratio)) of each crop's n tokens, at least 1: those with the least noise.
+def draw_mask(noise_BL: Tensor, runs: Runs, mask_ratio: float) -> Mask:
+    """Keep int(L * (1 - mask_ratio)) of each crop's L tokens, at least 1: those with the least noise.
 
     Args:
-        noise_BL: (B, L) random numbers, see `masking_noise`.
-        is_token_BL: (B, L) bool, False for padding.
+        noise_BL: (B, at least L) random numbers of the crops in the order of the runs, see `masking_noise`.
+        runs: Of all tokens.
         mask_ratio: Share of tokens to hide, in (0, 1).
 
     Source: He et al. 2022, arXiv 2111.06377, section 3.
     """
-    order_BL = noise_BL.masked_fill(~is_token_BL, torch.inf).argsort(dim=1, stable=True)
-    n_tokens_B = is_token_BL.sum(dim=1)
-    # The 1e-6 keeps 10 tokens at ratio 0.9 at 1 and not at int(0.9999...) = 0.
-    n_visible_B = (n_tokens_B * (1 - mask_ratio) + 1e-6).long().clamp_min(1)
-    n_visible = int(n_visible_B.max())
-    is_visible_BV = torch.arange(n_visible, device=order_BL.device)[None, :] < n_visible_B[:, None]
-    rank_BL = order_BL.argsort(dim=1)
-    is_hidden_BL = is_token_BL & (rank_BL >= n_visible_B[:, None])
-    return Mask(order_BL[:, :n_visible], is_visible_BV, is_hidden_BL)
+    visible, is_hidden, visible_runs = [], [], []
+    crop = token = 0
+    for n, length in runs:
+        # The 1e-6 keeps 10 tokens at ratio 0.9 at 1 and not at int(0.9999...) = 0.
+        n_visible = max(1, int(length * (1 - mask_ratio) + 1e-6))
+        order_nL = noise_BL[crop : crop + n, :length].argsort(dim=1, stable=True)
+        starts = token + length * torch.arange(n, device=order_nL.device)[:, None]
+        visible.append((order_nL[:, :n_visible] + starts).flatten())
+        hidden = torch.ones(n, length, dtype=torch.bool, device=order_nL.device)
+        is_hidden.append(hidden.scatter_(1, order_nL[:, :n_visible], False).flatten())
+        visible_runs.append((n, n_visible))
+        crop, token = crop + n, token + n * length
+    return Mask(torch.cat(visible), tuple(visible_runs), torch.cat(is_hidden))

@@ -1,6 +1,6 @@
 """The transformer block and the position code that encoder and decoder share.
 
-Shapes: B crops, L tokens, D width, H heads.
+Shapes: B crops, T tokens of all crops in runs of equal length (see `runs`), L tokens of a crop, D width, H heads.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cytolake.models.runs import Runs, join_runs, lengths, split_runs
 
 
 class Block(nn.Module):
@@ -29,33 +31,40 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.drop_path = drop_path
 
-    def forward(self, tokens_BLD: Tensor, is_key_BL: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D). Tokens with `is_key_BL` False are attended by none; None means all are real."""
-        tokens_BLD = tokens_BLD + self._drop(self._attend(self.attention_norm(tokens_BLD), is_key_BL))
-        return tokens_BLD + self._drop(self.mlp(self.mlp_norm(tokens_BLD)))
+    def forward(self, tokens_TD: Tensor, runs: Runs) -> Tensor:
+        """(T, D) -> (T, D). A token attends to those of its own crop."""
+        tokens_TD = tokens_TD + self._drop(self._attend(self.attention_norm(tokens_TD), runs), runs)
+        return tokens_TD + self._drop(self.mlp(self.mlp_norm(tokens_TD)), runs)
 
-    def _drop(self, change_BLD: Tensor) -> Tensor:
+    def _drop(self, change_TD: Tensor, runs: Runs) -> Tensor:
         """Leave the change out for some crops of a minibatch in training. Huang et al. 2016, arXiv 1603.09382."""
         if not self.training or self.drop_path == 0:
-            return change_BLD
-        kept = torch.rand(len(change_BLD), 1, 1, device=change_BLD.device) >= self.drop_path
-        return change_BLD * kept / (1 - self.drop_path)
+            return change_TD
+        of_crop = torch.tensor(lengths(runs), device=change_TD.device)
+        kept_B = torch.rand(len(of_crop), device=change_TD.device) >= self.drop_path
+        kept_T = kept_B.repeat_interleave(of_crop, output_size=len(change_TD))
+        return change_TD * kept_T[:, None] / (1 - self.drop_path)
 
-    def _attend(self, tokens_BLD: Tensor, is_key_BL: Tensor | None) -> Tensor:
-        query, key, value = self.qkv(tokens_BLD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def _attend(self, tokens_TD: Tensor, runs: Runs) -> Tensor:
+        query, key, value = self.qkv(tokens_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, d)
         query, key = self.query_norm(query), self.key_norm(key)
-        mask = None if is_key_BL is None else is_key_BL[:, None, None, :]
-        if tokens_BLD.device.type == "cpu":
+        if tokens_TD.device.type == "cpu":
             # torch 2.15 on a CPU without AMX: attention's backward in bf16 takes 1.4 to 8 times as long as in fp32.
             with torch.autocast("cpu", enabled=False):
-                mixed_BHLd = functional.scaled_dot_product_attention(
-                    query.float(), key.float(), value.float(), attn_mask=mask
-                )
+                mixed_THd = _attend_in_runs(query.float(), key.float(), value.float(), runs)
         else:
-            query, key = query.to(value.dtype), key.to(value.dtype)
-            mixed_BHLd = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        out: Tensor = self.attention_out(mixed_BHLd.transpose(1, 2).flatten(2))
+            mixed_THd = _attend_in_runs(query.to(value.dtype), key.to(value.dtype), value, runs)
+        out: Tensor = self.attention_out(mixed_THd.flatten(1))
         return out
+
+
+def _attend_in_runs(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, runs: Runs) -> Tensor:
+    """(T, H, d) attention of each crop to itself, a call for each run."""
+    mixed = []
+    for each in zip(*(split_runs(part, runs) for part in (query_THd, key_THd, value_THd)), strict=True):
+        query, key, value = (stack_nLHd.transpose(1, 2) for stack_nLHd in each)
+        mixed.append(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2))
+    return join_runs(mixed)
 
 
 def grid_positions(side: int, width: int) -> Tensor:

@@ -1,0 +1,167 @@
+"""Packed ChAda-ViT against the published form, which pads every crop to 10 channels: forward and backward.
+
+Both have the same weights and the same crops, of 1 to 6 channels in the shares of the recipe `real_screens`; the loss
+reads every real token. Their outputs and gradients are compared first. The figure is the padded form's time over the
+packed one's. It is also set against the ratio of their floating-point operations (products of matrices, by formula):
+the share that is reached says what packing costs beside what it saves.
+
+Bourriez et al. 2024, arXiv 2311.15264, pad all images of a minibatch to 10 channels, mask the padding as keys of
+attention, and compute every other layer on it. `padded_tokens` does so, and is the oracle of a test.
+
+Shapes: B crops, C channels after padding, L = C * N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from cytolake.models import CropBatch, Encoder, ModelConfig, build_model, collate, standardise
+from cytolake.models.transformer import Block
+
+BAR, SHARE_BAR = 4.0, 0.8
+PADDED_TO = 10
+CROPS_OF_REAL_SCREENS = {1: 0, 2: 0, 3: 0, 5: 0, 6: 0}
+"""Channels: crops of 128 x 128 pixels of the six public screens, curation `any_screen` before it drops any."""
+N_CROPS = 24
+ROUNDS = 5
+MODEL = ModelConfig(
+    architecture="chada_vit",
+    channels=tuple(f"stain {i}" for i in range(PADDED_TO)),
+    crop_size=128,
+    patch_size=16,
+    width=384,
+    depth=12,
+    heads=6,
+)
+
+
+def padded_tokens(encoder: Encoder, batch: CropBatch, n_channels: int) -> Tensor:
+    """(B, 1 + L, D) final tokens of a `chada_vit`, cls first; those of padded channels mean nothing."""
+    config = encoder.config
+    missing = n_channels - batch.pixels.shape[1]
+    pixels = standardise(functional.pad(batch.pixels, (0, 0, 0, 0, 0, missing)))
+    identity = functional.pad(batch.channel_index, (0, missing))
+    side, size = config.crop_size // config.patch_size, config.patch_size
+    patches = pixels.view(*pixels.shape[:2], side, size, side, size).transpose(3, 4).flatten(4).flatten(1, 3)
+    tokens = encoder.patch_embedding(patches) + encoder.positions.repeat(n_channels, 1)
+    assert encoder.channel_embedding is not None
+    tokens = tokens + encoder.channel_embedding(identity.repeat_interleave(config.n_patches, dim=1))
+    tokens = torch.cat([encoder.cls_token.expand(len(batch), 1, -1), tokens], dim=1)
+    n_real = 1 + config.n_patches * torch.tensor(batch.n_channels, device=tokens.device)
+    is_key = torch.arange(tokens.shape[1], device=tokens.device)[None, :] < n_real[:, None]
+    for block in encoder.blocks:
+        assert isinstance(block, Block)
+        tokens = tokens + _attend(block, block.attention_norm(tokens), is_key)
+        tokens = tokens + block.mlp(block.mlp_norm(tokens))
+    final: Tensor = encoder.norm(tokens)
+    return final
+
+
+def _attend(block: Block, tokens_BLD: Tensor, is_key_BL: Tensor) -> Tensor:
+    query, key, value = block.qkv(tokens_BLD).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(
+        block.query_norm(query), block.key_norm(key), value, attn_mask=is_key_BL[:, None, None, :]
+    )
+    out: Tensor = block.attention_out(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def real_mix(n_crops: int, seed: int) -> list[int]:
+    """Channel counts of a minibatch, drawn in the shares of the real screens."""
+    counts = np.array(list(CROPS_OF_REAL_SCREENS.values()), float)
+    drawn = np.random.default_rng(seed).choice(list(CROPS_OF_REAL_SCREENS), size=n_crops, p=counts / counts.sum())
+    return [int(n) for n in drawn]
+
+
+def flops(n_channels: Sequence[int], config: ModelConfig) -> float:
+    """Operations of the encoder's matrix products on crops of so many channels, forward."""
+    n_tokens = [n * config.n_patches for n in n_channels]
+    width, pixels = config.width, config.patch_size**2
+    each_token = 2 * (4 * width**2 + 2 * int(width * config.mlp_ratio) * width)
+    return sum(
+        n * 2 * pixels * width + config.depth * ((1 + n) * each_token + 4 * (1 + n) ** 2 * width) for n in n_tokens
+    )
+
+
+def packed_loss(encoder: Encoder, batch: CropBatch) -> Tensor:
+    tokens, _ = encoder(batch)
+    loss: Tensor = tokens.square().sum()
+    return loss
+
+
+def padded_loss(encoder: Encoder, batch: CropBatch) -> Tensor:
+    tokens = padded_tokens(encoder, batch, PADDED_TO)
+    n_real = 1 + encoder.config.n_patches * torch.tensor(batch.n_channels)
+    is_real = torch.arange(tokens.shape[1])[None, :] < n_real[:, None]
+    return (tokens.square() * is_real[:, :, None]).sum()
+
+
+def step(encoder: Encoder, batch: CropBatch, loss_of: Callable[[Encoder, CropBatch], Tensor]) -> tuple[float, float]:
+    """Loss and seconds of one forward and backward."""
+    encoder.zero_grad()
+    started = time.perf_counter()
+    loss = loss_of(encoder, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item(), time.perf_counter() - started
+
+
+def largest_gradient_difference(encoder: Encoder, batch: CropBatch) -> float:
+    """Of any weight, as a share of the largest gradient."""
+    gradients = []
+    for loss_of in (packed_loss, padded_loss):
+        step(encoder, batch, loss_of)
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None])
+    largest = max(float(gradient.abs().max()) for gradient in gradients[1])
+    return max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)) / largest
+
+
+def main() -> int:
+    console = Console(width=120)
+    torch.set_num_threads(torch.get_num_threads())
+    encoder = build_model(MODEL, 0).encoder
+    rng = np.random.default_rng(0)
+    batches = []
+    for seed in range(ROUNDS):
+        counts = real_mix(N_CROPS, seed)
+        images = [rng.integers(100, 4000, (n, MODEL.crop_size, MODEL.crop_size)).astype(np.uint16) for n in counts]
+        batches.append(collate(images, [tuple(range(1, n + 1)) for n in counts]))
+    difference = largest_gradient_difference(encoder, batches[0])
+    console.print(f"largest difference of a gradient: {difference:.1e} of the largest gradient")
+    if difference > 1e-4:
+        raise RuntimeError("the packed and the padded form differ: the timing would mean nothing")
+    packed_s, padded_s, shares = [], [], []
+    shown = Table("crops by channels", "packed s", "padded s", "ratio", "FLOP ratio", box=None)
+    for batch in batches:
+        packed, one = step(encoder, batch, packed_loss)
+        padded, other = step(encoder, batch, padded_loss)
+        if abs(packed - padded) > 1e-4 * abs(padded):
+            raise RuntimeError(f"losses differ: packed {packed}, padded {padded}")
+        fewer = flops([PADDED_TO] * len(batch), MODEL) / flops(batch.n_channels, MODEL)
+        packed_s.append(one)
+        padded_s.append(other)
+        shares.append(other / one / fewer)
+        mix = " ".join(f"{n}:{batch.n_channels.count(n)}" for n in sorted(set(batch.n_channels)))
+        shown.add_row(mix, f"{one:.2f}", f"{other:.2f}", f"{other / one:.2f}", f"{fewer:.2f}")
+    console.print(shown)
+    figure = statistics.median(other / one for one, other in zip(packed_s, padded_s, strict=True))
+    share = statistics.median(shares)
+    is_ok = figure >= BAR and share >= SHARE_BAR
+    print(
+        f"chada: figure={figure:.2f} bar={BAR} flop_share={share:.2f} flop_share_bar={SHARE_BAR} "
+        f"{'ok' if is_ok else 'short'}"
+    )
+    return 0 if is_ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
