@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from cytolake.models import (
     CheckpointError,
     ModelConfig,
-    build_model,
+    build_encoder,
     collate,
     load_encoder,
     model_id,
@@ -24,14 +24,14 @@ CONFIG = ModelConfig(channels=("DNA", "ER"), crop_size=16, patch_size=4, width=2
 
 @pytest.fixture
 def saved(tmp_path):
-    encoder = build_model(CONFIG, 0).encoder
+    encoder = build_encoder(CONFIG, 0)
     path = tmp_path / "encoder.safetensors"
     return encoder, path, save_encoder(encoder, path)
 
 
 @pytest.mark.parametrize("architecture", ["mae_vit", "chada_vit"])
 def test_a_loaded_encoder_is_the_saved_one(tmp_path, architecture):
-    encoder = build_model(dataclasses.replace(CONFIG, architecture=architecture), 0).encoder
+    encoder = build_encoder(dataclasses.replace(CONFIG, architecture=architecture), 0)
     identity = save_encoder(encoder, tmp_path / "e.safetensors")
     loaded = load_encoder(tmp_path / "e.safetensors", expect=encoder.config)
     batch = collate([np.random.default_rng(0).normal(size=(2, 16, 16))], [(1, 2)])
@@ -44,7 +44,7 @@ def test_a_loaded_encoder_is_the_saved_one(tmp_path, architecture):
 
 def test_the_number_of_heads_is_part_of_the_model_although_weights_fit_any(saved):
     _, path, identity = saved
-    other = build_model(dataclasses.replace(CONFIG, heads=3), 0).encoder
+    other = build_encoder(dataclasses.replace(CONFIG, heads=3), 0)
     assert model_id(other) != identity
     with pytest.raises(CheckpointError, match="another model: found heads=2, expected heads=3"):
         load_encoder(path, expect=other.config)
@@ -52,7 +52,7 @@ def test_the_number_of_heads_is_part_of_the_model_although_weights_fit_any(saved
 
 def test_training_settings_do_not_make_it_another_model(saved):
     _, path, _ = saved
-    load_encoder(path, expect=dataclasses.replace(CONFIG, mask_ratio=0.5, decoder_depth=4, drop_path=0.2))
+    load_encoder(path, expect=dataclasses.replace(CONFIG, drop_path=0.2))
 
 
 def test_a_truncated_file_says_so(saved):

@@ -21,6 +21,8 @@ def test_each_crop_keeps_its_own_share_of_its_own_tokens(mask_ratio):
     visible = set(mask.visible.tolist())
     assert len(visible) == len(mask.visible)
     assert visible ^ set(mask.is_hidden.nonzero()[:, 0].tolist()) == set(range(10 + 2 * 64 + 320))
+    assert sorted(mask.hidden.tolist()) == mask.is_hidden.nonzero()[:, 0].tolist()
+    assert mask.hidden_runs == tuple((n, length - kept) for (n, length), (_, kept) in zip(runs, wanted, strict=True))
     stacks = split_runs(torch.arange(10 + 2 * 64 + 320), runs)
     for places, of_crops in zip(split_runs(mask.visible, mask.runs), stacks, strict=True):
         for row, own in zip(places, of_crops, strict=True):

@@ -1,27 +1,27 @@
-"""Encoders and their pretraining objective. Needs torch, numpy and safetensors alone."""
+"""Encoders and what trains them. Needs torch, numpy and safetensors alone."""
 
 from cytolake.models.augment import flip_rotate
 from cytolake.models.checkpoints import CheckpointError, load_encoder, model_id, save_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.models.crops import CropBatch, collate, standardise
-from cytolake.models.encoder import POOLINGS, Encoder
-from cytolake.models.mae import MaskedAutoencoder, Reconstruction, build_model
+from cytolake.models.encoder import POOLINGS, Encoder, build_encoder
 from cytolake.models.masking import masking_noise
+from cytolake.models.sizes import SIZES, published_size
 
 __all__ = [
     "POOLINGS",
+    "SIZES",
     "CheckpointError",
     "CropBatch",
     "Encoder",
-    "MaskedAutoencoder",
     "ModelConfig",
-    "Reconstruction",
-    "build_model",
+    "build_encoder",
     "collate",
     "flip_rotate",
     "load_encoder",
     "masking_noise",
     "model_id",
+    "published_size",
     "save_encoder",
     "standardise",
 ]

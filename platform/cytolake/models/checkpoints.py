@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -15,10 +16,7 @@ from cytolake.models.config import ModelConfig
 from cytolake.models.encoder import Encoder
 
 _KIND = "cytolake-encoder"
-_VERSION = "1"
-_ENCODER_FIELDS = (
-    "architecture", "channels", "crop_size", "patch_size", "width", "depth", "heads", "mlp_ratio",
-)  # fmt: skip
+_VERSION = "2"
 
 
 class CheckpointError(ValueError):
@@ -45,7 +43,7 @@ def load_encoder(path: str | Path, expect: ModelConfig | None = None) -> Encoder
 
     Args:
         path: A file of `save_encoder`.
-        expect: Refuse an encoder that differs from this config in anything but drop-path, masking, loss and decoder.
+        expect: Refuse an encoder that differs from this config in anything but drop-path.
 
     Raises:
         CheckpointError: No such file, not a safetensors file, a truncated or changed file, a file that cytolake did not
@@ -67,7 +65,8 @@ def load_encoder(path: str | Path, expect: ModelConfig | None = None) -> Encoder
             "use a checkpoint of this version of cytolake, or train again."
         ) from error
     if expect is not None:
-        different = [name for name in _ENCODER_FIELDS if getattr(config, name) != getattr(expect, name)]
+        names = [field.name for field in dataclasses.fields(config) if field.name != "drop_path"]
+        different = [name for name in names if getattr(config, name) != getattr(expect, name)]
         if different:
             found = ", ".join(f"{name}={getattr(config, name)}" for name in different)
             wanted = ", ".join(f"{name}={getattr(expect, name)}" for name in different)

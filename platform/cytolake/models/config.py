@@ -1,4 +1,4 @@
-"""What an encoder and its masked autoencoder look like."""
+"""What an encoder looks like."""
 
 from __future__ import annotations
 
@@ -8,67 +8,72 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Architecture = Literal["mae_vit", "chada_vit"]
+Architecture = Literal["mae_vit", "ca_mae_vit", "chada_vit"]
+BlockKind = Literal["sequential", "parallel", "post_norm"]
+ChannelCode = Literal["stain", "order"]
+Positions = Literal["sin_cos", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """One vision transformer with its masked-autoencoder decoder. Defaults are ViT-Ti/8 for crops of 64 px."""
+    """One vision transformer. Defaults are ViT-Ti/8 for crops of 64 px; the published sizes are in `sizes`."""
 
     architecture: Architecture = "chada_vit"
-    """`mae_vit`: all stains enter one token for each patch (He et al. 2022; Kraus et al. 2024). `chada_vit`: one token
-    for each channel and patch, any number of channels (Bourriez et al. 2024)."""
+    """`mae_vit`: all stains enter one token for each patch (He et al. 2022; Kraus et al. 2024). `ca_mae_vit`: one token
+    for each channel and patch, and no token knows its stain (channel-agnostic MAE, Kraus et al. 2024). `chada_vit`: one
+    token for each channel and patch, which knows its channel, any number of channels (Bourriez et al. 2024)."""
     channels: tuple[str, ...] = ()
-    """`mae_vit`: the input stains, in order; every crop must have exactly these. `chada_vit`: the channel vocabulary; a
-    stain's identity is its position + 1, and 0 is an unknown stain."""
+    """`mae_vit`: the input stains, in order; every crop must have exactly these. Else the channel vocabulary; a stain's
+    identity is its position + 1, and 0 is an unknown stain."""
+    channel_code: ChannelCode = "stain"
+    """How a token of `chada_vit` knows its channel: by the stain's identity in `channels`, or by the channel's place in
+    the crop, as published."""
+    max_channels: int = 10
+    """Most channels of a crop where `channel_code` is `order`."""
     crop_size: int = 64
-    """Side of a crop in pixels."""
+    """Side in pixels of the crops it is trained on. It takes any crop whose side is a multiple of `patch_size`."""
     patch_size: int = 8
     """Side of a patch in pixels; divides `crop_size`."""
     width: int = 192
     """Features of one token, D. A multiple of 4 (sin-cos positions) and of `heads`."""
     depth: int = 12
-    """Transformer blocks of the encoder."""
+    """Transformer blocks."""
     heads: int = 3
-    """Attention heads of the encoder. The weights fit any number of heads, so a checkpoint carries it."""
+    """Attention heads. The weights fit any number of heads, so a checkpoint carries it."""
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP, in units of its width."""
+    block: BlockKind = "sequential"
+    """`sequential`: attention, then MLP, each after its own norm (Dosovitskiy et al. 2021). `parallel`: both read one
+    norm and are added at once (Dehghani et al. 2023; Kraus et al. 2024). `post_norm`: as ChAda-ViT was published."""
+    layer_scale: float = 0.0
+    """First gain of what a block adds, learned for each feature; 0 means no gain. Touvron et al. 2021."""
     drop_path: float = 0.0
     """Chance to skip a block in training, growing linearly from 0 at the first block to this at the last."""
-    decoder_width: int = 128
-    decoder_depth: int = 2
-    decoder_heads: int = 4
-    mask_ratio: float = 0.75
-    """Share of a crop's tokens hidden from the encoder. He et al. 2022, fig. 5."""
-    fourier_weight: float = 0.01
-    """Weight a of the Fourier loss: (1 - a) * mse + a * fourier. Kraus et al. 2024."""
-    contrastive_weight: float = 0.0
-    """Weight of the contrastive term between two views of a crop, added to the loss; 0 is a plain masked autoencoder.
-    Mishra et al. 2022."""
+    positions: Positions = "sin_cos"
+    """`sin_cos`: fixed, for crops of any size. `learned`: as ChAda-ViT was published, interpolated for other sizes."""
+    standardise: bool = True
+    """Give each channel of each crop mean 0 and standard deviation 1. False takes intensities as they come, which must
+    then be scaled to [0, 1] by the caller, as ChAda-ViT was published."""
 
     def __post_init__(self) -> None:
-        if self.architecture not in get_args(Architecture):
-            raise ValueError(
-                f"model architecture {self.architecture!r} is not known: "
-                f"choose one of {', '.join(get_args(Architecture))}."
-            )
-        if self.architecture == "mae_vit" and not self.channels:
+        for name, kind in (
+            ("architecture", Architecture),
+            ("block", BlockKind),
+            ("channel_code", ChannelCode),
+            ("positions", Positions),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"model {name} {getattr(self, name)!r} is not known: choose one of {', '.join(get_args(kind))}."
+                )
+        if self.is_fused and not self.channels:
             raise ValueError(
                 "mae_vit needs its input stains: found channels=(), expected at least one name such as ('DNA',). "
                 "Name them in the recipe, or take chada_vit, which accepts any channels."
             )
         if len(set(self.channels)) != len(self.channels):
             raise ValueError(f"model channels are not unique: {', '.join(self.channels)}. Name each stain once.")
-        for name in (
-            "crop_size",
-            "patch_size",
-            "width",
-            "depth",
-            "heads",
-            "decoder_width",
-            "decoder_depth",
-            "decoder_heads",
-        ):
+        for name in ("crop_size", "patch_size", "width", "depth", "heads", "max_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model {name} is {getattr(self, name)}: expected 1 or more.")
         if self.crop_size % self.patch_size:
@@ -76,34 +81,55 @@ class ModelConfig:
                 f"crops of {self.crop_size} px do not divide into patches of {self.patch_size} px. "
                 "Choose a patch_size that divides crop_size."
             )
-        for width, heads, where in ((self.width, self.heads, ""), (self.decoder_width, self.decoder_heads, "decoder_")):
-            if width % heads or width % 4:
-                raise ValueError(f"model {where}width {width} must be a multiple of 4 and of {where}heads ({heads}).")
-        for name in ("mask_ratio", "fourier_weight", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model {name} is {getattr(self, name)}: expected 0 <= {name} < 1.")
-        if self.contrastive_weight < 0:
-            raise ValueError(f"model contrastive_weight is {self.contrastive_weight}: expected 0 or more.")
-        if self.mask_ratio == 0:
-            raise ValueError("model mask_ratio is 0: nothing would be hidden, so there is nothing to learn.")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"model mlp_ratio is {self.mlp_ratio}: expected more than 0.")
+        check_width(self.width, self.heads, "model width", "heads")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"model drop_path is {self.drop_path}: expected 0 <= drop_path < 1.")
+        if self.mlp_ratio <= 0 or self.layer_scale < 0:
+            raise ValueError(
+                f"model mlp_ratio is {self.mlp_ratio}, layer_scale {self.layer_scale}: expected more than 0, and 0 or "
+                "more."
+            )
+
+    @property
+    def is_fused(self) -> bool:
+        """All channels of a patch are one token."""
+        return self.architecture == "mae_vit"
 
     @property
     def n_patches(self) -> int:
-        """Patches of one channel, N."""
+        """Patches of one channel of a crop of `crop_size`, N."""
         return (self.crop_size // self.patch_size) ** 2
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.width * self.mlp_ratio)
+
+    def n_tokens(self, n_channels: int) -> int:
+        """Patch tokens of a crop of `crop_size` with so many channels."""
+        return self.n_patches * (1 if self.is_fused else n_channels)
 
     def channel_indices(self, names: Sequence[str]) -> tuple[int, ...]:
         """Identities of a crop's channels for this model: position in `channels` + 1, or 0 for a stain not in it.
 
         Raises:
-            ValueError: The architecture is `mae_vit` and the names are not exactly its stains (the order is free).
+            ValueError: The architecture is `mae_vit` and the names are not exactly its stains (the order is free), or
+                more channels than a `chada_vit` that counts them has room for.
         """
-        if self.architecture == "mae_vit" and sorted(names) != sorted(self.channels):
+        if self.is_fused and sorted(names) != sorted(self.channels):
             raise wrong_channels(self.channels, names)
+        self.check_number_of_channels(len(names))
         place = {name: i + 1 for i, name in enumerate(self.channels)}
         return tuple(place.get(name, 0) for name in names)
+
+    def check_number_of_channels(self, n_channels: int) -> None:
+        """Raises ValueError where a `chada_vit` that counts channels has no room for so many."""
+        if self.architecture == "chada_vit" and self.channel_code == "order" and n_channels > self.max_channels:
+            raise ValueError(
+                f"a crop has {n_channels} channels; this chada_vit with channel_code=order was built for at most "
+                f"{self.max_channels}. Raise model.max_channels and train again, or take channel_code=stain, which has "
+                "no limit."
+            )
 
     def to_json(self) -> str:
         """All fields as JSON with sorted keys: equal configs give equal text."""
@@ -115,6 +141,12 @@ class ModelConfig:
         fields = json.loads(text)
         fields["channels"] = tuple(fields["channels"])
         return cls(**fields)
+
+
+def check_width(width: int, heads: int, what: str, heads_name: str) -> None:
+    """Raises ValueError for a width that sin-cos positions or the heads cannot share."""
+    if width % heads or width % 4:
+        raise ValueError(f"{what} {width} must be a multiple of 4 and of {heads_name} ({heads}).")
 
 
 def wrong_channels(wanted: Sequence[str], found: Sequence[str], crop: str = "crop") -> ValueError:

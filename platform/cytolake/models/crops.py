@@ -20,7 +20,8 @@ class CropBatch:
     pixels: Tensor
     """(B, C, S, S) float32, raw intensities of any scale; 0 in padded channels."""
     channel_index: Tensor
-    """(B, C) long, the stain's identity in the model's channels; 0 = unknown or padding."""
+    """(B, C) long, the stain's identity in the model's channels; 0 = unknown or padding. Stays on the CPU, where
+    a model checks it without waiting for a GPU."""
     n_channels: tuple[int, ...]
     """(B,) how many channels of each crop are no padding: the first ones."""
 
@@ -28,16 +29,16 @@ class CropBatch:
         return int(self.pixels.shape[0])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> CropBatch:
-        """The same minibatch on another device."""
+        """The same minibatch with its pixels on another device."""
         return CropBatch(
             self.pixels.to(device, non_blocking=non_blocking),
-            self.channel_index.to(device, non_blocking=non_blocking),
+            self.channel_index,
             self.n_channels,
         )
 
     def pin_memory(self) -> CropBatch:
         """The same minibatch in page-locked memory, from where a GPU copies without blocking."""
-        return CropBatch(self.pixels.pin_memory(), self.channel_index.pin_memory(), self.n_channels)
+        return CropBatch(self.pixels.pin_memory(), self.channel_index, self.n_channels)
 
 
 def collate(images: Sequence[np.ndarray], channel_indices: Sequence[Sequence[int]]) -> CropBatch:

@@ -2,7 +2,8 @@
 
 Shapes: B crops, C channels, S side of a crop in pixels, N patches of a channel, P pixels of a token, L tokens of a
 crop, T tokens of all crops in runs of equal length (see `runs`), D width. `mae_vit` has L = N tokens of
-P = C * patch_size**2 pixels; `chada_vit` has L = C * N tokens of P = patch_size**2 pixels, channel by channel.
+P = C * patch_size**2 pixels; `ca_mae_vit` and `chada_vit` have L = C * N tokens of P = patch_size**2 pixels, channel by
+channel.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from cytolake.models.config import ModelConfig, wrong_channels
 from cytolake.models.crops import CropBatch, standardise
-from cytolake.models.runs import Runs, by_length, join_runs, longer, split_runs
-from cytolake.models.transformer import Block, grid_positions, initialise
+from cytolake.models.runs import Runs, by_length, join_runs, longer, split_runs, to_device
+from cytolake.models.transformer import build_block, grid_positions, initialise
 
 POOLINGS = ("mean", "cls")
 
@@ -31,10 +34,14 @@ class Patches:
     """(T, P) float32, standardised intensities; channel, row, column within a token."""
     channel_index: Tensor | None
     """(T,) long, identity of a token's channel; None for `mae_vit`, whose tokens hold all channels."""
+    channel_place: Tensor | None
+    """(T,) long, place of a token's channel in its crop, from 0; None for `mae_vit`."""
     runs: Runs
     """Crops of equal channel counts, side by side."""
     order: Tensor
     """(B,) long, which crop of the minibatch is at each place in the runs."""
+    side: int
+    """Patches along a side of a crop."""
 
     def in_minibatch_order(self, of_crop_BX: Tensor) -> Tensor:
         """Rows of crops in the order of the runs, put back into the order of the minibatch."""
@@ -44,29 +51,48 @@ class Patches:
 class Encoder(nn.Module):
     """Vision transformer over raw crops; `config.architecture` chooses how channels become tokens.
 
-    Source: He et al. 2022, arXiv 2111.06377 (`mae_vit`); Bourriez et al. 2024, arXiv 2311.15264 (`chada_vit`, here with
-    channel embeddings by the stain's identity rather than by its place in the file).
+    Source: He et al. 2022, arXiv 2111.06377 (`mae_vit`); Kraus et al. 2024, arXiv 2404.10242 (`ca_mae_vit`);
+    Bourriez et al. 2024, arXiv 2311.15264 (`chada_vit`; by default its channel embeddings are of the stain's identity
+    rather than of its place in the file).
     """
 
     positions: Tensor
+    compiled_for_one_shape: ClassVar = ("cut",)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        fused = len(config.channels) if config.architecture == "mae_vit" else 1
+        self.recomputes = False
+        """Compute a block's inside again in the backward pass rather than keep it: less memory, a third more time."""
+        fused = len(config.channels) if config.is_fused else 1
         self.patch_embedding = nn.Linear(fused * config.patch_size**2, config.width)
-        self.register_buffer(
-            "positions", grid_positions(config.crop_size // config.patch_size, config.width), persistent=False
-        )
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.zeros(config.n_patches, config.width))
+        else:
+            positions = grid_positions(config.crop_size // config.patch_size, config.width)
+            self.register_buffer("positions", positions, persistent=False)
         self.cls_token = nn.Parameter(torch.zeros(config.width))
-        self.channel_embedding = (
-            nn.Embedding(len(config.channels) + 1, config.width) if config.architecture == "chada_vit" else None
+        self.channel_embedding = None
+        if config.architecture == "chada_vit":
+            n_codes = len(config.channels) + 1 if config.channel_code == "stain" else config.max_channels
+            self.channel_embedding = nn.Embedding(n_codes, config.width)
+        skip = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            build_block(
+                config.block,
+                config.width,
+                config.heads,
+                config.mlp_width,
+                drop_path=rate,
+                layer_scale=config.layer_scale,
+            )
+            for rate in skip
         )
-        skip = torch.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in skip)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         initialise(self)
         nn.init.normal_(self.cls_token, std=0.02)
+        if config.positions == "learned":
+            nn.init.trunc_normal_(self.positions, std=0.02)
         if self.channel_embedding is not None:
             nn.init.normal_(self.channel_embedding.weight, std=0.2)  # sin-cos positions have an rms of 0.7
 
@@ -80,6 +106,13 @@ class Encoder(nn.Module):
         *_, tokens = self.run_blocks(self.embed(patches), patches.runs)
         final: Tensor = self.norm(tokens)
         return final, longer(patches.runs, 1)
+
+    def features(self, batch: CropBatch) -> tuple[Tensor, Tensor]:
+        """(B, D) the final cls token and (B, D) the mean of the final patch tokens of each crop, with gradients."""
+        patches = self.patches(batch)
+        *_, tokens = self.run_blocks(self.embed(patches), patches.runs)
+        cls_BD, mean_BD = cls_and_mean(self.norm(tokens), longer(patches.runs, 1))
+        return patches.in_minibatch_order(cls_BD), patches.in_minibatch_order(mean_BD)
 
     @torch.no_grad()
     def pooled_blocks(self, batch: CropBatch) -> dict[str, Tensor]:
@@ -127,46 +160,73 @@ class Encoder(nn.Module):
         """Standardise and cut.
 
         Raises:
-            ValueError: Crops of another size, channels that a `mae_vit` was not built for, or an identity that a
-                `chada_vit` does not have.
+            ValueError: Crops that do not divide into patches, channels that a `mae_vit` was not built for, or an
+                identity, or more channels, than a `chada_vit` has.
         """
-        if batch.pixels.shape[-2:] != (self.config.crop_size,) * 2:
+        height, width = batch.pixels.shape[-2:]
+        if height != width or height % self.config.patch_size:
             raise ValueError(
-                f"crops of {batch.pixels.shape[-2]} x {batch.pixels.shape[-1]} px; this model takes "
-                f"{self.config.crop_size} x {self.config.crop_size} px. "
-                "Cut crops of that size, or train a model of this one."
+                f"crops of {height} x {width} px; this model takes square crops whose side is a multiple of its "
+                f"patch_size, {self.config.patch_size} px, and was trained on {self.config.crop_size} px. "
+                "Cut crops of such a size."
             )
-        if self.config.architecture == "mae_vit":
+        side = width // self.config.patch_size
+        device = batch.pixels.device
+        if self.config.is_fused:
+            channels = batch.pixels
             order_BC = self._order_of_channels(batch)
-            channels = batch.pixels.take_along_dim(order_BC[:, :, None, None], dim=1)
-            pixels = self._cut(channels).transpose(1, 2).flatten(2)  # (B, N, C * size * size)
-            crops = torch.arange(len(batch), device=pixels.device)
-            runs = ((len(batch), self.config.n_patches),)
-            return Patches(pixels.flatten(0, 1), None, runs, crops)
+            if order_BC is not None:
+                channels = channels.take_along_dim(to_device(order_BC, device)[:, :, None, None], dim=1)
+            pixels = self.cut(channels).transpose(1, 2).flatten(2)  # (B, N, C * size * size)
+            crops = torch.arange(len(batch), device=device)
+            return Patches(pixels.flatten(0, 1), None, None, ((len(batch), side**2),), crops, side)
         self._check_identities(batch)
         places, crops_of_count = by_length(batch.n_channels)
-        order = torch.tensor(places, device=batch.pixels.device)
-        cut, identities = [], []
+        order = torch.tensor(places)
+        order_there = to_device(order, device)
+        cut, identities, of_crop = [], [], []
         first = 0
         for n, n_channels in crops_of_count:
-            rows = order[first : first + n]
-            cut.append(self._cut(batch.pixels[rows, :n_channels]).flatten(0, 2))
-            identities.append(batch.channel_index[rows, :n_channels].flatten())
+            cut.append(self.cut(batch.pixels[order_there[first : first + n], :n_channels]).flatten(0, 2))
+            identities.append(batch.channel_index[order[first : first + n], :n_channels].flatten())
+            of_crop.append(torch.arange(n_channels).repeat(n))
             first += n
-        n_patches = self.config.n_patches
         return Patches(
             torch.cat(cut),
-            torch.cat(identities).repeat_interleave(n_patches),
-            tuple((n, n_channels * n_patches) for n, n_channels in crops_of_count),
-            order,
+            to_device(torch.cat(identities), device).repeat_interleave(side**2),
+            to_device(torch.cat(of_crop), device).repeat_interleave(side**2),
+            tuple((n, n_channels * side**2) for n, n_channels in crops_of_count),
+            order_there,
+            side,
         )
 
-    def embed(self, patches: Patches) -> Tensor:
-        """(T, D) patch tokens with position and channel identity, before the first block and without cls."""
-        tokens: Tensor = self.patch_embedding(patches.pixels)
-        tokens = tokens + self.positions.repeat(len(tokens) // len(self.positions), 1)
+    def cut(self, pixels: Tensor) -> Tensor:
+        """(B, C, S, S) raw counts to (B, C, N, size * size) standardised patches."""
+        size = self.config.patch_size
+        side = pixels.shape[-1] // size
+        pixels = (standardise(pixels) if self.config.standardise else pixels.float()).reshape(
+            *pixels.shape[:2], side, size, side, size
+        )  # B C row y column x
+        return pixels.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+
+    def embed(self, patches: Patches, places: Tensor | None = None) -> Tensor:
+        """(T, D) patch tokens with position and channel identity, before the first block and without cls.
+
+        With `places`, (V,) long: of the tokens at these places of the row alone.
+        """
+        n_patches = patches.side**2
+        positions, code = self._positions(patches.side), patches.channel_place
+        if self.config.channel_code == "stain":
+            code = patches.channel_index
+        if places is None:
+            tokens: Tensor = self.patch_embedding(patches.pixels)
+            tokens = tokens + positions.repeat(len(tokens) // n_patches, 1)
+        else:
+            tokens = self.patch_embedding(patches.pixels.index_select(0, places))
+            tokens = tokens + positions.index_select(0, places % n_patches)
         if self.channel_embedding is not None:
-            tokens = tokens + self.channel_embedding(patches.channel_index)
+            assert code is not None
+            tokens = tokens + self.channel_embedding(code if places is None else code.index_select(0, places))
         return tokens
 
     def run_blocks(self, tokens_TD: Tensor, runs: Runs) -> Iterator[Tensor]:
@@ -175,19 +235,28 @@ class Encoder(nn.Module):
             torch.cat([self.cls_token.expand(len(stack), 1, -1).to(stack.dtype), stack], dim=1)
             for stack in split_runs(tokens_TD, runs)
         )
+        with_cls = longer(runs, 1)
         for block in self.blocks:
-            tokens = block(tokens, longer(runs, 1))
+            if self.recomputes and torch.is_grad_enabled():
+                tokens = cast(Tensor, checkpoint(block, tokens, with_cls, use_reentrant=False))
+            else:
+                tokens = block(tokens, with_cls)
             yield tokens
 
-    def _cut(self, pixels: Tensor) -> Tensor:
-        """(B, C, S, S) raw counts to (B, C, N, size * size) standardised patches."""
-        side, size = self.config.crop_size // self.config.patch_size, self.config.patch_size
-        pixels = standardise(pixels).view(*pixels.shape[:2], side, size, side, size)  # B C row y column x
-        return pixels.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    def _positions(self, side: int) -> Tensor:
+        """(side * side, D) position codes of crops of any size."""
+        if side**2 == len(self.positions):
+            return self.positions
+        if self.config.positions == "sin_cos":
+            return grid_positions(side, self.config.width).to(self.positions.device)
+        trained = self.config.crop_size // self.config.patch_size
+        grid_1Dyx = self.positions.T.view(1, -1, trained, trained)
+        resized = functional.interpolate(grid_1Dyx, size=(side, side), mode="bicubic", align_corners=False)
+        return resized[0].flatten(1).T
 
-    def _order_of_channels(self, batch: CropBatch) -> Tensor:
-        """(B, C) where in each crop the model's stains are, in the model's order."""
-        wanted = torch.arange(1, len(self.config.channels) + 1, device=batch.channel_index.device)
+    def _order_of_channels(self, batch: CropBatch) -> Tensor | None:
+        """(B, C) where in each crop the model's stains are, in the model's order; None where all have that order."""
+        wanted = torch.arange(1, len(self.config.channels) + 1)
         order_BC = batch.channel_index.argsort(dim=1)
         found_BC = batch.channel_index.take_along_dim(order_BC, dim=1)
         if {*batch.n_channels} != {len(wanted)} or not bool((found_BC == wanted).all()):
@@ -195,12 +264,12 @@ class Encoder(nn.Module):
                 real = indices[:n_channels]
                 if sorted(real) != wanted.tolist():
                     raise wrong_channels(self.config.channels, self._names(real), f"crop {i} of the minibatch")
-        return order_BC
+        return None if torch.equal(found_BC, batch.channel_index) else order_BC
 
     def _check_identities(self, batch: CropBatch) -> None:
-        assert self.channel_embedding is not None
+        self.config.check_number_of_channels(max(batch.n_channels))
         highest = len(self.config.channels)
-        # A wrong index on a GPU ends the process without a message.
+        # A wrong index on a GPU would end the process without a message.
         if bool(((batch.channel_index < 0) | (batch.channel_index > highest)).any()):
             raise ValueError(
                 f"channel identities from {int(batch.channel_index.min())} to {int(batch.channel_index.max())}; this "
@@ -217,3 +286,12 @@ def cls_and_mean(tokens_TD: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
     """(B, D) the first token of each crop, and (B, D) the mean of its others, in the order of the runs."""
     stacks = split_runs(tokens_TD, runs)
     return torch.cat([stack[:, 0] for stack in stacks]), torch.cat([stack[:, 1:].mean(dim=1) for stack in stacks])
+
+
+def build_encoder(config: ModelConfig, seed: int) -> Encoder:
+    """A new encoder on the CPU. Its weights are a function of (config, seed): it is the untrained twin of any run with
+    that config and seed, whatever the objective. The global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(config)

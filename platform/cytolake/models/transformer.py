@@ -1,6 +1,10 @@
-"""The transformer block and the position code that encoder and decoder share.
+"""Transformer blocks and the position code that encoders and decoders share.
 
-Shapes: B crops, T tokens of all crops in runs of equal length (see `runs`), L tokens of a crop, D width, H heads.
+Shapes: T tokens of all crops in runs of equal length (see `runs`), L tokens of a crop, n crops of a run, D width,
+H heads, d = D / H, M hidden width of the MLP.
+
+A block is two functions of single tokens with attention between them. Only attention needs to know where a crop ends;
+so `compile_blocks` can compile the two for any number of tokens, once, or the whole for minibatches of one shape.
 """
 
 from __future__ import annotations
@@ -8,63 +12,221 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
 
-from cytolake.models.runs import Runs, join_runs, lengths, split_runs
+from cytolake.models.config import BlockKind
+from cytolake.models.runs import Runs, join_runs, split_runs, spread, starts
+
+_VARLEN_DTYPES = (torch.bfloat16, torch.float16)  # what FlashAttention takes
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with normalised queries and keys.
+    """What all blocks have in common. A token attends to those of its own crop."""
 
-    Source: Dosovitskiy et al. 2021, arXiv 2010.11929; query-key norm: Dehghani et al. 2023, arXiv 2302.05442.
-    """
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float = 0.0) -> None:
+    def __init__(self, heads: int, drop_path: float) -> None:
         super().__init__()
         self.heads = heads
+        self.drop_path = drop_path
+
+    def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (T, H, d) each, and what else `after` needs of the tokens, (T, any)."""
+        raise NotImplementedError
+
+    def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
+        """(T, D) the block's output from its input and from what attention mixed.
+
+        `kept_2T` scales the block's two changes for each token, 0 where drop-path leaves them out; None means neither.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens_TD: Tensor, runs: Runs) -> Tensor:
+        """(T, D) -> (T, D)."""
+        return self.change(tokens_TD, runs, self._kept(tokens_TD, runs))
+
+    def change(self, tokens_TD: Tensor, runs: Runs, kept_2T: Tensor | None) -> Tensor:
+        """All of `forward` but its random numbers, which would be others in a compiled function."""
+        query, key, value, other = self.before(tokens_TD)
+        return self.after(tokens_TD, attend(query, key, value, runs), other, kept_2T)
+
+    def _kept(self, tokens_TD: Tensor, runs: Runs) -> Tensor | None:
+        """Leave changes out for some crops of a minibatch in training. Huang et al. 2016, arXiv 1603.09382."""
+        if not self.training or self.drop_path == 0:
+            return None
+        n_crops = sum(n for n, _ in runs)
+        kept_2B = (torch.rand(2, n_crops, device=tokens_TD.device) >= self.drop_path) / (1 - self.drop_path)
+        return spread(kept_2B, runs)
+
+    def _heads(self, features_TX: Tensor, parts: int) -> tuple[Tensor, ...]:
+        n_tokens, width = features_TX.shape
+        return features_TX.view(n_tokens, parts, self.heads, width // (parts * self.heads)).unbind(1)
+
+
+class SequentialBlock(Block):
+    """Pre-norm block: attention, then an MLP that sees its result; normalised queries and keys.
+
+    Source: Dosovitskiy et al. 2021, arXiv 2010.11929; query-key norm: Dehghani et al. 2023, arXiv 2302.05442; gain of
+    the changes: Touvron et al. 2021, arXiv 2103.17239.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, *, drop_path: float = 0.0, layer_scale: float = 0.0
+    ) -> None:
+        super().__init__(heads, drop_path)
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.query_norm = nn.LayerNorm(width // heads, eps=1e-6)
         self.key_norm = nn.LayerNorm(width // heads, eps=1e-6)
         self.attention_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
-        hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.drop_path = drop_path
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+        self.attention_gain = _gain(width, layer_scale)
+        self.mlp_gain = _gain(width, layer_scale)
 
-    def forward(self, tokens_TD: Tensor, runs: Runs) -> Tensor:
-        """(T, D) -> (T, D). A token attends to those of its own crop."""
-        tokens_TD = tokens_TD + self._drop(self._attend(self.attention_norm(tokens_TD), runs), runs)
-        return tokens_TD + self._drop(self.mlp(self.mlp_norm(tokens_TD)), runs)
+    def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query, key, value = self._heads(self.qkv(self.attention_norm(tokens_TD)), 3)
+        return self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype), value, tokens_TD[:, :0]
 
-    def _drop(self, change_TD: Tensor, runs: Runs) -> Tensor:
-        """Leave the change out for some crops of a minibatch in training. Huang et al. 2016, arXiv 1603.09382."""
-        if not self.training or self.drop_path == 0:
-            return change_TD
-        of_crop = torch.tensor(lengths(runs), device=change_TD.device)
-        kept_B = torch.rand(len(of_crop), device=change_TD.device) >= self.drop_path
-        kept_T = kept_B.repeat_interleave(of_crop, output_size=len(change_TD))
-        return change_TD * kept_T[:, None] / (1 - self.drop_path)
-
-    def _attend(self, tokens_TD: Tensor, runs: Runs) -> Tensor:
-        query, key, value = self.qkv(tokens_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, d)
-        query, key = self.query_norm(query), self.key_norm(key)
-        if tokens_TD.device.type == "cpu":
-            # torch 2.15 on a CPU without AMX: attention's backward in bf16 takes 1.4 to 8 times as long as in fp32.
-            with torch.autocast("cpu", enabled=False):
-                mixed_THd = _attend_in_runs(query.float(), key.float(), value.float(), runs)
-        else:
-            mixed_THd = _attend_in_runs(query.to(value.dtype), key.to(value.dtype), value, runs)
-        out: Tensor = self.attention_out(mixed_THd.flatten(1))
-        return out
+    def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
+        tokens_TD = _add(tokens_TD, self.attention_out(mixed_TD), self.attention_gain, kept_2T, 0)
+        return _add(tokens_TD, self.mlp(self.mlp_norm(tokens_TD)), self.mlp_gain, kept_2T, 1)
 
 
-def _attend_in_runs(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, runs: Runs) -> Tensor:
-    """(T, H, d) attention of each crop to itself, a call for each run."""
+class ParallelBlock(Block):
+    """Attention and MLP read the same norm, and what they find is added at once; one product for what enters both.
+
+    Source: Dehghani et al. 2023, arXiv 2302.05442, section 2.1, with normalised queries and keys and without biases of
+    queries, keys and values; as in the encoders of Kraus et al. 2024, arXiv 2404.10242.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, *, drop_path: float = 0.0, layer_scale: float = 0.0
+    ) -> None:
+        super().__init__(heads, drop_path)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.entry = nn.Linear(width, 3 * width + mlp_width, bias=False)  # queries, keys, values, MLP
+        self.mlp_bias = nn.Parameter(torch.zeros(mlp_width))
+        self.query_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.key_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_out = nn.Linear(mlp_width, width)
+        self.gain = _gain(width, layer_scale)
+
+    def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        width = tokens_TD.shape[-1]
+        attention, hidden_TM = self.entry(self.norm(tokens_TD)).split((3 * width, len(self.mlp_bias)), dim=-1)
+        query, key, value = self._heads(attention, 3)
+        return self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype), value, hidden_TM
+
+    def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
+        hidden_TM = functional.gelu(other + self.mlp_bias.to(other.dtype))
+        return _add(tokens_TD, self.attention_out(mixed_TD) + self.mlp_out(hidden_TM), self.gain, kept_2T, 0)
+
+
+class PostNormBlock(Block):
+    """The block of ChAda-ViT as its authors' code has it, for their weights: one norm before and after attention.
+
+    a = attention(norm1(x)); x = norm1(x + a); x = norm2(x + W2 relu(W1 x)). What the published code calls drop-path is
+    dropout on both changes, 0 in its recipes, and is left out. Source: Bourriez et al. 2024, arXiv 2311.15264.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__(heads, 0.0)
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.ReLU(), nn.Linear(mlp_width, width))
+
+    def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query, key, value = self._heads(self.qkv(self.attention_norm(tokens_TD)), 3)
+        return query, key, value, tokens_TD[:, :0]
+
+    def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
+        tokens_TD = self.attention_norm(tokens_TD + self.attention_out(mixed_TD))
+        changed_TD: Tensor = self.mlp_norm(tokens_TD + self.mlp(tokens_TD))
+        return changed_TD
+
+
+def build_block(
+    kind: BlockKind, width: int, heads: int, mlp_width: int, *, drop_path: float = 0.0, layer_scale: float = 0.0
+) -> Block:
+    """A block of the kind that `ModelConfig.block` names."""
+    if kind == "post_norm":
+        return PostNormBlock(width, heads, mlp_width)
+    made = ParallelBlock if kind == "parallel" else SequentialBlock
+    return made(width, heads, mlp_width, drop_path=drop_path, layer_scale=layer_scale)
+
+
+def compile_blocks(module: nn.Module, *, one_shape: bool = False, backend: str = "inductor") -> None:
+    """Compile the blocks of an encoder or an objective, in place.
+
+    Args:
+        module: Holds the blocks.
+        one_shape: False compiles what blocks do with single tokens, once for any number of tokens, and leaves attention
+            out: for minibatches of mixed channel counts. True compiles blocks whole, and the methods that a module
+            names in `compiled_for_one_shape`, again for every new shape: less memory traffic where all minibatches
+            have one.
+        backend: Of `torch.compile`.
+    """
+    for part in module.modules():
+        names: tuple[str, ...] = getattr(part, "compiled_for_one_shape", ()) if one_shape else ()
+        if isinstance(part, Block):
+            names = ("change",) if one_shape else ("before", "after")
+        for name in names:
+            setattr(part, name, torch.compile(getattr(part, name), dynamic=not one_shape, backend=backend))
+
+
+def attend(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, runs: Runs, key_runs: Runs | None = None) -> Tensor:
+    """(T, D) each crop's queries over its own keys, without padding.
+
+    Args:
+        query_THd: (T, H, d).
+        key_THd: (K, H, d), of tokens that may be others than the queries'.
+        value_THd: (K, H, d).
+        runs: Of the queries.
+        key_runs: Of keys and values, the same crops in the same order; None means `runs`.
+    """
+    key_runs = key_runs or runs
+    if query_THd.device.type == "cpu" and query_THd.dtype != torch.float32:
+        # torch 2.15 on a CPU without AMX: attention's backward in bf16 takes 1.4 to 8 times as long as in fp32.
+        with torch.autocast("cpu", enabled=False):
+            return attend_run_by_run(query_THd.float(), key_THd.float(), value_THd.float(), runs, key_runs)
+    if len(runs) > 1 and query_THd.is_cuda and query_THd.dtype in _VARLEN_DTYPES:
+        return attend_in_one_call(query_THd, key_THd, value_THd, runs, key_runs)
+    return attend_run_by_run(query_THd, key_THd, value_THd, runs, key_runs)
+
+
+def attend_run_by_run(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, runs: Runs, key_runs: Runs) -> Tensor:
+    """`attend` as one call for each run, on any device."""
+    stacks = (split_runs(query_THd, runs), split_runs(key_THd, key_runs), split_runs(value_THd, key_runs))
     mixed = []
-    for each in zip(*(split_runs(part, runs) for part in (query_THd, key_THd, value_THd)), strict=True):
+    for each in zip(*stacks, strict=True):
         query, key, value = (stack_nLHd.transpose(1, 2) for stack_nLHd in each)
-        mixed.append(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2))
+        mixed.append(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
     return join_runs(mixed)
+
+
+def attend_in_one_call(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, runs: Runs, key_runs: Runs) -> Tensor:
+    """`attend` as one call for all crops, on a GPU in half precision."""
+    device = query_THd.device
+    longest, longest_keys = (max(length for _, length in of) for of in (runs, key_runs))
+    mixed_THd = varlen_attn(
+        query_THd, key_THd, value_THd, starts(runs, device), starts(key_runs, device), longest, longest_keys
+    )
+    assert isinstance(mixed_THd, Tensor)  # a pair only where asked for
+    return mixed_THd.flatten(1)
+
+
+def _gain(width: int, first: float) -> nn.Parameter | None:
+    return nn.Parameter(torch.full((width,), first)) if first > 0 else None
+
+
+def _add(tokens_TD: Tensor, change_TD: Tensor, gain_D: Tensor | None, kept_2T: Tensor | None, which: int) -> Tensor:
+    if gain_D is not None:
+        change_TD = change_TD * gain_D
+    if kept_2T is not None:
+        change_TD = change_TD * kept_2T[which, :, None]
+    return tokens_TD + change_TD
 
 
 def grid_positions(side: int, width: int) -> Tensor:

@@ -5,19 +5,19 @@ a crop, each turned and masked on its own, share no more than the crop's look as
 arrangement.
 
 Source: Mishra et al. 2022, "A simple, efficient and scalable contrastive masked autoencoder" (CAN), arXiv 2210.16870;
-InfoNCE with cosine similarities as in Chen et al. 2020 (SimCLR), arXiv 2002.05709.
+InfoNCE with cosine similarities as in Chen et al. 2020 (SimCLR), arXiv 2002.05709. Unlike the objective of SimCLR, it
+compares a view with the other views of all crops, and not with views of its own kind.
 
 Shapes: B crops of this worker, A crops of all workers, D width, Z projected width.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cytolake.models.objectives.workers import gather_rows
 from cytolake.models.transformer import initialise
 
 TEMPERATURE = 0.2
@@ -47,35 +47,9 @@ def contrastive_loss(first_BZ: Tensor, second_BZ: Tensor) -> Tensor:
         first_BZ: (B, Z) projections of length 1.
         second_BZ: (B, Z) of the same crops' other views.
     """
-    first_AZ, rank = _gather(first_BZ)
-    second_AZ, _ = _gather(second_BZ)
-    own = torch.arange(len(first_BZ), device=first_BZ.device) + rank * len(first_BZ)
+    first_AZ, first_row = gather_rows(first_BZ)
+    second_AZ, _ = gather_rows(second_BZ)
+    own = torch.arange(len(first_BZ), device=first_BZ.device) + first_row
     forth = functional.cross_entropy(first_BZ @ second_AZ.T / TEMPERATURE, own)
     back = functional.cross_entropy(second_BZ @ first_AZ.T / TEMPERATURE, own)
     return (forth + back) / 2
-
-
-def _gather(rows_BZ: Tensor) -> tuple[Tensor, int]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows_BZ, 0
-    gathered: Tensor = _Gather.apply(rows_BZ)
-    return gathered, torch.distributed.get_rank()
-
-
-class _Gather(torch.autograd.Function):
-    """All workers' rows in the order of their ranks; a worker's rows get the gradients of all workers' losses."""
-
-    @staticmethod
-    def forward(context: Any, rows_BZ: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows_BZ) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows_BZ.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        (gradient_AZ,) = gradients
-        total = gradient_AZ.contiguous()
-        torch.distributed.all_reduce(total)
-        n = len(total) // torch.distributed.get_world_size()
-        rank = torch.distributed.get_rank()
-        return total[rank * n : (rank + 1) * n]

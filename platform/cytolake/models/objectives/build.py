@@ -1,0 +1,106 @@
+"""The objective of a run by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+
+from cytolake.models.config import ModelConfig
+from cytolake.models.objectives.barlow_twins import BarlowTwins
+from cytolake.models.objectives.byol import Byol
+from cytolake.models.objectives.config import (
+    N_GLOBAL_VIEWS,
+    BarlowTwinsConfig,
+    ByolConfig,
+    DinoConfig,
+    MaeConfig,
+    SimClrConfig,
+    VicRegConfig,
+)
+from cytolake.models.objectives.dino import Dino
+from cytolake.models.objectives.mae import MaskedAutoencoder
+from cytolake.models.objectives.objective import Objective
+from cytolake.models.objectives.simclr import SimClr
+from cytolake.models.objectives.vicreg import VicReg
+
+ObjectiveName = Literal["mae", "dino", "simclr", "byol", "vicreg", "barlow_twins"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """What the encoder is trained to do; of the settings below, those of `name` are used."""
+
+    name: ObjectiveName = "mae"
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    dino: DinoConfig = field(default_factory=DinoConfig)
+    simclr: SimClrConfig = field(default_factory=SimClrConfig)
+    byol: ByolConfig = field(default_factory=ByolConfig)
+    vicreg: VicRegConfig = field(default_factory=VicRegConfig)
+    barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(ObjectiveName):
+            raise ValueError(
+                f"objective {self.name!r} is not known: choose one of {', '.join(get_args(ObjectiveName))}."
+            )
+
+    @property
+    def n_views(self) -> int:
+        """Views of every crop that the objective takes."""
+        if self.name == "mae":
+            return 2 if self.mae.contrastive_weight > 0 else 1
+        return N_GLOBAL_VIEWS + self.dino.n_local_views if self.name == "dino" else 2
+
+    @property
+    def masks_tokens(self) -> bool:
+        """Views need random numbers for their masks."""
+        return self.name == "mae"
+
+    @property
+    def compares_crops(self) -> bool:
+        """The loss compares crops of all workers with each other, so all must have equally many."""
+        return self.name != "mae" or self.mae.contrastive_weight > 0
+
+    def view_crop(self, view: int) -> tuple[tuple[float, float] | None, int | None]:
+        """What part of a crop a view shows, and how large.
+
+        Args:
+            view: Number of the view, from 0 to n_views - 1.
+
+        Returns:
+            Least and largest share of the crop's area, None for all of it; and the side in pixels that it is resized
+            to, None for the crop's own.
+        """
+        if self.name != "dino":
+            return None, None
+        if view < N_GLOBAL_VIEWS:
+            return self.dino.global_scale, None
+        return self.dino.local_scale, self.dino.local_size
+
+
+def build_objective(model: ModelConfig, config: ObjectiveConfig, seed: int) -> Objective:
+    """A new encoder with what trains it, on the CPU.
+
+    Its weights are a function of (model, config, seed), and its encoder is the one that `build_encoder(model, seed)`
+    makes. The global random state is left as it was.
+
+    Raises:
+        ValueError: Settings of the objective that do not fit the model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        match config.name:
+            case "mae":
+                return MaskedAutoencoder(model, config.mae)
+            case "dino":
+                return Dino(model, config.dino)
+            case "simclr":
+                return SimClr(model, config.simclr)
+            case "byol":
+                return Byol(model, config.byol)
+            case "vicreg":
+                return VicReg(model, config.vicreg)
+            case "barlow_twins":
+                return BarlowTwins(model, config.barlow_twins)

@@ -1,0 +1,105 @@
+"""What stands between an encoder and a loss, and is thrown away after training.
+
+Batch normalisation is part of the published heads of BYOL, VICReg and Barlow Twins, so it is here too, with the
+statistics of all workers' crops: a head then computes the same however many workers share the minibatch. It keeps no
+running averages, which only an evaluation of the head would need, so it has no state beside its weights. The heads of
+SimCLR, as its equation has it, and of DINO have none.
+
+Shapes: B crops of this worker, D width of the encoder, H hidden width, Z projected width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cytolake.models.crops import CropBatch
+from cytolake.models.encoder import Encoder
+from cytolake.models.objectives.config import Pooling
+from cytolake.models.objectives.workers import mean_over_workers
+from cytolake.models.transformer import initialise
+
+_EPSILON = 1e-5  # of variances, as torch's own batch normalisation has it
+
+
+class MinibatchNorm(nn.Module):
+    """Batch normalisation by the crops of all workers, in training and in evaluation alike.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167; over all workers as SimCLR and BYOL have it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, values_BH: Tensor) -> Tensor:
+        """(B, H) with mean 0 and variance 1 over the crops of all workers, scaled and shifted, in the input's type."""
+        values = values_BH.float()
+        centred = values - mean_over_workers(values.mean(dim=0))
+        variance = mean_over_workers(centred.square().mean(dim=0))
+        return (centred * (variance + _EPSILON).rsqrt() * self.weight + self.bias).to(values_BH.dtype)
+
+
+def mlp(widths: tuple[int, ...], *, normalised: bool) -> nn.Sequential:
+    """Linear layers of these widths, input first, with a ReLU between, after a `MinibatchNorm` where `normalised`."""
+    layers: list[nn.Module] = []
+    for entry, out in itertools.pairwise(widths):
+        layers += [nn.Linear(entry, out), *([MinibatchNorm(out)] if normalised else []), nn.ReLU()]
+    n_after_last_linear = 2 if normalised else 1
+    head = nn.Sequential(*layers[:-n_after_last_linear])
+    initialise(head)
+    return head
+
+
+class PrototypeHead(nn.Module):
+    """The head of DINO: an MLP to a unit vector, and its cosines with K prototypes.
+
+    Source: Caron et al. 2021, arXiv 2104.14294, section 3.1 and appendix C, with prototypes of length 1.
+    """
+
+    def __init__(self, width: int, hidden_width: int, bottleneck_width: int, n_prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden_width),
+            nn.GELU(),
+            nn.Linear(hidden_width, hidden_width),
+            nn.GELU(),
+            nn.Linear(hidden_width, bottleneck_width),
+        )
+        self.prototypes = nn.Parameter(torch.empty(n_prototypes, bottleneck_width))
+        for part in self.mlp:
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.zeros_(part.bias)
+        nn.init.normal_(self.prototypes)  # directions only: their lengths do not count
+
+    def forward(self, pooled_BD: Tensor, is_frozen: Tensor) -> Tensor:
+        """(B, K) float32 cosines in [-1, 1].
+
+        Args:
+            pooled_BD: (B, D).
+            is_frozen: Scalar bool; True gives the prototypes a gradient of 0. A tensor, for which no GPU has to wait.
+        """
+        unit_BZ = functional.normalize(self.mlp(pooled_BD).float(), dim=-1)
+        prototypes_KZ = torch.where(is_frozen, self.prototypes.detach(), self.prototypes)
+        with without_autocast(pooled_BD):
+            return unit_BZ @ functional.normalize(prototypes_KZ.float(), dim=-1).T
+
+
+def pooled_features(encoder: Encoder, crops: CropBatch, pooling: Pooling) -> Tensor:
+    """(B, D) one vector for each crop, with gradients."""
+    cls_BD, mean_BD = encoder.features(crops)
+    return cls_BD if pooling == "cls" else mean_BD
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """Products of float32 tensors stay float32: bf16 cosines have 3 digits, and a loss divides them by 0.04 to 0.2."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):  # `meta`, on which only shapes are computed
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

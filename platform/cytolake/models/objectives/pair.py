@@ -1,0 +1,46 @@
+"""Objectives that look at two views of every crop through one encoder and one projector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from cytolake.models.config import ModelConfig
+from cytolake.models.encoder import Encoder
+from cytolake.models.objectives.config import Pooling
+from cytolake.models.objectives.heads import mlp, pooled_features
+from cytolake.models.objectives.objective import Objective, View
+from cytolake.models.objectives.workers import check_several_crops
+
+
+class PairObjective(Objective):
+    """What SimCLR, VICReg and Barlow Twins share; they differ in the projector and in the loss of two projections."""
+
+    def __init__(self, model: ModelConfig, pooling: Pooling, widths: tuple[int, ...], *, normalised: bool) -> None:
+        """`widths` and `normalised` are of the projector's layers, see `mlp`."""
+        super().__init__()
+        self.encoder = Encoder(model)
+        self.projector = mlp((model.width, *widths), normalised=normalised)
+        self._pooling: Pooling = pooling
+
+    @property
+    def n_views(self) -> int:
+        return 2
+
+    def losses(self, first_BZ: Tensor, second_BZ: Tensor) -> dict[str, Tensor]:
+        """Scalars of this worker's (B, Z) float32 projections of both views, `loss` among them."""
+        raise NotImplementedError
+
+    def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
+        """Losses of one minibatch, as `losses` has them.
+
+        Raises:
+            ValueError: Another number of views than 2, or a single crop.
+        """
+        self.check_views(views)
+        check_several_crops(len(views[0].crops))
+        first_BZ, second_BZ = (
+            self.projector(pooled_features(self.encoder, view.crops, self._pooling)).float() for view in views
+        )
+        return self.losses(first_BZ, second_BZ)

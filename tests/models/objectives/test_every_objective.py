@@ -1,0 +1,176 @@
+"""What all objectives promise."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from tests.models.objectives.small_objectives import CONFIGS, MODEL, NEW, mixed_crops, views_of
+
+from cytolake.models import build_encoder
+from cytolake.models.objectives import (
+    BarlowTwinsConfig,
+    ByolConfig,
+    DinoConfig,
+    Objective,
+    ObjectiveConfig,
+    SimClrConfig,
+    VicRegConfig,
+    build_objective,
+)
+
+every_objective = pytest.mark.parametrize("name", CONFIGS)
+new_objectives = pytest.mark.parametrize("name", NEW)
+
+
+@every_objective
+def test_the_encoder_is_the_one_of_the_seed_whatever_the_objective(name):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, same, other = (build_objective(MODEL, CONFIGS[name], seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert one.keys() == same.keys()
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["encoder.patch_embedding.weight"], other["encoder.patch_embedding.weight"])
+    bare = build_encoder(MODEL, 0).state_dict()
+    kept = build_objective(MODEL, CONFIGS[name], 0).kept_encoder
+    assert kept.config == MODEL
+    for key, value in bare.items():
+        assert torch.equal(one[f"encoder.{key}"], value)
+        assert torch.equal(kept.state_dict()[key], value)
+
+
+@every_objective
+def test_the_config_tells_the_views_that_the_objective_takes(name):
+    objective = build_objective(MODEL, CONFIGS[name], 0)
+    assert objective.n_views == CONFIGS[name].n_views
+    views = views_of(CONFIGS[name], mixed_crops(2))
+    assert len(views) == objective.n_views
+    with pytest.raises(ValueError, match=f"{len(views) - 1} views of the crops"):
+        objective(views[:-1])
+
+
+@new_objectives
+@pytest.mark.parametrize("architecture", ["chada_vit", "ca_mae_vit"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_every_trained_weight_has_a_gradient_from_crops_of_mixed_channel_counts(name, architecture, pooling):
+    config = CONFIGS[name]
+    config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), pooling=pooling)})
+    objective = build_objective(dataclasses.replace(MODEL, architecture=architecture), config, 0)
+    views = views_of(config, mixed_crops(4))
+    assert len(set(views[0].crops.n_channels)) == 3
+    losses = objective(views)
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    losses["loss"].backward()
+    assert [key for key, weight in objective.named_parameters() if weight.requires_grad == (weight.grad is None)] == []
+    assert objective.encoder.patch_embedding.weight.grad.abs().max() > 0
+
+
+@new_objectives
+def test_crops_with_fixed_channels_train_too(name):
+    model = dataclasses.replace(MODEL, architecture="mae_vit", channels=("DNA", "ER"))
+    objective = build_objective(model, CONFIGS[name], 0)
+    objective(views_of(CONFIGS[name], [crop for crop in mixed_crops(9) if len(crop) == 2]))["loss"].backward()
+    assert objective.encoder.patch_embedding.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if name != "dino"])
+def test_training_lowers_the_loss_and_features_do_not_collapse(name):
+    """The same of DINO, whose centre must settle first, is in test_dino.py."""
+    objective = build_objective(MODEL, CONFIGS[name], 0)
+    crops = views_of(CONFIGS[name], mixed_crops(8))[0].crops
+    before = objective.encoder.pooled_blocks(crops)["mean"][-1].std(dim=0).mean()
+    losses = _train(objective, CONFIGS[name], range(40))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert objective.encoder.pooled_blocks(crops)["mean"][-1].std(dim=0).mean() > 0.5 * before
+
+
+@every_objective
+def test_a_resumed_objective_goes_on_exactly_where_it_was(name):
+    """From another seed's weights, so that everything must come from the state."""
+    config = CONFIGS[name]
+    first, resumed = (build_objective(MODEL, config, seed) for seed in (0, 1))
+    _train(first, config, range(3))
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    go_on = [_train(objective, config, range(3, 6)) for objective in (first, resumed)]
+    assert go_on[0] == go_on[1]
+
+
+@new_objectives
+def test_looking_at_a_loss_changes_nothing(name):
+    objective = build_objective(MODEL, CONFIGS[name], 0).eval()
+    before = copy.deepcopy(objective.state_dict())
+    views = views_of(CONFIGS[name], mixed_crops(4))
+    losses = [objective(views)["loss"].item() for _ in range(2)]
+    assert losses[0] == losses[1]
+    objective.after_step(1.0)  # at the end of a run a teacher does not move any more
+    after = objective.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if key != "share_done")
+
+
+@new_objectives
+def test_autocast_to_bf16_hardly_changes_the_loss(name):
+    objective = build_objective(MODEL, CONFIGS[name], 0)
+    views = views_of(CONFIGS[name], mixed_crops(6))
+    exact = objective(views)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective(views)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    assert losses["loss"].item() == pytest.approx(exact.item(), rel=0.1)
+
+
+def test_only_dino_has_views_of_a_part_of_the_crop():
+    for name in CONFIGS:
+        if name != "dino":
+            assert {CONFIGS[name].view_crop(view) for view in range(CONFIGS[name].n_views)} == {(None, None)}
+    dino = ObjectiveConfig(name="dino", dino=DinoConfig(n_local_views=1, local_size=24, local_scale=(0.1, 0.3)))
+    assert [dino.view_crop(view) for view in range(3)] == [((0.4, 1.0), None), ((0.4, 1.0), None), ((0.1, 0.3), 24)]
+
+
+def test_what_the_data_feed_asks():
+    assert [CONFIGS[name].masks_tokens for name in CONFIGS] == [True, False, False, False, False, False]
+    assert all(config.compares_crops for config in CONFIGS.values())
+    plain = ObjectiveConfig()
+    assert (plain.name, plain.n_views, plain.compares_crops) == ("mae", 1, False)
+    assert dataclasses.replace(CONFIGS["mae"], name="simclr").n_views == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ObjectiveConfig(name="moco"), "choose one of mae, dino, simclr, byol, vicreg, barlow_twins"),
+        (lambda: SimClrConfig(temperature=0.0), "simclr temperature is 0.0: expected more than 0"),
+        (lambda: SimClrConfig(pooling="max"), "choose one of cls, mean"),
+        (lambda: ByolConfig(momentum=1.0), "byol momentum is 1.0: expected 0 <= momentum < 1"),
+        (lambda: VicRegConfig(covariance_weight=-1.0), "vicreg covariance_weight is -1.0"),
+        (lambda: BarlowTwinsConfig(projected_width=0), "barlow_twins projected_width is 0"),
+        (lambda: BarlowTwinsConfig(off_diagonal_weight=-1.0), "off_diagonal_weight is -1.0"),
+        (lambda: DinoConfig(n_local_views=-1), "n_local_views is -1"),
+        (lambda: DinoConfig(local_scale=(0.4, 0.1)), "local_scale is 0.4 to 0.1"),
+        (lambda: DinoConfig(warmup_share=1.5), "warmup_share is 1.5"),
+        (lambda: build_objective(MODEL, ObjectiveConfig(name="dino", dino=DinoConfig(local_size=10)), 0), "patches of"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused_at_once(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def _train(objective: Objective, config: ObjectiveConfig, steps: range) -> list[float]:
+    """Losses of plain gradient steps without momentum, so that the weights are all the state there is."""
+    crops = mixed_crops(8)
+    objective.train()
+    losses = []
+    for step in steps:
+        losses.append(objective(views_of(config, crops, epoch=step)))
+        weights = [weight for weight in objective.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(losses[-1]["loss"], weights)
+        length = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= 0.1 * gradient / max(length, 1.0)
+        objective.after_step((step + 1) / 40)
+    return [loss["loss"].item() for loss in losses]
