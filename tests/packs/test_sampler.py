@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytolake.packs.sampler import minibatches, sample_order
+from cytolake.packs.sampler import GlobalMinibatch, minibatches, sample_order
 
 sizes = st.integers(0, 200)
+crops = st.integers(1, 200)
 seeds = st.integers(0, 2**32)
 minibatch_sizes = st.integers(1, 40)
 
@@ -17,28 +20,50 @@ def test_an_epoch_has_every_crop_once(n, seed, epoch):
     np.testing.assert_array_equal(np.sort(sample_order(n, seed, epoch)), np.arange(n))
 
 
-@given(n=sizes, seed=seeds, size=minibatch_sizes, world_size=st.integers(1, 9))
-def test_any_number_of_workers_sees_the_same_global_minibatches(n, seed, size, world_size):
-    alone = list(minibatches(n, seed, 3, size, 0, 1))
-    together = zip(*(list(minibatches(n, seed, 3, size, rank, world_size)) for rank in range(world_size)), strict=True)
-    parts = list(together)
-    assert len(parts) == len(alone)
-    for part, whole in zip(parts, alone, strict=True):
-        assert max(map(len, part)) - min(map(len, part)) <= 1
-        merged = np.empty_like(whole)
-        for rank in range(world_size):
-            merged[rank::world_size] = part[rank]
-        np.testing.assert_array_equal(merged, whole)
-    np.testing.assert_array_equal(np.concatenate([*alone, np.empty(0, int)]), sample_order(n, seed, 3))
+def run(n: int, size: int, end: int, seed: int = 7, **settings: object) -> list[GlobalMinibatch]:
+    return list(minibatches(n, seed, size, end=end, **settings))
 
 
-@given(n=sizes, size=minibatch_sizes, rank=st.integers(0, 2), start=st.integers(0, 12))
-def test_a_later_start_goes_on_exactly_where_an_earlier_run_stopped(n, size, rank, start):
-    whole = list(minibatches(n, 7, 1, size, rank, 3))
-    rest = list(minibatches(n, 7, 1, size, rank, 3, start=start))
-    assert len(rest) == max(0, len(whole) - start)
-    for ours, theirs in zip(rest, whole[start:], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+@given(n=crops, size=minibatch_sizes, epochs=st.integers(1, 4))
+def test_a_run_has_every_crop_once_in_every_epoch(n, size, epochs):
+    parts = run(n, size, epochs * n)
+    assert [len(part.rows) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    rows = np.concatenate([part.rows for part in parts])
+    of_epoch = np.concatenate([part.epochs for part in parts])
+    np.testing.assert_array_equal(of_epoch, np.repeat(np.arange(epochs), n))
+    for epoch in range(epochs):
+        np.testing.assert_array_equal(rows[of_epoch == epoch], sample_order(n, 7, epoch))
+
+
+@given(n=crops, size=minibatch_sizes, world_size=st.integers(1, 9))
+def test_any_number_of_workers_shares_the_same_minibatches(n, size, world_size):
+    for part in run(n, size, 2 * n):
+        shares = [part.share(rank, world_size) for rank in range(world_size)]
+        sizes = [len(rows) for rows, _ in shares]
+        assert max(sizes) - min(sizes) <= 1
+        merged = np.empty((2, len(part.rows)), int)
+        for rank, share in enumerate(shares):
+            merged[:, rank::world_size] = share
+        np.testing.assert_array_equal(merged, [part.rows, part.epochs])
+
+
+@given(n=crops, size=minibatch_sizes, skipped=st.integers(0, 12), limit=st.none() | st.integers(1, 60))
+def test_a_run_goes_on_exactly_where_it_stopped(n, size, skipped, limit):
+    settings = {"tokens": np.arange(n) % 7 + 1, "max_tokens": limit}
+    whole = run(n, size, 3 * n, **settings)
+    skipped = min(skipped, len(whole) - 1)
+    rest = run(n, size, 3 * n, first=whole[skipped].first, **settings)
+    assert [part.rows.tolist() for part in rest] == [part.rows.tolist() for part in whole[skipped:]]
+
+
+@given(n=crops, size=minibatch_sizes, limit=st.integers(1, 60))
+def test_minibatches_hold_as_many_tokens_as_fit(n, size, limit):
+    tokens = np.arange(n) % 7 + 1
+    parts = run(n, size, 2 * n, tokens=tokens, max_tokens=limit)
+    assert sum(len(part.rows) for part in parts) == 2 * n
+    for part, after in itertools.pairwise(parts):
+        assert len(part.rows) == 1 or tokens[part.rows].sum() <= limit
+        assert len(part.rows) == size or tokens[part.rows].sum() + tokens[after.rows[0]] > limit
 
 
 def test_seed_and_epoch_change_the_order():
@@ -58,9 +83,7 @@ def test_every_place_is_equally_likely():
         assert np.abs(np.bincount(places[:, crop], minlength=8) - expected).max() < 5 * deviation
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"minibatch_size": 0}, {"world_size": 0}, {"rank": 2}, {"rank": -1}, {"start": -1}, {"n": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"minibatch_size": 0}, {"first": -1}, {"n": 0}, {"max_tokens": 4}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
-        list(minibatches(**{"n": 9, "seed": 0, "epoch": 0, "minibatch_size": 3, "rank": 0, "world_size": 2} | wrong))
+        minibatches(**{"n": 9, "seed": 0, "minibatch_size": 3} | wrong)

@@ -1,4 +1,4 @@
-"""The feed: every worker reads its part of the same global minibatches, from any step on."""
+"""The feed: every worker reads its part of the same global minibatches, from any sample on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from cytolake.models import ModelConfig
+from cytolake.models.augment import AugmentConfig
+from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.packs.pack import Pack
 from cytolake.train.feed import FeedSettings, Minibatch, Prefetcher, _Partners, read_minibatches
-from cytolake.train.optimiser import build_optimiser, learning_rate_at
 
+STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
 SETTINGS = FeedSettings(
     model=ModelConfig(channels=("DNA", "ER"), crop_size=16, patch_size=4, width=16, heads=2),
-    seed=0, minibatch_size=8, flip_rotate=True, rank=0, world_size=1, first_step=0, n_steps=9,
+    objective=ObjectiveConfig(), seed=0, minibatch_size=8, rank=0, world_size=1, first_sample=0, end_sample=72,
 )  # fmt: skip
+TWO_VIEWS = ObjectiveConfig(mae=MaeConfig(contrastive_weight=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +28,30 @@ def pack(make_pack) -> Pack:
     return Pack.open(make_pack(36))
 
 
+@pytest.fixture(scope="module")
+def mixed(make_pack) -> Pack:
+    return Pack.open(make_pack(36, (STAINS[:1], STAINS, STAINS[:3])))
+
+
 def same(one: Minibatch, other: Minibatch) -> bool:
-    return torch.equal(one.crops.pixels, other.crops.pixels) and torch.equal(one.noise, other.noise)
+    return (
+        one.whole.first == other.whole.first
+        and np.array_equal(one.rows, other.rows)
+        and all(
+            torch.equal(a.crops.pixels, b.crops.pixels) and torch.equal(a.noise, b.noise)
+            for a, b in zip(one.views, other.views, strict=True)
+        )
+    )
 
 
-@pytest.mark.parametrize("first_step", [1, 3, 4, 5, 8])
-def test_a_feed_that_begins_later_gives_what_it_would_have_given(pack, first_step):
-    whole = list(read_minibatches(pack, SETTINGS))
-    late = list(read_minibatches(pack, dataclasses.replace(SETTINGS, first_step=first_step)))
-    assert len(whole) == 9
-    assert all(same(one, other) for one, other in zip(whole[first_step:], late, strict=True))
+@pytest.mark.parametrize("skipped", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("max_tokens", [None, 100])
+def test_a_feed_that_begins_later_gives_what_it_would_have_given(pack, skipped, max_tokens):
+    settings = dataclasses.replace(SETTINGS, minibatch_tokens=max_tokens, objective=TWO_VIEWS)
+    whole = list(read_minibatches(pack, settings))
+    late = list(read_minibatches(pack, dataclasses.replace(settings, first_sample=whole[skipped].whole.first)))
+    assert sum(len(each.rows) for each in whole) == 72
+    assert all(same(one, other) for one, other in zip(whole[skipped:], late, strict=True))
 
 
 def test_workers_share_the_minibatch_of_one(pack):
@@ -42,17 +59,44 @@ def test_workers_share_the_minibatch_of_one(pack):
     parts = [list(read_minibatches(pack, dataclasses.replace(SETTINGS, rank=rank, world_size=4))) for rank in range(4)]
     for step, minibatch in enumerate(whole):
         for rank in range(4):
-            assert torch.equal(parts[rank][step].crops.pixels, minibatch.crops.pixels[rank::4])
-            assert torch.equal(parts[rank][step].noise, minibatch.noise[rank::4])
+            view = parts[rank][step].views[0]
+            assert torch.equal(view.crops.pixels, minibatch.views[0].crops.pixels[rank::4])
+            assert torch.equal(view.noise, minibatch.views[0].noise[rank::4])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_every_crop_counts_once_however_many_workers_share_it(mixed, world_size):
+    settings = dataclasses.replace(
+        SETTINGS, model=dataclasses.replace(SETTINGS.model, channels=STAINS), minibatch_tokens=90, end_sample=36
+    )
+    ranks = [
+        list(read_minibatches(mixed, dataclasses.replace(settings, rank=rank, world_size=world_size)))
+        for rank in range(world_size)
+    ]
+    assert sorted(np.concatenate([each.rows for rank in ranks for each in rank]).tolist()) == list(range(36))
+    for parts in zip(*ranks, strict=True):  # one step
+        n = len(parts[0].whole.rows)
+        assert sum(part.weight for part in parts) == pytest.approx(world_size)
+        for part in parts:
+            assert part.weight / world_size == pytest.approx(len(part.rows) / n)  # each crop's share of the mean
+            assert len(part.views[0].crops) == max(1, len(part.rows))  # a worker without crops still computes along
+        assert sum(part.n_tokens for part in parts) == sum(16 * len(mixed.channels(row)) for row in parts[0].whole.rows)
 
 
 def test_epochs_differ_in_order_and_cover_the_pack(pack):
-    first, second = (
-        torch.cat([each.crops.pixels for each in list(read_minibatches(pack, SETTINGS))[i : i + 4]]) for i in (0, 4)
-    )
-    sums = [sorted(part.sum(dim=(1, 2, 3)).tolist()) for part in (first, second)]
-    assert not torch.equal(first, second)
-    assert len(set(sums[0])) == 32  # 4 whole minibatches of 8; the 4 crops left over wait for another epoch
+    rows = np.concatenate([each.rows for each in read_minibatches(pack, SETTINGS)])
+    assert sorted(rows[:36]) == sorted(rows[36:]) == list(range(36))
+    assert not np.array_equal(rows[:36], rows[36:])
+
+
+def test_augmentation_turns_a_crop_otherwise_in_every_epoch(pack):
+    settings = dataclasses.replace(SETTINGS, minibatch_size=36)
+    seen = [dict(zip(each.rows, each.views[0].crops.pixels, strict=True)) for each in read_minibatches(pack, settings)]
+    assert any(not torch.equal(seen[0][row], seen[1][row]) for row in range(36))
+    still = dataclasses.replace(settings, augment=AugmentConfig(flip_rotate=False))
+    for each in read_minibatches(pack, still):
+        for row, pixels in zip(each.rows, each.views[0].crops.pixels, strict=True):
+            np.testing.assert_array_equal(pixels.numpy(), pack.read([row])[0])
 
 
 def test_an_error_of_the_source_reaches_the_reader_after_what_came_before():
@@ -89,46 +133,24 @@ def test_waiting_for_data_is_measured():
     assert prefetcher.waited_s == pytest.approx(0.15, abs=0.1)
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing():
-    rates = [learning_rate_at(step, 100, 1.0, 0.1) for step in range(100)]
-    assert max(rates) == rates[9] == 1.0
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert 0 < rates[-1] < 1e-3
-    assert learning_rate_at(0, 1, 1.0, 0.1) == 1.0
-
-
-def test_biases_norms_tokens_and_embeddings_do_not_decay():
-    from cytolake.models import build_model
-
-    model = build_model(SETTINGS.model, 0)
-    decayed = {id(parameter) for parameter in build_optimiser(model, 1.0, 0.1).param_groups[0]["params"]}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
-    assert all(name.endswith("weight") for name in names)
-    assert not [name for name in names if "norm" in name or "channel_embedding" in name]
-    assert "encoder.blocks.0.qkv.weight" in names
-
-
 def test_the_second_view_is_of_the_same_well_whoever_reads_it(pack):
-    model = dataclasses.replace(SETTINGS.model, contrastive_weight=0.5)
-    settings = dataclasses.replace(SETTINGS, model=model, pairs_wells=True, flip_rotate=False)
+    settings = dataclasses.replace(
+        SETTINGS, objective=TWO_VIEWS, pairs_wells=True, augment=AugmentConfig(flip_rotate=False)
+    )
     partners = _Partners(pack)
     wells = np.asarray(pack.index["well_id"].to_pylist())
     rows = np.arange(pack.n_crops)
-    chosen = partners.of(rows, seed=0, epoch=0)
+    chosen = partners.of(rows, seed=0, epochs=0)
     assert (wells[chosen] == wells).all()
     assert (chosen != rows).any()
-    assert (chosen != partners.of(rows, seed=0, epoch=1)).any()
+    assert (chosen != partners.of(rows, seed=0, epochs=1)).any()
     whole = list(read_minibatches(pack, settings))
     halves = [list(read_minibatches(pack, dataclasses.replace(settings, world_size=2, rank=rank))) for rank in (0, 1)]
     for step, minibatch in enumerate(whole):
-        parts = torch.cat([half[step].second_crops.pixels for half in halves])
-        torch.testing.assert_close(_sorted_rows(parts), _sorted_rows(minibatch.second_crops.pixels))
+        for rank in (0, 1):
+            part = halves[rank][step].views[1].crops.pixels
+            assert torch.equal(part, minibatch.views[1].crops.pixels[rank::2])
 
 
 def test_a_plain_autoencoder_reads_no_second_view(pack):
-    assert next(read_minibatches(pack, dataclasses.replace(SETTINGS, pairs_wells=True))).second_crops is None
-
-
-def _sorted_rows(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels[pixels.flatten(1).sum(1).argsort()]
+    assert len(next(read_minibatches(pack, dataclasses.replace(SETTINGS, pairs_wells=True))).views) == 1

@@ -2,6 +2,6 @@
 
 from cytolake.packs.pack import Pack, PackError
 from cytolake.packs.read_ahead import read_ahead
-from cytolake.packs.sampler import minibatches, sample_order
+from cytolake.packs.sampler import GlobalMinibatch, minibatches, sample_order
 
-__all__ = ["Pack", "PackError", "minibatches", "read_ahead", "sample_order"]
+__all__ = ["GlobalMinibatch", "Pack", "PackError", "minibatches", "read_ahead", "sample_order"]

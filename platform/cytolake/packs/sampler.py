@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,34 +26,86 @@ def sample_order(n: int, seed: int, epoch: int) -> Rows:
     return np.argsort(generator.random_raw(n), kind="stable").astype(np.int64)
 
 
-def minibatches(
-    n: int, seed: int, epoch: int, minibatch_size: int, rank: int, world_size: int, start: int = 0
-) -> Iterator[Rows]:
-    """One worker's parts of the global minibatches of an epoch.
+@dataclass(frozen=True, slots=True)
+class GlobalMinibatch:
+    """The crops of one training step, all workers together."""
 
-    Global minibatch k is `sample_order(n, seed, epoch)[k * minibatch_size : (k + 1) * minibatch_size]`, and a worker
-    takes every `world_size`-th crop of it. The last one holds what is left, so a worker's part of it may be empty:
-    every worker yields the same number of parts.
+    first: int
+    """Samples before it since the beginning of the run: sample k is the crop at place k % n of epoch k // n."""
+    rows: Rows
+    """(M,) crops of the pack."""
+    epochs: Rows
+    """(M,) the epoch of each: a minibatch may end one epoch and begin the next."""
+
+    @property
+    def end(self) -> int:
+        """Samples up to and with it."""
+        return self.first + len(self.rows)
+
+    def share(self, rank: int, world_size: int) -> tuple[Rows, Rows]:
+        """Crops and epochs of one worker: every `world_size`-th; none where there are fewer crops than workers."""
+        return self.rows[rank::world_size], self.epochs[rank::world_size]
+
+
+def minibatches(
+    n: int,
+    seed: int,
+    minibatch_size: int,
+    *,
+    first: int = 0,
+    end: int | None = None,
+    tokens: NDArray[np.int64] | None = None,
+    max_tokens: int | None = None,
+) -> Iterator[GlobalMinibatch]:
+    """The minibatches of a run, epoch after epoch without a seam: every crop is in exactly one of each epoch.
+
+    What a minibatch holds depends on where it begins and on nothing else, so a run that goes on at the `end` of the
+    last one it finished sees what it would have seen.
 
     Args:
-        n: Crops of the pack.
+        n: Crops of the pack, 1 or more.
         seed: Seed of the run.
-        epoch: 0 is the first.
-        minibatch_size: Crops of a global minibatch, all workers together.
-        rank: This worker, from 0.
-        world_size: Number of workers.
-        start: Global minibatch to begin with, 0 at the beginning of the epoch.
+        minibatch_size: Most crops of a minibatch.
+        first: Sample to begin with.
+        end: Sample to end before; the last minibatch may be smaller. None goes on for ever.
+        tokens: (n,) patch tokens of each crop, where `max_tokens` limits them.
+        max_tokens: Crops are added in order while their tokens fit; at least one is.
 
     Raises:
-        ValueError: A size below 1, or a rank or start out of range.
+        ValueError: A size below 1, or a start below 0.
     """
-    if minibatch_size < 1 or world_size < 1 or not 0 <= rank < world_size or start < 0:
+    if minibatch_size < 1 or n < 1 or first < 0 or (max_tokens is not None and (max_tokens < 1 or tokens is None)):
         raise ValueError(
-            f"minibatch_size={minibatch_size}, rank={rank}, world_size={world_size}, start={start}: expected sizes of "
-            "1 or more, a rank below world_size and a start of 0 or more."
+            f"n={n}, minibatch_size={minibatch_size}, first={first}, max_tokens={max_tokens}: expected sizes of 1 or "
+            "more, a start of 0 or more, and the tokens of every crop where they are limited."
         )
-    order = sample_order(n, seed, epoch)
-    return (
-        order[first : first + minibatch_size][rank::world_size]
-        for first in range(start * minibatch_size, n, minibatch_size)
-    )
+    return _minibatches(n, seed, minibatch_size, first, end, tokens, max_tokens)
+
+
+def _minibatches(
+    n: int,
+    seed: int,
+    minibatch_size: int,
+    first: int,
+    end: int | None,
+    tokens: NDArray[np.int64] | None,
+    max_tokens: int | None,
+) -> Iterator[GlobalMinibatch]:
+    orders: dict[int, Rows] = {}
+
+    def order(epoch: int) -> Rows:
+        if epoch not in orders:
+            orders.pop(epoch - 2, None)
+            orders[epoch] = sample_order(n, seed, epoch)
+        return orders[epoch]
+
+    while end is None or first < end:
+        last = first + minibatch_size if end is None else min(first + minibatch_size, end)
+        samples = np.arange(first, last)
+        epochs = samples // n
+        rows = np.concatenate([order(e)[samples[epochs == e] - e * n] for e in range(first // n, (last - 1) // n + 1)])
+        if max_tokens is not None and tokens is not None:
+            fitting = max(1, int(np.searchsorted(np.cumsum(tokens[rows]), max_tokens, side="right")))
+            rows, epochs = rows[:fitting], epochs[:fitting]
+        yield GlobalMinibatch(first, rows, epochs)
+        first += len(rows)

@@ -6,18 +6,19 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cytolake.models import CropBatch, ModelConfig, collate, flip_rotate, masking_noise
+from cytolake.models import CropBatch, ModelConfig, collate, masking_noise
+from cytolake.models.augment import AugmentConfig, augment
+from cytolake.models.objectives import ObjectiveConfig, View
 from cytolake.models.seeding import sample_bits
 from cytolake.packs.pack import Pack
-from cytolake.packs.sampler import minibatches
+from cytolake.packs.sampler import GlobalMinibatch, Rows, minibatches
 
 _PARTNER = 1 << 20  # purpose of `sample_bits`, far from those of masks and turns
 
@@ -26,17 +27,24 @@ _PARTNER = 1 << 20  # purpose of `sample_bits`, far from those of masks and turn
 class Minibatch:
     """What one training step of one worker needs."""
 
-    crops: CropBatch
-    noise: Tensor
-    """(B, L) random numbers that choose the hidden tokens."""
-    second_crops: CropBatch | None = None
-    """The same crops turned another way, for the contrastive term; None where the model has none."""
-    second_noise: Tensor | None = None
+    views: tuple[View, ...]
+    whole: GlobalMinibatch
+    """The crops of all workers."""
+    rows: Rows
+    """Crops of this worker, in the order of the views."""
+    weight: float
+    """What its mean loss counts in the mean over workers: 1 where all have equally many crops, 0 where it has none of
+    its own and computes along with one of another's."""
+    n_tokens: int
+    """Patch tokens of all views."""
 
-    def to(self, device: torch.device) -> tuple[CropBatch, Tensor, CropBatch | None, Tensor | None]:
-        """The model's arguments, on its device."""
-        second = None if self.second_crops is None else self.second_crops.to(device, non_blocking=True)
-        return self.crops.to(device, non_blocking=True), self.noise, second, self.second_noise
+    def to(self, device: torch.device) -> tuple[View, ...]:
+        """The model's argument, on its device."""
+        return tuple(View(view.crops.to(device, non_blocking=True), _there(view.noise, device)) for view in self.views)
+
+
+def _there(noise: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if noise is None else noise.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,71 +52,100 @@ class FeedSettings:
     """Which crops a worker sees, and how they are turned."""
 
     model: ModelConfig
+    objective: ObjectiveConfig
     seed: int
     minibatch_size: int
-    """Crops of a global minibatch, all workers together."""
-    flip_rotate: bool
+    """Most crops of a global minibatch, all workers together."""
+    minibatch_tokens: int | None = None
+    """Most patch tokens of a global minibatch."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How each view is changed."""
     pairs_wells: bool = False
-    """The second view is of another crop of the same well."""
+    """Views beyond the first are of another crop of the same well."""
     rank: int
     world_size: int
-    first_step: int
-    """Step to begin with, counted from the start of the run."""
-    n_steps: int
-    """Steps of the whole run."""
+    first_sample: int
+    """Sample to begin with, counted from the start of the run."""
+    end_sample: int | None
+    """Sample to end before; None goes on for ever."""
     pin_memory: bool = False
 
 
-def steps_per_epoch(n_crops: int, minibatch_size: int) -> int:
-    """Whole global minibatches of an epoch; the rest of the crops get their turn in another epoch's order."""
-    return n_crops // minibatch_size
-
-
 def read_minibatches(pack: Pack, settings: FeedSettings) -> Iterator[Minibatch]:
-    """Minibatches `first_step` to `n_steps` - 1 of one worker.
+    """One worker's parts of the minibatches of a run.
 
     What a minibatch holds is a function of (seed, epoch, global sample index): a worker that begins in the middle of
     an epoch reads exactly what it would have read there.
     """
-    per_epoch = steps_per_epoch(pack.n_crops, settings.minibatch_size)
-    step = settings.first_step
-    identities: dict[tuple[str, ...], tuple[int, ...]] = {}
-    partners = _Partners(pack) if settings.pairs_wells and settings.model.contrastive_weight > 0 else None
+    return _Reader(pack, settings).minibatches()
 
-    def identities_of(rows: np.ndarray) -> list[tuple[int, ...]]:
-        indices = []
-        for row in rows.tolist():
-            names = tuple(pack.channels(row))
-            if names not in identities:
-                identities[names] = settings.model.channel_indices(names)
-            indices.append(identities[names])
-        return indices
 
-    while step < settings.n_steps:
-        epoch, start = divmod(step, per_epoch)
-        rows_of_epoch = minibatches(
-            pack.n_crops,
+class _Reader:
+    def __init__(self, pack: Pack, settings: FeedSettings) -> None:
+        self._pack, self._settings = pack, settings
+        self._identities: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._n_views = settings.objective.n_views
+        self._partners = _Partners(pack) if settings.pairs_wells and self._n_views > 1 else None
+        self._tokens = None
+        if settings.minibatch_tokens is not None:
+            of_count = {int(group): settings.model.n_tokens(int(group)) for group in np.unique(pack.index["group"])}
+            self._tokens = np.array([of_count[group] for group in pack.index["group"].to_pylist()])
+
+    def minibatches(self) -> Iterator[Minibatch]:
+        settings = self._settings
+        whole_ones = minibatches(
+            self._pack.n_crops,
             settings.seed,
-            epoch,
             settings.minibatch_size,
-            settings.rank,
-            settings.world_size,
-            start=start,
+            first=settings.first_sample,
+            end=settings.end_sample,
+            tokens=self._tokens,
+            max_tokens=settings.minibatch_tokens,
         )
-        for rows in rows_of_epoch:
-            if step == settings.n_steps or step // per_epoch != epoch:
-                break
-            images, indices = pack.read(rows), identities_of(rows)
-            crops, noise = _view(images, indices, settings, epoch, rows, 0)
-            if settings.model.contrastive_weight > 0:
-                if partners is not None:
-                    others = partners.of(rows, settings.seed, epoch)
-                    images, indices = pack.read(others), identities_of(others)
-                second_crops, second_noise = _view(images, indices, settings, epoch, rows, 1)
-                yield Minibatch(crops=crops, noise=noise, second_crops=second_crops, second_noise=second_noise)
-            else:
-                yield Minibatch(crops=crops, noise=noise)
-            step += 1
+        for whole in whole_ones:
+            rows, epochs = whole.share(settings.rank, settings.world_size)
+            weight = len(rows) * settings.world_size / len(whole.rows)
+            read_rows, read_epochs = (rows, epochs) if len(rows) else (whole.rows[:1], whole.epochs[:1])
+            views = tuple(self._view(read_rows, read_epochs, view) for view in range(self._n_views))
+            n_tokens = sum(_n_tokens(settings.model, view.crops) for view in views) if len(rows) else 0
+            yield Minibatch(views=views, whole=whole, rows=rows, weight=weight, n_tokens=n_tokens)
+
+    def _view(self, rows: Rows, epochs: Rows, view: int) -> View:
+        """One view of every crop, changed and masked on its own."""
+        settings = self._settings
+        shown = rows
+        if view > 0 and self._partners is not None:
+            shown = self._partners.of(rows, settings.seed, epochs)
+        crop_scale, size = settings.objective.view_crop(view)
+        crops = augment(
+            collate(self._pack.read(shown), [self._identities_of(row) for row in shown.tolist()]),
+            settings.augment,
+            seed=settings.seed,
+            epochs=epochs,
+            sample_index=rows,
+            view=view,
+            crop_scale=crop_scale,
+            size=size,
+        )
+        noise = None
+        if settings.objective.masks_tokens:
+            n_tokens = settings.model.n_tokens(crops.pixels.shape[1])
+            noise = masking_noise(settings.seed, epochs, rows, n_tokens, view=view)
+        if settings.pin_memory:
+            return View(crops.pin_memory(), None if noise is None else noise.pin_memory())
+        return View(crops, noise)
+
+    def _identities_of(self, row: int) -> tuple[int, ...]:
+        names = tuple(self._pack.channels(row))
+        if names not in self._identities:
+            self._identities[names] = self._settings.model.channel_indices(names)
+        return self._identities[names]
+
+
+def _n_tokens(model: ModelConfig, crops: CropBatch) -> int:
+    """Patch tokens of crops of any size."""
+    n_patches = (crops.pixels.shape[-1] // model.patch_size) ** 2
+    return n_patches * (len(crops) if model.is_fused else sum(crops.n_channels))
 
 
 class _Partners:
@@ -121,28 +158,11 @@ class _Partners:
         self._rows_by_well = np.argsort(well_of_row, kind="stable")
         self._first = np.cumsum(self._n) - self._n
 
-    def of(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    def of(self, rows: Rows, seed: int, epochs: Rows | int) -> Rows:
         wells = self._well_of_row[rows]
-        choice = sample_bits(seed, epoch, rows, _PARTNER) % self._n[wells].astype(np.uint64)
-        partners: np.ndarray = self._rows_by_well[self._first[wells] + choice.astype(np.int64)]
+        choice = sample_bits(seed, epochs, rows, _PARTNER) % self._n[wells].astype(np.uint64)
+        partners: Rows = self._rows_by_well[self._first[wells] + choice.astype(np.int64)]
         return partners
-
-
-def _view(
-    images: Sequence[np.ndarray],
-    indices: Sequence[Sequence[int]],
-    settings: FeedSettings,
-    epoch: int,
-    rows: np.ndarray,
-    view: int,
-) -> tuple[CropBatch, Tensor]:
-    """One view of every crop, turned and masked on its own."""
-    if settings.flip_rotate:
-        images = flip_rotate(images, settings.seed, epoch, rows, view=view)
-    crops = collate(images, indices)
-    n_streams = 1 if settings.model.architecture == "mae_vit" else crops.pixels.shape[1]
-    noise = masking_noise(settings.seed, epoch, rows, n_streams * settings.model.n_patches, view=view)
-    return (crops.pin_memory(), noise.pin_memory()) if settings.pin_memory else (crops, noise)
 
 
 class Prefetcher:

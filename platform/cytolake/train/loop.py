@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
-import math
+import functools
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from cytolake.models import MaskedAutoencoder, build_model, collate, masking_noise
+from cytolake.models.cost import device_peak_tflops, training_cost
+from cytolake.models.objectives import Objective, build_objective
+from cytolake.models.transformer import compile_blocks
 from cytolake.packs.pack import Pack
-from cytolake.train.feed import FeedSettings, Prefetcher, read_minibatches, steps_per_epoch
-from cytolake.train.optimiser import build_optimiser, learning_rate_at
-from cytolake.train.run_folder import (
-    RECONSTRUCTIONS_FILE,
+from cytolake.train.checkpoint import (
+    CheckpointWriter,
     Position,
-    append_history,
     checkpoint_name,
-    cut_history,
-    keep_checkpoint,
+    forget_broken_checkpoints,
     newest_checkpoint,
     read_checkpoint,
-    write_arrays,
-    write_checkpoint,
 )
-
-if TYPE_CHECKING:
-    from cytolake.train.pretrain import PretrainConfig
-
-N_PICTURES = 4
-"""Crops whose reconstruction is kept for people to look at."""
-
-# The only buffers are position codes, which never change. torch 2.15 has a new name for the switch.
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
+from cytolake.train.config import PretrainConfig
+from cytolake.train.evaluation import Evaluate, evaluate_now, evaluated_step, submit_evaluation
+from cytolake.train.feed import FeedSettings, Prefetcher, read_minibatches
+from cytolake.train.optimiser import build_optimiser
+from cytolake.train.parallel import encoder_on_cpu, is_distributed, shard
+from cytolake.train.pictures import draw_pictures
+from cytolake.train.run_folder import ENCODER_FILE, STOPPED_FILE, append_history, cut_history, write_json
+from cytolake.train.seen import SeenWriter, cut_seen
+from cytolake.train.step import TrainingStep
+from cytolake.train.throughput import NotFinite, Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,80 +46,180 @@ class LoopSettings:
     pack_path: str
     run_folder: str
     """Absolute, and shared by all machines of the run."""
-    n_steps: int
+    n_samples: int
+    """Crops of the whole run, counted as often as they are seen."""
     is_local: bool
-    """Without Ray: one process, which keeps its checkpoints itself."""
+    """Without Ray: one process."""
+    evaluate: Evaluate | None
+    """What gives the numbers of a checkpoint while training goes on; None for no such evaluation."""
 
 
 def train_worker(arguments: dict[str, LoopSettings]) -> None:
-    """Train until the last step, beginning at the newest checkpoint where there is one. Ray Train passes a dict."""
+    """Train until the last sample, beginning at the newest checkpoint where there is one. Ray Train passes a dict."""
     settings = arguments["settings"]
-    config, run_folder = settings.config, Path(settings.run_folder)
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    if config.threads or not settings.is_local:
-        torch.set_num_threads(threads_of_worker(config.threads, context.get_local_world_size()))
-    pack = Pack.open(settings.pack_path)
-    per_epoch = steps_per_epoch(pack.n_crops, config.minibatch_size)
+    if (Path(settings.run_folder) / STOPPED_FILE).exists():
+        return  # a restart would stop there again
+    try:
+        _Worker(settings).train()
+    except torch.OutOfMemoryError as error:
+        config = settings.config
+        raise MemoryError(
+            f"the GPU's memory is not enough for {config.minibatch_size} crops shared by "
+            f"{ray.train.get_context().get_world_size()} workers ({error}). Lower pretrain.minibatch_size, set "
+            "pretrain.recompute=true or pretrain.parallel=fsdp, or use more workers; jobs/pretrain.py --dry-run tells "
+            "what a run needs."
+        ) from error
 
-    device = ray.train.torch.get_device()
-    model = build_model(config.model, config.seed).to(device)
-    optimiser = build_optimiser(model, config.learning_rate, config.weight_decay)
-    first_step = 0
-    with _checkpoint_to_go_on_from(run_folder, settings.is_local) as folder:
-        if folder is not None:
-            first_step = read_checkpoint(folder, model, optimiser, pack.pack_id).step
-    if rank == 0:
-        cut_history(run_folder, first_step)
-    parallel = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={_SYNC_BUFFERS: False})
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device))
 
-    feed = FeedSettings(
-        model=config.model,
-        seed=config.seed,
-        minibatch_size=config.minibatch_size,
-        flip_rotate=config.flip_rotate,
-        pairs_wells=config.second_view == "well",
-        rank=rank,
-        world_size=world_size,
-        first_step=first_step,
-        n_steps=settings.n_steps,
-        pin_memory=device.type == "cuda",
-    )
-    model.train()
-    window = _Window()
-    with Prefetcher(read_minibatches(pack, feed), config.prefetch) as prefetcher:
-        for step, minibatch in enumerate(prefetcher, start=first_step):
-            learning_rate = learning_rate_at(step, settings.n_steps, config.learning_rate, config.warmup_share)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate
-            if config.model.drop_path > 0:  # its random numbers must not depend on how often the run was resumed
-                torch.manual_seed(hash((config.seed, step, rank)) % 2**63)
-            with autocast:
-                losses = parallel(*minibatch.to(device))
-            losses["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            window.add(losses)
+class _Worker:
+    def __init__(self, settings: LoopSettings) -> None:
+        self.settings, self.config = settings, settings.config
+        self.run_folder = Path(settings.run_folder)
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        if self.config.threads or not settings.is_local:
+            torch.set_num_threads(threads_of_worker(self.config.threads, context.get_local_world_size()))
+        self.device = ray.train.torch.get_device()
+        self.pack = Pack.open(settings.pack_path)
+        self.objective = self._build()
+        self.optimiser = build_optimiser(
+            self.objective,
+            name=self.config.optimiser,
+            learning_rate=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+        )
+        self.position = self._go_on()
+        self.writer = CheckpointWriter(self.run_folder, self.rank, self.world_size, self.config.keep_checkpoints)
+        self.seen = (
+            SeenWriter(self.run_folder, self.position.step, self.rank, self.world_size)
+            if self.config.record_ids
+            else None
+        )
 
-            done = step + 1
-            is_last = done == settings.n_steps
-            is_checkpoint = is_last or done % config.checkpoint_every == 0
-            if is_checkpoint or done % config.log_every == 0:
-                row = window.close(done, config.minibatch_size, prefetcher.waited_s)
-                row |= {"epoch": done / per_epoch, "learning_rate": learning_rate}
-                _refuse_infinite_loss(row, run_folder)
-                if rank == 0:
-                    append_history(run_folder, row)
-                if is_checkpoint:
-                    position = Position(
-                        step=done, epoch=done // per_epoch, minibatch=done % per_epoch, pack_id=pack.pack_id
-                    )
-                    _report(settings, model, optimiser, position, row, rank)
-                window.skip(prefetcher.waited_s)  # writing a checkpoint is neither computing nor waiting for data
-    if rank == 0:
-        _write_pictures(model, pack, config, run_folder / RECONSTRUCTIONS_FILE)
+    def _build(self) -> Objective:
+        config = self.config
+        objective = build_objective(config.model, config.objective, config.seed).to(self.device)
+        objective.encoder.recomputes = config.recompute
+        if config.parallel == "fsdp" and is_distributed():
+            shard(objective)
+        if config.compile:
+            channel_counts = np.unique(self.pack.index.column("group").to_numpy())
+            is_one_shape = self.device.type == "cuda" and len(channel_counts) == 1 and not config.augment.channel_drop
+            compile_blocks(objective, one_shape=is_one_shape)
+        return objective
+
+    def _go_on(self) -> Position:
+        """Load the newest checkpoint, and forget what is newer than it. The first worker decides which one it is."""
+        chosen: list[str | None] = [None]
+        if self.rank == 0:
+            forget_broken_checkpoints(self.run_folder)
+            newest = newest_checkpoint(self.run_folder)
+            chosen = [newest.name if newest else None]
+            step = int(newest.name.rsplit("_", 1)[1]) if newest else 0
+            cut_history(self.run_folder, step)
+            cut_seen(self.run_folder, step)
+        if is_distributed():
+            torch.distributed.broadcast_object_list(chosen, src=0, device=self.device)
+        if chosen[0] is None:
+            return Position(step=0, samples=0, pack_id=self.pack.pack_id)
+        return read_checkpoint(self.run_folder / chosen[0], self.objective, self.optimiser, self.pack.pack_id)
+
+    def train(self) -> None:
+        config, settings = self.config, self.settings
+        feed = FeedSettings(
+            model=config.model,
+            objective=config.objective,
+            augment=config.augment,
+            seed=config.seed,
+            minibatch_size=config.minibatch_size,
+            minibatch_tokens=config.minibatch_tokens,
+            pairs_wells=config.second_view == "well",
+            rank=self.rank,
+            world_size=self.world_size,
+            first_sample=self.position.samples,
+            end_sample=settings.n_samples,
+            pin_memory=self.device.type == "cuda",
+        )
+        window = Window(self.device, _flops_of(config), _peak_tflops(config, self.device))
+        take_step = TrainingStep(self.objective, self.optimiser, config, settings.n_samples, self.device, self.rank)
+        picture_every = _epochs_between_pictures(settings.n_samples / self.pack.n_crops)
+        self.objective.train()
+        if self.position.step:
+            self._evaluate_if_due()
+        with Prefetcher(read_minibatches(self.pack, feed), config.prefetch) as prefetcher:
+            for step, minibatch in enumerate(prefetcher, start=self.position.step + 1):
+                whole = minibatch.whole
+                done = take_step(minibatch)
+                window.add(minibatch, done.losses, done.gradient_norm)
+                if self.seen is not None:
+                    self.seen.add(step, minibatch.rows)
+
+                is_last = whole.end == settings.n_samples
+                is_checkpoint = is_last or step % config.checkpoint_every == 0
+                epoch = whole.end // self.pack.n_crops
+                is_picture = is_last or (whole.first // self.pack.n_crops < epoch and epoch % picture_every == 0)
+                if is_checkpoint or is_picture or step % config.log_every == 0:
+                    row, wrong = window.close(prefetcher.waited_s)
+                    row = {
+                        "step": step,
+                        "samples": whole.end,
+                        "epoch": whole.end / self.pack.n_crops,
+                        **row,
+                        "learning_rate": done.learning_rate,
+                    }
+                    if wrong is not None:
+                        self._stop(step - wrong.steps_before_report, wrong, done.learning_rate)
+                        return
+                    if self.rank == 0:
+                        append_history(self.run_folder, row)
+                    if is_picture:
+                        draw_pictures(self.objective, self.pack, config, self.run_folder, step, epoch, self.rank == 0)
+                    if is_checkpoint:
+                        self._checkpoint(Position(step=step, samples=whole.end, pack_id=self.pack.pack_id), row)
+                    window.skip(prefetcher.waited_s)  # writing is neither computing nor waiting for data
+        self.writer.wait()
+        self._evaluate_if_due()
+
+    def _checkpoint(self, position: Position, row: dict[str, float]) -> None:
+        """Begin to write a checkpoint; what was begun the last time is whole by then, and may be evaluated."""
+        self.writer.wait()
+        self._evaluate_if_due()
+        self.position = position
+        if self.seen is not None:
+            self.seen.flush()
+        encoder = encoder_on_cpu(self.objective.kept_encoder, self.rank == 0)
+        self.writer.begin(self.objective, self.optimiser, encoder, position, dataclasses.asdict(self.config))
+        ray.train.report(row)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate the checkpoint at `position`, which is whole."""
+        step, every, evaluate = self.position.step, self.config.evaluate_every, self.settings.evaluate
+        if evaluate is None or not every or step == 0 or (step % every and not self._is_at_end):
+            return
+        if evaluated_step(self.run_folder, step) is not None:
+            return
+        folder = self.run_folder / checkpoint_name(step)
+        if self.settings.is_local:
+            evaluate_now(self.run_folder, folder / ENCODER_FILE, step, evaluate)
+        else:
+            submit_evaluation(self.run_folder, folder, step, self.rank == 0)
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self.position.samples == self.settings.n_samples
+
+    def _stop(self, step: int, wrong: NotFinite, learning_rate: float) -> None:
+        """Say why no restart would help, with the crops that were seen. All workers end the run after it."""
+        if self.rank != 0:
+            return
+        ids = [self.pack.index.column("crop_id")[int(row)].as_py() for row in wrong.rows]
+        reason = (
+            f"step {step}: the loss is {wrong.loss:.4g}, the norm of the gradient {wrong.gradient_norm:.4g}, at "
+            f"learning rate {learning_rate:.2g}; expected finite numbers. The {len(ids)} crops of that step are in "
+            f"{STOPPED_FILE}: look at them, lower pretrain.learning_rate, or set pretrain.precision=fp32."
+        )
+        write_json(self.run_folder / STOPPED_FILE, {"reason": reason, "step": step, "crop_ids": ids})
 
 
 def threads_of_worker(wanted: int, workers_on_this_machine: int) -> int:
@@ -142,109 +227,20 @@ def threads_of_worker(wanted: int, workers_on_this_machine: int) -> int:
     return wanted or max(1, (os.cpu_count() or 1) // max(1, workers_on_this_machine))
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """`auto` takes bf16 on a GPU, and on a CPU that multiplies it natively; elsewhere it would be slower than fp32."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return True
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+def _flops_of(config: PretrainConfig) -> Callable[[int], float]:
+    @functools.cache
+    def flops(n_channels: int) -> float:
+        return training_cost(config.model, config.objective, n_channels).training_flops
+
+    return flops
 
 
-class _Window:
-    """Losses and time since the last report."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._n_steps = 0
-        self.skip(0.0)
-
-    def skip(self, waited_s: float) -> None:
-        """Begin to count time from now on; `waited_s` is the prefetcher's total."""
-        self._started, self._waited_s = time.perf_counter(), waited_s
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()  # no .item(): it would wait for the GPU
-        self._n_steps += 1
-
-    def close(self, step: int, minibatch_size: int, waited_s: float) -> dict[str, float]:
-        """Means over the steps and over all workers, as a row of the history."""
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[name] for name in names]) / self._n_steps
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(means)
-            means /= torch.distributed.get_world_size()
-        seconds = time.perf_counter() - self._started
-        row = {
-            "step": step,
-            **dict(zip(names, means.tolist(), strict=True)),
-            "crops_per_s": minibatch_size * self._n_steps / seconds,
-            "data_wait_share": min(1.0, (waited_s - self._waited_s) / seconds),
-        }
-        self._sums, self._n_steps = {}, 0
-        return row
+def _peak_tflops(config: PretrainConfig, device: torch.device) -> float | None:
+    if config.device_peak_tflops is not None or device.type != "cuda":
+        return config.device_peak_tflops
+    return device_peak_tflops(torch.cuda.get_device_name(device))
 
 
-@contextlib.contextmanager
-def _checkpoint_to_go_on_from(run_folder: Path, is_local: bool) -> Iterator[Path | None]:
-    reported = None if is_local else ray.train.get_checkpoint()
-    if reported is None:
-        yield newest_checkpoint(run_folder)
-    else:
-        with reported.as_directory() as folder:
-            yield Path(folder)
-
-
-def _report(
-    settings: LoopSettings,
-    model: MaskedAutoencoder,
-    optimiser: torch.optim.Optimizer,
-    position: Position,
-    row: dict[str, float],
-    rank: int,
-) -> None:
-    name = checkpoint_name(position.step)
-    if rank != 0:
-        ray.train.report(row, checkpoint_dir_name=name)
-        return
-    run_folder = Path(settings.run_folder)
-    folder = Path(tempfile.mkdtemp(prefix="unfinished-", dir=run_folder if settings.is_local else None))
-    try:
-        write_checkpoint(folder, model, optimiser, position, dataclasses.asdict(settings.config))
-        if settings.is_local:
-            keep_checkpoint(run_folder, folder, position.step, settings.config.keep_checkpoints)
-            ray.train.report(row)
-        else:
-            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-            ray.train.report(row, checkpoint=checkpoint, checkpoint_dir_name=name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_infinite_loss(row: dict[str, float], run_folder: Path) -> None:
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(
-            f"{run_folder}: the loss is {row['loss']} at step {row['step']:.0f}, "
-            f"learning rate {row['learning_rate']:.2g}; expected a finite loss. "
-            "Lower pretrain.learning_rate, or set pretrain.precision=fp32."
-        )
-
-
-def _write_pictures(model: MaskedAutoencoder, pack: Pack, config: PretrainConfig, path: Path) -> None:
-    """Original, masked and reconstructed crops from all over the pack, (crops, C, S, S), 0 beyond a crop's channels."""
-    rows = np.unique(np.linspace(0, pack.n_crops - 1, N_PICTURES).astype(int))
-    names = [tuple(pack.channels(int(row))) for row in rows]
-    crops = collate(pack.read(rows), [config.model.channel_indices(each) for each in names])
-    device = next(model.parameters()).device
-    n_tokens = crops.pixels.shape[1] * config.model.n_patches
-    model.eval()
-    pictures = model.reconstruct(crops.to(device), masking_noise(config.seed, 0, rows, n_tokens))
-    arrays: dict[str, Any] = {
-        "original": pictures.original.cpu().numpy(),
-        "masked": pictures.masked.cpu().numpy(),
-        "reconstruction": pictures.reconstructed.cpu().numpy(),
-        "n_channels": np.array([len(each) for each in names]),
-    }
-    write_arrays(path, **arrays)
+def _epochs_between_pictures(n_epochs: float, most: int = 50) -> int:
+    """Pictures are made after every epoch; of long runs some, so that there are at most `most`."""
+    return max(1, int(np.ceil(n_epochs / most)))

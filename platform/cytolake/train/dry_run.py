@@ -1,0 +1,341 @@
+"""What a pretraining run would cost, before it costs anything: parameters, memory, speed, GPU-hours, the FSDP plan.
+
+Everything is computed from the config: no GPU, no Ray and no pack are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+
+from cytolake.catalog.declared import channel_vocabulary
+from cytolake.models.cost import DEVICES, Device, TrainingCost, find_device, parameter_units, training_cost
+from cytolake.packs.pack import Pack
+from cytolake.train.config import PretrainConfig
+
+DEVICE = "H100 SXM"
+N_GPUS = (1, 2, 8, 32, 128, 256)
+N_CHANNELS = 5
+"""Of a crop for a channel-adaptive model where no pack says otherwise: Cell Painting."""
+
+MEMORY_PASSES = 8
+"""How often each byte that is kept for the backward pass crosses the GPU's memory in one training step without compiled
+blocks. Counted over the operations of a parallel block in bf16: 430 bytes read and written for 52 bytes kept."""
+EFFICIENCY = 0.36
+"""Share of the device's declared speeds that a run reaches, all its waiting included: see `seconds_per_crop`."""
+
+_CONTEXT_BYTES = 2e9  # CUDA, cuBLAS and NCCL beside torch's own memory
+_FP32_SHARE = 1 / 16  # of the bf16 peak: 19.5 of 312 TFLOP/s (A100), 67 of 989 (H100)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnGpus:
+    """The run on so many GPUs."""
+
+    n_gpus: int
+    crops_per_gpu: int
+    """Of one step."""
+    state_bytes: float
+    """Weights, gradients and the optimiser's moments on one GPU, with what is gathered or copied of them."""
+    activation_bytes: float
+    """Kept for the backward pass on one GPU."""
+    crops_per_s: float
+    """All GPUs together."""
+    memory_bytes: float
+    """Of one GPU, all in all."""
+    fits: bool
+    hours: float | None
+    """Wall time of the run; None where its length is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRun:
+    """What a run would cost."""
+
+    config: PretrainConfig
+    device: Device
+    cost: TrainingCost
+    """Of one crop."""
+    seconds_per_crop: float
+    """On one GPU."""
+    mfu: float
+    """Share of the device's declared peak that this speed means, of the FLOPs a step needs without recomputing."""
+    is_mfu_given: bool
+    """It was given, rather than foretold by `seconds_per_crop`."""
+    n_crops: int | None
+    """In the pack; None where there is none yet."""
+    n_samples: int | None
+    """Crops of the whole run, counted as often as they are seen; None where `steps` is not set and there is no pack."""
+    n_steps: int | None
+    gpu_hours: float | None
+    """Of the whole run."""
+    gpu_hours_per_million: float
+    """Of each million crops of a pack, for all epochs."""
+    on_gpus: tuple[OnGpus, ...]
+    units: Mapping[str, int]
+    """Trained parameters of each FSDP unit: each transformer block by its name, all the rest under `""`."""
+
+
+def dry_run(
+    config: PretrainConfig,
+    *,
+    pack: Pack | None = None,
+    n_crops: int | None = None,
+    n_channels: int | Mapping[int, float] | None = None,
+    n_gpus: Sequence[int] = N_GPUS,
+    device: str | Device | None = None,
+    mfu: float | None = None,
+) -> DryRun:
+    """Foretell a run.
+
+    Args:
+        config: The run.
+        pack: What it would train on.
+        n_crops: Crops of the pack, where it is not there yet.
+        n_channels: Channels of a crop, or how many crops have so many, where the pack is not there yet. None means
+            those of a `mae_vit`, and `N_CHANNELS` for a model that takes any.
+        n_gpus: Numbers of GPUs to say memory and speed for. A run scales with them, as the published runs did that
+            the speed is calibrated on, as long as every GPU has as many crops of a step as any other.
+        device: Name of the GPU, see `models.cost.DEVICES`. None means the one of `config.device_peak_tflops` where
+            that is set, else `DEVICE`.
+        mfu: Share of the peak to assume instead of what `seconds_per_crop` says, such as one measured: the last `mfu`
+            of a run's history.
+
+    Raises:
+        ValueError: A device not known, a share or a number that cannot be, or crops that the model does not take.
+    """
+    gpu = _device(config, device)
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ValueError(f"mfu is {mfu}: expected more than 0, and 1 or less.")
+    if pack is not None:
+        if pack.crop_size != config.model.crop_size:
+            raise ValueError(
+                f"pack {pack.pack_id} has crops of {pack.crop_size} px, the model takes {config.model.crop_size} px. "
+                f"Set pretrain.model.crop_size={pack.crop_size}, or ingest with crops of the model's size."
+            )
+        counts = pack.index["group"].value_counts().to_pylist()
+        n_crops, n_channels = pack.n_crops, {row["values"]: row["counts"] for row in counts}
+    if n_channels is None:
+        n_channels = len(config.model.channels) if config.model.is_fused else N_CHANNELS
+    config = _with_vocabulary(config)
+    cost = training_cost(config.model, config.objective, n_channels)
+    units = parameter_units(config.model, config.objective)
+    seconds = seconds_per_crop(cost, config, gpu)
+    if mfu is not None:
+        seconds = cost.training_flops / (mfu * gpu.peak_tflops * 1e12)
+    per_step = float(config.minibatch_size)
+    if config.minibatch_tokens is not None:
+        per_step = max(1.0, min(per_step, config.minibatch_tokens / cost.tokens))
+    n_samples = None
+    if n_crops is not None or config.steps is not None:
+        n_samples = config.n_samples(n_crops or 0)
+    return DryRun(
+        config=config,
+        device=gpu,
+        cost=cost,
+        seconds_per_crop=seconds,
+        mfu=cost.training_flops / (seconds * gpu.peak_tflops * 1e12),
+        is_mfu_given=mfu is not None,
+        n_crops=n_crops,
+        n_samples=n_samples,
+        n_steps=None if n_samples is None else math.ceil(n_samples / per_step),
+        gpu_hours=None if n_samples is None else n_samples * seconds / 3600,
+        gpu_hours_per_million=1e6 * config.epochs * seconds / 3600,
+        on_gpus=tuple(_on_gpus(config, cost, units, gpu, n, per_step, seconds, n_samples) for n in n_gpus),
+        units=units,
+    )
+
+
+def seconds_per_crop(cost: TrainingCost, config: PretrainConfig, device: Device) -> float:
+    """Time that one GPU takes for one crop, forward and backward.
+
+    A GPU multiplies at its declared peak or moves bytes at its declared bandwidth, not both at once, and reaches the
+    same share of either:
+
+        seconds = (FLOPs / peak + MEMORY_PASSES * bytes kept / bandwidth) / EFFICIENCY
+
+    The second term is why a narrow model reaches less of the peak than a wide one, and any model less of an H100's
+    than of an A100's. The passes are counted; the efficiency is the one number that is fitted, to the three budgets of
+    Kenyon-Dean et al. 2024 (arXiv 2411.02572), so that the largest error is smallest. GPU-hours predicted for reported:
+    MAE-G/8 40,000 for 48,000; MAE-L/8 12,300 for 15,360; CA-MAE-S/16 480 for 400. Each of these alone would give
+    another efficiency: 0.30, 0.29 (both on 128 H100 and more, restarts included) and 0.43 (on 16 A100). No single share
+    of the peak comes within 25 % of all three. They are those authors' runs: a step measured on the GPU at hand, as
+    `dry_run(mfu=...)`, foretells a run of our own better. The time to launch kernels is left out, which is what small
+    models wait for.
+    """
+    peak, kept = device.peak_tflops * 1e12, cost.activation_bytes
+    if config.precision == "fp32":
+        peak, kept = peak * _FP32_SHARE, cost.activation_bytes_fp32
+    if config.recompute:
+        kept *= 4 / 3  # of the three passes, forward and twice that backward, the forward one is done again
+    return (_all_flops(cost, config) / peak + MEMORY_PASSES * kept / (device.bandwidth_gb_s * 1e9)) / EFFICIENCY
+
+
+def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, int], n_gpus: int) -> float:
+    """Bytes of weights and what belongs to them on one GPU of so many.
+
+    Weights, gradients and moments are fp32, 4 bytes each: two moments of AdamW, one of Lion. Autocast keeps a bf16 copy
+    of every weight through the step. `ddp` holds all of it on each GPU, and the gradients once more in the buckets that
+    it exchanges. `fsdp` shares it out, and beside its share holds the rest unit and two blocks gathered, the one that
+    computes and the next, weights and gradients. Weights of a frozen teacher have neither gradients nor moments.
+    """
+    n, moments = cost.trained_parameters, 2 if config.optimiser == "adamw" else 1
+    copies = 0 if config.precision == "fp32" else 2 * n
+    own = n * (4 + 4 + 4 * moments) + 4 * cost.teacher_parameters
+    if config.parallel == "ddp" or n_gpus == 1:
+        return own + copies + (4 * n if n_gpus > 1 else 0)
+    largest_block = max((size for name, size in units.items() if name), default=0)
+    return own / n_gpus + copies + (4 + 4) * (units[""] + 2 * largest_block)
+
+
+def dry_run_tables(found: DryRun) -> Group:
+    """What `jobs/pretrain.py --dry-run` prints."""
+    return Group(_facts(found), "", _memory_table(found), "", _plan_table(found))
+
+
+def _on_gpus(
+    config: PretrainConfig,
+    cost: TrainingCost,
+    units: Mapping[str, int],
+    device: Device,
+    n_gpus: int,
+    per_step: float,
+    seconds: float,
+    n_samples: int | None,
+) -> OnGpus:
+    if n_gpus < 1:
+        raise ValueError(f"{n_gpus} GPUs: expected 1 or more.")
+    crops_per_gpu = math.ceil(per_step / n_gpus)
+    kept = cost.activation_bytes_fp32 if config.precision == "fp32" else cost.activation_bytes
+    if config.recompute:
+        kept = cost.recomputed_activation_bytes * (2 if config.precision == "fp32" else 1)
+    state = state_bytes(config, cost, units, n_gpus)
+    memory = state + kept * crops_per_gpu + _CONTEXT_BYTES
+    crops_per_s = per_step / (crops_per_gpu * seconds)
+    return OnGpus(
+        n_gpus=n_gpus,
+        crops_per_gpu=crops_per_gpu,
+        state_bytes=state,
+        activation_bytes=kept * crops_per_gpu,
+        crops_per_s=crops_per_s,
+        memory_bytes=memory,
+        fits=memory <= device.memory_gb * 1e9,
+        hours=None if n_samples is None else n_samples / crops_per_s / 3600,
+    )
+
+
+def _all_flops(cost: TrainingCost, config: PretrainConfig) -> float:
+    return cost.training_flops + (cost.recompute_flops if config.recompute else 0)
+
+
+def _device(config: PretrainConfig, device: str | Device | None) -> Device:
+    if isinstance(device, Device):
+        return device
+    if device is None and config.device_peak_tflops is not None:
+        peak, default = config.device_peak_tflops, _default()
+        for known in (default, *DEVICES):
+            if known.peak_tflops == peak:
+                return known
+        bandwidth = default.bandwidth_gb_s * peak / default.peak_tflops
+        return Device(f"GPU of {peak:g} TFLOP/s", "", peak, bandwidth, default.memory_gb)
+    found = find_device(device or DEVICE)
+    if found is None:
+        raise ValueError(
+            f"no GPU {device!r} is declared: there are {', '.join(each.name for each in DEVICES)}. Set "
+            "pretrain.device_peak_tflops to its dense bf16 peak instead."
+        )
+    return found
+
+
+def _default() -> Device:
+    found = find_device(DEVICE)
+    assert found is not None
+    return found
+
+
+def _with_vocabulary(config: PretrainConfig) -> PretrainConfig:
+    """A channel-adaptive model with the stains that training would give it."""
+    if config.model.is_fused or config.model.channels:
+        return config
+    names = tuple(channel_vocabulary().names)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, channels=names))
+
+
+def _facts(found: DryRun) -> Table:
+    cost, config, model = found.cost, found.config, found.config.model
+    parameters = f"encoder {cost.encoder_parameters / 1e6:,.1f} M, rest {cost.other_parameters / 1e6:,.1f} M"
+    if cost.teacher_parameters:
+        parameters += f", teacher {cost.teacher_parameters / 1e6:,.1f} M"
+    recomputed = f" and {cost.recompute_flops / 1e9:,.0f} to recompute" if config.recompute else ""
+    source = "as given" if found.is_mfu_given else "as published runs reach"
+    if found.n_samples is None or found.gpu_hours is None:
+        run = f"{config.epochs} epochs of a pack that is not there yet; no pretrain.steps"
+        hours = f"{found.gpu_hours_per_million:,.4g} for each million crops of the pack"
+    else:
+        pack = "" if found.n_crops is None else f" of {found.n_crops:,}"
+        run = f"{found.n_samples:,} crops{pack} in {found.n_steps:,} steps of up to {config.minibatch_size:,}"
+        hours = f"{found.gpu_hours:,.4g}" if found.gpu_hours < 1000 else f"{found.gpu_hours:,.0f}"
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column()
+    shown.add_row(
+        "model",
+        f"{model.architecture} of {model.depth} x {model.width}, {model.heads} heads, patches of "
+        f"{model.patch_size} px, crops of {model.crop_size} px",
+    )
+    shown.add_row(
+        "training",
+        f"{config.objective.name}, {config.optimiser}, {config.parallel}{', recompute' if config.recompute else ''}",
+    )
+    shown.add_row("parameters", parameters)
+    shown.add_row("tokens", f"{cost.tokens:,.0f} a crop")
+    shown.add_row("training", f"{cost.training_flops / 1e9:,.0f} GFLOP a crop{recomputed}")
+    shown.add_row("inference", f"{cost.inference_flops / 1e9:,.0f} GFLOP a crop")
+    shown.add_row("GPU", f"{found.device.name}, {found.device.peak_tflops:g} TFLOP/s, {found.device.memory_gb:g} GB")
+    shown.add_row("speed", f"{1 / found.seconds_per_crop:,.0f} crops/s on one, {found.mfu:.1%} of its peak, {source}")
+    shown.add_row("run", run)
+    shown.add_row("GPU-hours", hours)
+    return shown
+
+
+def _memory_table(found: DryRun) -> Table:
+    columns = ("GPUs", "crops each", "weights", "activations", "all", "", "crops/s", "hours")
+    shown = Table(*columns, box=None, pad_edge=False)
+    for i, column in enumerate(shown.columns):
+        column.justify, column.no_wrap = "left" if i == 5 else "right", True
+    for on in found.on_gpus:
+        shown.add_row(
+            f"{on.n_gpus:,}",
+            f"{on.crops_per_gpu:,}",
+            f"{on.state_bytes / 1e9:,.1f} GB",
+            f"{on.activation_bytes / 1e9:,.1f} GB",
+            f"{on.memory_bytes / 1e9:,.1f} GB",
+            "fits" if on.fits else "[bold red]too much[/]",
+            f"{on.crops_per_s:,.0f}",
+            "" if on.hours is None else f"{on.hours:,.1f}",
+        )
+    return shown
+
+
+def _plan_table(found: DryRun) -> Table:
+    """FSDP's units: blocks of the same size as one row."""
+    n_gpus = max(1, found.config.workers)
+    unit = "FSDP unit" if found.config.parallel == "fsdp" else "unit, with FSDP"
+    shown = Table(unit, "units", "parameters", "whole", f"on each of {n_gpus}", box=None, pad_edge=False)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    alike: dict[tuple[str, int], int] = {}
+    for name, size in found.units.items():
+        key = (re.sub(r"\.\d+(?=\.|$)", ".*", name) or "all the rest", size)
+        alike[key] = alike.get(key, 0) + 1
+    for (name, size), n in sorted(alike.items(), key=lambda row: -row[0][1] * row[1]):
+        shown.add_row(
+            name, f"{n:,}", f"{size:,}", f"{4 * size / 1e6:,.1f} MB", f"{4 * math.ceil(size / n_gpus) / 1e6:,.2f} MB"
+        )
+    return shown

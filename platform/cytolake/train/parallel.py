@@ -1,0 +1,84 @@
+"""One objective on several workers: whole on each (DDP), or dealt out among them (FSDP2)."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from cytolake.models import Encoder
+from cytolake.models.objectives import Objective
+from cytolake.models.transformer import Block
+from cytolake.train.config import Parallel
+
+# Buffers are position codes, which never change, and statistics that an objective itself keeps equal on all workers.
+# torch 2.15 has a new name for the switch.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+
+
+def is_distributed() -> bool:
+    """There are other workers to talk to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def shard(objective: Objective) -> None:
+    """Deal weights out among all workers, in place: each block is gathered when it computes, and let go again.
+
+    Everything beside the blocks is one more unit, gathered for the whole step. Optimisers must be built afterwards.
+    Source: FSDP2, torch.distributed.fsdp.fully_shard; Zhao et al. 2023, arXiv 2304.11277.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    kind = next(objective.parameters()).device.type
+    mesh = init_device_mesh(kind, (torch.distributed.get_world_size(),))
+    for part in objective.modules():
+        if isinstance(part, Block):
+            fully_shard(part, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+    if hasattr(objective, "reconstruct"):
+        register_fsdp_forward_method(objective, "reconstruct")
+
+
+def distribute(objective: Objective, kind: Parallel, device: torch.device) -> nn.Module:
+    """What to call in place of the objective, so that gradients are those of the mean over workers."""
+    if kind == "fsdp" or not is_distributed() or torch.distributed.get_world_size() == 1:
+        return objective
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=devices, **{_SYNC_BUFFERS: False})  # type: ignore[arg-type]
+
+
+def clip_gradients(objective: Objective, largest_norm: float) -> Tensor:
+    """Scale all gradients down to a norm of at most `largest_norm`; returns the norm before, a scalar on the device."""
+    norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), largest_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def encoder_on_cpu(encoder: Encoder, keeps: bool) -> Encoder | None:
+    """A copy on the CPU that training does not change. All workers must call it where weights are dealt out.
+
+    Args:
+        encoder: Of the objective that is trained.
+        keeps: False on workers that need no copy; they get None.
+    """
+    state = encoder.state_dict()
+    if not any(isinstance(value, DTensor) for value in state.values()):
+        return copy.deepcopy(encoder).cpu() if keeps else None
+    whole = {}
+    for name, value in state.items():  # one after another: no worker ever holds two gathered tensors on its device
+        gathered = value.full_tensor() if isinstance(value, DTensor) else value
+        if keeps:
+            whole[name] = gathered.detach().cpu()
+    if not keeps:
+        return None
+    copied = Encoder(encoder.config)
+    copied.load_state_dict(whole)
+    return copied

@@ -1,0 +1,83 @@
+"""Every objective trains through the same loop, and an interrupted run goes on to the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cytolake.models import ModelConfig, load_encoder
+from cytolake.models.augment import AugmentConfig
+from cytolake.models.objectives import (
+    BarlowTwinsConfig,
+    ByolConfig,
+    DinoConfig,
+    MaeConfig,
+    ObjectiveConfig,
+    SimClrConfig,
+    VicRegConfig,
+)
+from cytolake.packs.pack import Pack
+from cytolake.tracking import TrackingConfig
+from cytolake.train.config import PretrainConfig
+from cytolake.train.pretrain import PretrainError, pretrain
+
+# MLflow 3.17's own queries.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+STAINS = ("DNA", "ER", "RNA")
+NARROW = {"hidden_width": 32, "projected_width": 16}
+OBJECTIVES = (
+    ObjectiveConfig(
+        name="mae", mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2, decoder="per_channel")
+    ),
+    ObjectiveConfig(
+        name="dino",
+        dino=DinoConfig(n_local_views=2, local_size=8, hidden_width=32, bottleneck_width=16, n_prototypes=32),
+    ),
+    ObjectiveConfig(name="simclr", simclr=SimClrConfig(**NARROW)),
+    ObjectiveConfig(name="byol", byol=ByolConfig(**NARROW)),
+    ObjectiveConfig(name="vicreg", vicreg=VicRegConfig(**NARROW)),
+    ObjectiveConfig(name="barlow_twins", barlow_twins=BarlowTwinsConfig(**NARROW)),
+)
+
+
+def losses(runs: Path) -> list[dict[str, float]]:
+    (history,) = runs.glob("*/history.json")
+    timed = ("crops_per_s", "tokens_per_s", "tflops_per_s", "data_wait_share", "memory_mb")
+    return [{name: row[name] for name in row if name not in timed} for row in json.loads(history.read_text())]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: each.name)
+def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_path, monkeypatch, objective):
+    pack = make_pack(24, (STAINS[:1], STAINS, STAINS[:2]))
+    config = PretrainConfig(
+        model=ModelConfig(channels=STAINS, crop_size=16, patch_size=4, width=16, depth=2, heads=2, drop_path=0.1),
+        objective=objective, augment=AugmentConfig(rotation_deg=20, noise=0.1, channel_drop=0.2), steps=6,
+        minibatch_size=6, workers=0, threads=1, precision="fp32", log_every=1, checkpoint_every=2, optimiser="lion",
+        learning_rate=1e-4,
+    )  # fmt: skip
+    whole = pretrain(pack, config, tmp_path / "whole", TrackingConfig())
+    read, calls = Pack.read, 0
+
+    def fail_once(self, rows):
+        nonlocal calls
+        calls += len(rows) == 6
+        if calls == 4 * objective.n_views + 1:
+            calls += 1
+            raise OSError("gone")
+        return read(self, rows)
+
+    monkeypatch.setattr(Pack, "read", fail_once)
+    with pytest.raises(PretrainError, match="gone"):
+        pretrain(pack, config, tmp_path / "broken", TrackingConfig())
+    resumed = pretrain(pack, config, tmp_path / "broken", TrackingConfig())
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert resumed.model_id == whole.model_id
+    values = np.array([list(row.values()) for row in losses(tmp_path / "whole")])
+    assert np.isfinite(values).all()
+    # what is kept is a plain encoder of the model's config
+    assert dataclasses.replace(load_encoder(whole.checkpoint).config, drop_path=0.1) == config.model
