@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 import cytolake
 from cytolake.catalog import CatalogError, table_contract
-from cytolake.catalog.commits import Replaced, commit_rows, create_table
+from cytolake.catalog.commits import Claim, Replaced, commit_rows, create_table
 from cytolake.catalog.contracts import parse_contract
 
 
@@ -69,12 +69,50 @@ def test_rows_that_must_stay_are_not_replaced(crops):
     assert len(ids(crops)) == 3
 
 
+def test_a_claim_that_another_took_over_commits_nothing_even_in_a_race(crops):
+    nothing = crop_rows("p").slice(0, 0)
+    commit(crops, nothing, "claim", content=1)
+    opened_before = DeltaTable(crops)
+    commit(crops, nothing, "claim", content=2)
+    mine, other = Claim("claim", 1), Claim("claim", 2)
+    asked = []
+    how = {"application": "p", "claim": mine, "check": lambda: asked.append("asked")}
+    assert commit_rows(opened_before, table_contract("crops"), crop_rows("p"), **how) is False
+    assert asked == ["asked"]  # it did look free at first: Delta refused the commit
+    assert commit(crops, crop_rows("p"), "p", claim=mine) is False
+    assert not ids(crops)
+    assert commit(crops, crop_rows("p"), "p", claim=other) is True
+    assert len(ids(crops)) == 3
+
+
 def test_a_row_that_breaks_a_constraint_leaves_the_table_as_it_was(crops):
     version = DeltaTable(str(crops)).version()
     with pytest.raises(CatalogError, match=r"table crops: rows break a constraint .*size > 0"):
         commit(crops, pa.concat_tables([crop_rows("p"), crop_rows("q", size=0)]), "job")
     assert DeltaTable(str(crops)).version() == version
     assert commit(crops, crop_rows("p"), "job") is True
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "good", "bad"),
+    [
+        ("crops", "foreground_share", 0.5, 1.5),
+        ("sites", "height", 5, 0),
+        ("wells", "control", "negative", "neg"),
+        ("quarantine", "problem", "missing_file", ""),
+        ("curations", "reason", "qc: out of focus", ""),
+    ],
+)
+def test_every_declared_constraint_takes_good_rows_and_refuses_bad_ones(tmp_path, table, column, good, bad):
+    contract = table_contract(table)
+    known = {"size": 64, "width": 5, "is_kept": False} | dict.fromkeys(contract.key, "k")
+    row = {name: known.get(name) for name in contract.schema.names}
+    path = str(tmp_path / table)
+    create_table(path, contract)
+    with pytest.raises(CatalogError, match=f"table {table}: rows break a constraint"):
+        commit_rows(DeltaTable(path), contract, contract.rows([row | {column: bad}]), application="bad")
+    assert commit_rows(DeltaTable(path), contract, contract.rows([row | {column: good}]), application="good")
+    assert DeltaTable(path).to_pyarrow_table().column(column).to_pylist() == [good]
 
 
 def test_every_file_says_smallest_largest_and_nulls_of_every_scalar_column(crops):

@@ -12,6 +12,7 @@ import tifffile
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.screens import storage
+from cytolake.screens.images.ome_metadata import read_groups
 from cytolake.screens.images.pixels import read_site
 from cytolake.screens.inspection import inspect_screen
 from cytolake.screens.plate import ScreenError
@@ -138,3 +139,9 @@ def test_paths_of_the_bucket_itself_need_no_prefix_and_other_buckets_are_refused
     (plate,) = listed(uploaded(tmp_path / "screen"))
     assert [site.image_paths for site in plate.sites] == [(f"{s3_bucket}/screen/a.tif",)]
     assert [(problem.problem, problem.well) for problem in plate.problems] == [("path_outside_screen", "B03")]
+
+
+def test_a_storage_that_fails_under_the_metadata_is_no_damaged_image(s3_bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(storage.UnreachableError, match="does not answer"):
+        read_groups([f"{s3_bucket}/P1.zarr/B/03/0", f"{s3_bucket}/P1.zarr/B/04/0"])

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytolake.screens import storage
-from cytolake.screens.storage import StorageError
+from cytolake.screens.storage import StorageError, UnreachableError
 
 CONTENT = b"0123456789"
 
@@ -198,9 +200,40 @@ def test_a_bucket_that_may_not_be_read_is_told_as_such(answers):
 
 def test_a_storage_that_fails_is_asked_a_few_times_and_then_told(answers):
     requests = answers("503 Slow Down", "SlowDown")
-    with pytest.raises(StorageError, match="s3://b/key"):
+    with pytest.raises(UnreachableError, match="s3://b/key"):
         storage.read_bytes("s3://b/key", 10)
     assert 2 <= len(requests) <= storage.ATTEMPTS_MAX * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "is_told_of_all"),
+    [
+        ("400 Bad Request", "ExpiredToken", True),
+        ("403 Forbidden", "AccessDenied", False),
+        ("404 No", "NoSuchKey", False),
+    ],
+)
+def test_what_concerns_all_files_is_told_from_what_concerns_one(answers, status, code, is_told_of_all):
+    answers(status, code)
+    with pytest.raises(OSError, match="s3://b/key") as caught:
+        storage.read_bytes("s3://b/key", 10)
+    assert storage.is_of_storage(caught.value) == is_told_of_all
+
+
+def test_a_machine_out_of_open_files_says_nothing_about_the_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"whole")
+    held = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 8, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            held.extend(storage.open_file(tmp_path / "a") for _ in range(64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in held:
+            file.close()
+    assert storage.is_of_storage(caught.value)
+    assert not storage.is_of_storage(FileNotFoundError(2, "No such file"))
 
 
 def test_requests_are_signed_where_there_are_credentials_and_not_otherwise(s3_server, monkeypatch, tmp_path):

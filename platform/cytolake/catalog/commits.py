@@ -48,6 +48,14 @@ class Replaced:
     """Called before they go; raises where they must stay."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A mark in the table that must still be the newest of its application when rows are committed."""
+
+    application: str
+    content: int
+
+
 def create_table(path: str, contract: TableContract) -> DeltaTable:
     """Make the table if it is not there, and give it the constraints and new columns of its contract.
 
@@ -122,6 +130,8 @@ def commit_rows(
     application: str,
     content: int = 1,
     replace: Replaced | None = None,
+    check: Callable[[], None] | None = None,
+    claim: Claim | None = None,
 ) -> bool:
     """Append rows in one commit, unless the transaction was committed before.
 
@@ -132,9 +142,13 @@ def commit_rows(
         application: Who writes: a commit is made once for each (application, content).
         content: What is written, 1 to 2**63 - 1. The table remembers the last one of each application.
         replace: Rows that an earlier commit of this application left, with other content.
+        check: Called before each attempt, after the table's newest version was read; raises where nothing may be
+            written any more.
+        claim: Commit only while this is the newest mark of its application. Another mark that comes in between makes
+            the attempt fail: both commits name the application, and Delta refuses the later one.
 
     Returns:
-        True if this call committed, False if the transaction was there already.
+        True if this call committed, False if the transaction was there already, or the claim was not.
 
     Raises:
         CatalogError: The rows break the contract, the place is full or cannot be written, or every attempt lost a race.
@@ -147,12 +161,19 @@ def commit_rows(
         there = table.transaction_version(application)
         if there == content:
             return False
+        if claim is not None and table.transaction_version(claim.application) != claim.content:
+            return False
+        if check is not None:
+            check()
         predicate = None
         if there is not None and replace is not None:
             replace.check()
             predicate = _predicate(table, replace)
         try:
-            _write(table, contract, rows, predicate, Transaction(application, content))
+            marks = [Transaction(application, content)]
+            if claim is not None:
+                marks.append(Transaction(claim.application, claim.content))
+            _write(table, contract, rows, predicate, marks)
             return True
         except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
             if attempt == ATTEMPTS - 1:
@@ -179,13 +200,13 @@ def _open(path: str, version: int | None = None) -> DeltaTable:
 
 
 def _write(
-    table: DeltaTable, contract: TableContract, rows: Rows, predicate: str | None, transaction: Transaction
+    table: DeltaTable, contract: TableContract, rows: Rows, predicate: str | None, marks: list[Transaction]
 ) -> None:
     if not isinstance(rows, pa.Table):
         batches = (batch for part in rows() for batch in contract.conform(part).to_batches())
         rows = pa.RecordBatchReader.from_batches(contract.schema, batches)
     writer = WriterProperties(compression="ZSTD", compression_level=3, max_row_group_size=ROWS_PER_GROUP)
-    commit = CommitProperties(app_transactions=[transaction])
+    commit = CommitProperties(app_transactions=marks)
     if predicate is None:
         write_deltalake(table, rows, mode="append", writer_properties=writer, commit_properties=commit)
     else:

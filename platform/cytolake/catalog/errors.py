@@ -7,6 +7,10 @@ class CatalogError(ValueError):
     """Rows, a query or a folder that the catalog cannot take."""
 
 
+class ClaimedError(CatalogError):
+    """Another ingest writes other content of the same plate."""
+
+
 class UnknownTableError(CatalogError, KeyError):
     """A table name that no contract in catalog/tables/ declares."""
 

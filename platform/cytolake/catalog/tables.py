@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cytolake.catalog.commits import Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
+from cytolake.catalog.commits import Claim, Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
 from cytolake.catalog.declared import table_contract, table_names
-from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.errors import CatalogError, ClaimedError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.query import parse_query, run_query
 from cytolake.screens.storage import is_uri
@@ -265,10 +265,35 @@ class Catalog:
         """
         return self._commit(name, rows, application=transaction)
 
+    def claim_plate(self, plate_id: str, content: int) -> None:
+        """Say that this content of a plate is written now; a claim of other content that stood before is void.
+
+        Of two ingests of one plate with different content the one that claimed last can make it visible.
+
+        Raises:
+            CatalogError: The plate shows already.
+        """
+        self._commit(
+            "plates",
+            table_contract("plates").empty(),
+            application=_claim_application(plate_id),
+            content=content,
+            check=lambda: self._check_hidden("plates", plate_id),
+        )
+
+    def show_plate(self, row: pa.Table, *, plate_id: str, content: int) -> bool:
+        """Append a plate's row to `plates`, by which its rows in all tables show.
+
+        Returns:
+            False where the plate showed already, or other content of it was claimed meanwhile.
+        """
+        claim = Claim(_claim_application(plate_id), content)
+        return self._commit("plates", row, application=_plate_application(plate_id), claim=claim)
+
     def write_plate(self, name: str, rows: Rows, *, plate_id: str, content: int) -> bool:
         """Commit one plate's rows of one table, in place of rows that an ingest of other content left behind.
 
-        Rows of a plate show only once `plates` has it: append its row there last.
+        Rows of a plate show only once `plates` has it: claim it first and show it last.
 
         Args:
             name: As in catalog/tables/, not `plates`.
@@ -281,17 +306,34 @@ class Catalog:
 
         Raises:
             CatalogError: The plate shows already, with other content: what people see is not replaced.
+            ClaimedError: Another ingest claimed the plate for other content since.
         """
 
-        def check_hidden() -> None:
-            if plate_id in self._visible_plates().to_pylist():
-                raise CatalogError(
-                    f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
-                    "Ingest the plate under another name, or into another catalog root."
+        def check_claim() -> None:
+            plates = open_table(self._path("plates"))
+            claimed = None if plates is None else plates.transaction_version(_claim_application(plate_id))
+            if claimed not in (None, content):
+                self._check_hidden(name, plate_id)
+                raise ClaimedError(
+                    f"table {name}, plate {plate_id}: another ingest writes other content of this plate. Let it end, "
+                    "then run this one again."
                 )
 
-        replace = Replaced("plate_id", plate_id, check_hidden)
-        return self._commit(name, rows, application=_plate_application(plate_id), content=content, replace=replace)
+        return self._commit(
+            name,
+            rows,
+            application=_plate_application(plate_id),
+            content=content,
+            replace=Replaced("plate_id", plate_id, lambda: self._check_hidden(name, plate_id)),
+            check=check_claim,
+        )
+
+    def _check_hidden(self, name: str, plate_id: str) -> None:
+        if plate_id in self._visible_plates().to_pylist():
+            raise CatalogError(
+                f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
+                "Ingest the plate under another name, or into another catalog root."
+            )
 
     def plate_content(self, name: str, plate_id: str) -> int | None:
         """What `write_plate` last committed of this plate to this table; None where nothing."""
@@ -380,3 +422,7 @@ class Catalog:
 
 def _plate_application(plate_id: str) -> str:
     return f"plate/{plate_id}"
+
+
+def _claim_application(plate_id: str) -> str:
+    return f"claim/{plate_id}"

@@ -157,6 +157,8 @@ def _metaseries(path: str) -> dict[str, str]:
     try:
         with storage.open_file(path) as file, tifffile.TiffFile(file) as tif:
             description = cast(tifffile.TiffPage, tif.pages[0]).description
+    except storage.UnreachableError:
+        raise
     except Exception:  # a damaged file is reported when its pixels are read; here it only loses the channel's name
         return {}
     if not description.lstrip().startswith("<MetaData>"):

@@ -10,6 +10,7 @@ PermissionError, or `StorageError` for the rest.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -35,6 +36,24 @@ _TRUE = ("1", "true", "yes", "on")
 
 class StorageError(OSError):
     """Bytes that could not be had for another reason than a missing path or a missing permission."""
+
+
+class UnreachableError(StorageError):
+    """The storage does not answer, is overloaded, or the credentials ran out: it says nothing about the one file."""
+
+
+_OF_THE_MACHINE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+    | {errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED}
+)
+_BUSY = frozenset(
+    {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
+)  # s3fs: SlowDown, ServiceUnavailable, InternalError
+
+
+def is_of_storage(error: OSError) -> bool:
+    """Whether a read failed for a reason that passes and is no fault of the file, such as a network that is down."""
+    return isinstance(error, UnreachableError) or error.errno in _OF_THE_MACHINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +179,19 @@ def _within(path: str | Path, content: bytes, limit: int) -> bytes:
 
 
 def _is_past_the_end(error: Exception) -> bool:
-    """Whether S3 refused a range of bytes since the object has none there (InvalidRange)."""
+    """Whether S3 refused a range of bytes since the object has none there."""
+    return _s3_code(error) in ("InvalidRange", "416")
+
+
+def _s3_code(error: BaseException) -> str:
+    """S3's own code of what went wrong; empty where it said none."""
     cause: BaseException | None = error
     while cause is not None:
         response = getattr(cause, "response", None)
-        if isinstance(response, dict) and response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
-            return True
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
         cause = cause.__cause__
-    return False
+    return ""
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -354,6 +378,7 @@ class _ToldReads(io.RawIOBase):
 @contextmanager
 def _told(path: str | Path) -> Iterator[None]:
     """Turns what fsspec, s3fs and botocore raise into an OSError that names the path and says what to do."""
+    from aiohttp import ClientPayloadError
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -369,15 +394,18 @@ def _told(path: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such {'bucket' if _is_missing_bucket(error) else 'object'}") from error
     except (PermissionError, NoCredentialsError) as error:
+        if _s3_code(error) == "ExpiredToken":
+            raise UnreachableError(f"{path}: the credentials ran out ({_one_line(error)}). Renew them.") from error
         raise PermissionError(
             f"{path}: reading was refused ({_one_line(error)}). Check the AWS_* credentials and the bucket's policy."
         ) from error
-    except (ConnectionError, HTTPClientError, TimeoutError) as error:
-        raise StorageError(
+    except (ConnectionError, HTTPClientError, TimeoutError, ClientPayloadError) as error:
+        raise UnreachableError(
             f"{path}: the storage does not answer ({_one_line(error)}). Check the network and AWS_ENDPOINT_URL."
         ) from error
     except (BotoCoreError, ClientError, OSError, ValueError) as error:
-        raise StorageError(f"{path}: {_one_line(error)}") from error
+        is_busy = isinstance(error, OSError) and error.errno in _BUSY
+        raise (UnreachableError if is_busy else StorageError)(f"{path}: {_one_line(error)}") from error
 
 
 def _is_missing_bucket(error: FileNotFoundError) -> bool:

@@ -21,7 +21,7 @@ from cytolake.catalog.ingest.plates import (
 )
 from cytolake.catalog.ingest.site_rows import crop_grid
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.plate import Plate
+from cytolake.screens.plate import Plate, ScreenError
 from cytolake.screens.sources import ScreenSource
 
 
@@ -188,7 +188,7 @@ def count(method):
         left -= 1
         return method(*arguments, **named)
     return counted
-catalog.write_plate, catalog.append = count(catalog.write_plate), count(catalog.append)
+catalog.write_plate, catalog.show_plate = count(catalog.write_plate), count(catalog.show_plate)
 print("ready", flush=True)
 sys.stdin.readline()
 commit(catalog, plate)
@@ -248,6 +248,61 @@ def test_two_processes_that_ingest_one_plate_write_it_once(catalog, plate, tmp_p
     whole = cytolake.catalog.open(tmp_path / "whole", create=True)
     commit(whole, plate)
     assert contents(catalog) == contents(whole)
+
+
+def changed(plate: Plate) -> Plate:
+    """The same plate after its owner corrected it."""
+    return replace(plate, sites=plate.sites[:3], wells=plate.wells[:1], problems=())
+
+
+@pytest.mark.parametrize("moment", ["sites", "qc_metrics", "quarantine", "plates"])
+def test_two_contents_of_one_plate_are_never_mixed(catalog, plate, tmp_path, moment):
+    """Two ingests of a plate that was corrected between their starts: all but the row of `plates` of the second is
+    written just before the first writes the table, or its own row."""
+    second = cytolake.catalog.open(catalog.root)
+    waiting = []
+    second.show_plate = lambda *arguments, **named: waiting.append((arguments, named)) or True
+    write, show = catalog.write_plate, catalog.show_plate
+
+    def write_late(name, *arguments, **named):
+        if name == moment:
+            commit(second, changed(plate))
+        return write(name, *arguments, **named)
+
+    def show_late(*arguments, **named):
+        if moment == "plates":
+            commit(second, changed(plate))
+        return show(*arguments, **named)
+
+    catalog.write_plate, catalog.show_plate = write_late, show_late
+    outcome = commit(catalog, plate)
+    assert outcome.problem == "plate_changed"
+    assert "runs now" in outcome.expected
+    assert catalog.table("plates").num_rows == catalog.table("crops").num_rows == 0
+    ((arguments, named),) = waiting
+    del second.show_plate
+    assert second.show_plate(*arguments, **named)
+    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    commit(whole, changed(plate))
+    assert contents(catalog) == contents(whole)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_screen_that_cannot_be_read_is_told_and_the_others_are_ingested(catalog, plate, tmp_path):
+    folder = Path(plate.source)
+    rows = [f"{path.name},P1,{','.join(path.stem.split('_'))}" for path in sorted(folder.iterdir())]
+    (folder / "index.csv").write_text("\n".join(["path,plate,well,site,channel", *rows]) + "\n")
+    sources = [ScreenSource(screen="gone", path=str(tmp_path / "gone")), ScreenSource(screen="S", path=str(folder))]
+    for _ in range(2):
+        with pytest.raises(ScreenError, match="gone"):
+            ingest_screens(catalog, sources, CONFIG)
+        assert catalog.table("sites").num_rows == 6
+        told = catalog.table("quarantine", where="screen = 'gone'").column("problem").to_pylist()
+        assert told == ["missing_folder"]
+    other = cytolake.catalog.open(tmp_path / "other", create=True)
+    with pytest.raises(ScreenError, match="gone"):
+        ingest_screens(other, sources[:1], CONFIG)
+    assert other.table("quarantine").num_rows == 0
 
 
 def test_a_visible_plate_is_not_overwritten(catalog, plate):

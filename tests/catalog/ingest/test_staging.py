@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +15,9 @@ import cytolake
 import cytolake.catalog
 from cytolake.catalog import CatalogError
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate, ingest_plates
+from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.staging import Staging
+from cytolake.screens.storage import file_system
 
 
 def part(value: int) -> pa.Table:
@@ -92,6 +94,30 @@ def test_a_plate_with_a_well_too_few_is_not_committed(tmp_path):
     with pytest.raises(FileNotFoundError):
         commit_plate(catalog, plate, content_hash(plate), CONFIG)
     assert all(not rows for rows in contents(catalog).values())
+
+
+def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path, s3_bucket, monkeypatch):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    local = write_plate(tmp_path / "source")
+    files = file_system(s3_bucket)
+    files.put(f"{local.source}/", f"{s3_bucket}/P1/", recursive=True)
+    sites = [
+        replace(site, image_paths=tuple(f"{s3_bucket}/P1/{Path(path).name}" for path in site.image_paths))
+        for site in local.sites
+    ]
+    plate = replace(local, source=f"{s3_bucket}/P1", sites=tuple(sites))
+    staging = staging_of(catalog, plate, content_hash(plate), CONFIG)
+    stage_well(staging, sites[:2], plate.batch, CONFIG.crop_size)
+    with monkeypatch.context() as there:
+        there.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+        with pytest.raises(CatalogError, match=r"well A02, site 1, .*does not answer.*run the job again"):
+            stage_well(staging, sites[2:4], plate.batch, CONFIG.crop_size)
+    assert staging.wells() == {"A01"}
+    commit(catalog, plate)
+    assert catalog.table("sites").num_rows == 6
+    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    commit(whole, local)
+    assert contents(catalog)["quarantine"] == contents(whole)["quarantine"]
 
 
 FULL_DISK = """

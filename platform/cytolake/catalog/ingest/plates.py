@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 
 from cytolake.catalog import ids
 from cytolake.catalog.declared import channel_vocabulary, layout_presets, table_contract
-from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.errors import CatalogError, ClaimedError
 from cytolake.catalog.ingest.plate_content import content_hash, content_number
 from cytolake.catalog.ingest.site_rows import SiteRows, read_site_rows
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
-from cytolake.screens.plate import Plate, Problem, SiteImage
+from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.sources import ScreenSource, list_plates
 from cytolake.screens.storage import is_uri
 
@@ -75,6 +75,7 @@ class IngestReport:
     """Rows that the ingested plates put into quarantine."""
 
 
+_RUNS_NOW = "other files, from an ingest that runs now"
 _WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a screen's plan
 
 
@@ -84,11 +85,24 @@ def ingest_screens(
     """Ingest every plate of the screens, with stains spelled as in catalog/channels.yaml where that knows them.
 
     Raises:
-        ScreenError: A screen's folder is missing or holds nothing usable. Nothing was ingested.
+        ScreenError: A screen's folder is missing, cannot be read or holds nothing usable. The other screens were
+            ingested, and `quarantine` has why.
     """
     spellings = channel_vocabulary().aliases
-    plates = [plate for source in sources for plate in list_plates(source, spellings, layout_presets())]
-    return ingest_plates(catalog, plates, config, progress)
+    plates: list[Plate] = []
+    failed: list[Problem] = []
+    for source in sources:
+        try:
+            plates += list_plates(source, spellings, layout_presets())
+        except ScreenError as error:
+            failed += error.problems
+    if failed and not plates:
+        raise ScreenError(*failed)
+    report = ingest_plates(catalog, plates, config, progress)
+    if failed:
+        _quarantine_refused(catalog, failed)
+        raise ScreenError(*failed)
+    return report
 
 
 def ingest_plates(
@@ -169,13 +183,15 @@ def commit_plate(catalog: Catalog, plate: Plate, content: str, config: IngestCon
     staging = staging_of(catalog, plate, content, config)
     try:
         _commit_tables(catalog, plate, staging, content, config)
+    except ClaimedError:
+        return _changed(plate, _RUNS_NOW)
     except Exception:
         # two drivers on one plate: the other one may have committed it all and removed what was staged
         if _row_of_plate(catalog, identity) is None:
             raise
     there = _row_of_plate(catalog, identity)
     if there is None:
-        return _changed(plate, "other files, from an ingest that runs now")
+        return _changed(plate, _RUNS_NOW)
     staging.remove()
     return there if there["content_hash"] == content else _changed(plate, f"content {there['content_hash']}")
 
@@ -201,6 +217,7 @@ def _commit_tables(catalog: Catalog, plate: Plate, staging: Staging, content: st
             n_rows[name] += parts[name].num_rows
     wells, map_problems = well_rows(plate, frozenset(with_images))
     quarantine = _quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
+    catalog.claim_plate(identity, number)
     for name in STAGED_TABLES:
         catalog.write_plate(name, partial(staging.read, order, name), plate_id=identity, content=number)
     small = {"wells": table_contract("wells").rows(wells), "quarantine": quarantine}
@@ -224,7 +241,7 @@ def _commit_tables(catalog: Catalog, plate: Plate, staging: Staging, content: st
         "n_quarantined": quarantine.num_rows,
         "ingested_at": now,
     }
-    catalog.append("plates", table_contract("plates").rows([row]), transaction=f"plate/{identity}")
+    catalog.show_plate(table_contract("plates").rows([row]), plate_id=identity, content=number)
 
 
 def _sites_of_wells(plate: Plate) -> dict[str, list[SiteImage]]:

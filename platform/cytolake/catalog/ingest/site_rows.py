@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytolake.catalog import ids
+from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.qc.metrics import foreground_shares, measure_site, measure_with_windows
+from cytolake.screens.images.image_files import STORAGE_FAILED
 from cytolake.screens.images.pixels import read_site, resolve_sharpest
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 
@@ -28,7 +30,7 @@ def crop_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
 
 
 def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
-    """Read one site and measure it. An unreadable site gives problems and no rows; it raises nothing.
+    """Read one site and measure it. An unreadable site gives problems and no rows.
 
     QC metrics are of the counts as recorded: a function image that brightens the corners would hide an uneven lamp and
     what is clipped. Foreground is of the corrected pixels, which every later reader of the crop gets.
@@ -37,6 +39,10 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
         site: Where the pixels are.
         batch: Of its plate.
         crop_size: Edge of a crop, pixels.
+
+    Raises:
+        CatalogError: The storage failed. In quarantine that would pass for a fault of the plate, for ever: the next
+            ingest would find the plate unchanged and skip it.
     """
     try:
         if site.z == "sharpest":
@@ -44,6 +50,12 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
         recorded = read_site(site, is_corrected=False)
         pixels = read_site(site) if any(site.illumination_paths) else recorded
     except ScreenError as error:
+        for problem in error.problems:
+            if problem.problem == STORAGE_FAILED:
+                raise CatalogError(
+                    f"well {site.well}, site {site.site}, {problem.file}: {problem.found} {problem.next_step} It then "
+                    "goes on with the wells that are missing."
+                ) from error
         return SiteRows(sites=[], crops=[], qc_metrics=[], problems=list(error.problems))
     except (ImportError, MemoryError):
         raise  # of this machine, not of the file: in quarantine it would pass for a fault of the plate, for ever

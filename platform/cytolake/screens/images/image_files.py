@@ -20,9 +20,11 @@ import numpy as np
 import tifffile
 
 from cytolake.screens.images import jpeg2000
-from cytolake.screens.storage import open_file
+from cytolake.screens.storage import is_of_storage, open_file
 
 PIXEL_KINDS = "uif"
+STORAGE_FAILED = "storage_failed"
+"""The problem of an image whose storage failed. It may be whole: nobody can tell."""
 ENCODED_BYTES_MAX = 2**30  # a PNG or JPEG-2000 file is decoded from memory
 PAGES_MAX = 4096  # of one TIFF; a stack of more is no plane of a site
 
@@ -194,9 +196,18 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, int, bytes]]:
         found = "no such file on disk" if error.errno else one_line(error)
         raise ImageFileError("missing_file", found, "the file that was listed", "Copy it back.") from error
     except OSError as error:
-        raise ImageFileError(
-            "unreadable_file", one_line(error), "a file that can be read", "Check its permissions and the storage."
-        ) from error
+        raise not_read(error) from error
+
+
+def not_read(error: OSError) -> ImageFileError:
+    """What a failed read is told as: a fault of the file, or of the storage that it lies on."""
+    if is_of_storage(error):
+        return ImageFileError(
+            STORAGE_FAILED, one_line(error), "a storage that answers", "Mend the access, then run the job again."
+        )
+    return ImageFileError(
+        "unreadable_file", one_line(error), "a file that can be read", "Check its permissions and the storage."
+    )
 
 
 def _unknown_format(head: bytes) -> ImageFileError:

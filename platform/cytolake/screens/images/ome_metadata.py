@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cytolake.screens.storage import read_each
+from cytolake.screens.storage import UnreachableError, read_each
 
 METADATA_BYTES_MAX = 16 * 2**20  # a plate of 1,536 wells has 100 KB
 GROUP_FILES = ("zarr.json", ".zattrs")
@@ -47,6 +47,9 @@ def read_groups(paths: Sequence[str]) -> list[dict[str, Any] | Exception]:
     """OME metadata of each group: `plate`, `well` or `multiscales` and `omero`; empty where there are none.
 
     What cannot be read comes back as the OSError or ValueError that says why.
+
+    Raises:
+        UnreachableError: The storage failed, which says nothing about the one group.
     """
     return [_ome(document) if isinstance(document, dict) else document for document in _documents(paths, GROUP_FILES)]
 
@@ -119,6 +122,8 @@ def _documents(paths: Sequence[str], names: Sequence[str]) -> list[dict[str, Any
     for name in names:
         contents = read_each([f"{paths[i]}/{name}" for i in waiting], METADATA_BYTES_MAX)
         for i, content in zip(waiting, contents, strict=True):
+            if isinstance(content, UnreachableError):  # taken for a damaged image, the site would be lost for ever
+                raise content
             found[i] = _parsed(content, f"{paths[i]}/{name}")
         absent = (FileNotFoundError, NotADirectoryError)
         waiting = [i for i, content in zip(waiting, contents, strict=True) if isinstance(content, absent)]

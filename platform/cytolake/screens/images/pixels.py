@@ -20,6 +20,7 @@ from cytolake.screens.images.image_files import (
     check_budget,
     check_pixel_type,
     check_window,
+    not_read,
     one_line,
     read_function_image,
     read_plane,
@@ -53,7 +54,7 @@ def read_site(
     Raises:
         ScreenError: With one problem: `missing_file`, `truncated_file`, `unreadable_file`, `unsupported_file`,
             `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`,
-            `bad_illumination`, `too_large`.
+            `bad_illumination`, `too_large`, `storage_failed` (the storage does not answer: no fault of the file).
     """
     if site.z == "sharpest":
         site = resolve_sharpest(site, bytes_max)
@@ -320,9 +321,7 @@ def _told(site: SiteImage, channel: str, path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         told = ImageFileError("missing_file", one_line(error), "the file that was listed", "Copy it back.")
     except OSError as error:
-        told = ImageFileError(
-            "unreadable_file", one_line(error), "a file that can be read", "Check its permissions and the storage."
-        )
+        told = not_read(error)
     _fail(site, told.problem, told.found, told.expected, told.next_step, channel=channel, file=path)
 
 

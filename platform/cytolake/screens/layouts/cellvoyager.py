@@ -15,6 +15,7 @@ from cytolake.screens.layouts.xml_elements import XmlElement, XmlRefusedError, x
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import site_name, well_at, whole_number
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.storage import UnreachableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ def _read_records(
                         listing=file,
                     )
                 )
+    except UnreachableError:
+        raise
     except (PathRefusedError, OSError, XmlRefusedError) as error:
         problems.append(_unreadable(screen, plate, file, error, "images behind this place are not listed"))
     return problems
@@ -115,6 +118,8 @@ def _read_settings(
             continue
         try:
             elements = list(xml_elements(folder.read_bytes(path), frozenset({"MeasurementChannel", "Channel"})))
+        except UnreachableError:
+            raise
         except (PathRefusedError, OSError, XmlRefusedError) as error:
             problems.append(_unreadable(screen, plate, path, error, "channels have numbers for names"))
             continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
 from cytolake.screens.plate import Problem
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.storage import UnreachableError
 
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
 _METRES = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "nm": 1e-3}
@@ -55,6 +56,8 @@ def read_harmony_channels(
             n_alike = n_alike + 1 if before == (len(names), len(sizes_um)) else 0
             if n_alike == _ALIKE_MAX and names:
                 break
+    except UnreachableError:
+        raise
     except (PathRefusedError, OSError, XmlRefusedError) as error:
         return HarmonyChannels(names=names), [
             Problem(
