@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from tests.packs.small_pack import write_pack
 from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.line import stages
 from cytolake.line.command import job_command
+from cytolake.line.dry_run import pretrain_dry_run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def run(job, *arguments: str):
+def run(job, *arguments: str, dry_run=None):
     app = typer.Typer()
-    app.command()(job_command(job, job.__doc__))
+    app.command()(job_command(job, job.__doc__, dry_run))
     return CliRunner().invoke(app, list(arguments))
 
 
@@ -65,13 +67,45 @@ def test_show_prints_the_whole_config_and_runs_nothing(tmp_path):
     assert not (tmp_path / "lake").exists()
 
 
+def test_a_dry_run_says_what_training_would_cost_and_leaves_nothing(tmp_path):
+    root = tmp_path / "lake"
+    settings = ("--set", f"root={root}", "--set", "pretrain.workers=64")
+    done = run(stages.pretrain, "--recipe", "mae_vit_g8", "--dry-run", *settings, dry_run=pretrain_dry_run)
+    assert done.exit_code == 0
+    told = _unwrapped(done.output)
+    assert "pack none yet" in told
+    assert "encoder 1,841.6 M" in told
+    assert "on each of 64" in told
+    assert not root.exists()
+
+
+def test_a_dry_run_counts_the_newest_pack_of_the_recipes_curation(tmp_path):
+    for name, curation, day in (("old", "default", 1), ("new", "default", 2), ("other", "phenoprints", 3)):
+        folder = tmp_path / "packs" / name
+        folder.mkdir(parents=True)
+        write_pack(folder, pack_id=name, curation=curation, built_at=f"2026-01-0{day}T00:00:00+00:00")
+    settings = ("root=" + str(tmp_path), "pretrain.model.crop_size=8", "pretrain.model.patch_size=8")
+    assignments = [part for setting in settings for part in ("--set", setting)]
+    done = run(stages.pretrain, "--recipe", "chada_vit_s16", "--dry-run", *assignments, dry_run=pretrain_dry_run)
+    told = _unwrapped(done.output)
+    assert "pack new, 50 crops" in told
+    assert "5,000 crops of 50 in 20 steps" in told
+    wrong = run(stages.pretrain, "--recipe", "mae_vit_g8", "--dry-run", *assignments[:2], dry_run=pretrain_dry_run)
+    assert wrong.exit_code == 2
+    assert "pack new has crops of 8 px, the model takes 256 px" in _unwrapped(wrong.output)
+
+
+def test_a_job_that_costs_little_has_no_dry_run():
+    assert run(stages.curate, "--dry-run").exit_code == 2
+
+
 def test_traceback_shows_where_bad_input_was_noticed():
     assert isinstance(run(stages.pipeline, "--recipe", "dmo", "--traceback").exception, ValueError)
 
 
 @pytest.mark.parametrize("job", stages.JOBS, ids=lambda job: job.__name__)
 def test_every_job_has_its_file(job, checkout: Path):
-    assert f"run_job({job.__name__}, __doc__)" in (checkout / "jobs" / f"{job.__name__}.py").read_text()
+    assert f"run_job({job.__name__}, __doc__" in (checkout / "jobs" / f"{job.__name__}.py").read_text()
 
 
 def _unwrapped(text: str) -> str:

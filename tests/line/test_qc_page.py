@@ -138,7 +138,7 @@ def test_the_page_needs_nothing_from_outside(page):
 def test_its_numbers_are_those_of_the_table(judged, page):
     catalog, qc_id = judged
     for row in catalog.sql(
-        "select rule, count(*) as n, count(*) filter (not is_pass) as failed from qc_verdicts "
+        "select rule, count(threshold) as n, count(*) filter (not is_pass) as failed from qc_verdicts "
         f"where qc_id = '{qc_id}' group by rule"
     ).to_pylist():
         name = row["rule"].replace("_", " ")
@@ -150,6 +150,21 @@ def test_its_numbers_are_those_of_the_table(judged, page):
     assert n == len(SPOILT)
     assert f"{n} of 12 sites failed" in page.text
     assert "0 of 12 sites failed" in page.text
+
+
+def test_a_rule_that_could_not_judge_is_shown_so_and_not_as_a_pass(judged, page):
+    catalog, qc_id = judged
+    unable = catalog.sql(
+        "select rule, count(*) as n from qc_verdicts "
+        f"where qc_id = '{qc_id}' and level = 'plate' group by rule having count(threshold) = 0"
+    ).to_pylist()
+    assert {"rule": "control_separation", "n": 2} in unable  # two plates without controls
+    tally, of_plates = page.text.split("Plate by plate")
+    for row in unable:
+        name = row["rule"].replace("_", " ")
+        assert re.search(rf"{name}\s\D*\b0\s+0\s+{row['n']}\b", tally), row
+        assert re.findall(rf"{name}\s[^–]*–\s+–\s+(pass|fail|not judged)\b", of_plates) == ["not judged"] * row["n"]
+    assert not re.search(r"–\s+pass\b", of_plates)
 
 
 def test_only_the_wells_that_failed_are_drawn_as_failed(page):

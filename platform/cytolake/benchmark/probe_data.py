@@ -60,6 +60,25 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
         raise ValueError(
             f"representation {representation_id} has no rows in the embeddings table. Run jobs/embed.py first."
         )
+    return label_crops(
+        catalog, crops, label, include_controls=include_controls, what=f"representation {representation_id}"
+    )
+
+
+def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_controls: bool, what: str) -> ProbeData:
+    """Join crops with their wells.
+
+    Args:
+        catalog: Where the wells are.
+        crops: `crop_id` and `well_id` of each crop.
+        label: Column of `wells` to predict.
+        include_controls: Whether negative-control wells are a class of their own name.
+        what: The crops' source, for error texts.
+
+    Raises:
+        ValueError: The label is no column of wells, a crop of a well that is not there, or fewer than two classes.
+    """
+    check_label(label)
     crops = crops.sort_by("crop_id")
     columns = list(dict.fromkeys(["well_id", "screen", "plate", "batch", "is_negative_control", label]))
     wells = catalog.table("wells", columns=columns)
@@ -70,7 +89,7 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
     well_of_crop = pc.index_in(crops["well_id"], value_set=pa.array(well_ids, pa.string())).combine_chunks()
     if well_of_crop.null_count:
         raise ValueError(
-            f"representation {representation_id}: {well_of_crop.null_count} crops belong to wells that the wells table "
+            f"{what}: {well_of_crop.null_count} crops belong to wells that the wells table "
             "does not have. Ingest their plates again."
         )
     is_control = np.asarray([bool(row["is_negative_control"]) for row in rows])

@@ -21,25 +21,30 @@ Job = Callable[[Line, Console], None]
 
 EXIT_BAD_INPUT = 2
 
+_Recipe = Annotated[str, typer.Option(help="Recipe name; `cytolake recipes` lists them.")]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change one field; may be repeated.")
+]
+_Show = Annotated[bool, typer.Option("--show", help="Print the resolved config as YAML and stop.")]
+_Traceback = Annotated[bool, typer.Option("--traceback", help="On bad input, show where it was noticed.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the job would cost and stop.")]
 
-def run_job(job: Job, about: str | None) -> None:
+
+def run_job(job: Job, about: str | None, dry_run: Job | None = None) -> None:
     """Run a job from this process's command line; the body of every file in jobs/."""
-    typer.run(job_command(job, about))
+    typer.run(job_command(job, about, dry_run))
 
 
-def job_command(job: Job, about: str | None) -> Callable[..., None]:
-    """The command of a job: build the config from the recipe, run; bad input ends in a sentence and exit code 2."""
+def job_command(job: Job, about: str | None, dry_run: Job | None = None) -> Callable[..., None]:
+    """The command of a job: build the config from the recipe, run; bad input ends in a sentence and exit code 2.
 
-    def command(
-        recipe: Annotated[str, typer.Option(help="Recipe name; `cytolake recipes` lists them.")] = "demo",
-        set_: Annotated[
-            list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change one field; may be repeated.")
-        ] = None,
-        show: Annotated[bool, typer.Option("--show", help="Print the resolved config as YAML and stop.")] = False,
-        traceback: Annotated[
-            bool, typer.Option("--traceback", help="On bad input, show where it was noticed.")
-        ] = False,
-    ) -> None:
+    Args:
+        job: What to run.
+        about: Its help.
+        dry_run: What to run instead with `--dry-run`; None gives the command no such option.
+    """
+
+    def run(recipe: str, set_: list[str] | None, show: bool, traceback: bool, foretell: Job | None) -> None:
         from cytolake.recipes import build_recipe  # recipes stand above the line; only a command may look up to them
 
         console = Console(highlight=False, soft_wrap=True)
@@ -48,11 +53,27 @@ def job_command(job: Job, about: str | None) -> Callable[..., None]:
             if show:
                 console.print(escape(show_config(line)), end="")
                 return
+            if foretell is not None:
+                foretell(line, console)
+                return
             check_root(line)
             job(line, console)
 
-    command.__doc__ = about
-    return command
+    def plain(recipe: _Recipe = "demo", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
+        run(recipe, set_, show, traceback, None)
+
+    def with_dry_run(
+        recipe: _Recipe = "demo",
+        set_: _Set = None,
+        show: _Show = False,
+        traceback: _Traceback = False,
+        is_dry_run: _DryRun = False,
+    ) -> None:
+        run(recipe, set_, show, traceback, dry_run if is_dry_run else None)
+
+    chosen = plain if dry_run is None else with_dry_run
+    chosen.__doc__ = about
+    return chosen
 
 
 @contextmanager

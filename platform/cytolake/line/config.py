@@ -14,11 +14,12 @@ from cytolake.catalog.qc.verdicts import QcConfig
 from cytolake.embed.extract import EmbedConfig
 from cytolake.line.label_curve import LabelCurveConfig
 from cytolake.line.session import RayConfig
+from cytolake.line.training_probe import TrainingProbeConfig
 from cytolake.packs.build import PackConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 from cytolake.tracking import CHAMPION, TrackingConfig
-from cytolake.train.pretrain import PretrainConfig
+from cytolake.train.config import PretrainConfig
 from cytolake.tune.sweep import SweepConfig
 
 DEFAULT_ROOT = "cytolake_data"
@@ -66,6 +67,8 @@ class Line:
     curate: CurateConfig = field(default_factory=CurateConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     pretrain: PretrainConfig
+    training_probe: TrainingProbeConfig | None = None
+    """Probe the encoder every `pretrain.evaluate_every` steps while it is trained; None means not."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)

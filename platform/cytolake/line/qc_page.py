@@ -72,6 +72,7 @@ class _Plate:
     screen: str
     batch: str
     n_sites: int = 0
+    n_judged_sites: int = 0
     n_failed_sites: int = 0
     n_failed_wells: int = 0
     failed_map: _Map | None = None
@@ -96,6 +97,10 @@ class _Plate:
     @property
     def failed_plate_rules(self) -> list[str]:
         return sorted({row["rule"] for row in self.plate_rows if not row["is_pass"]})
+
+    @property
+    def has_plate_verdict(self) -> bool:
+        return any(row["is_judged"] for row in self.plate_rows)
 
 
 def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 24) -> Path:
@@ -152,7 +157,7 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
         profile=profile.name if profile else "",
         counts=[
             ("plates", f"{len(plates):,}"),
-            ("sites judged", f"{n_sites:,}"),
+            ("sites judged", f"{sum(plate.n_judged_sites for plate in plates):,}"),
             ("sites failed", f"{n_failed:,}"),
             ("of all sites", f"{n_failed / max(n_sites, 1):.1%}"),
             ("wells with a failure", f"{sum(plate.n_failed_wells for plate in plates):,}"),
@@ -186,6 +191,7 @@ with judged as (
     from judged
 )
 select level, plate_id, well_id, site_id, channel, rule, metric, statistic, value, threshold, is_pass,
+       not is_pass or (threshold is not null and value is not null) as is_judged,
        case when threshold is null or value is null then null
             when is_pass then greatest(0, least(1, raw)) else greatest(1.001, raw) end as score
 from (
@@ -195,7 +201,8 @@ from (
     from centred
 )
 """
-"""`score` is 0 at the plate's median, 1 on the limit and more beyond it, on whichever side the limit lies."""
+"""`score` is 0 at the plate's median, 1 on the limit and more beyond it, on whichever side the limit lies.
+`is_judged` is false where a rule had no limit or no value to hold against it: the table has a pass there."""
 
 _WORST = """
 select * from (
@@ -248,11 +255,12 @@ def _query(tables: duckdb.DuckDBPyConnection, query: str) -> list[Row]:
 
 
 class _Tally:
-    """Failures of all plates by rule and channel."""
+    """Verdicts of all plates by rule, failures also by channel."""
 
     def __init__(self) -> None:
         self.judged: Counter[tuple[str, str]] = Counter()
         self.failed: Counter[tuple[str, str]] = Counter()
+        self.not_judged: Counter[tuple[str, str]] = Counter()
         self.by_channel: Counter[tuple[str, str, str]] = Counter()
 
     @property
@@ -263,13 +271,16 @@ class _Tally:
     def add(self, tables: duckdb.DuckDBPyConnection) -> None:
         for row in _query(
             tables,
-            "select level, rule, channel, count(*) as n, count(*) filter (not is_pass) as failed from scored "
+            "select level, rule, channel, count(*) filter (is_judged) as judged, "
+            "count(*) filter (not is_pass) as failed, count(*) filter (not is_judged) as not_judged from scored "
             "group by all",
         ):
             key = (row["level"], row["rule"])
-            self.judged[key] += row["n"]
+            self.judged[key] += row["judged"]
             self.failed[key] += row["failed"]
-            self.by_channel[*key, row["channel"] or ALL_CHANNELS] += row["failed"]
+            self.not_judged[key] += row["not_judged"]
+            if row["judged"]:
+                self.by_channel[*key, row["channel"] or ALL_CHANNELS] += row["failed"]
 
     def rows(self, says: dict[str, str]) -> list[Row]:
         levels = ("site", "well", "plate")
@@ -282,6 +293,7 @@ class _Tally:
                 "says": says.get(rule, ""),
                 "judged": self.judged[level, rule],
                 "failed": self.failed[level, rule],
+                "not_judged": self.not_judged[level, rule],
                 "channels": [self.by_channel.get((level, rule, channel)) for channel in self.channels],
             }
             for level, rule in keys
@@ -302,12 +314,14 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
         tables,
         """
         select well_id, count(distinct site_id) filter (level = 'site') as n,
+               count(distinct site_id) filter (level = 'site' and is_judged) as judged,
                count(distinct site_id) filter (level = 'site' and not is_pass) as failed,
                bool_or(not is_pass) as is_failed
         from scored where level <> 'plate' group by well_id
         """,
     )
     plate.n_sites = sum(row["n"] for row in by_well)
+    plate.n_judged_sites = sum(row["judged"] for row in by_well)
     plate.n_failed_sites = sum(row["failed"] for row in by_well)
     plate.n_failed_wells = sum(row["is_failed"] for row in by_well)
     shares = {row["well_id"]: row["failed"] / row["n"] for row in by_well if row["n"]}
@@ -327,7 +341,9 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
     plate.sites = [_shown(row) for row in failed if row["level"] == "site"]
     plate.n_well_rows, plate.n_site_rows = len(plate.wells), len(plate.sites)
     plate.wells, plate.sites = plate.wells[:ROWS_SHOWN], plate.sites[:ROWS_SHOWN]
-    of_plate = _query(tables, "select * from scored where level = 'plate' order by is_pass, rule, channel")
+    of_plate = _query(
+        tables, "select * from scored where level = 'plate' order by is_pass, not is_judged, rule, channel"
+    )
     plate.plate_rows = [_shown(row) for row in of_plate]
     return plate
 
@@ -343,6 +359,7 @@ def _shown(row: Row) -> Row:
         "judged": row["metric"] + ("" if row["statistic"] == "value" else f", {row['statistic'].replace('_', ' ')}"),
         "value": _number(row["value"]),
         "threshold": _number(row["threshold"]),
+        "verdict": ("pass" if row["is_pass"] else "fail") if row["is_judged"] else "not judged",
     }
 
 

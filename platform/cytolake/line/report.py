@@ -20,6 +20,7 @@ import cytolake
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.line.qc_page import PAGE_FILE
+from cytolake.train.evaluation import read_evaluations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +107,10 @@ _UMAP_TEXT = (
     "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule."
 )
 _CROPS_TEXT = "Crops of different wells where there are several, contrast stretched for each crop and channel."
-_LOSS_TEXT = "Reconstruction loss of the masked patches."
+_LOSS_TEXT = (
+    "Loss of training. Where the recipe asks for it, a linear probe of a small pinned set of crops, on plates that it "
+    "never saw, while the encoder is trained; step 0 is the untrained encoder."
+)
 _RECONSTRUCTION_TEXT = (
     "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it."
 )
@@ -337,10 +341,18 @@ def _loss_curve(run_folder: Path) -> str:
         return ""
     history = json.loads(history_path.read_text())
     steps = [row["step"] for row in history]
+    evaluations = read_evaluations(run_folder)
     figure, axes = _figure(8.6, 2.8)
     axes.plot(steps, [row["loss"] for row in history], color=PALETTE[0], linewidth=1.6)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss")
+    axes.set_ylabel("loss", color=PALETTE[0])
+    if any("best_block" in numbers for numbers in evaluations.values()):
+        probe = {step: numbers["best_block"] for step, numbers in evaluations.items() if "best_block" in numbers}
+        right = axes.twinx()
+        right.plot(list(probe), list(probe.values()), color=PALETTE[1], linewidth=1.6, marker="o", markersize=4)
+        right.set_ylabel("probe, best block", color=PALETTE[1])
+        right.set_ylim(bottom=0)
+        right.spines["top"].set_visible(False)
     rate = float(np.median([row["crops_per_s"] for row in history if row.get("crops_per_s")] or [0]))
     wait = float(np.median([row.get("data_wait_share", 0) for row in history]))
     axes.set_title(

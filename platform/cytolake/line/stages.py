@@ -28,6 +28,7 @@ from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.qc.verdicts import judge_sites
 from cytolake.embed.extract import embed_pack
+from cytolake.line.code_revision import code_revision
 from cytolake.line.config import Line
 from cytolake.line.label_curve import has_label_curve, measure_label_curve
 from cytolake.line.overrides import apply_overrides
@@ -35,6 +36,7 @@ from cytolake.line.progress import Report, stage_progress
 from cytolake.line.qc_page import write_qc_page
 from cytolake.line.report import ReportInputs, write_report
 from cytolake.line.session import ray_session
+from cytolake.line.training_probe import pin_training_probe
 from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
 from cytolake.screens.simulated.screen import simulate_screen
@@ -299,8 +301,15 @@ class Session:
     def pretrain(self, pack: Pack) -> PretrainResult:
         """Train, or read back the finished run of the same pack and config."""
         with self._stage("pretrain") as told:
+            probe = self.line.training_probe
             result = train_encoder(
-                pack.path, self.line.pretrain, self.catalog.root / "runs", self.line.tracking, told.report
+                pack.path,
+                self.line.pretrain,
+                self.catalog.root / "runs",
+                self.line.tracking,
+                told.report,
+                evaluate=pin_training_probe(self.catalog, pack, probe) if probe is not None else None,
+                tags={"recipe": self.line.name, **code_revision()},
             )
             told.outcome = (
                 f"{self.line.pretrain.model.architecture}, {result.steps:,} steps, loss {result.final_loss:.3f}, "

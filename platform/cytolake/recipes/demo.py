@@ -6,9 +6,11 @@ from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
 from cytolake.benchmark.qc.learned import QcTrainConfig
 from cytolake.line.config import Line, ScreensConfig
 from cytolake.line.label_curve import LabelCurveConfig
+from cytolake.line.training_probe import TrainingProbeConfig
 from cytolake.models import ModelConfig
+from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
-from cytolake.train.pretrain import PretrainConfig
+from cytolake.train.config import PretrainConfig
 
 
 def demo() -> Line:
@@ -25,18 +27,24 @@ def demo() -> Line:
                 width=128,
                 depth=4,
                 heads=4,
-                decoder_width=64,
-                decoder_depth=1,
-                decoder_heads=4,
-                mask_ratio=0.5,
-                fourier_weight=0.0,
-                contrastive_weight=0.3,  # see platform/decisions/0003
+            ),
+            objective=ObjectiveConfig(
+                mae=MaeConfig(
+                    decoder_width=64,
+                    decoder_depth=1,
+                    decoder_heads=4,
+                    mask_ratio=0.5,
+                    fourier_weight=0.0,
+                    contrastive_weight=0.3,  # see platform/decisions/0003
+                )
             ),
             second_view="well",
             steps=600,
             minibatch_size=64,
             learning_rate=1e-3,
+            evaluate_every=200,
         ),
+        training_probe=TrainingProbeConfig(n_crops=800),
         label_curve=LabelCurveConfig(
             train=QcTrainConfig(simulated_per_kind=20), curve=LabelEfficiencyConfig(labels_per_class=(1, 2, 5, 10))
         ),

@@ -6,9 +6,11 @@ from cytolake.benchmark.linear_probe import ProbeConfig
 from cytolake.catalog.curation.curate import CurateConfig
 from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.line.config import BenchmarkConfig, Line, ScreensConfig
+from cytolake.line.training_probe import TrainingProbeConfig
 from cytolake.models import ModelConfig
+from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.screens.sources import ScreenSource
-from cytolake.train.pretrain import PretrainConfig
+from cytolake.train.config import PretrainConfig
 
 
 def real_screens() -> Line:
@@ -42,14 +44,24 @@ def real_screens() -> Line:
                 width=128,
                 depth=4,
                 heads=4,
-                decoder_width=64,
-                decoder_depth=1,
-                decoder_heads=4,
-                contrastive_weight=0.3,  # see platform/decisions/0003
+            ),
+            objective=ObjectiveConfig(
+                mae=MaeConfig(
+                    decoder_width=64,
+                    decoder_depth=1,
+                    decoder_heads=4,
+                    contrastive_weight=0.3,  # see platform/decisions/0003
+                )
             ),
             second_view="well",
             steps=300,
             minibatch_size=32,
+            checkpoint_every=100,
+            evaluate_every=100,
+        ),
+        training_probe=TrainingProbeConfig(
+            n_crops=600,
+            probe=ProbeConfig(label="plate", split="well", seeds=(0, 1), regularisation=(0.01,), include_controls=True),
         ),
         # These screens share no perturbation; the one label that all of them carry is where they come from.
         probe=ProbeConfig(label="screen", split="well", seeds=(0, 1, 2)),

@@ -8,11 +8,34 @@ from collections.abc import Callable
 from cytolake.line.config import Line
 from cytolake.line.overrides import RecipeError
 from cytolake.recipes.demo import demo
+from cytolake.recipes.published import (
+    ca_mae_s16,
+    chada_vit_moyen,
+    chada_vit_s16,
+    mae_vit_b8,
+    mae_vit_b16,
+    mae_vit_g8,
+    mae_vit_l8,
+    mae_vit_l16,
+    mae_vit_s16,
+)
 from cytolake.recipes.real_screens import real_screens
-from cytolake.recipes.vit_small import chada_vit_s16, mae_vit_s16
 
 RECIPES: dict[str, Callable[[], Line]] = {
-    recipe.__name__: recipe for recipe in (demo, real_screens, mae_vit_s16, chada_vit_s16)
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        real_screens,
+        mae_vit_s16,
+        mae_vit_b16,
+        mae_vit_b8,
+        mae_vit_l16,
+        mae_vit_l8,
+        mae_vit_g8,
+        ca_mae_s16,
+        chada_vit_s16,
+        chada_vit_moyen,
+    )
 }
 
 

@@ -17,7 +17,8 @@ from cytolake.catalog import Catalog
 from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.packs.pack import Pack
 from cytolake.tracking import TrackingConfig
-from cytolake.train.pretrain import PretrainConfig, finished_run, pretrain
+from cytolake.train.config import PretrainConfig
+from cytolake.train.pretrain import finished_run, pretrain
 from cytolake.tune.block_search import BlockChoice, search_blocks
 
 Progress = Callable[[str, int, int], None]
@@ -27,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 class SweepConfig:
     """One setting on a grid, times seeds; everything else as in the recipe."""
 
-    field: str = "pretrain.model.mask_ratio"
+    field: str = "pretrain.objective.mae.mask_ratio"
     """Path of the setting, as in `--set`; under `pretrain`."""
     values: tuple[str, ...] = ("0.5", "0.75", "0.9")
     """Its values, spelled as in `--set`."""
@@ -37,7 +38,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if not self.field.startswith("pretrain."):
             raise ValueError(
-                f"sweep.field is {self.field!r}, expected a setting of the training such as pretrain.model.mask_ratio."
+                f"sweep.field is {self.field!r}, expected a setting of the training such as "
+                "pretrain.objective.mae.mask_ratio."
             )
         if not self.values or not self.seeds:
             raise ValueError("sweep.values and sweep.seeds must each have at least one entry.")
