@@ -19,7 +19,8 @@ from cytolake.recipes import build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "infra" / "ray").glob("*.yaml"))
-WITH_PODS = [path for path in MANIFESTS if path.name != "network-policy.yaml"]
+WITH_PODS = [path for path in MANIFESTS if path.name not in ("lake.pvc.yaml", "network-policy.yaml")]
+PRETRAIN = ROOT / "infra" / "ray" / "pretrain.rayjob.yaml"
 DOCKERFILE = (ROOT / "infra" / "Dockerfile").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -55,6 +56,7 @@ def test_every_kind_of_manifest_is_there():
     kinds = {path.name: (load(path)["apiVersion"], load(path)["kind"]) for path in MANIFESTS}
     assert kinds == {
         "cytolake.raycluster.yaml": ("ray.io/v1", "RayCluster"),
+        "lake.pvc.yaml": ("v1", "PersistentVolumeClaim"),
         "network-policy.yaml": ("networking.k8s.io/v1", "NetworkPolicy"),
         "pipeline.rayjob.yaml": ("ray.io/v1", "RayJob"),
         "pretrain.rayjob.yaml": ("ray.io/v1", "RayJob"),
@@ -121,7 +123,16 @@ def test_the_package_is_found_by_a_relative_path_everywhere():
 def commands() -> list[str]:
     """Every command line that starts a job: entry points and the comments that people copy."""
     texts = [*(path.read_text() for path in MANIFESTS), DOCKERFILE.replace('", "', " ").replace('"', "")]
-    return sorted({found for text in texts for found in re.findall(r"python jobs/\w+\.py[^\n\]\"]*", text)})
+    written = {found for text in texts for found in re.findall(r"python jobs/\w+\.py[^\n\]\"]*", text)}
+    folded = {entrypoint for path in WITH_PODS for entrypoint in every(load(path), "entrypoint")}  # over several lines
+    return sorted(written | folded)
+
+
+def line_of(command: str) -> Line:
+    """The config that a command runs with."""
+    words = shlex.split(command)
+    line = build_recipe(words[words.index("--recipe") + 1])
+    return apply_overrides(line, [words[i + 1] for i, word in enumerate(words) if word == "--set"])
 
 
 @pytest.mark.parametrize("command", commands())
@@ -129,9 +140,7 @@ def test_a_command_names_a_job_a_recipe_and_fields_that_exist(command):
     words = shlex.split(command)
     assert (ROOT / words[1]).is_file(), words[1]
     if "--recipe" in words:
-        line = build_recipe(words[words.index("--recipe") + 1])
-        changed = apply_overrides(line, [words[i + 1] for i, word in enumerate(words) if word == "--set"])
-        assert isinstance(changed, Line)
+        assert isinstance(line_of(command), Line)
 
 
 def test_the_paths_in_commands_are_mounted():
@@ -139,6 +148,61 @@ def test_the_paths_in_commands_are_mounted():
         for entrypoint in every(load(path), "entrypoint"):
             mounted = {mount["mountPath"] for mounts in every(load(path), "volumeMounts") for mount in mounts}
             assert set(re.findall(r"=(/\w+)", entrypoint)) <= mounted
+
+
+def test_elastic_pretraining_has_a_pod_with_one_gpu_for_each_worker():
+    job = load(PRETRAIN)["spec"]
+    config = line_of(job["entrypoint"]).pretrain
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert config.use_gpu is True
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert config.min_workers is not None
+    assert 1 <= config.min_workers < config.workers, "a lost node would stop the run"
+    assert (group["minReplicas"], group["maxReplicas"]) == (config.min_workers, config.workers)
+    assert group["replicas"] == group["maxReplicas"], "nothing adds the missing pods later"
+
+
+def test_pretraining_goes_on_after_lost_workers_and_after_a_lost_cluster():
+    job = load(PRETRAIN)["spec"]
+    assert line_of(job["entrypoint"]).pretrain.max_failures >= 3
+    assert job["backoffLimit"] >= 1
+
+
+def test_ray_has_time_to_drain_before_kubernetes_kills_the_pod():
+    cluster = load(PRETRAIN)["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (drain_s,) = [float(variable["value"]) for variable in pod["containers"][0]["env"]
+                      if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]  # fmt: skip
+        assert pod["terminationGracePeriodSeconds"] >= drain_s + 15  # then Ray stops its processes
+
+
+def test_ray_knows_the_variables_that_pretraining_sets():
+    from ray._private import ray_constants
+    from ray.train.v2._internal import constants
+
+    job = load(PRETRAIN)["spec"]
+    named = {variable["name"] for env in every(job, "env") for variable in env}
+    named |= set(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"])
+    known = {*vars(ray_constants), *(value for value in vars(constants).values() if isinstance(value, str))}
+    found = {name for name in named if name.startswith("RAY_")}
+    assert len(found) >= 2
+    assert found <= known
+
+
+@pytest.mark.parametrize("path", WITH_PODS, ids=lambda path: path.name)
+def test_every_ray_pod_writes_to_one_claim_that_many_nodes_may_mount(path):
+    claim = load(ROOT / "infra" / "ray" / "lake.pvc.yaml")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    ray_pods = [template["spec"] for template in every(load(path), "template")]
+    assert len(ray_pods) >= 2
+    for pod in ray_pods:
+        (lake,) = [volume for volume in pod["volumes"] if volume["name"] == "lake"]
+        assert lake["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+        (mount,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "lake"]
+        assert mount == {"name": "lake", "mountPath": "/lake"}
+        assert {"name": "CYTOLAKE_ROOT", "value": mount["mountPath"]} in pod["containers"][0]["env"]
 
 
 @pytest.mark.parametrize("config", serve_configs(), ids=["one machine", "kubernetes"])
