@@ -72,7 +72,17 @@ def file_of(table: str) -> Callable[[Path, set[Path], float], bool]:
 
 
 def commit_of(table: str) -> Callable[[Path, set[Path], float], bool]:
-    return lambda root, before, _: bool(set((root / "tables" / table / "_delta_log").glob("*.json")) - before)
+    """A commit that adds rows: a claim of a plate adds none."""
+
+    def has_come(root: Path, before: set[Path], _: float) -> bool:
+        new = set((root / "tables" / table / "_delta_log").glob("*.json")) - before
+        return any('"add"' in path.read_text() for path in new)
+
+    return has_come
+
+
+def claim(root: Path, before: set[Path], _: float) -> bool:
+    return bool(set((root / "tables" / "plates" / "_delta_log").glob("*.json")) - before)
 
 
 def after(seconds: float) -> Callable[[Path, set[Path], float], bool]:
@@ -80,6 +90,7 @@ def after(seconds: float) -> Callable[[Path, set[Path], float], bool]:
 
 
 STEPS = (
+    Step("claim of a plate", claim),
     Step("first well staged", staged(1)),
     Step("some wells staged", staged(3)),
     Step("file of sites, no commit", file_of("sites")),

@@ -11,11 +11,13 @@ import dataclasses
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from rich.console import Console
 
 from cytolake.line.stages import run_pipeline
 from cytolake.recipes import build_recipe
+from cytolake.train.evaluation import read_evaluations
 
 BAR = 0.05
 
@@ -26,9 +28,13 @@ def main() -> int:
         started = time.monotonic()
         result = run_pipeline(dataclasses.replace(build_recipe("demo"), root=root), console)
         total_s = time.monotonic() - started
+        (run_folder,) = (each for each in (Path(root) / "runs").iterdir() if each.is_dir())
+        evaluations = read_evaluations(run_folder)
     for stage, seconds in result.seconds.items():
         print(f"stage {stage}: {seconds:.1f} s")
     print(f"stages together: {total_s:.1f} s")
+    by_step = ", ".join(f"{step}: {numbers['best_block']:.3f}" for step, numbers in evaluations.items())
+    print(f"probe of the pinned set by step, best block, 0 is untrained: {by_step}")
     choice = result.choice
     best = max((choice.untrained, choice.pixel_statistics), key=lambda row: row.score)
     print(

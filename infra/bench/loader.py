@@ -11,6 +11,8 @@ processor's cache. The bar is on it. A loader has to put the same bytes into mem
 side by side, and one of whole files into memory, are shown to judge that by. Their buffers begin at a page, which
 doubles their speed.
 
+Last, what somebody who browses waits for: one crop, asked for by its id, with the pack in the page cache.
+
 MosaicML Streaming needs an older NumPy than cytolake: it runs in `.venv-peers`, which `make bench-loader` makes.
 """
 
@@ -71,11 +73,14 @@ def main() -> int:
         finally:
             for loader in loaders.values():
                 loader.close()
+        by_id_ms = milliseconds_by_id(folder / "pack")
     middle = {name: statistics.median(found) for name, found in rates.items()}
     for name in sorted(middle, key=lambda each: -middle[each]):
         low, high = min(rates[name]), max(rates[name])
         per_s = f"{middle[name] * 1e6 / CROP_BYTES:8,.0f} crops/s"
         print(f"{name:32} {per_s}  {middle[name]:7,.0f} MB/s ({low:,.0f} to {high:,.0f})")
+    middle_ms, slow_ms = np.percentile(by_id_ms, (50, 99))
+    print(f"one crop by id: median {middle_ms:.3f} ms, 99th percentile {slow_ms:.3f} ms of {len(by_id_ms)} random ids")
     figure = middle[OURS] / middle[RAW]
     ahead = [name for name in LOADERS if name != OURS and middle[name] >= middle[OURS]]
     if ahead:
@@ -103,6 +108,23 @@ def read_raw(paths: list[Path], buffer_bytes: int = 1 << 20) -> None:
 
 def read_whole_files(paths: list[Path]) -> None:
     read_raw(paths, max(path.stat().st_size for path in paths))
+
+
+def milliseconds_by_id(path: Path, n: int = 500) -> list[float]:
+    """Time to read one crop by its id, for n random ids. All are read once before: index sorted, page cache warm."""
+    from cytolake.packs import Pack
+
+    pack = Pack.open(path)
+    rows = np.random.default_rng(0).choice(pack.n_crops, n, replace=False)
+    crop_ids = pack.index.column("crop_id").take(rows).to_pylist()
+    for crop_id in crop_ids:
+        pack.crop(crop_id)
+    found = []
+    for crop_id in crop_ids:
+        started = time.perf_counter()
+        pack.crop(crop_id)
+        found.append((time.perf_counter() - started) * 1e3)
+    return found
 
 
 class Loader:
@@ -166,7 +188,9 @@ def cytolake_epochs(folder: Path) -> Epochs:
     pack = Pack.open(folder / "pack")
 
     def epoch(number: int) -> Iterator[Tensor]:
-        rows = minibatches(pack.n_crops, 0, number, MINIBATCH, 0, 1)
+        first = number * pack.n_crops
+        parts = minibatches(pack.n_crops, 0, MINIBATCH, first=first, end=first + pack.n_crops)
+        rows = (part.rows for part in parts)
         for _, crops in read_ahead(pack.stack, rows, threads=2, depth=2):
             yield torch.from_numpy(crops)
 

@@ -5,6 +5,9 @@ labelled as sites (which channel is spoilt is not told), of any severity from 0.
 site is looked at as it is and spoilt in each way at each severity: the area under the ROC curve tells the two apart.
 At severity 0 nothing may be found (the generator leaves no trace), at severity 1 everything should be.
 The bar holds when the worst kind has more than 0.95 at severity 1, and none has 0.55 or more at severity 0.
+
+Then the curve by number of labels: normal sites against spoilt ones of all kinds and of any severity, every detector on
+plates that none of its labels is from.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +33,7 @@ from cytolake.benchmark.qc.features import (
     measure_sites,
     plate_reference,
 )
+from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig, Point, label_efficiency
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS, add_artefact
 from cytolake.screens.simulated.cells import CHANNELS
 from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, simulated_wells
@@ -51,6 +56,11 @@ class QcBench:
     kinds: tuple[str, ...] = ARTEFACT_KINDS
     severities: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    curve: LabelEfficiencyConfig = field(
+        default_factory=lambda: LabelEfficiencyConfig(held_out_share=1 / 3, seeds=tuple(range(5)))
+    )
+    sites_per_plate: int = 25
+    """Spoilt in each way on each plate for the curve: the four plates that are not held out then have 100."""
     n_processes: int = 2
 
 
@@ -69,12 +79,7 @@ class Found:
 def detect(bench: QcBench) -> Found:
     """Fit a detector on the first plates and look at the others with it."""
     n_training = bench.n_training_plates
-    plates = range(bench.screen.n_plates)
-    if bench.n_processes > 1:
-        with ProcessPoolExecutor(bench.n_processes) as pool:
-            parts = list(pool.map(_plate, [bench] * len(plates), plates))
-    else:
-        parts = [_plate(bench, plate) for plate in plates]
+    parts = _of_each_plate(_plate, bench)
     examples = []
     for kind in ("normal", *bench.kinds):
         of_kind = [site for part in parts[:n_training] for site in part if site.kind == kind]
@@ -103,6 +108,15 @@ def detect(bench: QcBench) -> Found:
     )
 
 
+def label_curve(bench: QcBench) -> list[Point]:
+    """AUROC of normal against spoilt, by rising numbers of labels of each class."""
+    parts = _of_each_plate(_labelled, bench)
+    examples = [Example(site.deviations, site.kind) for part in parts for site in part]
+    plates = [f"plate {number}" for number, part in enumerate(parts) for _ in part]
+    config = replace(bench.curve, detector=bench.detector)
+    return label_efficiency(examples, plates, feature_names([SiteStatistics()]), config).curve("auroc")
+
+
 def area_under_roc(spoilt: np.ndarray, clean: np.ndarray) -> float:
     """Share of pairs of a spoilt and a clean site in which the spoilt one scores higher; a tie is half a pair."""
     difference = spoilt[:, None] - clean[None, :]
@@ -117,37 +131,63 @@ class _Site:
     is_spoilt: np.ndarray
 
 
+def _of_each_plate(measure: Callable[[QcBench, int], list[_Site]], bench: QcBench) -> list[list[_Site]]:
+    plates = range(bench.screen.n_plates)
+    if bench.n_processes == 1:
+        return [measure(bench, plate) for plate in plates]
+    with ProcessPoolExecutor(bench.n_processes) as pool:
+        return list(pool.map(measure, [bench] * len(plates), plates))
+
+
 def _plate(bench: QcBench, number: int) -> list[_Site]:
     """The sites of one plate, as they are first.
 
     A plate for training gives its share of the labels, a held-out one every site in every state.
     """
+    as_they_are, spoil = _as_they_are(bench, number)
+    n_sites = len(as_they_are)
+    if number >= bench.n_training_plates:
+        return as_they_are + [
+            spoil(i, kind, severity, 10_000 * number + 100 * k + i)
+            for k, kind in enumerate(bench.kinds)
+            for i in range(n_sites)
+            for severity in bench.severities
+        ]
+    rng = np.random.default_rng([bench.screen.seed, number])
+    share = -(-bench.n_labels // bench.n_training_plates)
+    rows = [as_they_are[i] for i in rng.permutation(n_sites)[:share]]
+    for kind in bench.kinds:
+        for i in rng.choice(n_sites, share, replace=False):
+            rows.append(spoil(i, kind, float(rng.uniform(0.25, 1.0)), int(rng.integers(2**31))))
+    return rows
+
+
+def _labelled(bench: QcBench, number: int) -> list[_Site]:
+    """The sites of one plate as they are, and some of them spoilt in each way, of any severity from 0.25 to 1."""
+    as_they_are, spoil = _as_they_are(bench, number)
+    rng = np.random.default_rng([bench.screen.seed, number, 1])
+    n = min(bench.sites_per_plate, len(as_they_are))
+    return as_they_are + [
+        spoil(i, kind, float(rng.uniform(0.25, 1.0)), int(rng.integers(2**31)))
+        for kind in bench.kinds
+        for i in rng.choice(len(as_they_are), n, replace=False)
+    ]
+
+
+def _as_they_are(bench: QcBench, number: int) -> tuple[list[_Site], Callable[[int, str, float, int], _Site]]:
+    """The sites of one plate, and what spoils one: its place among them, the kind, the severity and a seed."""
     wells = [well for well in simulated_wells(bench.screen) if well.plate_number == number]
     sites = [simulated_site(bench.screen, well, 1) for well in wells]
     raw = [_measured(pixels) for pixels in sites]
     reference = plate_reference(raw)  # of all sites, no label used
     none = np.zeros(len(CHANNELS), bool)
-    as_they_are = [_Site("normal", 0.0, reference.deviations(site), none) for site in raw]
 
     def spoil(i: int, kind: str, severity: float, seed: int) -> _Site:
         spoilt, is_spoilt = add_artefact(sites[i], kind, severity, seed)
         measured = raw[i] if np.array_equal(spoilt, sites[i]) else _measured(spoilt)
         return _Site(kind, severity, reference.deviations(measured), is_spoilt)
 
-    if number >= bench.n_training_plates:
-        return as_they_are + [
-            spoil(i, kind, severity, 10_000 * number + 100 * k + i)
-            for k, kind in enumerate(bench.kinds)
-            for i in range(len(sites))
-            for severity in bench.severities
-        ]
-    rng = np.random.default_rng([bench.screen.seed, number])
-    share = -(-bench.n_labels // bench.n_training_plates)
-    rows = [as_they_are[i] for i in rng.permutation(len(sites))[:share]]
-    for kind in bench.kinds:
-        for i in rng.choice(len(sites), share, replace=False):
-            rows.append(spoil(i, kind, float(rng.uniform(0.25, 1.0)), int(rng.integers(2**31))))
-    return rows
+    return [_Site("normal", 0.0, reference.deviations(site), none) for site in raw], spoil
 
 
 def _measured(pixels: np.ndarray) -> RawFeatures:
@@ -167,6 +207,11 @@ def main() -> int:
     for kind, row in areas.items():
         print(f"{kind:24}" + "".join(f"{area:8.3f}" for area in row) + f"{found.right_channel[kind]:16.2f}")
     print(f"untouched sites that fail: {found.false_alarms:.3f}")
+    started = time.monotonic()
+    points = label_curve(bench)
+    print(f"AUROC by labels of a class, mixed kinds and severities, 95 % interval: {time.monotonic() - started:.0f} s")
+    for point in points:
+        print(f"{point.n_labels:6} labels{point.value:12.3f}   {point.low:.3f} to {point.high:.3f}")
     blind = max(row[bench.severities.index(0.0)] for row in areas.values())
     worst = min(row[bench.severities.index(1.0)] for row in areas.values())
     print(f"highest at severity 0: {blind:.3f}, expected below {BLIND}")

@@ -16,7 +16,7 @@ import zarr
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id, plate_id, well_id
-from cytolake.models import ModelConfig, build_model, save_encoder
+from cytolake.models import ModelConfig, build_encoder, save_encoder
 from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, array_path
 
 SCREEN = "small"
@@ -72,12 +72,11 @@ def make_small_screen(
     pack = write_pack(root / "packs" / "small", crops, images)
     config = ModelConfig(
         architecture=architecture, channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=2, heads=2,
-        decoder_width=8, decoder_depth=1, decoder_heads=2,
     )  # fmt: skip
     checkpoints = {}
     for seed, kind in enumerate(("trained", "untrained")):
         checkpoints[kind] = root / "runs" / f"{kind}.safetensors"
-        save_encoder(build_model(config, seed=seed).encoder, checkpoints[kind])
+        save_encoder(build_encoder(config, seed=seed), checkpoints[kind])
     return SmallScreen(catalog=catalog, pack=pack, checkpoints=checkpoints)
 
 

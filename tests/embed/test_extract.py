@@ -13,7 +13,7 @@ from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_scr
 from cytolake.embed import extract
 from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack
 from cytolake.embed.pixel_statistics import PixelStatistics
-from cytolake.models import POOLINGS, CheckpointError, ModelConfig, build_model, collate, load_encoder, save_encoder
+from cytolake.models import POOLINGS, CheckpointError, ModelConfig, build_encoder, collate, load_encoder, save_encoder
 from cytolake.packs.pack import Pack
 
 
@@ -122,11 +122,11 @@ def test_an_encoder_of_other_stains_or_crop_size_is_refused_before_any_work(mixe
     fixed = ModelConfig(
         architecture="mae_vit", channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=1, heads=2
     )
-    save_encoder(build_model(fixed, seed=0).encoder, tmp_path / "fixed.safetensors")
+    save_encoder(build_encoder(fixed, seed=0), tmp_path / "fixed.safetensors")
     with pytest.raises(ValueError, match="wants exactly DNA, ER"):
         embed_pack(mixed.catalog, mixed.pack, {"trained": tmp_path / "fixed.safetensors"}, EmbedConfig())
     larger = dataclasses.replace(fixed, architecture="chada_vit", crop_size=2 * SIZE)
-    save_encoder(build_model(larger, seed=0).encoder, tmp_path / "larger.safetensors")
+    save_encoder(build_encoder(larger, seed=0), tmp_path / "larger.safetensors")
     with pytest.raises(ValueError, match=rf"{2 * SIZE} px, pack pack0 holds crops of {SIZE} px"):
         embed_pack(mixed.catalog, mixed.pack, {"trained": tmp_path / "larger.safetensors"}, EmbedConfig())
 

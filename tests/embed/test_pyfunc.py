@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cytolake.embed.extract import embed_crops
-from cytolake.models import POOLINGS, ModelConfig, build_model, model_id, save_encoder
+from cytolake.models import POOLINGS, ModelConfig, build_encoder, model_id, save_encoder
 from cytolake.tracking import ModelCard, TrackingConfig, promote
 
 CHANNELS = ("DNA", "ER")
@@ -20,7 +20,7 @@ CHANNELS = ("DNA", "ER")
 def test_mlflow_runs_a_promoted_encoder_without_pickle(tmp_path: Path, monkeypatch, architecture):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "False")
     config = ModelConfig(architecture=architecture, channels=CHANNELS, crop_size=16, width=16, depth=3, heads=2)
-    encoder = build_model(config, seed=0).encoder.eval()
+    encoder = build_encoder(config, seed=0).eval()
     save_encoder(encoder, tmp_path / "encoder.safetensors")
     card = ModelCard(
         representation_id="r", model_id=model_id(encoder), architecture=architecture, channels=CHANNELS, crop_size=16,

@@ -15,7 +15,7 @@ import tifffile
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, channel_vocabulary, ids, table_contract
-from cytolake.models import ModelConfig, build_model, collate, load_encoder, save_encoder
+from cytolake.models import ModelConfig, build_encoder, collate, load_encoder, save_encoder
 from cytolake.serving import Service, ServingConfig, build_app
 from cytolake.serving.guard import GuardConfig, key_digest
 from cytolake.tracking import ModelCard, TrackingConfig, promote
@@ -55,9 +55,9 @@ def lake(tmp_path_factory) -> Lake:
         _write_plate(catalog, root / "screens", plate)
     config = ModelConfig(
         architecture="chada_vit", channels=channel_vocabulary().names, crop_size=SIZE, patch_size=8, width=24, depth=3,
-        heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2,
+        heads=2,
     )  # fmt: skip
-    save_encoder(build_model(config, seed=0).encoder, root / "runs" / "encoder.safetensors")
+    save_encoder(build_encoder(config, seed=0), root / "runs" / "encoder.safetensors")
     return embed_and_promote(root, root / "runs" / "encoder.safetensors", "representation-of-the-test")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cytolake.models import build_model, load_encoder, save_encoder
+from cytolake.models import build_encoder, load_encoder, save_encoder
 from cytolake.serving import Service, ServingConfig, config_from_environment
 from cytolake.serving.service import Minibatch, _run_together
 from cytolake.tracking import TrackingConfig, promote
@@ -133,7 +133,7 @@ def test_a_fixed_stain_encoder_refuses_other_stains_and_takes_any_order(own_lake
     config = dataclasses.replace(
         load_encoder(own_lake.source_checkpoint).config, architecture="mae_vit", channels=("ER", "DNA", "RNA")
     )
-    encoder = build_model(config, seed=1).encoder
+    encoder = build_encoder(config, seed=1)
     save_encoder(encoder, tmp_path / "mae.safetensors")
     card = dataclasses.replace(own_lake.card, representation_id="mae", architecture="mae_vit", channels=config.channels)
     promote(TrackingConfig().at(own_lake.root), card, tmp_path / "mae.safetensors")
