@@ -10,7 +10,7 @@ twice the forward one; nothing that is computed again, no loss and no optimiser.
 own counter before anything is timed.
 
 Needs torch, timm, numpy, safetensors and a checkout, no install: `python3 infra/bench/gpu.py`. `--dry` runs every part
-on a CPU with tiny shapes and no figure. Where the environment has OUT, a folder, `gpu.json` there has all numbers.
+on a CPU with tiny shapes and no figure. `--json FILE` keeps all numbers.
 
 Shapes: B crops, L = 1 + tokens of a crop, D width.
 """
@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import gc
 import json
-import os
 import statistics
 import sys
 import time
@@ -543,11 +542,6 @@ def _forget(plan: Plan) -> None:
         torch.cuda.empty_cache()
 
 
-def _save(report: dict[str, Any]) -> None:
-    if os.environ.get("OUT"):
-        Path(os.environ["OUT"], "gpu.json").write_text(json.dumps(report, indent=1))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--dry", action="store_true", help="every part on a CPU with tiny shapes, and no figure")
@@ -555,6 +549,7 @@ def main() -> int:
     parser.add_argument("--budget-s", type=float, default=270, help="start no part that would end later")
     parser.add_argument("--max-autotune", action="store_true", help="let the compiler try its own products: minutes")
     parser.add_argument("--compiler", help="backend of torch.compile; aot_eager where dry, else inductor")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
     asked = parser.parse_args()
     if not asked.dry and not torch.cuda.is_available():
         print("gpu: this benchmark needs a CUDA GPU and found none. --dry tries the script on a CPU.", file=sys.stderr)
@@ -604,7 +599,8 @@ def main() -> int:
             n_failed += 1
         _forget(plan)
         print(f"{part}: done, {plan.elapsed_s:.0f} s so far", flush=True)
-        _save(report)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(report, indent=1))
     if plan.is_dry:
         print(f"gpu: dry run, {len(report['rows'])} measurements, {n_failed} parts failed; a figure needs a GPU")
         return 1 if n_failed else 0

@@ -44,8 +44,8 @@ def test_without_a_gpu_it_says_so(checkout):
 def test_every_part_of_it_runs_on_a_cpu(checkout, tmp_path):
     """Smoke: what a GPU would measure, with tiny shapes."""
     done = subprocess.run(
-        [sys.executable, checkout / "infra/bench/gpu.py", "--dry"],
-        capture_output=True, text=True, env={"OUT": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        [sys.executable, checkout / "infra/bench/gpu.py", "--dry", "--json", tmp_path / "gpu.json"],
+        capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "gpu: dry run, 12 measurements, 0 parts failed" in done.stdout
