@@ -352,6 +352,7 @@ def _loss_curve(run_folder: Path) -> str:
         right.plot(list(probe), list(probe.values()), color=PALETTE[1], linewidth=1.6, marker="o", markersize=4)
         right.set_ylabel("probe, best block", color=PALETTE[1])
         right.set_ylim(bottom=0)
+        right.tick_params(labelsize=axes.yaxis.get_ticklabels()[0].get_fontsize())
         right.spines["top"].set_visible(False)
     rate = float(np.median([row["crops_per_s"] for row in history if row.get("crops_per_s")] or [0]))
     wait = float(np.median([row.get("data_wait_share", 0) for row in history]))

@@ -159,7 +159,7 @@ class _Worker:
                 is_checkpoint = is_last or step % config.checkpoint_every == 0
                 epoch = whole.end // self.pack.n_crops
                 is_picture = is_last or (whole.first // self.pack.n_crops < epoch and epoch % picture_every == 0)
-                if is_checkpoint or is_picture or step % config.log_every == 0:
+                if is_checkpoint or step % config.log_every == 0:
                     row, wrong = window.close(prefetcher.waited_s)
                     row = {
                         "step": step,
@@ -173,11 +173,12 @@ class _Worker:
                         return
                     if self.rank == 0:
                         append_history(self.run_folder, row)
-                    if is_picture:
-                        draw_pictures(self.objective, self.pack, config, self.run_folder, step, epoch, self.rank == 0)
                     if is_checkpoint:
                         self._checkpoint(Position(step=step, samples=whole.end, pack_id=self.pack.pack_id), row)
                     window.skip(prefetcher.waited_s)  # writing is neither computing nor waiting for data
+                if is_picture:
+                    with window.not_counted():
+                        draw_pictures(self.objective, self.pack, config, self.run_folder, step, epoch, self.rank == 0)
         self.writer.wait()
         self._evaluate_if_due()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,13 @@ class Window:
     def skip(self, waited_s: float) -> None:
         """Begin to count time from now on; `waited_s` is the prefetcher's total."""
         self._started, self._waited_s = time.perf_counter(), waited_s
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave the time of a block out, which is no part of training."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
 
     def add(self, minibatch: Minibatch, losses: dict[str, Tensor], gradient_norm: Tensor) -> None:
         """One step; its tensors stay where they are."""
