@@ -196,8 +196,9 @@ def kill_drivers(folder: Path, rng: np.random.Generator) -> Outcome:
 class Nodes:
     """A Ray cluster of a head without workers and any number of nodes of one worker each; ends with the block."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._tag = folder, f"cyt{os.getpid() % 10000}"
+    def __init__(self, folder: Path, number: int) -> None:
+        # A name for each cluster: the kernel takes the interfaces of a deleted network away some time later.
+        self._folder, self._tag = folder, f"cyt{os.getpid() % 10000}c{number}"
         self._started = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.has_networks = self._can_make_networks()
@@ -312,7 +313,7 @@ class Nodes:
 
 def kill_node(folder: Path, number: int, recipe: str, rng: np.random.Generator) -> Outcome:
     root, started = folder / f"node_{number}_{recipe}", time.monotonic()
-    with Nodes(folder_for(folder, number)) as nodes:
+    with Nodes(folder_for(folder, number), number) as nodes:
         kind = "a network each" if nodes.has_networks else "one network"
         outcome = Outcome(f"2 nodes ({kind}), one killed; the run {recipe}s")
         for _ in range(2):
