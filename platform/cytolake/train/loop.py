@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import ray.train
@@ -36,6 +37,8 @@ from cytolake.train.run_folder import ENCODER_FILE, STOPPED_FILE, append_history
 from cytolake.train.seen import SeenWriter, cut_seen
 from cytolake.train.step import TrainingStep
 from cytolake.train.throughput import NotFinite, Window
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,19 +114,18 @@ class _Worker:
 
     def _go_on(self) -> Position:
         """Load the newest checkpoint, and forget what is newer than it. The first worker decides which one it is."""
-        chosen: list[str | None] = [None]
+        chosen: str | None = None
         if self.rank == 0:
             forget_broken_checkpoints(self.run_folder)
             newest = newest_checkpoint(self.run_folder)
-            chosen = [newest.name if newest else None]
+            chosen = newest.name if newest else None
             step = int(newest.name.rsplit("_", 1)[1]) if newest else 0
             cut_history(self.run_folder, step)
             cut_seen(self.run_folder, step)
-        if is_distributed():
-            torch.distributed.broadcast_object_list(chosen, src=0, device=self.device)
-        if chosen[0] is None:
+        chosen = self._as_first_worker(chosen)
+        if chosen is None:
             return Position(step=0, samples=0, pack_id=self.pack.pack_id)
-        return read_checkpoint(self.run_folder / chosen[0], self.objective, self.optimiser, self.pack.pack_id)
+        return read_checkpoint(self.run_folder / chosen, self.objective, self.optimiser, self.pack.pack_id)
 
     def train(self) -> None:
         config, settings = self.config, self.settings
@@ -198,13 +200,20 @@ class _Worker:
         step, every, evaluate = self.position.step, self.config.evaluate_every, self.settings.evaluate
         if evaluate is None or not every or step == 0 or (step % every and not self._is_at_end):
             return
-        if evaluated_step(self.run_folder, step) is not None:
-            return
+        if self._as_first_worker(evaluated_step(self.run_folder, step) is not None):
+            return  # its task may end at any moment, so workers that looked for themselves could disagree
         folder = self.run_folder / checkpoint_name(step)
         if self.settings.is_local:
             evaluate_now(self.run_folder, folder / ENCODER_FILE, step, evaluate)
         else:
             submit_evaluation(self.run_folder, folder, step, self.rank == 0)
+
+    def _as_first_worker(self, value: T) -> T:
+        """What the first worker has, on all of them; all must call it."""
+        shared = [value]
+        if is_distributed():
+            torch.distributed.broadcast_object_list(shared, src=0, device=self.device)
+        return shared[0]
 
     @property
     def _is_at_end(self) -> bool:
