@@ -191,7 +191,7 @@ def mae_parameters(model: ModelConfig, mae: MaeConfig) -> int:
     """Parameters that a masked autoencoder has beside its encoder."""
     width, codes = mae.decoder_width, 0 if model.is_fused else len(model.channels) + 1
     n = _linear(model.width, width) + width + codes * width + _linear(width, _pixels(model))
-    block = _block_parameters("sequential", width, mae.decoder_heads, _MLP_RATIO * width, has_gain=False)
+    block = _block_parameters("sequential", width, _MLP_RATIO * width)
     if mae.decoder == "per_channel":
         n += 3 * 2 * width  # norms
         n += 3 * width**2 + _linear(width, width)  # query, key and value without biases, attention_out
@@ -210,19 +210,19 @@ def _encoder_parameters(model: ModelConfig) -> int:
         n += model.n_patches * model.width
     if model.architecture == "chada_vit":
         n += (len(model.channels) + 1 if model.channel_code == "stain" else model.max_channels) * model.width
-    block = _block_parameters(model.block, model.width, model.heads, model.mlp_width, has_gain=model.layer_scale > 0)
+    block = _block_parameters(model.block, model.width, model.mlp_width)
+    if model.block != "post_norm":
+        block += 4 * (model.width // model.heads)  # norms of queries and keys
+        block += (model.layer_scale > 0) * model.width * (1 if model.block == "parallel" else 2)
     return n + model.depth * block
 
 
-def _block_parameters(kind: BlockKind, width: int, heads: int, mlp_width: int, *, has_gain: bool) -> int:
+def _block_parameters(kind: BlockKind, width: int, mlp_width: int) -> int:
+    """Without norms of queries and keys, and without gains."""
     matrices = 4 * width**2 + 2 * width * mlp_width
-    qk_norm = 4 * (width // heads)
     if kind == "parallel":
-        return matrices + 2 * width + mlp_width + qk_norm + 2 * width + has_gain * width
-    biases, norms = 5 * width + mlp_width, 4 * width
-    if kind == "post_norm":
-        return matrices + biases + norms
-    return matrices + biases + norms + qk_norm + 2 * has_gain * width
+        return matrices + 2 * width + mlp_width + 2 * width
+    return matrices + 5 * width + mlp_width + 4 * width  # biases, norms
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -247,7 +247,7 @@ class _Blocks:
     mlp_width: int
     has_gain: bool = False
     is_encoder: bool = False
-    """May be computed again in the backward pass."""
+    """May be computed again in the backward pass; unlike those of decoders, normalises queries and keys."""
     is_trained: bool = True
 
     @property
@@ -264,14 +264,14 @@ class _Blocks:
         in fp32 for their norms.
         """
         b, d, m = product_bytes, self.width, self.mlp_width
-        copies = 8 * d if b < 4 else 0
+        copies = (8 * d if b < 4 else 0) + 2 * b * d if self.is_encoder else 0  # the normed, and what they are made of
         attention = 4 * self.heads  # the logarithm of each sum of exponentials
         if self.kind == "parallel":
-            # input; normed; queries, keys, values and the MLP's part; q and k normed; mixed; gelu's two; change
-            kept = 4 * d + b * d + b * (3 * d + m) + 2 * b * d + copies + b * d + 2 * b * m + b * d * self.has_gain
+            # input; normed; queries, keys, values; q and k normed; mixed; gelu's two; change
+            kept = 4 * d + b * d + 3 * b * d + copies + b * d + 2 * b * m + b * d * self.has_gain
         elif self.kind == "sequential":
             # input; normed; q, k, v; q and k normed; mixed; its change; then the same of the MLP
-            kept = 4 * d + b * d + 3 * b * d + 2 * b * d + copies + b * d + b * d * self.has_gain
+            kept = 4 * d + b * d + 3 * b * d + copies + b * d + b * d * self.has_gain
             kept += 4 * d + b * d + 2 * b * m + b * d * self.has_gain
         else:
             # input; normed; q, k, v; mixed; the same norm's second input; the MLP's input and hidden; its norm's input

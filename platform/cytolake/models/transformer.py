@@ -62,20 +62,27 @@ class Block(nn.Module):
 
 
 class SequentialBlock(Block):
-    """Pre-norm block: attention, then an MLP that sees its result; normalised queries and keys.
+    """Pre-norm block: attention, then an MLP that sees its result; `qk_norm` normalises queries and keys.
 
     Source: Dosovitskiy et al. 2021, arXiv 2010.11929; query-key norm: Dehghani et al. 2023, arXiv 2302.05442; gain of
     the changes: Touvron et al. 2021, arXiv 2103.17239.
     """
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, *, drop_path: float = 0.0, layer_scale: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        drop_path: float = 0.0,
+        layer_scale: float = 0.0,
+        qk_norm: bool = True,
     ) -> None:
         super().__init__(heads, drop_path)
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm = nn.LayerNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.query_norm = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.key_norm = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else None
         self.attention_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
@@ -84,7 +91,9 @@ class SequentialBlock(Block):
 
     def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         query, key, value = self._heads(self.qkv(self.attention_norm(tokens_TD)), 3)
-        return self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype), value, tokens_TD[:, :0]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
+        return query, key, value, tokens_TD[:, :0]
 
     def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
         tokens_TD = _add(tokens_TD, self.attention_out(mixed_TD), self.attention_gain, kept_2T, 0)
@@ -92,7 +101,7 @@ class SequentialBlock(Block):
 
 
 class ParallelBlock(Block):
-    """Attention and MLP read the same norm, and what they find is added at once; one product for what enters both.
+    """Attention and MLP read the same norm, and what they find is added at once; one weight for what enters both.
 
     Source: Dehghani et al. 2023, arXiv 2302.05442, section 2.1, with normalised queries and keys and without biases of
     queries, keys and values; as in the encoders of Kraus et al. 2024, arXiv 2404.10242.
@@ -112,9 +121,11 @@ class ParallelBlock(Block):
         self.gain = _gain(width, layer_scale)
 
     def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        width = tokens_TD.shape[-1]
-        attention, hidden_TM = self.entry(self.norm(tokens_TD)).split((3 * width, len(self.mlp_bias)), dim=-1)
-        query, key, value = self._heads(attention, 3)
+        # Two products with parts of one weight: a single one would make backward join two gradients of (T, 3 D + M).
+        for_attention, for_mlp = torch.split(self.entry.weight, [3 * tokens_TD.shape[-1], len(self.mlp_bias)])
+        normed_TD = self.norm(tokens_TD)
+        query, key, value = self._heads(functional.linear(normed_TD, for_attention), 3)
+        hidden_TM = functional.linear(normed_TD, for_mlp)
         return self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype), value, hidden_TM
 
     def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
@@ -150,7 +161,7 @@ class PostNormBlock(Block):
 def build_block(
     kind: BlockKind, width: int, heads: int, mlp_width: int, *, drop_path: float = 0.0, layer_scale: float = 0.0
 ) -> Block:
-    """A block of the kind that `ModelConfig.block` names."""
+    """A block of an encoder, of the kind that `ModelConfig.block` names."""
     if kind == "post_norm":
         return PostNormBlock(width, heads, mlp_width)
     made = ParallelBlock if kind == "parallel" else SequentialBlock

@@ -14,7 +14,7 @@ from cytolake.models.encoder import Patches
 from cytolake.models.masking import Mask
 from cytolake.models.objectives.config import MaeConfig
 from cytolake.models.runs import join_runs, longer, split_runs
-from cytolake.models.transformer import attend, build_block, grid_positions, initialise
+from cytolake.models.transformer import SequentialBlock, attend, grid_positions, initialise
 
 _MLP_RATIO = 4  # He et al. 2022
 _CROSS_ATTENTION_HEADS = 8  # Kraus et al. 2024
@@ -73,7 +73,7 @@ class SharedDecoder(Decoder):
         super().__init__(model, config)
         width = config.decoder_width
         self.blocks = nn.ModuleList(
-            build_block("sequential", width, config.decoder_heads, _MLP_RATIO * width)
+            SequentialBlock(width, config.decoder_heads, _MLP_RATIO * width, qk_norm=False)
             for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -113,7 +113,7 @@ class PerChannelDecoder(Decoder):
         self.mlp = nn.Sequential(nn.Linear(width, _MLP_RATIO * width), nn.GELU(), nn.Linear(_MLP_RATIO * width, width))
         self.of_channel = nn.ModuleList(
             nn.ModuleList(
-                build_block("sequential", width, config.decoder_heads, _MLP_RATIO * width)
+                SequentialBlock(width, config.decoder_heads, _MLP_RATIO * width, qk_norm=False)
                 for _ in range(config.decoder_depth)
             )
             for _ in range(len(model.channels) + 1)
