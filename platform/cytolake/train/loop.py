@@ -93,6 +93,8 @@ class _Worker:
             weight_decay=self.config.weight_decay,
         )
         self.position = self._go_on()
+        self.leaving: frozenset[str] = frozenset()
+        """Machines that a checkpoint was written for because they will be taken away."""
         self.writer = CheckpointWriter(self.run_folder, self.rank, self.world_size, self.config.keep_checkpoints)
         self.seen = (
             SeenWriter(self.run_folder, self.position.step, self.rank, self.world_size)
@@ -159,9 +161,12 @@ class _Worker:
 
                 is_last = whole.end == settings.n_samples
                 is_checkpoint = is_last or step % config.checkpoint_every == 0
+                is_report = is_checkpoint or step % config.log_every == 0
+                if is_report and not is_checkpoint:
+                    is_checkpoint = self._is_told_to_leave()
                 epoch = whole.end // self.pack.n_crops
                 is_picture = is_last or (whole.first // self.pack.n_crops < epoch and epoch % picture_every == 0)
-                if is_checkpoint or step % config.log_every == 0:
+                if is_report:
                     row, wrong = window.close(prefetcher.waited_s)
                     row = {
                         "step": step,
@@ -194,6 +199,18 @@ class _Worker:
         encoder = encoder_on_cpu(self.objective.kept_encoder, self.rank == 0)
         self.writer.begin(self.objective, self.optimiser, encoder, position, dataclasses.asdict(self.config))
         ray.train.report(row)
+
+    def _is_told_to_leave(self) -> bool:
+        """Whether a machine of the run has since the last call been told that it will be taken away, as spot ones are.
+
+        Ray Train begins again without it when its time is over; a checkpoint now spares the others the steps since the
+        last one. All workers must call it, and are told the same.
+        """
+        told = ray.train.get_preemption_info()
+        leaving = frozenset(told.preempted_node_ids) if told is not None else frozenset()
+        is_new = not leaving <= self.leaving
+        self.leaving |= leaving
+        return is_new
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the checkpoint at `position`, which is whole."""
