@@ -1,0 +1,245 @@
+"""Order statistics of all pairwise cosines, one block of rows at a time, without sorting or holding them.
+
+A sample of pairs brackets each order statistic; one pass over all pairs counts what lies below its bracket and keeps
+what lies inside, about half a percent. The result is that of sorting all of them: where a bracket misses, the pass is
+repeated with wider ones. Every cosine of a pass is computed once, so cosines that are asked for by name are the very
+numbers that were counted, on whatever machines the blocks ran.
+
+Cosines are rounded to multiples of 2**-36 (1.5e-11). Vectors that are the same, or multiples of each other, then tie
+exactly, which float64 products do not promise: a library sums the edge of a matrix in another order than its middle.
+
+Source: bracketing by a sample is the selection of Floyd and Rivest 1975, doi:10.1145/360680.360691.
+
+Letters: N entities, M of them in the null (the first M rows), D features, E order statistics, Q pairs asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+GRID = 2.0**-36
+ROWS, COLUMNS = 512, 2048  # of one product: 8 MB. Narrower ones multiply slower, wider ones leave the cache
+HELD_WHOLE = 2**20  # up to so many pairs are kept as they are: a bracket would save nothing
+SAMPLED = 2**18  # a quantile of 0.05 is then known to 0.04 %
+MARGIN_SD = 6.0  # a bracket misses once in 10**8 times
+_ROUNDER = 1.5 * 2.0**16  # adding it leaves no bits below 2**-36, and taking it away again is exact
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTask:
+    """What one block of rows is asked."""
+
+    first_row: int
+    end_row: int
+    low: Floats
+    """(E,) lower ends of the brackets."""
+    high: Floats
+    """(E,) upper ends."""
+    is_upper: NDArray[np.bool_]
+    """(E,) the order statistic is above the median: only makes it faster."""
+    query_i: Indices
+    """(Q,) smaller row of each pair asked for, all in this block; sorted as `_tile_of` has it."""
+    query_j: Indices
+    """(Q,) larger row."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """What the pairs of one block say."""
+
+    below: Indices
+    """(E,) pairs below the bracket."""
+    at_low: Indices
+    """(E,) pairs on its lower end."""
+    at_high: Indices
+    """(E,) pairs on its upper end, where that is another one."""
+    inside: tuple[Floats, ...]
+    """Cosines between the ends, for each of the E brackets."""
+    query: Floats
+    """(Q,) cosines of the pairs asked for."""
+
+
+BlockMap = Callable[[Callable[[Floats, BlockTask], BlockCounts], Floats, Sequence[BlockTask]], Iterable[BlockCounts]]
+"""Applies a function of the vectors and a task to all tasks, and gives the results in their order."""
+
+
+def unit_vectors(vectors_ND: NDArray[Any]) -> Floats:
+    """(N, D) rows of length 1 in float64; a row of zeros stays, so its cosine with everything is 0."""
+    largest = np.abs(vectors_ND).max(axis=1, keepdims=True).astype(np.float64)
+    scaled = vectors_ND / np.where(largest > 0, largest, 1.0)  # squares of very large or small numbers would overflow
+    norms = np.sqrt(np.einsum("nd,nd->n", scaled, scaled))
+    unit: Floats = scaled / np.where(norms > 0, norms, 1.0)[:, None]
+    return unit
+
+
+def pair_cosines(unit_ND: Floats, i: Indices, j: Indices) -> Floats:
+    """(Q,) rounded cosines of single pairs of rows, for pairs that are not in the null."""
+    cosines = np.empty(len(i))
+    for start in range(0, len(i), 2**14):
+        part = slice(start, start + 2**14)
+        cosines[part] = np.einsum("qd,qd->q", unit_ND[i[part]], unit_ND[j[part]])
+    return round_to_grid(cosines)
+
+
+def round_to_grid(cosines: Floats) -> Floats:
+    """The nearest multiples of 2**-36."""
+    return (cosines + _ROUNDER) - _ROUNDER
+
+
+def order_statistics(
+    unit_MD: Floats,
+    ranks: Sequence[int],
+    query_i: Indices,
+    query_j: Indices,
+    map_blocks: BlockMap | None = None,
+    sampled: int = SAMPLED,
+    margin_sd: float = MARGIN_SD,
+) -> tuple[Floats, Floats]:
+    """Cosines of given ranks among all M (M - 1) / 2, and those of given pairs.
+
+    Args:
+        unit_MD: (M, D) from `unit_vectors`.
+        ranks: E ranks from 0, the lowest cosine, to M (M - 1) / 2 - 1.
+        query_i: (Q,) one row of each pair asked for.
+        query_j: (Q,) the other, never the same.
+        map_blocks: Where blocks run; `on_threads` where None.
+        sampled: Pairs drawn to bracket the order statistics. Changes the time only.
+        margin_sd: Width of a bracket in standard errors of the sample. Changes the time only.
+
+    Returns:
+        (E,) order statistics as after sorting, ties included, and (Q,) cosines, bit-identical to those ranked.
+    """
+    n_pairs = len(unit_MD) * (len(unit_MD) - 1) // 2
+    if any(not 0 <= rank < n_pairs for rank in ranks):
+        raise ValueError(f"ranks {list(ranks)} of {n_pairs} pairs, expected 0 to {n_pairs - 1}.")
+    wanted = np.asarray(ranks, np.int64)
+    i, j = np.minimum(query_i, query_j), np.maximum(query_i, query_j)
+    order = np.argsort(_tile_of(i, j, len(unit_MD)), kind="stable")
+    sample = _sampled_cosines(unit_MD, sampled) if n_pairs > HELD_WHOLE else np.empty(0)
+    low_E, high_E = np.full(len(wanted), -np.inf), np.full(len(wanted), np.inf)
+    if len(sample):
+        low_E, high_E = _brackets(sample, wanted, n_pairs, margin_sd)
+    while True:
+        counts = _pass(unit_MD, low_E, high_E, wanted >= n_pairs / 2, i[order], j[order], map_blocks or on_threads)
+        below_E, at_low_E, at_high_E = (
+            np.sum([getattr(block, name) for block in counts], axis=0) for name in ("below", "at_low", "at_high")
+        )
+        inside = [np.concatenate([block.inside[e] for block in counts]) for e in range(len(wanted))]
+        n_held_E = at_low_E + at_high_E + np.array([len(each) for each in inside], np.int64)
+        misses_E = (wanted < below_E) | (wanted >= below_E + n_held_E)
+        if not misses_E.any():
+            break
+        margin_sd = max(1.0, margin_sd) * 8
+        wider_low_E, wider_high_E = _brackets(sample, wanted, n_pairs, margin_sd)
+        low_E, high_E = np.where(misses_E, wider_low_E, low_E), np.where(misses_E, wider_high_E, high_E)
+    statistics = np.empty(len(wanted))
+    for e, position in enumerate((wanted - below_E).tolist()):
+        if position < at_low_E[e]:
+            statistics[e] = low_E[e]
+        elif position < at_low_E[e] + len(inside[e]):
+            statistics[e] = np.partition(inside[e], position - int(at_low_E[e]))[position - int(at_low_E[e])]
+        else:
+            statistics[e] = high_E[e]
+    cosines = np.empty(len(i))
+    cosines[order] = np.concatenate([block.query for block in counts])
+    return statistics, cosines
+
+
+def measure_block(unit_MD: Floats, task: BlockTask) -> BlockCounts:
+    """Count the cosines of a block's rows with all later rows; a plain function, to be a task anywhere."""
+    n_edges = len(task.low)
+    below_E, at_low_E, at_high_E = (np.zeros(n_edges, np.int64) for _ in range(3))
+    inside: list[list[Floats]] = [[np.empty(0)] for _ in range(n_edges)]
+    # Most pairs lie between the lower brackets and the upper ones; a step of the grid inside, no rounding matters.
+    gap_low = float(np.max(task.high[~task.is_upper], initial=-np.inf)) + GRID
+    gap_high = float(np.min(task.low[task.is_upper], initial=np.inf)) - GRID
+    products = np.empty(ROWS * COLUMNS)
+    tiles_Q = _tile_of(task.query_i, task.query_j, len(unit_MD))
+    query_Q = np.empty(len(tiles_Q))
+    for row in range(task.first_row, task.end_row, ROWS):
+        rows = unit_MD[row : min(row + ROWS, task.end_row)]
+        for tile_column in range(row // COLUMNS * COLUMNS, len(unit_MD), COLUMNS):
+            column = max(row, tile_column)
+            columns = unit_MD[column : tile_column + COLUMNS]
+            product = products[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+            np.matmul(rows, columns.T, out=product)
+            tile = int(_tile_of(np.array([row]), np.array([column]), len(unit_MD))[0])
+            here = slice(*np.searchsorted(tiles_Q, [tile, tile + 1]).tolist())
+            query_Q[here] = product[task.query_i[here] - row, task.query_j[here] - column]
+            n_pairs = product.size
+            if column == row:  # on the diagonal: each pair once, and no row with itself
+                once = np.tri(*product.shape, dtype=bool)
+                n_pairs -= int(np.count_nonzero(once))
+                product[once] = np.nan  # is neither below nor above anything
+            if gap_low < gap_high:
+                outside = round_to_grid(product[(product < gap_low) | (product > gap_high)])
+            else:
+                outside = round_to_grid(product[~np.isnan(product)])
+            below_E[task.is_upper] += n_pairs - len(outside)
+            for e, (low, high) in enumerate(zip(task.low.tolist(), task.high.tolist(), strict=True)):
+                below_E[e] += np.count_nonzero(outside < low)
+                at_low_E[e] += np.count_nonzero(outside == low)
+                at_high_E[e] += np.count_nonzero(outside == high) if high > low else 0
+                inside[e].append(outside[(outside > low) & (outside < high)])
+    return BlockCounts(
+        below_E, at_low_E, at_high_E, tuple(np.concatenate(parts) for parts in inside), round_to_grid(query_Q)
+    )
+
+
+def on_threads(
+    function: Callable[[Floats, BlockTask], BlockCounts], unit_MD: Floats, tasks: Sequence[BlockTask]
+) -> list[BlockCounts]:
+    """Blocks on all cores of this process, each product on one."""
+    n_threads = min(
+        len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    with threadpool_limits(limits=1), ThreadPoolExecutor(n_threads) as pool:
+        return list(pool.map(lambda task: function(unit_MD, task), tasks))
+
+
+def _pass(
+    unit_MD: Floats, low_E: Floats, high_E: Floats, is_upper_E: NDArray[np.bool_], i: Indices, j: Indices, run: BlockMap
+) -> list[BlockCounts]:
+    tasks = []
+    for first_row in range(0, len(unit_MD), ROWS):
+        end_row = min(first_row + ROWS, len(unit_MD))
+        here = slice(*np.searchsorted(i // ROWS, [first_row // ROWS, first_row // ROWS + 1]).tolist())
+        tasks.append(BlockTask(first_row, end_row, low_E, high_E, is_upper_E, i[here], j[here]))
+    return list(run(measure_block, unit_MD, tasks))
+
+
+def _tile_of(i: Indices, j: Indices, n_rows: int) -> Indices:
+    """(Q,) number of the product that holds each pair, rising with the block of rows, then with the columns."""
+    n_columns = -(-n_rows // COLUMNS)
+    tiles: Indices = i // ROWS * n_columns + j // COLUMNS
+    return tiles
+
+
+def _sampled_cosines(unit_MD: Floats, sampled: int) -> Floats:
+    """(sampled,) cosines of random pairs, sorted; the same pairs each time."""
+    random = np.random.default_rng(0)
+    i = random.integers(0, len(unit_MD), sampled)
+    j = (i + random.integers(1, len(unit_MD), sampled)) % len(unit_MD)
+    return np.sort(pair_cosines(unit_MD, i, j))
+
+
+def _brackets(sample: Floats, ranks: Indices, n_pairs: int, margin_sd: float) -> tuple[Floats, Floats]:
+    """(E,) lower and (E,) upper ends that hold the order statistics but for bad luck."""
+    share_E = (ranks + 0.5) / n_pairs
+    margin_E = margin_sd * np.sqrt(share_E * (1 - share_E) / len(sample)) * len(sample)
+    first_E = np.floor(share_E * len(sample) - margin_E).astype(np.int64) - 1
+    last_E = np.ceil(share_E * len(sample) + margin_E).astype(np.int64)
+    low_E = np.where(first_E >= 0, sample[np.clip(first_E, 0, len(sample) - 1)], -np.inf)
+    high_E = np.where(last_E < len(sample), sample[np.clip(last_E, 0, len(sample) - 1)], np.inf)
+    return low_E, high_E
