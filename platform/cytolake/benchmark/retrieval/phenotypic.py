@@ -1,0 +1,183 @@
+"""The two questions asked most: has a perturbation an effect, and do perturbations of one mechanism have the same?
+
+Phenotypic activity: do the replicates of a perturbation find each other before they find negative controls? Phenotypic
+consistency: do perturbations of one target or mechanism find each other before they find those of others? The names and
+rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2.
+
+Shapes: N rows, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.retrieval.average_precision import average_precision
+from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_groups, mean_average_precision
+from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO
+from cytolake.benchmark.retrieval.pairs import Metadata, PairRules, as_table, column_codes
+
+CONTROL_OF_ITS_OWN = "_control_row"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NullConfig:
+    """How means are compared with chance."""
+
+    null_size: int = 10_000
+    """Draws of a sampled null distribution; no p-value is below 1 / (1 + draws)."""
+    exact_up_to: int = EXACT_UP_TO
+    """Placements of positives that are listed rather than sampled."""
+    seed: int = 0
+    """Of the draws and of the bootstrap."""
+    bootstrap_draws: int = 1000
+    """Resamples behind the interval of the overall mean."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("null_size", 1), ("exact_up_to", 0), ("seed", 0), ("bootstrap_draws", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"null.{name} is {getattr(self, name)}, expected {least} or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Average precision of rows, of groups, and of all groups together."""
+
+    rules: PairRules
+    rows: pa.Table
+    """One row for each of the metadata; see `average_precision`."""
+    groups: pa.Table
+    """One row for each perturbation or label; see `mean_average_precision`."""
+    mean: Interval
+    """Mean over the groups of their mean average precision, groups (or clusters of them) resampled."""
+
+    def share_significant(self, level: float = 0.05) -> float:
+        """Share of the groups with a p-value whose adjusted p-value is below the level."""
+        adjusted = np.asarray(self.groups["adjusted_p_value"].drop_null(), np.float64)
+        return float(np.mean(adjusted < level))
+
+
+def phenotypic_activity(
+    metadata: Metadata,
+    vectors: NDArray[np.floating],
+    is_control: NDArray[np.bool_],
+    *,
+    perturbation: str = "perturbation",
+    positives_differ: Sequence[str] = (),
+    negatives_share: Sequence[str] = (),
+    cluster: str | None = None,
+    null: NullConfig | None = None,
+    block_mb: int = 128,
+) -> Retrieval:
+    """Do the replicates of each perturbation find each other before they find negative controls?
+
+    Args:
+        metadata: N wells.
+        vectors: (N, D) profiles.
+        is_control: (N,) negative controls: they are only ever negatives, and have no average precision of their own.
+        perturbation: Column that replicates agree in (compound and dose, or gene and reagent).
+        positives_differ: Columns in which replicates differ to count, such as `plate`.
+        negatives_share: Columns in which a control agrees with the well, such as `plate`; any control where empty.
+        cluster: Column resampled whole in the interval of the mean, such as the compound of several doses.
+        null: How means are compared with chance.
+        block_mb: Megabytes of similarities at once.
+
+    Raises:
+        ValueError: No well is a control or all are, or no perturbation has replicates and controls; see also
+            `average_precision`.
+    """
+    table = as_table(metadata)
+    is_control = np.asarray(is_control, dtype=bool)
+    if is_control.shape != (table.num_rows,):
+        raise ValueError(f"{is_control.size} marks of controls for {table.num_rows} wells, expected one for each.")
+    if is_control.all() or not is_control.any():
+        raise ValueError(
+            f"{is_control.sum()} of {table.num_rows} wells are negative controls. Activity is told against controls: "
+            "expected some, and some other wells. Mark the controls in the plate map."
+        )
+    # As copairs' reference index: each control is alone in its value, all other wells share one.
+    own = np.where(is_control, np.arange(len(is_control)), -1)
+    marked = table.append_column(CONTROL_OF_ITS_OWN, pa.array(own))
+    rules = PairRules(
+        pos_sameby=(perturbation, CONTROL_OF_ITS_OWN),
+        pos_diffby=tuple(positives_differ),
+        neg_sameby=tuple(negatives_share),
+        neg_diffby=(perturbation, CONTROL_OF_ITS_OWN),
+    )
+    rows = average_precision(marked, vectors, rules, block_mb=block_mb).drop_columns([CONTROL_OF_ITS_OWN])
+    return _retrieval(rules, rows, rows.filter(pa.array(~is_control)), (perturbation,), cluster, null or NullConfig())
+
+
+def phenotypic_consistency(
+    metadata: Metadata,
+    vectors: NDArray[np.floating],
+    *,
+    label: str = "moa",
+    perturbation: str = "perturbation",
+    included: NDArray[np.bool_] | None = None,
+    positives_differ: Sequence[str] = (),
+    null: NullConfig | None = None,
+    block_mb: int = 128,
+) -> Retrieval:
+    """Do the perturbations of one target or mechanism find each other before they find those of others?
+
+    Args:
+        metadata: N perturbations (or wells, or doses: rows of one perturbation are neither positives nor negatives).
+        vectors: (N, D) profiles.
+        label: Column of the target or mechanism.
+        perturbation: Column of the perturbation, such as the compound whatever its dose.
+        included: (N,) rows that take part, such as those with a label that are no controls; all where None.
+        positives_differ: Further columns in which positives differ, such as `batch`.
+        null: How means are compared with chance.
+        block_mb: Megabytes of similarities at once.
+
+    Raises:
+        ValueError: No label has two perturbations; see also `average_precision`.
+    """
+    rules = PairRules(
+        pos_sameby=(label,),
+        pos_diffby=tuple(dict.fromkeys((perturbation, *positives_differ))),
+        neg_diffby=(label, perturbation),
+    )
+    rows = average_precision(metadata, vectors, rules, included=included, block_mb=block_mb)
+    taken = rows if included is None else rows.filter(pa.array(np.asarray(included, dtype=bool)))
+    return _retrieval(rules, rows, taken, (label,), None, null or NullConfig())
+
+
+def _retrieval(
+    rules: PairRules, rows: pa.Table, grouped: pa.Table, sameby: tuple[str, ...], cluster: str | None, null: NullConfig
+) -> Retrieval:
+    if grouped["average_precision"].null_count == len(grouped):
+        reasons = sorted({str(each) for each in grouped["reason"].to_pylist()})
+        raise ValueError(
+            f"none of {len(grouped)} rows has an average precision ({', '.join(reasons)}). Expected replicates of "
+            f"{' and '.join(rules.pos_sameby[:1])} and rows to tell them from: check the columns of the plate map."
+        )
+    groups = mean_average_precision(
+        grouped, sameby, null_size=null.null_size, seed=null.seed, exact_up_to=null.exact_up_to
+    )
+    if cluster is not None and cluster not in sameby:
+        groups = groups.append_column(cluster, _of_groups(grouped, sameby[0], cluster))
+    interval = bootstrap_over_groups(groups, cluster=cluster, n_draws=null.bootstrap_draws, seed=null.seed)
+    return Retrieval(rules, rows, groups, interval)
+
+
+def _of_groups(rows: pa.Table, group: str, name: str) -> pa.ChunkedArray:
+    """The one value of a column in each group, groups in order of first appearance.
+
+    Raises:
+        ValueError: A group has several values.
+    """
+    of_row, values = column_codes(rows, group), column_codes(rows, name)
+    _, first = np.unique(of_row, return_index=True)
+    wrong = np.flatnonzero(values != values[first][of_row])
+    if len(wrong):
+        raise ValueError(
+            f"{group} {rows[group][wrong[0]]} has several values of {name}. Expected one: clusters hold whole groups."
+        )
+    return rows[name].take(first)
