@@ -76,7 +76,7 @@ def condition_tests(experiment: Experiment) -> list[ConditionTest]:
             continue
         counts = tuple(np.bincount(experiment.strata[wells], minlength=n_strata).tolist())
         if counts not in nulls:
-            rng = _generator(experiment.seed, "null", experiment.name, *counts)
+            rng = seeded_generator(experiment.seed, "null", experiment.name, *counts)
             nulls[counts] = _null(unit_ND, cosines_NN, members, counts, experiment.n_draws, rng)
         cosine = mean_pairwise_cosine(unit_ND[wells])
         n_above = experiment.n_draws - int(np.searchsorted(nulls[counts], cosine - TIE))
@@ -164,7 +164,7 @@ def _null(
     """(B,) mean pairwise cosines of random wells, `counts` of each stratum, in ascending order."""
     drawn = np.concatenate(
         [
-            of_stratum[_subsets(rng, len(of_stratum), count, n_draws)]
+            of_stratum[random_subsets(rng, len(of_stratum), count, n_draws)]
             for of_stratum, count in zip(members, counts, strict=True)
             if count
         ],
@@ -191,7 +191,7 @@ def _null(
     return total_B
 
 
-def _subsets(rng: np.random.Generator, n_all: int, n: int, n_draws: int) -> Codes:
+def random_subsets(rng: np.random.Generator, n_all: int, n: int, n_draws: int) -> Codes:
     """(B, n) each row n different numbers below n_all, every subset as likely: Floyd's algorithm, all rows at once."""
     drawn = np.empty((n_draws, n), np.int64)
     for position, last in enumerate(range(n_all - n, n_all)):
@@ -201,5 +201,6 @@ def _subsets(rng: np.random.Generator, n_all: int, n: int, n_draws: int) -> Code
     return drawn
 
 
-def _generator(seed: int, *question: str | int) -> np.random.Generator:
+def seeded_generator(seed: int, *question: str | int) -> np.random.Generator:
+    """Random numbers of one question: asking others does not move them."""
     return np.random.default_rng(int(content_id(seed, *question), 16))

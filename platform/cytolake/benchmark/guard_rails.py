@@ -1,0 +1,480 @@
+"""Guard rails: what must hold before a benchmark's figure is believed.
+
+- Batch leakage: can the plate or batch of a well be told from its vector?
+- False positives: are control wells called as often as the level of the test says?
+- Dose: does a compound's distance from the controls grow with its concentration?
+- Confounding: are labels tied to batches, so that a score on the label may be a score on the batch?
+
+Shapes: N wells, D features, K batches, B draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import stats
+
+from cytolake.benchmark.intervals import Interval, WellCounts, bootstrap_over_wells
+from cytolake.benchmark.linear_probe import linear_probe
+from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig, consistency
+from cytolake.benchmark.perturbation_signal.shares import Share, share_of
+from cytolake.benchmark.split import hold_out_wells
+from cytolake.catalog.ids import content_id
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Vectors = NDArray[np.generic]
+
+TIE = 1e-9
+WELLS_AT_ONCE = 1024
+
+DOSE_SCHEMA = pa.schema(
+    [
+        pa.field("compound", pa.string(), nullable=False),
+        pa.field("spearman", pa.float64()),
+        pa.field("p_value", pa.float64()),
+        pa.field("n_wells", pa.int64(), nullable=False),
+        pa.field("n_doses", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+CONFOUNDING_SCHEMA = pa.schema(
+    [
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("n_wells", pa.int64(), nullable=False),
+        pa.field("n_batches", pa.int64(), nullable=False),
+        pa.field("only_batch", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLeakage:
+    """How well wells are told apart by batch."""
+
+    balanced_accuracy: Interval
+    """Mean over splits; the 95 % interval is over wells."""
+    chance: float
+    """1 / K: what guessing scores."""
+    n_wells: int
+    n_batches: int
+    dropped: tuple[str, ...]
+    """Batches of one well, which cannot be in both parts."""
+
+    @property
+    def leaks(self) -> bool:
+        """The interval lies above chance."""
+        return self.balanced_accuracy.low > self.chance
+
+
+@dataclass(frozen=True, slots=True)
+class FalsePositives:
+    """How many control groups a test calls."""
+
+    rate: Share
+    """Called among those tested."""
+    alpha: float
+    """The level of the test, and the rate that it promises not to exceed."""
+    p_values: Floats
+    """Of the tested ones, in the order of `names`."""
+    names: tuple[str, ...]
+    """Groups, or the rows of single wells."""
+    n_untested: int
+    """Groups or wells with too few rows, or with none to compare with."""
+
+    @property
+    def is_excessive(self) -> bool:
+        """The interval lies above alpha."""
+        return self.rate.low > self.alpha
+
+
+@dataclass(frozen=True, slots=True)
+class DoseResponse:
+    """Does distance from the controls grow with dose?"""
+
+    table: pa.Table
+    """`DOSE_SCHEMA`, sorted by compound; empty where undefined, and `reason` then says why."""
+    increasing: Share
+    """Compounds with p up to alpha among those tested."""
+    median_spearman: float
+    """Of those tested; NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confounding:
+    """How far labels and batches go together."""
+
+    table: pa.Table
+    """`CONFOUNDING_SCHEMA`, sorted by label; `only_batch` names the batch of a label that is in no other."""
+    cramers_v: float
+    """0 where labels are spread alike over batches, 1 where one tells the other; NaN for one label or one batch."""
+    cramers_v_corrected: float
+    """The same less what chance gives with few wells; Bergsma 2013, doi:10.1016/j.jkss.2012.10.002."""
+    warning: str
+    """Empty where every label is in two batches or more."""
+
+
+def batch_leakage(
+    vectors: Vectors,
+    batches: Sequence[str],
+    *,
+    is_control: Flags | None = None,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    held_out_share: float = 0.25,
+    regularisation: float = 0.1,
+    bootstrap_draws: int = 1000,
+) -> BatchLeakage:
+    """Predict the batch of held-out wells with a linear probe.
+
+    Where batches hold different perturbations, telling those apart tells batches apart: give `is_control` to look at
+    the controls alone.
+
+    Args:
+        vectors: (N, D) of wells, not of crops: crops of one well in both parts would be told by their well.
+        batches: (N,) plate or batch of each well.
+        is_control: (N,) wells to look at; all where None.
+        seeds: One split of each batch's wells for each.
+        held_out_share: Share of each batch's wells in the test part.
+        regularisation: Inverse strength C of the probe's penalty.
+        bootstrap_draws: Resamples of wells.
+
+    Raises:
+        ValueError: Arguments of different lengths, a vector that is not finite, or fewer than two batches of two wells.
+    """
+    matrix, flags = _checked(vectors, batches, is_control)
+    chosen = [i for i in range(len(matrix)) if is_control is None or flags[i]]
+    names, of_well, counts = np.unique([str(batches[i]) for i in chosen], return_inverse=True, return_counts=True)
+    keep = counts[of_well] > 1
+    used = [i for i, count in enumerate(counts.tolist()) if count > 1]
+    if len(used) < 2:
+        raise ValueError(
+            f"{len(used)} batches have 2 wells or more ({', '.join(names[used].tolist()) or 'none'}), expected at "
+            "least 2 to tell apart. Give plates as batches, or all wells where controls are few."
+        )
+    rows = np.asarray(chosen, np.intp)[keep]
+    wells, label = matrix[rows].astype(np.float32), np.searchsorted(used, of_well[keep])
+    ids = [str(row) for row in rows.tolist()]
+    counted = []
+    for split in hold_out_wells(ids, [names[used[i]] for i in label.tolist()], held_out_share, seeds):
+        probe = linear_probe(wells[~split.is_test], label[~split.is_test], regularisation=regularisation)
+        told = probe.classes[probe.logits(wells[split.is_test]).argmax(axis=1)]
+        correct, total = np.zeros(len(label)), split.is_test.astype(np.float64)
+        correct[split.is_test] = told == label[split.is_test]
+        counted.append(WellCounts(correct, total))
+    dropped = tuple(name for i, name in enumerate(names.tolist()) if i not in used)
+    return BatchLeakage(
+        bootstrap_over_wells(counted, label, bootstrap_draws), 1 / len(used), len(label), len(used), dropped
+    )
+
+
+def false_positives_of_groups(
+    vectors: Vectors,
+    groups: Sequence[str],
+    batches: Sequence[str],
+    is_control: Flags,
+    config: SignalConfig,
+) -> FalsePositives:
+    """Test groups of control wells as if each were a perturbation: is their mean cosine that of random control wells?
+
+    The groups say what is looked for. Wells of one plate position, or of one non-targeting guide, are what a
+    perturbation's replicates share beside the perturbation; groups drawn at random, which `random_groups` makes, check
+    the test itself and are called at alpha by construction.
+
+    Args:
+        vectors: (N, D) of wells, aligned as for the benchmark.
+        groups: (N,) pseudo-perturbation of each well, "" for none; only those of control wells are read.
+        batches: (N,) a group is compared with random control wells, as many of each batch.
+        is_control: (N,)
+        config: `alpha`, `n_draws`, `max_rows` and `seed` are read; the null is `matched`.
+
+    Raises:
+        ValueError: Arguments of different lengths, no control well, or no group of two.
+    """
+    matrix, flags = _checked(vectors, batches, is_control, finite=False)
+    if len(groups) != len(matrix):
+        raise ValueError(f"{len(groups)} groups for {len(matrix)} wells, expected one for each.")
+    controls = _control_rows(flags)
+    matched = SignalConfig(
+        null="matched", alpha=config.alpha, n_draws=config.n_draws, max_rows=config.max_rows, seed=config.seed
+    )
+    signal = consistency(
+        matrix[controls],
+        [str(groups[i]) for i in controls],
+        [str(batches[i]) for i in controls],
+        np.asarray([not groups[i] for i in controls], bool),  # of no group: drawn, not tested
+        matched,
+    )
+    if not signal.n_defined:
+        raise ValueError(
+            f"no group of {len(controls)} control wells has 2 finite wells, expected groups that repeat. Group by "
+            "plate position or guide, or use random_groups."
+        )
+    tested = [row for row in signal.table.to_pylist() if row["p_value"] is not None]
+    return FalsePositives(
+        signal.significant,
+        config.alpha,
+        np.asarray([row["p_value"] for row in tested]),
+        tuple(row["perturbation"] for row in tested),
+        signal.table.num_rows - len(tested),
+    )
+
+
+def random_groups(batches: Sequence[str], is_control: Flags, n_wells: int, seed: int = 0) -> list[str]:
+    """(N,) groups of `n_wells` random control wells whatever their batch; "" for other wells and for what is left over.
+
+    Raises:
+        ValueError: Groups of fewer than two wells, or fewer control wells than one group takes.
+    """
+    controls = _control_rows(np.asarray(is_control, bool))
+    if not 2 <= n_wells <= len(controls) or len(batches) != len(is_control):
+        raise ValueError(
+            f"groups of {n_wells} of {len(controls)} control wells, expected 2 or more wells and enough for one group. "
+            "Give the number of replicates that a perturbation has."
+        )
+    order = np.random.default_rng(int(content_id("random groups", seed), 16)).permutation(controls)
+    groups = [""] * len(batches)
+    for place, well in enumerate(order[: len(order) // n_wells * n_wells].tolist()):
+        groups[well] = f"random {place // n_wells:06d}"
+    return groups
+
+
+def false_positives_of_wells(
+    vectors: Vectors, plates: Sequence[str], is_control: Flags, *, alpha: float = 0.05
+) -> FalsePositives:
+    """Test each control well on its own: is it farther out than the control wells of all other plates?
+
+    The well joins the controls of the other plates, and p is the share of these that lie as far from their common mean
+    or farther. Where plates differ in nothing, p is exact, and alpha of the wells are called; plates that are not
+    aligned are called as a whole.
+
+    Args:
+        vectors: (N, D) of wells, aligned as for the benchmark.
+        plates: (N,)
+        is_control: (N,)
+        alpha: Level of the test.
+
+    Raises:
+        ValueError: Arguments of different lengths, a control vector that is not finite, or no plate with 1 / alpha
+            control wells on others.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}, expected between 0 and 1.")
+    matrix, flags = _checked(vectors, plates, is_control)
+    controls = _control_rows(flags)
+    wells = matrix[controls]
+    wells = wells - wells.mean(axis=0)
+    square_N = np.square(wells).sum(axis=1)
+    plate = np.unique(np.asarray([str(plates[i]) for i in controls]), return_inverse=True)[1]
+    p_values = np.full(len(wells), np.nan)
+    for number in range(int(plate.max()) + 1):
+        others = np.flatnonzero(plate != number)
+        n_all = len(others) + 1
+        if n_all * alpha < 1:  # no p could be as low as alpha
+            continue
+        total_D = wells[others].sum(axis=0)
+        own = np.flatnonzero(plate == number)
+        for start in range(0, len(own), WELLS_AT_ONCE):
+            here = own[start : start + WELLS_AT_ONCE]
+            # Squared distances to the mean (total + x) / n, without what all have in common.
+            middle_BD = (total_D + wells[here]) / n_all
+            others_BN = square_N[others] - 2 * middle_BD @ wells[others].T
+            self_B = square_N[here] - 2 * np.einsum("bd,bd->b", middle_BD, wells[here])
+            tie = TIE * max(1e-300, float(square_N.max()))
+            p_values[here] = (1 + (others_BN >= self_B[:, None] - tie).sum(axis=1)) / n_all
+    tested = np.isfinite(p_values)
+    if not tested.any():
+        raise ValueError(
+            f"{len(wells)} control wells on {int(plate.max()) + 1} plates: no plate has {math.ceil(1 / alpha) - 1} "
+            "control wells on others, expected that many to test a well at alpha. Add plates, or raise alpha."
+        )
+    called = int((p_values[tested] <= alpha + TIE).sum())
+    names = tuple(str(row) for row in controls[tested].tolist())
+    return FalsePositives(share_of(called, int(tested.sum())), alpha, p_values[tested], names, int((~tested).sum()))
+
+
+def dose_response(
+    vectors: Vectors,
+    compounds: Sequence[str],
+    doses: Sequence[float],
+    batches: Sequence[str],
+    is_control: Flags,
+    *,
+    n_draws: int = 999,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> DoseResponse:
+    """Spearman correlation of dose and distance from the controls, for each compound, with a permutation p-value.
+
+    The distance is that to the mean of the control wells of the well's own batch. p is one-sided: the share of random
+    orders of the compound's wells that give as high a correlation or a higher one.
+
+    Args:
+        vectors: (N, D) of wells.
+        compounds: (N,) read where the well is no control.
+        doses: (N,) in one unit for each compound, such as uM; not read for control wells.
+        batches: (N,)
+        is_control: (N,)
+        n_draws: Random orders.
+        alpha: Level of `increasing`.
+        seed: Of the orders.
+
+    Returns:
+        The correlation is empty for fewer than three doses, or where all distances are equal.
+
+    Raises:
+        ValueError: Arguments of different lengths, a batch without controls, a vector that is not finite, or a dose
+            that is no finite number.
+    """
+    matrix, flags = _checked(vectors, batches, is_control)
+    if len(compounds) != len(matrix) or len(doses) != len(matrix):
+        raise ValueError(
+            f"{len(matrix)} vectors, {len(compounds)} compounds and {len(doses)} doses, expected as many of each."
+        )
+    dose_N, batch = np.asarray(doses, np.float64), np.asarray([str(b) for b in batches])
+    treated = np.flatnonzero(~flags)
+    for i in treated.tolist():
+        if not math.isfinite(dose_N[i]):
+            raise ValueError(
+                f"compound {compounds[i]}, row {i}: dose {dose_N[i]}, expected a finite number. Complete the plate map."
+            )
+    distance_N = np.full(len(matrix), np.nan)
+    for name in np.unique(batch[treated]).tolist():
+        here = batch == name
+        if not (here & flags).any():
+            raise ValueError(
+                f"batch {name}: no control well, expected at least 1 to measure distances from. Mark the negative "
+                "controls in the plate map, or leave the batch out."
+            )
+        distance_N[here] = np.linalg.norm(matrix[here] - matrix[here & flags].mean(axis=0), axis=1)
+    rows_of: dict[str, list[int]] = {}
+    for i in treated.tolist():
+        rows_of.setdefault(str(compounds[i]), []).append(i)
+    table_rows: list[dict[str, object]] = []
+    tested: list[tuple[float, float]] = []
+    for compound in sorted(rows_of):
+        dose, distance = dose_N[rows_of[compound]], distance_N[rows_of[compound]]
+        n_doses = len(np.unique(dose))
+        row: dict[str, object] = {"compound": compound, "n_wells": len(dose), "n_doses": n_doses, "reason": ""}
+        if n_doses < 3:
+            row["reason"] = f"{n_doses} doses, expected at least 3"
+        elif np.ptp(distance) <= TIE * max(float(distance.max()), 1e-300):
+            row["reason"] = "all wells are as far from the controls"
+        else:
+            rng = np.random.default_rng(int(content_id("dose response", seed, compound), 16))
+            rho, p_value = _spearman_test(dose, distance, n_draws, rng)
+            row |= {"spearman": rho, "p_value": p_value}
+            tested.append((rho, p_value))
+        table_rows.append(row)
+    hits = sum(p <= alpha for _, p in tested)
+    return DoseResponse(
+        pa.Table.from_pylist(table_rows, schema=DOSE_SCHEMA),
+        share_of(hits, len(tested)),
+        float(np.median([rho for rho, _ in tested])) if tested else math.nan,
+    )
+
+
+def label_confounding(labels: Sequence[str], batches: Sequence[str]) -> Confounding:
+    """In how many batches each label occurs, and how strongly labels and batches go together.
+
+    Args:
+        labels: (N,) what a benchmark predicts or groups by, of each well.
+        batches: (N,)
+
+    Raises:
+        ValueError: Arguments of different lengths, or no well.
+    """
+    if len(labels) != len(batches) or not len(labels):
+        raise ValueError(f"{len(labels)} labels and {len(batches)} batches, expected as many of each, 1 or more.")
+    names, of_label = np.unique(np.asarray([str(x) for x in labels]), return_inverse=True)
+    batch_names, of_batch = np.unique(np.asarray([str(x) for x in batches]), return_inverse=True)
+    # Only the cells that hold a well: a table of all labels by all batches could be large and nearly empty.
+    cells, observed = np.unique(of_label * len(batch_names) + of_batch, return_counts=True)
+    row, column = cells // len(batch_names), cells % len(batch_names)
+    n, n_of_label, n_of_batch = len(labels), np.bincount(of_label), np.bincount(of_batch)
+    n_batches = np.bincount(row, minlength=len(names))
+    only = {int(r): str(batch_names[c]) for r, c in zip(row, column, strict=True) if n_batches[r] == 1}
+    # chi^2 / n = sum of observed^2 / (row total x column total) - 1
+    phi_square = max(float((observed**2 / (n_of_label[row] * n_of_batch[column])).sum()) - 1, 0.0)
+    table = pa.Table.from_pylist(
+        [
+            {
+                "label": str(name),
+                "n_wells": int(n_of_label[i]),
+                "n_batches": int(n_batches[i]),
+                "only_batch": only.get(i),
+            }
+            for i, name in enumerate(names)
+        ],
+        schema=CONFOUNDING_SCHEMA,
+    )
+    v, corrected = _cramers_v(phi_square, n, len(names), len(batch_names))
+    return Confounding(table, v, corrected, _warning(names.tolist(), only, len(batch_names), v))
+
+
+def _warning(names: Sequence[str], only: dict[int, str], n_batches: int, v: float) -> str:
+    if not only:
+        return ""
+    if n_batches == 1:
+        return (
+            "WARNING: ALL WELLS ARE OF ONE BATCH. No score on these wells says whether it would hold in another batch."
+        )
+    shown = ", ".join(f"{names[i]} ({batch})" for i, batch in list(only.items())[:5])
+    more = f" and {len(only) - 5} more" if len(only) > 5 else ""
+    return (
+        f"WARNING: LABEL CONFOUNDED WITH BATCH. {len(only)} of {len(names)} labels occur in one batch only: "
+        f"{shown}{more}; Cramer's V is {v:.2f}. A score on these labels may be a score on the batch. Replicate them "
+        "over batches, or report the score without them."
+    )
+
+
+def _cramers_v(phi_square: float, n: int, n_rows: int, n_columns: int) -> tuple[float, float]:
+    least = min(n_rows, n_columns) - 1
+    if least < 1:
+        return math.nan, math.nan
+    v = math.sqrt(min(phi_square / least, 1.0))
+    if n < 2:
+        return v, math.nan
+    corrected = max(phi_square - (n_rows - 1) * (n_columns - 1) / (n - 1), 0.0)
+    least_corrected = min(k - (k - 1) ** 2 / (n - 1) for k in (n_rows, n_columns)) - 1
+    return v, math.sqrt(min(corrected / least_corrected, 1.0)) if least_corrected > 0 else math.nan
+
+
+def _spearman_test(dose: Floats, distance: Floats, n_draws: int, rng: np.random.Generator) -> tuple[float, float]:
+    x, y = stats.rankdata(dose), stats.rankdata(distance)
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float((x @ x) * (y @ y)))
+    rho = float(x @ y) / scale
+    orders = rng.permuted(np.broadcast_to(y, (n_draws, len(y))).copy(), axis=1)
+    n_above = int((orders @ x / scale >= rho - TIE).sum())
+    return rho, (1 + n_above) / (1 + n_draws)
+
+
+def _checked(
+    vectors: Vectors, batches: Sequence[str], is_control: Flags | None, *, finite: bool = True
+) -> tuple[Floats, Flags]:
+    matrix = np.asarray(vectors, np.float64)
+    flags = np.zeros(len(batches), bool) if is_control is None else np.asarray(is_control, bool)
+    if matrix.ndim != 2 or not len(matrix) == len(batches) == len(flags):
+        raise ValueError(
+            f"vectors of shape {matrix.shape}, {len(batches)} batches and {len(flags)} control marks, expected (N, D), "
+            "N and N. Take all from the same wells."
+        )
+    if finite and not np.isfinite(matrix).all():
+        row = int(np.argwhere(~np.isfinite(matrix))[0, 0])
+        raise ValueError(
+            f"vector {row} of {len(matrix)} (batch {batches[row]}) is not finite. Leave out the wells that failed, or "
+            "embed them again."
+        )
+    return matrix, np.asarray(flags, np.bool_)
+
+
+def _control_rows(is_control: Flags) -> NDArray[np.intp]:
+    controls = np.flatnonzero(is_control)
+    if not len(controls):
+        raise ValueError("no control well, expected at least 2. Mark the negative controls in the plate map.")
+    return controls

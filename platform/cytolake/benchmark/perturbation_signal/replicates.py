@@ -1,0 +1,226 @@
+"""Replicate consistency: is a perturbation in another experiment more like itself than like the others there?
+
+For every perturbation seen in two experiments, the cosine between its mean in one and its mean in the other is set
+against the cosine between its mean in the one and another perturbation's mean in the other: as many pairs, over the
+same pairs of experiments. The distance between the two distributions of cosines, Kolmogorov-Smirnov or
+Cramer-von Mises, says how well perturbations are told across experiments.
+
+Cramer-von Mises' T grows with the number of pairs n: T is about n / 2 times an integral that does not. Compare T at
+equal n only; `cramer_von_mises_per_pair` = T (n + m) / (n m) is that integral.
+
+Source: Kraus et al. 2024, arXiv 2411.02572, replicate consistency; the pairing by experiments is ours.
+
+Shapes: N rows, M means of one perturbation in one experiment, D features, n pairs, P perturbations, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from cytolake.benchmark.intervals import Interval
+from cytolake.catalog.ids import content_id
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+PAIRS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicateConsistency:
+    """How well perturbations are told across experiments; each score with a 95 % interval over perturbations."""
+
+    kolmogorov_smirnov: Interval
+    """0..1; 1 where every pair of replicates is nearer than every other pair."""
+    cramer_von_mises: Interval
+    """T at n = m = `n_pairs`."""
+    cramer_von_mises_per_pair: Interval
+    """T (n + m) / (n m), the same at any number of pairs."""
+    n_pairs: int
+    """Pairs of replicates, and of others."""
+    n_pairs_in_all: int
+    """Pairs of replicates there are; more than `n_pairs` where a sample was taken."""
+    n_unmatched: int
+    """Sampled pairs left out, for the other experiment has no other perturbation."""
+    n_perturbations: int
+    """With a pair."""
+    n_not_finite: int
+    """Rows left out."""
+
+
+def replicate_consistency(
+    vectors: NDArray[np.generic],
+    perturbations: Sequence[str],
+    experiments: Sequence[str],
+    *,
+    max_pairs: int = 100_000,
+    bootstrap_draws: int = 1000,
+    seed: int = 0,
+) -> ReplicateConsistency:
+    """Compare replicates in different experiments with different perturbations in different experiments.
+
+    Rows of one perturbation in one experiment are averaged first. A resample takes perturbations with replacement,
+    each with its pairs of both kinds. Distances between samples read high where the two are nearly equal; the
+    intervals allow for that, and can then lie below the value.
+
+    Args:
+        vectors: (N, D) of any numeric type, aligned, without control rows.
+        perturbations: (N,)
+        experiments: (N,)
+        max_pairs: Pairs of replicates that are looked at; a seeded sample where there are more.
+        bootstrap_draws: Resamples.
+        seed: Of the sample, the other perturbations and the resamples.
+
+    Raises:
+        ValueError: Arguments of different lengths, no perturbation in two experiments, no other to compare with, or a
+            setting below 1.
+    """
+    for name, value in (("max_pairs", max_pairs), ("bootstrap_draws", bootstrap_draws)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected 1 or more.")
+    matrix = np.asarray(vectors)
+    if matrix.ndim != 2 or not len(matrix) == len(perturbations) == len(experiments):
+        raise ValueError(
+            f"vectors of shape {matrix.shape}, {len(perturbations)} perturbations and {len(experiments)} experiments, "
+            "expected (N, D), N and N. Take all from the same rows."
+        )
+    matrix = matrix.astype(np.float64)
+    finite = np.isfinite(matrix).all(axis=1)
+    unit_MD, of_mean, experiment_of_mean = _unit_means(
+        matrix[finite], np.asarray(perturbations, str)[finite], np.asarray(experiments, str)[finite]
+    )
+    rng = np.random.default_rng(int(content_id("replicate consistency", seed), 16))
+    one, other, n_in_all = _replicate_pairs(of_mean, max_pairs, rng)
+    if not n_in_all:
+        raise ValueError(
+            f"no perturbation of {len(set(perturbations))} has finite rows in 2 of {len(set(experiments))} "
+            "experiments. Replicate perturbations over experiments, or give the batches as experiments."
+        )
+    swap = rng.random(len(one)) < 0.5
+    one, other = np.where(swap, other, one), np.where(swap, one, other)
+    stranger, is_matched = _strangers(one, other, of_mean, experiment_of_mean, rng)
+    one, other, stranger = one[is_matched], other[is_matched], stranger[is_matched]
+    if not len(one):
+        raise ValueError(
+            "every experiment that holds a replicate holds no other perturbation, expected 2 or more in each to "
+            "compare with. Give plates or batches that hold several perturbations as experiments."
+        )
+    query, null = _cosines(unit_MD, one, other), _cosines(unit_MD, one, stranger)
+    names, group = np.unique(of_mean[one], return_inverse=True)
+    n = len(query)
+    ks = float(stats.ks_2samp(query, null, method="asymp").statistic)
+    cvm = float(stats.cramervonmises_2samp(query, null, method="asymptotic").statistic)
+    ks_R, per_pair_R = _resampled(query, null, group.astype(np.int64), len(names), bootstrap_draws, rng)
+    return ReplicateConsistency(
+        kolmogorov_smirnov=_interval(ks, ks_R, 1.0),
+        cramer_von_mises=_interval(cvm, per_pair_R * n / 2, math.inf),
+        cramer_von_mises_per_pair=_interval(cvm * 2 / n, per_pair_R, math.inf),
+        n_pairs=n,
+        n_pairs_in_all=n_in_all,
+        n_unmatched=int((~is_matched).sum()),
+        n_perturbations=len(names),
+        n_not_finite=int((~finite).sum()),
+    )
+
+
+def _unit_means(
+    matrix: Floats, perturbations: NDArray[np.str_], experiments: NDArray[np.str_]
+) -> tuple[Floats, Codes, Codes]:
+    """(M, D) directions of the mean of each perturbation in each experiment, its perturbation and its experiment."""
+    _, p = np.unique(perturbations, return_inverse=True)
+    experiment_names, e = np.unique(experiments, return_inverse=True)
+    cells, of_row, counts = np.unique(
+        p.astype(np.int64) * max(1, len(experiment_names)) + e, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(of_row, kind="stable")
+    if not len(cells):
+        return matrix, np.empty(0, np.int64), np.empty(0, np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    means_MD = np.add.reduceat(matrix[order], starts, axis=0) / counts[:, None]
+    norms = np.linalg.norm(means_MD, axis=1, keepdims=True)
+    return means_MD / np.where(norms > 0, norms, 1.0), cells // len(experiment_names), cells % len(experiment_names)
+
+
+def _replicate_pairs(of_mean: Codes, max_pairs: int, rng: np.random.Generator) -> tuple[Codes, Codes, int]:
+    """Two means of one perturbation, all pairs or a sample of them, and how many there are.
+
+    `of_mean` is in ascending order, so that the means of a perturbation lie beside each other.
+    """
+    _, starts, counts = np.unique(of_mean, return_index=True, return_counts=True)
+    n_pairs = counts * (counts - 1) // 2
+    ends = np.cumsum(n_pairs)
+    n_in_all = int(ends[-1]) if len(ends) else 0
+    chosen = np.arange(n_in_all) if n_in_all <= max_pairs else np.sort(rng.choice(n_in_all, max_pairs, replace=False))
+    group = np.searchsorted(ends, chosen, side="right")
+    rank = chosen - (ends[group] - n_pairs[group]) if len(chosen) else chosen
+    # Pair number k = j (j - 1) / 2 + i with i < j; the root is off by one at most, through rounding.
+    j = np.floor((1 + np.sqrt(1 + 8 * rank)) / 2).astype(np.int64)
+    j -= j * (j - 1) // 2 > rank
+    j += j * (j + 1) // 2 <= rank
+    i = rank - j * (j - 1) // 2
+    first = starts[group] if len(chosen) else chosen
+    return first + i, first + j, n_in_all
+
+
+def _strangers(
+    one: Codes, other: Codes, of_mean: Codes, experiment_of_mean: Codes, rng: np.random.Generator
+) -> tuple[Codes, NDArray[np.bool_]]:
+    """For each pair a mean of another perturbation in the experiment of `other`; False where there is none."""
+    order = np.argsort(experiment_of_mean, kind="stable")
+    counts = np.bincount(experiment_of_mean)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    experiment = experiment_of_mean[other]
+    # `other` is one of the experiment's means and the only one of its perturbation: draw among the rest.
+    is_matched = counts[experiment] > 1
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    drawn = (rng.random(len(other)) * np.maximum(counts[experiment] - 1, 1)).astype(np.int64)
+    drawn += drawn >= place[other] - starts[experiment]
+    drawn = np.minimum(drawn, counts[experiment] - 1)
+    return order[starts[experiment] + drawn], is_matched
+
+
+def _cosines(unit_MD: Floats, first: Codes, second: Codes) -> Floats:
+    blocks = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(first), PAIRS_AT_ONCE)]
+    return np.concatenate([np.einsum("nd,nd->n", unit_MD[first[b]], unit_MD[second[b]]) for b in blocks])
+
+
+def _resampled(
+    query: Floats, null: Floats, group: Codes, n_groups: int, n_draws: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """(R,) Kolmogorov-Smirnov and size-free Cramer-von Mises distances of resamples of the perturbations.
+
+    A resample is a weight for each pair, the same in both distributions, so both are sorted once for all resamples.
+    """
+    values = np.concatenate([query, null])
+    order = np.argsort(values, kind="stable")
+    is_query = order < len(query)
+    group_of_value = np.concatenate([group, group])[order]
+    # Distributions are compared where a run of equal values ends.
+    ends = np.flatnonzero(np.append(np.diff(values[order]) > 0, True))
+    ks_R, per_pair_R = np.empty(n_draws), np.empty(n_draws)
+    for draw in range(n_draws):
+        weight = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups))[group_of_value].astype(np.float64)
+        total = weight[is_query].sum()
+        below = np.cumsum(np.where(is_query, weight, 0.0))[ends] / total
+        both = np.cumsum(weight)[ends] / (2 * total)
+        gap = 2 * np.abs(below - both)  # F - G, for both = (F + G) / 2
+        ks_R[draw] = gap.max()
+        per_pair_R[draw] = gap**2 @ np.diff(both, prepend=0.0)
+    return ks_R, per_pair_R
+
+
+def _interval(value: float, draws: Floats, greatest: float) -> Interval:
+    """The basic interval, value - (draws - value).
+
+    A distance between two samples is greater than that of what they were drawn from, and a resample's greater again:
+    an interval of the resamples as they are held the truth in 0 to 81 % of simulated maps, this one in 87 to 88 %.
+    """
+    low, high = np.clip(2 * value - np.percentile(draws, [97.5, 2.5]), 0.0, greatest)
+    return Interval(value, float(low), float(high), draws)

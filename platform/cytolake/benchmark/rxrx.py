@@ -1,0 +1,323 @@
+"""Published tables of Recursion's public screens: RxRx3-core's embeddings and truth, RxRx1's metadata.
+
+The files are the user's own download, under Recursion's terms; nothing here fetches or contains them.
+
+Source: https://huggingface.co/datasets/recursionpharma/rxrx3-core and https://www.rxrx.ai/rxrx1.
+
+Shapes: N wells, D features.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+ROWS_AT_ONCE = 16_384
+CONTROL = "EMPTY_control"
+RXRX3_CORE_CONCENTRATIONS_UM = (0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0)
+"""The eight that the compound-gene benchmark of RxRx3-core counts."""
+GENE_ALIASES = {"C7orf26": "INTS15", "MPP5": "PALS1"}
+"""Symbols of RxRx3 and of older annotation files, and what they are called since."""
+
+
+def read_rxrx3_core(
+    metadata: str | Path, embeddings: str | Path, *, allow_missing: bool = False
+) -> tuple[Vectors, pa.Table]:
+    """Wells of RxRx3-core with their vectors, in the order of the metadata.
+
+    A well with several vectors gets their mean. Take the vectors as raw, whatever was said of them elsewhere:
+    `control_offsets` tells whether each experiment's controls lie at 0.
+
+    Args:
+        metadata: `metadata_rxrx3_core.csv`.
+        embeddings: Parquet with a `well_id` (or `external_well_id`), and either columns `feature_0`, `feature_1`, ...
+            or one column of lists of numbers.
+        allow_missing: Leave out wells without a vector and vectors without a well; else they are an error.
+
+    Returns:
+        (N, D), and a table of N rows: `well_id`, `batch` (the experiment), `plate` (`experiment/Plate1`), `well`,
+        `perturbation` (a gene, a compound or a control), `perturbation_type` (`CRISPR` or `COMPOUND`), `gene`,
+        `treatment` (the guide or compound), `concentration_um` and `is_negative_control`.
+
+    Raises:
+        ValueError: A file without its columns, a well that is listed twice, or one without its counterpart.
+    """
+    table = _read_csv(metadata, ("well_id", "experiment_name", "plate", "address", "treatment", "perturbation_type"))
+    kept, vectors = _match(table["well_id"].to_pylist(), metadata, embeddings, "well_id", allow_missing)
+    table = table.take(pa.array(kept))
+    treatments = [str(treatment) for treatment in table["treatment"].to_pylist()]
+    perturbations = [perturbation_of_treatment(treatment) for treatment in treatments]
+    n = table.num_rows
+    return vectors, pa.table(
+        {
+            "well_id": table["well_id"],
+            "batch": table["experiment_name"],
+            "plate": _plates(table["experiment_name"].to_pylist(), table["plate"].to_pylist()),
+            "well": table["address"],
+            "perturbation": pa.array(perturbations, pa.string()),
+            "perturbation_type": table["perturbation_type"],
+            "gene": table["gene"] if "gene" in table.column_names else pa.nulls(n, pa.string()),
+            "treatment": table["treatment"],
+            "concentration_um": _numbers(table, "concentration", metadata),
+            "is_negative_control": pa.array([name == CONTROL for name in perturbations], pa.bool_()),
+        }
+    )
+
+
+def read_rxrx1(
+    metadata: str | Path, embeddings: str | Path, *, allow_missing: bool = False
+) -> tuple[Vectors, pa.Table]:
+    """Wells of RxRx1 with the mean of their sites' vectors, in the order of the metadata.
+
+    Args:
+        metadata: `metadata.csv`, one row for each site.
+        embeddings: Parquet or CSV with a `site_id` and columns as in `read_rxrx3_core`.
+        allow_missing: Leave out sites without a vector and vectors without a site; else they are an error.
+
+    Returns:
+        (N, D), and a table of N rows: `well_id`, `batch` (the experiment), `plate` (`experiment/Plate1`), `well`,
+        `perturbation` (the siRNA), `cell_type`, `split` (`train` or `test`), `is_negative_control`,
+        `is_positive_control` and `n_sites`.
+
+    Raises:
+        ValueError: As `read_rxrx3_core`, or sites of one well that disagree on what was done to it.
+    """
+    names = ("experiment", "plate", "well", "sirna", "cell_type", "dataset", "well_type")
+    table = _read_csv(metadata, ("site_id", "well_id", *names))
+    kept, of_site = _match(table["site_id"].to_pylist(), metadata, embeddings, "site_id", allow_missing)
+    table = table.take(pa.array(kept))
+    first: dict[str, int] = {}
+    of_well = np.asarray([first.setdefault(well, len(first)) for well in table["well_id"].to_pylist()], np.int64)
+    rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    facts: list[tuple[str, ...]] = []
+    for well, row, number in zip(table["well_id"].to_pylist(), rows, of_well.tolist(), strict=True):
+        if number == len(facts):
+            facts.append(row)
+        elif facts[number] != row:
+            raise ValueError(
+                f"{metadata}: well {well} has sites with {', '.join(map(str, facts[number]))} and with "
+                f"{', '.join(map(str, row))}, expected the same {', '.join(names)} for all. Correct the file."
+            )
+    counts = np.bincount(of_well, minlength=len(facts))
+    sums = np.zeros((len(facts), of_site.shape[1]))
+    _add_rows(sums, of_well, of_site)
+    columns = dict(zip(names, zip(*facts, strict=True), strict=True))
+    kind = [str(each).lower() for each in columns["well_type"]]
+    return _means(sums, counts, np.arange(len(facts))), pa.table(
+        {
+            "well_id": pa.array(list(first), pa.string()),
+            "batch": pa.array(columns["experiment"], pa.string()),
+            "plate": _plates(columns["experiment"], columns["plate"]),
+            "well": pa.array(columns["well"], pa.string()),
+            "perturbation": pa.array(columns["sirna"], pa.string()),
+            "cell_type": pa.array(columns["cell_type"], pa.string()),
+            "split": pa.array(columns["dataset"], pa.string()),
+            "is_negative_control": pa.array([each.startswith("negative") for each in kind], pa.bool_()),
+            "is_positive_control": pa.array([each.startswith("positive") for each in kind], pa.bool_()),
+            "n_sites": pa.array(counts, pa.int64()),
+        }
+    )
+
+
+def read_rxrx3_core_truth(path: str | Path, genes: Collection[str] = ()) -> pa.Table:
+    """Known activities of compounds on genes, as `compound_gene_activity` reads them.
+
+    Args:
+        path: CSV with `treatment`, `gene_symbol` and `nM_value`.
+        genes: Spellings of the screen; a gene that it has under an alias is renamed to that.
+
+    Raises:
+        ValueError: A file without its columns, or a value that is no number.
+    """
+    table = _read_csv(path, ("treatment", "gene_symbol", "nM_value"))
+    nanomolar = _numbers(table, "nM_value", path)
+    return pa.table(
+        {
+            "compound": table["treatment"],
+            "gene": pa.array(spelled_as(table["gene_symbol"].to_pylist(), genes), pa.string()),
+            "activity_um": pc.divide(nanomolar, 1000.0),
+        }
+    )
+
+
+def perturbation_of_treatment(treatment: str) -> str:
+    """`TP53_guide_2` -> `TP53`; a name with `_control` and one without `_` stay as they are."""
+    return treatment if "_control" in treatment else treatment.split("_")[0]
+
+
+def spelled_as(genes: Sequence[str], known: Collection[str], aliases: Mapping[str, str] = GENE_ALIASES) -> list[str]:
+    """Each gene, or the alias of it that is known where the gene itself is not."""
+    have = set(known)
+    others: dict[str, list[str]] = {}
+    for old, new in aliases.items():
+        others.setdefault(old, []).append(new)
+        others.setdefault(new, []).append(old)
+    return [gene if gene in have else next((o for o in others.get(gene, []) if o in have), gene) for gene in genes]
+
+
+def control_offsets(
+    vectors: NDArray[np.generic], batches: Sequence[str], is_control: NDArray[np.bool_]
+) -> dict[str, float]:
+    """How far each batch's controls lie from 0: the root mean square over features of mean / standard deviation.
+
+    Near 0 (below 0.001) where vectors were centred on the controls of each batch, which need not be done again; of the
+    order of 1 or more for raw vectors. NaN for a batch with fewer than two controls. A feature that is constant among
+    a batch's controls counts only where it is not 0, and makes the offset infinite.
+
+    Args:
+        vectors: (N, D)
+        batches: (N,)
+        is_control: (N,)
+    """
+    matrix, batch = np.asarray(vectors), np.asarray([str(each) for each in batches])
+    offsets = {}
+    for name in np.unique(batch).tolist():
+        controls = matrix[(batch == name) & is_control].astype(np.float64)
+        if len(controls) < 2:
+            offsets[name] = math.nan
+            continue
+        mean, sd = controls.mean(axis=0), controls.std(axis=0)
+        is_flat = sd <= 1e-12 * np.maximum(1.0, np.abs(mean))
+        if (np.abs(mean[is_flat]) > 1e-6).any():
+            offsets[name] = math.inf
+            continue
+        ratio = mean[~is_flat] / sd[~is_flat]
+        offsets[name] = float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
+    return offsets
+
+
+def _read_csv(path: str | Path, needed: Sequence[str]) -> pa.Table:
+    """All columns as text: a well id of digits alone would lose its zeros."""
+    with Path(path).open(encoding="utf-8-sig") as file:
+        header = [name.strip().strip('"') for name in file.readline().rstrip("\r\n").split(",")]
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise ValueError(
+            f"{path}: columns {', '.join(header)}, expected {', '.join(missing)} too. Download the file again, or "
+            "rename its columns."
+        )
+    types = {name: pa.string() for name in header}
+    options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=["", "NaN", "nan"])
+    # An enhanced SMILES may hold a line break between its quotes.
+    return pa.csv.read_csv(path, convert_options=options, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+
+
+def _numbers(table: pa.Table, name: str, path: str | Path) -> pa.Array:
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, pa.float64())
+    values: list[float | None] = []
+    for row, text in enumerate(table[name].to_pylist()):
+        try:
+            values.append(None if text is None else float(text))
+        except ValueError:
+            raise ValueError(f"{path}: {name} is {text!r} in row {row}, expected a number. Correct the file.") from None
+    return pa.array(values, pa.float64())
+
+
+def _plates(experiments: Sequence[str], plates: Sequence[str]) -> pa.Array:
+    return pa.array([f"{experiment}/Plate{plate}" for experiment, plate in zip(experiments, plates, strict=True)])
+
+
+def _match(
+    ids: Sequence[str], metadata: str | Path, embeddings: str | Path, id_column: str, allow_missing: bool
+) -> tuple[list[int], Vectors]:
+    """Rows of the metadata that have a vector, and the vectors in their order."""
+    place: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if place.setdefault(name, row) != row:
+            raise ValueError(f"{metadata}: {id_column} {name} is in rows {place[name]} and {row}, expected once.")
+    sums: NDArray[np.float64] | None = None
+    counts = np.zeros(len(ids), np.int64)
+    strangers: list[str] = []
+    for names, vectors in _batches(embeddings, id_column):
+        if sums is None:
+            sums = np.zeros((len(ids), vectors.shape[1]))
+        rows = np.asarray([place.get(name, -1) for name in names], np.int64)
+        strangers += [name for name, row in zip(names, rows.tolist(), strict=True) if row < 0]
+        known = rows >= 0
+        _add_rows(sums, rows[known], vectors[known])
+        counts += np.bincount(rows[known], minlength=len(ids))
+    kept = np.flatnonzero(counts)
+    without = [name for name, count in zip(ids, counts.tolist(), strict=True) if not count]
+    if sums is None or not len(kept):
+        raise ValueError(
+            f"{embeddings}: no {id_column} is in {metadata} too ({(strangers or ['no rows'])[0]!r} against "
+            f"{(without or ['no rows'])[0]!r}). Give the two files of one release."
+        )
+    if (without or strangers) and not allow_missing:
+        raise ValueError(
+            f"{len(without)} rows of {metadata} have no vector in {embeddings} ({', '.join(without[:3]) or '-'}), and "
+            f"{len(strangers)} vectors no row ({', '.join(strangers[:3]) or '-'}), expected one for one. Give the two "
+            "files of one release, or allow_missing=True to leave them out."
+        )
+    return kept.tolist(), _means(sums, counts, kept)
+
+
+def _add_rows(sums: NDArray[np.float64], rows: NDArray[np.int64], vectors: Vectors) -> None:
+    """Add each vector to its row, which may occur several times; many times as fast as np.add.at."""
+    if not len(rows):
+        return
+    order = np.argsort(rows, kind="stable")
+    unique, starts = np.unique(rows[order], return_index=True)
+    sums[unique] += np.add.reduceat(vectors[order], starts, axis=0, dtype=np.float64)
+
+
+def _means(sums: NDArray[np.float64], counts: NDArray[np.int64], kept: NDArray[np.intp]) -> Vectors:
+    """Some rows' means, made in parts, for a large screen's sums fill memory as it is."""
+    means = np.empty((len(kept), sums.shape[1]), np.float32)
+    for start in range(0, len(kept), ROWS_AT_ONCE):
+        rows = kept[start : start + ROWS_AT_ONCE]
+        means[start : start + ROWS_AT_ONCE] = sums[rows] / counts[rows, None]
+    return means
+
+
+def _batches(path: str | Path, id_column: str) -> Iterator[tuple[list[str], Vectors]]:
+    """Ids and vectors of a table of embeddings, some rows at a time."""
+    if Path(path).suffix == ".csv":
+        table = pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types={id_column: pa.string()}))
+        schema, parts = table.schema, iter(table.to_batches(max_chunksize=ROWS_AT_ONCE))
+    else:
+        file = pq.ParquetFile(path)
+        schema, parts = file.schema_arrow, file.iter_batches(batch_size=ROWS_AT_ONCE)
+    ids = [name for name in (id_column, f"external_{id_column}") if name in schema.names]
+    features = sorted((n for n in schema.names if re.fullmatch(r"feature_\d+", n)), key=lambda n: int(n[8:]))
+    lists = [
+        field.name
+        for field in schema
+        if (
+            pa.types.is_list(field.type)
+            or pa.types.is_large_list(field.type)
+            or pa.types.is_fixed_size_list(field.type)
+        )
+        and pa.types.is_floating(field.type.value_type)
+    ]
+    if not ids or (not features and len(lists) != 1):
+        raise ValueError(
+            f"{path}: columns {', '.join(schema.names[:8])}, expected {id_column} and feature_0, feature_1, ..., or "
+            "one column of lists of numbers. Give the embeddings' file."
+        )
+    for part in parts:
+        names = [str(name) for name in part.column(part.schema.get_field_index(ids[0])).to_pylist()]
+        if features:
+            columns = [
+                part.column(part.schema.get_field_index(name)).to_numpy(zero_copy_only=False) for name in features
+            ]
+            yield names, np.stack(columns, axis=1).astype(np.float32)
+        elif len(names):
+            column = part.column(part.schema.get_field_index(lists[0]))
+            lengths = set(pc.list_value_length(column).to_pylist())
+            if len(lengths) != 1 or None in lengths:
+                raise ValueError(f"{path}: {lists[0]} has lists of {lengths} numbers, expected one length for all.")
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            yield names, flat.reshape(len(names), -1).astype(np.float32)

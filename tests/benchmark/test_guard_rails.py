@@ -1,0 +1,301 @@
+"""Guard rails on wells whose faults are planted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from scipy.stats.contingency import association
+
+from cytolake.benchmark.guard_rails import (
+    batch_leakage,
+    dose_response,
+    false_positives_of_groups,
+    false_positives_of_wells,
+    label_confounding,
+    random_groups,
+)
+from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig
+
+CONFIG = SignalConfig(n_draws=199)
+
+
+def make_wells(n_batches=4, n_each=30, *, shift=0.0, dim=8, seed=0):
+    random = np.random.default_rng(seed)
+    batch = np.repeat(np.arange(n_batches), n_each)
+    vectors = random.normal(size=(len(batch), dim)) + shift * random.normal(size=(n_batches, dim))[batch]
+    return vectors, [f"P{b}" for b in batch]
+
+
+def all_of(batches):
+    return np.ones(len(batches), bool)
+
+
+def test_shifted_batches_leak_and_equal_ones_are_at_chance():
+    clean, shifted = (batch_leakage(*make_wells(shift=s), bootstrap_draws=300) for s in (0.0, 2.0))
+    assert clean.chance == shifted.chance == 0.25
+    assert not clean.leaks
+    assert clean.balanced_accuracy.low < 0.25 < clean.balanced_accuracy.high
+    assert shifted.leaks
+    assert shifted.balanced_accuracy.value > 0.9
+
+
+def test_wells_at_chance_are_called_leaky_rarely():
+    """The interval leaves out what another training set would change, so a little more often than it says."""
+    called = [batch_leakage(*make_wells(seed=seed), seeds=(0,), bootstrap_draws=200).leaks for seed in range(30)]
+    assert np.mean(called) < 0.15
+
+
+def test_controls_alone_show_whether_perturbations_or_batches_are_told():
+    """Every plate has a treatment of its own; the controls are the same everywhere."""
+    vectors, batches = make_wells()
+    is_control = np.tile([True, True, False], 40)
+    for b in range(4):
+        vectors[(np.asarray(batches) == f"P{b}") & ~is_control, b] += 6
+    whole = batch_leakage(vectors, batches, bootstrap_draws=100)
+    controls = batch_leakage(vectors, batches, is_control=is_control, bootstrap_draws=100)
+    assert whole.leaks
+    assert not controls.leaks
+    assert (whole.n_wells, controls.n_wells) == (120, 80)
+
+
+def test_a_batch_of_one_well_is_dropped_and_told_and_one_batch_is_an_error():
+    vectors, batches = make_wells(2)
+    result = batch_leakage(np.vstack([vectors, vectors[:1]]), [*batches, "lonely"], bootstrap_draws=20)
+    assert result.dropped == ("lonely",)
+    assert result.chance == 0.5
+    with pytest.raises(ValueError, match=r"1 batches have 2 wells or more \(P0\)"):
+        batch_leakage(*make_wells(1))
+
+
+def test_constant_vectors_do_not_leak():
+    vectors, batches = make_wells()
+    result = batch_leakage(np.ones(vectors.shape, int), batches, bootstrap_draws=50)
+    assert result.balanced_accuracy.value == pytest.approx(0.25)
+    assert not result.leaks
+
+
+def test_groups_at_random_are_called_at_the_level_of_the_test():
+    vectors, batches = make_wells(6, 100, shift=1.0)
+    groups = random_groups(batches, all_of(batches), 4)
+    result = false_positives_of_groups(vectors, groups, batches, all_of(batches), CONFIG)
+    assert len(result.p_values) == 150
+    assert result.rate.low <= 0.05 <= result.rate.high
+    assert not result.is_excessive
+    assert stats.kstest(result.p_values, "uniform").pvalue > 0.01
+
+
+def test_groups_that_share_a_position_are_called_where_positions_matter():
+    """Wells of one position over plates agree, as edge wells do: a compound always there would seem to act."""
+    random = np.random.default_rng(0)
+    vectors, batches = make_wells(6, 24)
+    position = np.tile(np.arange(24), 6)
+    groups = [f"position {p}" for p in position]
+    assert not false_positives_of_groups(vectors, groups, batches, all_of(batches), CONFIG).is_excessive
+    vectors += random.normal(size=(24, 8))[position]
+    result = false_positives_of_groups(vectors, groups, batches, all_of(batches), CONFIG)
+    assert result.is_excessive
+    assert result.rate.value > 0.5
+
+
+def test_wells_of_no_group_and_treated_wells_are_not_tested():
+    vectors, batches = make_wells(2, 20)
+    is_control = np.tile([True, False], 20)
+    groups = random_groups(batches, is_control, 3)
+    assert sum(not g for g in groups) == 20 + 20 % 3
+    result = false_positives_of_groups(vectors, groups, batches, is_control, CONFIG)
+    assert set(result.names) == set(groups) - {""}
+    assert result.n_untested == 0
+    changed = vectors.copy()
+    changed[~is_control] += 100
+    again = false_positives_of_groups(changed, groups, batches, is_control, CONFIG)
+    np.testing.assert_array_equal(result.p_values, again.p_values)
+
+
+def test_single_wells_are_called_at_alpha_and_a_shifted_plate_as_a_whole():
+    vectors, plates = make_wells(6, 40)
+    clean = false_positives_of_wells(vectors, plates, all_of(plates))
+    assert clean.rate.low <= 0.05 <= clean.rate.high
+    vectors[:40] += 5
+    shifted = false_positives_of_wells(vectors, plates, all_of(plates))
+    assert shifted.is_excessive
+    assert (shifted.p_values[:40] <= 0.05).mean() > 0.95
+    assert shifted.rate.total == 240
+
+
+def test_the_p_value_of_a_single_well_is_its_rank_by_hand():
+    vectors, plates = make_wells(3, 25, shift=0.5)
+    result = false_positives_of_wells(vectors, plates, all_of(plates))
+    for well in (0, 30, 74):
+        others = [i for i, plate in enumerate(plates) if plate != plates[well]]
+        both = vectors[[well, *others]]
+        distance = np.linalg.norm(both - both.mean(axis=0), axis=1)
+        assert result.p_values[well] == pytest.approx((distance >= distance[0]).mean())
+
+
+def test_plates_with_too_few_other_controls_are_counted_or_an_error():
+    vectors, plates = make_wells(2, 25)
+    keep = list(range(26))
+    result = false_positives_of_wells(vectors[keep], [plates[i] for i in keep], np.ones(26, bool))
+    assert (result.rate.total, result.n_untested) == (1, 25)
+    with pytest.raises(ValueError, match="no plate has 19 control wells on others"):
+        false_positives_of_wells(vectors[:25], plates[:25], np.ones(25, bool))
+    with pytest.raises(ValueError, match="no control well"):
+        false_positives_of_wells(vectors, plates, np.zeros(50, bool))
+    with pytest.raises(ValueError, match="alpha is 0"):
+        false_positives_of_wells(vectors, plates, all_of(plates), alpha=0)
+
+
+def make_doses(n_compounds=8, *, slope=0.0, seed=0):
+    """Two plates, on each every compound at six doses and ten controls."""
+    random = np.random.default_rng(seed)
+    rows = [(f"C{c}", float(3**d), f"P{p}", False) for p in range(2) for c in range(n_compounds) for d in range(6)] + [
+        ("DMSO", math.nan, f"P{p}", True) for p in range(2) for _ in range(10)
+    ]
+    compounds, doses, plates, control = (list(column) for column in zip(*rows, strict=True))
+    vectors = random.normal(size=(len(rows), 6))
+    vectors[:, 0] += [0 if is_one else slope * math.log(dose) for dose, is_one in zip(doses, control, strict=True)]
+    vectors += 5 * (np.asarray(plates) == "P1")[:, None]
+    return vectors, compounds, doses, plates, np.asarray(control)
+
+
+def test_the_correlation_is_scipys_and_p_agrees_with_its_permutation_test():
+    vectors, compounds, doses, plates, is_control = make_doses(slope=0.5)
+    table = dose_response(vectors, compounds, doses, plates, is_control, n_draws=1999).table.to_pylist()
+    plate = np.asarray(plates)
+    middle = {p: vectors[(plate == p) & is_control].mean(axis=0) for p in ("P0", "P1")}
+    for row in table[:2]:
+        own = [i for i, name in enumerate(compounds) if name == row["compound"]]
+        distance = [np.linalg.norm(vectors[i] - middle[plates[i]]) for i in own]
+        dose = [doses[i] for i in own]
+        ranks = stats.rankdata(dose)
+        assert row["spearman"] == pytest.approx(stats.spearmanr(dose, distance).statistic, abs=1e-12)
+        by_scipy = stats.permutation_test(
+            (np.asarray(distance),),
+            lambda x, ranks=ranks: ranks @ stats.rankdata(x),
+            permutation_type="pairings",
+            alternative="greater",
+            n_resamples=299,
+            rng=np.random.default_rng(0),
+        )
+        assert row["p_value"] == pytest.approx(by_scipy.pvalue, abs=0.05)
+
+
+def test_compounds_that_act_by_dose_are_found_and_others_at_alpha():
+    acting = dose_response(*make_doses(slope=2.0), n_draws=199)
+    assert acting.increasing.hits == acting.increasing.total == 8
+    assert acting.median_spearman > 0.8
+    inert = dose_response(*make_doses(300, slope=0.0), n_draws=199)
+    assert inert.increasing.low <= 0.05 <= inert.increasing.high
+    p_values = inert.table["p_value"].to_numpy()
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_an_effect_that_falls_with_dose_is_not_called():
+    vectors, compounds, doses, plates, is_control = make_doses(slope=2.0)
+    reverse = [-dose for dose in doses]
+    result = dose_response(vectors, compounds, reverse, plates, is_control, n_draws=199)
+    assert result.increasing.hits == 0
+    assert result.median_spearman < -0.8
+
+
+def test_compounds_that_cannot_be_tested_say_why():
+    vectors, compounds, doses, plates, is_control = make_doses()
+    few = [1.0 if name == "C0" else dose for name, dose in zip(compounds, doses, strict=True)]
+    row = dose_response(vectors, compounds, few, plates, is_control).table.to_pylist()[0]
+    assert (row["spearman"], row["p_value"], row["reason"]) == (None, None, "1 doses, expected at least 3")
+    flat = dose_response(np.ones(vectors.shape, int), compounds, doses, plates, is_control)
+    assert set(flat.table["reason"].to_pylist()) == {"all wells are as far from the controls"}
+    assert flat.increasing.total == 0
+    assert math.isnan(flat.median_spearman)
+
+
+def test_dose_inputs_that_cannot_work_are_refused():
+    vectors, compounds, doses, plates, is_control = make_doses()
+    with pytest.raises(ValueError, match="batch P0: no control well"):
+        dose_response(vectors, compounds, np.nan_to_num(doses), plates, is_control & (np.asarray(plates) == "P1"))
+    with pytest.raises(ValueError, match="compound C0, row 0: dose nan"):
+        dose_response(vectors, compounds, [math.nan, *doses[1:]], plates, is_control)
+    with pytest.raises(ValueError, match="7 compounds"):
+        dose_response(vectors, compounds[:7], doses, plates, is_control)
+    broken = vectors.copy()
+    broken[3] = np.nan
+    with pytest.raises(ValueError, match=r"vector 3 of 116 \(batch P0\) is not finite"):
+        dose_response(broken, compounds, doses, plates, is_control)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cramers_v_is_scipys(seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 5, size=80)
+    batches = np.where(random.random(80) < 0.5, labels % 3, random.integers(0, 3, size=80))
+    result = label_confounding([f"L{x}" for x in labels], [f"B{x}" for x in batches])
+    table = pd.crosstab(labels, batches).to_numpy()
+    assert result.cramers_v == pytest.approx(association(table, method="cramer"), abs=1e-12)
+    assert 0 <= result.cramers_v_corrected < result.cramers_v
+
+
+def test_the_corrected_v_of_labels_at_random_is_near_zero_and_the_plain_one_is_not():
+    random = np.random.default_rng(0)
+    labels, batches = ([f"{x}" for x in random.integers(0, n, size=300)] for n in (40, 10))
+    result = label_confounding(labels, batches)
+    assert result.cramers_v > 0.3
+    assert result.cramers_v_corrected < 0.15
+
+
+def test_labels_of_one_batch_are_named_loudly():
+    labels, batches = ["a", "a", "b", "b", "c"], ["X", "Y", "X", "X", "Y"]
+    result = label_confounding(labels, batches)
+    assert result.warning.startswith("WARNING: LABEL CONFOUNDED WITH BATCH. 2 of 3 labels")
+    assert "b (X), c (Y)" in result.warning
+    assert result.table.to_pylist() == [
+        {"label": "a", "n_wells": 2, "n_batches": 2, "only_batch": None},
+        {"label": "b", "n_wells": 2, "n_batches": 1, "only_batch": "X"},
+        {"label": "c", "n_wells": 1, "n_batches": 1, "only_batch": "Y"},
+    ]
+
+
+def test_labels_in_every_batch_need_no_warning_and_one_batch_needs_another():
+    spread = label_confounding(["a", "b"] * 4, ["X"] * 4 + ["Y"] * 4)
+    assert (spread.warning, spread.cramers_v) == ("", 0.0)
+    tied = label_confounding(["a", "b"] * 4, ["X", "Y"] * 4)
+    assert tied.cramers_v == 1.0
+    single = label_confounding(["a", "b"], ["X", "X"])
+    assert "ALL WELLS ARE OF ONE BATCH" in single.warning
+    assert math.isnan(single.cramers_v)
+    with pytest.raises(ValueError, match="0 labels and 0 batches"):
+        label_confounding([], [])
+
+
+def test_groups_that_cannot_be_tested_are_an_error():
+    vectors, batches = make_wells(2, 10)
+    with pytest.raises(ValueError, match="no group of 20 control wells has 2 finite wells"):
+        false_positives_of_groups(vectors, [str(i) for i in range(20)], batches, all_of(batches), CONFIG)
+    with pytest.raises(ValueError, match="groups of 1 of 20 control wells"):
+        random_groups(batches, all_of(batches), 1)
+    broken = vectors.copy()
+    broken[0] = np.nan
+    groups = random_groups(batches, all_of(batches), 2)
+    result = false_positives_of_groups(broken, groups, batches, all_of(batches), dataclasses.replace(CONFIG))
+    assert result.n_untested == 1
+
+
+@pytest.mark.real_data
+def test_real_plates_leak_and_real_doses_act(real_data):
+    """BBBC021: weeks are told by their DMSO wells, and most compounds move away from them with dose."""
+    path = real_data / "bbbc021_ljosa_profiles" / "morpheus" / "csvs" / "BBBC021_feature_selected_mad_robustize.csv"
+    wells = pd.read_csv(path)
+    features = wells[[name for name in wells if not name.startswith("Metadata_")]].to_numpy()
+    weeks = wells["Metadata_Plate"].str.split("_").str[0].tolist()
+    compounds, doses = wells["Metadata_Compound"].tolist(), wells["Metadata_Concentration"].tolist()
+    is_control = np.asarray([name == "DMSO" for name in compounds])
+    confounded = label_confounding(compounds, weeks)
+    assert "LABEL CONFOUNDED WITH BATCH" in confounded.warning
+    result = dose_response(features, compounds, doses, weeks, is_control, n_draws=199)
+    assert result.increasing.total == 19
+    assert result.increasing.low > 0.05
+    assert batch_leakage(features, weeks, is_control=is_control, bootstrap_draws=200).leaks
