@@ -37,8 +37,9 @@ RANK = {
 }  # fmt: skip
 """recipes -> line -> tune -> train, embed, benchmark, serving -> models, packs, catalog, tracking -> screens"""
 
-WITHIN_A_RANK = {("packs", "catalog"), ("catalog", "tracking")}
-"""Who may import whom on its own level: a pack is built from a curation; `champion` names a representation."""
+WITHIN_A_RANK = {("packs", "catalog"), ("catalog", "tracking"), ("benchmark", "embed")}
+"""Who may import whom on its own level: a pack is built from a curation; `champion` names a representation; what is
+benchmarked is aligned first."""
 
 LOOKS_UP = {("line", "recipes")}
 """Inside a function only: a command is given a recipe's name."""

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pyarrow.parquet import write_table as write_parquet
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import cytolake.catalog
+from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
+from cytolake.line.leaderboard_page import leaderboard_table
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
 from cytolake.recipes import RECIPES
@@ -91,6 +94,27 @@ def sql(query: str, root: Root = DEFAULT_ROOT, rows: Annotated[int, typer.Option
         Console().print(shown)
         if found.num_rows > rows:
             Console().print(f"[dim]{found.num_rows - rows:,} more rows[/]")
+
+
+@app.command(name="leaderboard")
+def show_leaderboard(
+    root: Root = DEFAULT_ROOT,
+    benchmark: Annotated[str, typer.Option(help="Only this one, such as relation_recall.")] = "",
+    label: Annotated[str, typer.Option(help="Only this label or source of relations.")] = "",
+    metric: Annotated[str, typer.Option(help="Only this metric.")] = "",
+    alignment: Annotated[str, typer.Option(help="Only profiles aligned so.")] = "",
+    all_blocks: Annotated[bool, typer.Option("--all-blocks", help="Every block, not each encoder's best.")] = False,
+    parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+) -> None:
+    """Rank all encoders by every benchmark in the scores table."""
+    with bad_input_told():
+        wanted = LeaderboardFilter(
+            benchmark=benchmark, label=label, metric=metric, alignment=alignment, all_blocks=all_blocks
+        )
+        rows = leaderboard(cytolake.catalog.open(root), wanted)
+        if parquet is not None:
+            write_parquet(rows, parquet)
+        Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_table(rows))
 
 
 @app.command()

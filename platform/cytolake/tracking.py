@@ -109,6 +109,8 @@ class ModelCard:
     ci_low: float
     ci_high: float
     baselines: tuple[Baseline, ...] = ()
+    reason: str = ""
+    """Why this representation and no other; empty on cards of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,6 +262,8 @@ def promote(tracking: TrackingConfig, card: ModelCard, encoder: str | Path, alia
     version = _version_of(tracking, card.representation_id)
     if version is None:
         version = _register(tracking, card, checkpoint)
+    if card.reason:  # of this promotion: the version may have been registered for another
+        client.set_model_version_tag(tracking.model_name, str(version), f"why_{alias}", card.reason)
     client.set_registered_model_alias(tracking.model_name, alias, str(version))
     return resolve_alias(tracking, alias)
 

@@ -19,8 +19,19 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def score(name: str, value: float) -> dict[str, object]:
-    text = dict.fromkeys(("representation_id", "benchmark", "label", "metric", "split", "held_out"), "x")
-    numbers = {"seed": 0, "value": value, "ci_low": None, "ci_high": None, "n_train": 1, "n_test": 1, "n_classes": 2}
+    text = dict.fromkeys(
+        ("representation_id", "benchmark", "label", "metric", "split", "held_out", "alignment", "protocol"), "x"
+    )
+    numbers = {
+        "seed": 0,
+        "value": value,
+        "ci_low": None,
+        "ci_high": None,
+        "n_train": 1,
+        "n_test": 1,
+        "n_classes": 2,
+        "details": "{}",
+    }
     return {"score_id": name, "scored_at": NOW} | text | numbers
 
 

@@ -11,11 +11,13 @@ import pytest
 from rich.console import Console
 
 import cytolake.catalog
+from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.line import stages
 from cytolake.line.config import Line
 from cytolake.line.overrides import apply_overrides
 from cytolake.recipes import build_recipe
 from cytolake.tracking import resolve_alias
+from cytolake.tune.promotion import PromoteBy
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -38,6 +40,7 @@ SMALL = (
     "probe.seeds=[0, 1]",
     "probe.regularisation=[0.1]",
     "probe.bootstrap_draws=50",
+    "benchmark.profiles.draws=19",
     "label_curve.train.simulated_per_kind=2",
     "label_curve.curve.labels_per_class=1",
     "label_curve.curve.seeds=[0, 1]",
@@ -153,3 +156,25 @@ def test_the_benchmark_scores_every_label_beside_the_baselines(line, first):
     )
     assert set(labels) == {"perturbation", "plate"}
     assert "pixel statistics" in printed.getvalue()
+    page = Path(line.root, "report", "leaderboard.html").read_text(encoding="utf-8")
+    assert "Replicate consistency" in page
+    assert "expected 12 or more" in page  # two genes are too few for recall, and the page says so
+
+
+def test_a_ranking_of_the_leaderboard_can_choose_what_is_promoted(line, first):
+    by = PromoteBy(benchmark="activity_map", metric="mean_average_precision", label="perturbation", alignment="pca_cs")
+    benchmark = dataclasses.replace(line.benchmark, tasks=(("perturbation", "plate"),))
+    chosen = dataclasses.replace(line, promote_by=by, alias="by_activity", benchmark=benchmark)
+    with pytest.raises(ValueError, match=r"no score of activity_map.*Run jobs/benchmark\.py"):
+        stages.promote(dataclasses.replace(chosen, promote_by=dataclasses.replace(by, label="nothing")), Console())
+    stages.benchmark(chosen, Console(file=io.StringIO()))
+    stages.promote(chosen, Console(file=io.StringIO()))
+    card = resolve_alias(line.tracking.at(line.root), "by_activity").card
+    ranked = leaderboard(
+        cytolake.catalog.open(line.root),
+        LeaderboardFilter(benchmark="activity_map", metric=by.metric, alignment="pca_cs"),
+    ).to_pylist()
+    best = next(row for row in ranked if row["kind"] == "trained")
+    assert (card.representation_id, card.score) == (best["representation_id"], best["value"])
+    assert "activity_map, mean_average_precision of perturbation" in card.reason
+    assert "alignment pca_cs" in card.reason

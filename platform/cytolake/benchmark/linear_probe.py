@@ -8,6 +8,7 @@ Shapes: N training crops, M test crops, D features, K classes, W wells.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -241,6 +242,7 @@ def _probe_splits(
                 "n_test": round(float(np.mean([row["n_test"] for row in of_metric]))),
                 "n_classes": len(in_any),
                 "held_out": f"{len(of_metric)} splits",
+                "details": json.dumps({"recall": _recall_by_class(counts[metric], data)}),
             }
         )
     shared = {"benchmark": config.benchmark, "label": config.label, "split": config.split}
@@ -252,6 +254,9 @@ def _probe_splits(
             **shared,
             "ci_low": None,
             "ci_high": None,
+            "alignment": config.align,
+            "protocol": scores_key,
+            "details": None,
             **row,
             "scored_at": scored_at,
         }
@@ -259,6 +264,19 @@ def _probe_splits(
     ]
     dropped = tuple(name for i, name in enumerate(data.classes) if i not in in_all)
     return ProbeResult(representation_id, summary, rows, len(in_any), dropped, n_not_converged)
+
+
+def _recall_by_class(splits: Sequence[WellCounts], data: ProbeData) -> dict[str, float]:
+    """Share of each class told correctly, over all splits; classes that were never tested are left out."""
+    correct, total = (
+        np.bincount(np.maximum(data.label_of_well, 0), weights=each * (data.label_of_well >= 0), minlength=1)
+        for each in (sum(split.correct for split in splits), sum(split.total for split in splits))
+    )
+    return {
+        name: round(float(correct[i] / total[i]), 4)
+        for i, name in enumerate(data.classes)
+        if i < len(total) and total[i] > 0
+    }
 
 
 def probe_key(data: ProbeData, config: ProbeConfig) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.curation.curate import CurateConfig
 from cytolake.catalog.ingest.plates import IngestConfig
@@ -20,6 +21,7 @@ from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 from cytolake.tracking import CHAMPION, TrackingConfig
 from cytolake.train.config import PretrainConfig
+from cytolake.tune.promotion import PromoteBy
 from cytolake.tune.sweep import SweepConfig
 
 DEFAULT_ROOT = "cytolake_data"
@@ -49,6 +51,8 @@ class BenchmarkConfig:
     tasks: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("pathway", "plate"), ("plate", "well"))
     """Label and what is held out. The last default is a guard rail: a representation that tells plates apart carries
     batch effects."""
+    profiles: ProfileBenchmarkConfig | None = field(default_factory=ProfileBenchmarkConfig)
+    """Benchmarks of well profiles: recall of relations, replicates, mechanisms, guard rails. None means none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +80,8 @@ class Line:
     label_curve: LabelCurveConfig | None = None
     """Measure how many labels the artefact detector needs, for the report page."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    promote_by: PromoteBy | None = None
+    """The ranking that chooses what is promoted, where it is not the probe."""
     alias: str = CHAMPION
     """MLflow alias that `promote` moves and serving follows."""
     ray: RayConfig = field(default_factory=RayConfig)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -19,20 +17,14 @@ import pyarrow as pa
 import cytolake
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.line.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
 from cytolake.line.qc_page import PAGE_FILE
 from cytolake.train.evaluation import read_evaluations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LABEL_EFFICIENCY_FILE = "report/label_efficiency.svg"
 """Where `label_curve` leaves its figure, below the root."""
 UMAP_CROPS = 2500
 """Crops drawn on the map; more would cost seconds and show no more."""
-# Okabe and Ito's palette: readers with any colour vision can tell it apart. Further classes repeat it with other marks.
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#f0e442")
-MARKS = ("o", "^", "s", "D", "v", "P")
-INK = "#1c2733"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +147,8 @@ def _quarantine(catalog: Catalog) -> list[dict[str, Any]]:
 
 def _block_search(catalog: Catalog, inputs: ReportInputs) -> str:
     rows = catalog.sql(
-        "select r.kind, r.block, r.pooling, s.value, s.ci_low, s.ci_high, s.n_classes, r.representation_id "
+        "select r.kind, r.architecture, r.block, r.pooling, r.representation_id, "
+        "s.value, s.ci_low, s.ci_high, s.n_classes "
         "from scores s join representations r using (representation_id) join compared c using (representation_id) "
         f"where s.benchmark = '{inputs.benchmark}' and s.seed = -1 and s.metric = 'balanced_accuracy' "
         f"and s.label = '{inputs.label}' and s.split = '{inputs.split}' order by r.kind, r.pooling, r.block",
@@ -163,41 +156,12 @@ def _block_search(catalog: Catalog, inputs: ReportInputs) -> str:
     ).to_pylist()
     if not rows:
         return ""
-    figure, axes = _figure(8.6, 3.6)
-    styles = {"trained": (PALETTE[0], "-"), "untrained": (PALETTE[6], "--")}
-    for kind, pooling in sorted({(row["kind"], row["pooling"]) for row in rows if row["block"] >= 0}):
-        line = [row for row in rows if (row["kind"], row["pooling"]) == (kind, pooling)]
-        color, dash = styles.get(kind, (INK, ":"))
-        value = np.array([row["value"] for row in line])
-        bounds = np.array([[row["ci_low"], row["ci_high"]] for row in line], dtype=float).T
-        axes.errorbar(
-            [row["block"] for row in line],
-            value,
-            yerr=np.abs(bounds - value),
-            color=color,
-            linestyle=dash,
-            marker="o" if pooling == "mean" else "^",
-            markersize=5,
-            capsize=2,
-            linewidth=1.4,
-            label=f"{kind}, {pooling} pooling",
-        )
-    for row in rows:
-        if row["kind"] == "pixel_statistics":
-            axes.axhline(row["value"], color=PALETTE[5], linewidth=1.4, label="pixel statistics")
-            if row["ci_low"] is not None:
-                axes.axhspan(row["ci_low"], row["ci_high"], color=PALETTE[5], alpha=0.12, linewidth=0)
-        if row["representation_id"] == inputs.chosen_id:
-            axes.plot(
-                row["block"], row["value"], "o", markersize=14, fillstyle="none", color=PALETTE[5], markeredgewidth=2
-            )
-    chance = 1 / max(2, max(row["n_classes"] or 2 for row in rows))
-    axes.axhline(chance, color="#aab4be", linewidth=1, linestyle=":", label="chance")
-    axes.set_xlabel("transformer block (0 = first)")
-    axes.set_ylabel(f"balanced accuracy, {inputs.label}")
-    axes.set_xticks(sorted({row["block"] for row in rows if row["block"] >= 0}))
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _svg(figure)
+    return block_curves(
+        rows,
+        f"balanced accuracy, {inputs.label}",
+        chosen_id=inputs.chosen_id,
+        chance=1 / max(2, max(row["n_classes"] or 2 for row in rows)),
+    )
 
 
 def _umap(catalog: Catalog, inputs: ReportInputs) -> str:
@@ -213,7 +177,7 @@ def _umap(catalog: Catalog, inputs: ReportInputs) -> str:
         columns.remove(inputs.label)
     if not columns:
         columns = ["plate"]
-    figure, panels = _figure(4.3 * len(columns), 4.4, n_columns=len(columns))
+    figure, panels = new_figure(4.3 * len(columns), 4.4, n_columns=len(columns))
     for axes, column in zip(np.atleast_1d(panels), columns, strict=True):
         values = kept[column].astype(str).to_numpy()
         classes = sorted(set(values))
@@ -241,7 +205,7 @@ def _umap(catalog: Catalog, inputs: ReportInputs) -> str:
                 loc="upper center",
                 bbox_to_anchor=(0.5, -0.01),
             )
-    return _png(figure)
+    return as_png(figure)
 
 
 def _umap_points(embeddings_ND: np.ndarray) -> np.ndarray:
@@ -279,7 +243,7 @@ def _sample_crops(catalog: Catalog, inputs: ReportInputs) -> str:
     picked = [by_name[name][:n_columns] for name in names]
     flat = [row["crop_id"] for line in picked for row in line]
     pixels = dict(zip(flat, catalog.crop_pixels(flat), strict=True))
-    figure, panels = _figure(8.6, 1.08 * len(names), n_columns=n_columns, n_rows=len(names), gap=0.03)
+    figure, panels = new_figure(8.6, 1.08 * len(names), n_columns=n_columns, n_rows=len(names), gap=0.03)
     for y, (name, line) in enumerate(zip(names, picked, strict=True)):
         for x, axes in enumerate(np.atleast_2d(panels)[y]):
             axes.axis("off")
@@ -295,7 +259,7 @@ def _sample_crops(catalog: Catalog, inputs: ReportInputs) -> str:
             fontsize=8,
             transform=np.atleast_2d(panels)[y][0].transAxes,
         )
-    return _png(figure, dpi=120)
+    return as_png(figure, dpi=120)
 
 
 CHANNEL_COLORS = (
@@ -342,7 +306,7 @@ def _loss_curve(run_folder: Path) -> str:
     history = json.loads(history_path.read_text())
     steps = [row["step"] for row in history]
     evaluations = read_evaluations(run_folder)
-    figure, axes = _figure(8.6, 2.8)
+    figure, axes = new_figure(8.6, 2.8)
     axes.plot(steps, [row["loss"] for row in history], color=PALETTE[0], linewidth=1.6)
     axes.set_xlabel("step")
     axes.set_ylabel("loss", color=PALETTE[0])
@@ -359,7 +323,7 @@ def _loss_curve(run_folder: Path) -> str:
     axes.set_title(
         f"{rate:,.0f} crops/s; {wait:.1%} of the time waiting for data", fontsize=9, loc="left", color="#5a6672"
     )
-    return _svg(figure)
+    return as_svg(figure)
 
 
 HIDDEN = "what the encoder saw"
@@ -374,7 +338,7 @@ def _reconstructions(run_folder: Path) -> str:
         n_channels = arrays["n_channels"] if "n_channels" in arrays else [rows[0].shape[1]] * len(rows[0])
     n = min(6, len(rows[0]))
     names = ("crop", HIDDEN, "reconstruction")
-    figure, panels = _figure(8.6, 1.5 * len(rows), n_columns=n, n_rows=len(rows), gap=0.04)
+    figure, panels = new_figure(8.6, 1.5 * len(rows), n_columns=n, n_rows=len(rows), gap=0.04)
     for y in range(len(rows)):
         for x in range(n):
             axes = np.atleast_2d(panels)[y][x]
@@ -387,7 +351,7 @@ def _reconstructions(run_folder: Path) -> str:
         np.atleast_2d(panels)[y][0].text(
             -0.06, 0.5, names[y], ha="right", va="center", fontsize=8, transform=np.atleast_2d(panels)[y][0].transAxes
         )
-    return _png(figure, dpi=120)
+    return as_png(figure, dpi=120)
 
 
 def _plate_maps(catalog: Catalog, qc_id: str) -> str:
@@ -407,7 +371,7 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
     shown = plates[:8]
     n_columns = min(4, len(shown))
     n_rows = -(-len(shown) // n_columns)
-    figure, panels = _figure(8.6, 2.0 * n_rows + 0.2, n_columns=n_columns, n_rows=n_rows, gap=0.35)
+    figure, panels = new_figure(8.6, 2.0 * n_rows + 0.2, n_columns=n_columns, n_rows=n_rows, gap=0.35)
     flat = np.atleast_1d(panels).ravel()
     for axes in flat[len(shown) :]:
         axes.axis("off")
@@ -439,7 +403,7 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
         bar = figure.colorbar(image, ax=list(flat), fraction=0.02, pad=0.02)
         bar.set_label("share failed", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _plate_shape(last_row: int, last_column: int) -> tuple[int, int]:
@@ -448,32 +412,3 @@ def _plate_shape(last_row: int, last_column: int) -> tuple[int, int]:
         if last_row < height and last_column < width:
             return height, width
     return last_row + 1, last_column + 1
-
-
-def _figure(
-    width_in: float, height_in: float, *, n_columns: int = 1, n_rows: int = 1, gap: float | None = None
-) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_in, height_in))
-    FigureCanvasAgg(figure)
-    spacing = None if gap is None else {"wspace": gap, "hspace": gap}
-    axes = figure.subplots(n_rows, n_columns, gridspec_kw=spacing)
-    for one in np.atleast_1d(axes).ravel():
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelsize=8, colors=INK)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _png(figure: Figure, dpi: int = 140) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", dpi=dpi)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

@@ -21,7 +21,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import cytolake.catalog
+from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
@@ -31,6 +33,8 @@ from cytolake.embed.extract import embed_pack
 from cytolake.line.code_revision import code_revision
 from cytolake.line.config import Line
 from cytolake.line.label_curve import has_label_curve, measure_label_curve
+from cytolake.line.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
+from cytolake.line.leaderboard_page import leaderboard_table, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import Report, stage_progress
 from cytolake.line.qc_page import write_qc_page
@@ -46,7 +50,7 @@ from cytolake.tracking import ChampionCard
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
 from cytolake.tune.block_search import BlockChoice, search_blocks
-from cytolake.tune.promotion import promote_choice
+from cytolake.tune.promotion import choose_by, promote_choice
 from cytolake.tune.sweep import SweepTrial, run_sweep
 
 REPORT_FOLDER = "report"
@@ -107,15 +111,15 @@ def promote(line: Line, console: Console) -> None:
     """Register the chosen representation in MLflow and give it the alias that serving follows."""
     with _session(line, console) as session:
         pack = session.newest_pack()
-        session.promote(session.probe(session.representation_ids(pack, session.finished_run(pack))))
+        session.promote(session.choose(session.representation_ids(pack, session.finished_run(pack))))
         console.print(f"serve it     {escape(serve_command(line))}")
 
 
 def benchmark(line: Line, console: Console) -> None:
-    """Score the chosen representation and its baselines on every label of the recipe, batch leakage included."""
+    """Score every representation on every label and benchmark of the recipe, guard rails included; the leaderboard."""
     with _session(line, console) as session:
         pack = session.newest_pack()
-        console.print(session.benchmark(session.representation_ids(pack, session.finished_run(pack))))
+        console.print(session.benchmark(pack, session.representation_ids(pack, session.finished_run(pack))))
 
 
 def sweep(line: Line, console: Console) -> None:
@@ -151,7 +155,9 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         curation, pack, qc_id = session.curate()
         trained = session.pretrain(pack)
         embedded = session.embed(pack, trained)
-        choice = session.probe(embedded)
+        if line.promote_by is not None:
+            console.print(session.benchmark(pack, embedded))
+        choice = session.choose(embedded)
         card = session.promote(choice)
         session.label_curve()
         report = session.report(curation, qc_id, trained, embedded, choice, card)
@@ -377,28 +383,45 @@ class Session:
             told.outcome = f"{card.name} version {card.version} is {card.alias}"
         return card
 
-    def benchmark(self, representation_ids: list[str]) -> Table:
-        """Probe every label of `line.benchmark`, and return the leaderboard: the chosen block and both baselines."""
-        shown = Table("label", "held out", "classes", "chosen", "untrained", "pixel statistics", "chance", box=None)
-        for column in shown.columns[2:]:
-            column.justify = "right"
+    def choose(self, representation_ids: list[str]) -> BlockChoice:
+        """The representation to promote: the best by the probe, or by the ranking that the recipe names."""
+        if self.line.promote_by is None:
+            return self.probe(representation_ids)
+        return choose_by(self.catalog, representation_ids, self.line.promote_by)
+
+    def benchmark(self, pack: Pack, representation_ids: list[str]) -> Table:
+        """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return the table.
+
+        External representations of the same wells are scored beside the recipe's own.
+        """
         for label, split in self.line.benchmark.tasks:
             config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
             with self._stage(f"probe {label}") as told:
-                choice = search_blocks(self.catalog, representation_ids, config, told.report)
+                search_blocks(self.catalog, representation_ids, config, told.report)
                 told.outcome = f"{', '.join(METRICS)} in the scores table"
-            shown.add_row(
-                label,
-                split,
-                str(choice.n_classes),
-                f"{choice.score:.3f} [{choice.ci_low:.3f}, {choice.ci_high:.3f}]",
-                *(
-                    f"{row.score:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
-                    for row in (choice.untrained, choice.pixel_statistics)
-                ),
-                f"{1 / choice.n_classes:.3f}",
-            )
-        return shown
+        warnings: tuple[str, ...] = ()
+        left_out: dict[str, str] = {}
+        if self.line.benchmark.profiles is not None:
+            external = self.catalog.table("representations", columns=["representation_id"], where="kind = 'external'")
+            ids = [*representation_ids, *external["representation_id"].to_pylist()]
+            with self._stage("profiles") as told:
+                found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, told.report)
+                warnings, left_out = found.warnings, found.left_out
+                told.outcome = f"{len(found.rows):,} scores of well profiles in the scores table"
+            for warning in warnings:
+                self.console.print(f"  [yellow]beware[/] {escape(warning)}")
+            for name, why in left_out.items():
+                self.console.print(f"  [dim]not scored: {escape(name)}: {escape(why)}[/]")
+        page = write_leaderboard(
+            self.catalog,
+            self.catalog.root / REPORT_FOLDER / LEADERBOARD_FILE,
+            title=f"Leaderboard: {self.line.name}",
+            pack_id=pack.pack_id,
+            warnings=warnings,
+            left_out=left_out,
+        )
+        self.console.print(f"leaderboard {escape(str(page))}")
+        return leaderboard_table(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
 
     def sweep(self, pack: Pack) -> Table:
         """One training run for each value and seed of `line.sweep`, all on the same pack."""
@@ -472,21 +495,36 @@ def _choice_rows(choice: BlockChoice, card: ChampionCard) -> tuple[tuple[str, st
     return (
         ("model", f"{card.name} version {card.version} ({card.architecture}), alias {card.alias}"),
         ("block", f"{choice.block} (0 = first), {choice.pooling} pooling, {card.dim} values"),
-        (f"balanced accuracy of {choice.label}", spelled(choice.score, choice.ci_low, choice.ci_high)),
+        (f"{choice.metric.replace('_', ' ')} of {choice.label}", spelled(choice.score, choice.ci_low, choice.ci_high)),
         (
             "the same encoder, untrained",
             f"{spelled(untrained.score, untrained.ci_low, untrained.ci_high)}, best at block {untrained.block}, "
             f"{untrained.pooling}",
         ),
         ("pixel statistics", spelled(pixels.score, pixels.ci_low, pixels.ci_high)),
-        ("chance", f"{1 / choice.n_classes:.3f} ({choice.n_classes} classes), held out by {choice.split}"),
+        ("chance", _chance_text(choice)),
         ("gain over the better baseline", spelled(choice.margin, choice.margin_low, choice.margin_high)),
     )
 
 
+def _how(choice: BlockChoice) -> str:
+    return f"{choice.label}, held out by {choice.split}" if choice.split else f"{choice.label}, {choice.benchmark}"
+
+
+def _chance_text(choice: BlockChoice) -> str:
+    chance = f"{choice.chance:.3f} ({choice.n_classes} classes), " if choice.chance else ""
+    return chance + (f"held out by {choice.split}" if choice.split else f"by {choice.benchmark}")
+
+
 def _choice_table(choice: BlockChoice) -> Table:
     shown = Table(
-        "representation", "block", "balanced accuracy", "95 % interval", box=None, header_style="dim", pad_edge=False
+        "representation",
+        "block",
+        choice.metric.replace("_", " "),
+        "95 % interval",
+        box=None,
+        header_style="dim",
+        pad_edge=False,
     )
     shown.add_row(
         "[bold]chosen[/]",
@@ -497,5 +535,5 @@ def _choice_table(choice: BlockChoice) -> Table:
     for name, row in (("untrained twin", choice.untrained), ("pixel statistics", choice.pixel_statistics)):
         place = f"{row.block} {row.pooling}" if row.block >= 0 else ""
         shown.add_row(name, place, f"{row.score:.3f}", f"{row.ci_low:.3f} to {row.ci_high:.3f}")
-    shown.add_row("chance", "", f"{1 / choice.n_classes:.3f}", f"{choice.label}, held out by {choice.split}")
+    shown.add_row("chance", "", f"{choice.chance:.3f}" if choice.chance else "", _how(choice))
     return shown

@@ -48,9 +48,11 @@ class BlockChoice:
     label: str
     split: str
     metric: str
-    """What `score` is: balanced accuracy of single crops, mean over seeds."""
-    n_classes: int
-    """1 / n_classes is the score of guessing."""
+    """What `score` is: of a probe, balanced accuracy of single crops, mean over seeds."""
+    alignment: str = "none"
+    """What was done to profiles before they were scored."""
+    n_classes: int | None
+    """Classes of the label, where the benchmark has such."""
     score: float
     ci_low: float
     """Lower end of the 95 % interval over wells."""
@@ -67,6 +69,25 @@ class BlockChoice:
     """Classes that some split could not score, for it had no wells of them in its train or in its test part."""
     n_not_converged: int
     """Fits of the chosen representation and the better baseline that reached the limit of iterations."""
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing scores, where that is known."""
+        return 1 / self.n_classes if self.n_classes and self.metric in METRICS else None
+
+    @property
+    def reason(self) -> str:
+        """Why this block and pooling, in one sentence."""
+        how = f"{self.benchmark}, {self.metric} of {self.label}"
+        how += f", held out by {self.split}" if self.split else ""
+        how += f", alignment {self.alignment}" if self.alignment != "none" else ""
+        others = ", ".join(
+            f"{each.kind.replace('_', ' ')} {each.score:.3f}" for each in (self.untrained, self.pixel_statistics)
+        )
+        return (
+            f"best trained block and pooling by {how}: {self.score:.3f} "
+            f"[{self.ci_low:.3f}, {self.ci_high:.3f}] against {others}"
+        )
 
     @property
     def best_baseline(self) -> Baseline:
@@ -252,7 +273,7 @@ def _choose(
     }
     chosen = best["trained"]
     score = known[chosen["representation_id"]]
-    baselines = {kind: _baseline(best[kind], known[best[kind]["representation_id"]]) for kind in BASELINES}
+    baselines = {kind: baseline_of(best[kind], known[best[kind]["representation_id"]]) for kind in BASELINES}
     better = max(baselines.values(), key=lambda baseline: baseline.score)
     # Fitted again, for their resamples: seconds, and the table need not hold them.
     ours, theirs = (
@@ -283,7 +304,8 @@ def _choose(
     )
 
 
-def _baseline(row: Mapping[str, Any], score: Mapping[str, Any]) -> Baseline:
+def baseline_of(row: Mapping[str, Any], score: Mapping[str, Any]) -> Baseline:
+    """One row of `representations` with its score."""
     return Baseline(
         kind=row["kind"],
         representation_id=row["representation_id"],

@@ -2,12 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
+from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.benchmark.profiles.tasks import GUARD_RAILS
 from cytolake.catalog import Catalog
 from cytolake.models import load_encoder
 from cytolake.tracking import CHAMPION, ChampionCard, ModelCard, TrackingConfig, promote
-from cytolake.tune.block_search import BlockChoice
+from cytolake.tune.block_search import BASELINES, BlockChoice, baseline_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromoteBy:
+    """A ranking of the leaderboard that chooses the block, instead of the probe."""
+
+    benchmark: str
+    """Such as `relation_recall` or `activity_map`."""
+    metric: str
+    """Such as `recall_05_95` or `mean_average_precision`."""
+    label: str
+    """Such as `perturbation`, or the source of relations."""
+    alignment: str = "none"
+    """Of the profiles that were scored."""
+
+    def __post_init__(self) -> None:
+        if self.benchmark in GUARD_RAILS:
+            raise ValueError(
+                f"promote_by.benchmark is {self.benchmark}, a guard rail: a representation that holds nothing passes "
+                "it best. Take a benchmark of biology."
+            )
+
+
+def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy) -> BlockChoice:
+    """The trained representation that leads a ranking, and the best of its baselines there.
+
+    Args:
+        catalog: With scores of the ranking.
+        representation_ids: To choose from: of one pack, with both baselines.
+        by: The ranking.
+
+    Raises:
+        ValueError: No scores of the ranking for a trained encoder or a baseline.
+    """
+    wanted = LeaderboardFilter(
+        benchmark=by.benchmark, label=by.label, metric=by.metric, alignment=by.alignment, all_blocks=True
+    )
+    ids = set(representation_ids)
+    rows = [row for row in leaderboard(catalog, wanted).to_pylist() if row["representation_id"] in ids]
+    best = {kind: next((row for row in rows if row["kind"] == kind), None) for kind in ("trained", *BASELINES)}
+    ours, untrained, pixels = (best[kind] for kind in ("trained", *BASELINES))
+    if ours is None or untrained is None or pixels is None:
+        missing = ", ".join(kind for kind, row in best.items() if row is None)
+        raise ValueError(
+            f"no score of {by.benchmark}, {by.metric} of {by.label} with alignment {by.alignment} for: {missing}. "
+            "Run jobs/benchmark.py with the same recipe first; `cytolake leaderboard` shows which rankings there are."
+        )
+    baselines = {"untrained": baseline_of(untrained, untrained), "pixel_statistics": baseline_of(pixels, pixels)}
+    better = max(baselines.values(), key=lambda baseline: baseline.score)
+    low, high = _ends(ours["ci_low"], ours["ci_high"])
+    their_low, their_high = _ends(better.ci_low, better.ci_high)
+    return BlockChoice(
+        representation_id=ours["representation_id"],
+        model_id=ours["model_id"],
+        block=ours["block"],
+        pooling=ours["pooling"],
+        benchmark=by.benchmark,
+        label=by.label,
+        split=ours["split"],
+        metric=by.metric,
+        alignment=by.alignment,
+        n_classes=ours["n_classes"],
+        score=ours["value"],
+        ci_low=low,
+        ci_high=high,
+        **baselines,
+        margin=ours["value"] - better.score,
+        # Without resamples shared by both: wider than it need be.
+        margin_low=low - their_high,
+        margin_high=high - their_low,
+        dropped_classes=(),
+        n_not_converged=0,
+    )
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float]:
+    return (math.nan, math.nan) if low is None or high is None else (low, high)
 
 
 def promote_choice(
@@ -46,6 +127,7 @@ def promote_choice(
         run_id=row["run_id"],
         **{name: value for name, value in asdict(choice).items() if name in _FROM_CHOICE},
         baselines=baselines,
+        reason=choice.reason,
     )
     return promote(tracking.at(catalog.root), card, row["checkpoint"], alias)
 

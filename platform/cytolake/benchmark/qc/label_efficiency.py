@@ -250,7 +250,7 @@ def score_rows(result: LabelEfficiency, representation_id: str, features_key: st
         shared = {
             "representation_id": representation_id, "benchmark": benchmark, "label": label, "metric": point.metric,
             "split": "plate", "n_train": point.n_train, "n_test": point.n_test, "n_classes": n_classes,
-            "scored_at": scored_at,
+            "alignment": "none", "protocol": key, "details": None, "scored_at": scored_at,
         }  # fmt: skip
         of_seeds: list[tuple[int, float, float | None, float | None, str]] = [
             (seed, value, None, None, ",".join(result.held_out[seed])) for seed, value in point.of_seed.items()

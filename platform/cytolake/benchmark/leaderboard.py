@@ -1,0 +1,83 @@
+"""The leaderboard: for each benchmark, the best representation of every encoder, from the `scores` table.
+
+An encoder's best block is the best of several on the same wells, and so reads a little high; an untrained encoder's is
+chosen the same way, so their difference is fair. Scores of different protocols (other settings, wells or labels) never
+stand in one ranking: the newest protocol of a benchmark counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from cytolake.benchmark.profiles.tasks import GUARD_RAILS
+from cytolake.catalog import Catalog
+
+TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment")
+"""What tells one ranking from another."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaderboardFilter:
+    """Which rankings; an empty text means all."""
+
+    benchmark: str = ""
+    label: str = ""
+    metric: str = ""
+    alignment: str = ""
+    pack_id: str = ""
+    """Rankings that a representation of this pack is in; others of the same protocol stay beside it."""
+    all_blocks: bool = False
+    """Every block and pooling, not the best of each encoder alone."""
+
+
+def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa.Table:
+    """Rows of all rankings, each from the best down; of guard rails the least is best.
+
+    Returns:
+        Columns: those of `TASK_COLUMNS`, `pack_id`, `kind`, `architecture`, `model_id`, `block`, `pooling`,
+        `representation_id`, `value`, `ci_low`, `ci_high`, `n_test`, `n_classes`, `best_of` (representations of the
+        encoder that were scored), `protocol`, `details`, `scored_at`.
+    """
+    wanted = wanted or LeaderboardFilter()
+    conditions = ["s.seed = -1", "s.value is not null"]
+    for name in ("benchmark", "label", "metric"):
+        if getattr(wanted, name):
+            conditions.append(f"s.{name} = {_quoted(getattr(wanted, name))}")
+    if wanted.alignment:
+        conditions.append(f"coalesce(s.alignment, 'none') = {_quoted(wanted.alignment)}")
+    of_pack = f"where pack_id = {_quoted(wanted.pack_id)}" if wanted.pack_id else ""
+    tasks = ", ".join(TASK_COLUMNS)
+    guard_rails = ", ".join(_quoted(name) for name in GUARD_RAILS)
+    return catalog.sql(
+        f"""
+        with scored as (
+            select s.benchmark, s.label, s.metric, coalesce(s.split, '') as split,
+                   coalesce(s.alignment, 'none') as alignment, coalesce(s.protocol, '') as protocol, r.pack_id,
+                   r.kind, r.architecture, r.model_id, r.block, r.pooling, s.representation_id, s.value, s.ci_low,
+                   s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
+                   case when s.benchmark in ({guard_rails}) then -s.value else s.value end as merit
+            from scores s join representations r using (representation_id)
+            where {" and ".join(conditions)}
+        ),
+        newest as (
+            select {tasks}, arg_max(protocol, scored_at) as protocol from scored {of_pack} group by {tasks}
+        ),
+        ranked as (
+            select scored.*,
+                   row_number() over (partition by {tasks}, kind, model_id
+                                      order by merit desc, block, pooling) as place,
+                   count(*) over (partition by {tasks}, kind, model_id) as best_of
+            from scored join newest using ({tasks}, protocol)
+        )
+        select {tasks}, pack_id, kind, architecture, model_id, block, pooling, representation_id, value, ci_low,
+               ci_high, n_test, n_classes, best_of, protocol, details, scored_at
+        from ranked {"" if wanted.all_blocks else "where place = 1"}
+        order by {tasks}, merit desc, kind, model_id, block, pooling
+        """
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

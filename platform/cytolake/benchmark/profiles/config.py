@@ -1,0 +1,53 @@
+"""What is measured of well profiles, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cytolake.embed.alignment.variants import MissingControls, Variant
+
+Task = Literal[
+    "relations", "consistency", "magnitude", "replicates", "activity", "mechanism", "leakage", "false_positives", "dose"
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileBenchmarkConfig:
+    """What is measured of each representation."""
+
+    tasks: tuple[Task, ...] = get_args(Task)
+    """Which benchmarks; those that the screen does not allow are told and left out."""
+    alignments: tuple[Variant, ...] = ("none", "pca_cs")
+    """Each is scored; see `embed/alignment`. Signal, replicates and doses are told from controls and want one."""
+    align_by: Literal["plate", "batch"] = "plate"
+    """Whose controls a well is aligned on."""
+    missing_controls: MissingControls = "all_wells"
+    """What to do with a plate or batch of fewer than two controls; `all_wells` is told as a warning."""
+    relation_files: tuple[str, ...] = ()
+    """Tables with the columns entity1 and entity2: hu.MAP, Reactome, StringDB, or your copy of CORUM or SIGNOR."""
+    gene_aliases: str = ""
+    """Table with the columns alias and symbol; genes of the screen and of the files are renamed by it."""
+    pathway_relations: bool = True
+    """Genes of one `wells.pathway` are relations too, under the source `pathway`."""
+    min_genes: int = 12
+    """Fewer genes give too few pairs for tails of 5 %: recall is left out."""
+    poolings: tuple[str, ...] = ("mean", "all")
+    """Which representations of an encoder; pixel statistics and external tables are `all`."""
+    draws: int = 1000
+    """Resamples behind intervals, and random sets behind p-values."""
+    seed: int = 0
+    """Of every draw."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("tasks", Task), ("alignments", Variant)):
+            wrong = sorted(set(getattr(self, name)) - set(get_args(kind)))
+            if wrong or not getattr(self, name):
+                raise ValueError(
+                    f"profiles.{name} is {getattr(self, name)}: expected one or more of {', '.join(get_args(kind))}."
+                )
+        if self.align_by not in ("plate", "batch"):
+            raise ValueError(f"profiles.align_by is {self.align_by!r}, expected plate or batch.")
+        for name, least in (("draws", 19), ("min_genes", 3), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"profiles.{name} is {getattr(self, name)}, expected {least} or more.")

@@ -1,0 +1,313 @@
+"""The benchmarks of well profiles: each a function of profiles and wells that gives scores, or says why it cannot.
+
+Shapes: W wells, D features, G genes, T treatments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
+from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalConfig, consistency, magnitude
+from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
+from cytolake.benchmark.perturbation_signal.shares import Share
+from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
+from cytolake.benchmark.profiles.wells import Wells
+from cytolake.benchmark.relations.recall import RecallConfig, RelationRecall, relationship_recall
+from cytolake.benchmark.relations.relation_files import Relations, rename
+from cytolake.benchmark.retrieval.mechanism_of_action import nearest_mechanism
+from cytolake.benchmark.retrieval.phenotypic import NullConfig, Retrieval, phenotypic_activity, phenotypic_consistency
+
+Floats = NDArray[np.float64]
+Score = dict[str, Any]
+"""Columns of the `scores` table that depend on the benchmark; `details` is a dict."""
+GUARD_RAILS = ("batch_leakage", "false_positives")
+"""Benchmarks where less is better; no representation is chosen by them."""
+MAX_CLASSES_KEPT = 200
+"""Most classes whose own scores are kept in a row's details."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one representation is asked under one alignment."""
+
+    vectors: Floats
+    """(W, D) aligned profiles."""
+    wells: Wells
+    relations: Sequence[Relations]
+    aliases: dict[str, str]
+    """Names of genes to replace."""
+    config: ProfileBenchmarkConfig
+    alignment: str
+
+
+def _relation_recall(asked: Asked) -> Iterator[Score]:
+    genes, means_GD = _gene_means(asked.vectors, asked.wells, asked.aliases)
+    if len(genes) < asked.config.min_genes:
+        raise ValueError(
+            f"{len(genes)} genes with profiles, expected {asked.config.min_genes} or more for tails of pairs."
+        )
+    if not asked.relations:
+        raise ValueError("no relations: set benchmark.profiles.relation_files, or give wells a pathway.")
+    settings = RecallConfig(
+        min_entities=asked.config.min_genes, bootstrap_draws=asked.config.draws, seed=asked.config.seed
+    )
+    for found in relationship_recall(means_GD, genes, asked.relations, settings):
+        if not found.n_pairs:
+            continue
+        low, high = (round(100 * each) for each in found.thresholds)
+        yield _score(
+            "relation_recall", found.source, f"recall_{low:02d}_{high:02d}", found.recall.value, found.recall,
+            n_test=found.n_pairs, n_classes=found.n_genes, random=_finite(found.random),
+            random_p_value=_finite(found.random_p_value), attainable=_attainable(found), n_low=found.n_low,
+            n_high=found.n_high,
+        )  # fmt: skip
+
+
+def _consistency(asked: Asked) -> Iterator[Score]:
+    yield _share_with_signal("perturbation_consistency", consistency, asked.vectors, asked.wells, asked.config)
+
+
+def _magnitude(asked: Asked) -> Iterator[Score]:
+    yield _share_with_signal("perturbation_magnitude", magnitude, asked.vectors, asked.wells, asked.config)
+
+
+def _share_with_signal(
+    name: str, measure: Callable[..., Signal], vectors: Floats, wells: Wells, config: ProfileBenchmarkConfig
+) -> Score:
+    settings = SignalConfig(n_draws=config.draws - 1, seed=config.seed)
+    named = [bool(each) or bool(c) for each, c in zip(wells.perturbation, wells.is_control, strict=True)]
+    rows = np.flatnonzero(named)
+    signal = measure(
+        vectors[rows],
+        [wells.perturbation[i] for i in rows],
+        [wells.plate[i] for i in rows],
+        wells.is_control[rows],
+        settings,
+    )
+    if not signal.n_defined:
+        why = sorted({str(row["reason"]) for row in signal.table.to_pylist() if row["reason"]})
+        raise ValueError(f"no perturbation has a p-value ({'; '.join(why[:2])}).")
+    p_values = {row["perturbation"]: row["p_value"] for row in signal.table.to_pylist() if row["p_value"] is not None}
+    return _score(
+        name, "perturbation", "share_significant", signal.significant.value, signal.significant,
+        n_test=signal.n_defined, p_values=_kept(p_values),
+    )  # fmt: skip
+
+
+def _replicates(asked: Asked) -> Iterator[Score]:
+    wells = asked.wells
+    rows = [i for i in wells.treated if wells.perturbation[i]]
+    across = "batch" if len({wells.batch[i] for i in rows}) > 1 else "plate"
+    experiments = wells.batch if across == "batch" else wells.plate
+    found = replicate_consistency(
+        asked.vectors[rows],
+        [wells.perturbation[i] for i in rows],
+        [experiments[i] for i in rows],
+        bootstrap_draws=asked.config.draws,
+        seed=asked.config.seed,
+    )
+    for metric, interval in (
+        ("kolmogorov_smirnov", found.kolmogorov_smirnov),
+        ("cramer_von_mises", found.cramer_von_mises),
+        ("cramer_von_mises_per_pair", found.cramer_von_mises_per_pair),
+    ):
+        yield _score(
+            "replicate_consistency", "perturbation", metric, interval.value, interval, split=across,
+            n_test=found.n_pairs, n_classes=found.n_perturbations,
+        )  # fmt: skip
+
+
+def _activity(asked: Asked) -> Iterator[Score]:
+    wells = asked.wells
+    table = wells.table()
+    rows = np.asarray([bool(name) for name in wells.perturbation]) | wells.is_control
+    plates: dict[str, set[str]] = {}
+    for i in wells.treated:
+        if wells.perturbation[i]:
+            plates.setdefault(wells.perturbation[i], set()).add(wells.plate[i])
+    # Replicates of one plate share more than the perturbation, so they don't count where others are to be had.
+    across = ("plate",) if plates and all(len(of) > 1 for of in plates.values()) else ()
+    found = phenotypic_activity(
+        table.filter(pa.array(rows)),
+        asked.vectors[rows],
+        wells.is_control[rows],
+        positives_differ=across,
+        null=_null(asked.config),
+    )
+    yield from _retrieval_scores("activity_map", "perturbation", found, across)
+
+
+def _mechanism(asked: Asked) -> Iterator[Score]:
+    wells = asked.wells
+    treatments: dict[tuple[str, str, float], list[int]] = {}
+    for i in wells.treated:
+        name = wells.gene[i] or wells.compound[i] or wells.perturbation[i]
+        if name and wells.pathway[i]:
+            dose = float(wells.dose[i]) if math.isfinite(wells.dose[i]) else 0.0
+            treatments.setdefault((name, wells.pathway[i], dose), []).append(i)
+    if not treatments:
+        raise ValueError("no treated well has a pathway; fill the column pathway of the plate map.")
+    names, pathways, _ = zip(*treatments, strict=True)
+    means_TD = np.stack([asked.vectors[rows].mean(axis=0) for rows in treatments.values()])
+    table = pa.table({"perturbation": list(names), "moa": list(pathways)})
+    found = phenotypic_consistency(table, means_TD, null=_null(asked.config))
+    yield from _retrieval_scores("mechanism_map", "pathway", found, ())
+    batches = [{wells.batch[i] for i in rows} for rows in treatments.values()]
+    for protocol, of in (("nsc", None), ("nscb", batches)):
+        try:
+            nearest = nearest_mechanism(
+                means_TD,
+                names,
+                pathways,
+                normalisation=asked.alignment,
+                batches=of,
+                n_draws=asked.config.draws,
+                seed=asked.config.seed,
+            )
+        except ValueError:
+            continue  # every treatment is in every batch, or a mechanism has one member: nothing to score
+        yield _score(
+            "mechanism_nearest", "pathway", protocol, nearest.accuracy.value, nearest.accuracy,
+            n_test=nearest.n_scored, n_classes=len(nearest.mechanisms), recall=_kept(nearest.recall),
+        )  # fmt: skip
+
+
+def _leakage(asked: Asked) -> Iterator[Score]:
+    wells = asked.wells
+    found = batch_leakage(asked.vectors, wells.plate, is_control=wells.is_control, bootstrap_draws=asked.config.draws)
+    yield _score(
+        "batch_leakage", "plate", "balanced_accuracy", found.balanced_accuracy.value, found.balanced_accuracy,
+        split="well", n_test=found.n_wells, n_classes=found.n_batches, chance=found.chance,
+    )  # fmt: skip
+
+
+def _false_positives(asked: Asked) -> Iterator[Score]:
+    wells = asked.wells
+    found = false_positives_of_wells(asked.vectors, wells.plate, wells.is_control)
+    yield _score(
+        "false_positives", "control", "rate", found.rate.value, found.rate, split="plate", n_test=found.rate.total,
+        alpha=found.alpha,
+    )  # fmt: skip
+
+
+def _dose(asked: Asked) -> Iterator[Score]:
+    wells = asked.wells
+    has_dose = np.asarray([bool(each) for each in wells.compound]) & np.isfinite(wells.dose)
+    rows = np.flatnonzero(wells.is_control | has_dose)
+    found = dose_response(
+        asked.vectors[rows],
+        [wells.compound[i] for i in rows],
+        np.nan_to_num(wells.dose[rows]).tolist(),
+        [wells.plate[i] for i in rows],
+        wells.is_control[rows],
+        n_draws=asked.config.draws - 1,
+        seed=asked.config.seed,
+    )
+    if not found.increasing.total:
+        raise ValueError("no compound has three doses.")
+    of_compound = {row["compound"]: row["spearman"] for row in found.table.to_pylist() if row["spearman"] is not None}
+    yield _score(
+        "dose_response", "dose", "share_increasing", found.increasing.value, found.increasing,
+        n_test=found.increasing.total, median_spearman=_finite(found.median_spearman), spearman=_kept(of_compound),
+    )  # fmt: skip
+
+
+TASKS: dict[Task, Callable[[Asked], Iterator[Score]]] = {
+    "relations": _relation_recall,
+    "consistency": _consistency,
+    "magnitude": _magnitude,
+    "replicates": _replicates,
+    "activity": _activity,
+    "mechanism": _mechanism,
+    "leakage": _leakage,
+    "false_positives": _false_positives,
+    "dose": _dose,
+}
+
+
+def _attainable(found: RelationRecall) -> float:
+    """Recall if known pairs filled the tails: below 1 where few genes make known pairs a large part of all."""
+    low, high = found.thresholds
+    return min(1.0, (low + 1 - high) * found.n_null_pairs / found.n_pairs)
+
+
+def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequence[str]) -> Iterator[Score]:
+    groups = found.groups.to_pylist()
+    scored = [row for row in groups if row["mean_average_precision"] is not None]
+    key = "perturbation" if label == "perturbation" else "moa"
+    of_group = {str(row[key]): row["mean_normalised_average_precision"] for row in scored}
+    yield _score(
+        benchmark, label, "mean_average_precision", found.mean.value, found.mean, split=" ".join(across),
+        n_test=len(scored), normalised=_kept(of_group),
+    )  # fmt: skip
+    yield _score(
+        benchmark, label, "share_significant", found.share_significant(), None, split=" ".join(across),
+        n_test=len(scored),
+    )  # fmt: skip
+
+
+def _null(config: ProfileBenchmarkConfig) -> NullConfig:
+    return NullConfig(null_size=10 * config.draws, seed=config.seed, bootstrap_draws=config.draws)
+
+
+def _kept(of_class: dict[str, Any]) -> dict[str, float]:
+    """The scores of single classes, rounded; of many, the highest and lowest."""
+    ranked = sorted(of_class.items(), key=lambda item: -item[1])
+    if len(ranked) > MAX_CLASSES_KEPT:
+        ranked = ranked[: MAX_CLASSES_KEPT // 2] + ranked[-MAX_CLASSES_KEPT // 2 :]
+    return {name: round(float(value), 4) for name, value in ranked}
+
+
+def _gene_means(vectors: Floats, wells: Wells, aliases: dict[str, str]) -> tuple[list[str], Floats]:
+    """Genes sorted by name, and the mean over their guides of the mean of the guide's wells."""
+    genes = rename(wells.gene, aliases)
+    by_guide: dict[tuple[str, str], list[int]] = {}
+    for i in wells.treated:
+        if genes[i]:
+            by_guide.setdefault((genes[i], wells.guide[i]), []).append(i)
+    of_gene: dict[str, list[Floats]] = {}
+    for (gene, _), rows in sorted(by_guide.items()):
+        of_gene.setdefault(gene, []).append(vectors[rows].mean(axis=0))
+    if not of_gene:
+        return [], np.empty((0, vectors.shape[1]))
+    return list(of_gene), np.stack([np.mean(each, axis=0) for each in of_gene.values()])
+
+
+def _score(
+    benchmark: str,
+    label: str,
+    metric: str,
+    value: float,
+    interval: Interval | Share | None,
+    *,
+    split: str = "",
+    n_test: int | None = None,
+    n_classes: int | None = None,
+    **details: Any,
+) -> Score:
+    low, high = (None, None) if interval is None else (_finite(interval.low), _finite(interval.high))
+    return {
+        "benchmark": benchmark,
+        "label": label,
+        "metric": metric,
+        "split": split,
+        "value": _finite(value),
+        "ci_low": low,
+        "ci_high": high,
+        "n_test": n_test,
+        "n_classes": n_classes,
+        "details": details,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,110 @@
+"""The wells behind profiles, and the profiles themselves, from the catalog.
+
+Shapes: W wells, D features.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cytolake.catalog import Catalog
+from cytolake.catalog.ids import content_id
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Wells:
+    """W of each field, sorted by id; texts are empty where the plate map says nothing."""
+
+    well_id: tuple[str, ...]
+    plate: tuple[str, ...]
+    batch: tuple[str, ...]
+    perturbation: tuple[str, ...]
+    gene: tuple[str, ...]
+    guide: tuple[str, ...]
+    compound: tuple[str, ...]
+    pathway: tuple[str, ...]
+    dose: Floats
+    is_control: NDArray[np.bool_]
+
+    @property
+    def treated(self) -> list[int]:
+        """Wells that are no negative controls."""
+        return [i for i, control in enumerate(self.is_control.tolist()) if not control]
+
+    @property
+    def identity(self) -> str:
+        """Changes with any well or any fact about one."""
+        numbers = [self.dose.tolist(), self.is_control.tolist()]
+        names = [getattr(self, each.name) for each in fields(self) if each.name not in ("dose", "is_control")]
+        return content_id(json.dumps([*names, *numbers]))
+
+    def table(self) -> pa.Table:
+        """Columns that benchmarks group by."""
+        names = ("plate", "batch", "perturbation", "gene", "compound", "pathway")
+        return pa.table({name: list(getattr(self, name)) for name in names} | {"dose": self.dose})
+
+
+def read_wells(catalog: Catalog, representation_id: str) -> Wells:
+    """The wells of a representation's profiles.
+
+    Raises:
+        ValueError: No profiles, or one of a well that is not in the wells table.
+    """
+    ids = catalog.table("profiles", columns=["well_id"], where=f"representation_id = '{representation_id}'")["well_id"]
+    if not len(ids):
+        raise ValueError(f"representation {representation_id} has no profiles. Run jobs/embed.py first.")
+    columns = [
+        "well_id", "screen", "plate", "batch", "perturbation", "gene", "guide", "compound", "pathway", "dose",
+        "is_negative_control",
+    ]  # fmt: skip
+    table = catalog.table("wells", columns=columns)
+    rows = table.filter(pc.is_in(table["well_id"], value_set=ids.combine_chunks())).sort_by("well_id").to_pylist()
+    if len(rows) != len(ids):
+        raise ValueError(
+            f"representation {representation_id}: {len(ids) - len(rows)} of {len(ids)} profiles are of wells that the "
+            "wells table does not have. Ingest their plates again."
+        )
+
+    def texts(name: str) -> tuple[str, ...]:
+        return tuple(row[name] or "" for row in rows)
+
+    return Wells(
+        well_id=texts("well_id"),
+        plate=tuple(f"{row['screen']}/{row['plate']}" for row in rows),
+        batch=tuple(f"{row['screen']}/{row['batch'] or row['plate']}" for row in rows),
+        perturbation=texts("perturbation"),
+        gene=texts("gene"),
+        guide=texts("guide"),
+        compound=texts("compound"),
+        pathway=texts("pathway"),
+        dose=np.asarray([math.nan if row["dose"] is None else row["dose"] for row in rows], np.float64),
+        is_control=np.asarray([bool(row["is_negative_control"]) for row in rows]),
+    )
+
+
+def read_profiles(catalog: Catalog, representation_id: str, well_ids: Sequence[str]) -> Floats:
+    """(W, D) in the order of the wells.
+
+    Raises:
+        ValueError: A well without a profile.
+    """
+    rows = catalog.table("profiles", columns=["well_id", "profile"], where=f"representation_id = '{representation_id}'")
+    place = pc.index_in(pa.array(well_ids, pa.string()), value_set=rows["well_id"].combine_chunks())
+    if place.null_count:
+        raise ValueError(
+            f"representation {representation_id}: {place.null_count} of {len(well_ids)} wells have no profile. Only "
+            "representations of the same crops can be compared: embed one pack with every encoder."
+        )
+    values = rows["profile"].combine_chunks()
+    matrix = np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float64).reshape(len(values), -1)
+    return np.ascontiguousarray(matrix[place.to_numpy()])

@@ -1,0 +1,176 @@
+"""The leaderboard as a page: rankings, block curves, and the scores of single classes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from rich.table import Table
+
+import cytolake
+from cytolake.benchmark.leaderboard import TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.catalog import Catalog
+from cytolake.line.figures import block_curves
+
+PAGE_FILE = "leaderboard.html"
+ABOUT = {
+    "linear_probe": "A linear probe of single crops, on plates, batches or wells it never saw.",
+    "relation_recall": "Known pairs of genes among the most alike and the most opposite pairs of the map; a random map "
+    "scores the width of both tails.",
+    "perturbation_consistency": "Share of perturbations whose replicates are more alike than random wells are "
+    "(p up to 0.05).",
+    "perturbation_magnitude": "Share of perturbations farther from the controls than random wells are (p up to 0.05).",
+    "replicate_consistency": "How far the same perturbation in another experiment is told from others there.",
+    "activity_map": "Do replicates of a perturbation find each other before they find controls?",
+    "mechanism_map": "Do perturbations of one pathway find each other before those of others?",
+    "mechanism_nearest": "Is the nearest other perturbation of the same pathway (nsc), in another batch too (nscb)?",
+    "dose_response": "Share of compounds whose distance from the controls grows with dose.",
+    "batch_leakage": "Guard rail: can the plate be told from the controls' profiles? Least is best.",
+    "false_positives": "Guard rail: control wells called as different from the controls of other plates. Least is "
+    "best; the test promises 0.05.",
+}
+CLASS_DETAILS = {
+    "normalised": "normalised average precision of each",
+    "recall": "share told correctly of each",
+    "spearman": "correlation of dose and distance of each",
+    "p_values": "p-value of each",
+}
+"""Details that hold a number for each class, and what it is."""
+MAX_CLASSES_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    name: str
+    rows: list[dict[str, str]]
+    curve: str
+    classes: list[tuple[str, str]]
+    classes_of: str
+
+
+@dataclass(slots=True)
+class _Group:
+    name: str
+    about: str
+    rankings: list[_Ranking] = field(default_factory=list)
+
+
+def write_leaderboard(
+    catalog: Catalog,
+    path: Path,
+    *,
+    title: str,
+    pack_id: str = "",
+    warnings: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
+) -> Path:
+    """Write one self-contained HTML page (no script, no outside file) and return its path."""
+    best = leaderboard(catalog, LeaderboardFilter(pack_id=pack_id)).to_pylist()
+    every = leaderboard(catalog, LeaderboardFilter(pack_id=pack_id, all_blocks=True)).to_pylist()
+    by_task: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in every:
+        by_task.setdefault(_task(row), []).append(row)
+    groups: dict[str, _Group] = {}
+    for task, rows in itertools.groupby(best, key=_task):
+        benchmark = task[0]
+        known = benchmark if benchmark in ABOUT else benchmark.removesuffix("_plate_controls")
+        group = groups.setdefault(benchmark, _Group(benchmark.replace("_", " ").capitalize(), ABOUT.get(known, "")))
+        group.rankings.append(_ranking(list(rows), by_task[task]))
+    order = list(ABOUT)
+    ranked = sorted(groups, key=lambda name: (order.index(name) if name in order else len(order), name))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("leaderboard.html.j2").render(
+        title=title,
+        version=cytolake.__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        warnings=warnings,
+        groups=[groups[name] for name in ranked],
+        left_out=sorted((left_out or {}).items()),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
+        file.write(page)
+    Path(file.name).chmod(0o644)
+    return Path(file.name).replace(path)
+
+
+def leaderboard_table(rows: pa.Table) -> Table:
+    """The leaderboard for a terminal: one line for each encoder and ranking."""
+    shown = Table(
+        "benchmark", "label", "metric", "alignment", "encoder", "block", "score", "95 % interval", box=None,
+        header_style="dim", pad_edge=False,
+    )  # fmt: skip
+    shown.columns[6].justify = "right"
+    before: tuple[str, ...] = ()
+    for row in rows.to_pylist():
+        task = _task(row)
+        is_new = task != before
+        if is_new and before:
+            shown.add_row()
+        first = [row["benchmark"], row["label"], row["metric"], row["alignment"]] if is_new else [""] * 4
+        value = f"{row['value']:.3f}"
+        shown.add_row(
+            *first, encoder_name(row), place_text(row), f"[bold]{value}[/]" if is_new else value, interval_text(row)
+        )
+        before = task
+    return shown
+
+
+def _task(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in TASK_COLUMNS)
+
+
+def encoder_name(row: Mapping[str, Any]) -> str:
+    """What a ranking calls an encoder."""
+    if row["kind"] == "pixel_statistics":
+        return "pixel statistics"
+    if row["kind"] == "external":
+        return str(row["architecture"])
+    return f"{row['architecture']} {row['model_id'][:8]}, {row['kind']}"
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    """`low to high`, or nothing."""
+    return "" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+
+
+def place_text(row: Mapping[str, Any]) -> str:
+    """Block and pooling, where there are blocks."""
+    return f"{row['block']} {row['pooling']}" if row["block"] >= 0 else ""
+
+
+def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any]]) -> _Ranking:
+    first = best[0]
+    parts = [first["label"], first["metric"].replace("_", " ")]
+    if first["split"]:
+        parts.append(f"across {first['split']}s")
+    if first["alignment"] != "none" or not first["benchmark"].startswith("linear_probe"):
+        parts.append(f"alignment {first['alignment']}")
+    rows = [
+        {
+            "encoder": encoder_name(row),
+            "place": place_text(row),
+            "value": f"{row['value']:.3f}",
+            "interval": interval_text(row),
+            "n_test": "" if row["n_test"] is None else f"{row['n_test']:,}",
+            "best_of": str(row["best_of"]),
+        }
+        for row in best
+    ]
+    curve = block_curves(every, first["metric"].replace("_", " ")) if len({row["block"] for row in every}) > 2 else ""
+    details = json.loads(first["details"] or "{}")
+    for name, about in CLASS_DETAILS.items():
+        if details.get(name):
+            classes = [(key, f"{value:.3f}") for key, value in details[name].items()][:MAX_CLASSES_SHOWN]
+            return _Ranking(", ".join(parts), rows, curve, classes, f"{first['label']}: {about}")
+    return _Ranking(", ".join(parts), rows, curve, [], "")

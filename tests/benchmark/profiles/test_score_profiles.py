@@ -1,0 +1,209 @@
+"""All profile benchmarks of a screen with planted pathways, plate effects and dose responses."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+import cytolake.catalog
+from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.score import ALIGNMENTS_FOLDER, score_profiles
+from cytolake.catalog.declared import table_contract
+from cytolake.embed.alignment.fitted import FittedAlignment
+
+CONFIG = ProfileBenchmarkConfig(draws=99)
+DIM, N_PLATES, N_GENES = 16, 4, 30
+
+
+def plate_map(plate, batch, compounds=True):
+    """96 wells: 30 genes of 10 pathways by two guides, a compound at four doses, the rest negative controls."""
+    treatments = [
+        {"perturbation": f"gene{g}", "gene": f"gene{g}", "pathway": f"pathway{g // 3}", "guide": f"gene{g}_{guide}"}
+        for g in range(N_GENES)
+        for guide in range(2)
+    ]
+    if compounds:
+        treatments += [
+            {"perturbation": f"drug {dose}", "compound": "drug", "dose": dose, "pathway": "pathway0"}
+            for dose in (0.1, 1.0, 10.0, 100.0)
+        ]
+    treatments += [{"perturbation": "control", "control": "negative"}] * (96 - len(treatments))
+    return [
+        {
+            "well_id": f"{plate}-{i:02d}", "plate_id": plate, "screen": "s", "plate": plate, "batch": batch,
+            "well": f"A{i + 1:02d}", "row": 0, "column": i, "is_negative_control": "control" in each,
+            "has_images": True, **each,
+        }
+        for i, each in enumerate(treatments)
+    ]  # fmt: skip
+
+
+def vectors_of(wells, rng, signal):
+    pathway = {f"pathway{p}": rng.normal(size=DIM) for p in range(N_GENES // 3)}
+    gene = {f"gene{g}": rng.normal(size=DIM) for g in range(N_GENES)}
+    plate = {f"p{p}": 4 * rng.normal(size=DIM) for p in range(N_PLATES)}
+    rows = []
+    for well in wells:
+        effect = np.zeros(DIM)
+        if "gene" in well:
+            effect = pathway[well["pathway"]] + 0.7 * gene[well["gene"]]
+        elif "compound" in well:
+            effect = pathway["pathway0"] * (1 + np.log10(well["dose"])) / 3
+        rows.append(plate[well["plate"]] + signal * effect + 0.5 * rng.normal(size=DIM))
+    return np.asarray(rows)
+
+
+def rows(table, rows):
+    """Rows of a table, columns that they lack empty."""
+    contract = table_contract(table)
+    return contract.rows([dict.fromkeys(contract.schema.names) | row for row in rows])
+
+
+def write(root, wells, vectors_of_kind):
+    catalog = cytolake.catalog.open(root, create=True)
+    catalog.append("wells", rows("wells", wells), transaction="wells")
+    plates = [{"plate_id": plate, "plate": plate, "screen": "s"} for plate in sorted({w["plate"] for w in wells})]
+    catalog.append("plates", rows("plates", plates), transaction="plates")
+    for kind, vectors in vectors_of_kind.items():
+        shared = {"representation_id": kind, "dim": DIM}
+        representation = {
+            "kind": kind, "model_id": kind, "architecture": "x", "block": 0, "pooling": "mean", "pack_id": "pack",
+            "created_at": datetime.now(UTC),
+        }  # fmt: skip
+        profiles = [
+            {**shared, "well_id": w["well_id"], "plate_id": w["plate_id"], "n_crops": 1, "profile": v.tolist()}
+            for w, v in zip(wells, vectors, strict=True)
+        ]
+        for row in profiles:
+            del row["dim"]
+        catalog.append("profiles", rows("profiles", profiles), transaction=f"profiles {kind}")
+        catalog.append(
+            "representations",
+            rows("representations", [{**shared, **representation}]),
+            transaction=f"representation {kind}",
+        )
+    return catalog
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    wells = [well for p in range(N_PLATES) for well in plate_map(f"p{p}", f"b{p % 2}")]
+    vectors = {"trained": vectors_of(wells, rng, 1.0), "untrained": vectors_of(wells, rng, 0.0)}
+    return write(tmp_path_factory.mktemp("root"), wells, vectors)
+
+
+@pytest.fixture(scope="module")
+def scores(catalog):
+    return score_profiles(catalog, ["trained", "untrained"], CONFIG)
+
+
+def value(scores, benchmark, metric, alignment="pca_cs", representation="trained"):
+    (row,) = (
+        row
+        for row in scores.rows
+        if (row["benchmark"], row["metric"], row["alignment"], row["representation_id"])
+        == (benchmark, metric, alignment, representation)
+    )
+    return row["value"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "metric", "least_gain"),
+    [
+        ("relation_recall", "recall_05_95", 0.3),
+        ("perturbation_consistency", "share_significant", 0.6),
+        ("replicate_consistency", "kolmogorov_smirnov", 0.4),
+        ("activity_map", "mean_average_precision", 0.3),
+        ("mechanism_map", "mean_average_precision", 0.3),
+        ("mechanism_nearest", "nsc", 0.4),
+        ("dose_response", "share_increasing", 1.0),
+    ],
+)
+def test_planted_biology_is_found_where_it_is_and_not_where_it_is_not(scores, benchmark, metric, least_gain):
+    assert value(scores, benchmark, metric) - value(scores, benchmark, metric, representation="untrained") >= least_gain
+
+
+def test_alignment_takes_away_what_tells_plates_apart_and_shows_the_pathways(scores):
+    assert value(scores, "batch_leakage", "balanced_accuracy", "none") > 0.95
+    assert value(scores, "batch_leakage", "balanced_accuracy") < 0.5
+    unaligned, aligned = (value(scores, "relation_recall", "recall_05_95", each) for each in ("none", "pca_cs"))
+    assert aligned >= unaligned
+    assert value(scores, "activity_map", "mean_average_precision") > 0.1 + value(
+        scores, "activity_map", "mean_average_precision", "none"
+    )
+    assert value(scores, "false_positives", "rate") < 0.15
+
+
+def test_scores_are_in_the_table_with_their_intervals_classes_and_fitted_alignment(catalog, scores):
+    stored = catalog.table("scores")
+    assert stored.num_rows == len(scores.rows)
+    for row in stored.to_pylist():
+        # A distance of two samples is greater than that of what they are drawn from: its interval may lie below it.
+        if row["ci_low"] is not None and row["benchmark"] != "replicate_consistency":
+            assert row["ci_low"] - 1e-9 <= row["value"] <= row["ci_high"] + 1e-9
+    (activity,) = catalog.table(
+        "scores",
+        where="benchmark = 'activity_map' and metric = 'mean_average_precision' and alignment = 'pca_cs' "
+        "and representation_id = 'trained'",
+    ).to_pylist()
+    details = json.loads(activity["details"])
+    assert set(details["normalised"]) == {f"gene{g}" for g in range(N_GENES)} | {
+        f"drug {d}" for d in (0.1, 1.0, 10.0, 100.0)
+    }
+    fitted = FittedAlignment.load(catalog.root / ALIGNMENTS_FOLDER / details["alignment_id"])
+    assert fitted.id == details["alignment_id"]
+
+
+def test_what_has_been_scored_is_not_scored_again(catalog, scores):
+    told = []
+    again = score_profiles(catalog, ["trained", "untrained"], CONFIG, lambda *where: told.append(where))
+    assert {row["score_id"] for row in again.rows} == {row["score_id"] for row in scores.rows}
+    assert not told
+    assert catalog.table("scores").num_rows == len(scores.rows)
+
+
+def test_what_a_screen_does_not_allow_is_left_out_with_its_reason(tmp_path):
+    wells = plate_map("p0", "b0", compounds=False)[:10] + plate_map("p0", "b0")[-2:]
+    for well in wells:
+        well.pop("pathway", None)
+    catalog = write(tmp_path / "root", wells, {"trained": np.random.default_rng(1).normal(size=(12, DIM))})
+    scores = score_profiles(catalog, ["trained"], ProfileBenchmarkConfig(draws=99, alignments=("none",)))
+    assert "expected 12 or more" in scores.left_out["relations, none"]
+    assert "no treated well has a pathway" in scores.left_out["mechanism, none"]
+    assert "2 of 2 experiments" not in scores.left_out["replicates, none"]
+    assert {row["benchmark"] for row in scores.rows} >= {"activity_map"}
+
+
+def test_labels_that_go_with_batches_are_warned_of_loudly(tmp_path):
+    wells = [well for p in range(2) for well in plate_map(f"p{p}", f"b{p}")]
+    for well in wells:
+        if "gene" in well and int(well["gene"][4:]) % 2 != int(well["plate"][1:]):
+            well["perturbation"] = ""
+    catalog = write(tmp_path / "root", wells, {"trained": np.random.default_rng(1).normal(size=(192, DIM))})
+    config = ProfileBenchmarkConfig(draws=99, tasks=("leakage",), alignments=("none",))
+    (warning,) = score_profiles(catalog, ["trained"], config).warnings
+    assert "gene0" in warning
+    assert "b0" in warning
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tasks": ("sorcery",)}, "profiles.tasks is"),
+        ({"alignments": ()}, "expected one or more of none"),
+        ({"align_by": "moon"}, "expected plate or batch"),
+        ({"draws": 1}, "expected 19 or more"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        ProfileBenchmarkConfig(**change)
+
+
+def test_representations_that_are_not_there_are_named_as_such(catalog):
+    with pytest.raises(ValueError, match="none of 1 representations has a pooling"):
+        score_profiles(catalog, ["missing"], CONFIG)
