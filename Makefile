@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
 
-.PHONY: demo test test-slow fuzz lint install clean help bench-loader
+.PHONY: demo test test-slow fuzz lint install clean help bench-loader bench-recall bench-map bench-transcriptomics
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
@@ -30,8 +30,12 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Tests without Ray side by side, one process a CPU; those with Ray one by one. Both run even where the first fails.
 test: lint
-	@$(BIN)/pytest -m "not slow and not gpu"
+	@status=0; \
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not ray" || status=1; \
+	$(BIN)/pytest -m "ray and not slow and not gpu" || status=1; \
+	exit $$status
 
 test-slow: $(INSTALLED)
 	@$(BIN)/pytest -m "slow and not gpu"
@@ -45,6 +49,24 @@ bench-%: $(INSTALLED)
 
 faults-%: $(INSTALLED)
 	@$(BIN)/python infra/bench/$*_faults.py
+
+# Reference implementations that benchmarks are compared with. Of efaar_benchmarking's own dependencies its benchmark
+# functions need none that is not here.
+$(VENV)/.oracles: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[oracles]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps efaar_benchmarking
+	@touch $@
+
+bench-recall bench-map: $(VENV)/.oracles
+	@$(BIN)/python infra/bench/$(@:bench-%=%).py
+
+$(VENV)/.scvi: $(INSTALLED)
+	@echo "installing scvi-tools, which bench-transcriptomics trains"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scvi]'
+	@touch $@
+
+bench-transcriptomics: $(VENV)/.scvi
+	@$(BIN)/python infra/bench/transcriptomics.py
 
 # MosaicML Streaming pins an older numpy than cytolake: an environment of its own, which finds torch in ours.
 $(PEERS)/.installed: $(INSTALLED)

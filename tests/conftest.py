@@ -27,6 +27,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+WITH_SERVERS = ("tests/jobs/", "tests/serving/test_deployment.py", "tests/train/test_preemption.py")
+"""Tests that start Ray or Serve in processes of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses Ray: two such tests at once would share too few CPUs, so `make test` runs them one by one."""
+    for item in items:
+        path = item.path.relative_to(CHECKOUT).as_posix()
+        if "local_ray" in getattr(item, "fixturenames", ()) or path.startswith(WITH_SERVERS):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The repository's root."""

@@ -44,7 +44,7 @@ def copy_screens(to: Path) -> None:
         rows = list(csv.DictReader(file))
     for row in rows:
         response = row["note"].rsplit(": ", 1)[-1]
-        row["treatment"] = "" if response == "intermediate" else response
+        row["perturbation"] = "" if response == "intermediate" else response
     index.chmod(0o644)
     with index.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

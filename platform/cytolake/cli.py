@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pyarrow.parquet import write_table as write_parquet
@@ -115,6 +115,60 @@ def show_leaderboard(
         if parquet is not None:
             write_parquet(rows, parquet)
         Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_table(rows))
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A .h5ad file, or a .parquet file of Metadata_* and feature columns.")],
+    representation: Annotated[
+        list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Every block and pooling of this model_id instead (.h5ad).")] = "",
+    level: Annotated[Literal["well", "crop"], typer.Option(help="Profiles of wells or embeddings of crops.")] = "well",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
+    from cytolake.embed.export import export_anndata, export_parquet, representations_of
+
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        ids = list(representation or (representations_of(catalog, model) if model else ()))
+        if path.suffix == ".h5ad" and ids:
+            export_anndata(catalog, ids, path, level=level)
+        elif path.suffix == ".parquet" and len(ids) == 1:
+            export_parquet(catalog, ids[0], path, level=level)
+        else:
+            raise ValueError(
+                f"{path}: found {len(ids)} representations, expected one or more for .h5ad and exactly one for "
+                ".parquet. Give --representation ID, as in the table representations."
+            )
+    Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {path}")
+
+
+@app.command(name="import")
+def import_table(
+    paths: Annotated[list[Path], typer.Argument(help="A .parquet or .h5ad file, or DeepProfiler's .npz files.")],
+    name: Annotated[str, typer.Option(help="What the leaderboard calls it, such as efficientnet_b0.")],
+    key: Annotated[str, typer.Option(help="Of obsm in an .h5ad file; X where empty.")] = "",
+    screen: Annotated[str, typer.Option(help="Of all rows, where plates of several screens share a name.")] = "",
+    pack_id: Annotated[str, typer.Option(help="Rows with crop ids: the pack whose crops they are.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Take another tool's embeddings into the catalog, to be ranked beside cytolake's own."""
+    from cytolake.embed.external import import_embeddings, read_anndata_table, read_deepprofiler, read_parquet_table
+
+    with bad_input_told():
+        kinds = {path.suffix for path in paths}
+        if kinds == {".npz"}:
+            table = read_deepprofiler(paths)
+        elif len(paths) == 1 and kinds <= {".parquet", ".h5ad"}:
+            table = read_anndata_table(paths[0], key) if kinds == {".h5ad"} else read_parquet_table(paths[0])
+        else:
+            raise ValueError(
+                f"{len(paths)} files of {', '.join(sorted(kinds))}: expected one .parquet or .h5ad file, or .npz files."
+            )
+        made = import_embeddings(cytolake.catalog.open(root), table, name, screen=screen, pack_id=pack_id)
+    Console(highlight=False, soft_wrap=True).print(f"{name} is representation {made}")
 
 
 @app.command()

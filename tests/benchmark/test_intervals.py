@@ -88,3 +88,14 @@ def test_a_class_without_test_wells_does_not_count(answers):
     only_two = WellCounts(np.where(label_W == 2, 0, counts.correct), np.where(label_W == 2, 0, counts.total))
     recalls = [counts.correct[label_W == k].sum() / counts.total[label_W == k].sum() for k in (0, 1)]
     assert balanced_accuracy(only_two, label_W) == pytest.approx(np.mean(recalls))
+
+
+def test_a_resample_without_any_test_well_has_no_interval_and_is_no_warning():
+    label_W = np.repeat([0, 1], 20)
+    total = np.zeros((20, 40))
+    for well in range(20):  # one test well a class: among twenty, some are not in the one resample
+        total[well, [well, 20 + well]] = 1
+    intervals = [bootstrap_over_wells([WellCounts(one, one)], label_W, 1) for one in total]
+    assert {interval.value for interval in intervals} == {1.0}
+    assert any(np.isnan(interval.low) for interval in intervals)
+    assert any(interval.low == 1.0 for interval in intervals)

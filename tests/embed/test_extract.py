@@ -11,9 +11,18 @@ import pytest
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
 from cytolake.embed import extract
-from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack
+from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack, representation_id
 from cytolake.embed.pixel_statistics import PixelStatistics
-from cytolake.models import POOLINGS, CheckpointError, ModelConfig, build_encoder, collate, load_encoder, save_encoder
+from cytolake.models import (
+    POOLINGS,
+    CheckpointError,
+    Encoder,
+    ModelConfig,
+    build_encoder,
+    collate,
+    load_encoder,
+    save_encoder,
+)
 from cytolake.packs.pack import Pack
 
 
@@ -110,6 +119,69 @@ def test_a_second_run_writes_nothing_and_needs_no_worker(embedded, monkeypatch):
     again = embed_pack(small.catalog, small.pack, small.checkpoints, EmbedConfig())
     assert [row["representation_id"] for row in again] == [row["representation_id"] for row in rows]
     assert small.catalog.versions() == before
+
+
+def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, local_ray):
+    small = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=2)
+    before = list(extract._sources(small.catalog, small.pack, small.checkpoints, ""))
+    statistics = PixelStatistics([CHANNELS])
+    paths = {kind: str(path) for kind, path in small.checkpoints.items()}
+    whole = EmbedCrops(str(small.pack.path), paths, statistics, 1, False)(pa.table({"row": before[0].todo}))
+    extract._append(small.catalog, small.pack, before, whole)
+    config = EmbedConfig(minibatch_size=3, actors=1, channel_mean=True)
+    rows = embed_pack(small.catalog, small.pack, small.checkpoints, config)
+    ids = {row["representation_id"] for row in rows}
+    assert ids > {row["representation_id"] for source in before for row in source.rows}
+    n_vectors = small.catalog.dataset("embeddings").count_rows()
+    assert n_vectors == small.pack.n_crops * len(rows) == small.pack.n_crops * (2 * 2 * 3 + 1)
+    new = [row for row in rows if row["pooling"] == "channel_mean"]
+    assert {(row["kind"], row["block"], row["dim"]) for row in new} == {
+        (kind, block, 2 * 16) for kind in ("trained", "untrained") for block in (0, 1)
+    }
+    images = small.pack.read(np.arange(small.pack.n_crops))
+    for row in new:
+        encoder = load_encoder(small.checkpoints[row["kind"]])
+        expected = embed_crops(encoder, images, [CHANNELS] * len(images), ("channel_mean",))[:, row["block"]]
+        found = vectors_of(small, row["representation_id"])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        mean = next(
+            each["representation_id"]
+            for each in rows
+            if (each["kind"], each["block"], each["pooling"]) == (row["kind"], row["block"], "mean")
+        )
+        np.testing.assert_allclose(found.reshape(-1, 2, 16).mean(axis=1), vectors_of(small, mean), atol=1e-5)
+        profiles = small.catalog.table("profiles", where=f"representation_id = '{row['representation_id']}'")
+        assert profiles.num_rows == len(set(small.pack.index["well_id"].to_pylist()))
+
+
+def test_one_pass_gives_every_pooling(mixed, tmp_path, monkeypatch):
+    small = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=1)
+    checkpoints = {"trained": str(small.checkpoints["trained"])}
+    poolings = {"trained": (POOLINGS, ("channel_mean",))}
+    actor = EmbedCrops(str(small.pack.path), checkpoints, None, 1, False, poolings)
+    passes = []
+    run_blocks = Encoder.run_blocks
+    monkeypatch.setattr(Encoder, "run_blocks", lambda *given: passes.append(1) or run_blocks(*given))
+    batch = actor(pa.table({"row": np.arange(2)}))
+    assert passes == [1]
+    assert {name: batch[name].type.list_size for name in ("trained", "trained channel_mean")} == {
+        "trained": 2 * 2 * 16, "trained channel_mean": 2 * 2 * 16,
+    }  # fmt: skip
+
+
+def test_a_pack_of_several_stain_sets_and_a_fused_encoder_have_no_channel_means(mixed, tmp_path):
+    trained = {"trained": mixed.checkpoints["trained"]}
+    sources = list(extract._sources(mixed.catalog, mixed.pack, trained, "", channel_mean=True))
+    assert [source.poolings for source in sources] == [POOLINGS, ("all",)]
+    fused = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=1, architecture="mae_vit")
+    trained = {"trained": fused.checkpoints["trained"]}
+    sources = list(extract._sources(fused.catalog, fused.pack, trained, "", channel_mean=True))
+    assert [source.poolings for source in sources] == [POOLINGS, ("all",)]
+
+
+def test_ids_of_representations_are_those_of_earlier_versions():
+    assert representation_id("model", 3, "mean", "pack") == "de2893dc1e28258aa2d289a713c549b4"
+    assert representation_id("model", 3, "cls", "pack") == "4abdff076626c21bcdab95e8902334dd"
 
 
 def test_untrained_weights_are_not_taken_for_trained_ones_later(embedded):

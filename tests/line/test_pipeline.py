@@ -7,11 +7,14 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.cli import app
 from cytolake.line import stages
 from cytolake.line.config import Line
 from cytolake.line.overrides import apply_overrides
@@ -178,3 +181,37 @@ def test_a_ranking_of_the_leaderboard_can_choose_what_is_promoted(line, first):
     assert (card.representation_id, card.score) == (best["representation_id"], best["value"])
     assert "activity_map, mean_average_precision of perturbation" in card.reason
     assert "alignment pca_cs" in card.reason
+
+
+def test_what_is_exported_can_be_imported_and_is_ranked_beside_its_source(line, first, tmp_path):
+    import anndata
+
+    card = first[0].card
+    profiles, blocks = tmp_path / "profiles.parquet", tmp_path / "blocks.h5ad"
+    run_cli("export", profiles, "--representation", card.representation_id, "--root", line.root)
+    run_cli("export", blocks, "--model", card.model_id, "--root", line.root)
+    assert set(anndata.read_h5ad(blocks).obsm) == {f"block_{b}_{p}" for b in (0, 1) for p in ("mean", "cls")}
+    assert "is representation" in run_cli("import", profiles, "--name", "peer", "--root", line.root)
+    stages.benchmark(
+        dataclasses.replace(line, benchmark=dataclasses.replace(line.benchmark, tasks=(("perturbation", "plate"),))),
+        Console(file=io.StringIO()),
+    )
+    ranked = tmp_path / "leaderboard.parquet"
+    printed = run_cli(
+        "leaderboard", "--benchmark", "activity_map", "--all-blocks", "--parquet", ranked, "--root", line.root
+    )
+    assert "peer" in printed
+    scores = {
+        (row["kind"], row["alignment"], row["metric"]): row["value"]
+        for row in pq.read_table(ranked).to_pylist()
+        if row["kind"] == "external" or row["representation_id"] == card.representation_id
+    }
+    for alignment in ("none", "pca_cs"):
+        peer, source = (scores[kind, alignment, "mean_average_precision"] for kind in ("external", "trained"))
+        assert peer == pytest.approx(source, abs=1e-6)
+
+
+def run_cli(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output

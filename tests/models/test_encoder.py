@@ -13,6 +13,7 @@ from infra.bench.chada import padded_tokens
 from torch import nn
 
 from cytolake.models import ModelConfig, build_encoder, collate
+from cytolake.models.encoder import CHANNEL_MEAN, POOLINGS, has_channel_mean
 from cytolake.models.runs import split_runs
 from cytolake.models.transformer import ParallelBlock, grid_positions
 
@@ -71,6 +72,55 @@ def test_pooled_blocks_repeat_exactly_even_for_a_model_in_training():
     first, second = encoder.pooled_blocks(batch)["mean"], encoder.pooled_blocks(batch)["mean"]
     assert torch.equal(first, second)
     assert encoder.training
+
+
+@pytest.mark.parametrize("architecture", ["ca_mae_vit", "chada_vit"])
+def test_channel_means_are_those_of_a_loop_over_channels_whatever_their_order_in_the_crop(architecture):
+    encoder = build_encoder(small(architecture), 0)
+    image, order = crop(3), [2, 0, 1]
+    straight = encoder.pooled_blocks(collate([image], [(1, 2, 4)]), ("mean", "channel_mean", "cls"))
+    assert list(straight) == ["mean", "channel_mean", "cls"]
+    patches = encoder.patches(collate([image], [(1, 2, 4)]))
+    for block, tokens in enumerate(encoder.eval().run_blocks(encoder.embed(patches), patches.runs)):
+        normed = nn.functional.layer_norm(tokens, (32,), eps=1e-6).detach()[1:]
+        expected = torch.cat([normed[16 * channel : 16 * channel + 16].mean(dim=0) for channel in range(3)])
+        torch.testing.assert_close(straight["channel_mean"][block, 0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(straight["channel_mean"].view(3, 1, 3, 32).mean(dim=2), straight["mean"])
+    both = collate([image[order], image], [(4, 1, 2), (1, 2, 4)])
+    for row in encoder.pooled_blocks(both, ("channel_mean",))["channel_mean"].unbind(dim=1):
+        torch.testing.assert_close(row, straight["channel_mean"][:, 0], atol=1e-5, rtol=0)
+
+
+def test_other_poolings_are_the_same_to_the_bit_beside_channel_means():
+    encoder = build_encoder(small("chada_vit"), 0)
+    batch = collate([crop(2), crop(2, 1)], [(1, 3), (3, 1)])
+    alone, beside = encoder.pooled_blocks(batch), encoder.pooled_blocks(batch, (*POOLINGS, CHANNEL_MEAN))
+    assert all(torch.equal(alone[pooling], beside[pooling]) for pooling in POOLINGS)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stains"),
+    [
+        ("mae_vit", [STAINS, STAINS]),
+        ("chada_vit", [("DNA", "ER"), ("DNA", "RNA")]),
+        ("chada_vit", [("DNA", "ER"), ("DNA",)]),
+        ("chada_vit", [("DNA", "a stain of another model")] * 2),
+        ("chada_vit", [("DNA", "DNA")] * 2),
+    ],
+)
+def test_there_is_no_channel_mean_where_a_place_of_the_vector_would_mean_several_stains_or_none(architecture, stains):
+    encoder = build_encoder(small(architecture), 0)
+    assert not has_channel_mean(encoder.config, stains)
+    batch = collate([crop(len(names)) for names in stains], [encoder.config.channel_indices(names) for names in stains])
+    with pytest.raises(ValueError, match=rf"no channel_mean of this {architecture} .*DNA.* Take one of mean, cls"):
+        encoder.pooled_blocks(batch, ("channel_mean",))
+
+
+def test_stains_in_any_order_have_a_channel_mean():
+    assert has_channel_mean(small("chada_vit"), [("DNA", "ER"), ("ER", "DNA")])
+    assert not has_channel_mean(small("chada_vit"), [])
+    with pytest.raises(ValueError, match=r"pooling median is not known: choose of mean, cls, channel_mean"):
+        build_encoder(small("chada_vit"), 0).pooled_blocks(collate([crop(1)], [(1,)]), ("median",))
 
 
 @pytest.mark.parametrize("architecture", ["mae_vit", "chada_vit"])

@@ -54,7 +54,8 @@ def bootstrap_over_wells(splits: Sequence[WellCounts], label_W: NDArray[np.intp]
     value = float(np.mean([balanced_accuracy(counts, label_W) for counts in splits]))
     weight_RW = _resampled_weights(label_W, n_draws)
     draws = np.mean([_scores(counts, label_W, weight_RW) for counts in splits], axis=0)
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    # A draw without a test well of any class has no score; where none has one, there is no interval.
+    low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
     return Interval(value, float(low), float(high), draws)
 
 

@@ -26,6 +26,7 @@ from cytolake.embed.aggregate import append_profiles
 from cytolake.embed.pixel_statistics import MODEL as PIXEL_STATISTICS_MODEL
 from cytolake.embed.pixel_statistics import PixelStatistics
 from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
+from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
 from cytolake.packs.pack import Pack
 
 Progress = Callable[[str, int, int], None]
@@ -47,6 +48,10 @@ class EmbedConfig:
     """Logical GPUs of each; above 0 the encoders run on CUDA."""
     megabytes_per_append: int = 128
     """Vectors of one commit, MB: what the driver holds in memory at once, and about the size of the files."""
+    channel_mean: bool = False
+    """Also write `channel_mean` where it is defined (see `has_channel_mean`), as many times wider than the other
+    poolings as a crop has channels. It comes from the same pass, or from one of its own where the others are there. It
+    is for benchmarks and exports: serving gives the other two."""
 
     def __post_init__(self) -> None:
         for name in ("minibatch_size", "actors", "megabytes_per_append"):
@@ -60,7 +65,7 @@ class EmbedConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One encoder (or the pixel statistics) and what is still to be written of it."""
+    """Representations of one width of one encoder (or the pixel statistics), and what is still to be written."""
 
     kind: str
     checkpoint: str
@@ -72,6 +77,15 @@ class _Source:
     @property
     def dim(self) -> int:
         return int(self.rows[0]["dim"])
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row["pooling"] for row in self.rows))
+
+    @property
+    def column(self) -> str:
+        """Its vectors in what an actor returns."""
+        return _column(self.kind, self.poolings)
 
 
 def embed_pack(
@@ -97,13 +111,14 @@ def embed_pack(
 
     Returns:
         Rows of the `representations` table: every block and pooling of each checkpoint, and the pixel statistics.
+        A pooling that this pack does not have with an encoder has no rows.
 
     Raises:
         CheckpointError: A checkpoint that cannot be used.
         ValueError: Kinds other than `trained` and `untrained`, both with the same weights, or crops whose channels or
             size an encoder does not take.
     """
-    sources = list(_sources(catalog, pack, checkpoints, run_id))
+    sources = list(_sources(catalog, pack, checkpoints, run_id, channel_mean=config.channel_mean))
     todo = np.unique(np.concatenate([source.todo for source in sources]))
     if len(todo):
         _embed(catalog, pack, [source for source in sources if len(source.todo)], todo, config, progress)
@@ -122,7 +137,14 @@ def representation_id(encoder_id: str, block: int, pooling: str, pack_id: str) -
     return content_id("representation", encoder_id, block, pooling, pack_id)
 
 
-def _sources(catalog: Catalog, pack: Pack, checkpoints: Mapping[str, str | Path], run_id: str) -> Iterator[_Source]:
+def _sources(
+    catalog: Catalog,
+    pack: Pack,
+    checkpoints: Mapping[str, str | Path],
+    run_id: str,
+    *,
+    channel_mean: bool = False,
+) -> Iterator[_Source]:
     if set(checkpoints) - set(ENCODER_KINDS) or "trained" not in checkpoints:
         raise ValueError(
             f"checkpoints for {', '.join(sorted(checkpoints)) or 'nothing'}, expected `trained`, and `untrained` for "
@@ -148,8 +170,12 @@ def _sources(catalog: Catalog, pack: Pack, checkpoints: Mapping[str, str | Path]
             "checkpoint": str(Path(checkpoint).resolve()),
             "run_id": run_id if kind == "trained" else "",
         }
-        places = [{"block": block, "pooling": pooling} for pooling in POOLINGS for block in range(encoder.n_blocks)]
+        blocks = range(encoder.n_blocks)
+        places = [{"block": block, "pooling": pooling} for pooling in POOLINGS for block in blocks]
         yield _source(catalog, pack, shared, places)
+        if channel_mean and has_channel_mean(encoder.config, channel_sets):
+            shared = {**shared, "dim": len(channel_sets[0]) * encoder.config.width}
+            yield _source(catalog, pack, shared, [{"block": block, "pooling": CHANNEL_MEAN} for block in blocks])
     shared = {
         "kind": PIXEL_STATISTICS,
         "model_id": content_id(PIXEL_STATISTICS_MODEL),
@@ -173,7 +199,7 @@ def _source(catalog: Catalog, pack: Pack, shared: dict[str, Any], places: Sequen
         }
         for place in places
     ]
-    # An append holds all representations of an encoder, so one of them tells which crops are there.
+    # An append holds all representations of a source, so one of them tells which crops are there.
     first = rows[0]["representation_id"]
     known = catalog.table("representations", columns=["kind"], where=f"representation_id = '{first}'")[
         "kind"
@@ -228,6 +254,9 @@ def _embed(
             fn_constructor_kwargs={
                 "pack_path": str(pack.path),
                 "checkpoints": {source.kind: source.checkpoint for source in sources if source.checkpoint},
+                "poolings": {
+                    kind: tuple(source.poolings for source in sources if source.kind == kind) for kind in ENCODER_KINDS
+                },
                 "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
                 "threads": max(1, round(config.cpus_per_actor)),
                 "cuda": config.gpus_per_actor > 0,
@@ -262,7 +291,7 @@ def _append(catalog: Catalog, pack: Pack, sources: Sequence[_Source], batch: pa.
         if wanted.num_rows == 0:
             continue
         crops = pack.index.take(wanted["row"]).select(["crop_id", "well_id", "plate_id"])
-        vectors_BRD = _matrix(wanted[source.kind]).reshape(wanted.num_rows, len(source.rows), source.dim)
+        vectors_BRD = _matrix(wanted[source.column]).reshape(wanted.num_rows, len(source.rows), source.dim)
         offsets = pa.array(np.arange(wanted.num_rows + 1, dtype=np.int32) * source.dim)
         tables = []
         for place, row in enumerate(source.rows):
@@ -304,6 +333,7 @@ class EmbedCrops:
         statistics: PixelStatistics | None,
         threads: int,
         cuda: bool,
+        poolings: Mapping[str, Sequence[tuple[str, ...]]] | None = None,
     ) -> None:
         import torch
 
@@ -312,34 +342,57 @@ class EmbedCrops:
         self.pack = Pack.open(pack_path)
         self.encoders = {kind: load_encoder(path).to(device) for kind, path in checkpoints.items()}
         self.statistics = statistics
+        self.poolings = poolings or dict.fromkeys(checkpoints, (POOLINGS,))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """`row` and, for each encoder, all its vectors end to end: pooling by pooling, block by block."""
+        """`row` and, for each encoder and width, all its vectors end to end: pooling by pooling, block by block."""
         rows = np.asarray(batch["row"].to_numpy(), dtype=np.int64)
         images = self.pack.read(rows)
         channels = [tuple(self.pack.channels(int(row))) for row in rows]
         columns: dict[str, Any] = {"row": batch["row"]}
         for kind, encoder in self.encoders.items():
-            columns[kind] = _vectors(embed_crops(encoder, images, channels).reshape(len(rows), -1))
+            groups = self.poolings[kind]
+            pooled = _pooled(encoder, images, channels, [pooling for group in groups for pooling in group])
+            for group in groups:
+                columns[_column(kind, group)] = _vectors(_by_place(pooled, group).reshape(len(rows), -1))
         if self.statistics is not None:
             columns[PIXEL_STATISTICS] = _vectors(self.statistics.measure(images, channels))
         return pa.table(columns)
 
 
 def embed_crops(
-    encoder: Encoder, images: Sequence[NDArray[Any]], channels: Sequence[tuple[str, ...]]
+    encoder: Encoder,
+    images: Sequence[NDArray[Any]],
+    channels: Sequence[tuple[str, ...]],
+    poolings: Sequence[str] = POOLINGS,
 ) -> NDArray[np.float32]:
-    """(B, R, D) every pooling and block of raw crops, in the order of the `representations` rows.
+    """(B, R, D) every block of poolings of one width of raw crops, in the order of the `representations` rows.
 
     Args:
         encoder: On the device to run on.
         images: One (C_i, S, S) array of raw counts for each crop.
         channels: Its stains.
+        poolings: Which; `channel_mean` is wider than the others and cannot be asked for with them.
     """
+    return _by_place(_pooled(encoder, images, channels, poolings), poolings)
+
+
+def _pooled(
+    encoder: Encoder, images: Sequence[NDArray[Any]], channels: Sequence[tuple[str, ...]], poolings: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    """(n_blocks, B, D) of each pooling, from one pass."""
     batch = collate(images, [encoder.config.channel_indices(names) for names in channels])
-    pooled = encoder.pooled_blocks(batch.to(next(encoder.parameters()).device))
-    by_place = np.concatenate([pooled[pooling].float().cpu().numpy() for pooling in POOLINGS])
-    return np.ascontiguousarray(by_place.swapaxes(0, 1))
+    pooled = encoder.pooled_blocks(batch.to(next(encoder.parameters()).device), poolings)
+    return {pooling: vectors.float().cpu().numpy() for pooling, vectors in pooled.items()}
+
+
+def _by_place(pooled: Mapping[str, NDArray[np.float32]], poolings: Sequence[str]) -> NDArray[np.float32]:
+    """(B, R, D)"""
+    return np.ascontiguousarray(np.concatenate([pooled[pooling] for pooling in poolings]).swapaxes(0, 1))
+
+
+def _column(kind: str, poolings: Sequence[str]) -> str:
+    return f"{kind} {CHANNEL_MEAN}" if CHANNEL_MEAN in poolings else kind
 
 
 def _vectors(matrix: NDArray[np.float32]) -> pa.FixedSizeListArray:

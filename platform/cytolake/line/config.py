@@ -80,7 +80,7 @@ class Line:
     label_curve: LabelCurveConfig | None = None
     """Measure how many labels the artefact detector needs, for the report page."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    promote_by: PromoteBy | None = None
+    promote_by: PromoteBy = field(default_factory=PromoteBy)
     """The ranking that chooses what is promoted, where it is not the probe."""
     alias: str = CHAMPION
     """MLflow alias that `promote` moves and serving follows."""

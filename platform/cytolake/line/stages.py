@@ -155,7 +155,7 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         curation, pack, qc_id = session.curate()
         trained = session.pretrain(pack)
         embedded = session.embed(pack, trained)
-        if line.promote_by is not None:
+        if line.promote_by.benchmark:
             console.print(session.benchmark(pack, embedded))
         choice = session.choose(embedded)
         card = session.promote(choice)
@@ -385,7 +385,7 @@ class Session:
 
     def choose(self, representation_ids: list[str]) -> BlockChoice:
         """The representation to promote: the best by the probe, or by the ranking that the recipe names."""
-        if self.line.promote_by is None:
+        if not self.line.promote_by.benchmark:
             return self.probe(representation_ids)
         return choose_by(self.catalog, representation_ids, self.line.promote_by)
 

@@ -9,7 +9,7 @@ channel.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -24,6 +24,9 @@ from cytolake.models.runs import Runs, by_length, join_runs, longer, split_runs,
 from cytolake.models.transformer import build_block, grid_positions, initialise
 
 POOLINGS = ("mean", "cls")
+"""Vectors of width D that every crop has."""
+CHANNEL_MEAN = "channel_mean"
+"""The mean of each channel's patch tokens, channel after channel: width C * D; see `has_channel_mean`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +118,48 @@ class Encoder(nn.Module):
         return patches.in_minibatch_order(cls_BD), patches.in_minibatch_order(mean_BD)
 
     @torch.no_grad()
-    def pooled_blocks(self, batch: CropBatch) -> dict[str, Tensor]:
+    def pooled_blocks(self, batch: CropBatch, poolings: Sequence[str] = POOLINGS) -> dict[str, Tensor]:
         """Frozen features: the pooled output of every block, from one pass, without drop-path and without gradients.
 
         Each token is layer-normed (no learned gain) before pooling, so that blocks have one scale and a few large
         tokens do not decide the mean. A crop's features do not depend on what else is in the minibatch.
 
+        Args:
+            batch: Raw crops.
+            poolings: Which; of `mean`, `cls` and `channel_mean`.
+
         Returns:
             `mean`: (n_blocks, B, D) float32, mean over the crop's own patch tokens. `cls`: the same shape, cls token.
+            `channel_mean`: (n_blocks, B, C * D), mean over each channel's patch tokens, channels in the order of
+            `config.channels`, whatever their order in the crop.
+
+        Raises:
+            ValueError: A pooling of another name, or `channel_mean` where `has_channel_mean` says no.
         """
+        if unknown := set(poolings) - {*POOLINGS, CHANNEL_MEAN}:
+            raise ValueError(
+                f"pooling {', '.join(sorted(unknown))} is not known: choose of {', '.join((*POOLINGS, CHANNEL_MEAN))}."
+            )
+        order_BC = self._vocabulary_order(batch) if CHANNEL_MEAN in poolings else None
         was_training = self.training
         if was_training:
             self.eval()
         try:
             patches = self.patches(batch)
-            mean, cls = [], []
+            with_cls = longer(patches.runs, 1)
+            pooled: dict[str, list[Tensor]] = {pooling: [] for pooling in poolings}
             for tokens in self.run_blocks(self.embed(patches), patches.runs):
                 normed = functional.layer_norm(tokens.float(), (self.config.width,), eps=1e-6)
-                first_BD, mean_BD = cls_and_mean(normed, longer(patches.runs, 1))
-                cls.append(patches.in_minibatch_order(first_BD))
-                mean.append(patches.in_minibatch_order(mean_BD))
+                first_BD, mean_BD = cls_and_mean(normed, with_cls)
+                of_block = {"cls": first_BD, "mean": mean_BD}
+                if order_BC is not None:
+                    of_block[CHANNEL_MEAN] = channel_means(normed, with_cls, order_BC)
+                for pooling, kept in pooled.items():
+                    kept.append(patches.in_minibatch_order(of_block[pooling]))
         finally:
             if was_training:
                 self.train()
-        return {"mean": torch.stack(mean), "cls": torch.stack(cls)}
+        return {pooling: torch.stack(kept) for pooling, kept in pooled.items()}
 
     def trim(self, n_blocks: int) -> Encoder:
         """A copy with the first `n_blocks` blocks: the features of block n_blocks - 1 at the price of those blocks.
@@ -266,6 +287,20 @@ class Encoder(nn.Module):
                     raise wrong_channels(self.config.channels, self._names(real), f"crop {i} of the minibatch")
         return None if torch.equal(found_BC, batch.channel_index) else order_BC
 
+    def _vocabulary_order(self, batch: CropBatch) -> Tensor:
+        """(B, C) where in each crop its channels are, in the order of the model's vocabulary."""
+        order_BC = batch.channel_index.argsort(dim=1)
+        identity_BC = batch.channel_index.take_along_dim(order_BC, dim=1)
+        is_known = bool((identity_BC > 0).all()) and bool((identity_BC[:, 1:] > identity_BC[:, :-1]).all())
+        if self.config.is_fused or not is_known or not bool((identity_BC == identity_BC[:1]).all()):
+            found = sorted({", ".join(self._names(row)) for row in batch.channel_index.tolist()})
+            raise ValueError(
+                f"no {CHANNEL_MEAN} of this {self.config.architecture} for crops of channels {'; '.join(found[:3])}: "
+                "it takes tokens of single channels, and the same known stains, each once, in every crop. "
+                f"Take one of {', '.join(POOLINGS)}."
+            )
+        return to_device(order_BC, batch.pixels.device)
+
     def _check_identities(self, batch: CropBatch) -> None:
         self.config.check_number_of_channels(max(batch.n_channels))
         highest = len(self.config.channels)
@@ -286,6 +321,27 @@ def cls_and_mean(tokens_TD: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
     """(B, D) the first token of each crop, and (B, D) the mean of its others, in the order of the runs."""
     stacks = split_runs(tokens_TD, runs)
     return torch.cat([stack[:, 0] for stack in stacks]), torch.cat([stack[:, 1:].mean(dim=1) for stack in stacks])
+
+
+def channel_means(tokens_TD: Tensor, runs: Runs, order_BC: Tensor) -> Tensor:
+    """(B, C * D) the mean of each channel's tokens, without cls, channels in the order given for each crop."""
+    (stack,) = split_runs(tokens_TD, runs)  # crops of equal channel counts are one run
+    means_BCD = stack[:, 1:].reshape(len(stack), order_BC.shape[1], -1, stack.shape[-1]).mean(dim=2)
+    return torch.take_along_dim(means_BCD, order_BC[:, :, None], dim=1).flatten(1)
+
+
+def has_channel_mean(config: ModelConfig, channel_sets: Iterable[Sequence[str]]) -> bool:
+    """Whether `channel_mean` is defined: each place of the vector must mean the same stain in all crops.
+
+    Args:
+        config: Of the encoder. A fused `mae_vit` has none, for its tokens hold all channels.
+        channel_sets: Stains of the crops, in any order; repeats do not matter.
+    """
+    sets = {tuple(sorted(names)) for names in channel_sets}
+    if config.is_fused or len(sets) != 1:
+        return False
+    (names,) = sets
+    return len(set(names)) == len(names) > 0 and set(names) <= set(config.channels)
 
 
 def build_encoder(config: ModelConfig, seed: int) -> Encoder:

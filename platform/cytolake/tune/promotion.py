@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import GUARD_RAILS
 from cytolake.catalog import Catalog
-from cytolake.models import load_encoder
+from cytolake.models import POOLINGS, load_encoder
 from cytolake.tracking import CHAMPION, ChampionCard, ModelCard, TrackingConfig, promote
 from cytolake.tune.block_search import BASELINES, BlockChoice, baseline_of
 
@@ -18,11 +18,11 @@ from cytolake.tune.block_search import BASELINES, BlockChoice, baseline_of
 class PromoteBy:
     """A ranking of the leaderboard that chooses the block, instead of the probe."""
 
-    benchmark: str
-    """Such as `relation_recall` or `activity_map`."""
-    metric: str
+    benchmark: str = ""
+    """Such as `relation_recall` or `activity_map`; empty means the recipe's probe."""
+    metric: str = ""
     """Such as `recall_05_95` or `mean_average_precision`."""
-    label: str
+    label: str = ""
     """Such as `perturbation`, or the source of relations."""
     alignment: str = "none"
     """Of the profiles that were scored."""
@@ -32,6 +32,11 @@ class PromoteBy:
             raise ValueError(
                 f"promote_by.benchmark is {self.benchmark}, a guard rail: a representation that holds nothing passes "
                 "it best. Take a benchmark of biology."
+            )
+        if bool(self.benchmark) != bool(self.metric and self.label):
+            raise ValueError(
+                f"promote_by has benchmark {self.benchmark!r}, metric {self.metric!r} and label {self.label!r}, "
+                "expected all three or none. `cytolake leaderboard` shows which there are."
             )
 
 
@@ -110,6 +115,11 @@ def promote_choice(
             "Run jobs/embed.py and jobs/probe.py on this catalog first."
         )
     row = rows[0]
+    if row["pooling"] not in POOLINGS:
+        raise ValueError(
+            f"representation {choice.representation_id} is pooled by {row['pooling']}; serving gives "
+            f"{' and '.join(POOLINGS)}. Embed without embed.channel_mean, or promote by a ranking that these lead."
+        )
     encoder = load_encoder(row["checkpoint"])
     baselines = (choice.untrained, choice.pixel_statistics)
     card = ModelCard(

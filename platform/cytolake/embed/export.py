@@ -1,0 +1,315 @@
+"""Embeddings as files that other tools read as they are: AnnData (.h5ad) and profiling tables (Parquet).
+
+Shapes: N crops or wells, D features.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cytolake.catalog import Catalog
+from cytolake.embed.aggregate import checked_id, known_representation, pinned, stored_rows, vectors_of
+
+ExportLevel = Literal["crop", "well"]
+
+_TABLES = {"crop": ("embeddings", "crop_id"), "well": ("profiles", "well_id")}
+_WELL_COLUMNS = (
+    "screen", "batch", "plate", "well", "perturbation", "gene", "pathway", "guide", "compound", "dose", "replicate",
+    "control", "is_negative_control",
+)  # fmt: skip
+_METADATA = {
+    "screen": "Metadata_Screen", "batch": "Metadata_Batch", "plate": "Metadata_Plate", "well": "Metadata_Well",
+    "perturbation": "Metadata_Perturbation", "gene": "Metadata_Gene", "pathway": "Metadata_Pathway",
+    "guide": "Metadata_Guide", "compound": "Metadata_Compound", "dose": "Metadata_Dose",
+    "replicate": "Metadata_Replicate", "control": "Metadata_Control",
+    "is_negative_control": "Metadata_IsNegativeControl",
+}  # fmt: skip
+"""Names that profiling tools know a table's labels by: they take every other column for a feature."""
+_ROW_GROUP_BYTES = 64_000_000
+
+
+def representations_of(
+    catalog: Catalog, model_id: str, *, pack_id: str = "", poolings: Sequence[str] = (), blocks: Sequence[int] = ()
+) -> list[str]:
+    """Ids of the blocks and poolings of one model over one pack, in the order of pooling and block.
+
+    Args:
+        catalog: Where representations are.
+        model_id: As in `representations`.
+        pack_id: Needed where several packs were embedded with the model.
+        poolings: Only these; all by default.
+        blocks: Only these, 0 = first; all by default.
+
+    Raises:
+        ValueError: The model has none (of these), or has them of several packs and `pack_id` does not say which.
+    """
+    rows = catalog.table("representations", where=f"model_id = '{checked_id(model_id)}'").to_pylist()
+    packs = sorted({row["pack_id"] for row in rows})
+    if len(packs) > 1 and not pack_id:
+        raise ValueError(
+            f"model {model_id}: embeddings of {len(packs)} packs, {', '.join(packs)}. Name one in pack_id."
+        )
+    wanted = [
+        row
+        for row in rows
+        if (not pack_id or row["pack_id"] == pack_id)
+        and (not poolings or row["pooling"] in poolings)
+        and (not blocks or row["block"] in blocks)
+    ]
+    if not wanted:
+        there = sorted({f"block {row['block']} {row['pooling']} of pack {row['pack_id']}" for row in rows})
+        raise ValueError(
+            f"model {model_id}: no representation of these. There are: {', '.join(there[:8]) or 'none'}. "
+            "Run jobs/embed.py."
+        )
+    return [row["representation_id"] for row in sorted(wanted, key=lambda row: (row["pooling"], row["block"]))]
+
+
+def export_anndata(
+    catalog: Catalog, representation_ids: Sequence[str], path: str | Path, *, level: ExportLevel = "well"
+) -> Path:
+    """Write representations of the same crops or wells as one .h5ad; one representation is in memory at a time.
+
+    `obs` holds what is known of the crops or wells, in the order of screen, plate, well and id. `obsm` holds one
+    float32 matrix for each representation: `block_3_mean` for a block and pooling of an encoder, the name of the
+    architecture for what has no blocks (`pixel_statistics`, an external table). There is no `X`. `uns["cytolake"]`
+    holds the level, the versions of the tables, and for each key of `obsm` its row of `representations`: model, pack,
+    curation and run.
+
+    Args:
+        catalog: Where the rows are.
+        representation_ids: At least one; see `representations_of`.
+        path: Replaced if it is there, in one step.
+        level: `crop` writes embeddings, `well` profiles.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: Blocks of two encoders, two representations of one key, or of different crops or wells; and what
+            `vectors_of` refuses.
+    """
+    import anndata
+    import h5py  # type: ignore[import-untyped]
+
+    catalog = pinned(catalog)
+    known = _keyed(catalog, representation_ids)
+    ids = {key: str(row["representation_id"]) for key, row in known.items()}
+    first = next(iter(ids.values()))
+    observations = _observations(catalog, first, level)
+    name = _TABLES[level][1]
+    keys = observations[name].combine_chunks()
+    frame = observations.to_pandas().set_index(name, drop=True)
+    for column in observations.column_names:
+        if pa.types.is_string(observations[column].type) and column != name and column != "well_id":
+            frame[column] = frame[column].fillna("").astype("category")
+    about = {key: {name: _plain(value) for name, value in row.items()} for key, row in known.items()}
+    uns = {"level": level, "table_versions": dict(catalog.versions()), "representations": about}
+    with _replaced(Path(path)) as part:
+        anndata.AnnData(obs=frame, uns={"cytolake": uns}).write_h5ad(part)
+        with h5py.File(part, "r+") as file:
+            for key, representation_id in ids.items():
+                matrix = _matrix(catalog, representation_id, level, keys, int(known[key]["dim"]), first)
+                anndata.io.write_elem(file["obsm"], key, matrix)
+    return Path(path)
+
+
+def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *, level: ExportLevel = "well") -> Path:
+    """Write one representation as a profiling table: `Metadata_*` columns and one float32 column for each feature.
+
+    pycytominer, copairs and their kind read it unchanged. Rows are streamed in the order in which they are stored, so
+    memory does not grow with their number. `Metadata_representation_id` in each row, and the row of `representations`
+    as JSON under `cytolake` in the file's metadata, say whose vectors they are. Features are named by block and
+    pooling, `block_3_mean_0000`, or by the architecture where there are no blocks.
+
+    Args:
+        catalog: Where the rows are.
+        representation_id: Whose vectors.
+        path: Replaced if it is there, in one step.
+        level: `crop` writes embeddings, `well` profiles.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: No such representation or no rows of it, wells that are not in `wells`; and what `vectors_of`
+            refuses.
+    """
+    catalog = pinned(catalog)
+    ((key, row),) = _keyed(catalog, [representation_id]).items()
+    dim = int(row["dim"])
+    table, name = _TABLES[level]
+    wells = catalog.table("wells", columns=["well_id", *_WELL_COLUMNS])
+    features = [f"{key}_{i:04d}" for i in range(dim)]
+    described = {b"cytolake": json.dumps({name: _plain(value) for name, value in row.items()}).encode()}
+    writer: pq.ParquetWriter | None = None
+    at_once = max(1, _ROW_GROUP_BYTES // (4 * dim))
+    waiting: list[pa.Table] = []
+    n_waiting = 0
+    with _replaced(Path(path)) as part:
+        try:
+            for rows in _with_last(stored_rows(catalog.dataset(table), representation_id)):
+                if rows is not None:
+                    waiting.append(_profiling_rows(rows, wells, name, representation_id, features))
+                    n_waiting += rows.num_rows
+                if n_waiting and (rows is None or n_waiting >= at_once):
+                    chunk = pa.concat_tables(waiting)
+                    if writer is None:
+                        writer = pq.ParquetWriter(part, chunk.schema.with_metadata(described), compression="zstd")
+                    writer.write_table(chunk, row_group_size=n_waiting)
+                    waiting, n_waiting = [], 0
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise ValueError(f"representation {representation_id}: no rows in the table {table}. Run jobs/embed.py.")
+    return Path(path)
+
+
+def _profiling_rows(
+    rows: pa.Table, wells: pa.Table, key: str, representation_id: str, features: Sequence[str]
+) -> pa.Table:
+    matrix_ND = vectors_of(rows, representation_id)
+    if matrix_ND.shape[1] != len(features):
+        raise _wrong_dim(representation_id, matrix_ND.shape[1], len(features))
+    known = wells.take(_places(rows["well_id"], wells["well_id"].combine_chunks(), "wells", representation_id))
+    columns: dict[str, Any] = {_METADATA[name]: known[name] for name in _WELL_COLUMNS}
+    if key == "crop_id":
+        columns["Metadata_crop_id"] = rows["crop_id"]
+    else:
+        columns["Metadata_n_crops"] = rows["n_crops"]
+    columns["Metadata_well_id"] = rows["well_id"]
+    columns["Metadata_representation_id"] = pa.repeat(representation_id, rows.num_rows)
+    by_feature = np.ascontiguousarray(matrix_ND.T)
+    return pa.table({**columns, **{feature: by_feature[i] for i, feature in enumerate(features)}})
+
+
+def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of `representations` by the name of their matrix."""
+    if not representation_ids:
+        raise ValueError("no representation given, expected one or more ids. See representations_of.")
+    keyed: dict[str, dict[str, Any]] = {}
+    encoder = ""
+    for each in dict.fromkeys(representation_ids):
+        row = known_representation(catalog, each)
+        has_blocks = row["block"] is not None and row["block"] >= 0
+        if has_blocks and encoder not in ("", row["model_id"]):
+            raise ValueError(
+                f"representations of the models {encoder} and {row['model_id']} in one file: nobody could tell whose "
+                "block_0_mean it has. Export each model to a file of its own."
+            )
+        encoder = row["model_id"] if has_blocks else encoder
+        own = f"block_{row['block']}_{row['pooling']}" if has_blocks else str(row["architecture"])
+        key = re.sub(r"[^A-Za-z0-9_.-]", "_", own)
+        if key in keyed:
+            raise ValueError(
+                f"representations {keyed[key]['representation_id']} and {each} are both {key}, of packs "
+                f"{keyed[key]['pack_id']} and {row['pack_id']}. Export them to different files."
+            )
+        keyed[key] = row
+    return keyed
+
+
+def _observations(catalog: Catalog, representation_id: str, level: ExportLevel) -> pa.Table:
+    """What is known of the crops or wells of a representation."""
+    table, key = _TABLES[level]
+    own = ["n_crops"] if level == "well" else []
+    columns = list(dict.fromkeys([key, "well_id", *own]))
+    rows = catalog.table(table, columns=columns, where=f"representation_id = '{checked_id(representation_id)}'")
+    if rows.num_rows == 0:
+        raise ValueError(f"representation {representation_id}: no rows in the table {table}. Run jobs/embed.py.")
+    if pc.count_distinct(rows[key]).as_py() != rows.num_rows:
+        raise ValueError(
+            f"representation {representation_id}: {rows.num_rows} rows in the table {table}, but "
+            f"{pc.count_distinct(rows[key]).as_py()} {key}s. Two jobs wrote it at once: embed again under a new root."
+        )
+    _places(rows["well_id"], catalog.table("wells", columns=["well_id"])["well_id"], "wells", representation_id)
+    of_wells = ", ".join(f'w."{name}"' for name in _WELL_COLUMNS)
+    more = "".join(f", r.{name}" for name in own) + (", c.site, c.y, c.x" if level == "crop" else "")
+    joined = "LEFT JOIN crops c ON c.crop_id = r.crop_id" if level == "crop" else ""
+    return catalog.sql(
+        f"SELECT r.{key}{', r.well_id' if level == 'crop' else ''}, {of_wells}{more} "
+        f"FROM these r JOIN wells w ON w.well_id = r.well_id {joined} ORDER BY w.screen, w.plate, w.well, r.{key}",
+        these=rows,
+    )
+
+
+def _matrix(
+    catalog: Catalog, representation_id: str, level: ExportLevel, keys: pa.Array, dim: int, first: str
+) -> NDArray[np.float32]:
+    """(N, dim) in the order of the keys."""
+    table, key = _TABLES[level]
+    matrix = np.empty((len(keys), dim), dtype=np.float32)
+    n_rows = 0
+    for rows in stored_rows(catalog.dataset(table), representation_id):
+        vectors_ND = vectors_of(rows, representation_id)
+        if vectors_ND.shape[1] != dim:
+            raise _wrong_dim(representation_id, vectors_ND.shape[1], dim)
+        matrix[_places(rows[key], keys, f"representation {first}", representation_id).to_numpy()] = vectors_ND
+        n_rows += rows.num_rows
+    if n_rows != len(keys):
+        raise ValueError(
+            f"representation {representation_id}: {n_rows} {level}s, but {len(keys)} in representation {first}. Only "
+            "representations of the same pack fit into one file."
+        )
+    return matrix
+
+
+def _places(values: pa.ChunkedArray, among: Any, where: str, representation_id: str) -> pa.Array:
+    place = pc.index_in(values, value_set=among)
+    place = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
+    if place.null_count:
+        some = values.filter(pc.is_null(place)).to_pylist()[:3]
+        raise ValueError(
+            f"representation {representation_id}: {place.null_count} of {len(values)} rows have no counterpart in "
+            f"{where}, such as {', '.join(map(str, some))}. Ingest their plates, or export representations of one pack."
+        )
+    return place
+
+
+def _with_last(tables: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
+    """The tables, and None after the last."""
+    yield from tables
+    yield None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON and HDF5 have it."""
+    if value is None:
+        return ""
+    return value if isinstance(value, int | float | str) and not _is_nan(value) else str(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _wrong_dim(representation_id: str, found: int, wanted: int) -> ValueError:
+    return ValueError(
+        f"representation {representation_id}: vectors of {found} values, expected {wanted} as in the table "
+        "representations. The rows are another model's: embed the pack again under a new model."
+    )
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place where nothing fails, and goes where something does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
