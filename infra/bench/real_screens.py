@@ -31,7 +31,7 @@ from cytolake.train.evaluation import read_evaluations
 BAR = 0.0
 SCREENS = Path(os.environ.get("CYTOLAKE_REAL_SCREENS", "../shared/data"))
 LABELLED = "cp_plate_row_1ch"
-STEPS, EVALUATE_EVERY = 2000, 250
+STEPS, EVALUATE_EVERY = 800, 200
 PROBE = ProbeConfig(label="perturbation", split="well", seeds=(0, 1, 2, 3, 4, 5, 6, 7), include_controls=True)
 
 

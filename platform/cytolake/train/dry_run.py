@@ -24,10 +24,10 @@ N_GPUS = (1, 2, 8, 32, 128, 256)
 N_CHANNELS = 5
 """Of a crop for a channel-adaptive model where no pack says otherwise: Cell Painting."""
 
-MEMORY_PASSES = 8
+MEMORY_PASSES = 9
 """How often each byte that is kept for the backward pass crosses the GPU's memory in one training step without compiled
-blocks. Counted over the operations of a parallel block in bf16: 430 bytes read and written for 52 bytes kept."""
-EFFICIENCY = 0.36
+blocks. Counted over the operations of a parallel block in bf16: 412 bytes read and written for 44 bytes kept."""
+EFFICIENCY = 0.34
 """Share of the device's declared speeds that a run reaches, all its waiting included: see `seconds_per_crop`."""
 
 _CONTEXT_BYTES = 2e9  # CUDA, cuBLAS and NCCL beside torch's own memory
@@ -163,8 +163,8 @@ def seconds_per_crop(cost: TrainingCost, config: PretrainConfig, device: Device)
     The second term is why a narrow model reaches less of the peak than a wide one, and any model less of an H100's
     than of an A100's. The passes are counted; the efficiency is the one number that is fitted, to the three budgets of
     Kenyon-Dean et al. 2024 (arXiv 2411.02572), so that the largest error is smallest. GPU-hours predicted for reported:
-    MAE-G/8 40,000 for 48,000; MAE-L/8 12,300 for 15,360; CA-MAE-S/16 480 for 400. Each of these alone would give
-    another efficiency: 0.30, 0.29 (both on 128 H100 and more, restarts included) and 0.43 (on 16 A100). No single share
+    MAE-G/8 40,600 for 48,000; MAE-L/8 12,300 for 15,360; CA-MAE-S/16 475 for 400. Each of these alone would give
+    another efficiency: 0.29, 0.27 (both on 128 H100 and more, restarts included) and 0.40 (on 16 A100). No single share
     of the peak comes within 25 % of all three. They are those authors' runs: a step measured on the GPU at hand, as
     `dry_run(mfu=...)`, foretells a run of our own better. The time to launch kernels is left out, which is what small
     models wait for.

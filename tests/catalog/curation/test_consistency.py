@@ -104,7 +104,7 @@ def test_adding_cosines_and_adding_vectors_give_the_same_p_values(monkeypatch, n
 
 
 def test_every_set_of_wells_is_drawn_as_often():
-    drawn = np.sort(consistency._subsets(np.random.default_rng(0), 6, 3, 20_000), axis=1)
+    drawn = np.sort(consistency.random_subsets(np.random.default_rng(0), 6, 3, 20_000), axis=1)
     sets, counts = np.unique(drawn, axis=0, return_counts=True)
     assert [tuple(row) for row in sets.tolist()] == list(combinations(range(6), 3))
     assert stats.chisquare(counts).pvalue > 0.001
