@@ -20,7 +20,7 @@ from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
-from cytolake.line.leaderboard_page import leaderboard_table
+from cytolake.line.leaderboard_page import leaderboard_text
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
 from cytolake.recipes import RECIPES
@@ -114,7 +114,7 @@ def show_leaderboard(
         rows = leaderboard(cytolake.catalog.open(root), wanted)
         if parquet is not None:
             write_parquet(rows, parquet)
-        Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_table(rows))
+        Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_text(rows))
 
 
 @app.command()

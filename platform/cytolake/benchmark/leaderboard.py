@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from cytolake.benchmark.profiles.tasks import GUARD_RAILS
+from cytolake.benchmark.profiles.tasks import GUARD_RAILS, NUISANCES
 from cytolake.catalog import Catalog
 
 TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment")
@@ -49,7 +49,7 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
         conditions.append(f"coalesce(s.alignment, 'none') = {_quoted(wanted.alignment)}")
     of_pack = f"where pack_id = {_quoted(wanted.pack_id)}" if wanted.pack_id else ""
     tasks = ", ".join(TASK_COLUMNS)
-    guard_rails = ", ".join(_quoted(name) for name in GUARD_RAILS)
+    guard_rails, nuisances = (", ".join(map(_quoted, names)) for names in (GUARD_RAILS, NUISANCES))
     return catalog.sql(
         f"""
         with scored as (
@@ -57,7 +57,9 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
                    coalesce(s.alignment, 'none') as alignment, coalesce(s.protocol, '') as protocol, r.pack_id,
                    r.kind, r.architecture, r.model_id, r.block, r.pooling, s.representation_id, s.value, s.ci_low,
                    s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
-                   case when s.benchmark in ({guard_rails}) then -s.value else s.value end as merit
+                   case when s.benchmark in ({guard_rails})
+                             or (s.benchmark like 'linear_probe%' and s.label in ({nuisances}))
+                        then -s.value else s.value end as merit
             from scores s join representations r using (representation_id)
             where {" and ".join(conditions)}
         ),

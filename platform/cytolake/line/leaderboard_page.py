@@ -13,10 +13,13 @@ from typing import Any
 
 import jinja2
 import pyarrow as pa
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 import cytolake
 from cytolake.benchmark.leaderboard import TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.benchmark.profiles.tasks import is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.line.figures import block_curves
 
@@ -33,7 +36,8 @@ ABOUT = {
     "mechanism_map": "Do perturbations of one pathway find each other before those of others?",
     "mechanism_nearest": "Is the nearest other perturbation of the same pathway (nsc), in another batch too (nscb)?",
     "dose_response": "Share of compounds whose distance from the controls grows with dose.",
-    "batch_leakage": "Guard rail: can the plate be told from the controls' profiles? Least is best.",
+    "batch_leakage": "Guard rail: can the plate be told from the controls' profiles? Least is best; below chance is no "
+    "merit, as alignment centres these very wells.",
     "false_positives": "Guard rail: control wells called as different from the controls of other plates. Least is "
     "best; the test promises 0.05.",
 }
@@ -104,26 +108,32 @@ def write_leaderboard(
     return Path(file.name).replace(path)
 
 
-def leaderboard_table(rows: pa.Table) -> Table:
-    """The leaderboard for a terminal: one line for each encoder and ranking."""
-    shown = Table(
-        "benchmark", "label", "metric", "alignment", "encoder", "block", "score", "95 % interval", box=None,
-        header_style="dim", pad_edge=False,
-    )  # fmt: skip
-    shown.columns[6].justify = "right"
-    before: tuple[str, ...] = ()
-    for row in rows.to_pylist():
-        task = _task(row)
-        is_new = task != before
-        if is_new and before:
-            shown.add_row()
-        first = [row["benchmark"], row["label"], row["metric"], row["alignment"]] if is_new else [""] * 4
-        value = f"{row['value']:.3f}"
-        shown.add_row(
-            *first, encoder_name(row), place_text(row), f"[bold]{value}[/]" if is_new else value, interval_text(row)
-        )
-        before = task
-    return shown
+def leaderboard_text(rows: pa.Table) -> Group:
+    """The leaderboard for a terminal of any width: under each ranking's name a line for each encoder."""
+    parts: list[RenderableType] = []
+    for task, ranked in itertools.groupby(rows.to_pylist(), key=_task):
+        shown = Table.grid(padding=(0, 2))
+        for place, row in enumerate(ranked):
+            value = f"{row['value']:.3f}"
+            shown.add_row(
+                "", encoder_name(row), place_text(row), value if place else f"[bold]{value}[/]", interval_text(row)
+            )
+        parts += [Text.assemble((task[0], "bold"), f"  {_how(task)}"), shown]
+    return Group(*parts)
+
+
+def _how(task: tuple[str, ...]) -> str:
+    """What a ranking is of, after its benchmark's name."""
+    benchmark, label, metric, split, alignment = task
+    is_probe = benchmark.startswith("linear_probe")
+    parts = [f"{metric.replace('_', ' ')} of {label}"]
+    if split:
+        parts.append(f"held out by {split}" if is_probe else f"across {split}s")
+    if not is_probe:
+        parts.append(f"alignment {alignment}")
+    if is_guard_rail(benchmark, label):
+        parts.append("guard rail: least is best")
+    return ", ".join(parts)
 
 
 def _task(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -151,11 +161,6 @@ def place_text(row: Mapping[str, Any]) -> str:
 
 def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any]]) -> _Ranking:
     first = best[0]
-    parts = [first["label"], first["metric"].replace("_", " ")]
-    if first["split"]:
-        parts.append(f"across {first['split']}s")
-    if first["alignment"] != "none" or not first["benchmark"].startswith("linear_probe"):
-        parts.append(f"alignment {first['alignment']}")
     rows = [
         {
             "encoder": encoder_name(row),
@@ -172,5 +177,5 @@ def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any
     for name, about in CLASS_DETAILS.items():
         if details.get(name):
             classes = [(key, f"{value:.3f}") for key, value in details[name].items()][:MAX_CLASSES_SHOWN]
-            return _Ranking(", ".join(parts), rows, curve, classes, f"{first['label']}: {about}")
-    return _Ranking(", ".join(parts), rows, curve, [], "")
+            return _Ranking(_how(_task(first)), rows, curve, classes, f"{first['label']}: {about}")
+    return _Ranking(_how(_task(first)), rows, curve, [], "")

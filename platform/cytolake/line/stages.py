@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,7 +34,7 @@ from cytolake.line.code_revision import code_revision
 from cytolake.line.config import Line
 from cytolake.line.label_curve import has_label_curve, measure_label_curve
 from cytolake.line.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
-from cytolake.line.leaderboard_page import leaderboard_table, write_leaderboard
+from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import Report, stage_progress
 from cytolake.line.qc_page import write_qc_page
@@ -389,8 +389,8 @@ class Session:
             return self.probe(representation_ids)
         return choose_by(self.catalog, representation_ids, self.line.promote_by)
 
-    def benchmark(self, pack: Pack, representation_ids: list[str]) -> Table:
-        """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return the table.
+    def benchmark(self, pack: Pack, representation_ids: list[str]) -> Group:
+        """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return its text.
 
         External representations of the same wells are scored beside the recipe's own.
         """
@@ -421,7 +421,7 @@ class Session:
             left_out=left_out,
         )
         self.console.print(f"leaderboard {escape(str(page))}")
-        return leaderboard_table(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
+        return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
 
     def sweep(self, pack: Pack) -> Table:
         """One training run for each value and seed of `line.sweep`, all on the same pack."""

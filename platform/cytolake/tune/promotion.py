@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.profiles.tasks import GUARD_RAILS
+from cytolake.benchmark.profiles.tasks import is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.models import POOLINGS, load_encoder
 from cytolake.tracking import CHAMPION, ChampionCard, ModelCard, TrackingConfig, promote
@@ -28,10 +28,10 @@ class PromoteBy:
     """Of the profiles that were scored."""
 
     def __post_init__(self) -> None:
-        if self.benchmark in GUARD_RAILS:
+        if is_guard_rail(self.benchmark, self.label):
             raise ValueError(
-                f"promote_by.benchmark is {self.benchmark}, a guard rail: a representation that holds nothing passes "
-                "it best. Take a benchmark of biology."
+                f"promote_by.benchmark is {self.benchmark} of {self.label}, a guard rail: a representation that holds "
+                "nothing passes it best. Take a benchmark of biology."
             )
         if bool(self.benchmark) != bool(self.metric and self.label):
             raise ValueError(

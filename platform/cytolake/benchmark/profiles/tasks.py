@@ -31,8 +31,15 @@ Score = dict[str, Any]
 """Columns of the `scores` table that depend on the benchmark; `details` is a dict."""
 GUARD_RAILS = ("batch_leakage", "false_positives")
 """Benchmarks where less is better; no representation is chosen by them."""
+NUISANCES = ("plate", "batch", "row", "column")
+"""Labels that a vector should not tell: a probe of them is a guard rail too."""
 MAX_CLASSES_KEPT = 200
 """Most classes whose own scores are kept in a row's details."""
+
+
+def is_guard_rail(benchmark: str, label: str) -> bool:
+    """Whether less is better."""
+    return benchmark in GUARD_RAILS or (benchmark.startswith("linear_probe") and label in NUISANCES)
 
 
 @dataclass(frozen=True, slots=True)

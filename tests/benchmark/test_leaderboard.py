@@ -1,0 +1,124 @@
+"""Rankings of known scores."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+import cytolake.catalog
+from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.catalog.declared import table_contract
+from cytolake.tune.promotion import PromoteBy, choose_by
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+ENCODERS = {"trained": 3, "untrained": 3, "pixel_statistics": 0}
+"""Kinds, and their blocks."""
+
+
+def rows(table, rows):
+    contract = table_contract(table)
+    return contract.rows([dict.fromkeys(contract.schema.names) | row for row in rows])
+
+
+def score(representation, value, benchmark="activity_map", label="perturbation", protocol="new", hours=1, **more):
+    return {
+        "score_id": f"{representation} {benchmark} {label} {protocol}", "representation_id": representation,
+        "benchmark": benchmark, "label": label, "metric": "m", "split": "", "seed": -1, "value": value,
+        "ci_low": value - 0.1, "ci_high": value + 0.1, "alignment": "pca_cs", "protocol": protocol,
+        "scored_at": BEGAN + timedelta(hours=hours), **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path, create=True)
+    representations = [
+        {
+            "representation_id": f"{kind}{block}", "kind": kind, "model_id": kind, "architecture": "vit",
+            "block": block, "pooling": "mean", "dim": 4, "pack_id": "pack", "created_at": BEGAN,
+        }
+        for kind, n_blocks in ENCODERS.items()
+        for block in (range(n_blocks) if n_blocks else [-1])
+    ]  # fmt: skip
+    catalog.append("representations", rows("representations", representations), transaction="r")
+    biology = [
+        score("trained0", 0.5), score("trained1", 0.8), score("trained2", 0.7), score("untrained0", 0.4),
+        score("untrained1", 0.3), score("pixel_statistics-1", 0.2),
+    ]  # fmt: skip
+    older = [score("trained2", 0.99, protocol="old", hours=0)]
+    leakage = [score(f"trained{b}", v, "linear_probe", "plate") for b, v in enumerate((0.9, 0.6, 0.7))]
+    leakage += [score("untrained0", 0.5, "batch_leakage", "plate"), score("trained0", 0.9, "batch_leakage", "plate")]
+    of_seeds = [score("trained0", 1.0, protocol="new", hours=2) | {"seed": 0, "score_id": "a seed"}]
+    catalog.append("scores", rows("scores", biology + older + leakage + of_seeds), transaction="s")
+    return catalog
+
+
+def ranked(catalog, **wanted):
+    return [
+        (row["representation_id"], row["value"])
+        for row in leaderboard(catalog, LeaderboardFilter(**wanted)).to_pylist()
+    ]
+
+
+def test_each_encoder_stands_with_its_best_block_of_the_newest_protocol(catalog):
+    assert ranked(catalog, benchmark="activity_map") == [
+        ("trained1", 0.8), ("untrained0", 0.4), ("pixel_statistics-1", 0.2),
+    ]  # fmt: skip
+    (best, *_) = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
+    assert best["best_of"] == 3
+
+
+def test_all_blocks_are_there_when_asked_for(catalog):
+    assert [name for name, _ in ranked(catalog, benchmark="activity_map", all_blocks=True)] == [
+        "trained1", "trained2", "trained0", "untrained0", "untrained1", "pixel_statistics-1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "first"), [("linear_probe", ("trained1", 0.6)), ("batch_leakage", ("untrained0", 0.5))]
+)
+def test_of_what_must_not_be_in_a_vector_the_least_is_best(catalog, benchmark, first):
+    assert ranked(catalog, benchmark=benchmark)[0] == first
+
+
+def test_a_pack_s_rankings_keep_what_was_scored_with_it(catalog):
+    outsider = {
+        "representation_id": "peer", "kind": "external", "model_id": "peer", "architecture": "peer", "block": -1,
+        "pooling": "all", "dim": 4, "pack_id": "another", "created_at": BEGAN,
+    }  # fmt: skip
+    catalog.append("representations", rows("representations", [outsider]), transaction="peer")
+    catalog.append("scores", rows("scores", [score("peer", 0.9)]), transaction="peer's")
+    assert ranked(catalog, benchmark="activity_map", pack_id="pack")[0] == ("peer", 0.9)
+    assert ranked(catalog, benchmark="activity_map", pack_id="nothing") == []
+
+
+def test_a_name_with_a_quote_is_a_name(catalog):
+    assert ranked(catalog, label="a' or '1' = '1") == []
+
+
+def test_promotion_takes_the_leader_and_says_why(catalog):
+    ids = [f"{kind}{b}" for kind, n in ENCODERS.items() for b in (range(n) if n else [-1])]
+    by = PromoteBy(benchmark="activity_map", metric="m", label="perturbation", alignment="pca_cs")
+    choice = choose_by(catalog, ids, by)
+    assert (choice.representation_id, choice.best_baseline.representation_id) == ("trained1", "untrained0")
+    assert (choice.margin, choice.margin_low) == (pytest.approx(0.4), pytest.approx(0.2))
+    assert choice.reason == (
+        "best trained block and pooling by activity_map, m of perturbation, alignment pca_cs: 0.800 [0.700, 0.900] "
+        "against untrained 0.400, pixel statistics 0.200"
+    )
+    with pytest.raises(ValueError, match="for: pixel_statistics"):
+        choose_by(catalog, ids[:-1], by)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"benchmark": "batch_leakage", "metric": "m", "label": "plate"}, "a guard rail"),
+        ({"benchmark": "linear_probe", "metric": "m", "label": "batch"}, "a guard rail"),
+        ({"benchmark": "activity_map"}, "expected all three or none"),
+    ],
+)
+def test_a_ranking_that_cannot_choose_is_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        PromoteBy(**fields)
