@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+ORACLES := .venv-oracles
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
@@ -50,15 +51,18 @@ bench-%: $(INSTALLED)
 faults-%: $(INSTALLED)
 	@$(BIN)/python infra/bench/$*_faults.py
 
-# Reference implementations that benchmarks are compared with. Of efaar_benchmarking's own dependencies its benchmark
-# functions need none that is not here.
-$(VENV)/.oracles: $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[oracles]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps efaar_benchmarking
+# Reference implementations that benchmarks are compared with, in an environment of their own that finds all else in ours:
+# one of them brings a package named `tests`. Of efaar_benchmarking's dependencies its benchmark functions need no more.
+$(ORACLES)/.installed: $(INSTALLED)
+	@test -x $(ORACLES)/bin/python || $(PYTHON) -m venv $(ORACLES)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+		> "$$($(ORACLES)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/shared.pth"
+	@$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt copairs
+	@$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps efaar_benchmarking
 	@touch $@
 
-bench-recall bench-map: $(VENV)/.oracles
-	@$(BIN)/python infra/bench/$(@:bench-%=%).py
+bench-recall bench-map: $(ORACLES)/.installed
+	@PYTHONPATH=platform $(ORACLES)/bin/python infra/bench/$(@:bench-%=%).py
 
 $(VENV)/.scvi: $(INSTALLED)
 	@echo "installing scvi-tools, which bench-transcriptomics trains"
@@ -82,4 +86,4 @@ bench-loader: $(INSTALLED) $(PEERS)/.installed
 	@$(BIN)/python infra/bench/loader.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(DEMO_ROOT) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(ORACLES) $(DEMO_ROOT) .mypy_cache .ruff_cache .pytest_cache

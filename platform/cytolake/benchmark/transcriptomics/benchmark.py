@@ -1,0 +1,489 @@
+"""Six tasks that an embedding of a perturbation screen should solve, from mixing of batches to decoding new biology.
+
+    batch_mixing          T1  how many batches the neighbours of a row are of
+    linear_separability   T2  perturbations told by a linear map, in unseen batches
+    nearest_neighbours    T3  perturbations told by the neighbours, in unseen batches
+    known_relations       T4  related perturbations are among the most alike or most opposite pairs
+    perturbation_signal   T5  perturbations whose rows resemble each other, and differ from the controls
+    reconstruction        T6  features decoded, for unseen perturbations in unseen batches
+
+Source: Bendidi et al. 2024, "Benchmarking Transcriptomics Foundation Models for Perturbation Analysis: one PCA still
+rules them all", arXiv 2410.13956. DIFFERENCES.md beside this file lists where and why the tasks differ from its code.
+
+Shapes: N rows, D dimensions, P perturbations, R draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY, ilisi
+from cytolake.benchmark.transcriptomics.embeddings import DRAWN_BY_SEED, EmbeddingConfig, Vectors, embed
+from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall
+from cytolake.benchmark.transcriptomics.perturbation_signal import are_null, consistency, magnitude, p_values_against
+from cytolake.benchmark.transcriptomics.perturbation_split import (
+    TRAIN_SHARE,
+    PerturbationSplit,
+    downsample,
+    split_screen,
+)
+from cytolake.benchmark.transcriptomics.post_processing import Alignment, post_process
+from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig, judge, train_decoder
+from cytolake.benchmark.transcriptomics.resampling import (
+    mean_over_seeds,
+    percentile_interval,
+    resampled_pairs,
+    resampled_ratio,
+)
+from cytolake.benchmark.transcriptomics.screen import (
+    CONTROL,
+    Codes,
+    Screen,
+    ScreenSpec,
+    group_means,
+    load_screen,
+)
+from cytolake.benchmark.transcriptomics.separability import (
+    NEIGHBOURS,
+    Distance,
+    knn_scores,
+    linear_scores,
+    top_credit,
+)
+
+Floats = NDArray[np.float64]
+Relations = Mapping[str, Iterable[tuple[str, str]]]
+MixingRows = Literal["test1", "all"]
+TASKS = (
+    "batch_mixing",
+    "linear_separability",
+    "nearest_neighbours",
+    "known_relations",
+    "perturbation_signal",
+    "reconstruction",
+)
+WITHOUT_SPLIT = frozenset({"known_relations", "perturbation_signal"})
+SEED_DRAWS = 1000
+OVER_SEEDS = -1
+"""`seed` of the rows that hold the mean over seeds."""
+SCHEMA = pa.schema(
+    [
+        pa.field("embedding", pa.string(), nullable=False),
+        pa.field("post_processing", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("ci_low", pa.float64()),
+        pa.field("ci_high", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkConfig:
+    """Settings of the tasks; the published ones unless said otherwise."""
+
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    train_share: float = TRAIN_SHARE
+    """Of the batches and of the perturbations."""
+    perplexity: float = PERPLEXITY
+    """Of batch mixing."""
+    mixing_rows: MixingRows = "test1"
+    """Rows whose mixing is judged; `all` for screens with so few batches that test1 has one."""
+    max_mixing_rows: int = 300_000
+    """More are downsampled by batch."""
+    max_knn_rows: int = 100_000
+    """More training rows of nearest_neighbours are downsampled by batch."""
+    n_neighbours: int | None = NEIGHBOURS
+    """Of nearest_neighbours; the square root of the training rows where None."""
+    distance: Distance = "euclidean"
+    """Of nearest_neighbours."""
+    regularisation: float = 1.0
+    """Inverse strength of the linear probe's L2 penalty. Published: AdamW, 250 epochs."""
+    signal_draws: int = 200
+    """Permutations of perturbation_signal. Not published: it compares with unexpressed genes."""
+    significant: float = 0.05
+    """A perturbation counts with a p-value of this or less."""
+    null_perturbations: tuple[str, ...] = ()
+    """Perturbations without an effect; where there are any, perturbation_signal also compares with them."""
+    bootstrap_draws: int = 1000
+    """Behind the intervals."""
+
+    def __post_init__(self) -> None:
+        if self.mixing_rows not in get_args(MixingRows):
+            raise ValueError(f"config.mixing_rows is {self.mixing_rows!r}, expected one of {get_args(MixingRows)}.")
+        if self.distance not in get_args(Distance):
+            raise ValueError(f"config.distance is {self.distance!r}, expected one of {get_args(Distance)}.")
+        if not 0 < self.significant < 1:
+            raise ValueError(f"config.significant is {self.significant}, expected between 0 and 1.")
+        if (self.signal_draws + 1) * self.significant < 1:
+            raise ValueError(
+                f"config.signal_draws is {self.signal_draws}: no p-value can be {self.significant}. Expected "
+                f"{round(1 / self.significant) - 1} or more."
+            )
+        for name in ("max_mixing_rows", "max_knn_rows", "regularisation", "bootstrap_draws"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"config.{name} is {getattr(self, name)}, expected above 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one task."""
+
+    metric: str
+    value: float
+    n: int
+    """What it is a mean of: rows, pairs, perturbations or features."""
+    draws: Floats | None
+    """(R,) the value of each resample; None where there is nothing to resample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One metric of one embedding, under each seed."""
+
+    embedding: str
+    post_processing: str
+    task: str
+    metric: str
+    seeds: tuple[int, ...]
+    scores: tuple[Score, ...]
+    """One for each seed."""
+
+    @property
+    def value(self) -> float:
+        """Mean over seeds; NaN where a seed has none."""
+        return float(np.mean([score.value for score in self.scores]))
+
+    @property
+    def draws(self) -> Floats | None:
+        """(R,) of the mean; of the seeds alone where a score has none of its own, None for a single such seed."""
+        own = [score.draws for score in self.scores if score.draws is not None]
+        if len(own) < len(self.scores):
+            own = [np.full(SEED_DRAWS, score.value) for score in self.scores] if len(self.scores) > 1 else []
+        return mean_over_seeds(own) if own else None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One embedding under one seed: what a task is given."""
+
+    screen: Screen
+    vectors: Vectors
+    """(N, D) after post-processing."""
+    split: PerturbationSplit | None
+    """None for tasks without one."""
+    seed: int
+    config: BenchmarkConfig
+    relations: Relations
+
+    @property
+    def parts(self) -> PerturbationSplit:
+        """The split of a task that has one."""
+        assert self.split is not None
+        return self.split
+
+
+def benchmark_embeddings(
+    data: Any,
+    spec: ScreenSpec,
+    embeddings: Sequence[str],
+    tasks: Sequence[str] = TASKS,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    post_processing: Sequence[str] = ("none",),
+    relations: Relations | None = None,
+    alignments: Mapping[str, Alignment] | None = None,
+    config: BenchmarkConfig | None = None,
+) -> pa.Table:
+    """Score embeddings on the tasks.
+
+    A seed draws the split, the noise embeddings, the decoder's weights and the permutations. Intervals are 95 % and say
+    what other rows would have given: groups of one batch and one perturbation are drawn whole, for their rows are not
+    independent. Those of a mean over seeds include the split.
+
+    Args:
+        data: AnnData, or the path of a `.h5ad`.
+        spec: Where it holds perturbations, batches and embeddings.
+        embeddings: Built-in ones (`embeddings.BUILT_IN`) and keys of `obsm` that the spec names.
+        tasks: Of `TASKS`.
+        seeds: Different numbers from 0 up.
+        post_processing: `none`, `centred`, `centre_scaled`, `tvn`, a variant of `embed.alignment`, or names of
+            `alignments`.
+        relations: For each source, pairs of perturbations; `known_relations` needs one pair or more of each source.
+        alignments: Other post-processing by name.
+        config: Settings.
+
+    Returns:
+        Rows of `SCHEMA`, in the order of the arguments; `seed` -1 is the mean over seeds. `value` is null where a
+        metric is not defined, the interval where there is nothing to resample.
+
+    Raises:
+        ImportError: scanpy or scvi-tools is missing and needed.
+        ValueError: An unknown name, or data that a task cannot be run on; says which and what to do.
+    """
+    scored = score_embeddings(
+        data,
+        spec,
+        embeddings,
+        tasks,
+        seeds,
+        post_processing=post_processing,
+        relations=relations,
+        alignments=alignments,
+        config=config,
+    )
+    return pa.Table.from_pylist([row for each in scored for row in _rows(each)], schema=SCHEMA)
+
+
+def score_embeddings(
+    data: Any,
+    spec: ScreenSpec,
+    embeddings: Sequence[str],
+    tasks: Sequence[str] = TASKS,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    post_processing: Sequence[str] = ("none",),
+    relations: Relations | None = None,
+    alignments: Mapping[str, Alignment] | None = None,
+    config: BenchmarkConfig | None = None,
+) -> list[Scored]:
+    """`benchmark_embeddings` with the resamples, from which `difference` compares two embeddings."""
+    config = config or BenchmarkConfig()
+    relations = {source: list(pairs) for source, pairs in (relations or {}).items()}
+    _check(tasks, seeds, relations)
+    screen = load_screen(data, spec)
+    splits = {
+        seed: split_screen(screen, seed, config.train_share) if set(tasks) - WITHOUT_SPLIT else None for seed in seeds
+    }
+    scored: list[Scored] = []
+    pca: Vectors | None = None
+    for name in embeddings:
+        if pca is None and name in ("pca", "scrambled_pca", "scrambled_pca_within_batch"):
+            pca = embed(screen, "pca", config.embedding)
+        drawn = {
+            seed: embed(screen, name, config.embedding, seed, pca=pca)
+            for seed in (seeds if name in DRAWN_BY_SEED else seeds[:1])
+        }
+        for method in post_processing:
+            vectors = {seed: post_process(screen, each, method, alignments) for seed, each in drawn.items()}
+            trials = [
+                Trial(screen, vectors.get(seed, vectors[seeds[0]]), splits[seed], seed, config, relations)
+                for seed in seeds
+            ]
+            for task in tasks:
+                for scores in zip(*(run_task(task, trial) for trial in trials), strict=True):
+                    scored.append(Scored(name, method, task, scores[0].metric, tuple(seeds), scores))
+    return scored
+
+
+def difference(better: Scored, worse: Scored) -> tuple[float, float | None, float | None]:
+    """How much higher one embedding scores than another on the same metric, and the 95 % interval of that.
+
+    Both are resampled alike, so what is hard for both, such as a perturbation without an effect, does not widen it.
+
+    Raises:
+        ValueError: Scores of different tasks, metrics or seeds, or of different numbers of rows.
+    """
+    asked = [(each.task, each.metric, each.seeds, tuple(score.n for score in each.scores)) for each in (better, worse)]
+    if asked[0] != asked[1]:
+        raise ValueError(f"{asked[0]} and {asked[1]} are not the same question. Score both embeddings in one call.")
+    low, high = None, None
+    if better.draws is not None and worse.draws is not None:
+        low, high = percentile_interval(better.draws - worse.draws)
+    return better.value - worse.value, low, high
+
+
+def run_task(task: str, trial: Trial) -> list[Score]:
+    """Scores of one task, for callers with vectors and splits of their own."""
+    return _RUN[task](trial)
+
+
+def _batch_mixing(trial: Trial) -> list[Score]:
+    screen, config = trial.screen, trial.config
+    rows = trial.parts.test1 if config.mixing_rows == "test1" else np.arange(screen.n_rows)
+    rows = downsample(rows, screen.batch_of_row[rows], config.max_mixing_rows, trial.seed)
+    mixing = ilisi(trial.vectors[rows], screen.batch_of_row[rows], config.perplexity)
+    return [_mean(trial, "ilisi", mixing.lisi, rows), _mean(trial, "ilisi_normalised", mixing.normalised, rows)]
+
+
+def _linear_separability(trial: Trial) -> list[Score]:
+    screen = trial.screen
+    train, test = (rows[~screen.is_control[rows]] for rows in (trial.parts.train, trial.parts.test1))
+    scores = []
+    for suffix, standardise in (("", False), ("_standardised", True)):
+        classes, logits, converged = linear_scores(
+            trial.vectors[train],
+            screen.perturbation_of_row[train],
+            trial.vectors[test],
+            standardise=standardise,
+            regularisation=trial.config.regularisation,
+        )
+        scores += _accuracies(trial, classes, logits, test, suffix)
+        scores.append(Score(f"converged{suffix}", float(converged), 1, None))
+    return scores
+
+
+def _nearest_neighbours(trial: Trial) -> list[Score]:
+    screen, config = trial.screen, trial.config
+    train, test = trial.parts.train, trial.parts.test1
+    train = downsample(train, screen.batch_of_row[train], config.max_knn_rows, trial.seed)
+    classes, votes = knn_scores(
+        trial.vectors[train],
+        screen.perturbation_of_row[train],
+        trial.vectors[test],
+        n_neighbours=config.n_neighbours,
+        distance=config.distance,
+    )
+    return _accuracies(trial, classes, votes, test, "")
+
+
+def _known_relations(trial: Trial) -> list[Score]:
+    screen, draws = trial.screen, trial.config.bootstrap_draws
+    means_PD = group_means(trial.vectors, screen.perturbation_of_row, len(screen.perturbations))
+    scores = []
+    for source, pairs in trial.relations.items():
+        found = known_relation_recall(means_PD, screen.perturbations, pairs)
+        if not len(found.pairs):
+            raise ValueError(
+                f"known_relations: of {source}'s pairs none has both ends among the {len(screen.perturbations)} "
+                "perturbations. Expected names spelled alike: correct the relations, or leave the source out."
+            )
+        recalled = found.recalled.astype(np.float64)
+        resampled = resampled_pairs(recalled, found.pairs, len(screen.perturbations), draws)
+        scores.append(Score(f"recall_{source}", found.value, len(recalled), resampled))
+    return scores
+
+
+def _perturbation_signal(trial: Trial) -> list[Score]:
+    screen, config = trial.screen, trial.config
+    scores = []
+    for name, (values, p_values) in (
+        ("consistent", consistency(screen, trial.vectors, config.signal_draws, trial.seed)),
+        ("distinct", magnitude(screen, trial.vectors, config.signal_draws, trial.seed)),
+    ):
+        scores.append(_share(trial, f"{name}_share", p_values))
+        if config.null_perturbations:
+            is_null = are_null(screen, config.null_perturbations)
+            against = p_values_against(values, is_null)
+            scores.append(_share(trial, f"{name}_share_of_named_null", np.where(is_null, np.nan, against)))
+    return scores
+
+
+def _reconstruction(trial: Trial) -> list[Score]:
+    screen, decoder, draws = trial.screen, trial.config.decoder, trial.config.bootstrap_draws
+    predict = train_decoder(screen, trial.vectors, trial.parts.train, decoder, trial.seed)
+    found = judge(screen, predict, trial.parts.test2, decoder)
+    n = len(trial.parts.test2)
+    groups_J, n_groups = _groups(screen, found.first_row)
+
+    def resampled(numerator: Floats, denominator: Floats) -> Floats:
+        return resampled_ratio(numerator, denominator, groups_J, n_groups, draws)
+
+    scores = [
+        Score("mse", found.mse, n, resampled(found.squared, found.n_rows)),
+        Score("mae", found.mae, n, resampled(found.absolute, found.n_rows)),
+        Score("r2", found.r2, n, 1 - resampled(found.squared, found.spread)),
+    ]
+    for name, each_G in (("pearson", found.pearson), ("spearman", found.spearman)):
+        scores.append(_over_units(trial, name, each_G))
+    n_batches = len(np.unique(screen.batch_of_row[trial.parts.test2]))
+    scores.append(Score("structural_integrity", found.integrity, n_batches, None))
+    scores.append(Score("structural_integrity_profiles", found.profile_integrity, n_batches, None))
+    return scores
+
+
+_RUN: dict[str, Callable[[Trial], list[Score]]] = {
+    "batch_mixing": _batch_mixing,
+    "linear_separability": _linear_separability,
+    "nearest_neighbours": _nearest_neighbours,
+    "known_relations": _known_relations,
+    "perturbation_signal": _perturbation_signal,
+    "reconstruction": _reconstruction,
+}
+
+
+def _accuracies(trial: Trial, classes: Codes, scores_MK: Floats, rows: Codes, suffix: str) -> list[Score]:
+    labels = trial.screen.perturbation_of_row[rows]
+    credits = {top: top_credit(scores_MK, classes, labels, top) for top in (1, 5)}
+    of_class = group_means(credits[1][:, None], labels - CONTROL, len(trial.screen.perturbations) + 1)[:, 0]
+    return [
+        *(_mean(trial, f"top{top}{suffix}", credit, rows) for top, credit in credits.items()),
+        _over_units(trial, f"balanced_top1{suffix}", of_class),
+    ]
+
+
+def _mean(trial: Trial, metric: str, values: Floats, rows: Codes) -> Score:
+    """The mean over rows, resampled by groups of one batch and one perturbation."""
+    groups_N, n_groups = _groups(trial.screen, rows)
+    units, place = np.unique(groups_N, return_inverse=True)
+    sums, counts = (np.bincount(place, each).astype(np.float64) for each in (values, np.ones(len(place))))
+    draws = resampled_ratio(sums, counts, units, n_groups, trial.config.bootstrap_draws)
+    return Score(metric, float(values.mean()), len(values), draws)
+
+
+def _over_units(trial: Trial, metric: str, values_U: Floats) -> Score:
+    """The mean over perturbations or features, resampled by them; those with NaN do not count."""
+    units = np.flatnonzero(~np.isnan(values_U))
+    known = values_U[units]
+    draws = resampled_ratio(known, np.ones(len(units)), units, len(values_U), trial.config.bootstrap_draws)
+    return Score(metric, float(known.mean()) if len(units) else float("nan"), len(units), draws)
+
+
+def _share(trial: Trial, metric: str, p_values: Floats) -> Score:
+    """Share of the perturbations with a p-value that are significant."""
+    hits = np.where(np.isnan(p_values), np.nan, p_values <= trial.config.significant)
+    return _over_units(trial, metric, hits)
+
+
+def _groups(screen: Screen, rows: Codes) -> tuple[Codes, int]:
+    """Number of each row's group of one batch and one perturbation, and how many such groups there could be."""
+    n_labels = len(screen.perturbations) + 1
+    groups = screen.batch_of_row[rows] * n_labels + screen.perturbation_of_row[rows] - CONTROL
+    return groups, n_labels * len(screen.batches)
+
+
+def _rows(scored: Scored) -> list[dict[str, Any]]:
+    """Rows of one metric: each seed, and the mean."""
+    seeds = zip(scored.seeds, scored.scores, strict=True)
+    rows = [_row(scored, seed, score.value, score.draws, score.n) for seed, score in seeds]
+    n = round(float(np.mean([score.n for score in scored.scores])))
+    return [*rows, _row(scored, OVER_SEEDS, scored.value, scored.draws, n)]
+
+
+def _row(scored: Scored, seed: int, value: float, draws: Floats | None, n: int) -> dict[str, Any]:
+    is_known = bool(np.isfinite(value))
+    low, high = percentile_interval(draws) if is_known else (None, None)
+    return {
+        "embedding": scored.embedding,
+        "post_processing": scored.post_processing,
+        "task": scored.task,
+        "metric": scored.metric,
+        "seed": seed,
+        "value": value if is_known else None,
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+    }
+
+
+def _check(tasks: Sequence[str], seeds: Sequence[int], relations: Relations) -> None:
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks:
+        raise ValueError(f"tasks {', '.join(unknown) or '(none)'}: expected some of {', '.join(TASKS)}.")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds are {tuple(seeds)}, expected different numbers from 0 up, such as (0, 1, 2).")
+    if "known_relations" in tasks and not relations:
+        raise ValueError(
+            "the task known_relations has no relations. Give pairs of perturbations as relations={'source': pairs}, or "
+            "leave the task out."
+        )

@@ -1,0 +1,265 @@
+"""A perturbation screen as the tasks read it: features, embeddings, perturbations, batches.
+
+The rows are whatever was measured: cells, wells or images. The features are log-normalised expression, or any matrix of
+numbers such as CellProfiler features; the tasks know no difference.
+
+Shapes: N rows, G features (genes), D dimensions of an embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+Values = Literal["counts", "features"]
+Codes = NDArray[np.intp]
+CONTROL = -1
+"""Code of the control in `Screen.perturbation_of_row`."""
+NORMALISED_TOTAL = 1e4  # counts of each cell before the logarithm; scanpy's and the published benchmark's habit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScreenSpec:
+    """Where an AnnData holds what the tasks need."""
+
+    perturbation: str
+    """Column of `obs`: what was done to the row."""
+    control: str
+    """The value in that column that says control."""
+    batch: str
+    """Column of `obs`: rows of one batch were measured together."""
+    values: Values = "counts"
+    """What the matrix holds. `counts` become log(1 + 1e4 count / total of the row); `features` stay as they are."""
+    layer: str | None = None
+    """Layer that holds the matrix; `X` where None."""
+    gene_name: str | None = None
+    """Column of `var` with the features' names; its index where None."""
+    embeddings: tuple[str, ...] = ()
+    """Keys of `obsm` to be benchmarked."""
+
+    def __post_init__(self) -> None:
+        for name in ("perturbation", "control", "batch"):
+            if not getattr(self, name):
+                raise ValueError(f"spec.{name} is empty, expected a name in the data.")
+        if self.values not in get_args(Values):
+            raise ValueError(f"spec.values is {self.values!r}, expected one of {', '.join(get_args(Values))}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """Rows of a screen, in the order of the AnnData."""
+
+    features: Any
+    """(N, G) float32, scipy CSR where the data were sparse, else an array."""
+    counts: Any
+    """(N, G) as counted, CSR or an array; None where the data are no counts."""
+    feature_names: tuple[str, ...]
+    """(G,)"""
+    perturbations: tuple[str, ...]
+    """(P,) sorted, without the control."""
+    perturbation_of_row: Codes
+    """(N,) place in `perturbations`; -1 is the control."""
+    batches: tuple[str, ...]
+    """(B,) sorted."""
+    batch_of_row: Codes
+    """(N,) place in `batches`."""
+    embeddings: dict[str, NDArray[np.float32]]
+    """(N, D) for each key of `obsm` that the spec names."""
+
+    @property
+    def is_control(self) -> NDArray[np.bool_]:
+        """(N,)"""
+        return np.asarray(self.perturbation_of_row == CONTROL)
+
+    @property
+    def n_rows(self) -> int:
+        """N"""
+        return len(self.perturbation_of_row)
+
+    def dense_rows(self, rows: Codes) -> NDArray[np.float32]:
+        """(n, G) features of some rows. The only place where sparse features become dense."""
+        return dense(self.features[rows])
+
+
+def load_screen(data: Any, spec: ScreenSpec) -> Screen:
+    """Read and check a screen; sparse matrices stay sparse, and the AnnData is not changed.
+
+    Args:
+        data: AnnData, or the path of a `.h5ad`.
+        spec: Where things are.
+
+    Raises:
+        ImportError: scanpy is missing and the values are counts.
+        ValueError: A column, layer or embedding that is not there; no control; a single perturbation or batch; values
+            that are not finite, or counts that are no counts.
+    """
+    if isinstance(data, str | Path):
+        import anndata
+
+        path, where = Path(data), str(data)
+        if not path.is_file():
+            raise ValueError(f"{where}: no such file, expected a .h5ad. Correct the path.")
+        data = anndata.read_h5ad(path)
+    else:
+        where = "the AnnData"
+    perturbation_N = _labels(data.obs, spec.perturbation, "spec.perturbation", where)
+    batch_N = _labels(data.obs, spec.batch, "spec.batch", where)
+    is_control = perturbation_N == spec.control
+    if not is_control.any():
+        shown = ", ".join(np.unique(perturbation_N)[:5].tolist())
+        raise ValueError(
+            f"{where}, column {spec.perturbation}: no row is {spec.control!r}, found {shown}, ... Expected controls to "
+            "compare with: correct spec.control."
+        )
+    perturbations = tuple(np.unique(perturbation_N[~is_control]).tolist())
+    batches, batch_of_row = np.unique(batch_N, return_inverse=True)
+    if len(perturbations) < 2:
+        raise ValueError(
+            f"{where}, column {spec.perturbation}: {len(perturbations)} perturbations beside the control, expected 2 "
+            "or more. Correct spec.perturbation."
+        )
+    codes = np.where(is_control, CONTROL, np.searchsorted(np.asarray(perturbations), perturbation_N))
+    matrix = _matrix(data, spec, where)
+    names = data.var_names if spec.gene_name is None else _labels(data.var, spec.gene_name, "spec.gene_name", where)
+    screen = Screen(
+        features=matrix,
+        counts=None,
+        feature_names=tuple(str(name) for name in names),
+        perturbations=perturbations,
+        perturbation_of_row=codes.astype(np.intp),
+        batches=tuple(batches.tolist()),
+        batch_of_row=batch_of_row.astype(np.intp),
+        embeddings={key: _embedding(data, key, where) for key in spec.embeddings},
+    )
+    if spec.values == "features":
+        return screen
+    return replace(screen, features=log_normalise(matrix, where), counts=matrix)
+
+
+def log_normalise(counts: Any, where: str = "the counts") -> Any:
+    """log(1 + 1e4 count / total of the row), by scanpy.
+
+    Args:
+        counts: (N, G) CSR or array, float32.
+        where: Names the data in errors.
+
+    Raises:
+        ImportError: scanpy is missing.
+        ValueError: A negative count, one that is no whole number, or a row without any.
+    """
+    values = counts.data if sparse.issparse(counts) else counts
+    if values.size and (values.min() < 0 or not np.array_equal(values, np.rint(values))):
+        bad = values[(values < 0) | (values != np.rint(values))].flat[0]
+        raise ValueError(
+            f"{where}: the value {bad} is no count, expected whole numbers from 0 up. Name the layer that holds counts "
+            "in spec.layer, or say spec.values='features' for values that are normalised already."
+        )
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    if not totals.all():
+        raise ValueError(
+            f"{where}: {int((totals == 0).sum())} rows have no counts at all, the first is row "
+            f"{int(np.flatnonzero(totals == 0)[0])}. Expected at least one count a row: leave them out."
+        )
+    import anndata
+
+    scanpy = import_scanpy()
+    # scanpy changes X in place.
+    normalised = anndata.AnnData(counts.copy())
+    # numba's loops in scanpy set OpenMP's threads, and so torch's, to all cores for the rest of the process: on a busy
+    # machine small networks then train 10 times slower. Leaving the context puts the numbers back.
+    with threadpool_limits(limits=None):
+        scanpy.pp.normalize_total(normalised, target_sum=NORMALISED_TOTAL)
+        scanpy.pp.log1p(normalised)
+    return normalised.X
+
+
+def dense(matrix: Any) -> NDArray[np.float32]:
+    """The rows as a float32 array."""
+    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, np.float32)
+
+
+def group_sums(values: Any, groups: Codes, n_groups: int) -> NDArray[np.float64]:
+    """(K, D) sums of the rows of each group, exact in float64; rows of a negative group count nowhere.
+
+    Args:
+        values: (N, D) array or CSR.
+        groups: (N,) 0 .. K - 1, or negative.
+        n_groups: K.
+    """
+    counted = np.flatnonzero(groups >= 0)
+    ones = np.ones(len(counted))
+    indicator_KN = sparse.csr_matrix((ones, (groups[counted], counted)), shape=(n_groups, len(groups)))
+    sums = indicator_KN @ values
+    return np.asarray(sums.toarray() if sparse.issparse(sums) else sums, np.float64)
+
+
+def group_means(values: Any, groups: Codes, n_groups: int) -> NDArray[np.float64]:
+    """(K, D) means of the rows of each group; NaN for a group without a row."""
+    counts_K = np.bincount(groups[groups >= 0], minlength=n_groups).astype(np.float64)
+    counts_K[counts_K == 0] = np.nan
+    return np.asarray(group_sums(values, groups, n_groups) / counts_K[:, None])
+
+
+def import_scanpy() -> ModuleType:
+    """scanpy, which only expression data need.
+
+    Raises:
+        ImportError: It is not installed; says how to get it.
+    """
+    try:
+        import scanpy
+    except ImportError as error:
+        raise ImportError(
+            "normalising counts needs scanpy, which is not installed. Run pip install 'cytolake[transcriptomics]', or "
+            "bring normalised values and say spec.values='features'."
+        ) from error
+    module: ModuleType = scanpy
+    return module
+
+
+def _labels(table: Any, column: str, field: str, where: str) -> NDArray[np.str_]:
+    if column not in table.columns:
+        raise ValueError(f"{where}: no column {column!r}, found {', '.join(map(str, table.columns))}. Correct {field}.")
+    missing = table[column].isna().to_numpy()
+    if missing.any():
+        raise ValueError(
+            f"{where}, column {column}: {int(missing.sum())} of {len(missing)} rows have no value, the first is row "
+            f"{int(np.flatnonzero(missing)[0])}. Fill them in or leave the rows out."
+        )
+    return np.asarray(table[column].astype(str).to_numpy(), dtype=np.str_)
+
+
+def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
+    if spec.layer is not None and spec.layer not in data.layers:
+        raise ValueError(
+            f"{where}: no layer {spec.layer!r}, found {', '.join(data.layers) or 'none'}. Correct spec.layer."
+        )
+    matrix = data.X if spec.layer is None else data.layers[spec.layer]
+    if matrix is None:
+        raise ValueError(f"{where}: X is empty, expected a matrix. Name a layer in spec.layer.")
+    matrix = sparse.csr_matrix(matrix, dtype=np.float32) if sparse.issparse(matrix) else np.asarray(matrix, np.float32)
+    values = matrix.data if sparse.issparse(matrix) else matrix
+    if not np.isfinite(values).all():
+        n_bad = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{where}: {n_bad} values of the matrix are not finite. Leave their rows or features out.")
+    return matrix
+
+
+def _embedding(data: Any, key: str, where: str) -> NDArray[np.float32]:
+    if key not in data.obsm:
+        raise ValueError(f"{where}: no obsm {key!r}, found {', '.join(data.obsm) or 'none'}. Correct spec.embeddings.")
+    vectors = dense(data.obsm[key])
+    bad = np.asarray(~np.isfinite(vectors).all(axis=1))
+    if bad.any():
+        raise ValueError(
+            f"{where}, obsm {key}: {int(bad.sum())} of {len(bad)} vectors are not finite, the first is row "
+            f"{int(np.flatnonzero(bad)[0])}. Compute the embedding again, or leave the rows out."
+        )
+    return vectors

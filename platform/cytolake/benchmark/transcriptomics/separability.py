@@ -1,0 +1,132 @@
+"""T2 and T3: are perturbations told apart in batches that were not seen, by a linear map or by the neighbours?
+
+Shapes: N training rows, M test rows, D dimensions, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.benchmark.transcriptomics.neighbours import nearest
+from cytolake.benchmark.transcriptomics.screen import Codes
+
+Floats = NDArray[np.float64]
+Distance = Literal["euclidean", "cosine"]
+NEIGHBOURS = 251
+KNN_COMPONENTS = 32
+CLOSEST = 1e-5  # added to distances: the weight of an equal vector is 1e5
+TEMPERATURE = 0.07
+
+
+def linear_scores(
+    train_ND: NDArray[np.floating],
+    labels_N: Codes,
+    test_MD: NDArray[np.floating],
+    *,
+    standardise: bool,
+    regularisation: float = 1.0,
+    max_iterations: int = 500,
+) -> tuple[Codes, Floats, bool]:
+    """Multinomial logistic regression on the training rows, and its scores of the test rows.
+
+    Args:
+        train_ND: (N, D) rows that are no controls.
+        labels_N: (N,) any integers, two or more different ones.
+        test_MD: (M, D)
+        standardise: By mean and standard deviation of the training rows. Without, the penalty makes the result
+            depend on the embedding's scale.
+        regularisation: Inverse strength C of the L2 penalty.
+        max_iterations: Limit of L-BFGS.
+
+    Returns:
+        (K,) classes ascending, (M, K) logits, and whether L-BFGS converged.
+
+    Raises:
+        ValueError: A single class.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    classes = np.unique(labels_N)
+    if len(classes) < 2:
+        raise ValueError(f"linear probe: {len(classes)} perturbations to tell apart, expected 2 or more.")
+    mean_D = train_ND.mean(axis=0, dtype=np.float64)
+    scale_D = np.ones(len(mean_D))
+    if standardise:
+        sd_D = train_ND.std(axis=0, dtype=np.float64)
+        scale_D = np.where(sd_D > 1e-6 * np.abs(mean_D) + 1e-30, sd_D, np.inf)  # a constant dimension has no say
+    model = LogisticRegression(C=regularisation, max_iter=max_iterations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # returned
+        # Centred for the solver's sake: the intercept, which has no penalty, takes it up.
+        model.fit(((train_ND - mean_D) / scale_D).astype(np.float32), labels_N)
+    logits = model.decision_function(((test_MD - mean_D) / scale_D).astype(np.float32)).astype(np.float64)
+    if logits.ndim == 1:  # two classes: scikit-learn gives the second's log odds
+        logits = np.stack([-logits / 2, logits / 2], axis=1)
+    return classes, logits, bool(np.max(model.n_iter_) < max_iterations)
+
+
+def knn_scores(
+    train_ND: NDArray[np.floating],
+    labels_N: Codes,
+    test_MD: NDArray[np.floating],
+    *,
+    n_neighbours: int | None = NEIGHBOURS,
+    n_components: int | None = KNN_COMPONENTS,
+    distance: Distance = "euclidean",
+) -> tuple[Codes, Floats]:
+    """Votes of the nearest training rows, after principal components of the training rows.
+
+    A vote weighs 1 / (distance + 1e-5), or exp(cosine / 0.07).
+
+    Args:
+        train_ND: (N, D) rows, controls included.
+        labels_N: (N,) any integers.
+        test_MD: (M, D)
+        n_neighbours: Made odd downwards, at most N; the square root of N where None.
+        n_components: Fewer where D or N are smaller; None keeps the vectors as they are.
+        distance: `cosine` takes vectors of length 1.
+
+    Returns:
+        (K,) classes ascending, and (M, K) shares of the votes.
+    """
+    from sklearn.decomposition import PCA
+
+    if n_components is not None and n_components < train_ND.shape[1]:
+        pca = PCA(min(n_components, len(train_ND)), svd_solver="covariance_eigh").fit(train_ND)
+        train_ND, test_MD = pca.transform(train_ND), pca.transform(test_MD)
+    if distance == "cosine":
+        train_ND, test_MD = _unit(train_ND), _unit(test_MD)
+    k = min(n_neighbours if n_neighbours is not None else round(len(train_ND) ** 0.5), len(train_ND))
+    k = max(1, k - 1 + k % 2)
+    classes, codes = np.unique(labels_N, return_inverse=True)
+    votes = np.empty((len(test_MD), len(classes)))
+    for block, distances, found in nearest(train_ND, test_MD, k):
+        # Of vectors of length 1, cosine = 1 - distance^2 / 2; the constant factor exp(1 / T) goes with the total.
+        weights = 1 / (distances + CLOSEST) if distance == "euclidean" else np.exp(-(distances**2) / 2 / TEMPERATURE)
+        place = np.arange(len(found))[:, None] * len(classes) + codes[found]
+        of_class = np.bincount(place.ravel(), weights.ravel(), len(found) * len(classes)).reshape(-1, len(classes))
+        votes[block] = of_class / of_class.sum(axis=1, keepdims=True)
+    return classes, votes
+
+
+def top_credit(scores_MK: Floats, classes: Codes, labels_M: Codes, top: int) -> Floats:
+    """(M,) the chance that a row's class is among the `top` best scores, equal scores being ranked at random.
+
+    0 for a class that was not trained on. Without the chance, a representation that says nothing would score as well as
+    whichever class happens to come first.
+    """
+    place = np.searchsorted(classes, labels_M)
+    is_known = classes[np.minimum(place, len(classes) - 1)] == labels_M
+    own = scores_MK[np.arange(len(labels_M)), np.where(is_known, place, 0)][:, None]
+    n_better, n_equal = (scores_MK > own).sum(axis=1), (scores_MK == own).sum(axis=1)
+    return np.where(is_known, np.clip((top - n_better) / n_equal, 0.0, 1.0), 0.0)
+
+
+def _unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1.0)

@@ -1,0 +1,314 @@
+"""The six tasks together, on a simulated screen whose embeddings can be ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from cytolake.benchmark.transcriptomics import (
+    SCHEMA,
+    TASKS,
+    BenchmarkConfig,
+    DecoderConfig,
+    EmbeddingConfig,
+    ScviConfig,
+    benchmark_embeddings,
+    difference,
+    score_embeddings,
+)
+from cytolake.benchmark.transcriptomics.embeddings import embed, principal_components, variable_genes
+from cytolake.benchmark.transcriptomics.resampling import mean_over_seeds, resampled_pairs, resampled_ratio
+from cytolake.benchmark.transcriptomics.screen import load_screen
+
+CONFIG = BenchmarkConfig(
+    embedding=EmbeddingConfig(n_components=10, random_width=16),
+    decoder=DecoderConfig(epochs=12, warm_up_epochs=2, learning_rate=3e-3, minibatch_size=64),
+    perplexity=12,
+    mixing_rows="all",
+    n_neighbours=21,
+    signal_draws=39,
+    bootstrap_draws=200,
+)
+RELATIONS = {"programmes": [(f"gene{2 * i}", f"gene{2 * i + 1}") for i in range(4)]}
+
+
+@pytest.fixture(scope="module")
+def table(data, spec):
+    names = ["pca", "random", "scrambled_pca", "scrambled_pca_within_batch", "model"]
+    return benchmark_embeddings(data, spec, names, seeds=(0, 1), relations=RELATIONS, config=CONFIG)
+
+
+def value(table, embedding, metric, seed=-1, task=None):
+    """Of one row; `top1` is a metric of two tasks."""
+    found = [
+        row["value"]
+        for row in table.to_pylist()
+        if (row["embedding"], row["metric"], row["seed"]) == (embedding, metric, seed) and task in (None, row["task"])
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_table_has_every_embedding_task_and_seed_and_their_mean(table):
+    assert table.schema == SCHEMA
+    rows = table.to_pylist()
+    assert {row["task"] for row in rows} == set(TASKS)
+    keys = [(row["embedding"], row["post_processing"], row["task"], row["metric"], row["seed"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    for row in rows:
+        of_seeds = [value(table, row["embedding"], row["metric"], seed, row["task"]) for seed in (0, 1)]
+        if row["seed"] == -1:
+            assert row["value"] == pytest.approx(np.mean(of_seeds))
+        if row["ci_low"] is not None:
+            assert row["ci_low"] <= row["value"] + 0.05
+            assert row["ci_high"] >= row["value"] - 0.05
+        assert row["n"] >= 1
+
+
+@pytest.mark.parametrize("noise", ["random", "scrambled_pca", "scrambled_pca_within_batch"])
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("linear_separability", "top1"),
+        ("linear_separability", "top1_standardised"),
+        ("nearest_neighbours", "top1"),
+        ("known_relations", "recall_programmes"),
+        ("perturbation_signal", "consistent_share"),
+        ("perturbation_signal", "distinct_share"),
+        ("reconstruction", "r2"),
+        ("reconstruction", "pearson"),
+        ("reconstruction", "structural_integrity_profiles"),
+    ],
+)
+def test_principal_components_beat_noise_where_biology_is_asked_for(table, task, metric, noise):
+    assert value(table, "pca", metric, task=task) > value(table, noise, metric, task=task)
+
+
+def test_noise_scores_as_guessing_does(table):
+    for noise in ("random", "scrambled_pca", "scrambled_pca_within_batch"):
+        assert value(table, noise, "balanced_top1_standardised") == pytest.approx(1 / 6, abs=0.09)
+        assert value(table, noise, "pearson") == pytest.approx(0, abs=0.1)
+        assert value(table, noise, "consistent_share") <= 0.25
+
+
+def test_noise_mixes_batches_best_so_mixing_alone_is_no_merit(table):
+    assert value(table, "random", "ilisi_normalised") > value(table, "pca", "ilisi_normalised")
+    assert value(table, "scrambled_pca", "ilisi_normalised") == pytest.approx(1, abs=0.1)
+
+
+def test_the_same_call_gives_the_same_table_and_another_seed_other_noise(data, spec, table):
+    again = benchmark_embeddings(
+        data, spec, ["random"], ["nearest_neighbours", "perturbation_signal"], (1, 0), config=CONFIG
+    )
+    for task, metric in (("nearest_neighbours", "top1"), ("perturbation_signal", "consistent_share")):
+        for seed in (0, 1):
+            assert value(again, "random", metric, seed) == value(table, "random", metric, seed, task)
+    assert value(table, "random", "pearson", 0) != value(table, "random", "pearson", 1)
+
+
+def test_controls_never_enter_relations(data, spec):
+    changed = data.copy()
+    controls = (changed.obs["target"] == spec.control).to_numpy()
+    changed.obsm["model"] = changed.obsm["model"].copy()
+    expected, found = (
+        benchmark_embeddings(given, spec, ["model"], ["known_relations"], (0,), relations=RELATIONS, config=CONFIG)
+        for given in (data, changed)
+    )
+    changed.obsm["model"][controls] *= -50
+    found = benchmark_embeddings(changed, spec, ["model"], ["known_relations"], (0,), relations=RELATIONS)
+    assert value(found, "model", "recall_programmes") == value(expected, "model", "recall_programmes")
+
+
+def test_the_same_tasks_run_on_features_of_images(data, spec):
+    images = data.copy()
+    counts = data.X.toarray()
+    images.X = (np.log1p(counts) * 10 - 5).astype(np.float32)  # not counts, and below 0
+    images.obsm["model"] = np.log1p(data.obsm["model"])
+    of_images = dataclasses.replace(spec, values="features")
+    table = benchmark_embeddings(
+        images, of_images, ["pca", "model", "random"], seeds=(0,), relations=RELATIONS, config=CONFIG,
+        post_processing=("none", "centre_scaled", "tvn"),
+        alignments={"tvn": lambda vectors, batches, is_control: vectors - vectors[is_control].mean(axis=0)},
+    )  # fmt: skip
+    assert set(table["post_processing"].to_pylist()) == {"none", "centre_scaled", "tvn"}
+    top1 = {
+        (row["embedding"], row["post_processing"]): row["value"]
+        for row in table.to_pylist()
+        if row["metric"] == "top1_standardised" and row["seed"] == 0
+    }
+    for method in ("none", "centre_scaled", "tvn"):
+        assert min(top1["pca", method], top1["model", method]) > top1["random", method]
+    with pytest.raises(ValueError, match=r"embedding scvi needs counts, and spec\.values is 'features'"):
+        benchmark_embeddings(images, of_images, ["scvi"], ["perturbation_signal"], config=CONFIG)
+
+
+def test_named_null_perturbations_add_their_shares(data, spec):
+    config = dataclasses.replace(CONFIG, null_perturbations=("gene0", "gene1"))
+    table = benchmark_embeddings(data, spec, ["pca"], ["perturbation_signal"], (0,), config=config)
+    rows = {row["metric"]: row for row in table.to_pylist() if row["seed"] == 0}
+    assert rows["consistent_share"]["n"] == 8
+    assert rows["consistent_share_of_named_null"]["n"] == 6
+
+
+def test_scrambled_rows_leave_their_batch_unless_told_to_stay(screen):
+    config = EmbeddingConfig(n_components=5)
+    pca, whole, within = (
+        embed(screen, name, config) for name in ("pca", "scrambled_pca", "scrambled_pca_within_batch")
+    )
+    batch_of = {tuple(vector): batch for vector, batch in zip(pca.tolist(), screen.batch_of_row, strict=True)}
+    for scrambled, keeps in ((whole, False), (within, True)):
+        np.testing.assert_array_equal(np.sort(scrambled, axis=0), np.sort(pca, axis=0))
+        stays = [batch_of[tuple(v)] == b for v, b in zip(scrambled.tolist(), screen.batch_of_row, strict=True)]
+        assert np.mean(stays) == pytest.approx(1 if keeps else 0.25, abs=0.08 * (not keeps))
+        assert (scrambled != pca).any(axis=1).mean() > 0.9
+
+
+def test_principal_components_of_sparse_features_are_those_of_the_dense_ones(screen):
+    dense = screen.features.toarray().astype(np.float64)
+    scores = principal_components(screen.features, 6)
+    centred = dense - dense.mean(axis=0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    expected = centred @ directions[:6].T
+    np.testing.assert_allclose(np.abs(scores), np.abs(expected), atol=1e-3 * singular[0])
+    assert principal_components(screen.features, 1000).shape == (screen.n_rows, 59)
+    with pytest.raises(ValueError, match="have no principal components"):
+        principal_components(screen.features[:, :1], 3)
+
+
+def test_variable_genes_are_selected_and_not_only_named(data, spec):
+    noisy = data.copy()
+    counts = noisy.X.toarray()
+    counts[:, :20] = 10  # as constant as counts can be
+    noisy.X = counts
+    screen = load_screen(noisy, spec)
+    chosen = variable_genes(screen, 25)
+    assert len(chosen) == 25
+    assert (chosen >= 20).sum() >= 20
+    np.testing.assert_array_equal(variable_genes(screen, 60), np.arange(60))
+    config = EmbeddingConfig(n_components=5, n_variable=25)
+    expected = principal_components(screen.features[:, chosen], 5)
+    np.testing.assert_allclose(np.abs(embed(screen, "hvg_pca", config)), np.abs(expected), atol=1e-4)
+
+
+def test_scvi_widths_follow_the_number_of_genes_to_the_published_ones():
+    assert ScviConfig().widths(8000) == ScviConfig().widths(30_000) == (256, 512)
+    assert ScviConfig().widths(2000) == (128, 256)
+    assert ScviConfig().widths(1) == (8, 8)
+    assert ScviConfig(n_latent=5, n_hidden=7).widths(8000) == (5, 7)
+
+
+def test_without_scvi_the_error_says_how_to_get_it(screen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scvi", None)
+    with pytest.raises(ImportError, match=r"pip install 'cytolake\[scvi\]'"):
+        embed(screen, "scvi", EmbeddingConfig())
+
+
+@pytest.mark.filterwarnings("ignore")  # scvi-tools and Lightning warn of what they import
+def test_scvi_is_trained_on_counts_and_tells_perturbations_apart(data, spec):
+    pytest.importorskip("scvi", reason="the extra cytolake[scvi]", exc_type=ImportError)
+    config = dataclasses.replace(
+        CONFIG, embedding=EmbeddingConfig(scvi=ScviConfig(n_latent=8, n_hidden=32, epochs=30, minibatch_size=64))
+    )
+    table = benchmark_embeddings(data, spec, ["scvi", "random"], ["linear_separability"], (0, 1), config=config)
+    assert value(table, "scvi", "top1_standardised") > value(table, "random", "top1_standardised") + 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embeddings": ["uce"]}, r"embedding 'uce' is unknown.*spec\.embeddings"),
+        ({"tasks": ["sorting"]}, "tasks sorting: expected some of batch_mixing"),
+        ({"tasks": []}, r"tasks \(none\)"),
+        ({"seeds": (1, 1)}, r"seeds are \(1, 1\)"),
+        ({"tasks": ["known_relations"]}, "has no relations"),
+        ({"tasks": ["known_relations"], "relations": {"corum": [("a", "b")]}}, "of corum's pairs none has both ends"),
+        ({"post_processing": ("tvn3",)}, "post-processing 'tvn3' is unknown"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(data, spec, change, message):
+    arguments = {"embeddings": ["model"], "tasks": ["perturbation_signal"], "seeds": (0,), "config": CONFIG, **change}
+    with pytest.raises(ValueError, match=message):
+        benchmark_embeddings(data, spec, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [("mixing_rows", "some"), ("distance", "l1"), ("significant", 1.0), ("signal_draws", 5), ("bootstrap_draws", 0)],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(field, changed):
+    with pytest.raises(ValueError, match=rf"config\.{field}"):
+        BenchmarkConfig(**{field: changed})
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        draws = resampled_ratio(random.normal(size=60), np.ones(60), np.arange(60), 60, 300)
+        low, high = np.percentile(draws, [2.5, 97.5])
+        covered.append(low <= 0 <= high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.05)
+
+
+def test_a_difference_is_resampled_in_pairs(data, spec):
+    names = ["pca", "random", "scrambled_pca"]
+    pca, noise, other = (
+        each
+        for each in score_embeddings(data, spec, names, ["linear_separability"], (0, 1), config=CONFIG)
+        if each.metric == "balanced_top1_standardised"
+    )
+    value, low, high = difference(pca, noise)
+    assert value == pytest.approx(pca.value - noise.value)
+    assert 0 < low < value < high
+    assert difference(pca, pca) == (0, 0, 0)
+    assert difference(noise, pca)[0] == -value
+    value, low, high = difference(noise, other)
+    assert low < 0 < high
+    elsewhere = dataclasses.replace(noise, seeds=(0, 2))
+    with pytest.raises(ValueError, match="are not the same question"):
+        difference(pca, elsewhere)
+
+
+def test_groups_are_resampled_whole_and_ends_of_pairs_together():
+    sums, sizes = np.asarray([10.0, 0.0]), np.asarray([10.0, 30.0])
+    draws = resampled_ratio(sums, sizes, np.arange(2), 2, 500)
+    possible = {10 * a / (10 * a + 30 * b) for a in range(9) for b in range(9) if a + b}
+    assert np.isnan(draws).any()  # neither counts
+    assert all(min(abs(draw - value) for value in possible) < 1e-12 for draw in draws[~np.isnan(draws)])
+    pairs = np.asarray([[0, 1], [2, 3]])
+    draws = resampled_pairs(np.asarray([1.0, 0.0]), pairs, 9, 500)
+    assert np.isnan(draws).any()  # a draw may hold no whole pair
+    assert np.nanmean(draws) == pytest.approx(0.5, abs=0.1)
+    assert np.isnan(resampled_pairs(np.empty(0), np.empty((0, 2), int), 9, 5)).all()
+
+
+def test_a_unit_counts_alike_wherever_it_is():
+    values = np.random.default_rng(0).normal(size=50)
+    whole = resampled_ratio(values, np.ones(50), np.arange(50), 50, 300)
+    order = np.random.default_rng(1).permutation(50)
+    np.testing.assert_allclose(resampled_ratio(values[order], np.ones(50), order, 50, 300), whole)
+    half = resampled_ratio(values[:40], np.ones(40), np.arange(40), 50, 300)
+    assert np.corrcoef(whole, half)[0, 1] > 0.7
+
+
+def test_draws_in_blocks_are_those_in_one_piece(monkeypatch):
+    values, units = np.random.default_rng(0).normal(size=20), np.arange(20)
+    whole = resampled_ratio(values, np.ones(20), units, 20, 90)
+    monkeypatch.setattr("cytolake.benchmark.transcriptomics.resampling.BLOCK_VALUES", 140)
+    np.testing.assert_allclose(resampled_ratio(values, np.ones(20), units, 20, 90), whole)
+
+
+def test_the_interval_of_a_mean_holds_the_spread_between_seeds():
+    quiet = [np.full(400, mean) for mean in (0.0, 1.0, 2.0)]
+    draws = mean_over_seeds(quiet)
+    assert draws.mean() == pytest.approx(1, abs=0.1)
+    assert draws.std() == pytest.approx(np.sqrt(2 / 3 / 3), abs=0.05)
+    np.testing.assert_array_equal(mean_over_seeds([np.arange(5.0)]), np.arange(5.0))
+
+
+def test_splits_of_the_same_perturbations_are_no_independent_evidence():
+    same = np.random.default_rng(0).normal(size=500)
+    assert mean_over_seeds([same] * 9).std() == pytest.approx(same.std())

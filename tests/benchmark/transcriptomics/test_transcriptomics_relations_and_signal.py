@@ -1,0 +1,160 @@
+"""Known relations and perturbation signal against loops and known answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cytolake.benchmark.transcriptomics.embeddings import principal_components
+from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall, present_pairs, two_sided
+from cytolake.benchmark.transcriptomics.perturbation_signal import (
+    are_null,
+    consistency,
+    energy_distance,
+    magnitude,
+    p_values_against,
+    unexpressed,
+)
+from cytolake.benchmark.transcriptomics.post_processing import post_process
+
+
+def test_recall_counts_values_outside_the_limits():
+    assert two_sided(np.arange(100.0), np.asarray([0, 4, 5, 94, 95, 99.0])).mean() == pytest.approx(4 / 6)
+
+
+def test_ties_never_count_in_favour():
+    assert not two_sided(np.ones(50), np.ones(9)).any()
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        null = random.integers(0, 8, 40).astype(float)
+        query = random.integers(-1, 9, 15).astype(float)
+        for value, recalled in zip(query, two_sided(null, query, 0.1, 0.9), strict=True):
+            assert recalled == ((null <= value).mean() <= 0.1 or (null < value).mean() >= 0.9)
+
+
+def test_a_random_map_recalls_a_tenth():
+    random = np.random.default_rng(1)
+    names = [f"g{i}" for i in range(300)]
+    relations = [tuple(random.choice(names, 2, replace=False)) for _ in range(3000)]
+    recall = known_relation_recall(random.normal(size=(300, 64)), names, relations)
+    assert recall.value == pytest.approx(0.1, abs=3 * np.sqrt(0.09 / len(recall.pairs)))
+
+
+def test_opposite_effects_are_recalled_too():
+    random = np.random.default_rng(2)
+    means = random.normal(size=(40, 10))
+    means[1], means[3] = -means[0], means[2]
+    recall = known_relation_recall(means, [f"g{i}" for i in range(40)], [("g0", "g1"), ("g2", "g3")])
+    assert recall.value == 1
+
+
+def test_pairs_are_counted_once_without_self_pairs_and_strangers():
+    pairs = present_pairs(["a", "b", "c"], [("b", "a"), ("a", "b"), ("c", "c"), ("a", "z"), ("c", "b")])
+    assert pairs.tolist() == [[0, 1], [1, 2]]
+    assert np.isnan(known_relation_recall(np.eye(3), ["a", "b", "c"], [("x", "y")]).value)
+
+
+def test_consistency_is_the_mean_cosine_of_all_pairs(screen):
+    vectors = screen.embeddings["model"]
+    values, p_values = consistency(screen, vectors, n_draws=20, seed=0)
+    for place in (0, 5):
+        rows = vectors[screen.perturbation_of_row == place].astype(np.float64)
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        expected = np.mean([a @ b for a, b in combinations(unit, 2)])
+        assert values[place] == pytest.approx(expected)
+    assert ((p_values >= 1 / 21) & (p_values <= 1)).all()
+
+
+def test_magnitude_is_the_energy_distance_to_the_controls(screen):
+    vectors = screen.embeddings["model"]
+    values, _ = magnitude(screen, vectors, n_draws=5, seed=0)
+    for place in (0, 5):
+        expected = energy_distance(vectors[screen.perturbation_of_row == place], vectors[screen.is_control])
+        assert values[place] == pytest.approx(expected)
+
+
+def test_energy_distance_of_a_shift_and_of_equal_samples():
+    assert energy_distance(np.zeros((4, 5)), np.full((6, 5), 5.0)) == pytest.approx(22.36, abs=0.005)
+    x = np.random.default_rng(3).normal(size=(20, 3))
+    assert energy_distance(x, x) == pytest.approx(0, abs=1e-12)
+
+
+def test_real_effects_are_found_and_p_values_of_shuffled_labels_are_uniform(screen):
+    vectors = principal_components(screen.features, 8)
+    for test in (consistency, magnitude):
+        assert (test(screen, vectors, n_draws=60, seed=0)[1] <= 0.05).all()
+    found: dict[str, list[float]] = {"consistency": [], "magnitude": []}
+    random = np.random.default_rng(4)
+    for seed in range(8):
+        labels = screen.perturbation_of_row.copy()
+        for batch in range(len(screen.batches)):
+            rows = np.flatnonzero(screen.batch_of_row == batch)
+            labels[rows] = labels[random.permutation(rows)]
+        shuffled = dataclasses.replace(screen, perturbation_of_row=labels)
+        found["consistency"] += consistency(shuffled, vectors, n_draws=60, seed=seed)[1].tolist()
+        found["magnitude"] += magnitude(shuffled, vectors, n_draws=60, seed=seed)[1].tolist()
+    for p_values in found.values():
+        assert stats.kstest(p_values, "uniform").pvalue > 0.01
+        assert np.mean(np.asarray(p_values) <= 0.05) < 0.2
+
+
+def test_batches_alone_make_no_signal(screen):
+    """A perturbation that was done in one batch only looks like its batch, not like an effect."""
+    labels = screen.perturbation_of_row.copy()
+    labels[(labels == 0) & (screen.batch_of_row != 0)] = 1
+    random = np.random.default_rng(5)
+    for batch in range(len(screen.batches)):
+        rows = np.flatnonzero(screen.batch_of_row == batch)
+        labels[rows] = labels[random.permutation(rows)]
+    changed = dataclasses.replace(screen, perturbation_of_row=labels)
+    shifted = random.normal(size=(screen.n_rows, 4)) + 5 * np.eye(4)[screen.batch_of_row]
+    assert consistency(changed, shifted, n_draws=60, seed=0)[1][0] > 0.05
+    assert magnitude(changed, shifted, n_draws=60, seed=0)[1][0] > 0.05
+
+
+def test_centring_on_the_controls_makes_no_signal(screen):
+    """Only the controls' noise is centred exactly, so they lie nearer to the origin than rows without any effect."""
+    share = []
+    for seed in range(4):
+        noise = np.random.default_rng(seed).random((screen.n_rows, 200), dtype=np.float32)
+        _, p_values = consistency(screen, post_process(screen, noise, "centred"), n_draws=39, seed=seed)
+        share += (p_values <= 0.05).tolist()
+    assert np.mean(share) < 0.16
+
+
+def test_too_few_rows_have_no_p_value(screen):
+    labels = screen.perturbation_of_row.copy()
+    labels[np.flatnonzero(labels == 0)[1:]] = 1
+    labels[np.flatnonzero(labels == 2)[4:]] = 3
+    few = dataclasses.replace(screen, perturbation_of_row=labels)
+    _, of_consistency = consistency(few, screen.embeddings["model"], 10, 0)
+    _, of_magnitude = magnitude(few, screen.embeddings["model"], 10, 0)
+    assert np.isnan(of_consistency).tolist() == [True] + 7 * [False]
+    assert np.isnan(of_magnitude).tolist() == [True, False, True] + 5 * [False]
+
+
+def test_named_null_perturbations_give_the_share_as_high_or_higher():
+    values = np.asarray([0.1, 0.2, 0.3, 0.25, np.nan, 0.9])
+    is_null = np.asarray([True, True, True, False, False, False])
+    p_values = p_values_against(values, is_null)
+    np.testing.assert_allclose(p_values, [3 / 3, 2 / 3, 1 / 3, 2 / 4, np.nan, 1 / 4])
+    with pytest.raises(ValueError, match=r"no null perturbation has enough rows.*config\.null_perturbations"):
+        p_values_against(values, np.zeros(6, bool))
+
+
+def test_the_limit_of_expression_is_the_callers(screen):
+    means = np.asarray(screen.features.mean(axis=0)).ravel()
+    measured = dict(zip(screen.feature_names, means.tolist(), strict=True))
+    shown = [name for name in screen.perturbations if name in measured]
+    assert len(shown) == 4
+    assert unexpressed(screen, np.inf) == tuple(shown)
+    assert unexpressed(screen, 0.0) == ()
+    limit = sorted(measured[name] for name in shown)[2]
+    assert set(unexpressed(screen, limit)) == {name for name in shown if measured[name] < limit}
+    assert are_null(screen, ("gene1",)).tolist() == [False, True] + 6 * [False]
+    with pytest.raises(ValueError, match=r"null perturbations geneX are not among.*config\.null_perturbations"):
+        are_null(screen, ("geneX",))

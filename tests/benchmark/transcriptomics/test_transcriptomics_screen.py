@@ -1,0 +1,237 @@
+"""Reading a screen, its split and its alignment."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from cytolake.benchmark.transcriptomics.perturbation_split import downsample, split_screen
+from cytolake.benchmark.transcriptomics.post_processing import post_process
+from cytolake.benchmark.transcriptomics.screen import CONTROL, ScreenSpec, group_means, load_screen, log_normalise
+
+
+def test_counts_become_log_normalised_and_stay_sparse_and_the_data_stay_as_they_were(data, screen):
+    before = data.X.copy()
+    counts = data.X.toarray().astype(np.float64)
+    expected = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    assert sparse.issparse(screen.features)
+    np.testing.assert_allclose(screen.features.toarray(), expected, rtol=1e-5)
+    np.testing.assert_array_equal(screen.counts.toarray(), counts)
+    assert (before != data.X).nnz == 0
+    np.testing.assert_allclose(screen.dense_rows(np.asarray([5, 3])), expected[[5, 3]], rtol=1e-5)
+
+
+def test_reading_counts_leaves_the_threads_of_torch_as_they_are(data, spec):
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    load_screen(data, spec)
+    try:
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_file_a_layer_and_dense_values_give_the_same_screen(data, screen, spec, tmp_path):
+    path = tmp_path / "screen.h5ad"
+    data.write_h5ad(path)
+    np.testing.assert_array_equal(load_screen(path, spec).features.toarray(), screen.features.toarray())
+    other = data.copy()
+    other.layers["counts"], other.X = data.X.toarray(), np.zeros(data.shape, np.float32)
+    from_layer = load_screen(other, dataclasses.replace(spec, layer="counts"))
+    assert not sparse.issparse(from_layer.features)
+    np.testing.assert_allclose(from_layer.features, screen.features.toarray(), rtol=1e-6)
+
+
+def test_any_control_label_works_and_is_no_perturbation(data, spec):
+    for label in ("true", "non-targeting", "Non-targeting control"):
+        renamed = data.copy()
+        renamed.obs["target"] = renamed.obs["target"].astype(str).replace(spec.control, label)
+        screen = load_screen(renamed, dataclasses.replace(spec, control=label))
+        assert screen.is_control.sum() == (data.obs["target"] == spec.control).sum()
+        assert label not in screen.perturbations
+        assert len(screen.perturbations) == 8
+
+
+def test_features_of_another_modality_are_taken_as_they_are(data, spec):
+    images = data.copy()
+    images.X = np.random.default_rng(0).normal(size=data.shape).astype(np.float32)
+    screen = load_screen(images, dataclasses.replace(spec, values="features"))
+    np.testing.assert_array_equal(screen.features, images.X)
+    assert screen.counts is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"perturbation": "gene"}, r"no column 'gene', found target, gem.*spec\.perturbation"),
+        ({"batch": "plate"}, r"no column 'plate'.*spec\.batch"),
+        ({"control": "DMSO"}, r"column target: no row is 'DMSO', found .*spec\.control"),
+        ({"layer": "raw"}, r"no layer 'raw', found none.*spec\.layer"),
+        ({"gene_name": "symbol"}, r"no column 'symbol'.*spec\.gene_name"),
+        ({"embeddings": ("X_uce",)}, r"no obsm 'X_uce', found model.*spec\.embeddings"),
+    ],
+)
+def test_what_is_not_in_the_data_is_named(data, spec, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_screen(data, dataclasses.replace(spec, **change))
+
+
+def test_bad_values_are_refused_with_their_place(data, spec, tmp_path):
+    with pytest.raises(ValueError, match=r"no such file, expected a \.h5ad"):
+        load_screen(tmp_path / "missing.h5ad", spec)
+    logs = data.copy()
+    logs.X = logs.X * 0.5
+    with pytest.raises(ValueError, match=r"is no count.*spec\.values='features'"):
+        load_screen(logs, spec)
+    empty = data.X.tolil()
+    empty[7] = 0
+    with pytest.raises(ValueError, match="1 rows have no counts at all, the first is row 7"):
+        log_normalise(empty.tocsr())
+    wrong = data.copy()
+    wrong.obsm["model"] = wrong.obsm["model"].astype(np.float64)
+    wrong.obsm["model"][3, 0] = np.inf
+    with pytest.raises(ValueError, match=r"obsm model: 1 of .* the first is row 3"):
+        load_screen(wrong, spec)
+    missing = data.copy()
+    missing.obs["gem"] = missing.obs["gem"].where(np.arange(len(missing)) != 2)
+    with pytest.raises(ValueError, match=r"column gem: 1 of .* have no value, the first is row 2"):
+        load_screen(missing, spec)
+    nan = data.copy()
+    nan.X.data[0] = np.nan
+    with pytest.raises(ValueError, match="1 values of the matrix are not finite"):
+        load_screen(nan, spec)
+    one = data[np.isin(data.obs["target"], [spec.control, "gene0"])].copy()
+    with pytest.raises(ValueError, match="1 perturbations beside the control"):
+        load_screen(one, spec)
+
+
+@pytest.mark.parametrize(("field", "value"), [("control", ""), ("values", "logs")])
+def test_a_spec_that_cannot_work_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"spec\.{field}"):
+        ScreenSpec(**{"perturbation": "a", "control": "b", "batch": "c", field: value})
+
+
+def test_without_scanpy_the_error_says_how_to_get_it(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)
+    with pytest.raises(ImportError, match=r"pip install 'cytolake\[transcriptomics\]'"):
+        log_normalise(data.X)
+
+
+def test_group_means_are_those_of_a_loop_and_nan_for_an_empty_group():
+    random = np.random.default_rng(0)
+    values, groups = random.normal(size=(40, 3)), random.integers(-1, 4, 40)
+    for given in (values, sparse.csr_matrix(values)):
+        means = group_means(given, groups, 5)
+        for group in range(4):
+            np.testing.assert_allclose(means[group], values[groups == group].mean(axis=0))
+        assert np.isnan(means[4]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_split_holds_out_batches_and_perturbations_whole(screen, seed):
+    split = split_screen(screen, seed)
+    batch, perturbation = screen.batch_of_row, screen.perturbation_of_row
+    assert len(split.train_batches) == 3
+    assert len(split.train_perturbations) == 6
+    for row in range(screen.n_rows):
+        seen = batch[row] in split.train_batches
+        known, control = perturbation[row] in split.train_perturbations, perturbation[row] == CONTROL
+        assert (row in split.train) == (seen and (known or control))
+        assert (row in split.test1) == (not seen and (known or control))
+        assert (row in split.test2) == (not seen and not known)
+    again = split_screen(screen, seed)
+    np.testing.assert_array_equal(split.train, again.train)
+
+
+def test_seeds_give_different_splits(screen):
+    assert len({tuple(split_screen(screen, seed).train_perturbations.tolist()) for seed in range(5)}) > 2
+
+
+def test_a_perturbation_that_training_lacks_is_not_tested(data, spec):
+    screen = load_screen(data, spec)
+    split = split_screen(screen, 0)
+    gone = int(split.train_perturbations[0])
+    in_train = np.isin(screen.batch_of_row, split.train_batches)
+    kept = ~((screen.perturbation_of_row == gone) & in_train)
+    fewer = load_screen(data[kept].copy(), spec)
+    assert fewer.perturbations == screen.perturbations
+    again = split_screen(fewer, 0)
+    assert gone in again.train_perturbations
+    for part in (again.train, again.test1, again.test2):
+        assert gone not in fewer.perturbation_of_row[part]
+
+
+def test_one_batch_cannot_be_split(data, spec):
+    one = load_screen(data[data.obs["gem"] == "b0"].copy(), spec)
+    with pytest.raises(ValueError, match=r"has 1 batch \(b0\), expected 2 or more"):
+        split_screen(one, 0)
+
+
+def test_downsampling_keeps_as_many_as_it_says_by_batch_and_not_the_others():
+    rows, strata = np.arange(1000, 2500), np.repeat([0, 1, 2], [1000, 400, 100])
+    kept = downsample(rows, strata, 300, seed=1)
+    assert len(kept) == len(set(kept.tolist())) == 300
+    assert np.bincount(strata[kept - 1000]).tolist() == [200, 80, 20]
+    np.testing.assert_array_equal(downsample(rows, strata, 1500, seed=1), rows)
+    for size in (1, 7, 1499):
+        assert len(downsample(rows, strata, size, seed=2)) == size
+    chosen = np.concatenate([downsample(rows, strata, 300, seed=seed) for seed in range(60)])
+    assert len(np.unique(chosen)) == 1500  # any row can be drawn
+
+
+def test_alignment_puts_the_controls_of_each_batch_at_the_origin(screen):
+    vectors = screen.embeddings["model"]
+    for method, deviation in (("centred", None), ("centre_scaled", 1.0)):
+        aligned = post_process(screen, vectors, method).astype(np.float64)
+        for batch in range(len(screen.batches)):
+            controls = aligned[(screen.batch_of_row == batch) & screen.is_control]
+            np.testing.assert_allclose(controls.mean(axis=0), 0, atol=1e-5)
+            if deviation:
+                np.testing.assert_allclose(controls.std(axis=0), deviation, rtol=1e-5)
+    np.testing.assert_array_equal(post_process(screen, vectors, "none"), vectors)
+    shifted = vectors + 5 * screen.batch_of_row[:, None].astype(np.float32)
+    np.testing.assert_allclose(
+        post_process(screen, shifted, "centred"), post_process(screen, vectors, "centred"), atol=1e-4
+    )
+
+
+def test_tvn_of_each_batch_removes_its_mean_and_the_published_one_does_not(screen):
+    vectors = screen.embeddings["model"] + 5 * screen.batch_of_row[:, None].astype(np.float32)
+    largest = {}
+    for method in ("tvn", "tvn_vcb"):
+        aligned = post_process(screen, vectors, method).astype(np.float64)
+        means = [
+            aligned[(screen.batch_of_row == batch) & screen.is_control].mean(axis=0)
+            for batch in range(len(screen.batches))
+        ]
+        largest[method] = np.abs(means).max()
+    assert largest["tvn_vcb"] < 1e-4
+    assert largest["tvn"] > 0.1
+
+
+def test_a_constant_dimension_is_not_blown_up(screen):
+    vectors = np.full((screen.n_rows, 2), 0.1, np.float32)
+    np.testing.assert_allclose(post_process(screen, vectors, "centre_scaled"), 0, atol=1e-6)
+
+
+def test_another_alignment_is_plugged_in_by_name_and_its_result_checked(screen):
+    vectors = screen.embeddings["model"]
+    double = {"tvn": lambda vectors, batches, is_control: 2 * vectors}
+    np.testing.assert_array_equal(post_process(screen, vectors, "tvn", double), 2 * vectors)
+    with pytest.raises(ValueError, match=r"'tvn3' is unknown, expected one of none, centred, centre_scaled, tvn"):
+        post_process(screen, vectors, "tvn3")
+    with pytest.raises(ValueError, match=r"post-processing tvn: of .* Expected a finite vector"):
+        post_process(screen, vectors, "tvn", {"tvn": lambda vectors, batches, is_control: vectors[1:]})
+
+
+def test_a_batch_without_controls_cannot_be_aligned(data, spec):
+    kept = ~((data.obs["gem"] == "b1") & (data.obs["target"] == spec.control)).to_numpy()
+    screen = load_screen(data[kept].copy(), spec)
+    with pytest.raises(ValueError, match=r"1 of 4 batches have too few negative controls for centre: b1"):
+        post_process(screen, screen.embeddings["model"], "centred")
