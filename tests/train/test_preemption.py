@@ -24,7 +24,7 @@ STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
 CONFIG = PretrainConfig(
     model=ModelConfig(channels=STAINS, crop_size=16, patch_size=4, width=16, depth=2, heads=2),
     objective=ObjectiveConfig(mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)),
-    steps=3000, minibatch_size=8, workers=2, min_workers=1, threads=1, precision="fp32", log_every=10,
+    steps=1200, minibatch_size=8, workers=2, min_workers=1, threads=1, precision="fp32", log_every=10,
     checkpoint_every=100_000, record_ids=True, use_gpu=False,
 )  # fmt: skip
 DRAINED_AFTER, SECONDS_TO_LEAVE = 50, 4
