@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.models.turned import flip_rotate
 
-from cytolake.models import flip_rotate, masking_noise
+from cytolake.models import masking_noise
 from cytolake.models.masking import draw_mask
 from cytolake.models.runs import split_runs
 from cytolake.models.seeding import sample_bits, uniform

@@ -1,6 +1,5 @@
 """Encoders and what trains them. Needs torch, numpy and safetensors alone."""
 
-from cytolake.models.augment import flip_rotate
 from cytolake.models.checkpoints import CheckpointError, load_encoder, model_id, save_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.models.crops import CropBatch, collate, standardise
@@ -17,7 +16,6 @@ __all__ = [
     "ModelConfig",
     "build_encoder",
     "collate",
-    "flip_rotate",
     "load_encoder",
     "masking_noise",
     "model_id",

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cytolake.benchmark.perturbation_signal.energy import energy_distance
 from cytolake.benchmark.transcriptomics.embeddings import principal_components
 from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall, present_pairs, two_sided
 from cytolake.benchmark.transcriptomics.perturbation_signal import (
     are_null,
     consistency,
-    energy_distance,
     magnitude,
     p_values_against,
     unexpressed,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.models.turned import flip_rotate
 
 from cytolake.models import CropBatch, ModelConfig, build_encoder, collate
-from cytolake.models.augment import KNOBS, AugmentConfig, augment, flip_rotate
+from cytolake.models.augment import KNOBS, AugmentConfig, augment
 from cytolake.models.augment.draws import Draw, Draws
 from cytolake.models.augment.geometry import sources
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from tests.models.turned import flip_rotate
 
-from cytolake.models import ModelConfig, collate, flip_rotate, masking_noise
+from cytolake.models import ModelConfig, collate, masking_noise
 from cytolake.models.objectives import (
     BarlowTwinsConfig,
     ByolConfig,

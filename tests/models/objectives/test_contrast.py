@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.models.turned import flip_rotate
 from torch.nn import functional
 
-from cytolake.models import ModelConfig, collate, flip_rotate, masking_noise
+from cytolake.models import ModelConfig, collate, masking_noise
 from cytolake.models.objectives import MaeConfig, MaskedAutoencoder, View
 from cytolake.models.objectives.contrast import TEMPERATURE, contrastive_loss
 

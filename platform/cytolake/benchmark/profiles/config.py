@@ -8,8 +8,9 @@ from typing import Literal, get_args
 from cytolake.embed.alignment.variants import MissingControls, Variant
 
 Task = Literal[
-    "relations", "consistency", "magnitude", "replicates", "activity", "mechanism", "leakage", "false_positives", "dose"
-]
+    "relations", "consistency", "magnitude", "replicates", "activity", "mechanism", "nsc", "nscb", "leakage",
+    "false_positives", "dose",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -154,38 +154,46 @@ def _activity(asked: Asked) -> Iterator[Score]:
 
 
 def _mechanism(asked: Asked) -> Iterator[Score]:
+    names, pathways, means_TD, _ = _treatments(asked)
+    table = pa.table({"perturbation": names, "moa": pathways})
+    found = phenotypic_consistency(table, means_TD, null=_null(asked.config))
+    yield from _retrieval_scores("mechanism_map", "pathway", found, ())
+
+
+def _nearest(asked: Asked) -> Iterator[Score]:
+    yield _nearest_mechanism(asked, "nsc")
+
+
+def _nearest_elsewhere(asked: Asked) -> Iterator[Score]:
+    yield _nearest_mechanism(asked, "nscb")
+
+
+def _nearest_mechanism(asked: Asked, protocol: str) -> Score:
+    names, pathways, means_TD, batches = _treatments(asked)
+    found = nearest_mechanism(
+        means_TD, names, pathways, normalisation=asked.alignment, batches=batches if protocol == "nscb" else None,
+        n_draws=asked.config.draws, seed=asked.config.seed,
+    )  # fmt: skip
+    return _score(
+        "mechanism_nearest", "pathway", protocol, found.accuracy.value, found.accuracy, n_test=found.n_scored,
+        n_classes=len(found.mechanisms), recall=_kept(found.recall),
+    )  # fmt: skip
+
+
+def _treatments(asked: Asked) -> tuple[list[str], list[str], Floats, list[set[str]]]:
+    """Names, pathways, (T, D) means and batches of what was done to wells, doses apart."""
     wells = asked.wells
-    treatments: dict[tuple[str, str, float], list[int]] = {}
+    rows_of: dict[tuple[str, str, float], list[int]] = {}
     for i in wells.treated:
         name = wells.gene[i] or wells.compound[i] or wells.perturbation[i]
         if name and wells.pathway[i]:
             dose = float(wells.dose[i]) if math.isfinite(wells.dose[i]) else 0.0
-            treatments.setdefault((name, wells.pathway[i], dose), []).append(i)
-    if not treatments:
+            rows_of.setdefault((name, wells.pathway[i], dose), []).append(i)
+    if not rows_of:
         raise ValueError("no treated well has a pathway; fill the column pathway of the plate map.")
-    names, pathways, _ = zip(*treatments, strict=True)
-    means_TD = np.stack([asked.vectors[rows].mean(axis=0) for rows in treatments.values()])
-    table = pa.table({"perturbation": list(names), "moa": list(pathways)})
-    found = phenotypic_consistency(table, means_TD, null=_null(asked.config))
-    yield from _retrieval_scores("mechanism_map", "pathway", found, ())
-    batches = [{wells.batch[i] for i in rows} for rows in treatments.values()]
-    for protocol, of in (("nsc", None), ("nscb", batches)):
-        try:
-            nearest = nearest_mechanism(
-                means_TD,
-                names,
-                pathways,
-                normalisation=asked.alignment,
-                batches=of,
-                n_draws=asked.config.draws,
-                seed=asked.config.seed,
-            )
-        except ValueError:
-            continue  # every treatment is in every batch, or a mechanism has one member: nothing to score
-        yield _score(
-            "mechanism_nearest", "pathway", protocol, nearest.accuracy.value, nearest.accuracy,
-            n_test=nearest.n_scored, n_classes=len(nearest.mechanisms), recall=_kept(nearest.recall),
-        )  # fmt: skip
+    means_TD = np.stack([asked.vectors[rows].mean(axis=0) for rows in rows_of.values()])
+    batches = [{wells.batch[i] for i in rows} for rows in rows_of.values()]
+    return [name for name, _, _ in rows_of], [pathway for _, pathway, _ in rows_of], means_TD, batches
 
 
 def _leakage(asked: Asked) -> Iterator[Score]:
@@ -235,6 +243,8 @@ TASKS: dict[Task, Callable[[Asked], Iterator[Score]]] = {
     "replicates": _replicates,
     "activity": _activity,
     "mechanism": _mechanism,
+    "nsc": _nearest,
+    "nscb": _nearest_elsewhere,
     "leakage": _leakage,
     "false_positives": _false_positives,
     "dose": _dose,

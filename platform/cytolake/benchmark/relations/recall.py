@@ -149,13 +149,17 @@ def recall_of(null: Floats, queries: Floats, thresholds: Sequence[Thresholds]) -
     for name, values in (("null", null), ("queries", queries)):
         if not np.size(values) or np.isnan(values).any():
             raise ValueError(f"{name}: {np.size(values)} values, {np.isnan(values).sum()} NaN. Expected one or more.")
+    return [float(np.mean((queries < low) | (queries > high))) for low, high in tail_edges(null, thresholds)]
+
+
+def tail_edges(null: Floats, thresholds: Sequence[Thresholds]) -> list[tuple[float, float]]:
+    """For each pair of thresholds the values below and above which a query is recalled; see `recall_of`."""
     ranks = [tail_ranks(np.size(null), each) for each in thresholds]
     needed = sorted({rank for pair in ranks for rank in pair if rank is not None})
     statistics = (
         dict(zip(needed, np.partition(null, needed, axis=None)[needed].tolist(), strict=True)) if needed else {}
     )
-    edges = [_edges(pair, statistics) for pair in ranks]
-    return [float(np.mean((queries < low) | (queries > high))) for low, high in edges]
+    return [_edges(pair, statistics) for pair in ranks]
 
 
 def tail_ranks(n_null: int, thresholds: Thresholds) -> tuple[int | None, int | None]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.benchmark.relations.recall import tail_edges
 from cytolake.benchmark.transcriptomics.screen import Codes
 
 Floats = NDArray[np.float64]
@@ -65,10 +66,8 @@ def two_sided(null: Floats, query: Floats, low: float = LOW, high: float = HIGH)
 
     Values equal to the limits do not count in their favour: where all are equal, none is recalled.
     """
-    ordered = np.sort(null)
-    below = np.searchsorted(ordered, query, "left") / len(ordered)
-    up_to = np.searchsorted(ordered, query, "right") / len(ordered)
-    return np.asarray((up_to <= low) | (below >= high))
+    ((below, above),) = tail_edges(null, [(low, high)])
+    return np.asarray((query < below) | (query > above))
 
 
 def present_pairs(perturbations: Sequence[str], relations: Iterable[tuple[str, str]]) -> Codes:

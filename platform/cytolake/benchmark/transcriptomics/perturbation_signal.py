@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from cytolake.benchmark.transcriptomics.screen import Codes, Screen, group_sums
 
@@ -102,12 +101,6 @@ def magnitude(
         n_above = int((energies[1:] >= energies[0] - TIE * max(1.0, abs(energies[0]))).sum())
         p_values[place] = (1 + n_above) / (1 + n_draws)
     return values, p_values
-
-
-def energy_distance(x_ND: NDArray[np.floating], y_MD: NDArray[np.floating]) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over all pairs, a row with itself included; 0 for equal samples."""
-    x, y = x_ND.astype(np.float64), y_MD.astype(np.float64)
-    return float(2 * cdist(x, y).mean() - cdist(x, x).mean() - cdist(y, y).mean())
 
 
 def p_values_against(values: Floats, is_null: NDArray[np.bool_]) -> Floats:

@@ -2,7 +2,6 @@
 
 from cytolake.models.augment.apply import augment
 from cytolake.models.augment.config import AugmentConfig
-from cytolake.models.augment.geometry import flip_rotate
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
 
-__all__ = ["KNOBS", "NOTHING", "AugmentConfig", "Knob", "augment", "flip_rotate"]
+__all__ = ["KNOBS", "NOTHING", "AugmentConfig", "Knob", "augment"]

@@ -6,7 +6,6 @@ Shapes: B crops, C channels, S side of a crop in pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,35 +14,6 @@ from torch.nn import functional
 
 from cytolake.models.augment.config import AugmentConfig
 from cytolake.models.augment.draws import Draw, Draws
-
-
-def flip_rotate(
-    images: Sequence[np.ndarray],
-    seed: int,
-    epoch: int | np.ndarray,
-    sample_index: Sequence[int] | np.ndarray,
-    *,
-    view: int = 0,
-) -> list[np.ndarray]:
-    """Turn each crop by a multiple of 90 degrees and mirror half of them, all channels together.
-
-    The flips and quarter turns of `augment`, for images that are not yet a minibatch.
-
-    Args:
-        images: One (C_i, S, S) array for each crop.
-        seed: Seed of the run.
-        epoch: A crop is turned otherwise in each epoch; one number, or (B,).
-        sample_index: (B,) global sample indices: the same crop is turned the same way by any worker.
-        view: Another view of the crops is turned independently.
-
-    Returns:
-        Views of the crops, in their dtype.
-    """
-    turned = []
-    for image, choice in zip(images, Draws(seed, epoch, sample_index, view).turns(), strict=True):
-        image = np.rot90(image, k=int(choice) % 4, axes=(1, 2))
-        turned.append(image[:, :, ::-1] if choice >= 4 else image)
-    return turned
 
 
 def turn(pixels_BCSS: Tensor, choices: np.ndarray) -> Tensor:
