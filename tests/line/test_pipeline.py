@@ -192,11 +192,14 @@ def test_what_is_exported_can_be_imported_and_is_ranked_beside_its_source(line, 
         .table("representations", where=f"model_id = '{card.model_id}' and pooling = 'mean' and block = 1")
         .to_pylist()
     )
-    profiles, blocks = tmp_path / "profiles.parquet", tmp_path / "blocks.h5ad"
+    profiles, crops, blocks = (tmp_path / name for name in ("profiles.parquet", "crops.parquet", "blocks.h5ad"))
     run_cli("export", profiles, "--representation", source["representation_id"], "--root", line.root)
     run_cli("export", blocks, "--model", card.model_id, "--root", line.root)
     assert set(anndata.read_h5ad(blocks).obsm) == {f"block_{b}_{p}" for b in (0, 1) for p in ("mean", "cls")}
     assert "is representation" in run_cli("import", profiles, "--name", "peer", "--root", line.root)
+    of_source = ("--representation", source["representation_id"], "--root", line.root)
+    run_cli("export", crops, "--level", "crop", *of_source)
+    run_cli("import", crops, "--name", "peer of crops", "--pack-id", source["pack_id"], "--root", line.root)
     stages.benchmark(
         dataclasses.replace(line, benchmark=dataclasses.replace(line.benchmark, tasks=(("perturbation", "plate"),))),
         Console(file=io.StringIO()),
@@ -207,13 +210,24 @@ def test_what_is_exported_can_be_imported_and_is_ranked_beside_its_source(line, 
     )
     assert "peer" in printed
     scores = {
-        (row["kind"], row["alignment"], row["metric"]): row["value"]
+        (row["architecture"], row["alignment"], row["metric"]): row["value"]
         for row in pq.read_table(ranked).to_pylist()
         if row["kind"] == "external" or row["representation_id"] == source["representation_id"]
     }
     for alignment in ("none", "pca_cs"):
-        peer, ours = (scores[kind, alignment, "mean_average_precision"] for kind in ("external", "trained"))
-        assert peer == pytest.approx(ours, abs=1e-6)
+        ours = scores[source["architecture"], alignment, "mean_average_precision"]
+        for peer in ("peer", "peer of crops"):
+            assert scores[peer, alignment, "mean_average_precision"] == pytest.approx(ours, abs=1e-6)
+    run_cli("leaderboard", "--label", "perturbation", "--all-blocks", "--parquet", ranked, "--root", line.root)
+    probed = {
+        row["architecture"]: row["value"]
+        for row in pq.read_table(ranked).to_pylist()
+        if row["benchmark"].startswith("linear_probe")
+        and row["metric"] == "balanced_accuracy"
+        and (row["kind"] == "external" or row["representation_id"] == source["representation_id"])
+    }
+    assert set(probed) == {source["architecture"], "peer of crops"}  # single crops are probed, and `peer` has wells
+    assert probed["peer of crops"] == probed[source["architecture"]]
 
 
 def run_cli(*arguments: object) -> str:

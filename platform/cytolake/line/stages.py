@@ -392,18 +392,22 @@ class Session:
     def benchmark(self, pack: Pack, representation_ids: list[str]) -> Group:
         """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return its text.
 
-        External representations of the same wells are scored beside the recipe's own.
+        External representations are scored beside the recipe's own: by probes those of the pack's crops, by profiles
+        those of the same wells.
         """
+        external = self.catalog.table(
+            "representations", columns=["representation_id", "pack_id"], where="kind = 'external'"
+        ).to_pylist()
+        of_crops = [row["representation_id"] for row in external if row["pack_id"] == pack.pack_id]
         for label, split in self.line.benchmark.tasks:
             config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
             with self._stage(f"probe {label}") as told:
-                search_blocks(self.catalog, representation_ids, config, told.report)
+                search_blocks(self.catalog, [*representation_ids, *of_crops], config, told.report)
                 told.outcome = f"{', '.join(METRICS)} in the scores table"
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:
-            external = self.catalog.table("representations", columns=["representation_id"], where="kind = 'external'")
-            ids = [*representation_ids, *external["representation_id"].to_pylist()]
+            ids = [*representation_ids, *(row["representation_id"] for row in external)]
             with self._stage("profiles") as told:
                 found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, told.report)
                 warnings, left_out = found.warnings, found.left_out

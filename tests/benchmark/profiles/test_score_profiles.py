@@ -16,6 +16,7 @@ from cytolake.embed.alignment.fitted import FittedAlignment
 
 CONFIG = ProfileBenchmarkConfig(draws=99)
 DIM, N_PLATES, N_GENES = 16, 4, 30
+KINDS = ("trained", "untrained", "pixel_statistics")
 
 
 def plate_map(plate, batch, compounds=True):
@@ -70,8 +71,8 @@ def write(root, wells, vectors_of_kind):
     for kind, vectors in vectors_of_kind.items():
         shared = {"representation_id": kind, "dim": DIM}
         representation = {
-            "kind": kind, "model_id": kind, "architecture": "x", "block": 0, "pooling": "mean", "pack_id": "pack",
-            "created_at": datetime.now(UTC),
+            "kind": kind, "model_id": kind, "architecture": "x", "block": 0, "pack_id": "pack",
+            "pooling": "all" if kind == "pixel_statistics" else "mean", "created_at": datetime.now(UTC),
         }  # fmt: skip
         profiles = [
             {**shared, "well_id": w["well_id"], "plate_id": w["plate_id"], "n_crops": 1, "profile": v.tolist()}
@@ -93,20 +94,22 @@ def catalog(tmp_path_factory):
     rng = np.random.default_rng(0)
     wells = [well for p in range(N_PLATES) for well in plate_map(f"p{p}", f"b{p % 2}")]
     vectors = {"trained": vectors_of(wells, rng, 1.0), "untrained": vectors_of(wells, rng, 0.0)}
+    # What a plain measurement sees of the same wells: a mix of a few features, in units of its own.
+    vectors["pixel_statistics"] = 1000 + 100 * vectors["trained"] @ rng.normal(size=(DIM, DIM))
     return write(tmp_path_factory.mktemp("root"), wells, vectors)
 
 
 @pytest.fixture(scope="module")
 def scores(catalog):
-    return score_profiles(catalog, ["trained", "untrained"], CONFIG)
+    return score_profiles(catalog, KINDS, CONFIG)
 
 
 def value(scores, benchmark, metric, alignment="pca_cs", representation="trained"):
     (row,) = (
         row
         for row in scores.rows
-        if (row["benchmark"], row["metric"], row["alignment"], row["representation_id"])
-        == (benchmark, metric, alignment, representation)
+        if (row["benchmark"], row["metric"], row["alignment"], row["representation_id"], row["seed"])
+        == (benchmark, metric, alignment, representation, -1)
     )
     return row["value"]
 
@@ -121,6 +124,10 @@ def value(scores, benchmark, metric, alignment="pca_cs", representation="trained
         ("mechanism_map", "mean_average_precision", 0.3),
         ("mechanism_nearest", "nsc", 0.4),
         ("dose_response", "share_increasing", 1.0),
+        ("linear_separability", "balanced_top1_standardised", 0.5),
+        ("nearest_neighbours", "balanced_top1", 0.3),
+        ("reconstruction", "r2", 0.2),
+        ("reconstruction", "structural_integrity_profiles", 0.05),
     ],
 )
 def test_planted_biology_is_found_where_it_is_and_not_where_it_is_not(scores, benchmark, metric, least_gain):
@@ -136,6 +143,31 @@ def test_alignment_takes_away_what_tells_plates_apart_and_shows_the_pathways(sco
         scores, "activity_map", "mean_average_precision", "none"
     )
     assert value(scores, "false_positives", "rate") < 0.15
+
+
+def test_batches_mix_once_they_are_aligned(scores):
+    assert value(scores, "batch_mixing", "ilisi_normalised", "none") < 0.3
+    assert value(scores, "batch_mixing", "ilisi_normalised") > 0.8
+
+
+def test_scores_that_hold_batches_out_are_the_mean_over_the_seeds(scores):
+    found = {
+        row["seed"]: row["value"]
+        for row in scores.rows
+        if (row["benchmark"], row["metric"], row["alignment"], row["representation_id"])
+        == ("linear_separability", "top1_standardised", "pca_cs", "trained")
+    }
+    assert set(found) == {-1, *CONFIG.seeds}
+    assert found[-1] == pytest.approx(np.mean([found[seed] for seed in CONFIG.seeds]))
+
+
+def test_nothing_is_decoded_where_no_pixel_statistics_are_scored(tmp_path):
+    wells = [well for p in range(2) for well in plate_map(f"p{p}", f"b{p}")]
+    catalog = write(tmp_path / "root", wells, {"trained": vectors_of(wells, np.random.default_rng(2), 1.0)})
+    config = ProfileBenchmarkConfig(draws=99, tasks=("reconstruction", "batch_mixing"), alignments=("none",))
+    scores = score_profiles(catalog, ["trained"], config)
+    assert "pixel statistics" in scores.left_out["reconstruction, none"]
+    assert {row["benchmark"] for row in scores.rows} == {"batch_mixing"}
 
 
 def test_scores_are_in_the_table_with_their_intervals_classes_and_fitted_alignment(catalog, scores):
@@ -160,7 +192,7 @@ def test_scores_are_in_the_table_with_their_intervals_classes_and_fitted_alignme
 
 def test_what_has_been_scored_is_not_scored_again(catalog, scores):
     told = []
-    again = score_profiles(catalog, ["trained", "untrained"], CONFIG, lambda *where: told.append(where))
+    again = score_profiles(catalog, KINDS, CONFIG, lambda *where: told.append(where))
     assert {row["score_id"] for row in again.rows} == {row["score_id"] for row in scores.rows}
     assert not told
     assert catalog.table("scores").num_rows == len(scores.rows)
@@ -197,6 +229,7 @@ def test_labels_that_go_with_batches_are_warned_of_loudly(tmp_path):
         ({"alignments": ()}, "expected one or more of none"),
         ({"align_by": "moon"}, "expected plate or batch"),
         ({"draws": 1}, "expected 19 or more"),
+        ({"seeds": (1, 1)}, "expected different numbers"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change, said):

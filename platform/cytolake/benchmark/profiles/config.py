@@ -9,7 +9,7 @@ from cytolake.embed.alignment.variants import MissingControls, Variant
 
 Task = Literal[
     "relations", "consistency", "magnitude", "replicates", "activity", "mechanism", "nsc", "nscb", "leakage",
-    "false_positives", "dose",
+    "false_positives", "dose", "batch_mixing", "linear_separability", "nearest_neighbours", "reconstruction",
 ]  # fmt: skip
 
 
@@ -39,6 +39,8 @@ class ProfileBenchmarkConfig:
     """Resamples behind intervals, and random sets behind p-values."""
     seed: int = 0
     """Of every draw."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the splits that hold batches and perturbations out; scores are means over them."""
 
     def __post_init__(self) -> None:
         for name, kind in (("tasks", Task), ("alignments", Variant)):
@@ -47,6 +49,10 @@ class ProfileBenchmarkConfig:
                 raise ValueError(
                     f"profiles.{name} is {getattr(self, name)}: expected one or more of {', '.join(get_args(kind))}."
                 )
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(
+                f"profiles.seeds is {self.seeds}, expected different numbers from 0 up, such as (0, 1, 2)."
+            )
         if self.align_by not in ("plate", "batch"):
             raise ValueError(f"profiles.align_by is {self.align_by!r}, expected plate or batch.")
         for name, least in (("draws", 19), ("min_genes", 3), ("seed", 0)):

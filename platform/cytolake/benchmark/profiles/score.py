@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.guard_rails import label_confounding
+from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
-from cytolake.benchmark.profiles.tasks import TASKS, Asked
+from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations, rename
 from cytolake.catalog import Catalog
@@ -81,11 +82,15 @@ def score_profiles(
         )
     wells = read_wells(catalog, ids[0])
     relations, aliases = _relations(wells, config)
-    protocol = content_id(repr(asdict(config)), wells.identity, *(repr(each) for each in relations))
+    # Decoded by one benchmark; of whatever pack the first is of.
+    statistics_id = next(
+        (row["representation_id"] for row in found if row["kind"] == "pixel_statistics" and row["pooling"] == "all"), ""
+    )
+    protocol = content_id(repr(asdict(config)), wells.identity, statistics_id, *(repr(each) for each in relations))
     known = catalog.table("scores", where=f"protocol = '{protocol}'").to_pylist()
     done = {row["representation_id"] for row in known}
     todo = [each for each in ids if each not in done]
-    tasks = ((catalog, each, wells, relations, aliases, config, protocol) for each in todo)
+    tasks = ((catalog, each, wells, relations, aliases, statistics_id, config, protocol) for each in todo)
     scored = run_tasks(score_representation, tasks, len(todo), "representations", progress)
     rows = [row for of_one, _ in scored for row in of_one]
     if rows:
@@ -101,12 +106,14 @@ def score_representation(
     wells: Wells,
     relations: Sequence[Relations],
     aliases: dict[str, str],
+    statistics_id: str,
     config: ProfileBenchmarkConfig,
     protocol: str,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of the `scores` table of one representation, and why benchmarks have none; one task."""
     try:
         profiles_WD = read_profiles(catalog, representation_id, wells.well_id)
+        statistics_WG = read_profiles(catalog, statistics_id, wells.well_id) if statistics_id else None
     except ValueError as error:
         return [], {f"all of {representation_id}": str(error)}
     scored_at = datetime.now(UTC)
@@ -121,13 +128,16 @@ def score_representation(
                 continue
             for task in config.tasks:
                 try:
-                    scores = list(TASKS[task](Asked(aligned_WD, wells, relations, aliases, config, variant)))
+                    asked = Asked(aligned_WD, wells, relations, aliases, config, variant, statistics_WG)
+                    scores = list(TASKS[task](asked))
                 except ValueError as error:
                     left_out[f"{task}, {variant}"] = str(error)
                     continue
                 for score in scores:
                     details = {**score.pop("details"), **({"alignment_id": alignment_id} if alignment_id else {})}
-                    key = (score["benchmark"], score["label"], score["metric"], variant)
+                    key = [score[name] for name in ("benchmark", "label", "metric")] + [variant]
+                    if "seed" in score:
+                        key.append(score["seed"])
                     rows.append(
                         {
                             "score_id": content_id(representation_id, protocol, *key),
@@ -178,9 +188,9 @@ def _relations(wells: Wells, config: ProfileBenchmarkConfig) -> tuple[list[Relat
 
 def _warnings(wells: Wells, config: ProfileBenchmarkConfig) -> Iterator[str]:
     rows = [i for i in wells.treated if wells.perturbation[i]]
-    groups = wells.batch if len(set(wells.batch)) > 1 else wells.plate
-    if rows and len(set(groups)) > 1:
-        warning = label_confounding([wells.perturbation[i] for i in rows], [groups[i] for i in rows]).warning
+    experiments = wells.experiments()
+    if rows and len(set(experiments)) > 1:
+        warning = label_confounding([wells.perturbation[i] for i in rows], [experiments[i] for i in rows]).warning
         if warning:
             yield warning
     names = wells.plate if config.align_by == "plate" else wells.batch

@@ -7,53 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
-from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalConfig, consistency, magnitude
 from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
-from cytolake.benchmark.perturbation_signal.shares import Share
+from cytolake.benchmark.profiles.asked import Asked, Floats, Score, finite, kept, score
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
+from cytolake.benchmark.profiles.embedding_tasks import embedding_task
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.recall import RecallConfig, RelationRecall, relationship_recall
-from cytolake.benchmark.relations.relation_files import Relations, rename
+from cytolake.benchmark.relations.relation_files import rename
 from cytolake.benchmark.retrieval.mechanism_of_action import nearest_mechanism
 from cytolake.benchmark.retrieval.phenotypic import NullConfig, Retrieval, phenotypic_activity, phenotypic_consistency
 
-Floats = NDArray[np.float64]
-Score = dict[str, Any]
-"""Columns of the `scores` table that depend on the benchmark; `details` is a dict."""
 GUARD_RAILS = ("batch_leakage", "false_positives")
 """Benchmarks where less is better; no representation is chosen by them."""
 NUISANCES = ("plate", "batch", "row", "column")
 """Labels that a vector should not tell: a probe of them is a guard rail too."""
-MAX_CLASSES_KEPT = 200
-"""Most classes whose own scores are kept in a row's details."""
 
 
 def is_guard_rail(benchmark: str, label: str) -> bool:
     """Whether less is better."""
     return benchmark in GUARD_RAILS or (benchmark.startswith("linear_probe") and label in NUISANCES)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What one representation is asked under one alignment."""
-
-    vectors: Floats
-    """(W, D) aligned profiles."""
-    wells: Wells
-    relations: Sequence[Relations]
-    aliases: dict[str, str]
-    """Names of genes to replace."""
-    config: ProfileBenchmarkConfig
-    alignment: str
 
 
 def _relation_recall(asked: Asked) -> Iterator[Score]:
@@ -71,10 +49,10 @@ def _relation_recall(asked: Asked) -> Iterator[Score]:
         if not found.n_pairs:
             continue
         low, high = (round(100 * each) for each in found.thresholds)
-        yield _score(
+        yield score(
             "relation_recall", found.source, f"recall_{low:02d}_{high:02d}", found.recall.value, found.recall,
-            n_test=found.n_pairs, n_classes=found.n_genes, random=_finite(found.random),
-            random_p_value=_finite(found.random_p_value), attainable=_attainable(found), n_low=found.n_low,
+            n_test=found.n_pairs, n_classes=found.n_genes, random=finite(found.random),
+            random_p_value=finite(found.random_p_value), attainable=_attainable(found), n_low=found.n_low,
             n_high=found.n_high,
         )  # fmt: skip
 
@@ -104,17 +82,17 @@ def _share_with_signal(
         why = sorted({str(row["reason"]) for row in signal.table.to_pylist() if row["reason"]})
         raise ValueError(f"no perturbation has a p-value ({'; '.join(why[:2])}).")
     p_values = {row["perturbation"]: row["p_value"] for row in signal.table.to_pylist() if row["p_value"] is not None}
-    return _score(
+    return score(
         name, "perturbation", "share_significant", signal.significant.value, signal.significant,
-        n_test=signal.n_defined, p_values=_kept(p_values),
+        n_test=signal.n_defined, p_values=kept(p_values),
     )  # fmt: skip
 
 
 def _replicates(asked: Asked) -> Iterator[Score]:
     wells = asked.wells
     rows = [i for i in wells.treated if wells.perturbation[i]]
-    across = "batch" if len({wells.batch[i] for i in rows}) > 1 else "plate"
-    experiments = wells.batch if across == "batch" else wells.plate
+    experiments = wells.experiments(rows)
+    across = "batch" if experiments is wells.batch else "plate"
     found = replicate_consistency(
         asked.vectors[rows],
         [wells.perturbation[i] for i in rows],
@@ -127,7 +105,7 @@ def _replicates(asked: Asked) -> Iterator[Score]:
         ("cramer_von_mises", found.cramer_von_mises),
         ("cramer_von_mises_per_pair", found.cramer_von_mises_per_pair),
     ):
-        yield _score(
+        yield score(
             "replicate_consistency", "perturbation", metric, interval.value, interval, split=across,
             n_test=found.n_pairs, n_classes=found.n_perturbations,
         )  # fmt: skip
@@ -174,9 +152,9 @@ def _nearest_mechanism(asked: Asked, protocol: str) -> Score:
         means_TD, names, pathways, normalisation=asked.alignment, batches=batches if protocol == "nscb" else None,
         n_draws=asked.config.draws, seed=asked.config.seed,
     )  # fmt: skip
-    return _score(
+    return score(
         "mechanism_nearest", "pathway", protocol, found.accuracy.value, found.accuracy, n_test=found.n_scored,
-        n_classes=len(found.mechanisms), recall=_kept(found.recall),
+        n_classes=len(found.mechanisms), recall=kept(found.recall),
     )  # fmt: skip
 
 
@@ -199,7 +177,7 @@ def _treatments(asked: Asked) -> tuple[list[str], list[str], Floats, list[set[st
 def _leakage(asked: Asked) -> Iterator[Score]:
     wells = asked.wells
     found = batch_leakage(asked.vectors, wells.plate, is_control=wells.is_control, bootstrap_draws=asked.config.draws)
-    yield _score(
+    yield score(
         "batch_leakage", "plate", "balanced_accuracy", found.balanced_accuracy.value, found.balanced_accuracy,
         split="well", n_test=found.n_wells, n_classes=found.n_batches, chance=found.chance,
     )  # fmt: skip
@@ -208,7 +186,7 @@ def _leakage(asked: Asked) -> Iterator[Score]:
 def _false_positives(asked: Asked) -> Iterator[Score]:
     wells = asked.wells
     found = false_positives_of_wells(asked.vectors, wells.plate, wells.is_control)
-    yield _score(
+    yield score(
         "false_positives", "control", "rate", found.rate.value, found.rate, split="plate", n_test=found.rate.total,
         alpha=found.alpha,
     )  # fmt: skip
@@ -230,9 +208,9 @@ def _dose(asked: Asked) -> Iterator[Score]:
     if not found.increasing.total:
         raise ValueError("no compound has three doses.")
     of_compound = {row["compound"]: row["spearman"] for row in found.table.to_pylist() if row["spearman"] is not None}
-    yield _score(
+    yield score(
         "dose_response", "dose", "share_increasing", found.increasing.value, found.increasing,
-        n_test=found.increasing.total, median_spearman=_finite(found.median_spearman), spearman=_kept(of_compound),
+        n_test=found.increasing.total, median_spearman=finite(found.median_spearman), spearman=kept(of_compound),
     )  # fmt: skip
 
 
@@ -248,6 +226,10 @@ TASKS: dict[Task, Callable[[Asked], Iterator[Score]]] = {
     "leakage": _leakage,
     "false_positives": _false_positives,
     "dose": _dose,
+    "batch_mixing": embedding_task("batch_mixing"),
+    "linear_separability": embedding_task("linear_separability"),
+    "nearest_neighbours": embedding_task("nearest_neighbours"),
+    "reconstruction": embedding_task("reconstruction"),
 }
 
 
@@ -262,11 +244,11 @@ def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequ
     scored = [row for row in groups if row["mean_average_precision"] is not None]
     key = "perturbation" if label == "perturbation" else "moa"
     of_group = {str(row[key]): row["mean_normalised_average_precision"] for row in scored}
-    yield _score(
+    yield score(
         benchmark, label, "mean_average_precision", found.mean.value, found.mean, split=" ".join(across),
-        n_test=len(scored), normalised=_kept(of_group),
+        n_test=len(scored), normalised=kept(of_group),
     )  # fmt: skip
-    yield _score(
+    yield score(
         benchmark, label, "share_significant", found.share_significant(), None, split=" ".join(across),
         n_test=len(scored),
     )  # fmt: skip
@@ -274,14 +256,6 @@ def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequ
 
 def _null(config: ProfileBenchmarkConfig) -> NullConfig:
     return NullConfig(null_size=10 * config.draws, seed=config.seed, bootstrap_draws=config.draws)
-
-
-def _kept(of_class: dict[str, Any]) -> dict[str, float]:
-    """The scores of single classes, rounded; of many, the highest and lowest."""
-    ranked = sorted(of_class.items(), key=lambda item: -item[1])
-    if len(ranked) > MAX_CLASSES_KEPT:
-        ranked = ranked[: MAX_CLASSES_KEPT // 2] + ranked[-MAX_CLASSES_KEPT // 2 :]
-    return {name: round(float(value), 4) for name, value in ranked}
 
 
 def _gene_means(vectors: Floats, wells: Wells, aliases: dict[str, str]) -> tuple[list[str], Floats]:
@@ -297,34 +271,3 @@ def _gene_means(vectors: Floats, wells: Wells, aliases: dict[str, str]) -> tuple
     if not of_gene:
         return [], np.empty((0, vectors.shape[1]))
     return list(of_gene), np.stack([np.mean(each, axis=0) for each in of_gene.values()])
-
-
-def _score(
-    benchmark: str,
-    label: str,
-    metric: str,
-    value: float,
-    interval: Interval | Share | None,
-    *,
-    split: str = "",
-    n_test: int | None = None,
-    n_classes: int | None = None,
-    **details: Any,
-) -> Score:
-    low, high = (None, None) if interval is None else (_finite(interval.low), _finite(interval.high))
-    return {
-        "benchmark": benchmark,
-        "label": label,
-        "metric": metric,
-        "split": split,
-        "value": _finite(value),
-        "ci_low": low,
-        "ci_high": high,
-        "n_test": n_test,
-        "n_classes": n_classes,
-        "details": details,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

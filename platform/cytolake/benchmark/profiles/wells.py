@@ -41,6 +41,11 @@ class Wells:
         """Wells that are no negative controls."""
         return [i for i, control in enumerate(self.is_control.tolist()) if not control]
 
+    def experiments(self, rows: Sequence[int] | None = None) -> tuple[str, ...]:
+        """W names of what was done apart: batches, or plates where all wells (of these rows) are of one batch."""
+        batches = self.batch if rows is None else [self.batch[row] for row in rows]
+        return self.batch if len(set(batches)) > 1 else self.plate
+
     @property
     def identity(self) -> str:
         """Changes with any well or any fact about one."""

@@ -1,0 +1,83 @@
+"""What a benchmark of profiles is given, and the rows of scores that it gives.
+
+Shapes: W wells, D features, G pixel statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.perturbation_signal.shares import Share
+from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.wells import Wells
+from cytolake.benchmark.relations.relation_files import Relations
+
+Floats = NDArray[np.float64]
+Score = dict[str, Any]
+"""Columns of the `scores` table that depend on the benchmark; `details` is a dict."""
+MAX_CLASSES_KEPT = 200
+"""Most classes whose own scores are kept in a row's details."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one representation is asked under one alignment."""
+
+    vectors: Floats
+    """(W, D) aligned profiles."""
+    wells: Wells
+    relations: Sequence[Relations]
+    aliases: dict[str, str]
+    """Names of genes to replace."""
+    config: ProfileBenchmarkConfig
+    alignment: str
+    pixel_statistics: Floats | None = None
+    """(W, G) of the same wells, not aligned."""
+
+
+def score(
+    benchmark: str,
+    label: str,
+    metric: str,
+    value: float,
+    interval: Interval | Share | None,
+    *,
+    split: str = "",
+    n_test: int | None = None,
+    n_classes: int | None = None,
+    **details: Any,
+) -> Score:
+    """One row of scores, without what is the same for all of a representation's."""
+    low, high = (None, None) if interval is None else (finite(interval.low), finite(interval.high))
+    return {
+        "benchmark": benchmark,
+        "label": label,
+        "metric": metric,
+        "split": split,
+        "value": finite(value),
+        "ci_low": low,
+        "ci_high": high,
+        "n_test": n_test,
+        "n_classes": n_classes,
+        "details": details,
+    }
+
+
+def finite(value: float) -> float | None:
+    """The number, or None where it is none."""
+    return float(value) if math.isfinite(value) else None
+
+
+def kept(of_class: dict[str, Any]) -> dict[str, float]:
+    """The scores of single classes, rounded; of many, the highest and lowest."""
+    ranked = sorted(of_class.items(), key=lambda item: -item[1])
+    if len(ranked) > MAX_CLASSES_KEPT:
+        ranked = ranked[: MAX_CLASSES_KEPT // 2] + ranked[-MAX_CLASSES_KEPT // 2 :]
+    return {name: round(float(value), 4) for name, value in ranked}

@@ -1,0 +1,139 @@
+"""Four of the six tasks of the transcriptomics benchmark, asked of profiles of wells instead of cells.
+
+    batch_mixing          T1
+    linear_separability   T2
+    nearest_neighbours    T3
+    reconstruction        T6, of the wells' pixel statistics less those of the controls, in expression's place
+
+The other two are the benchmarks `relations` (T4), and `consistency` and `magnitude` (T5). The tasks themselves, their
+splits and their intervals are those of `benchmark/transcriptomics`; what differs is told here: a screen has hundreds of
+wells where it would have 100,000 cells, so neighbours and perplexity follow the number of wells, the mixing of all
+wells is judged, and the decoder takes more and smaller steps.
+
+Shapes: W wells, D features of a profile, G pixel statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.benchmark.profiles.asked import Asked, Score, finite, score
+from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY
+from cytolake.benchmark.transcriptomics.benchmark import OVER_SEEDS, BenchmarkConfig, Scored, Trial, run_task
+from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
+from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig
+from cytolake.benchmark.transcriptomics.resampling import percentile_interval
+from cytolake.benchmark.transcriptomics.screen import CONTROL, Codes, Screen
+from cytolake.embed.alignment.fit import fit_alignment
+from cytolake.embed.alignment.variants import AlignmentConfig
+
+METRICS = {
+    "batch_mixing": ("ilisi_normalised",),
+    "linear_separability": ("top1_standardised", "balanced_top1_standardised"),
+    "nearest_neighbours": ("top1", "top5", "balanced_top1"),
+    "reconstruction": ("r2", "pearson", "structural_integrity_profiles"),
+}
+"""What is kept of each task; of all of these more is better."""
+WELLS_PER_NEIGHBOUR = 30
+"""Effective neighbours of batch mixing are one in so many wells, and at most the published number."""
+DECODER = DecoderConfig(epochs=60, minibatch_size=32, learning_rate=1e-3)
+
+
+def embedding_task(task: str) -> Callable[[Asked], Iterator[Score]]:
+    """The benchmark of profiles that asks one of `METRICS`."""
+
+    def measure(asked: Asked) -> Iterator[Score]:
+        screen, rows = _screen(asked, needs_features=task == "reconstruction")
+        vectors_WD = asked.vectors[rows].astype(np.float32)
+        config = BenchmarkConfig(
+            decoder=DECODER,
+            mixing_rows="all",
+            perplexity=min(PERPLEXITY, max(2.0, len(rows) / WELLS_PER_NEIGHBOUR)),
+            n_neighbours=None,
+            bootstrap_draws=asked.config.draws,
+        )
+        seeds = asked.config.seeds[:1] if task == "batch_mixing" else asked.config.seeds
+        trials = [Trial(screen, vectors_WD, split_screen(screen, seed), seed, config, {}) for seed in seeds]
+        for scores in zip(*(run_task(task, trial) for trial in trials), strict=True):
+            scored = Scored("", asked.alignment, task, scores[0].metric, seeds, scores)
+            if scored.metric in METRICS[task]:
+                yield from _rows(scored, screen, "batch" if task == "batch_mixing" else "perturbation")
+
+    return measure
+
+
+def _rows(scored: Scored, screen: Screen, label: str) -> Iterator[Score]:
+    """One row for each seed, and one for their mean, which rankings read."""
+    held_out = "" if scored.task == "batch_mixing" else "batch"
+    each = [(seed, one.value, one.draws, one.n) for seed, one in zip(scored.seeds, scored.scores, strict=True)]
+    mean_n = round(float(np.mean([n for *_, n in each])))
+    for seed, value, draws, n in (*each, (OVER_SEEDS, scored.value, scored.draws, mean_n)):
+        low, high = (None, None) if finite(value) is None else percentile_interval(draws)
+        n_classes = len(screen.batches if label == "batch" else screen.perturbations)
+        made = score(scored.task, label, scored.metric, value, None, split=held_out, n_test=n, n_classes=n_classes)
+        yield {**made, "seed": seed, "ci_low": low, "ci_high": high}
+
+
+def _screen(asked: Asked, *, needs_features: bool) -> tuple[Screen, Codes]:
+    """The wells that are controls or have a perturbation, as the tasks read a screen, and which of all wells they are.
+
+    Raises:
+        ValueError: No controls, a single perturbation, or no pixel statistics where they are needed.
+    """
+    wells = asked.wells
+    rows = np.flatnonzero(
+        [bool(name) or bool(control) for name, control in zip(wells.perturbation, wells.is_control, strict=True)]
+    )
+    is_control = wells.is_control[rows]
+    names = sorted({wells.perturbation[row] for row, control in zip(rows, is_control, strict=True) if not control})
+    if len(names) < 2 or not is_control.any():
+        raise ValueError(
+            f"{len(names)} perturbations and {int(is_control.sum())} negative controls, expected 2 or more and 1 or "
+            "more. Fill in the columns perturbation and control of the plate map."
+        )
+    code = {name: i for i, name in enumerate(names)}
+    experiments = wells.experiments()
+    batch_names, batch_of_row = np.unique([experiments[row] for row in rows], return_inverse=True)
+    features_WG = _features(asked)[rows] if needs_features else np.zeros((len(rows), 0), np.float32)
+    screen = Screen(
+        features=features_WG,
+        counts=None,
+        feature_names=tuple(f"pixel_statistic_{i}" for i in range(features_WG.shape[1])),
+        perturbations=tuple(names),
+        perturbation_of_row=np.asarray(
+            [
+                CONTROL if control else code[wells.perturbation[row]]
+                for row, control in zip(rows, is_control, strict=True)
+            ],
+            np.intp,
+        ),
+        batches=tuple(batch_names.tolist()),
+        batch_of_row=batch_of_row.astype(np.intp),
+        embeddings={},
+    )
+    return screen, rows
+
+
+def _features(asked: Asked) -> NDArray[np.float32]:
+    """(W, G) pixel statistics as they differ from the controls of the well's plate, each of variance 1.
+
+    Not aligned, most of their variance is the plates', which aligned profiles are meant to have lost.
+    """
+    if asked.pixel_statistics is None:
+        raise ValueError(
+            "reconstruction decodes the pixel statistics of the wells, and none of the representations are those. "
+            "Score them together: jobs/benchmark.py does."
+        )
+    wells = asked.wells
+    config = AlignmentConfig(
+        variant="centre_scale", missing_controls=asked.config.missing_controls, constant_features="zero"
+    )
+    fitted = fit_alignment(asked.pixel_statistics, wells.plate, wells.is_control, config)
+    aligned_WG = fitted.apply(asked.pixel_statistics, wells.plate)
+    spread_G = aligned_WG.std(axis=0)
+    varies_G = spread_G > 0
+    scaled_WG = (aligned_WG - aligned_WG.mean(axis=0))[:, varies_G] / spread_G[varies_G]
+    return np.asarray(scaled_WG, np.float32)
