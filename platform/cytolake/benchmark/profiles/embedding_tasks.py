@@ -31,7 +31,7 @@ from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
 
 METRICS = {
-    "batch_mixing": ("ilisi_normalised",),
+    "batch_mixing": ("ilisi", "ilisi_normalised"),
     "linear_separability": ("top1_standardised", "balanced_top1_standardised"),
     "nearest_neighbours": ("top1", "top5", "balanced_top1"),
     "reconstruction": ("r2", "pearson", "structural_integrity_profiles"),
