@@ -29,6 +29,8 @@ from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.qc.verdicts import judge_sites
+from cytolake.embed.alignment.kept import ALIGNED
+from cytolake.embed.external import EXTERNAL
 from cytolake.embed.extract import embed_pack
 from cytolake.line.code_revision import code_revision
 from cytolake.line.config import Line
@@ -392,7 +394,7 @@ class Session:
     def benchmark(self, pack: Pack, representation_ids: list[str]) -> Group:
         """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return its text.
 
-        External representations of the same wells are scored beside the recipe's own.
+        External representations of the same wells, and aligned ones of the pack, are scored beside the recipe's own.
         """
         for label, split in self.line.benchmark.tasks:
             config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
@@ -402,8 +404,9 @@ class Session:
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:
-            external = self.catalog.table("representations", columns=["representation_id"], where="kind = 'external'")
-            ids = [*representation_ids, *external["representation_id"].to_pylist()]
+            where = f"kind = '{EXTERNAL}' OR (kind = '{ALIGNED}' AND pack_id = '{pack.pack_id}')"
+            others = self.catalog.table("representations", columns=["representation_id"], where=where)
+            ids = [*representation_ids, *others["representation_id"].to_pylist()]
             with self._stage("profiles") as told:
                 found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, told.report)
                 warnings, left_out = found.warnings, found.left_out
