@@ -111,7 +111,7 @@ def add_pixel_statistics(catalog: Catalog, pack: Pack) -> None:
     }
     rows = pa.table({name: columns[name] for name in contract.schema.names})
     catalog.append("embeddings", rows, transaction=f"embeddings/{representation}")
-    described = {
+    described = dict.fromkeys(table_contract("representations").schema.names) | {
         "representation_id": representation,
         "kind": "pixel_statistics",
         "model_id": content_id(MODEL),

@@ -17,12 +17,14 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
 from cytolake.line.leaderboard_page import leaderboard_text
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
+from cytolake.line.session import cluster_session
 from cytolake.recipes import RECIPES
 from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
@@ -169,6 +171,47 @@ def import_table(
             )
         made = import_embeddings(cytolake.catalog.open(root), table, name, screen=screen, pack_id=pack_id)
     Console(highlight=False, soft_wrap=True).print(f"{name} is representation {made}")
+
+
+@app.command()
+def align(
+    representation: Annotated[str, typer.Argument(metavar="REPRESENTATION_ID", help="Of the table representations.")],
+    variant: Annotated[Variant, typer.Option(help="Such as tvn_vcb, pca_cs or centre_scale.")],
+    level: Annotated[
+        Literal["well", "crop"], typer.Option(help="Fitted on, and written for: profiles of wells, or every crop too.")
+    ] = "well",
+    by: Annotated[Literal["plate", "batch"], typer.Option(help="Whose negative controls.")] = "plate",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of AlignmentConfig, as missing_controls=all_wells."),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Align a representation on its negative controls; the result is a representation of its own.
+
+    On a cluster its parts are tasks: `ray job submit --working-dir . -- python -m cytolake.cli align ...`
+    """
+    from cytolake.embed.aggregate import known_representation
+    from cytolake.embed.align import align_representation
+    from cytolake.embed.alignment.kept import load_alignment
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told(), cluster_session(), stage_progress("align", console) as report:
+        catalog = cytolake.catalog.open(root)
+        config = apply_overrides(AlignmentConfig(variant=variant), set_ or [])
+        made = align_representation(catalog, representation, config, level=level, align_by=by, progress=report)
+        row = known_representation(catalog, made)
+        fitted = load_alignment(catalog.root, row["alignment_id"])
+    n_controls = sum(batch.n_controls for batch in fitted.batches)
+    console.print(
+        f"representation {made}: {row['alignment_variant']}, {row['dim']:,} features; {len(fitted.batches):,} "
+        f"{by} groups, {n_controls:,} control {level}s; fitted transform {row['alignment_id']}"
+    )
+    if fitted.batches_on_all_wells:
+        console.print(
+            f"[yellow]too few controls, so aligned on all their {level}s[/]: "
+            f"{escape(', '.join(fitted.batches_on_all_wells))}"
+        )
 
 
 @app.command()
@@ -408,3 +451,7 @@ def pack_verify(path: Annotated[Path, typer.Argument(help="Folder of a pack.")])
     if problems:
         raise typer.Exit(1)
     console.print(f"{opened.n_crops:,} crops, every file as it was written")
+
+
+if __name__ == "__main__":  # `python -m cytolake.cli` in a submitted job, where the package is not installed
+    app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.catalog.declared import table_contract
-from cytolake.tune.promotion import PromoteBy, choose_by
+from cytolake.line.leaderboard_page import encoder_name, write_leaderboard
+from cytolake.tracking import TrackingConfig
+from cytolake.tune.promotion import PromoteBy, choose_by, promote_choice
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 ENCODERS = {"trained": 3, "untrained": 3, "pixel_statistics": 0}
@@ -109,6 +112,27 @@ def test_promotion_takes_the_leader_and_says_why(catalog):
     )
     with pytest.raises(ValueError, match="for: pixel_statistics"):
         choose_by(catalog, ids[:-1], by)
+
+
+def test_what_was_aligned_is_ranked_by_name_and_never_promoted(catalog, tmp_path):
+    aligned = {
+        "representation_id": "a1", "kind": "aligned", "model_id": "1a2b3c4d5e", "architecture": "mae_vit", "block": 1,
+        "pooling": "mean", "dim": 4, "pack_id": "pack", "created_at": BEGAN, "parent_id": "trained1",
+        "alignment_id": "f", "alignment_variant": "tvn_vcb",
+    }  # fmt: skip
+    catalog.append("representations", rows("representations", [aligned]), transaction="aligned")
+    catalog.append("scores", rows("scores", [score("a1", 0.95)]), transaction="of aligned")
+    (first, second, *_) = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
+    assert encoder_name(first) == "mae_vit 1a2b3c4d, aligned (tvn_vcb)"
+    assert (first["parent_id"], second["parent_id"]) == ("trained1", "")
+    page = write_leaderboard(catalog, tmp_path / "page.html", title="t").read_text(encoding="utf-8")
+    assert "mae_vit 1a2b3c4d, aligned (tvn_vcb)" in page
+    by = PromoteBy(benchmark="activity_map", metric="m", label="perturbation", alignment="pca_cs")
+    ids = catalog.table("representations")["representation_id"].to_pylist()
+    choice = choose_by(catalog, ids, by)
+    assert choice.representation_id == "trained1"
+    with pytest.raises(ValueError, match=r"was aligned \(tvn_vcb\), and serving gives .* made from, trained1"):
+        promote_choice(catalog, replace(choice, representation_id="a1"), TrackingConfig())
 
 
 @pytest.mark.parametrize(

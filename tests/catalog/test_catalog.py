@@ -23,6 +23,7 @@ from cytolake.screens.storage import list_objects
 LATER = {
     "sites": ("planes", "illumination_paths"),
     "qc_verdicts": ("level", "well_id"),
+    "representations": ("parent_id", "alignment_id", "alignment_variant"),
 }
 """Columns that the first release did not have."""
 LATER_TABLES = ("tags", "qc_labels", "curation_runs", "consistency_tests")

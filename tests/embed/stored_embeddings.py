@@ -37,10 +37,13 @@ def planted_wells(screen: str = "S", plates: Sequence[str] = ("P0", "P1")) -> li
     return rows
 
 
-def planted_catalog(root: Path, screens: Sequence[str] = ("S",)) -> Catalog:
-    """Wells, plates, and 1 to 4 crops of each well."""
+def planted_catalog(root: Path, screens: Sequence[str] = ("S",), without_controls: Sequence[str] = ()) -> Catalog:
+    """Wells, plates, and 1 to 4 crops of each well; of some plates no well is known to be a control."""
     catalog = cytolake.catalog.open(root, create=True)
     wells = [row for screen in screens for row in planted_wells(screen)]
+    for well in wells:
+        if well["plate"] in without_controls:
+            well |= {"control": "", "is_negative_control": False}
     crops = []
     for number, well in enumerate(wells):
         for i in range(1 + number % 4):

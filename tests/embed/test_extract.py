@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
+from cytolake.catalog.ids import representation_id
 from cytolake.embed import extract
-from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack, representation_id
+from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack
 from cytolake.embed.pixel_statistics import PixelStatistics
 from cytolake.models import (
     POOLINGS,

@@ -37,8 +37,9 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
 
     Returns:
         Columns: those of `TASK_COLUMNS`, `pack_id`, `kind`, `architecture`, `model_id`, `block`, `pooling`,
-        `representation_id`, `value`, `ci_low`, `ci_high`, `n_test`, `n_classes`, `best_of` (representations of the
-        encoder that were scored), `protocol`, `details`, `scored_at`.
+        `parent_id` and `alignment_variant` (empty, but for kind `aligned`), `representation_id`, `value`, `ci_low`,
+        `ci_high`, `n_test`, `n_classes`, `best_of` (representations of the encoder that were scored), `protocol`,
+        `details`, `scored_at`.
     """
     wanted = wanted or LeaderboardFilter()
     conditions = ["s.seed = -1", "s.value is not null"]
@@ -55,7 +56,8 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
         with scored as (
             select s.benchmark, s.label, s.metric, coalesce(s.split, '') as split,
                    coalesce(s.alignment, 'none') as alignment, coalesce(s.protocol, '') as protocol, r.pack_id,
-                   r.kind, r.architecture, r.model_id, r.block, r.pooling, s.representation_id, s.value, s.ci_low,
+                   r.kind, r.architecture, r.model_id, r.block, r.pooling, coalesce(r.parent_id, '') as parent_id,
+                   coalesce(r.alignment_variant, '') as alignment_variant, s.representation_id, s.value, s.ci_low,
                    s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
                    case when s.benchmark in ({guard_rails})
                              or (s.benchmark like 'linear_probe%' and s.label in ({nuisances}))
@@ -73,8 +75,8 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
                    count(*) over (partition by {tasks}, kind, model_id) as best_of
             from scored join newest using ({tasks}, protocol)
         )
-        select {tasks}, pack_id, kind, architecture, model_id, block, pooling, representation_id, value, ci_low,
-               ci_high, n_test, n_classes, best_of, protocol, details, scored_at
+        select {tasks}, pack_id, kind, architecture, model_id, block, pooling, parent_id, alignment_variant,
+               representation_id, value, ci_low, ci_high, n_test, n_classes, best_of, protocol, details, scored_at
         from ranked {"" if wanted.all_blocks else "where place = 1"}
         order by {tasks}, merit desc, kind, model_id, block, pooling
         """

@@ -52,10 +52,10 @@ def to_anndata(
     ]
     for identity, rows in zip(ids, vectors, strict=True):
         if not rows.num_rows:
-            raise CatalogError(
-                f"representation {identity}: no rows in {vectors_table}. "
-                f"Run jobs/embed.py for its pack {known[identity]['pack_id']} first."
-            )
+            remedy = f"Run jobs/embed.py for its pack {known[identity]['pack_id']} first."
+            if known[identity]["kind"] == "aligned":
+                remedy = "It was aligned at the level of wells: ask for level='well', or for the one it was made from."
+            raise CatalogError(f"representation {identity}: no rows in {vectors_table}. {remedy}")
     obs = _observations(catalog, level, vectors)
     matrices = [_matrix(obs[key], rows, int(known[i]["dim"]), i) for i, rows in zip(ids, vectors, strict=True)]
     frame = obs.to_pandas().set_index(key, drop=True)
@@ -74,7 +74,10 @@ def _known_representations(catalog: Catalog, ids: list[str]) -> dict[str, dict[s
         "FROM representations r JOIN wanted USING (representation_id)",
         wanted=pa.table({"representation_id": pa.array(ids, pa.string())}),
     ).to_pylist()
-    known = {row["representation_id"]: row for row in rows}
+    # HDF5 has no null: columns that the catalog gained later are empty.
+    known = {
+        row["representation_id"]: {name: "" if value is None else value for name, value in row.items()} for row in rows
+    }
     unknown = [identity for identity in ids if identity not in known]
     if unknown or not ids:
         some = catalog.table("representations", columns=["representation_id"]).column(0).to_pylist()

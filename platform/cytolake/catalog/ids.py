@@ -41,3 +41,8 @@ def crop_id(
 ) -> str:
     """Id of a square window of a site: `y`, `x` its top left corner and `size` its edge, pixels."""
     return content_id("crop", screen, plate, well, site, timepoint, z, y, x, size)
+
+
+def representation_id(model_id: str, block: int, pooling: str, pack_id: str) -> str:
+    """Id of one block and pooling of one model over one pack."""
+    return content_id("representation", model_id, block, pooling, pack_id)

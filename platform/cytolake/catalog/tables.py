@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -264,6 +264,11 @@ class Catalog:
                 kept this one out for about 20 seconds.
         """
         return self._commit(name, rows, application=transaction)
+
+    def committed(self, name: str, transactions: Iterable[str]) -> set[str]:
+        """Which of some transactions `append` has committed to a table by now; also where this catalog is pinned."""
+        table = open_table(self._path(table_contract(name).name))
+        return {each for each in transactions if table is not None and table.transaction_version(each) is not None}
 
     def claim_plate(self, plate_id: str, content: int) -> None:
         """Say that this content of a plate is written now; a claim of other content that stood before is void.

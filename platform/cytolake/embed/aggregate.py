@@ -9,7 +9,7 @@ Shapes: N crops of a batch, W wells, G groups of wells, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.embed.alignment.kept import ALIGNED
 
 Progress = Callable[[str, int, int], None]
 Level = Literal["well", "guide", "perturbation"]
@@ -75,7 +76,8 @@ def aggregate(
 
     Args:
         catalog: Where the rows are.
-        representation_id: Whose vectors; its crops are those that the pack's curation kept.
+        representation_id: Whose vectors; its crops are those that the pack's curation kept. Of one that was aligned at
+            the level of wells, the vectors of wells are taken as they are.
         level: One row for each of these. A well whose column of this name is empty belongs to none.
         mean_of: What counts once: each crop, each well (the mean of well means), or each guide (the mean of guide
             means, each the mean of well means). A well's own vector is always the mean of its crops.
@@ -103,12 +105,14 @@ def aggregate(
     representation = known_representation(catalog, representation_id)
     if curation_id and not catalog.table("curation_runs", where=f"curation_id = '{checked_id(curation_id)}'").num_rows:
         raise ValueError(f"curation {curation_id}: not in the table curation_runs. Run jobs/curate.py first.")
-    summed = well_sums(catalog, [representation_id], curation_id=curation_id, progress=progress)[0]
+    if _has_wells_alone(catalog, representation):
+        if curation_id:
+            raise without_rows(representation, "embeddings")
+        summed = _sums_of_profiles(catalog, representation_id)
+    else:
+        summed = well_sums(catalog, [representation_id], curation_id=curation_id, progress=progress)[0]
     if summed.sums.shape[1] != representation["dim"]:
-        raise ValueError(
-            f"representation {representation_id}: vectors of {summed.sums.shape[1]} values, expected "
-            f"{representation['dim']}. The rows are another model's: embed the pack again under a new model."
-        )
+        raise _wrong_dim(representation_id, summed.sums.shape[1], representation["dim"])
     wells = _wells(catalog, summed.wells, [*columns, "guide"])
     means, of_level = summed.means, np.ones(len(summed.wells), dtype=bool)
     if level != "well":
@@ -286,10 +290,25 @@ def stored_rows(
         n_parts: 1 gives all.
         columns: All by default.
     """
+    groups = [group for file in stored_files(dataset, representation_id) for group in file.split_by_row_group()]
+    yield from rows_of_groups(dataset, representation_id, groups[part::n_parts], columns)
+
+
+def stored_files(dataset: ds.Dataset, representation_id: str) -> list[ds.ParquetFileFragment]:
+    """Parquet files with rows of one representation, in the order of their paths."""
     condition = pc.field("representation_id") == checked_id(representation_id)
-    fragments = sorted(dataset.get_fragments(filter=condition), key=lambda fragment: fragment.path)
-    groups = [group for fragment in fragments for group in fragment.split_by_row_group()]
-    for group in groups[part::n_parts]:
+    return sorted(dataset.get_fragments(filter=condition), key=lambda file: str(file.path))
+
+
+def rows_of_groups(
+    dataset: ds.Dataset,
+    representation_id: str,
+    groups: Iterable[ds.ParquetFileFragment],
+    columns: Sequence[str] | None = None,
+) -> Iterator[pa.Table]:
+    """Rows of one representation in row groups of its files, at most `ROWS_AT_ONCE` at a time."""
+    condition = pc.field("representation_id") == checked_id(representation_id)
+    for group in groups:
         # No read-ahead: by default it holds 16 batches.
         for batch in group.to_batches(
             schema=dataset.schema, columns=columns, filter=condition, batch_size=ROWS_AT_ONCE, batch_readahead=0,
@@ -299,11 +318,17 @@ def stored_rows(
                 yield pa.Table.from_batches([batch])
 
 
-def vectors_of(rows: pa.Table, representation_id: str) -> NDArray[np.float32]:
+def vectors_of(rows: pa.Table, representation_id: str, dim: int | None = None) -> NDArray[np.float32]:
     """(N, D) vectors of rows of `embeddings` or `profiles`, which must all be of this one representation.
 
+    Args:
+        rows: As they are stored.
+        representation_id: Whose.
+        dim: D, where it is known.
+
     Raises:
-        ValueError: Rows of another representation, vectors of several lengths, or values that are not finite.
+        ValueError: Rows of another representation, vectors of several lengths or another than D, or values that are
+            not finite.
     """
     found = pc.unique(rows["representation_id"]).to_pylist()
     if set(found) - {representation_id}:
@@ -319,6 +344,8 @@ def vectors_of(rows: pa.Table, representation_id: str) -> NDArray[np.float32]:
         raise _wrong_width(representation_id, set(pc.unique(lengths).to_pylist()))
     values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     matrix = values.reshape(len(lists), -1)
+    if dim is not None and matrix.shape[1] != dim:
+        raise _wrong_dim(representation_id, matrix.shape[1], dim)
     if not np.isfinite(values).all():
         key = "well_id" if name == "profile" else "crop_id"
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
@@ -344,6 +371,19 @@ def known_representation(catalog: Catalog, representation_id: str) -> dict[str, 
             f"{': ' if some else ''}{', '.join(some[:5])}. Take an id from there, or run jobs/embed.py."
         )
     return dict(rows[0])
+
+
+def without_rows(representation: Mapping[str, Any], table: str) -> ValueError:
+    """The error of a representation that has no rows in `embeddings` or `profiles`."""
+    remedy = "Run jobs/embed.py, or import it."
+    if representation["kind"] == ALIGNED and table == "embeddings":
+        remedy = (
+            "It was aligned at the level of wells: take those, or align representation "
+            f"{representation['parent_id']} at the level of crops."
+        )
+    return ValueError(
+        f"representation {representation['representation_id']} has no rows in the table {table}. {remedy}"
+    )
 
 
 def pinned(catalog: Catalog) -> Catalog:
@@ -373,6 +413,23 @@ class _Size:
     """float32, of all crops."""
     sums_bytes: int
     """float64, of as many wells as there can be."""
+
+
+def _has_wells_alone(catalog: Catalog, representation: Mapping[str, Any]) -> bool:
+    """It was aligned at the level of wells."""
+    if representation["kind"] != ALIGNED:
+        return False
+    return next(stored_rows(catalog.dataset("embeddings"), representation["representation_id"]), None) is None
+
+
+def _sums_of_profiles(catalog: Catalog, representation_id: str) -> WellSums:
+    """What the sums over crops would be, from the means of wells."""
+    parts = list(stored_rows(catalog.dataset("profiles"), representation_id))
+    means_WD = np.concatenate([vectors_of(rows, representation_id) for rows in parts])
+    stored = pa.concat_tables(parts)
+    counts = np.asarray(stored["n_crops"].to_numpy(), dtype=np.int64)
+    wells, plates = stored["well_id"].to_pylist(), stored["plate_id"].to_pylist()
+    return _sorted(wells, plates, means_WD.astype(np.float64) * counts[:, None], counts)
 
 
 def _sizes(catalog: Catalog, embeddings: ds.Dataset, representation_ids: Sequence[str]) -> Iterator[_Size]:
@@ -481,6 +538,13 @@ def _wrong_width(representation_id: str, widths: set[Any]) -> ValueError:
     return ValueError(
         f"representation {representation_id}: vectors of {found} values, expected one length. The rows were not "
         "written by one embedding job: embed the pack again under a new model."
+    )
+
+
+def _wrong_dim(representation_id: str, found: int, wanted: int) -> ValueError:
+    return ValueError(
+        f"representation {representation_id}: vectors of {found} values, expected {wanted} as in the table "
+        "representations. The rows are another model's: embed the pack again under a new model."
     )
 
 

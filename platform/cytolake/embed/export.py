@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
-from cytolake.embed.aggregate import checked_id, known_representation, pinned, stored_rows, vectors_of
+from cytolake.embed.aggregate import checked_id, known_representation, pinned, stored_rows, vectors_of, without_rows
+from cytolake.embed.alignment.kept import ALIGNED
 
 ExportLevel = Literal["crop", "well"]
 
@@ -84,9 +85,9 @@ def export_anndata(
 
     `obs` holds what is known of the crops or wells, in the order of screen, plate, well and id. `obsm` holds one
     float32 matrix for each representation: `block_3_mean` for a block and pooling of an encoder, the name of the
-    architecture for what has no blocks (`pixel_statistics`, an external table). There is no `X`. `uns["cytolake"]`
-    holds the level, the versions of the tables, and for each key of `obsm` its row of `representations`: model, pack,
-    curation and run.
+    architecture for what has no blocks (`pixel_statistics`, an external table), `block_3_mean_tvn_vcb` for what was
+    aligned. There is no `X`. `uns["cytolake"]` holds the level, the versions of the tables, and for each key of `obsm`
+    its row of `representations`: model, pack, curation and run.
 
     Args:
         catalog: Where the rows are.
@@ -108,7 +109,7 @@ def export_anndata(
     known = _keyed(catalog, representation_ids)
     ids = {key: str(row["representation_id"]) for key, row in known.items()}
     first = next(iter(ids.values()))
-    observations = _observations(catalog, first, level)
+    observations = _observations(catalog, next(iter(known.values())), level)
     name = _TABLES[level][1]
     keys = observations[name].combine_chunks()
     frame = observations.to_pandas().set_index(name, drop=True)
@@ -131,8 +132,8 @@ def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *
 
     pycytominer, copairs and their kind read it unchanged. Rows are streamed in the order in which they are stored, so
     memory does not grow with their number. `Metadata_representation_id` in each row, and the row of `representations`
-    as JSON under `cytolake` in the file's metadata, say whose vectors they are. Features are named by block and
-    pooling, `block_3_mean_0000`, or by the architecture where there are no blocks.
+    as JSON under `cytolake` in the file's metadata, say whose vectors they are. Features are named as matrices are by
+    `export_anndata`: `block_3_mean_0000`, or by the architecture where there are no blocks.
 
     Args:
         catalog: Where the rows are.
@@ -174,16 +175,14 @@ def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *
             if writer is not None:
                 writer.close()
         if writer is None:
-            raise ValueError(f"representation {representation_id}: no rows in the table {table}. Run jobs/embed.py.")
+            raise without_rows(row, table)
     return Path(path)
 
 
 def _profiling_rows(
     rows: pa.Table, wells: pa.Table, key: str, representation_id: str, features: Sequence[str]
 ) -> pa.Table:
-    matrix_ND = vectors_of(rows, representation_id)
-    if matrix_ND.shape[1] != len(features):
-        raise _wrong_dim(representation_id, matrix_ND.shape[1], len(features))
+    matrix_ND = vectors_of(rows, representation_id, len(features))
     known = wells.take(_places(rows["well_id"], wells["well_id"].combine_chunks(), "wells", representation_id))
     columns: dict[str, Any] = {_METADATA[name]: known[name] for name in _WELL_COLUMNS}
     if key == "crop_id":
@@ -205,13 +204,15 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
     for each in dict.fromkeys(representation_ids):
         row = known_representation(catalog, each)
         has_blocks = row["block"] is not None and row["block"] >= 0
-        if has_blocks and encoder not in ("", row["model_id"]):
+        model_id = _encoder(catalog, row)
+        if has_blocks and encoder not in ("", model_id):
             raise ValueError(
-                f"representations of the models {encoder} and {row['model_id']} in one file: nobody could tell whose "
+                f"representations of the models {encoder} and {model_id} in one file: nobody could tell whose "
                 "block_0_mean it has. Export each model to a file of its own."
             )
-        encoder = row["model_id"] if has_blocks else encoder
+        encoder = model_id if has_blocks else encoder
         own = f"block_{row['block']}_{row['pooling']}" if has_blocks else str(row["architecture"])
+        own += f"_{row['alignment_variant']}" if row["kind"] == ALIGNED else ""
         key = re.sub(r"[^A-Za-z0-9_.-]", "_", own)
         if key in keyed:
             raise ValueError(
@@ -222,14 +223,22 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
     return keyed
 
 
-def _observations(catalog: Catalog, representation_id: str, level: ExportLevel) -> pa.Table:
-    """What is known of the crops or wells of a representation."""
+def _encoder(catalog: Catalog, row: Mapping[str, Any]) -> str:
+    """Model id of the encoder, also of what was aligned since."""
+    while row["kind"] == ALIGNED:
+        row = known_representation(catalog, row["parent_id"])
+    return str(row["model_id"])
+
+
+def _observations(catalog: Catalog, representation: Mapping[str, Any], level: ExportLevel) -> pa.Table:
+    """What is known of the crops or wells of a representation, by its row of `representations`."""
     table, key = _TABLES[level]
+    representation_id = representation["representation_id"]
     own = ["n_crops"] if level == "well" else []
     columns = list(dict.fromkeys([key, "well_id", *own]))
     rows = catalog.table(table, columns=columns, where=f"representation_id = '{checked_id(representation_id)}'")
     if rows.num_rows == 0:
-        raise ValueError(f"representation {representation_id}: no rows in the table {table}. Run jobs/embed.py.")
+        raise without_rows(representation, table)
     if pc.count_distinct(rows[key]).as_py() != rows.num_rows:
         raise ValueError(
             f"representation {representation_id}: {rows.num_rows} rows in the table {table}, but "
@@ -254,9 +263,7 @@ def _matrix(
     matrix = np.empty((len(keys), dim), dtype=np.float32)
     n_rows = 0
     for rows in stored_rows(catalog.dataset(table), representation_id):
-        vectors_ND = vectors_of(rows, representation_id)
-        if vectors_ND.shape[1] != dim:
-            raise _wrong_dim(representation_id, vectors_ND.shape[1], dim)
+        vectors_ND = vectors_of(rows, representation_id, dim)
         matrix[_places(rows[key], keys, f"representation {first}", representation_id).to_numpy()] = vectors_ND
         n_rows += rows.num_rows
     if n_rows != len(keys):
@@ -294,13 +301,6 @@ def _plain(value: Any) -> Any:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def _wrong_dim(representation_id: str, found: int, wanted: int) -> ValueError:
-    return ValueError(
-        f"representation {representation_id}: vectors of {found} values, expected {wanted} as in the table "
-        "representations. The rows are another model's: embed the pack again under a new model."
-    )
 
 
 @contextmanager

@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, table_contract
-from cytolake.catalog.ids import content_id
+from cytolake.catalog.ids import content_id, representation_id
 from cytolake.embed.aggregate import append_profiles, checked_id, pinned, vectors_column
-from cytolake.embed.extract import PIXEL_STATISTICS, representation_id
+from cytolake.embed.alignment.kept import ALIGNED
+from cytolake.embed.extract import PIXEL_STATISTICS
 from cytolake.models.config import Architecture
 from cytolake.screens.positions import site_name, well_name
 
@@ -309,7 +310,8 @@ def _crops_of_wells(catalog: Catalog, table: ExternalTable, screen: str) -> pa.T
 
 def _check_pack(catalog: Catalog, table: ExternalTable, crop_ids: pa.ChunkedArray, pack_id: str) -> str:
     """The pack's curation, where the table has exactly the pack's crops."""
-    rows = catalog.table("representations", where=f"pack_id = '{_quoted(pack_id)}'").sort_by("representation_id")
+    where = f"pack_id = '{_quoted(pack_id)}' AND kind <> '{ALIGNED}'"  # aligned ones may have no crops
+    rows = catalog.table("representations", where=where).sort_by("representation_id")
     if rows.num_rows == 0:
         raise ValueError(f"pack {pack_id}: nothing of it was embedded. Run jobs/embed.py first, or leave pack_id out.")
     first = rows.slice(0, 1).to_pylist()[0]

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
-from cytolake.catalog.ids import content_id
+from cytolake.catalog.ids import content_id, representation_id
 from cytolake.embed.aggregate import append_profiles
 from cytolake.embed.pixel_statistics import MODEL as PIXEL_STATISTICS_MODEL
 from cytolake.embed.pixel_statistics import PixelStatistics
@@ -130,11 +130,6 @@ def embed_pack(
         new = pa.Table.from_pylist(source.rows, schema=catalog.table("representations", where="false").schema)
         catalog.append("representations", new, transaction=f"representations/{content_id(*ids)}")
     return [row for source in sources for row in source.rows]
-
-
-def representation_id(encoder_id: str, block: int, pooling: str, pack_id: str) -> str:
-    """Id of one block and pooling of one encoder over one pack."""
-    return content_id("representation", encoder_id, block, pooling, pack_id)
 
 
 def _sources(

@@ -21,6 +21,7 @@ import cytolake
 from cytolake.benchmark.leaderboard import TASK_COLUMNS, LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import is_guard_rail
 from cytolake.catalog import Catalog
+from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.line.figures import block_curves
 
 PAGE_FILE = "leaderboard.html"
@@ -146,6 +147,8 @@ def encoder_name(row: Mapping[str, Any]) -> str:
         return "pixel statistics"
     if row["kind"] == "external":
         return str(row["architecture"])
+    if row["kind"] == ALIGNED:
+        return f"{row['architecture']} {row['model_id'][:8]}, aligned ({row['alignment_variant']})"
     return f"{row['architecture']} {row['model_id'][:8]}, {row['kind']}"
 
 
@@ -172,7 +175,9 @@ def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any
         }
         for row in best
     ]
-    curve = block_curves(every, first["metric"].replace("_", " ")) if len({row["block"] for row in every}) > 2 else ""
+    encoders = [row for row in every if row["kind"] != ALIGNED]  # of several encoders and variants: no line
+    n_blocks = len({row["block"] for row in encoders})
+    curve = block_curves(encoders, first["metric"].replace("_", " ")) if n_blocks > 2 else ""
     details = json.loads(first["details"] or "{}")
     for name, about in CLASS_DETAILS.items():
         if details.get(name):

@@ -90,6 +90,19 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 
 @contextmanager
+def cluster_session() -> Iterator[None]:
+    """Connect to the cluster named by `RAY_ADDRESS`, as `ray job submit` sets it; without one, start no Ray.
+
+    For a command whose work is spread where there is a cluster, and on one machine is done sooner than Ray starts.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        yield
+        return
+    with ray_session(RayConfig()):
+        yield
+
+
+@contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables of this process, and put them back as they were."""
     before = {name: os.environ.get(name) for name in variables}

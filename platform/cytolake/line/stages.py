@@ -29,6 +29,8 @@ from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.qc.verdicts import judge_sites
+from cytolake.embed.alignment.kept import ALIGNED
+from cytolake.embed.external import EXTERNAL
 from cytolake.embed.extract import embed_pack
 from cytolake.line.code_revision import code_revision
 from cytolake.line.config import Line
@@ -392,11 +394,11 @@ class Session:
     def benchmark(self, pack: Pack, representation_ids: list[str]) -> Group:
         """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return its text.
 
-        External representations are scored beside the recipe's own: by probes those of the pack's crops, by profiles
-        those of the same wells.
+        External representations and aligned ones are scored beside the recipe's own: by probes the external ones of the
+        pack's crops, by profiles the external ones of the same wells and the aligned ones of the pack.
         """
         external = self.catalog.table(
-            "representations", columns=["representation_id", "pack_id"], where="kind = 'external'"
+            "representations", columns=["representation_id", "pack_id"], where=f"kind = '{EXTERNAL}'"
         ).to_pylist()
         of_crops = [row["representation_id"] for row in external if row["pack_id"] == pack.pack_id]
         for label, split in self.line.benchmark.tasks:
@@ -407,7 +409,13 @@ class Session:
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:
-            ids = [*representation_ids, *(row["representation_id"] for row in external)]
+            where = f"kind = '{ALIGNED}' AND pack_id = '{pack.pack_id}'"
+            aligned = self.catalog.table("representations", columns=["representation_id"], where=where)
+            ids = [
+                *representation_ids,
+                *(row["representation_id"] for row in external),
+                *aligned["representation_id"].to_pylist(),
+            ]
             with self._stage("profiles") as told:
                 found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, told.report)
                 warnings, left_out = found.warnings, found.left_out

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import is_guard_rail
 from cytolake.catalog import Catalog
+from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.models import POOLINGS, load_encoder
 from cytolake.tracking import CHAMPION, ChampionCard, ModelCard, TrackingConfig, promote
 from cytolake.tune.block_search import BASELINES, BlockChoice, baseline_of
@@ -104,7 +105,7 @@ def promote_choice(
     The vector is served as the encoder gives it, also where the probe aligned vectors first.
 
     Raises:
-        ValueError: The representation is not in the catalog.
+        ValueError: The representation is not in the catalog, was aligned, or has a pooling that is not served.
         CheckpointError: Its checkpoint cannot be read.
     """
     condition = f"representation_id = '{choice.representation_id}'"
@@ -115,6 +116,11 @@ def promote_choice(
             "Run jobs/embed.py and jobs/probe.py on this catalog first."
         )
     row = rows[0]
+    if row["kind"] == ALIGNED:
+        raise ValueError(
+            f"representation {choice.representation_id} was aligned ({row['alignment_variant']}), and serving gives "
+            f"vectors as the encoder gives them. Promote the representation that it was made from, {row['parent_id']}."
+        )
     if row["pooling"] not in POOLINGS:
         raise ValueError(
             f"representation {choice.representation_id} is pooled by {row['pooling']}; serving gives "

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 import cytolake.catalog
+from cytolake.benchmark.leaderboard import leaderboard
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
-from cytolake.benchmark.profiles.score import ALIGNMENTS_FOLDER, score_profiles
+from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog.declared import table_contract
-from cytolake.embed.alignment.fitted import FittedAlignment
+from cytolake.embed.align import align_representation
+from cytolake.embed.alignment.kept import load_alignment
+from cytolake.embed.alignment.variants import AlignmentConfig
+from cytolake.line.leaderboard_page import encoder_name
 
 CONFIG = ProfileBenchmarkConfig(draws=99)
 DIM, N_PLATES, N_GENES = 16, 4, 30
@@ -186,7 +190,7 @@ def test_scores_are_in_the_table_with_their_intervals_classes_and_fitted_alignme
     assert set(details["normalised"]) == {f"gene{g}" for g in range(N_GENES)} | {
         f"drug {d}" for d in (0.1, 1.0, 10.0, 100.0)
     }
-    fitted = FittedAlignment.load(catalog.root / ALIGNMENTS_FOLDER / details["alignment_id"])
+    fitted = load_alignment(catalog.root, details["alignment_id"])
     assert fitted.id == details["alignment_id"]
 
 
@@ -196,6 +200,24 @@ def test_what_has_been_scored_is_not_scored_again(catalog, scores):
     assert {row["score_id"] for row in again.rows} == {row["score_id"] for row in scores.rows}
     assert not told
     assert catalog.table("scores").num_rows == len(scores.rows)
+
+
+def test_profiles_aligned_in_the_tables_score_as_those_aligned_on_the_way(catalog, scores):
+    config = AlignmentConfig(variant="pca_cs", missing_controls=CONFIG.missing_controls)
+    aligned = align_representation(catalog, "trained", config, level="well", align_by=CONFIG.align_by)
+    found = score_profiles(catalog, ["trained", aligned], CONFIG)
+    of_aligned = [row for row in found.rows if row["representation_id"] == aligned]
+    assert {row["alignment"] for row in of_aligned} == {"none"}
+    expected = {
+        (row["benchmark"], row["label"], row["metric"]): row["value"]
+        for row in scores.rows
+        if (row["representation_id"], row["alignment"]) == ("trained", "pca_cs")
+    }
+    got = {(row["benchmark"], row["label"], row["metric"]): row["value"] for row in of_aligned}
+    assert got == pytest.approx(expected, abs=0.02)  # stored as float32: a rank or a draw may change places
+    ranked = [encoder_name(row) for row in leaderboard(catalog).to_pylist() if row["representation_id"] == aligned]
+    assert ranked
+    assert all(name.endswith(", aligned (pca_cs)") for name in ranked)
 
 
 def test_what_a_screen_does_not_allow_is_left_out_with_its_reason(tmp_path):

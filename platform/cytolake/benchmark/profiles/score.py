@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.embed.alignment.fit import fit_alignment
+from cytolake.embed.alignment.kept import ALIGNED, keep_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
-ALIGNMENTS_FOLDER = "alignments"
 PATHWAY_SOURCE = "pathway"
 
 
@@ -59,7 +59,8 @@ def score_profiles(
 ) -> ProfileScores:
     """Score the profiles of representations, each in a Ray task where Ray runs, and write the `scores` table.
 
-    What has scores of the same settings, wells and labels is not scored again.
+    What has scores of the same settings, wells and labels is not scored again. What was aligned when it was written is
+    scored as it is, under the alignment `none`.
 
     Args:
         catalog: The tables.
@@ -90,7 +91,12 @@ def score_profiles(
     known = catalog.table("scores", where=f"protocol = '{protocol}'").to_pylist()
     done = {row["representation_id"] for row in known}
     todo = [each for each in ids if each not in done]
-    tasks = ((catalog, each, wells, relations, aliases, statistics_id, config, protocol) for each in todo)
+    settings = {True: replace(config, alignments=("none",)), False: config}
+    is_aligned = {row["representation_id"] for row in found if row["kind"] == ALIGNED}
+    tasks = (
+        (catalog, each, wells, relations, aliases, statistics_id, settings[each in is_aligned], protocol)
+        for each in todo
+    )
     scored = run_tasks(score_representation, tasks, len(todo), "representations", progress)
     rows = [row for of_one, _ in scored for row in of_one]
     if rows:
@@ -162,10 +168,7 @@ def _aligned(
     settings = AlignmentConfig(variant=variant, missing_controls=config.missing_controls)
     groups = wells.plate if config.align_by == "plate" else wells.batch
     fitted = fit_alignment(profiles_WD, groups, wells.is_control, settings)
-    folder = Path(catalog.root) / ALIGNMENTS_FOLDER / fitted.id
-    if not folder.is_dir():
-        fitted.save(folder)
-    return fitted.apply(profiles_WD, groups), fitted.id
+    return fitted.apply(profiles_WD, groups), keep_alignment(catalog.root, fitted)
 
 
 def _relations(wells: Wells, config: ProfileBenchmarkConfig) -> tuple[list[Relations], dict[str, str]]:

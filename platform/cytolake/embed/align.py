@@ -1,0 +1,422 @@
+"""A representation aligned on its negative controls becomes another one: fitted, applied and written in parts.
+
+Tasks of Ray (or here, to the same result) count parts of the stored rows into statistics of the controls. These are
+merged in order, and what they give is kept once below the catalog's root. Tasks again apply it to parts and append
+their rows. The row of `representations` comes last: an aligned representation that is there is whole. Memory follows
+the number of plates or batches, not the number of rows.
+
+Shapes: N rows, D features in, K features out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from cytolake.catalog import Catalog, table_contract
+from cytolake.catalog.ids import content_id
+from cytolake.catalog.ids import representation_id as id_of_place
+from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.embed.aggregate import (
+    BYTES_FOR_TASKS,
+    MOST_PARTS,
+    Progress,
+    append_profiles,
+    checked_id,
+    known_representation,
+    pinned,
+    rows_of_groups,
+    stored_files,
+    stored_rows,
+    vectors_column,
+    vectors_of,
+    without_rows,
+)
+from cytolake.embed.alignment.control_statistics import ControlStatistics
+from cytolake.embed.alignment.fit import fit_alignment, fit_from_statistics
+from cytolake.embed.alignment.fitted import FittedAlignment
+from cytolake.embed.alignment.kept import (
+    ALIGNED,
+    keep_alignment,
+    load_alignment,
+    note_alignment,
+    noted_alignment,
+)
+from cytolake.embed.alignment.variants import ROBUST, AlignmentConfig
+
+AlignLevel = Literal["crop", "well"]
+AlignBy = Literal["plate", "batch"]
+Facts = Mapping[str, tuple[str, bool]]
+"""Well id -> its plate or batch, and whether it holds the negative control."""
+Chunk = tuple[NDArray[np.float32], NDArray[np.object_], NDArray[np.bool_]]
+"""(N, D) vectors, and of each row its plate or batch and whether it is a negative control."""
+
+_TABLES: dict[AlignLevel, tuple[str, str]] = {"crop": ("embeddings", "embedding"), "well": ("profiles", "profile")}
+STATISTICS_BYTES = 8_000_000_000
+"""Of the controls of all plates or batches, in all parts at once; fitting takes about twice as much again."""
+CHUNK_BYTES = 128_000_000
+"""Vectors that are counted at once: a few rows at a time would copy the covariances of every plate for each few."""
+APPEND_BYTES = 128_000_000
+"""Vectors of one commit. What a commit holds is what makes its name: with another number here, a run that an older
+cytolake left unfinished would write rows twice. It is refused then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Row groups whose aligned rows make one commit."""
+
+    groups: tuple[tuple[str, int], ...]
+    """Path of a file in its table, and the number of a row group there. Files of a table never change."""
+
+    def transaction(self, table: str, representation_id: str) -> str:
+        """Name of the commit."""
+        return f"{table}/{representation_id}/{content_id(*(part for group in self.groups for part in group))}"
+
+
+def align_representation(
+    catalog: Catalog,
+    representation_id: str,
+    config: AlignmentConfig,
+    *,
+    level: AlignLevel,
+    align_by: AlignBy = "plate",
+    progress: Progress | None = None,
+) -> str:
+    """Write a representation of kind `aligned`: the vectors of another, aligned on its negative controls.
+
+    The same again changes nothing, and a run that was killed goes on where it was: each row is there once.
+
+    Args:
+        catalog: Where the rows are and go, with a folder; not pinned.
+        representation_id: What is aligned. It may have been aligned before, such as plate by plate before `sphering`.
+        config: How. Statistics of `robustize` and `mad_robustize` do not add up: those fit wells alone, in memory.
+        level: `crop` is fitted on crops, and writes their vectors and the means of wells. `well` is fitted on the means
+            of wells, and writes these alone; it is what benchmarks of profiles do.
+        align_by: Whose controls a vector is aligned on. A well without a batch counts as of a batch named as its plate.
+        progress: Told the parts fitted and aligned, and those to do.
+
+    Returns:
+        Id of the aligned representation.
+
+    Raises:
+        ValueError: The variant `none`, or one that does not fit the level; a representation that is not there or has no
+            rows at this level; a plate or batch with too few controls; more plates or batches than fit into memory;
+            aligned vectors that are not finite; a well that is not in `wells`.
+        RuntimeError: Rows of the aligned representation that no run of this version wrote.
+    """
+    _check_request(catalog, config, level)
+    source = pinned(catalog)
+    parent = known_representation(source, representation_id)
+    facts = _facts_of(source, representation_id, align_by)
+    # What the fit depends on: rows of a representation do not change, what is known of wells may.
+    of_wells = (f"{well} {is_control} {group}" for well, (group, is_control) in sorted(facts.items()))
+    request = content_id("alignment", representation_id, level, align_by, repr(asdict(config)), *of_wells)
+    alignment_id = noted_alignment(catalog.root, request)
+    if alignment_id is None:
+        fitted = fit_representation(
+            source, representation_id, config, level=level, align_by=align_by, progress=progress
+        )
+        alignment_id = keep_alignment(catalog.root, fitted)
+        note_alignment(catalog.root, request, alignment_id)
+    # A model id of its own: whoever asks for the blocks of an encoder gets those that serving can give.
+    model_id = content_id(ALIGNED, parent["model_id"], alignment_id, level)
+    identity = id_of_place(model_id, parent["block"], parent["pooling"], parent["pack_id"])
+    if catalog.table("representations", columns=["kind"], where=f"representation_id = '{identity}'").num_rows:
+        return identity
+    fitted = load_alignment(catalog.root, alignment_id)
+    _write_rows(catalog, source, parent, identity, fitted, level, align_by, progress)
+    if level == "crop":
+        append_profiles(catalog, [identity])
+    row = parent | {
+        "representation_id": identity,
+        "kind": ALIGNED,
+        "model_id": model_id,
+        "dim": fitted.n_out,
+        "checkpoint": "",
+        "created_at": datetime.now(UTC),
+        "parent_id": representation_id,
+        "alignment_id": alignment_id,
+        "alignment_variant": ", ".join(filter(None, (parent["alignment_variant"], config.variant))),
+    }
+    new = table_contract("representations").rows([row])
+    catalog.append("representations", new, transaction=f"representations/{identity}")
+    return identity
+
+
+def fit_representation(
+    catalog: Catalog,
+    representation_id: str,
+    config: AlignmentConfig,
+    *,
+    level: AlignLevel,
+    align_by: AlignBy = "plate",
+    progress: Progress | None = None,
+) -> FittedAlignment:
+    """Fit an alignment on the stored rows of a representation, as `fit_alignment` does on all of them.
+
+    Args and Raises: as `align_representation`.
+    """
+    _check_robust(config, level)
+    catalog = pinned(catalog)
+    representation = known_representation(catalog, representation_id)
+    table = _TABLES[level][0]
+    if next(stored_rows(catalog.dataset(table), representation_id), None) is None:
+        raise without_rows(representation, table)
+    dim = int(representation["dim"])
+    if config.variant in ROBUST:
+        return _fit_in_memory(catalog, representation_id, dim, config, align_by)
+    n_parts = _parts_to_fit(catalog, representation_id, dim, config, level, align_by)
+    tasks = ((catalog, representation_id, dim, config, level, align_by, part, n_parts) for part in range(n_parts))
+    parts = run_tasks(statistics_of_part, tasks, n_parts, "parts fitted", progress)
+    return fit_from_statistics(reduce(ControlStatistics.merge, parts), config)
+
+
+def statistics_of_part(
+    catalog: Catalog,
+    representation_id: str,
+    dim: int,
+    config: AlignmentConfig,
+    level: AlignLevel,
+    align_by: AlignBy,
+    part: int,
+    n_parts: int,
+) -> ControlStatistics:
+    """Statistics of every `n_parts`-th row group, from the row group `part`; one task."""
+    facts = _facts(catalog, align_by)
+    rows = stored_rows(catalog.dataset(_TABLES[level][0]), representation_id, part, n_parts)
+    statistics = ControlStatistics.for_config(config, dim)
+    waiting: list[Chunk] = []
+    n_waiting = 0
+    with threadpool_limits(limits=1):  # other tasks have the other CPUs; and sums round the same with Ray and without
+        for chunk in (_chunk(each, representation_id, dim, facts) for each in rows):
+            waiting.append(chunk)
+            n_waiting += len(chunk[0])
+            if 4 * n_waiting * dim >= CHUNK_BYTES:
+                statistics.add(*_joined(waiting))
+                waiting, n_waiting = [], 0
+        if waiting:
+            statistics.add(*_joined(waiting))
+    return statistics
+
+
+def append_pieces(
+    catalog: Catalog,
+    source: Catalog,
+    representation_id: str,
+    dim: int,
+    identity: str,
+    alignment_id: str,
+    level: AlignLevel,
+    align_by: AlignBy,
+    pieces: Sequence[Piece],
+) -> None:
+    """Append the aligned rows of some pieces, each in a commit; one task.
+
+    Args:
+        catalog: Where the rows go.
+        source: Where they are, pinned.
+        representation_id: What is aligned.
+        dim: D.
+        identity: Of the aligned representation.
+        alignment_id: Of the kept fit.
+        level: Of the rows.
+        align_by: As it was fitted.
+        pieces: Of the pinned table.
+    """
+    table, vector = _TABLES[level]
+    contract = table_contract(table)
+    fitted = load_alignment(catalog.root, alignment_id)
+    facts = _facts(source, align_by)
+    dataset = source.dataset(table)
+    files = {str(file.path): file for file in stored_files(dataset, representation_id)}
+    with threadpool_limits(limits=1):
+        for piece in pieces:
+            groups = (files[path].subset(row_group_ids=[number]) for path, number in piece.groups)
+            tables = []
+            for rows in rows_of_groups(dataset, representation_id, groups):
+                vectors_ND, group_N, _ = _chunk(rows, representation_id, dim, facts)
+                aligned_NK = _as_float32(fitted.apply(vectors_ND, group_N), rows, identity)
+                changed = {
+                    "representation_id": pa.repeat(identity, rows.num_rows),
+                    vector: vectors_column(aligned_NK),
+                }
+                tables.append(pa.table({name: changed.get(name, rows[name]) for name in contract.schema.names}))
+            catalog.append(table, pa.concat_tables(tables), transaction=piece.transaction(table, identity))
+
+
+def pieces_of(dataset: ds.Dataset, representation_id: str, dim: int) -> Iterator[Piece]:
+    """All row groups of a representation, in order, as many in a piece as fit into one commit.
+
+    Args:
+        dataset: The table `embeddings` or `profiles` of a pinned catalog.
+        representation_id: Whose rows.
+        dim: The greater of D and K.
+    """
+    groups: list[tuple[str, int]] = []
+    n_bytes = 0
+    for file in stored_files(dataset, representation_id):
+        for group in file.row_groups:
+            if groups and n_bytes + 4 * dim * group.num_rows > APPEND_BYTES:
+                yield Piece(tuple(groups))
+                groups, n_bytes = [], 0
+            groups.append((str(file.path), int(group.id)))
+            n_bytes += 4 * dim * group.num_rows
+    if groups:
+        yield Piece(tuple(groups))
+
+
+def _write_rows(
+    catalog: Catalog,
+    source: Catalog,
+    parent: Mapping[str, Any],
+    identity: str,
+    fitted: FittedAlignment,
+    level: AlignLevel,
+    align_by: AlignBy,
+    progress: Progress | None,
+) -> None:
+    """All rows of the aligned representation, those that are there already passed over."""
+    table = _TABLES[level][0]
+    dataset = source.dataset(table)
+    dim = int(parent["dim"])
+    widest = max(dim, fitted.n_out)
+    pieces = list(pieces_of(dataset, parent["representation_id"], widest))
+    done = catalog.committed(table, [piece.transaction(table, identity) for piece in pieces])
+    todo = [piece for piece in pieces if piece.transaction(table, identity) not in done]
+    n_parts = max(1, min(MOST_PARTS, len(todo), 4 * widest * _count(dataset, parent) // BYTES_FOR_TASKS))
+    about = (catalog, source, parent["representation_id"], dim, identity, fitted.id, level, align_by)
+    tasks = ((*about, todo[part::n_parts]) for part in range(n_parts) if todo)
+    run_tasks(append_pieces, tasks, n_parts if todo else 0, "parts aligned", progress)
+    written, wanted = _count(catalog.dataset(table), {"representation_id": identity}), _count(dataset, parent)
+    if written != wanted:
+        raise RuntimeError(
+            f"representation {identity}: {written} rows in the table {table}, expected {wanted} as of its parent "
+            f"{parent['representation_id']}. Another version of cytolake, or somebody else, wrote rows of it. It does "
+            "not show: align with that version, or under another root."
+        )
+
+
+def _check_request(catalog: Catalog, config: AlignmentConfig, level: AlignLevel) -> None:
+    """What need not be read to be refused."""
+    if catalog.pinned is not None:
+        raise ValueError(f"{catalog!r}: pinned to old versions, so nothing can be written. Give `open(root)`.")
+    if config.variant == "none":
+        raise ValueError("alignment.variant none changes nothing: take the representation itself, or another variant.")
+    _check_robust(config, level)
+
+
+def _check_robust(config: AlignmentConfig, level: AlignLevel) -> None:
+    if config.variant in ROBUST and level == "crop":
+        raise ValueError(
+            f"alignment.variant {config.variant} takes medians, which need all control crops in memory at once. Align "
+            "at the level of wells, or use centre_scale, whose statistics add up."
+        )
+
+
+def _parts_to_fit(
+    catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, level: AlignLevel, align_by: AlignBy
+) -> int:
+    """As many parts as are worth a task, while their statistics fit into memory.
+
+    Raises:
+        ValueError: One part's do not.
+    """
+    facts = _facts_of(catalog, representation_id, align_by)
+    names = ["well_id", "n_crops"]
+    stored = catalog.table("profiles", columns=names, where=f"representation_id = '{checked_id(representation_id)}'")
+    counts: dict[tuple[str, bool], int] = {}
+    for well, n_crops in zip(*(stored[name].to_pylist() for name in names), strict=True):
+        counts[facts[well]] = counts.get(facts[well], 0) + (int(n_crops) if level == "crop" else 1)
+    statistics = ControlStatistics.for_config(config, dim)
+    # Mean and spread, and rows of a root of the scatter, at most 2 D of them.
+    kept = [n for (_, is_control), n in counts.items() if is_control or statistics.keep_other_wells]
+    n_bytes = sum(8 * dim * (2 + (min(n, 2 * dim) if statistics.full else 0)) for n in kept)
+    if n_bytes > STATISTICS_BYTES:
+        n_groups = len({group for group, _ in counts})
+        raise ValueError(
+            f"representation {representation_id}: {config.variant} by {align_by} takes {n_bytes / 1e9:,.0f} GB of "
+            f"statistics ({n_groups:,} {align_by} groups, {dim} features), expected at most "
+            f"{STATISTICS_BYTES / 1e9:,.0f} GB. Align at the level of wells, by batch, or with centre_scale."
+        )
+    vectors_bytes = 4 * dim * sum(counts.values())
+    return max(1, min(MOST_PARTS, vectors_bytes // BYTES_FOR_TASKS, STATISTICS_BYTES // max(1, n_bytes)))
+
+
+def _fit_in_memory(
+    catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, align_by: AlignBy
+) -> FittedAlignment:
+    """On the means of all wells, in the order of their ids."""
+    facts = _facts(catalog, align_by)
+    stored = pa.concat_tables(stored_rows(catalog.dataset("profiles"), representation_id)).sort_by("well_id")
+    return fit_alignment(*_chunk(stored, representation_id, dim, facts), config)
+
+
+def _facts(catalog: Catalog, align_by: AlignBy) -> Facts:
+    """Of every well."""
+    names = ["well_id", "screen", "plate", "batch", "is_negative_control"]
+    table = catalog.table("wells", columns=names)
+    return {
+        well: (f"{screen}/{plate if align_by == 'plate' else batch or plate}", bool(is_control))
+        for well, screen, plate, batch, is_control in zip(*(table[name].to_pylist() for name in names), strict=True)
+    }
+
+
+def _facts_of(catalog: Catalog, representation_id: str, align_by: AlignBy) -> Facts:
+    """Of the wells of a representation."""
+    condition = f"representation_id = '{checked_id(representation_id)}'"
+    wells = catalog.table("profiles", columns=["well_id"], where=condition)["well_id"].to_pylist()
+    if not wells:
+        raise without_rows(known_representation(catalog, representation_id), "profiles")
+    facts = _facts(catalog, align_by)
+    _check_known(wells, facts, representation_id)
+    return {well: facts[well] for well in wells}
+
+
+def _check_known(wells: Sequence[str], facts: Facts, representation_id: str) -> None:
+    if unknown := [well for well in wells if well not in facts]:
+        raise ValueError(
+            f"representation {representation_id}: {len(unknown)} of {len(wells)} wells are not in the table wells, "
+            f"such as {', '.join(map(str, unknown[:3]))}. Ingest their plates again."
+        )
+
+
+def _chunk(rows: pa.Table, representation_id: str, dim: int, facts: Facts) -> Chunk:
+    encoded = rows["well_id"].combine_chunks().dictionary_encode()
+    wells, well_N = encoded.dictionary.to_pylist(), np.asarray(encoded.indices.to_numpy())
+    _check_known(wells, facts, representation_id)
+    groups = np.asarray([facts[well][0] for well in wells], dtype=object)
+    is_control = np.asarray([facts[well][1] for well in wells], dtype=bool)
+    return vectors_of(rows, representation_id, dim), groups[well_N], is_control[well_N]
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    vectors, groups, is_control = zip(*chunks, strict=True)
+    return np.concatenate(vectors), np.concatenate(groups), np.concatenate(is_control)
+
+
+def _as_float32(aligned_NK: NDArray[np.float64], rows: pa.Table, identity: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        values_NK = aligned_NK.astype(np.float32)
+    if not np.isfinite(values_NK).all():
+        bad = np.flatnonzero(~np.isfinite(values_NK).all(axis=1))
+        some = ", ".join(rows["well_id"].take(bad[:3]).to_pylist())
+        raise ValueError(
+            f"representation {identity}: {len(bad)} aligned vectors are not finite or too large for float32, such as "
+            f"those of wells {some}. Some features hardly vary among the controls: leave these out, use more controls, "
+            "or take centre."
+        )
+    return values_NK
+
+
+def _count(dataset: ds.Dataset, representation: Mapping[str, Any]) -> int:
+    return int(dataset.count_rows(filter=pc.field("representation_id") == representation["representation_id"]))
