@@ -124,8 +124,8 @@ def _features(asked: Asked) -> NDArray[np.float32]:
     """
     if asked.pixel_statistics is None:
         raise ValueError(
-            "reconstruction decodes the pixel statistics of the wells, and none of the representations are those. "
-            "Score them together: jobs/benchmark.py does."
+            "reconstruction decodes the pixel statistics of the wells, and the catalog has none of all of these wells. "
+            "Run jobs/embed.py on a pack of them first."
         )
     wells = asked.wells
     config = AlignmentConfig(

@@ -83,12 +83,10 @@ def score_profiles(
         )
     wells = read_wells(catalog, ids[0])
     relations, aliases = _relations(wells, config)
-    # Decoded by one benchmark; of whatever pack the first is of.
-    statistics_id = next(
-        (row["representation_id"] for row in found if row["kind"] == "pixel_statistics" and row["pooling"] == "all"), ""
-    )
-    protocol = content_id(repr(asdict(config)), wells.identity, statistics_id, *(repr(each) for each in relations))
-    known = catalog.table("scores", where=f"protocol = '{protocol}'").to_pylist()
+    statistics_id = _statistics_id(catalog, wells, {str(row["pack_id"]) for row in found})
+    protocol = content_id(repr(asdict(config)), wells.identity, *(repr(each) for each in relations))
+    protocols = ", ".join(f"'{each}'" for each in (protocol, _decoding(protocol, statistics_id)))
+    known = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
     done = {row["representation_id"] for row in known}
     todo = [each for each in ids if each not in done]
     settings = {True: replace(config, alignments=("none",)), False: config}
@@ -152,12 +150,28 @@ def score_representation(
                             "held_out": "",
                             **score,
                             "alignment": variant,
-                            "protocol": protocol,
+                            "protocol": _decoding(protocol, statistics_id) if task == "reconstruction" else protocol,
                             "details": json.dumps(details, sort_keys=True),
                             "scored_at": scored_at,
                         }
                     )
     return rows, left_out
+
+
+def _statistics_id(catalog: Catalog, wells: Wells, packs: set[str]) -> str:
+    """Pixel statistics of all the wells, of one of the packs where there are any; empty where there are none."""
+    there = catalog.table("representations", where="kind = 'pixel_statistics'").sort_by("created_at").to_pylist()
+    for row in sorted(there, key=lambda row: row["pack_id"] not in packs):
+        where = f"representation_id = '{row['representation_id']}'"
+        has = catalog.table("profiles", columns=["well_id"], where=where)["well_id"].to_pylist()
+        if set(wells.well_id) <= set(has):
+            return str(row["representation_id"])
+    return ""
+
+
+def _decoding(protocol: str, statistics_id: str) -> str:
+    """Protocol of scores that depend on what was decoded; all others compare whatever pixel statistics there are."""
+    return content_id(protocol, statistics_id)
 
 
 def _aligned(
