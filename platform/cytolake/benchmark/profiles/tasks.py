@@ -20,6 +20,7 @@ from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalC
 from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
 from cytolake.benchmark.perturbation_signal.shares import Share
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
+from cytolake.benchmark.profiles.gene_sets import GeneSets
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.recall import RecallConfig, RelationRecall, relationship_recall
 from cytolake.benchmark.relations.relation_files import Relations, rename
@@ -52,6 +53,7 @@ class Asked:
     relations: Sequence[Relations]
     aliases: dict[str, str]
     """Names of genes to replace."""
+    gene_sets: GeneSets
     config: ProfileBenchmarkConfig
     alignment: str
 
@@ -284,11 +286,13 @@ def _kept(of_class: dict[str, Any]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in ranked}
 
 
-def _gene_means(vectors: Floats, wells: Wells, aliases: dict[str, str]) -> tuple[list[str], Floats]:
-    """Genes sorted by name, and the mean over their guides of the mean of the guide's wells."""
+def _gene_means(
+    vectors: Floats, wells: Wells, aliases: dict[str, str], rows: Sequence[int] | None = None
+) -> tuple[list[str], Floats]:
+    """Genes sorted by name, and the mean over their guides of the mean of the guide's wells, of some or all wells."""
     genes = rename(wells.gene, aliases)
     by_guide: dict[tuple[str, str], list[int]] = {}
-    for i in wells.treated:
+    for i in wells.treated if rows is None else rows:
         if genes[i]:
             by_guide.setdefault((genes[i], wells.guide[i]), []).append(i)
     of_gene: dict[str, list[Floats]] = {}
