@@ -7,6 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -14,6 +17,7 @@ import cytolake.catalog
 from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
 from cytolake.cli import app
 from cytolake.line.label_curve import LabelCurveConfig, has_label_curve
+from cytolake.screens.positions import name_of_well
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 
 SCREEN = SimulatedScreen(
@@ -141,3 +145,122 @@ def test_curations_are_listed_and_compared_and_their_packs_verified(root, screen
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert shard.name in run("pack", "verify", copy, code=1)
+
+
+N_GENES, DIM = 24, 16
+
+
+def rxrx3_core_files(folder: Path) -> tuple[Path, Path, Path, Path]:
+    """A small RxRx3-core as it is published: metadata, embeddings, truth; and related pairs of its genes.
+
+    Genes 2 i and 2 i + 1 share a direction; drug i of three acts on gene i at 1 uM and more.
+    """
+    rng = np.random.default_rng(0)
+    pairs, own = rng.normal(size=(N_GENES // 2, DIM)), 0.5 * rng.normal(size=(N_GENES, DIM))
+    of_gene = [pairs[i // 2] + own[i] for i in range(N_GENES)]
+    rows: list[tuple[str, str, str, str, str, str]] = []
+    vectors = []
+
+    def add(experiment: str, gene: str, treatment: str, dose: str, kind: str, effect: np.ndarray | float) -> None:
+        number = sum(row[0] == experiment for row in rows)
+        rows.append((experiment, name_of_well(number // 48, number % 48), gene, treatment, dose, kind))
+        vectors.append(effect + 0.3 * rng.normal(size=DIM))
+
+    for experiment in ("gene-001", "gene-002"):
+        for i in range(N_GENES):
+            for guide in (1, 2):
+                add(experiment, f"G{i:02d}", f"G{i:02d}_guide_{guide}", "", "CRISPR", of_gene[i])
+        for _ in range(12):
+            add(experiment, "EMPTY_control", "EMPTY_control", "", "CRISPR", 0.0)
+    for i in range(3):
+        for dose in ("0.25", "1.0", "10.0"):
+            add("compound-001", "", f"drug{i}", dose, "COMPOUND", 2 * of_gene[i] if float(dose) >= 1 else 0.0)
+    for _ in range(12):
+        add("compound-001", "", "EMPTY_control", "", "COMPOUND", 0.0)
+
+    ids = [f"{experiment}_1_{well}" for experiment, well, *_ in rows]
+    lines = [
+        f"{identity},{experiment},1,{well},{gene},{treatment},,{dose},{kind},HUVEC"
+        for identity, (experiment, well, gene, treatment, dose, kind) in zip(ids, rows, strict=True)
+    ]
+    head = "well_id,experiment_name,plate,address,gene,treatment,SMILES,concentration,perturbation_type,cell_type"
+    metadata, truth, relations = (folder / f"{name}.csv" for name in ("metadata", "truth", "relations"))
+    metadata.write_text("\n".join([head, *lines]) + "\n")
+    embeddings = folder / "embeddings.parquet"
+    features = np.asarray(vectors, np.float32)
+    pq.write_table(pa.table({"well_id": ids, **{f"feature_{d}": features[:, d] for d in range(DIM)}}), embeddings)
+    targets = [f"G{i:02d},100,drug{i}" for i in range(3)] + [f"G{i:02d},5,elsewhere" for i in range(N_GENES)]
+    truth.write_text("\n".join(["gene_symbol,nM_value,treatment", *targets]) + "\n")
+    related = [f"G{i:02d},G{i + 1:02d}" for i in range(0, N_GENES, 2)]
+    relations.write_text("\n".join(["entity1,entity2", *related]) + "\n")
+    return metadata, embeddings, truth, relations
+
+
+def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
+    metadata, embeddings, truth, relations = rxrx3_core_files(tmp_path)
+    root = tmp_path / "lake"
+    arguments = ["import", embeddings, "--name", "openphenom", "--rxrx3-core", metadata, "--root", root]
+    said = run(*arguments)
+    assert "141 wells without images came in, 0 were there" in said
+    identity = said.rsplit(" ", 1)[-1]
+    assert "0 wells without images came in, 141 were there" in run(*arguments)
+    assert "3" in run("tables", "--root", root)  # plates
+
+    tasks = "relations,consistency,compound_gene,leakage,mechanism"
+    settings = [
+        "--set", f"tasks={tasks}", "--set", "draws=99", "--set", f"relation_files={relations}",
+        "--set", f"compound_gene_truth={truth}", "--root", root,
+    ]  # fmt: skip
+    said = run("score", "openphenom", *settings, "--page", tmp_path / "page.html", "--parquet", tmp_path / "r.parquet")
+    assert "not scored: mechanism, none: no treated well has a pathway" in said
+    assert "relation_recall" in said
+    rows = {
+        (row["benchmark"], row["metric"], row["alignment"]): row
+        for row in pq.read_table(tmp_path / "r.parquet").to_pylist()
+    }
+    assert {row["representation_id"] for row in rows.values()} == {identity}
+    assert rows["relation_recall", "recall_05_95", "pca_cs"]["value"] > 0.5
+    assert rows["compound_gene", "average_precision", "none"]["value"] > 0.5
+    assert rows["compound_gene", "auroc", "pca_cs"]["value"] > 0.8
+    assert rows["perturbation_consistency", "share_significant", "pca_cs"]["value"] > 0.8
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "openphenom" in page
+    assert "Compound gene" in page
+    n_scores = cytolake.catalog.open(root).table("scores").num_rows
+    assert f"{n_scores} scores" in run("score", identity, *settings)
+    assert cytolake.catalog.open(root).table("scores").num_rows == n_scores
+
+
+def test_what_cannot_be_scored_is_told(root, tmp_path):
+    assert "no representation has this id" in run("score", "missing", "--root", root, code=2)
+    assert "has no field" in run("score", "missing", "--set", "speed=1", "--root", root, code=2)
+    metadata, embeddings, *_ = rxrx3_core_files(tmp_path)
+    twice = ["--rxrx3-core", metadata, "--rxrx1", metadata]
+    assert "expected one of --rxrx3-core" in run(
+        "import", embeddings, "--name", "x", *twice, "--root", tmp_path / "lake", code=2
+    )
+    assert not (tmp_path / "lake").exists()
+
+
+def test_embeddings_of_any_plate_map_are_imported_and_several_are_scored_at_once(tmp_path, local_ray):
+    wells = [
+        f"P{plate},{name_of_well(0, i)},{'negative' if i < 10 else ''},drug{i % 3}"
+        for plate in (1, 2)
+        for i in range(20)
+    ]
+    (tmp_path / "wells.csv").write_text("\n".join(["plate,well,control,compound", *wells]) + "\n")
+    plates, names, *_ = zip(*(each.split(",") for each in wells), strict=True)
+    for seed, name in enumerate(("one", "two")):
+        vectors = np.random.default_rng(seed).normal(size=(40, 4))
+        columns = {"Metadata_Plate": plates, "Metadata_Well": names} | {f"feature_{d}": vectors[:, d] for d in range(4)}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        arguments = ["--wells", tmp_path / "wells.csv", "--screen", "mine", "--root", tmp_path / "lake"]
+        came = 40 if name == "one" else 0
+        assert f"{came} wells without images" in run("import", tmp_path / f"{name}.parquet", "--name", name, *arguments)
+    settings = ["--set", "tasks=leakage", "--set", "alignments=none", "--set", "draws=19"]
+    run("score", "one", "two", *settings, "--parquet", tmp_path / "r.parquet", "--root", tmp_path / "lake")
+    ranked = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert sorted((row["benchmark"], row["architecture"]) for row in ranked) == [
+        ("batch_leakage", "one"),
+        ("batch_leakage", "two"),
+    ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pyarrow as pa
 import typer
 from pyarrow.parquet import write_table as write_parquet
 from rich.console import Console
@@ -16,15 +18,17 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
-from cytolake.line.leaderboard_page import leaderboard_text
+from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
-from cytolake.line.session import cluster_session
+from cytolake.line.session import RayConfig, cluster_session, ray_session
 from cytolake.recipes import RECIPES
 from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
@@ -98,6 +102,53 @@ def sql(query: str, root: Root = DEFAULT_ROOT, rows: Annotated[int, typer.Option
             Console().print(f"[dim]{found.num_rows - rows:,} more rows[/]")
 
 
+@app.command()
+def score(
+    representation: Annotated[list[str], typer.Argument(metavar="ID_OR_NAME...", help="Or the name of an import.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Of ProfileBenchmarkConfig: --set alignments=none,centre."),
+    ] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write them as an HTML page too.")] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Score the well profiles of any representations, and print the rankings that they are in."""
+    from cytolake.embed.external import find_representation
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        config = apply_overrides(ProfileBenchmarkConfig(), set_ or [])
+        catalog = cytolake.catalog.open(root)
+        found = [find_representation(catalog, each) for each in representation]
+        for each in found:
+            if each["pooling"] not in config.poolings:
+                raise ValueError(
+                    f"representation {each['representation_id']}: found pooling {each['pooling']}, expected one of "
+                    f"{', '.join(config.poolings)}. Add --set poolings={','.join((*config.poolings, each['pooling']))}."
+                )
+        ids = [str(each["representation_id"]) for each in found]
+        # one representation is one task, which needs no Ray
+        with ray_session(RayConfig()) if len(ids) > 1 else nullcontext(), stage_progress("score", console) as report:
+            scores = score_profiles(catalog, ids, config, report)
+        console.print(f"{len(scores.rows):,} scores of well profiles in the scores table")
+        stages.print_caveats(console, scores)
+        rows = leaderboard(catalog, LeaderboardFilter(representation_ids=tuple(ids)))
+        if parquet is not None:
+            write_parquet(rows, parquet)
+        if page is not None:
+            written = write_leaderboard(
+                catalog,
+                page,
+                title=f"Leaderboard: {', '.join(representation)}",
+                representation_ids=ids,
+                warnings=scores.warnings,
+                left_out=scores.left_out,
+            )
+            console.print(f"leaderboard {escape(str(written))}")
+    _print_rankings(rows)
+
+
 @app.command(name="leaderboard")
 def show_leaderboard(
     root: Root = DEFAULT_ROOT,
@@ -116,7 +167,7 @@ def show_leaderboard(
         rows = leaderboard(cytolake.catalog.open(root), wanted)
         if parquet is not None:
             write_parquet(rows, parquet)
-        Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_text(rows))
+    _print_rankings(rows)
 
 
 @app.command()
@@ -154,23 +205,47 @@ def import_table(
     key: Annotated[str, typer.Option(help="Of obsm in an .h5ad file; X where empty.")] = "",
     screen: Annotated[str, typer.Option(help="Of all rows, where plates of several screens share a name.")] = "",
     pack_id: Annotated[str, typer.Option(help="Rows with crop ids: the pack whose crops they are.")] = "",
+    rxrx3_core: Annotated[
+        Path | None,
+        typer.Option("--rxrx3-core", help="Its metadata_rxrx3_core.csv: the wells come in too, without images."),
+    ] = None,
+    rxrx1: Annotated[Path | None, typer.Option("--rxrx1", help="Its metadata.csv: the same.")] = None,
+    wells: Annotated[
+        Path | None, typer.Option(help="The same of any screen: a plate map with a column plate; with --screen.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="RxRx: leave out wells and vectors without a counterpart.")
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Take another tool's embeddings into the catalog, to be ranked beside cytolake's own."""
-    from cytolake.embed.external import import_embeddings, read_anndata_table, read_deepprofiler, read_parquet_table
+    from cytolake.catalog.ingest.published_wells import import_wells
+    from cytolake.embed.external import import_embeddings, read_external
+    from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map
 
+    console = Console(highlight=False, soft_wrap=True)
+    releases: dict[Release, Path | None] = {"rxrx3-core": rxrx3_core, "rxrx1": rxrx1}
+    given = [(release, path) for release, path in releases.items() if path is not None]
     with bad_input_told():
-        kinds = {path.suffix for path in paths}
-        if kinds == {".npz"}:
-            table = read_deepprofiler(paths)
-        elif len(paths) == 1 and kinds <= {".parquet", ".h5ad"}:
-            table = read_anndata_table(paths[0], key) if kinds == {".h5ad"} else read_parquet_table(paths[0])
-        else:
+        if len(given) + (wells is not None) > 1 or (given and len(paths) > 1):
             raise ValueError(
-                f"{len(paths)} files of {', '.join(sorted(kinds))}: expected one .parquet or .h5ad file, or .npz files."
+                "several sources of wells, or several files of embeddings for one: expected one of --rxrx3-core, "
+                "--rxrx1 and --wells, and for the RxRx screens one file. Import them one after the other."
             )
-        made = import_embeddings(cytolake.catalog.open(root), table, name, screen=screen, pack_id=pack_id)
-    Console(highlight=False, soft_wrap=True).print(f"{name} is representation {made}")
+        of_wells = None
+        if given:
+            ((release, source),) = given
+            of_wells, table = read_release(release, source, paths[0], screen=screen, allow_missing=allow_missing)
+        else:
+            table = read_external(paths, key)
+            if wells is not None:
+                source, of_wells = wells, read_wells_of_plate_map(wells, screen)
+        catalog = cytolake.catalog.open(root, create=of_wells is not None)
+        if of_wells is not None:
+            n_wells = import_wells(catalog, of_wells, str(source))
+            console.print(f"{n_wells:,} wells without images came in, {of_wells.num_rows - n_wells:,} were there")
+        made = import_embeddings(catalog, table, name, screen=screen, pack_id=pack_id)
+    console.print(f"{name} is representation {made}")
 
 
 @app.command()
@@ -451,6 +526,10 @@ def pack_verify(path: Annotated[Path, typer.Argument(help="Folder of a pack.")])
     if problems:
         raise typer.Exit(1)
     console.print(f"{opened.n_crops:,} crops, every file as it was written")
+
+
+def _print_rankings(rows: pa.Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_text(rows))
 
 
 if __name__ == "__main__":  # `python -m cytolake.cli` in a submitted job, where the package is not installed

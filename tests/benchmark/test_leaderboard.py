@@ -96,6 +96,14 @@ def test_a_pack_s_rankings_keep_what_was_scored_with_it(catalog):
     assert ranked(catalog, benchmark="activity_map", pack_id="nothing") == []
 
 
+def test_representations_asked_for_stand_in_their_rankings_beside_the_best(catalog):
+    assert ranked(catalog, representation_ids=("trained0",)) == [
+        ("trained1", 0.8), ("trained0", 0.5), ("untrained0", 0.4), ("pixel_statistics-1", 0.2),
+        ("untrained0", 0.5), ("trained0", 0.9), ("trained1", 0.6), ("trained0", 0.9),
+    ]  # fmt: skip
+    assert ranked(catalog, representation_ids=("pixel_statistics-1",), benchmark="linear_probe") == []
+
+
 def test_a_name_with_a_quote_is_a_name(catalog):
     assert ranked(catalog, label="a' or '1' = '1") == []
 

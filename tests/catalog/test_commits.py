@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 import cytolake
 from cytolake.catalog import CatalogError, table_contract
-from cytolake.catalog.commits import Claim, Replaced, commit_rows, create_table
+from cytolake.catalog.commits import Replaced, commit_rows, create_table
 from cytolake.catalog.contracts import parse_contract
 
 
@@ -29,8 +29,8 @@ def crops(tmp_path: Path) -> Path:
     return tmp_path / "crops"
 
 
-def commit(path: Path, rows: pa.Table, application: str, **how: object) -> bool:
-    return commit_rows(DeltaTable(path), table_contract("crops"), rows, application=application, **how)
+def commit(path: Path, rows: pa.Table, application: str, content: int = 1, **how: object) -> bool:
+    return commit_rows(DeltaTable(path), table_contract("crops"), rows, marks={application: content}, **how)
 
 
 def ids(path: Path) -> list[str]:
@@ -51,7 +51,7 @@ def test_a_transaction_of_no_rows_is_remembered(crops):
 
 def test_other_content_replaces_the_rows_of_the_first_and_only_those(crops):
     commit(crops, crop_rows("other"), "other")
-    replaced = Replaced("plate_id", "p", lambda: None)
+    replaced = Replaced("plate_id", ("p",), lambda: None)
     for n, content in ((3, 10), (2, 20), (3, 10)):  # back to the first content: nothing of the second may stay
         assert commit(crops, crop_rows("p", n), "p", content=content, replace=replaced) is True
         assert commit(crops, crop_rows("p", n), "p", content=content, replace=replaced) is False
@@ -62,7 +62,7 @@ def test_rows_that_must_stay_are_not_replaced(crops):
     def refuse() -> None:
         raise CatalogError("they must stay")
 
-    replaced = Replaced("plate_id", "p", refuse)
+    replaced = Replaced("plate_id", ("p",), refuse)
     assert commit(crops, crop_rows("p"), "p", content=1, replace=replaced) is True  # nothing there to replace
     with pytest.raises(CatalogError, match="they must stay"):
         commit(crops, crop_rows("p", 2), "p", content=2, replace=replaced)
@@ -74,14 +74,14 @@ def test_a_claim_that_another_took_over_commits_nothing_even_in_a_race(crops):
     commit(crops, nothing, "claim", content=1)
     opened_before = DeltaTable(crops)
     commit(crops, nothing, "claim", content=2)
-    mine, other = Claim("claim", 1), Claim("claim", 2)
+    mine, other = {"claim": 1}, {"claim": 2}
     asked = []
-    how = {"application": "p", "claim": mine, "check": lambda: asked.append("asked")}
+    how = {"marks": {"p": 1}, "claims": mine, "check": lambda: asked.append("asked")}
     assert commit_rows(opened_before, table_contract("crops"), crop_rows("p"), **how) is False
     assert asked == ["asked"]  # it did look free at first: Delta refused the commit
-    assert commit(crops, crop_rows("p"), "p", claim=mine) is False
+    assert commit(crops, crop_rows("p"), "p", claims=mine) is False
     assert not ids(crops)
-    assert commit(crops, crop_rows("p"), "p", claim=other) is True
+    assert commit(crops, crop_rows("p"), "p", claims=other) is True
     assert len(ids(crops)) == 3
 
 
@@ -110,8 +110,8 @@ def test_every_declared_constraint_takes_good_rows_and_refuses_bad_ones(tmp_path
     path = str(tmp_path / table)
     create_table(path, contract)
     with pytest.raises(CatalogError, match=f"table {table}: rows break a constraint"):
-        commit_rows(DeltaTable(path), contract, contract.rows([row | {column: bad}]), application="bad")
-    assert commit_rows(DeltaTable(path), contract, contract.rows([row | {column: good}]), application="good")
+        commit_rows(DeltaTable(path), contract, contract.rows([row | {column: bad}]), marks={"bad": 1})
+    assert commit_rows(DeltaTable(path), contract, contract.rows([row | {column: good}]), marks={"good": 1})
     assert DeltaTable(path).to_pyarrow_table().column(column).to_pylist() == [good]
 
 
@@ -134,7 +134,7 @@ def test_a_query_for_one_plate_skips_the_files_of_the_others(crops):
 
 
 def test_tables_stay_in_the_protocol_that_arrow_readers_know(crops):
-    replaced = Replaced("plate_id", "p", lambda: None)
+    replaced = Replaced("plate_id", ("p",), lambda: None)
     commit(crops, crop_rows("p"), "p", content=1, replace=replaced)
     commit(crops, crop_rows("p"), "p", content=2, replace=replaced)
     protocol = DeltaTable(str(crops)).protocol()
@@ -149,7 +149,7 @@ def test_the_largest_unsigned_pixel_value_survives(tmp_path):
     create_table(str(tmp_path / "t"), contract)
     for name in ("a", "b"):  # the second append is where Ray's own writer fails
         rows = pa.table({"name": pa.array([name], pa.large_string()), "count": pa.array([65535], pa.uint16())})
-        commit_rows(DeltaTable(tmp_path / "t"), contract, rows, application=name)
+        commit_rows(DeltaTable(tmp_path / "t"), contract, rows, marks={name: 1})
     assert DeltaTable(str(tmp_path / "t")).to_pyarrow_table().column("count").to_pylist() == [65535, 65535]
 
 
@@ -161,7 +161,7 @@ def test_a_column_that_the_contract_gained_is_added_and_reads_as_null(tmp_path):
     )
     for contract, rows in ((old, [{"name": "a"}]), (new, [{"name": "b", "count": 2}])):
         create_table(str(tmp_path / "t"), contract)
-        commit_rows(DeltaTable(tmp_path / "t"), contract, contract.rows(rows), application=rows[0]["name"])
+        commit_rows(DeltaTable(tmp_path / "t"), contract, contract.rows(rows), marks={rows[0]["name"]: 1})
     found = DeltaTable(str(tmp_path / "t")).to_pyarrow_table().sort_by("name").to_pylist()
     assert found == [{"name": "a", "count": None}, {"name": "b", "count": 2}]
     with pytest.raises(CatalogError, match=r"table t, column count: found int32 in the table, expected no such column"):
@@ -213,3 +213,19 @@ def test_processes_that_create_and_append_at_once_lose_and_double_nothing(tmp_pa
     assert sum(committed) == 6
     everything = [f"{me}-{i}" for me in (*range(3), "shared") for i in range(6)]
     assert ids(tmp_path / "tables" / "crops") == sorted(everything)
+
+
+def test_several_writers_in_one_commit_are_there_together_or_replaced_together(crops):
+    commit(crops, crop_rows("other"), "other")
+    commit(crops, crop_rows("q", 5), "q", content=7)  # left behind with other content
+    both = pa.concat_tables([crop_rows("p"), crop_rows("q")])
+    how = {"marks": {"p": 1, "q": 1}, "replace": Replaced("plate_id", ("p", "q"), lambda: None)}
+    expected = sorted(f"{plate}-{i}" for plate in ("other", "p", "q") for i in range(3))
+    for has_committed in (True, False):
+        assert commit_rows(DeltaTable(crops), table_contract("crops"), both, **how) is has_committed
+        assert ids(crops) == expected
+    assert commit(crops, crop_rows("q"), "q") is False
+    more = how | {"marks": {"p": 1, "q": 1, "r": 1}, "replace": Replaced("plate_id", ("p", "q", "r"), lambda: None)}
+    three = pa.concat_tables([both, crop_rows("r")])
+    assert commit_rows(DeltaTable(crops), table_contract("crops"), three, **more) is True
+    assert ids(crops) == sorted([*expected, *(f"r-{i}" for i in range(3))])

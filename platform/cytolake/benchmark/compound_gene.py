@@ -138,7 +138,7 @@ def compound_gene_activity(
         ValueError: Arguments of different lengths, vectors that are not finite, a truth without its columns or with an
             activity that is not above 0, or no compound that can be scored.
     """
-    pairs = _check_truth(truth)
+    pairs = check_truth(truth)
     if not len(compounds) == len(concentrations):
         raise ValueError(
             f"{len(compounds)} compounds and {len(concentrations)} concentrations, expected as many. Take both from "
@@ -316,8 +316,12 @@ def _summary(name: str, scores_K4S: Floats) -> list[dict[str, object]]:
     return rows
 
 
-def _check_truth(truth: pa.Table) -> dict[str, dict[str, list[float]]]:
-    """Activities in uM of each gene, for each compound."""
+def check_truth(truth: pa.Table) -> dict[str, dict[str, list[float]]]:
+    """Activities in uM of each gene, for each compound.
+
+    Raises:
+        ValueError: A column is missing, or a row lacks a name or has an activity that is not above 0.
+    """
     missing = [name for name in TRUTH_COLUMNS if name not in truth.column_names]
     if missing:
         raise ValueError(

@@ -28,6 +28,8 @@ class LeaderboardFilter:
     alignment: str = ""
     pack_id: str = ""
     """Rankings that a representation of this pack is in; others of the same protocol stay beside it."""
+    representation_ids: tuple[str, ...] = ()
+    """Rankings that one of these is in, where each of them stands though another block of its encoder is better."""
     all_blocks: bool = False
     """Every block and pooling, not the best of each encoder alone."""
 
@@ -48,7 +50,9 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
             conditions.append(f"s.{name} = {_quoted(getattr(wanted, name))}")
     if wanted.alignment:
         conditions.append(f"coalesce(s.alignment, 'none') = {_quoted(wanted.alignment)}")
-    of_pack = f"where pack_id = {_quoted(wanted.pack_id)}" if wanted.pack_id else ""
+    named = ", ".join(map(_quoted, wanted.representation_ids)) or "null"
+    of_pack = f"pack_id = {_quoted(wanted.pack_id)}" if wanted.pack_id else "true"
+    of_these = f"representation_id in ({named})" if wanted.representation_ids else "true"
     tasks = ", ".join(TASK_COLUMNS)
     guard_rails, nuisances = (", ".join(map(_quoted, names)) for names in (GUARD_RAILS, NUISANCES))
     return catalog.sql(
@@ -66,7 +70,8 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
             where {" and ".join(conditions)}
         ),
         newest as (
-            select {tasks}, arg_max(protocol, scored_at) as protocol from scored {of_pack} group by {tasks}
+            select {tasks}, arg_max(protocol, scored_at) as protocol from scored
+            where {of_pack} and {of_these} group by {tasks}
         ),
         ranked as (
             select scored.*,
@@ -77,7 +82,7 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
         )
         select {tasks}, pack_id, kind, architecture, model_id, block, pooling, parent_id, alignment_variant,
                representation_id, value, ci_low, ci_high, n_test, n_classes, best_of, protocol, details, scored_at
-        from ranked {"" if wanted.all_blocks else "where place = 1"}
+        from ranked {"" if wanted.all_blocks else f"where place = 1 or representation_id in ({named})"}
         order by {tasks}, merit desc, kind, model_id, block, pooling
         """
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,17 +43,9 @@ class Replaced:
     """Rows that go in the commit that brings others in their place."""
 
     column: str
-    value: str
+    values: tuple[str, ...]
     check: Callable[[], None]
     """Called before they go; raises where they must stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A mark in the table that must still be the newest of its application when rows are committed."""
-
-    application: str
-    content: int
 
 
 def create_table(path: str, contract: TableContract) -> DeltaTable:
@@ -127,59 +119,56 @@ def commit_rows(
     contract: TableContract,
     rows: Rows,
     *,
-    application: str,
-    content: int = 1,
+    marks: Mapping[str, int],
     replace: Replaced | None = None,
     check: Callable[[], None] | None = None,
-    claim: Claim | None = None,
+    claims: Mapping[str, int] | None = None,
 ) -> bool:
-    """Append rows in one commit, unless the transaction was committed before.
+    """Append rows in one commit, unless its transactions were all committed before.
 
     Args:
         table: Where to, as it was opened just now.
         contract: Rows are brought to it first; keys are checked within each table of them.
         rows: May be empty: the transaction is then recorded all the same.
-        application: Who writes: a commit is made once for each (application, content).
-        content: What is written, 1 to 2**63 - 1. The table remembers the last one of each application.
-        replace: Rows that an earlier commit of this application left, with other content.
+        marks: For each application that writes, such as a plate, what it writes: a content of 1 to 2**63 - 1. The table
+            remembers the last one of each; a commit is made once for the same marks.
+        replace: Rows that earlier commits of these applications left, perhaps with other content.
         check: Called before each attempt, after the table's newest version was read; raises where nothing may be
             written any more.
-        claim: Commit only while this is the newest mark of its application. Another mark that comes in between makes
-            the attempt fail: both commits name the application, and Delta refuses the later one.
+        claims: Commit only while these are the newest marks of their applications. Another mark that comes in between
+            makes the attempt fail: both commits name the application, and Delta refuses the later one.
 
     Returns:
-        True if this call committed, False if the transaction was there already, or the claim was not.
+        True if this call committed, False if all marks were there already, or a claim was not.
 
     Raises:
         CatalogError: The rows break the contract, the place is full or cannot be written, or every attempt lost a race.
     """
+    claims = claims or {}
     if isinstance(rows, pa.Table):
         rows = contract.conform(rows)
     for attempt in range(ATTEMPTS):
         if attempt:
             table.update_incremental()
-        there = table.transaction_version(application)
-        if there == content:
+        there = {application: table.transaction_version(application) for application in marks}
+        if there == dict(marks):
             return False
-        if claim is not None and table.transaction_version(claim.application) != claim.content:
+        if any(table.transaction_version(each) != content for each, content in claims.items()):
             return False
         if check is not None:
             check()
         predicate = None
-        if there is not None and replace is not None:
+        if replace is not None and any(content is not None for content in there.values()):
             replace.check()
             predicate = _predicate(table, replace)
         try:
-            marks = [Transaction(application, content)]
-            if claim is not None:
-                marks.append(Transaction(claim.application, claim.content))
-            _write(table, contract, rows, predicate, marks)
+            _write(table, contract, rows, predicate, [Transaction(*each) for each in (*marks.items(), *claims.items())])
             return True
         except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
             if attempt == ATTEMPTS - 1:
                 raise CatalogError(
-                    f"table {contract.name}: {ATTEMPTS} attempts to commit {application} lost against other writers "
-                    f"({error}). Run the job again: what is committed is skipped."
+                    f"table {contract.name}: {ATTEMPTS} attempts to commit {next(iter(marks))} lost against other "
+                    f"writers ({error}). Run the job again: what is committed is skipped."
                 ) from error
             _back_off(attempt)
         except (DeltaError, OSError) as error:
@@ -232,9 +221,10 @@ def _missing_columns(table: DeltaTable, contract: TableContract) -> list[Field]:
 
 def _predicate(table: DeltaTable, replaced: Replaced) -> str | None:
     """None where there is nothing to replace: Delta plans an append in a fraction of the time."""
-    if table.to_pyarrow_dataset().count_rows(filter=pc.field(replaced.column) == replaced.value) == 0:
+    if table.to_pyarrow_dataset().count_rows(filter=pc.field(replaced.column).isin(replaced.values)) == 0:
         return None
-    return f"{replaced.column} = '{replaced.value}'"
+    listed = ", ".join(f"'{value}'" for value in replaced.values)
+    return f"{replaced.column} in ({listed})"
 
 
 def _back_off(attempt: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cytolake.catalog.commits import Claim, Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
+from cytolake.catalog.commits import Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError, ClaimedError
 from cytolake.catalog.ids import content_id
@@ -263,7 +263,7 @@ class Catalog:
             CatalogError: Rows that break the contract (nothing is written), a catalog pinned by `at`, or writers that
                 kept this one out for about 20 seconds.
         """
-        return self._commit(name, rows, application=transaction)
+        return self._commit(name, rows, marks={transaction: 1})
 
     def committed(self, name: str, transactions: Iterable[str]) -> set[str]:
         """Which of some transactions `append` has committed to a table by now; also where this catalog is pinned."""
@@ -278,12 +278,15 @@ class Catalog:
         Raises:
             CatalogError: The plate shows already.
         """
+        self.claim_plates({plate_id: content})
+
+    def claim_plates(self, contents: Mapping[str, int]) -> None:
+        """`claim_plate` of several plates, with the content of each, in one commit."""
         self._commit(
             "plates",
             table_contract("plates").empty(),
-            application=_claim_application(plate_id),
-            content=content,
-            check=lambda: self._check_hidden("plates", plate_id),
+            marks=_claims(contents),
+            check=lambda: self._check_hidden("plates", contents),
         )
 
     def show_plate(self, row: pa.Table, *, plate_id: str, content: int) -> bool:
@@ -292,8 +295,22 @@ class Catalog:
         Returns:
             False where the plate showed already, or other content of it was claimed meanwhile.
         """
-        claim = Claim(_claim_application(plate_id), content)
-        return self._commit("plates", row, application=_plate_application(plate_id), claim=claim)
+        contents = {plate_id: content}
+        return self._commit("plates", row, marks=_marks(contents), claims=_claims(contents))
+
+    def show_plates(self, rows: pa.Table, contents: Mapping[str, int]) -> bool:
+        """`show_plate` of several plates in one commit: all of them show, or none.
+
+        Raises:
+            CatalogError: Some show already: another process wrote them, perhaps with the same content.
+        """
+        return self._commit(
+            "plates",
+            rows,
+            marks=_marks(contents),
+            claims=_claims(contents),
+            check=lambda: self._check_hidden("plates", contents),
+        )
 
     def write_plate(self, name: str, rows: Rows, *, plate_id: str, content: int) -> bool:
         """Commit one plate's rows of one table, in place of rows that an ingest of other content left behind.
@@ -313,32 +330,43 @@ class Catalog:
             CatalogError: The plate shows already, with other content: what people see is not replaced.
             ClaimedError: Another ingest claimed the plate for other content since.
         """
+        return self.write_plates(name, rows, {plate_id: content})
 
-        def check_claim() -> None:
+    def write_plates(self, name: str, rows: Rows, contents: Mapping[str, int]) -> bool:
+        """`write_plate` of several plates, with the content of each, in one commit."""
+
+        def check_claims() -> None:
             plates = open_table(self._path("plates"))
-            claimed = None if plates is None else plates.transaction_version(_claim_application(plate_id))
-            if claimed not in (None, content):
-                self._check_hidden(name, plate_id)
-                raise ClaimedError(
-                    f"table {name}, plate {plate_id}: another ingest writes other content of this plate. Let it end, "
-                    "then run this one again."
-                )
+            for plate_id, content in contents.items():
+                claimed = None if plates is None else plates.transaction_version(_claim_application(plate_id))
+                if claimed not in (None, content):
+                    self._check_hidden(name, [plate_id])
+                    raise ClaimedError(
+                        f"table {name}, plate {plate_id}: another ingest writes other content of this plate. Let it "
+                        "end, then run this one again."
+                    )
 
         return self._commit(
             name,
             rows,
-            application=_plate_application(plate_id),
-            content=content,
-            replace=Replaced("plate_id", plate_id, lambda: self._check_hidden(name, plate_id)),
-            check=check_claim,
+            marks=_marks(contents),
+            replace=Replaced("plate_id", tuple(contents), lambda: self._check_hidden(name, contents)),
+            check=check_claims,
         )
 
-    def _check_hidden(self, name: str, plate_id: str) -> None:
-        if plate_id in self._visible_plates().to_pylist():
+    def _check_hidden(self, name: str, plate_ids: Collection[str]) -> None:
+        for plate_id in sorted(set(plate_ids).intersection(self._visible_plates().to_pylist())):
             raise CatalogError(
                 f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
                 "Ingest the plate under another name, or into another catalog root."
             )
+
+    def have_contents(self, name: str, contents: Mapping[str, int]) -> bool:
+        """Whether these contents are what was last committed of all these plates to this table."""
+        table = open_table(self._path(name))
+        return table is not None and all(
+            table.transaction_version(application) == content for application, content in _marks(contents).items()
+        )
 
     def plate_content(self, name: str, plate_id: str) -> int | None:
         """What `write_plate` last committed of this plate to this table; None where nothing."""
@@ -431,3 +459,11 @@ def _plate_application(plate_id: str) -> str:
 
 def _claim_application(plate_id: str) -> str:
     return f"claim/{plate_id}"
+
+
+def _marks(contents: Mapping[str, int]) -> dict[str, int]:
+    return {_plate_application(plate_id): content for plate_id, content in contents.items()}
+
+
+def _claims(contents: Mapping[str, int]) -> dict[str, int]:
+    return {_claim_application(plate_id): content for plate_id, content in contents.items()}

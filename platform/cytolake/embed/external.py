@@ -90,6 +90,31 @@ class ExternalTable:
         return f"row {i} ({place})"
 
 
+def find_representation(catalog: Catalog, id_or_name: str) -> dict[str, Any]:
+    """Row of `representations`, by its id or by the name of an external one.
+
+    Raises:
+        ValueError: No such representation, or several of this name.
+    """
+    rows = catalog.table("representations").to_pylist()
+    external = {row["representation_id"]: row["architecture"] for row in rows if row["kind"] == EXTERNAL}
+    matches = [row for row in rows if row["representation_id"] == id_or_name] or [
+        row for row in rows if external.get(row["representation_id"]) == id_or_name
+    ]
+    if len(matches) > 1:
+        raise ValueError(
+            f"{id_or_name}: found {len(matches)} external representations of this name, expected one: "
+            f"{', '.join(row['representation_id'] for row in matches)}. Give one of these ids."
+        )
+    if not matches:
+        raise ValueError(
+            f"{id_or_name}: no representation has this id, and no external one this name. There are {len(rows)} in the "
+            f"table representations; external ones are {_some(sorted(set(external.values()))) or 'none'}. Give an "
+            "id from there, or import the embeddings first: `cytolake import`."
+        )
+    return dict(matches[0])
+
+
 def read_parquet_table(path: str | Path, *, features: Sequence[str] = ()) -> ExternalTable:
     """Read a table of one row for each crop, cell, site or well.
 
@@ -182,6 +207,22 @@ def read_deepprofiler(paths: Sequence[str | Path]) -> ExternalTable:
         raise ValueError("no DeepProfiler files given, expected one or more .npz. Check the folder's pattern.")
     source = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
     return ExternalTable(source, np.concatenate(parts), {name: tuple(values) for name, values in labels.items()})
+
+
+def read_external(paths: Sequence[Path], key: str = "") -> ExternalTable:
+    """Read one .parquet or .h5ad file, or DeepProfiler's .npz files; `key` is of obsm.
+
+    Raises:
+        ValueError: Files of other kinds, and what their readers refuse.
+    """
+    kinds = {path.suffix for path in paths}
+    if kinds == {".npz"}:
+        return read_deepprofiler(paths)
+    if len(paths) == 1 and kinds <= {".parquet", ".h5ad"}:
+        return read_anndata_table(paths[0], key) if kinds == {".h5ad"} else read_parquet_table(paths[0])
+    raise ValueError(
+        f"{len(paths)} files of {', '.join(sorted(kinds))}: expected one .parquet or .h5ad file, or .npz files."
+    )
 
 
 def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, screen: str = "", pack_id: str = "") -> str:

@@ -6,7 +6,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ ABOUT = {
     "activity_map": "Do replicates of a perturbation find each other before they find controls?",
     "mechanism_map": "Do perturbations of one pathway find each other before those of others?",
     "mechanism_nearest": "Is the nearest other perturbation of the same pathway (nsc), in another batch too (nscb)?",
+    "cluster_separation": "Are the genes of a pathway, complex or other cluster set apart from the rest? Share of "
+    "clusters whose cosines within differ from those to other genes (q up to 0.05), and the mean Kolmogorov-Smirnov "
+    "statistic.",
+    "compound_gene": "Do the known targets of a compound rank first among genes, by how much their knockout looks like "
+    "it?",
     "dose_response": "Share of compounds whose distance from the controls grows with dose.",
     "batch_leakage": "Guard rail: can the plate be told from the controls' profiles? Least is best; below chance is no "
     "merit, as alignment centres these very wells.",
@@ -47,6 +52,8 @@ CLASS_DETAILS = {
     "recall": "share told correctly of each",
     "spearman": "correlation of dose and distance of each",
     "p_values": "p-value of each",
+    "statistics": "Kolmogorov-Smirnov statistic of each cluster",
+    "of_compound": "score of each compound",
 }
 """Details that hold a number for each class, and what it is."""
 MAX_CLASSES_SHOWN = 60
@@ -74,12 +81,17 @@ def write_leaderboard(
     *,
     title: str,
     pack_id: str = "",
+    representation_ids: Sequence[str] = (),
     warnings: Sequence[str] = (),
     left_out: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one self-contained HTML page (no script, no outside file) and return its path."""
-    best = leaderboard(catalog, LeaderboardFilter(pack_id=pack_id)).to_pylist()
-    every = leaderboard(catalog, LeaderboardFilter(pack_id=pack_id, all_blocks=True)).to_pylist()
+    """Write one self-contained HTML page (no script, no outside file) and return its path.
+
+    Rankings are those that a representation of the pack, or one of `representation_ids`, is in; all by default.
+    """
+    wanted = LeaderboardFilter(pack_id=pack_id, representation_ids=tuple(representation_ids))
+    best = leaderboard(catalog, wanted).to_pylist()
+    every = leaderboard(catalog, replace(wanted, all_blocks=True)).to_pylist()
     by_task: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in every:
         by_task.setdefault(_task(row), []).append(row)

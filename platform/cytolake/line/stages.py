@@ -23,7 +23,7 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
-from cytolake.benchmark.profiles.score import score_profiles
+from cytolake.benchmark.profiles.score import ProfileScores, score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
@@ -164,6 +164,14 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         session.label_curve()
         report = session.report(curation, qc_id, trained, embedded, choice, card)
     return PipelineResult(choice=choice, card=card, report=report, seconds=session.seconds)
+
+
+def print_caveats(console: Console, scores: ProfileScores) -> None:
+    """What to beware of in scores of profiles, and what has none and why."""
+    for warning in scores.warnings:
+        console.print(f"  [yellow]beware[/] {escape(warning)}")
+    for name, why in scores.left_out.items():
+        console.print(f"  [dim]not scored: {escape(name)}: {escape(why)}[/]")
 
 
 def serve_command(line: Line) -> str:
@@ -420,10 +428,7 @@ class Session:
                 found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, told.report)
                 warnings, left_out = found.warnings, found.left_out
                 told.outcome = f"{len(found.rows):,} scores of well profiles in the scores table"
-            for warning in warnings:
-                self.console.print(f"  [yellow]beware[/] {escape(warning)}")
-            for name, why in left_out.items():
-                self.console.print(f"  [dim]not scored: {escape(name)}: {escape(why)}[/]")
+            print_caveats(self.console, found)
         page = write_leaderboard(
             self.catalog,
             self.catalog.root / REPORT_FOLDER / LEADERBOARD_FILE,

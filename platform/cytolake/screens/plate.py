@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Reader = Literal["ome-zarr", "files"]
+WELLS_ONLY: Literal["table"] = "table"
+"""In place of a reader: a published table of wells named the plate, and its images are not here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +90,7 @@ class Plate:
     """Plates imaged together. Equal to the plate's name where the source does not say."""
     source: str
     """Path or URI of the plate."""
-    reader: Reader
+    reader: Reader | Literal["table"]
     channels: tuple[str, ...]
     sites: tuple[SiteImage, ...]
     wells: tuple[dict[str, str], ...] = ()

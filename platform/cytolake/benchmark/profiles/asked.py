@@ -1,6 +1,6 @@
 """What a benchmark of profiles is given, and the rows of scores that it gives.
 
-Shapes: W wells, D features, G pixel statistics.
+Shapes: W wells, D features, S pixel statistics, G genes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.perturbation_signal.shares import Share
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.gene_sets import GeneSets
 from cytolake.benchmark.profiles.wells import Wells
-from cytolake.benchmark.relations.relation_files import Relations
+from cytolake.benchmark.relations.relation_files import Relations, rename
 
 Floats = NDArray[np.float64]
 Score = dict[str, Any]
@@ -36,10 +37,11 @@ class Asked:
     relations: Sequence[Relations]
     aliases: dict[str, str]
     """Names of genes to replace."""
+    gene_sets: GeneSets
     config: ProfileBenchmarkConfig
     alignment: str
     pixel_statistics: Floats | None = None
-    """(W, G) of the same wells, not aligned."""
+    """(W, S) of the same wells, not aligned."""
 
 
 def score(
@@ -68,6 +70,27 @@ def score(
         "n_classes": n_classes,
         "details": details,
     }
+
+
+def gene_means(asked: Asked, rows: Sequence[int] | None = None) -> tuple[list[str], Floats]:
+    """Genes sorted by name, and (G, D) the mean over each one's guides of the mean of the guide's wells.
+
+    Args:
+        asked: With the profiles.
+        rows: Of which wells; of all that are no negative controls where None.
+    """
+    vectors, wells = asked.vectors, asked.wells
+    genes = rename(wells.gene, asked.aliases)
+    by_guide: dict[tuple[str, str], list[int]] = {}
+    for i in wells.treated if rows is None else rows:
+        if genes[i]:
+            by_guide.setdefault((genes[i], wells.guide[i]), []).append(i)
+    of_gene: dict[str, list[Floats]] = {}
+    for (gene, _), of_guide in sorted(by_guide.items()):
+        of_gene.setdefault(gene, []).append(vectors[of_guide].mean(axis=0))
+    if not of_gene:
+        return [], np.empty((0, vectors.shape[1]))
+    return list(of_gene), np.stack([np.mean(each, axis=0) for each in of_gene.values()])
 
 
 def finite(value: float) -> float | None:

@@ -9,7 +9,8 @@ from cytolake.embed.alignment.variants import MissingControls, Variant
 
 Task = Literal[
     "relations", "consistency", "magnitude", "replicates", "activity", "mechanism", "nsc", "nscb", "leakage",
-    "false_positives", "dose", "batch_mixing", "linear_separability", "nearest_neighbours", "reconstruction",
+    "false_positives", "dose", "clusters", "compound_gene", "batch_mixing", "linear_separability", "nearest_neighbours",
+    "reconstruction",
 ]  # fmt: skip
 
 
@@ -30,9 +31,16 @@ class ProfileBenchmarkConfig:
     gene_aliases: str = ""
     """Table with the columns alias and symbol; genes of the screen and of the files are renamed by it."""
     pathway_relations: bool = True
-    """Genes of one `wells.pathway` are relations too, under the source `pathway`."""
+    """Genes of one `wells.pathway` are relations too, and a cluster, under the source `pathway`."""
     min_genes: int = 12
     """Fewer genes give too few pairs for tails of 5 %: recall is left out."""
+    cluster_files: tuple[str, ...] = ()
+    """Clusters of genes, such as complexes: on each line a name, a tab and its genes."""
+    min_cluster_genes: int = 10
+    """A cluster of fewer genes with profiles is not tested."""
+    compound_gene_truth: str = ""
+    """Known targets of compounds: CSV or Parquet with the columns compound, gene and activity_um, or RxRx3-core's own
+    file. Doses of `wells` count as uM."""
     poolings: tuple[str, ...] = ("mean", "all")
     """Which representations of an encoder; pixel statistics and external tables are `all`."""
     draws: int = 1000
@@ -55,6 +63,6 @@ class ProfileBenchmarkConfig:
             )
         if self.align_by not in ("plate", "batch"):
             raise ValueError(f"profiles.align_by is {self.align_by!r}, expected plate or batch.")
-        for name, least in (("draws", 19), ("min_genes", 3), ("seed", 0)):
+        for name, least in (("draws", 19), ("min_genes", 3), ("min_cluster_genes", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"profiles.{name} is {getattr(self, name)}, expected {least} or more.")

@@ -24,9 +24,10 @@ from threadpoolctl import threadpool_limits
 from cytolake.benchmark.guard_rails import label_confounding
 from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.gene_sets import PATHWAY_SOURCE, GeneSets, genes_of_pathways, read_gene_sets
 from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
-from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations, rename
+from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
@@ -36,7 +37,6 @@ from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
-PATHWAY_SOURCE = "pathway"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +83,29 @@ def score_profiles(
         )
     wells = read_wells(catalog, ids[0])
     relations, aliases = _relations(wells, config)
+    gene_sets = read_gene_sets(wells, config, aliases)
     statistics_id = _statistics_id(catalog, wells, {str(row["pack_id"]) for row in found})
-    protocol = content_id(repr(asdict(config)), wells.identity, *(repr(each) for each in relations))
+    known = (*(repr(each) for each in relations), gene_sets.identity)
+    protocol = content_id(repr(asdict(config)), wells.identity, *known)
     protocols = ", ".join(f"'{each}'" for each in (protocol, _decoding(protocol, statistics_id)))
-    known = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
-    done = {row["representation_id"] for row in known}
+    there = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
+    done = {row["representation_id"] for row in there}
     todo = [each for each in ids if each not in done]
     settings = {True: replace(config, alignments=("none",)), False: config}
     is_aligned = {row["representation_id"] for row in found if row["kind"] == ALIGNED}
     tasks = (
-        (catalog, each, wells, relations, aliases, statistics_id, settings[each in is_aligned], protocol)
+        (catalog, each, wells, relations, aliases, gene_sets, statistics_id, settings[each in is_aligned], protocol)
         for each in todo
     )
+    if progress and todo:
+        progress("representations", 0, len(todo))
     scored = run_tasks(score_representation, tasks, len(todo), "representations", progress)
     rows = [row for of_one, _ in scored for row in of_one]
     if rows:
         table = pa.Table.from_pylist(rows, schema=catalog.table("scores", where="false").schema)
         catalog.append("scores", table, transaction=f"scores/{content_id(protocol, *todo)}")
     left_out = {name: why for _, reasons in scored for name, why in reasons.items()}
-    return ProfileScores([*known, *rows], left_out, tuple(_warnings(wells, config)))
+    return ProfileScores([*there, *rows], left_out, tuple(_warnings(wells, config)))
 
 
 def score_representation(
@@ -110,6 +114,7 @@ def score_representation(
     wells: Wells,
     relations: Sequence[Relations],
     aliases: dict[str, str],
+    gene_sets: GeneSets,
     statistics_id: str,
     config: ProfileBenchmarkConfig,
     protocol: str,
@@ -130,9 +135,9 @@ def score_representation(
             except ValueError as error:
                 left_out[f"all, {variant}"] = str(error)
                 continue
+            asked = Asked(aligned_WD, wells, relations, aliases, gene_sets, config, variant, statistics_WG)
             for task in config.tasks:
                 try:
-                    asked = Asked(aligned_WD, wells, relations, aliases, config, variant, statistics_WG)
                     scores = list(TASKS[task](asked))
                 except ValueError as error:
                     left_out[f"{task}, {variant}"] = str(error)
@@ -189,14 +194,12 @@ def _relations(wells: Wells, config: ProfileBenchmarkConfig) -> tuple[list[Relat
     aliases = read_aliases(Path(config.gene_aliases)) if config.gene_aliases else {}
     found = [read_relations(Path(path), aliases=aliases) for path in config.relation_files]
     if config.pathway_relations:
-        genes_of: dict[str, set[str]] = {}
-        for gene, pathway, control in zip(
-            rename(wells.gene, aliases), wells.pathway, wells.is_control.tolist(), strict=True
-        ):
-            if gene and pathway and not control:
-                genes_of.setdefault(pathway, set()).add(gene)
         pairs = {
-            (first, second) for genes in genes_of.values() for first in genes for second in genes if first < second
+            (first, second)
+            for genes in genes_of_pathways(wells, aliases).values()
+            for first in genes
+            for second in genes
+            if first < second
         }
         if pairs:
             found.append(Relations(PATHWAY_SOURCE, tuple(sorted(pairs)), len(pairs)))

@@ -14,12 +14,12 @@ import pyarrow as pa
 from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
 from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalConfig, consistency, magnitude
 from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
-from cytolake.benchmark.profiles.asked import Asked, Floats, Score, finite, kept, score
+from cytolake.benchmark.profiles.asked import Asked, Floats, Score, finite, gene_means, kept, score
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
 from cytolake.benchmark.profiles.embedding_tasks import embedding_task
+from cytolake.benchmark.profiles.gene_tasks import cluster_separation, compound_gene
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.recall import RecallConfig, RelationRecall, relationship_recall
-from cytolake.benchmark.relations.relation_files import rename
 from cytolake.benchmark.retrieval.mechanism_of_action import nearest_mechanism
 from cytolake.benchmark.retrieval.phenotypic import NullConfig, Retrieval, phenotypic_activity, phenotypic_consistency
 
@@ -35,7 +35,7 @@ def is_guard_rail(benchmark: str, label: str) -> bool:
 
 
 def _relation_recall(asked: Asked) -> Iterator[Score]:
-    genes, means_GD = _gene_means(asked.vectors, asked.wells, asked.aliases)
+    genes, means_GD = gene_means(asked)
     if len(genes) < asked.config.min_genes:
         raise ValueError(
             f"{len(genes)} genes with profiles, expected {asked.config.min_genes} or more for tails of pairs."
@@ -226,6 +226,8 @@ TASKS: dict[Task, Callable[[Asked], Iterator[Score]]] = {
     "leakage": _leakage,
     "false_positives": _false_positives,
     "dose": _dose,
+    "clusters": cluster_separation,
+    "compound_gene": compound_gene,
     "batch_mixing": embedding_task("batch_mixing"),
     "linear_separability": embedding_task("linear_separability"),
     "nearest_neighbours": embedding_task("nearest_neighbours"),
@@ -256,18 +258,3 @@ def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequ
 
 def _null(config: ProfileBenchmarkConfig) -> NullConfig:
     return NullConfig(null_size=10 * config.draws, seed=config.seed, bootstrap_draws=config.draws)
-
-
-def _gene_means(vectors: Floats, wells: Wells, aliases: dict[str, str]) -> tuple[list[str], Floats]:
-    """Genes sorted by name, and the mean over their guides of the mean of the guide's wells."""
-    genes = rename(wells.gene, aliases)
-    by_guide: dict[tuple[str, str], list[int]] = {}
-    for i in wells.treated:
-        if genes[i]:
-            by_guide.setdefault((genes[i], wells.guide[i]), []).append(i)
-    of_gene: dict[str, list[Floats]] = {}
-    for (gene, _), rows in sorted(by_guide.items()):
-        of_gene.setdefault(gene, []).append(vectors[rows].mean(axis=0))
-    if not of_gene:
-        return [], np.empty((0, vectors.shape[1]))
-    return list(of_gene), np.stack([np.mean(each, axis=0) for each in of_gene.values()])

@@ -20,6 +20,7 @@ from cytolake.catalog.ids import content_id
 from cytolake.catalog.qc.labels import NORMAL, SiteLabel, newest_labels
 from cytolake.catalog.qc.verdicts import Progress
 from cytolake.catalog.tables import Catalog
+from cytolake.screens.plate import WELLS_ONLY
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
 RULE = "learned_artefact"
@@ -152,7 +153,8 @@ def judge_with_detector(
             "train_detector, or fit with features_key."
         )
     qc_id = content_id("qc_detector", detector.detector_id, f"{well_share:g}")
-    plates = sorted(catalog.table("plates", columns=["plate_id"]).column(0).to_pylist())
+    with_images = f"reader is distinct from '{WELLS_ONLY}'"
+    plates = sorted(catalog.table("plates", columns=["plate_id"], where=with_images).column(0).to_pylist())
     judged = set(
         catalog.sql(f"SELECT DISTINCT plate_id FROM qc_verdicts WHERE qc_id = '{qc_id}'").column(0).to_pylist()
     )

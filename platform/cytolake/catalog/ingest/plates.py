@@ -29,7 +29,7 @@ from cytolake.catalog.ingest.site_rows import SiteRows, read_site_rows
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
-from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
+from cytolake.screens.plate import WELLS_ONLY, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.sources import ScreenSource, list_plates
 from cytolake.screens.storage import is_uri
 
@@ -379,6 +379,15 @@ def _difference(
     catalog: Catalog, plate: Plate, content: str, known: dict[str, Any], config: IngestConfig
 ) -> Problem | None:
     """Why a plate that is in the catalog cannot simply be skipped; None where it can."""
+    if known["reader"] == WELLS_ONLY:
+        return _refusal(
+            plate,
+            "plate_without_images",
+            f"images of the plate, at {plate.source}",
+            f"none: the plate's wells came from a published table, {known['source']}",
+            "Give the screen of the images another name, or ingest them into another catalog root: the wells of the "
+            "table have embeddings and scores of their own.",
+        )
     if known["content_hash"] != content:
         return _changed(plate, f"content {known['content_hash']}, ingested {known['ingested_at']:%Y-%m-%d %H:%M} UTC")
     sizes = catalog.sql(f"SELECT DISTINCT size FROM crops WHERE plate_id = '{known['plate_id']}'").column(0).to_pylist()

@@ -26,6 +26,7 @@ from cytolake.catalog.qc import levels as qc_levels
 from cytolake.catalog.qc.levels import Places
 from cytolake.catalog.qc.metrics import METRICS
 from cytolake.catalog.tables import Catalog
+from cytolake.screens.plate import WELLS_ONLY
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -515,7 +516,8 @@ def judge_sites(catalog: Catalog, config: QcConfig, progress: Progress | None = 
         CatalogError: The profile is not sound, or the catalog holds no plate.
     """
     profile = qc_profile(config.profile)
-    plates = catalog.table("plates", columns=["plate_id"]).column("plate_id").to_pylist()
+    with_images = f"reader is distinct from '{WELLS_ONLY}'"
+    plates = catalog.table("plates", columns=["plate_id"], where=with_images)["plate_id"].to_pylist()
     if not plates:
         raise CatalogError(f"{catalog.root}: no plate to judge. Ingest a screen first: jobs/ingest.py.")
     judged = set(

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cytolake.benchmark.compound_gene import CompoundGeneConfig, compound_gene_activity
-from cytolake.benchmark.rxrx import (
+from cytolake.screens.rxrx import (
     control_offsets,
     perturbation_of_treatment,
     read_rxrx1,
+    read_rxrx1_wells,
     read_rxrx3_core,
     read_rxrx3_core_truth,
+    read_rxrx3_core_wells,
     spelled_as,
 )
 
@@ -26,7 +28,7 @@ RXRX3_CORE = """\
 well_id,experiment_name,plate,address,gene,treatment,SMILES,concentration,perturbation_type,cell_type
 0001,gene-001,1,B02,TP53,TP53_guide_2,,,CRISPR,HUVEC
 0002,gene-001,1,B03,EMPTY_control,EMPTY_control,,,CRISPR,HUVEC
-0003,gene-001,1,B04,EMPTY_control,EMPTY_control,,,CRISPR,HUVEC
+0003,gene-001,1,B04,CRISPR_control,CRISPR_control_1,,,CRISPR,HUVEC
 0004,compound-001,7,AA15,,Esomeprazole,"COC1=C(C)C |o1:3,5|",0.25,COMPOUND,HUVEC
 """
 RXRX1 = """\
@@ -64,13 +66,16 @@ def test_vectors_follow_the_metadata_and_features_their_numbers(rxrx3):
     vectors, wells = read_rxrx3_core(metadata, embeddings)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, expected)
-    assert wells["well_id"].to_pylist() == ["0001", "0002", "0003", "0004"]  # leading zeros stay
-    assert wells["plate"].to_pylist() == ["gene-001/Plate1"] * 3 + ["compound-001/Plate7"]
+    assert wells["published_well_id"].to_pylist() == ["0001", "0002", "0003", "0004"]  # leading zeros stay
+    assert wells["plate"].to_pylist() == ["gene-001_1"] * 3 + ["compound-001_7"]
     assert wells["well"].to_pylist() == ["B02", "B03", "B04", "AA15"]
-    assert wells["perturbation"].to_pylist() == ["TP53", "EMPTY_control", "EMPTY_control", "Esomeprazole"]
-    assert wells["is_negative_control"].to_pylist() == [False, True, True, False]
-    assert wells["concentration_um"].to_pylist() == [None, None, None, 0.25]
-    assert wells["gene"].to_pylist() == ["TP53", "EMPTY_control", "EMPTY_control", None]
+    assert wells["perturbation"].to_pylist() == ["TP53", "EMPTY_control", "CRISPR_control_1", "Esomeprazole"]
+    assert wells["control"].to_pylist() == ["", "negative", "", ""]
+    assert wells["gene"].to_pylist() == ["TP53", "", "", ""]  # a control targets no gene
+    assert wells["guide"].to_pylist() == ["TP53_guide_2", "", "", ""]
+    assert wells["compound"].to_pylist() == ["", "", "", "Esomeprazole"]
+    assert wells["dose"].to_pylist() == [None, None, None, 0.25]
+    assert wells.equals(read_rxrx3_core_wells(metadata))
 
 
 def test_lists_of_numbers_and_an_external_id_are_read_too(rxrx3, tmp_path):
@@ -100,7 +105,7 @@ def test_wells_without_a_counterpart_are_an_error_or_left_out_by_choice(rxrx3, t
     with pytest.raises(ValueError, match=r"2 rows of .*\(0002, 0003\), and 1 vectors no row \(9999\).*allow_missing"):
         read_rxrx3_core(metadata, tmp_path / "part.parquet")
     vectors, wells = read_rxrx3_core(metadata, tmp_path / "part.parquet", allow_missing=True)
-    assert wells["well_id"].to_pylist() == ["0001", "0004"]
+    assert wells["published_well_id"].to_pylist() == ["0001", "0004"]
     np.testing.assert_array_equal(vectors, expected[[1, 0]])
     pq.write_table(feature_table(["8", "9"], expected[:2]), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"no well_id is in .* too \('8' against '0001'\)"):
@@ -163,7 +168,7 @@ def test_read_tables_go_into_the_benchmark(rxrx3, tmp_path):
     result = compound_gene_activity(
         vectors[compounds],
         [rows[i]["perturbation"] for i in compounds],
-        [rows[i]["concentration_um"] for i in compounds],
+        [rows[i]["dose"] for i in compounds],
         vectors[genes],
         [rows[i]["perturbation"] for i in genes],
         read_rxrx3_core_truth(tmp_path / "truth.csv"),
@@ -187,19 +192,20 @@ def test_sites_of_rxrx1_become_wells(tmp_path, suffix):
     np.testing.assert_allclose(vectors, [of_site[:2].mean(axis=0), of_site[2], of_site[3]], atol=1e-6)
     expected = pd.DataFrame(
         {
-            "well_id": ["HUVEC-1_1_B02", "HUVEC-1_1_B03", "HUVEC-1_1_B04"],
+            "published_well_id": ["HUVEC-1_1_B02", "HUVEC-1_1_B03", "HUVEC-1_1_B04"],
             "batch": ["HUVEC-1"] * 3,
-            "plate": ["HUVEC-1/Plate1"] * 3,
+            "plate": ["HUVEC-1_1"] * 3,
             "well": ["B02", "B03", "B04"],
             "perturbation": ["s21721", "EMPTY", "s15652"],
+            "guide": ["s21721", "", "s15652"],
+            "control": ["", "negative", "positive"],
             "cell_type": ["HUVEC"] * 3,
             "split": ["train", "test", "test"],
-            "is_negative_control": [False, True, False],
-            "is_positive_control": [False, False, True],
             "n_sites": [2, 1, 1],
         }
     )
     pd.testing.assert_frame_equal(wells.to_pandas(), expected)
+    assert wells.equals(read_rxrx1_wells(tmp_path / "metadata.csv"))
 
 
 def test_sites_of_one_well_that_disagree_are_an_error(tmp_path):

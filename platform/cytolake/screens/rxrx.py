@@ -1,4 +1,4 @@
-"""Published tables of Recursion's public screens: RxRx3-core's embeddings and truth, RxRx1's metadata.
+"""Published tables of Recursion's public screens: wells and embeddings of RxRx3-core and RxRx1, RxRx3-core's truth.
 
 The files are the user's own download, under Recursion's terms; nothing here fetches or contains them.
 
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,56 @@ ROWS_AT_ONCE = 16_384
 CONTROL = "EMPTY_control"
 RXRX3_CORE_CONCENTRATIONS_UM = (0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0)
 """The eight that the compound-gene benchmark of RxRx3-core counts."""
+RXRX1_FACTS = ("experiment", "plate", "well", "sirna", "cell_type", "dataset", "well_type")
+"""Columns of RxRx1's metadata that say something of a well, not of one of its sites."""
+RXRX3_CORE_TRUTH_COLUMNS = ("treatment", "gene_symbol", "nM_value")
 GENE_ALIASES = {"C7orf26": "INTS15", "MPP5": "PALS1"}
 """Symbols of RxRx3 and of older annotation files, and what they are called since."""
+
+
+def read_rxrx3_core_wells(metadata: str | Path) -> pa.Table:
+    """Wells of RxRx3-core, in the order of the file, with columns as those of the table `wells`.
+
+    Args:
+        metadata: `metadata_rxrx3_core.csv`.
+
+    Returns:
+        `published_well_id`, `batch` (the experiment), `plate` (such as `gene-001_1`, as the image layout `rxrx` names
+        it), `well`, `perturbation` (a gene, a compound or a control), `gene`, `guide`, `compound`, `dose` (uM),
+        `control` (`negative` or empty), `perturbation_type` (`CRISPR` or `COMPOUND`), and `cell_type` and `SMILES`
+        where the file has them.
+
+    Raises:
+        ValueError: A file without its columns, or a concentration that is no number.
+    """
+    table = _read_csv(metadata, ("well_id", "experiment_name", "plate", "address", "treatment", "perturbation_type"))
+    treatments = [str(treatment) for treatment in table["treatment"].to_pylist()]
+    perturbations = [perturbation_of_treatment(treatment) for treatment in treatments]
+    kinds = [
+        "" if "_control" in treatment else str(kind)
+        for treatment, kind in zip(treatments, table["perturbation_type"].to_pylist(), strict=True)
+    ]
+    concentrations = _numbers(table, "concentration", metadata).to_pylist()
+
+    def of(kind: str, values: Sequence[Any], otherwise: str | None = "") -> list[Any]:
+        return [value if each == kind else otherwise for each, value in zip(kinds, values, strict=True)]
+
+    return pa.table(
+        {
+            "published_well_id": table["well_id"],
+            "batch": table["experiment_name"],
+            "plate": _plates(table["experiment_name"].to_pylist(), table["plate"].to_pylist()),
+            "well": table["address"],
+            "perturbation": pa.array(perturbations, pa.string()),
+            "gene": pa.array(of("CRISPR", perturbations), pa.string()),
+            "guide": pa.array(of("CRISPR", treatments), pa.string()),
+            "compound": pa.array(of("COMPOUND", perturbations), pa.string()),
+            "dose": pa.array(of("COMPOUND", concentrations, None), pa.float64()),
+            "control": pa.array(["negative" if name == CONTROL else "" for name in perturbations], pa.string()),
+            "perturbation_type": table["perturbation_type"],
+            **{name: table[name] for name in ("cell_type", "SMILES") if name in table.column_names},
+        }
+    )
 
 
 def read_rxrx3_core(
@@ -46,33 +95,31 @@ def read_rxrx3_core(
         allow_missing: Leave out wells without a vector and vectors without a well; else they are an error.
 
     Returns:
-        (N, D), and a table of N rows: `well_id`, `batch` (the experiment), `plate` (`experiment/Plate1`), `well`,
-        `perturbation` (a gene, a compound or a control), `perturbation_type` (`CRISPR` or `COMPOUND`), `gene`,
-        `treatment` (the guide or compound), `concentration_um` and `is_negative_control`.
+        (N, D), and N rows of `read_rxrx3_core_wells`.
 
     Raises:
         ValueError: A file without its columns, a well that is listed twice, or one without its counterpart.
     """
-    table = _read_csv(metadata, ("well_id", "experiment_name", "plate", "address", "treatment", "perturbation_type"))
-    kept, vectors = _match(table["well_id"].to_pylist(), metadata, embeddings, "well_id", allow_missing)
-    table = table.take(pa.array(kept))
-    treatments = [str(treatment) for treatment in table["treatment"].to_pylist()]
-    perturbations = [perturbation_of_treatment(treatment) for treatment in treatments]
-    n = table.num_rows
-    return vectors, pa.table(
-        {
-            "well_id": table["well_id"],
-            "batch": table["experiment_name"],
-            "plate": _plates(table["experiment_name"].to_pylist(), table["plate"].to_pylist()),
-            "well": table["address"],
-            "perturbation": pa.array(perturbations, pa.string()),
-            "perturbation_type": table["perturbation_type"],
-            "gene": table["gene"] if "gene" in table.column_names else pa.nulls(n, pa.string()),
-            "treatment": table["treatment"],
-            "concentration_um": _numbers(table, "concentration", metadata),
-            "is_negative_control": pa.array([name == CONTROL for name in perturbations], pa.bool_()),
-        }
-    )
+    wells = read_rxrx3_core_wells(metadata)
+    kept, vectors = _match(wells["published_well_id"].to_pylist(), metadata, embeddings, "well_id", allow_missing)
+    return vectors, wells.take(pa.array(kept))
+
+
+def read_rxrx1_wells(metadata: str | Path) -> pa.Table:
+    """Wells of RxRx1, in the order of the file, with columns as those of the table `wells`.
+
+    Args:
+        metadata: `metadata.csv`, one row for each site.
+
+    Returns:
+        `published_well_id`, `batch` (the experiment), `plate` (such as `HUVEC-1_1`), `well`, `perturbation` (the
+        siRNA), `guide` (the same; empty in negative controls), `control` (`negative`, `positive` or empty),
+        `cell_type`, `split` (`train` or `test`) and `n_sites`.
+
+    Raises:
+        ValueError: A file without its columns, or sites of one well that disagree on what was done to it.
+    """
+    return _wells_of_sites(_read_csv(metadata, ("site_id", "well_id", *RXRX1_FACTS)), metadata)[0]
 
 
 def read_rxrx1(
@@ -86,48 +133,17 @@ def read_rxrx1(
         allow_missing: Leave out sites without a vector and vectors without a site; else they are an error.
 
     Returns:
-        (N, D), and a table of N rows: `well_id`, `batch` (the experiment), `plate` (`experiment/Plate1`), `well`,
-        `perturbation` (the siRNA), `cell_type`, `split` (`train` or `test`), `is_negative_control`,
-        `is_positive_control` and `n_sites`.
+        (N, D), and N rows of `read_rxrx1_wells`, of which `n_sites` counts the sites with a vector.
 
     Raises:
         ValueError: As `read_rxrx3_core`, or sites of one well that disagree on what was done to it.
     """
-    names = ("experiment", "plate", "well", "sirna", "cell_type", "dataset", "well_type")
-    table = _read_csv(metadata, ("site_id", "well_id", *names))
+    table = _read_csv(metadata, ("site_id", "well_id", *RXRX1_FACTS))
     kept, of_site = _match(table["site_id"].to_pylist(), metadata, embeddings, "site_id", allow_missing)
-    table = table.take(pa.array(kept))
-    first: dict[str, int] = {}
-    of_well = np.asarray([first.setdefault(well, len(first)) for well in table["well_id"].to_pylist()], np.int64)
-    rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
-    facts: list[tuple[str, ...]] = []
-    for well, row, number in zip(table["well_id"].to_pylist(), rows, of_well.tolist(), strict=True):
-        if number == len(facts):
-            facts.append(row)
-        elif facts[number] != row:
-            raise ValueError(
-                f"{metadata}: well {well} has sites with {', '.join(map(str, facts[number]))} and with "
-                f"{', '.join(map(str, row))}, expected the same {', '.join(names)} for all. Correct the file."
-            )
-    counts = np.bincount(of_well, minlength=len(facts))
-    sums = np.zeros((len(facts), of_site.shape[1]))
+    wells, of_well = _wells_of_sites(table.take(pa.array(kept)), metadata)
+    sums = np.zeros((wells.num_rows, of_site.shape[1]))
     _add_rows(sums, of_well, of_site)
-    columns = dict(zip(names, zip(*facts, strict=True), strict=True))
-    kind = [str(each).lower() for each in columns["well_type"]]
-    return _means(sums, counts, np.arange(len(facts))), pa.table(
-        {
-            "well_id": pa.array(list(first), pa.string()),
-            "batch": pa.array(columns["experiment"], pa.string()),
-            "plate": _plates(columns["experiment"], columns["plate"]),
-            "well": pa.array(columns["well"], pa.string()),
-            "perturbation": pa.array(columns["sirna"], pa.string()),
-            "cell_type": pa.array(columns["cell_type"], pa.string()),
-            "split": pa.array(columns["dataset"], pa.string()),
-            "is_negative_control": pa.array([each.startswith("negative") for each in kind], pa.bool_()),
-            "is_positive_control": pa.array([each.startswith("positive") for each in kind], pa.bool_()),
-            "n_sites": pa.array(counts, pa.int64()),
-        }
-    )
+    return _means(sums, np.bincount(of_well), np.arange(wells.num_rows)), wells
 
 
 def read_rxrx3_core_truth(path: str | Path, genes: Collection[str] = ()) -> pa.Table:
@@ -140,7 +156,7 @@ def read_rxrx3_core_truth(path: str | Path, genes: Collection[str] = ()) -> pa.T
     Raises:
         ValueError: A file without its columns, or a value that is no number.
     """
-    table = _read_csv(path, ("treatment", "gene_symbol", "nM_value"))
+    table = _read_csv(path, RXRX3_CORE_TRUTH_COLUMNS)
     nanomolar = _numbers(table, "nM_value", path)
     return pa.table(
         {
@@ -226,7 +242,42 @@ def _numbers(table: pa.Table, name: str, path: str | Path) -> pa.Array:
 
 
 def _plates(experiments: Sequence[str], plates: Sequence[str]) -> pa.Array:
-    return pa.array([f"{experiment}/Plate{plate}" for experiment, plate in zip(experiments, plates, strict=True)])
+    return pa.array([f"{experiment}_{plate}" for experiment, plate in zip(experiments, plates, strict=True)])
+
+
+def _wells_of_sites(table: pa.Table, path: str | Path) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Rows of `read_rxrx1_wells`, and the number of the well that each site is of."""
+    first: dict[str, int] = {}
+    of_well = np.asarray([first.setdefault(well, len(first)) for well in table["well_id"].to_pylist()], np.int64)
+    rows = list(zip(*(table[name].to_pylist() for name in RXRX1_FACTS), strict=True))
+    facts: list[tuple[str, ...]] = []
+    for well, row, number in zip(table["well_id"].to_pylist(), rows, of_well.tolist(), strict=True):
+        if number == len(facts):
+            facts.append(row)
+        elif facts[number] != row:
+            raise ValueError(
+                f"{path}: well {well} has sites with {', '.join(map(str, facts[number]))} and with "
+                f"{', '.join(map(str, row))}, expected the same {', '.join(RXRX1_FACTS)} for all. Correct the file."
+            )
+    columns = dict(zip(RXRX1_FACTS, zip(*facts, strict=True), strict=True))
+    kinds = [str(each).lower().partition("_")[0] for each in columns["well_type"]]  # negative_control, treatment, ...
+    controls = [kind if kind in ("negative", "positive") else "" for kind in kinds]
+    guides = ["" if kind == "negative" else name for kind, name in zip(controls, columns["sirna"], strict=True)]
+    wells = pa.table(
+        {
+            "published_well_id": pa.array(list(first), pa.string()),
+            "batch": pa.array(columns["experiment"], pa.string()),
+            "plate": _plates(columns["experiment"], columns["plate"]),
+            "well": pa.array(columns["well"], pa.string()),
+            "perturbation": pa.array(columns["sirna"], pa.string()),
+            "guide": pa.array(guides, pa.string()),
+            "control": pa.array(controls, pa.string()),
+            "cell_type": pa.array(columns["cell_type"], pa.string()),
+            "split": pa.array(columns["dataset"], pa.string()),
+            "n_sites": pa.array(np.bincount(of_well, minlength=len(facts)), pa.int64()),
+        }
+    )
+    return wells, of_well
 
 
 def _match(

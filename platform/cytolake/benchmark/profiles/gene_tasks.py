@@ -1,0 +1,94 @@
+"""Benchmarks of genes against what is known of them: clusters set apart, compounds that look like their targets.
+
+Shapes: W wells, D features, G genes, K clusters, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from cytolake.benchmark.compound_gene import MAX, CompoundGeneConfig, compound_gene_activity
+from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.perturbation_signal.shares import share_of
+from cytolake.benchmark.profiles.asked import Asked, Score, gene_means, kept, score
+from cytolake.benchmark.relations.clusters import cluster_tests
+
+SIGNIFICANT_Q = 0.05
+
+
+def cluster_separation(asked: Asked) -> Iterator[Score]:
+    """Share of the clusters of each source that stand apart, and the mean statistic."""
+    genes, means_GD = gene_means(asked)
+    clusters = asked.gene_sets.clusters
+    if not clusters:
+        raise ValueError("no clusters: set benchmark.profiles.cluster_files, or give wells a pathway.")
+    if len(genes) < asked.config.min_genes:
+        raise ValueError(f"{len(genes)} genes with profiles, expected {asked.config.min_genes} or more.")
+    tests = {
+        source: cluster_tests(means_GD, genes, of_source, asked.config.min_cluster_genes)
+        for source, of_source in clusters.items()
+    }
+    if not any(tests.values()):
+        raise ValueError(
+            f"no cluster of {', '.join(clusters)} has {asked.config.min_cluster_genes} or more of the {len(genes)} "
+            "genes with profiles, and not all of them."
+        )
+    for source, found in tests.items():
+        if not found:
+            continue
+        share = share_of(sum(test.q_value <= SIGNIFICANT_Q for test in found), len(found))
+        statistics = {test.cluster: test.statistic for test in found}
+        mean = _mean_over_clusters(list(statistics.values()), asked.config.draws, asked.config.seed)
+        for metric, interval in (("share_significant", share), ("mean_statistic", mean)):
+            yield score(
+                "cluster_separation", source, metric, interval.value, interval, n_test=len(found),
+                n_classes=len({gene for test in found for gene in test.genes}), statistics=kept(statistics),
+                q_values=kept({test.cluster: test.q_value for test in found}),
+            )  # fmt: skip
+
+
+def _mean_over_clusters(values: list[float], n_draws: int, seed: int) -> Interval:
+    n = len(values)
+    weight_RK = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_draws) / n
+    draws = weight_RK @ np.asarray(values)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(np.mean(values)), float(low), float(high), draws)
+
+
+def compound_gene(asked: Asked) -> Iterator[Score]:
+    """How high the known targets of compounds rank among the screen's genes."""
+    wells, truth = asked.wells, asked.gene_sets.truth
+    if truth is None:
+        raise ValueError("no known targets of compounds: set benchmark.profiles.compound_gene_truth.")
+    knockouts = [i for i in wells.treated if not wells.compound[i]]  # a compound's well may name its target as gene
+    genes, means_GD = gene_means(asked, knockouts)
+    rows = [i for i in wells.treated if wells.compound[i] and 0 < wells.dose[i] < math.inf]
+    if not genes or not rows:
+        raise ValueError(
+            f"{len(genes)} genes with wells of no compound, and {len(rows)} wells of a compound with a dose, expected "
+            "some of both."
+        )
+    found = compound_gene_activity(
+        asked.vectors[rows],
+        [wells.compound[i] for i in rows],
+        [float(wells.dose[i]) for i in rows],
+        means_GD,
+        genes,
+        truth,
+        CompoundGeneConfig(bootstrap_draws=asked.config.draws, seed=asked.config.seed),
+    )
+    of_compound = [row for row in found.compounds.to_pylist() if row["concentration"] == MAX and not row["reason"]]
+    summary = {
+        row["metric"]: row
+        for row in found.summary.to_pylist()
+        if row["concentration"] == MAX and row["average"] == "mean"
+    }
+    for metric, interval in (("average_precision", found.average_precision), ("auroc", found.auroc)):
+        yield score(
+            "compound_gene", "gene", metric, interval.value, interval, n_test=len(of_compound), n_classes=len(genes),
+            z_score=summary[metric]["z_score"], random=summary[metric]["baseline"],
+            of_compound=kept({row["compound"]: row[metric] for row in of_compound}), not_in_map=found.n_not_in_map,
+        )  # fmt: skip
