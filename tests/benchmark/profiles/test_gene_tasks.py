@@ -12,7 +12,8 @@ import pytest
 
 import cytolake.catalog
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
-from cytolake.benchmark.profiles.score import ALL_TASKS, score_profiles
+from cytolake.benchmark.profiles.score import score_profiles
+from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.catalog.ingest.published_wells import import_wells
 from cytolake.embed.external import ExternalTable, import_embeddings
 from cytolake.screens.positions import name_of_well
@@ -106,7 +107,7 @@ def values(scores):
 
 
 def test_every_task_has_its_function():
-    assert set(ALL_TASKS) == set(get_args(Task))
+    assert set(TASKS) == set(get_args(Task))
 
 
 @pytest.mark.parametrize("alignment", ["none", "centre_scale"])
