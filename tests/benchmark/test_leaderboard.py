@@ -116,6 +116,8 @@ def test_promotion_takes_the_leader_and_says_why(catalog):
     [
         ({"benchmark": "batch_leakage", "metric": "m", "label": "plate"}, "a guard rail"),
         ({"benchmark": "linear_probe", "metric": "m", "label": "batch"}, "a guard rail"),
+        ({"benchmark": "batch_mixing", "metric": "ilisi", "label": "batch"}, "noise mixes batches as well"),
+        ({"benchmark": "reconstruction", "metric": "mse", "label": "perturbation"}, "an error: less is better"),
         ({"benchmark": "activity_map"}, "expected all three or none"),
     ],
 )

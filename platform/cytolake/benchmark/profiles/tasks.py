@@ -33,6 +33,10 @@ GUARD_RAILS = ("batch_leakage", "false_positives")
 """Benchmarks where less is better; no representation is chosen by them."""
 NUISANCES = ("plate", "batch", "row", "column")
 """Labels that a vector should not tell: a probe of them is a guard rail too."""
+WITHOUT_MERIT = ("batch_mixing",)
+"""Benchmarks that noise passes as well as biology does; no representation is chosen by them."""
+ERRORS = ("mse", "mae")
+"""Metrics of which less is better."""
 MAX_CLASSES_KEPT = 200
 """Most classes whose own scores are kept in a row's details."""
 
