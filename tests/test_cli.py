@@ -5,16 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 import cytolake.catalog
+from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
+from cytolake.benchmark.transcriptomics import TASKS
+from cytolake.catalog.declared import table_contract
 from cytolake.cli import app
 from cytolake.line.label_curve import LabelCurveConfig, has_label_curve
 from cytolake.screens.positions import name_of_well
@@ -264,3 +272,126 @@ def test_embeddings_of_any_plate_map_are_imported_and_several_are_scored_at_once
         ("batch_leakage", "one"),
         ("batch_leakage", "two"),
     ]
+
+
+BIOLOGY = (
+    ("nearest_neighbours", "top1"),
+    ("linear_separability", "top1"),
+    ("perturbation_signal", "distinct_share"),
+    ("reconstruction", "pearson"),
+)
+QUICK = ["--few-rows", "--seed", 0, "--set", "signal_draws=39", "--set", "bootstrap_draws=100"]
+
+
+def planted_wells(seed: int = 0) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Wells of 4 plates, 3 of each of 8 genes and 6 controls, and what is in each: genes 2 i and 2 i + 1 are alike."""
+    random = np.random.default_rng(seed)
+    programmes = random.normal(size=(4, 6))
+    wells, latent = [], []
+    for plate in ("P0", "P1", "P2", "P3"):
+        shift = 0.3 * random.normal(size=6)
+        for column, gene in enumerate([None] * 6 + [g for g in range(8) for _ in range(3)]):
+            wells.append(
+                {
+                    "well_id": f"{plate}-{column:02d}", "plate_id": plate, "screen": "s", "plate": plate,
+                    "batch": f"batch of {plate}", "well": f"A{column:02d}", "row": 0, "column": column,
+                    "perturbation": "DMSO" if gene is None else f"gene{gene}", "has_images": True,
+                    "is_negative_control": gene is None,
+                }
+            )  # fmt: skip
+            latent.append(shift + (0 if gene is None else 2 * programmes[gene // 2]) + 0.4 * random.normal(size=6))
+    return wells, np.asarray(latent)
+
+
+def known_rows(table: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
+    contract = table_contract(table)
+    return contract.rows([dict.fromkeys(contract.schema.names) | row for row in rows])
+
+
+@pytest.fixture(scope="module")
+def relations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("relations") / "programmes.csv"
+    path.write_text("entity1,entity2\n" + "".join(f"gene{2 * i},gene{2 * i + 1}\n" for i in range(4)))
+    return path
+
+
+def test_an_expression_screen_is_scored_and_ranked_in_one_command(relations, tmp_path):
+    wells, latent = planted_wells()
+    random = np.random.default_rng(1)
+    obs = pd.DataFrame({"target": [well["perturbation"] for well in wells], "lane": [well["plate"] for well in wells]})
+    expression = latent @ random.normal(size=(6, 30)) + 0.3 * random.normal(size=(len(wells), 30))
+    data = anndata.AnnData(expression.astype(np.float32), obs.set_index(obs.index.astype(str)))
+    data.obsm["model"] = latent.astype(np.float32)
+    path, root = tmp_path / "screen.h5ad", tmp_path / "lake"
+    data.write_h5ad(path)
+    said = [path, "--perturbation", "target", "--control", "DMSO", "--batch", "lane", "--values", "features"]
+    said += ["--root", root]
+    settings = [*said, "--obsm", "model", "--relations", relations, *QUICK, "--set", "embedding.n_components=6"]
+    printed = run("transcriptomics", *settings, "--parquet", tmp_path / "rankings.parquet")
+    for benchmark in ("batch_mixing", "linear_separability", "nearest_neighbours", "known_relations"):
+        assert benchmark in printed
+    assert "r2 of target, held out by batch, alignment centred, screen screen" in printed
+    assert "mse of target, held out by batch, alignment centred" in printed
+    assert "noise mixes as well" in printed
+    ranked = pq.read_table(tmp_path / "rankings.parquet").to_pylist()
+    for ranking in BIOLOGY:
+        names = [row["architecture"] for row in ranked if (row["benchmark"], row["metric"]) == ranking]
+        assert set(names[:2]) == {"pca (n_components=6)", "model"}
+        assert set(names[2:]) == {"scrambled_pca (n_components=6)", "random"}
+    assert "0 new scores" in run("transcriptomics", *settings)
+    assert "r2 of target" in run("leaderboard", "--root", root)
+    assert "embedding 'pcs' is unknown" in run("transcriptomics", *settings, "--embedding", "pcs", code=2)
+    assert "no column 'gene'" in run("transcriptomics", *said, "--perturbation", "gene", code=2)
+    assert "has no field 'perplexty'" in run("transcriptomics", *settings, "--set", "perplexty=3", code=2)
+
+
+def test_exported_image_embeddings_go_through_the_same_six_tasks(relations, tmp_path):
+    wells, latent = planted_wells()
+    random = np.random.default_rng(1)
+    catalog = cytolake.catalog.open(tmp_path / "images", create=True)
+    catalog.append("wells", known_rows("wells", wells), transaction="wells")
+    plates = [{"plate_id": f"P{i}", "plate": f"P{i}", "screen": "s"} for i in range(4)]
+    catalog.append("plates", known_rows("plates", plates), transaction="plates")
+    units = 10.0 ** random.integers(-2, 6, 20)  # correlations, counts, squared counts
+    vectors = {
+        "trained": latent @ random.normal(size=(6, 12)),
+        "pixels": units * (latent @ random.normal(size=(6, 20)) + 0.3 * random.normal(size=(len(wells), 20))),
+    }
+    for identity, each in vectors.items():
+        is_block = identity == "trained"
+        row = {
+            "representation_id": identity, "kind": "trained" if is_block else "pixel_statistics", "model_id": identity,
+            "architecture": "mae_vit" if is_block else "pixel_statistics", "block": 3 if is_block else -1,
+            "pooling": "mean" if is_block else "all", "dim": each.shape[1], "pack_id": "pack",
+            "created_at": datetime.now(UTC),
+        }  # fmt: skip
+        catalog.append("representations", known_rows("representations", [row]), transaction=identity)
+        profiles = [
+            {"representation_id": identity, "well_id": well["well_id"], "plate_id": well["plate_id"], "n_crops": 1}
+            | {"profile": vector.tolist()}
+            for well, vector in zip(wells, each, strict=True)
+        ]
+        catalog.append("profiles", known_rows("profiles", profiles), transaction=f"profiles {identity}")
+    place = ["--root", catalog.root]
+    bare, both = tmp_path / "blocks.h5ad", tmp_path / "both.h5ad"
+    run("export", bare, "--model", "trained", *place)
+    assert "2 representations" in run("export", both, "--model", "trained", "--representation", "pixels", *place)
+    said = ["--perturbation", "perturbation", "--control", "DMSO", "--batch", "batch", "--obsm", "block_3_mean"]
+    said += ["--relations", relations, *QUICK, *place]
+
+    printed = run("transcriptomics", both, "--values", "scaled", "--matrix-key", "pixel_statistics", *said)
+    assert "left out" not in printed
+    screen = catalog.sql("select distinct pack_id from representations where kind = 'expression'")["pack_id"][0].as_py()
+    ranked = leaderboard(catalog, LeaderboardFilter(pack_id=screen)).to_pylist()
+    assert {row["benchmark"] for row in ranked} == set(TASKS)
+    for ranking in BIOLOGY:
+        names = [row["architecture"] for row in ranked if (row["benchmark"], row["metric"]) == ranking]
+        assert set(names[:2]) == {"pca", "block_3_mean"}
+
+    tasks = ["--task", "linear_separability", "--task", "reconstruction"]
+    printed = run("transcriptomics", bare, "--values", "features", *tasks, *said)
+    assert "left out: linear_separability, reconstruction of pca, scrambled_pca" in printed
+    assert "left out: reconstruction of random, block_3_mean" in printed
+    assert "cytolake export --representation" in printed
+    assert "top1 standardised of perturbation" in printed
+    assert "X is empty" in run("transcriptomics", bare, *said, code=2)

@@ -171,12 +171,97 @@ def show_leaderboard(
 
 
 @app.command()
+def transcriptomics(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .h5ad of cells, wells or images.")],
+    perturbation: Annotated[str, typer.Option(help="Column of obs: what was done to a row.")],
+    control: Annotated[str, typer.Option(help="Its value that says control, such as DMSO.")],
+    batch: Annotated[str, typer.Option(help="Column of obs: rows of one batch were measured together.")],
+    values: Annotated[
+        Literal["counts", "features", "scaled"],
+        typer.Option(help="What the matrix holds; scaled are features of several units, which are standardised."),
+    ] = "counts",
+    layer: Annotated[str, typer.Option(help="Layer that holds the matrix; X where empty.")] = "",
+    matrix_key: Annotated[
+        str, typer.Option(help="Key of obsm that is the matrix instead, such as pixel_statistics of an export.")
+    ] = "",
+    obsm: Annotated[list[str] | None, typer.Option(help="Key of an embedding to score; may be repeated.")] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(help="Built-in: pca, hvg_pca, scvi, random, scrambled_pca, scrambled_pca_within_batch."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="All six where none is given; known_relations where there are --relations.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of splits and draws; 0, 1 and 2 by default.")] = None,
+    post_processing: Annotated[
+        list[str] | None, typer.Option(help="none, centred (the default), centre_scaled, tvn, or an alignment's name.")
+    ] = None,
+    relations: Annotated[
+        list[Path] | None, typer.Option(help="Table with the columns entity1 and entity2; may be repeated.")
+    ] = None,
+    is_small: Annotated[
+        bool, typer.Option("--few-rows", help="Settings for hundreds of rows, such as wells, not for many cells.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of BenchmarkConfig, such as --set perplexity=30."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What rankings call the screen; the file's name where empty.")] = "",
+    parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Score embeddings of a perturbation screen on six tasks, beside principal components and noise, and rank them."""
+    from cytolake.benchmark.relations.relation_files import read_relations
+    from cytolake.benchmark.transcriptomics import TASKS, BenchmarkConfig, ScreenSpec, few_rows
+    from cytolake.benchmark.transcriptomics.scores import score_expression_screen
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        spec = ScreenSpec(
+            perturbation=perturbation,
+            control=control,
+            batch=batch,
+            values=values,
+            layer=layer or None,
+            matrix_key=matrix_key or None,
+            embeddings=tuple(obsm or ()),
+        )
+        config = apply_overrides(few_rows() if is_small else BenchmarkConfig(), set_ or [])
+        related = [read_relations(each) for each in relations or ()]
+        catalog = cytolake.catalog.open(root, create=True)  # such a screen needs no ingest
+        with stage_progress("transcriptomics", console) as report:
+            try:
+                scored = score_expression_screen(
+                    catalog,
+                    path,
+                    spec,
+                    [*(embedding or ("pca", "random", "scrambled_pca")), *spec.embeddings],
+                    task or [each for each in TASKS if related or each != "known_relations"],
+                    seed or (0, 1, 2),
+                    post_processing=post_processing or ("centred",),
+                    relations=related,
+                    config=config,
+                    name=name,
+                    progress=report,
+                )
+            except ImportError as error:  # an extra that is not installed; the text says which
+                raise ValueError(str(error)) from error
+        rows = leaderboard(catalog, LeaderboardFilter(pack_id=scored.pack_id))
+        if parquet is not None:
+            write_parquet(rows, parquet)
+    Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_text(rows))
+    for what, why in scored.reasons():
+        console.print(f"left out: {escape(what)}: {escape(why)}", style="yellow")
+    console.print(f"{scored.n_new:,} new scores in {escape(catalog.place)}")
+
+
+@app.command()
 def export(
     path: Annotated[Path, typer.Argument(help="A .h5ad file, or a .parquet file of Metadata_* and feature columns.")],
     representation: Annotated[
         list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Every block and pooling of this model_id instead (.h5ad).")] = "",
+    model: Annotated[str, typer.Option(help="Every block and pooling of this model_id too (.h5ad).")] = "",
     level: Annotated[Literal["well", "crop"], typer.Option(help="Profiles of wells or embeddings of crops.")] = "well",
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -185,7 +270,7 @@ def export(
 
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
-        ids = list(representation or (representations_of(catalog, model) if model else ()))
+        ids = list(dict.fromkeys([*(representations_of(catalog, model) if model else ()), *(representation or ())]))
         if path.suffix == ".h5ad" and ids:
             export_anndata(catalog, ids, path, level=level)
         elif path.suffix == ".parquet" and len(ids) == 1:

@@ -148,6 +148,8 @@ def test_what_was_aligned_is_ranked_by_name_and_never_promoted(catalog, tmp_path
     [
         ({"benchmark": "batch_leakage", "metric": "m", "label": "plate"}, "a guard rail"),
         ({"benchmark": "linear_probe", "metric": "m", "label": "batch"}, "a guard rail"),
+        ({"benchmark": "batch_mixing", "metric": "ilisi", "label": "batch"}, "noise mixes batches as well"),
+        ({"benchmark": "reconstruction", "metric": "mse", "label": "perturbation"}, "an error: less is better"),
         ({"benchmark": "activity_map"}, "expected all three or none"),
     ],
 )

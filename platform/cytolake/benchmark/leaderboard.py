@@ -2,7 +2,8 @@
 
 An encoder's best block is the best of several on the same wells, and so reads a little high; an untrained encoder's is
 chosen the same way, so their difference is fair. Scores of different protocols (other settings, wells or labels) never
-stand in one ranking: the newest protocol of a benchmark counts.
+stand in one ranking: the newest protocol of a benchmark counts. Each expression screen has rankings of its own, so that
+it hides none of images or of another screen.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from cytolake.benchmark.profiles.tasks import GUARD_RAILS, NUISANCES
+from cytolake.benchmark.profiles.tasks import ERRORS, GUARD_RAILS, NUISANCES
 from cytolake.catalog import Catalog
 
-TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment")
-"""What tells one ranking from another."""
+TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment", "screen_id")
+"""What tells one ranking from another. `screen_id` is the `pack_id` of an expression screen, and empty for images."""
+EXPRESSION = "expression"
+"""`representations.kind` of the embeddings of an expression screen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +38,7 @@ class LeaderboardFilter:
 
 
 def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa.Table:
-    """Rows of all rankings, each from the best down; of guard rails the least is best.
+    """Rows of all rankings, each from the best down; of guard rails and errors the least is best.
 
     Returns:
         Columns: those of `TASK_COLUMNS`, `pack_id`, `kind`, `architecture`, `model_id`, `block`, `pooling`,
@@ -54,16 +57,18 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
     of_pack = f"pack_id = {_quoted(wanted.pack_id)}" if wanted.pack_id else "true"
     of_these = f"representation_id in ({named})" if wanted.representation_ids else "true"
     tasks = ", ".join(TASK_COLUMNS)
-    guard_rails, nuisances = (", ".join(map(_quoted, names)) for names in (GUARD_RAILS, NUISANCES))
+    guard_rails, nuisances, errors = (", ".join(map(_quoted, names)) for names in (GUARD_RAILS, NUISANCES, ERRORS))
     return catalog.sql(
         f"""
         with scored as (
             select s.benchmark, s.label, s.metric, coalesce(s.split, '') as split,
-                   coalesce(s.alignment, 'none') as alignment, coalesce(s.protocol, '') as protocol, r.pack_id,
-                   r.kind, r.architecture, r.model_id, r.block, r.pooling, coalesce(r.parent_id, '') as parent_id,
+                   coalesce(s.alignment, 'none') as alignment,
+                   case when r.kind = {_quoted(EXPRESSION)} then r.pack_id else '' end as screen_id,
+                   coalesce(s.protocol, '') as protocol, r.pack_id, r.kind, r.architecture, r.model_id, r.block,
+                   r.pooling, coalesce(r.parent_id, '') as parent_id,
                    coalesce(r.alignment_variant, '') as alignment_variant, s.representation_id, s.value, s.ci_low,
                    s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
-                   case when s.benchmark in ({guard_rails})
+                   case when s.benchmark in ({guard_rails}) or s.metric in ({errors})
                              or (s.benchmark like 'linear_probe%' and s.label in ({nuisances}))
                         then -s.value else s.value end as merit
             from scores s join representations r using (representation_id)

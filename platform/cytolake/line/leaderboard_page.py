@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 import cytolake
-from cytolake.benchmark.leaderboard import TASK_COLUMNS, LeaderboardFilter, leaderboard
-from cytolake.benchmark.profiles.tasks import is_guard_rail
+from cytolake.benchmark.leaderboard import EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.line.figures import block_curves
@@ -46,7 +46,18 @@ ABOUT = {
     "merit, as alignment centres these very wells.",
     "false_positives": "Guard rail: control wells called as different from the controls of other plates. Least is "
     "best; the test promises 0.05.",
+    "batch_mixing": "Of how many batches are the nearest neighbours? High is well mixed, and noise mixes as well: "
+    "no merit without the biology of the other benchmarks.",
+    "linear_separability": "Share of rows in batches held out whose perturbation a linear map tells.",
+    "nearest_neighbours": "Share of rows in batches held out whose perturbation their nearest neighbours tell.",
+    "known_relations": "Known pairs of perturbations among the 5 % most alike and 5 % most opposite pairs; a random "
+    "map scores 0.1.",
+    "perturbation_signal": "Share of perturbations whose rows are alike (consistent), or differ from the controls "
+    "(distinct), beyond chance (p up to 0.05).",
+    "reconstruction": "Features decoded by a small network, for perturbations and batches that it never saw.",
 }
+FITTED = ("linear_separability", "nearest_neighbours", "reconstruction")
+"""Benchmarks that are fitted on some batches and scored on others, as linear probes are."""
 CLASS_DETAILS = {
     "normalised": "normalised average precision of each",
     "recall": "share told correctly of each",
@@ -124,28 +135,36 @@ def write_leaderboard(
 def leaderboard_text(rows: pa.Table) -> Group:
     """The leaderboard for a terminal of any width: under each ranking's name a line for each encoder."""
     parts: list[RenderableType] = []
-    for task, ranked in itertools.groupby(rows.to_pylist(), key=_task):
+    for task, grouped in itertools.groupby(rows.to_pylist(), key=_task):
+        ranked = list(grouped)
         shown = Table.grid(padding=(0, 2))
         for place, row in enumerate(ranked):
             value = f"{row['value']:.3f}"
             shown.add_row(
                 "", encoder_name(row), place_text(row), value if place else f"[bold]{value}[/]", interval_text(row)
             )
-        parts += [Text.assemble((task[0], "bold"), f"  {_how(task)}"), shown]
+        parts += [Text.assemble((task[0], "bold"), f"  {_how(ranked[0])}"), shown]
     return Group(*parts)
 
 
-def _how(task: tuple[str, ...]) -> str:
-    """What a ranking is of, after its benchmark's name."""
-    benchmark, label, metric, split, alignment = task
+def _how(row: Mapping[str, Any]) -> str:
+    """What the ranking of a row is of, after its benchmark's name."""
+    benchmark, label, metric, split, alignment = (row[name] for name in TASK_COLUMNS[:5])
     is_probe = benchmark.startswith("linear_probe")
     parts = [f"{metric.replace('_', ' ')} of {label}"]
     if split:
-        parts.append(f"held out by {split}" if is_probe else f"across {split}s")
+        is_held_out = is_probe or benchmark in FITTED
+        parts.append(f"held out by {split}" if is_held_out else f"across {split}{'es' if split.endswith('h') else 's'}")
     if not is_probe:
         parts.append(f"alignment {alignment}")
+    if row["screen_id"]:
+        parts.append(f"screen {json.loads(row['details'])['screen']} {row['screen_id'][:8]}")
     if is_guard_rail(benchmark, label):
         parts.append("guard rail: least is best")
+    if metric in ERRORS:
+        parts.append("an error: least is best")
+    if benchmark in WITHOUT_MERIT:
+        parts.append("no merit alone: noise mixes as well")
     return ", ".join(parts)
 
 
@@ -157,7 +176,7 @@ def encoder_name(row: Mapping[str, Any]) -> str:
     """What a ranking calls an encoder."""
     if row["kind"] == "pixel_statistics":
         return "pixel statistics"
-    if row["kind"] == "external":
+    if row["kind"] in ("external", EXPRESSION):
         return str(row["architecture"])
     if row["kind"] == ALIGNED:
         return f"{row['architecture']} {row['model_id'][:8]}, aligned ({row['alignment_variant']})"
@@ -194,5 +213,5 @@ def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any
     for name, about in CLASS_DETAILS.items():
         if details.get(name):
             classes = [(key, f"{value:.3f}") for key, value in details[name].items()][:MAX_CLASSES_SHOWN]
-            return _Ranking(_how(_task(first)), rows, curve, classes, f"{first['label']}: {about}")
-    return _Ranking(_how(_task(first)), rows, curve, [], "")
+            return _Ranking(_how(first), rows, curve, classes, f"{first['label']}: {about}")
+    return _Ranking(_how(first), rows, curve, [], "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.profiles.tasks import is_guard_rail
+from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.models import POOLINGS, load_encoder
@@ -33,6 +33,16 @@ class PromoteBy:
             raise ValueError(
                 f"promote_by.benchmark is {self.benchmark} of {self.label}, a guard rail: a representation that holds "
                 "nothing passes it best. Take a benchmark of biology."
+            )
+        if self.benchmark in WITHOUT_MERIT:
+            raise ValueError(
+                f"promote_by.benchmark is {self.benchmark}: noise mixes batches as well as biology does, so nothing is "
+                "chosen by it. Take a benchmark of biology."
+            )
+        if self.metric in ERRORS:
+            raise ValueError(
+                f"promote_by.metric is {self.metric}, an error: less is better. Take a metric of which more is better, "
+                "such as r2."
             )
         if bool(self.benchmark) != bool(self.metric and self.label):
             raise ValueError(

@@ -11,7 +11,14 @@ from scipy import sparse
 
 from cytolake.benchmark.transcriptomics.perturbation_split import downsample, split_screen
 from cytolake.benchmark.transcriptomics.post_processing import post_process
-from cytolake.benchmark.transcriptomics.screen import CONTROL, ScreenSpec, group_means, load_screen, log_normalise
+from cytolake.benchmark.transcriptomics.screen import (
+    CONTROL,
+    ScreenSpec,
+    group_means,
+    load_screen,
+    log_normalise,
+    need_features,
+)
 
 
 def test_counts_become_log_normalised_and_stay_sparse_and_the_data_stay_as_they_were(data, screen):
@@ -66,6 +73,33 @@ def test_features_of_another_modality_are_taken_as_they_are(data, spec):
     assert screen.counts is None
 
 
+def test_a_key_of_obsm_can_be_the_matrix_and_features_of_several_units_be_scaled(data, spec):
+    units = np.asarray([1e-3, 1.0, 1e6, 1.0])
+    images = data.copy()
+    images.obsm["pixels"] = np.random.default_rng(0).normal(size=(len(data), 4)) * units + 2 * units
+    images.obsm["pixels"][:, 3] = 0.1
+    asked = dataclasses.replace(spec, matrix_key="pixels", values="features")
+    screen = load_screen(images, asked)
+    np.testing.assert_allclose(screen.features, images.obsm["pixels"], rtol=1e-6)
+    assert screen.feature_names == ("pixels_0", "pixels_1", "pixels_2", "pixels_3")
+    scaled = load_screen(images, dataclasses.replace(asked, values="scaled")).features
+    expected = (screen.features - screen.features.mean(axis=0)) / screen.features.std(axis=0)
+    np.testing.assert_allclose(scaled[:, :3], expected[:, :3], atol=1e-4)
+    assert not scaled[:, 3].any()
+    with pytest.raises(ValueError, match=r"spec\.layer is 'a' and spec\.matrix_key is 'pixels', expected one"):
+        dataclasses.replace(asked, layer="a")
+
+
+def test_embeddings_without_a_matrix_are_a_screen_but_for_what_needs_features(data, spec):
+    bare = type(data)(obs=data.obs, obsm={"model": data.obsm["model"]})
+    screen = load_screen(bare, dataclasses.replace(spec, values="features"))
+    np.testing.assert_array_equal(screen.embeddings["model"], data.obsm["model"])
+    with pytest.raises(ValueError, match=r"reconstruction needs features.*spec\.matrix_key"):
+        need_features(screen, "reconstruction")
+    with pytest.raises(ValueError, match=r"X is empty.*spec\.values='features'"):
+        load_screen(bare, spec)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,6 +136,10 @@ def test_bad_values_are_refused_with_their_place(data, spec, tmp_path):
     missing.obs["gem"] = missing.obs["gem"].where(np.arange(len(missing)) != 2)
     with pytest.raises(ValueError, match=r"column gem: 1 of .* have no value, the first is row 2"):
         load_screen(missing, spec)
+    blank = data.copy()
+    blank.obs["target"] = blank.obs["target"].astype(str).where(np.arange(len(blank)) != 4, "")
+    with pytest.raises(ValueError, match=r"column target: 1 of .* have no value, the first is row 4"):
+        load_screen(blank, spec)
     nan = data.copy()
     nan.X.data[0] = np.nan
     with pytest.raises(ValueError, match="1 values of the matrix are not finite"):

@@ -16,13 +16,14 @@ Shapes: W wells, D features of a profile, G pixel statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.benchmark.profiles.asked import Asked, Score, finite, score
 from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY
-from cytolake.benchmark.transcriptomics.benchmark import OVER_SEEDS, BenchmarkConfig, Scored, Trial, run_task
+from cytolake.benchmark.transcriptomics.benchmark import OVER_SEEDS, Scored, Trial, few_rows, run_task
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig
 from cytolake.benchmark.transcriptomics.resampling import percentile_interval
@@ -39,7 +40,8 @@ METRICS = {
 """What is kept of each task; of all of these more is better."""
 WELLS_PER_NEIGHBOUR = 30
 """Effective neighbours of batch mixing are one in so many wells, and at most the published number."""
-DECODER = DecoderConfig(epochs=60, minibatch_size=32, learning_rate=1e-3)
+STEPS_OF_AN_EPOCH = 12
+"""Of the decoder, where minibatches of 32 to the published 512 wells allow."""
 
 
 def embedding_task(task: str) -> Callable[[Asked], Iterator[Score]]:
@@ -48,11 +50,12 @@ def embedding_task(task: str) -> Callable[[Asked], Iterator[Score]]:
     def measure(asked: Asked) -> Iterator[Score]:
         screen, rows = _screen(asked, needs_features=task == "reconstruction")
         vectors_WD = asked.vectors[rows].astype(np.float32)
-        config = BenchmarkConfig(
-            decoder=DECODER,
-            mixing_rows="all",
+        usual = few_rows()
+        minibatch_size = min(DecoderConfig().minibatch_size, max(32, len(rows) // STEPS_OF_AN_EPOCH))
+        config = replace(
+            usual,
+            decoder=replace(usual.decoder, minibatch_size=minibatch_size),
             perplexity=min(PERPLEXITY, max(2.0, len(rows) / WELLS_PER_NEIGHBOUR)),
-            n_neighbours=None,
             bootstrap_draws=asked.config.draws,
         )
         seeds = asked.config.seeds[:1] if task == "batch_mixing" else asked.config.seeds

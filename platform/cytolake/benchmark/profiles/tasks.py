@@ -27,6 +27,10 @@ GUARD_RAILS = ("batch_leakage", "false_positives")
 """Benchmarks where less is better; no representation is chosen by them."""
 NUISANCES = ("plate", "batch", "row", "column")
 """Labels that a vector should not tell: a probe of them is a guard rail too."""
+WITHOUT_MERIT = ("batch_mixing",)
+"""Benchmarks that noise passes as well as biology does; no representation is chosen by them."""
+ERRORS = ("mse", "mae")
+"""Metrics of which less is better."""
 
 
 def is_guard_rail(benchmark: str, label: str) -> bool:

@@ -6,6 +6,7 @@ from cytolake.benchmark.transcriptomics.benchmark import (
     BenchmarkConfig,
     benchmark_embeddings,
     difference,
+    few_rows,
     score_embeddings,
 )
 from cytolake.benchmark.transcriptomics.embeddings import BUILT_IN, EmbeddingConfig, ScviConfig
@@ -23,5 +24,6 @@ __all__ = [
     "ScviConfig",
     "benchmark_embeddings",
     "difference",
+    "few_rows",
     "score_embeddings",
 ]

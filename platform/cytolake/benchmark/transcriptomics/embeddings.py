@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cytolake.benchmark.transcriptomics.screen import Screen, import_scanpy
+from cytolake.benchmark.transcriptomics.screen import Screen, import_scanpy, need_features
 
 Vectors = NDArray[np.float32]
 BUILT_IN = ("pca", "hvg_pca", "scvi", "random", "scrambled_pca", "scrambled_pca_within_batch")
@@ -95,8 +97,9 @@ def embed(screen: Screen, name: str, config: EmbeddingConfig, seed: int = 0, *, 
 
     Raises:
         ImportError: `scvi` without scvi-tools.
-        ValueError: An unknown name, or an embedding of counts where there are none.
+        ValueError: An unknown name, or an embedding of features or counts where there are none.
     """
+    check_name(name, screen.embeddings)
     if name in screen.embeddings:
         return screen.embeddings[name]
     rng = np.random.default_rng((seed, 1))
@@ -107,19 +110,43 @@ def embed(screen: Screen, name: str, config: EmbeddingConfig, seed: int = 0, *, 
     if name == "hvg_pca":
         genes = variable_genes(screen, config.n_variable)
         return principal_components(screen.features[:, genes], config.n_components)
-    if name in ("pca", "scrambled_pca", "scrambled_pca_within_batch"):
-        vectors = principal_components(screen.features, config.n_components) if pca is None else pca
-        if name == "pca":
-            return vectors
-        if name == "scrambled_pca":
-            return vectors[rng.permutation(screen.n_rows)]
-        scrambled = np.empty_like(vectors)
-        for batch in range(len(screen.batches)):
-            rows = np.flatnonzero(screen.batch_of_row == batch)
-            scrambled[rows] = vectors[rng.permutation(rows)]
-        return scrambled
-    known = ", ".join((*BUILT_IN, *screen.embeddings))
-    raise ValueError(f"embedding {name!r} is unknown, expected one of {known}. Name a key of obsm in spec.embeddings.")
+    if pca is None:
+        need_features(screen, f"the embedding {name}")
+        pca = principal_components(screen.features, config.n_components)
+    if name == "pca":
+        return pca
+    if name == "scrambled_pca":
+        return pca[rng.permutation(screen.n_rows)]
+    scrambled = np.empty_like(pca)
+    for batch in range(len(screen.batches)):
+        rows = np.flatnonzero(screen.batch_of_row == batch)
+        scrambled[rows] = pca[rng.permutation(rows)]
+    return scrambled
+
+
+def check_name(name: str, brought: Iterable[str]) -> None:
+    """Refuse the name of no embedding.
+
+    Args:
+        name: Of an embedding.
+        brought: Keys of `obsm` that the screen's spec names.
+    """
+    known = (*BUILT_IN, *brought)
+    if name not in known:
+        raise ValueError(
+            f"embedding {name!r} is unknown, expected one of {', '.join(known)}. Name a key of obsm in spec.embeddings."
+        )
+
+
+def settings_of(name: str, config: EmbeddingConfig) -> dict[str, Any]:
+    """The settings that a built-in embedding depends on, by name; none for one that is brought."""
+    if name == "scvi":
+        return asdict(config.scvi)
+    if name == "random":
+        return {"random_width": config.random_width}
+    if name == "hvg_pca":
+        return {"n_components": config.n_components, "n_variable": config.n_variable}
+    return {"n_components": config.n_components} if name in BUILT_IN else {}
 
 
 def principal_components(features: Any, n_components: int) -> Vectors:
@@ -164,13 +191,7 @@ def scvi_latent(screen: Screen, config: ScviConfig) -> Vectors:
     Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
     """
     _need_counts(screen, "scvi")
-    try:
-        import scvi  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ImportError(
-            "the embedding scvi needs scvi-tools, which is not installed. Run pip install 'cytolake[scvi]', or bring "
-            "its latent space as a key of obsm."
-        ) from error
+    scvi: Any = import_scvi()
     import anndata
     import pandas as pd
 
@@ -205,8 +226,26 @@ def scvi_latent(screen: Screen, config: ScviConfig) -> Vectors:
         return np.asarray(model.get_latent_representation(), np.float32)
 
 
+def import_scvi() -> ModuleType:
+    """scvi-tools, which one embedding needs.
+
+    Raises:
+        ImportError: It is not installed; says how to get it.
+    """
+    try:
+        import scvi  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ImportError(
+            "the embedding scvi needs scvi-tools, which is not installed. Run pip install 'cytolake[scvi]', or bring "
+            "its latent space as a key of obsm."
+        ) from error
+    module: ModuleType = scvi
+    return module
+
+
 def _need_counts(screen: Screen, name: str) -> None:
     if screen.counts is None:
         raise ValueError(
-            f"embedding {name} needs counts, and spec.values is 'features'. Leave it out, or name the layer of counts."
+            f"embedding {name} needs counts, and spec.values is 'features' or 'scaled'. Leave it out, or name the "
+            "layer of counts."
         )

@@ -35,25 +35,30 @@ def post_process(
         ValueError: An unknown method, a batch without enough controls, or an alignment that returns another number of
             rows or numbers that are not finite.
     """
+    check_method(method, alignments)
     aligned: NDArray[np.floating]
     if alignments and method in alignments:
         aligned = np.asarray(alignments[method](vectors, screen.batch_of_row, screen.is_control))
     elif method == "none":
         return vectors
-    elif method in _VARIANTS:
+    else:
         variant = _VARIANTS[method]
         config = AlignmentConfig(variant=variant, min_controls=1 if variant == "centre" else 2)
         batches = np.asarray(screen.batches)[screen.batch_of_row]
         aligned = fit_alignment(vectors, batches, screen.is_control, config).apply(vectors, batches)
-    else:
-        known = dict.fromkeys(("none", *_VARIANTS, *(alignments or {})))
-        raise ValueError(
-            f"post-processing {method!r} is unknown, expected one of {', '.join(known)}. Give your own as "
-            "alignments={'name': function}."
-        )
     if aligned.ndim != 2 or len(aligned) != len(vectors) or not np.isfinite(aligned).all():
         raise ValueError(
             f"post-processing {method}: of {vectors.shape} vectors it made {aligned.shape}, "
             f"{int((~np.isfinite(aligned)).sum())} numbers not finite. Expected a finite vector for each row."
         )
     return aligned.astype(np.float32)
+
+
+def check_method(method: str, alignments: Mapping[str, Alignment] | None = None) -> None:
+    """Refuse a name of no post-processing."""
+    known = dict.fromkeys(("none", *_VARIANTS, *(alignments or {})))
+    if method not in known:
+        raise ValueError(
+            f"post-processing {method!r} is unknown, expected one of {', '.join(known)}. Give your own as "
+            "alignments={'name': function}."
+        )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-Values = Literal["counts", "features"]
+Values = Literal["counts", "features", "scaled"]
 Codes = NDArray[np.intp]
 CONTROL = -1
 """Code of the control in `Screen.perturbation_of_row`."""
@@ -36,9 +36,12 @@ class ScreenSpec:
     batch: str
     """Column of `obs`: rows of one batch were measured together."""
     values: Values = "counts"
-    """What the matrix holds. `counts` become log(1 + 1e4 count / total of the row); `features` stay as they are."""
+    """What the matrix holds. `counts` become log(1 + 1e4 count / total of the row); `features` stay as they are;
+    `scaled` are features of several units: each is taken less its mean and divided by its standard deviation."""
     layer: str | None = None
     """Layer that holds the matrix; `X` where None."""
+    matrix_key: str | None = None
+    """Key of `obsm` that is the matrix instead, such as `pixel_statistics` in an export of images."""
     gene_name: str | None = None
     """Column of `var` with the features' names; its index where None."""
     embeddings: tuple[str, ...] = ()
@@ -50,6 +53,11 @@ class ScreenSpec:
                 raise ValueError(f"spec.{name} is empty, expected a name in the data.")
         if self.values not in get_args(Values):
             raise ValueError(f"spec.values is {self.values!r}, expected one of {', '.join(get_args(Values))}.")
+        if self.layer is not None and self.matrix_key is not None:
+            raise ValueError(
+                f"spec.layer is {self.layer!r} and spec.matrix_key is {self.matrix_key!r}, expected one matrix. Leave "
+                "one of them out."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,8 @@ class Screen:
     """Rows of a screen, in the order of the AnnData."""
 
     features: Any
-    """(N, G) float32, scipy CSR where the data were sparse, else an array."""
+    """(N, G) float32, scipy CSR where the data were sparse, else an array; None where the data have embeddings and no
+    matrix."""
     counts: Any
     """(N, G) as counted, CSR or an array; None where the data are no counts."""
     feature_names: tuple[str, ...]
@@ -98,7 +107,8 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
     Raises:
         ImportError: scanpy is missing and the values are counts.
         ValueError: A column, layer or embedding that is not there; no control; a single perturbation or batch; values
-            that are not finite, or counts that are no counts.
+            that are not finite, or counts that are no counts; no matrix, but where the spec names embeddings and the
+            values are no counts: then only what decodes or makes embeddings of features cannot be done.
     """
     if isinstance(data, str | Path):
         import anndata
@@ -127,20 +137,38 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
         )
     codes = np.where(is_control, CONTROL, np.searchsorted(np.asarray(perturbations), perturbation_N))
     matrix = _matrix(data, spec, where)
-    names = data.var_names if spec.gene_name is None else _labels(data.var, spec.gene_name, "spec.gene_name", where)
     screen = Screen(
         features=matrix,
         counts=None,
-        feature_names=tuple(str(name) for name in names),
+        feature_names=() if matrix is None else _feature_names(data, spec, where, matrix.shape[1]),
         perturbations=perturbations,
         perturbation_of_row=codes.astype(np.intp),
         batches=tuple(batches.tolist()),
         batch_of_row=batch_of_row.astype(np.intp),
-        embeddings={key: _embedding(data, key, where) for key in spec.embeddings},
+        embeddings={key: _vectors(data, key, "spec.embeddings", where) for key in spec.embeddings},
     )
-    if spec.values == "features":
+    if spec.values == "features" or matrix is None:
         return screen
+    if spec.values == "scaled":
+        return replace(screen, features=scale_features(matrix))
     return replace(screen, features=log_normalise(matrix, where), counts=matrix)
+
+
+def need_features(screen: Screen, what: str) -> None:
+    """Refuse what decodes features, or is made of them, where the screen has none."""
+    if screen.features is None:
+        raise ValueError(
+            f"{what} needs features of the rows, and X is empty. Name a layer in spec.layer, or a key of obsm in "
+            "spec.matrix_key: `cytolake export --representation` writes pixel statistics beside an encoder's blocks."
+        )
+
+
+def scale_features(matrix: Any) -> NDArray[np.float32]:
+    """(N, G) each feature less its mean and divided by its standard deviation; 0 where it is constant."""
+    values = dense(matrix)
+    mean_G, sd_G = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+    scale_G = np.where(sd_G > 1e-6 * np.abs(mean_G) + 1e-30, sd_G, np.inf)  # below it is rounding
+    return np.asarray((values - mean_G) / scale_G, np.float32)
 
 
 def log_normalise(counts: Any, where: str = "the counts") -> Any:
@@ -224,10 +252,12 @@ def import_scanpy() -> ModuleType:
     return module
 
 
-def _labels(table: Any, column: str, field: str, where: str) -> NDArray[np.str_]:
+def _labels(table: Any, column: str, field: str, where: str, *, may_be_blank: bool = False) -> NDArray[np.str_]:
     if column not in table.columns:
         raise ValueError(f"{where}: no column {column!r}, found {', '.join(map(str, table.columns))}. Correct {field}.")
     missing = table[column].isna().to_numpy()
+    if not may_be_blank:
+        missing = missing | np.asarray([value == "" for value in table[column]])
     if missing.any():
         raise ValueError(
             f"{where}, column {column}: {int(missing.sum())} of {len(missing)} rows have no value, the first is row "
@@ -237,13 +267,21 @@ def _labels(table: Any, column: str, field: str, where: str) -> NDArray[np.str_]
 
 
 def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
+    """The matrix as it is in the data; None where there is none and none is needed."""
+    if spec.matrix_key is not None:
+        return _vectors(data, spec.matrix_key, "spec.matrix_key", where)
     if spec.layer is not None and spec.layer not in data.layers:
         raise ValueError(
             f"{where}: no layer {spec.layer!r}, found {', '.join(data.layers) or 'none'}. Correct spec.layer."
         )
     matrix = data.X if spec.layer is None else data.layers[spec.layer]
     if matrix is None:
-        raise ValueError(f"{where}: X is empty, expected a matrix. Name a layer in spec.layer.")
+        if spec.values != "counts" and spec.embeddings:
+            return None
+        raise ValueError(
+            f"{where}: X is empty, expected a matrix. Name a layer in spec.layer or a key of obsm in spec.matrix_key; "
+            "or name embeddings in spec.embeddings and say spec.values='features', which scores them without one."
+        )
     matrix = sparse.csr_matrix(matrix, dtype=np.float32) if sparse.issparse(matrix) else np.asarray(matrix, np.float32)
     values = matrix.data if sparse.issparse(matrix) else matrix
     if not np.isfinite(values).all():
@@ -252,9 +290,17 @@ def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
     return matrix
 
 
-def _embedding(data: Any, key: str, where: str) -> NDArray[np.float32]:
+def _feature_names(data: Any, spec: ScreenSpec, where: str, n_features: int) -> tuple[str, ...]:
+    if spec.matrix_key is not None:
+        return tuple(f"{spec.matrix_key}_{i}" for i in range(n_features))
+    if spec.gene_name is None:
+        return tuple(str(name) for name in data.var_names)
+    return tuple(_labels(data.var, spec.gene_name, "spec.gene_name", where, may_be_blank=True).tolist())
+
+
+def _vectors(data: Any, key: str, field: str, where: str) -> NDArray[np.float32]:
     if key not in data.obsm:
-        raise ValueError(f"{where}: no obsm {key!r}, found {', '.join(data.obsm) or 'none'}. Correct spec.embeddings.")
+        raise ValueError(f"{where}: no obsm {key!r}, found {', '.join(data.obsm) or 'none'}. Correct {field}.")
     vectors = dense(data.obsm[key])
     bad = np.asarray(~np.isfinite(vectors).all(axis=1))
     if bad.any():
