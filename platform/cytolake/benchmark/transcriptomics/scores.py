@@ -212,7 +212,7 @@ class _Asked:
         """Its row of `representations`."""
         config = self.config.embedding
         vectors = embed(screen, embedding, config, pca=screen.embeddings.get("pca"))
-        return {
+        return dict.fromkeys(table_contract("representations").schema.names) | {
             "representation_id": self.representation_id(embedding),
             "kind": EXPRESSION,
             "model_id": self.model_id(embedding),
