@@ -47,7 +47,7 @@ KINDS = ("trained", "untrained", "pixel_statistics")
 
 
 def main() -> int:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, width=140)
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as folder:
         root = Path(sys.argv[1] if len(sys.argv) > 1 else folder)
         line = build_recipe("demo")

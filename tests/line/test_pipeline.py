@@ -44,6 +44,7 @@ SMALL = (
     "probe.regularisation=[0.1]",
     "probe.bootstrap_draws=50",
     "benchmark.profiles.draws=19",
+    "benchmark.profiles.seeds=0",
     "label_curve.train.simulated_per_kind=2",
     "label_curve.curve.labels_per_class=1",
     "label_curve.curve.seeds=[0, 1]",

@@ -18,7 +18,7 @@ from cytolake.embed.alignment.kept import load_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
 from cytolake.line.leaderboard_page import encoder_name
 
-CONFIG = ProfileBenchmarkConfig(draws=99)
+CONFIG = ProfileBenchmarkConfig(draws=99, seeds=(0, 1))
 DIM, N_PLATES, N_GENES = 16, 4, 30
 KINDS = ("trained", "untrained", "pixel_statistics")
 
