@@ -12,7 +12,6 @@ import dataclasses
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,8 +31,7 @@ def main() -> int:
         started = time.monotonic()
         result = run_pipeline(dataclasses.replace(build_recipe("demo"), root=root), console)
         total_s = time.monotonic() - started
-        (run_folder,) = (each for each in (Path(root) / "runs").iterdir() if each.is_dir())
-        evaluations = read_evaluations(run_folder)
+        evaluations = read_evaluations(result.run_folder)
         probed = LeaderboardFilter(benchmark=result.choice.benchmark, metric=result.choice.metric, all_blocks=True)
         rows = leaderboard(cytolake.catalog.open(root), probed).to_pylist()
     for stage, seconds in result.seconds.items():

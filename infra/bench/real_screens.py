@@ -38,7 +38,8 @@ PROBE = ProbeConfig(label="perturbation", split="well", seeds=(0, 1, 2, 3, 4, 5,
 def copy_screens(to: Path) -> None:
     """The recipe's screens, with the response of each labelled well as its perturbation."""
     for source in build_recipe("real_screens").screens.sources:
-        shutil.copytree(SCREENS / source.path, to / source.path)
+        if not (to / source.path).is_dir():
+            shutil.copytree(SCREENS / source.path, to / source.path)
     index = to / LABELLED / "index.csv"
     with index.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -59,12 +60,13 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as temporary:
         root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary) / "root"
-        copy_screens(Path(temporary) / "screens")
+        screens = root / "screens"  # stay with the run: pictures of later pages are read from them
+        copy_screens(screens)
         recipe = build_recipe("real_screens")
         recipe = dataclasses.replace(
             recipe,
             root=str(root),
-            screens=dataclasses.replace(recipe.screens, root=str(Path(temporary) / "screens")),
+            screens=dataclasses.replace(recipe.screens, root=str(screens)),
             pretrain=dataclasses.replace(
                 recipe.pretrain, steps=STEPS, checkpoint_every=EVALUATE_EVERY, evaluate_every=EVALUATE_EVERY
             ),
@@ -74,12 +76,11 @@ def main() -> int:
             probe=PROBE,
         )
         result = run_pipeline(recipe, console)
-        (run_folder,) = (each for each in (root / "runs").iterdir() if each.is_dir())
-        evaluations = read_evaluations(run_folder)
+        evaluations = read_evaluations(result.run_folder)
         by_step = ", ".join(f"{step}: {numbers['best_block']:.3f}" for step, numbers in evaluations.items())
         print(f"probe by step, best block, 0 is untrained: {by_step}")
         if len(sys.argv) > 1:
-            print(f"pictures of reconstructions: {run_folder}")
+            print(f"pictures of reconstructions: {result.run_folder}")
     choice = result.choice
     print(
         f"trained: {choice.score:.3f} [{choice.ci_low:.3f}, {choice.ci_high:.3f}] block {choice.block} {choice.pooling}"

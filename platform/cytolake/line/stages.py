@@ -71,6 +71,8 @@ class PipelineResult:
     choice: BlockChoice
     card: ChampionCard
     report: Path
+    run_folder: Path
+    """Of the training run: checkpoints, evaluations, pictures."""
     seconds: dict[str, float]
     """Wall time of each stage."""
 
@@ -163,7 +165,9 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         card = session.promote(choice)
         session.label_curve()
         report = session.report(curation, qc_id, trained, embedded, choice, card)
-    return PipelineResult(choice=choice, card=card, report=report, seconds=session.seconds)
+    return PipelineResult(
+        choice=choice, card=card, report=report, run_folder=trained.run_folder, seconds=session.seconds
+    )
 
 
 def print_caveats(console: Console, scores: ProfileScores) -> None:
