@@ -249,7 +249,7 @@ def transcriptomics(
         rows = leaderboard(catalog, LeaderboardFilter(pack_id=scored.pack_id))
         if parquet is not None:
             write_parquet(rows, parquet)
-    Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_text(rows))
+    _print_rankings(rows)
     for what, why in scored.reasons():
         console.print(f"left out: {escape(what)}: {escape(why)}", style="yellow")
     console.print(f"{scored.n_new:,} new scores in {escape(catalog.place)}")

@@ -20,6 +20,7 @@ from rich.text import Text
 import cytolake
 from cytolake.benchmark.leaderboard import EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
+from cytolake.benchmark.transcriptomics.benchmark import FITTED
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.line.figures import block_curves
@@ -56,8 +57,6 @@ ABOUT = {
     "(distinct), beyond chance (p up to 0.05).",
     "reconstruction": "Features decoded by a small network, for perturbations and batches that it never saw.",
 }
-FITTED = ("linear_separability", "nearest_neighbours", "reconstruction")
-"""Benchmarks that are fitted on some batches and scored on others, as linear probes are."""
 CLASS_DETAILS = {
     "normalised": "normalised average precision of each",
     "recall": "share told correctly of each",

@@ -15,18 +15,18 @@ Shapes: W wells, D features of a profile, G pixel statistics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.profiles.asked import Asked, Score, finite, score
+from cytolake.benchmark.profiles.asked import Asked, Score, score
 from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY
-from cytolake.benchmark.transcriptomics.benchmark import OVER_SEEDS, Scored, Trial, few_rows, run_task
+from cytolake.benchmark.transcriptomics.benchmark import FITTED, Scored, Trial, few_rows, rows_of, run_task
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig
-from cytolake.benchmark.transcriptomics.resampling import percentile_interval
 from cytolake.benchmark.transcriptomics.screen import CONTROL, Codes, Screen
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
@@ -70,14 +70,13 @@ def embedding_task(task: str) -> Callable[[Asked], Iterator[Score]]:
 
 def _rows(scored: Scored, screen: Screen, label: str) -> Iterator[Score]:
     """One row for each seed, and one for their mean, which rankings read."""
-    held_out = "" if scored.task == "batch_mixing" else "batch"
-    each = [(seed, one.value, one.draws, one.n) for seed, one in zip(scored.seeds, scored.scores, strict=True)]
-    mean_n = round(float(np.mean([n for *_, n in each])))
-    for seed, value, draws, n in (*each, (OVER_SEEDS, scored.value, scored.draws, mean_n)):
-        low, high = (None, None) if finite(value) is None else percentile_interval(draws)
-        n_classes = len(screen.batches if label == "batch" else screen.perturbations)
-        made = score(scored.task, label, scored.metric, value, None, split=held_out, n_test=n, n_classes=n_classes)
-        yield {**made, "seed": seed, "ci_low": low, "ci_high": high}
+    n_classes = len(screen.batches if label == "batch" else screen.perturbations)
+    for row in rows_of(scored):
+        made = score(
+            scored.task, label, scored.metric, math.nan if row["value"] is None else row["value"], None,
+            split="batch" if scored.task in FITTED else "", n_test=row["n"], n_classes=n_classes,
+        )  # fmt: skip
+        yield {**made, "seed": row["seed"], "ci_low": row["ci_low"], "ci_high": row["ci_high"]}
 
 
 def _screen(asked: Asked, *, needs_features: bool) -> tuple[Screen, Codes]:

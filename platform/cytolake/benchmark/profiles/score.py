@@ -84,19 +84,18 @@ def score_profiles(
     wells = read_wells(catalog, ids[0])
     relations, aliases = _relations(wells, config)
     gene_sets = read_gene_sets(wells, config, aliases)
-    statistics_id = _statistics_id(catalog, wells, {str(row["pack_id"]) for row in found})
+    is_decoded = "reconstruction" in config.tasks
+    statistics_id = _statistics_id(catalog, wells, {str(row["pack_id"]) for row in found}) if is_decoded else ""
     known = (*(repr(each) for each in relations), gene_sets.identity)
     protocol = content_id(repr(asdict(config)), wells.identity, *known)
     protocols = ", ".join(f"'{each}'" for each in (protocol, _decoding(protocol, statistics_id)))
     there = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
     done = {row["representation_id"] for row in there}
     todo = [each for each in ids if each not in done]
-    settings = {True: replace(config, alignments=("none",)), False: config}
+    as_they_are = replace(config, alignments=("none",))
     is_aligned = {row["representation_id"] for row in found if row["kind"] == ALIGNED}
-    tasks = (
-        (catalog, each, wells, relations, aliases, gene_sets, statistics_id, settings[each in is_aligned], protocol)
-        for each in todo
-    )
+    about = (wells, relations, aliases, gene_sets, statistics_id)
+    tasks = ((catalog, each, *about, as_they_are if each in is_aligned else config, protocol) for each in todo)
     if progress and todo:
         progress("representations", 0, len(todo))
     scored = run_tasks(score_representation, tasks, len(todo), "representations", progress)

@@ -69,6 +69,8 @@ TASKS = (
     "perturbation_signal",
     "reconstruction",
 )
+FITTED = frozenset({"linear_separability", "nearest_neighbours", "reconstruction"})
+"""Tasks that are fitted on some batches and scored on others."""
 WITHOUT_SPLIT = frozenset({"known_relations", "perturbation_signal"})
 SETTINGS_OF = {
     "batch_mixing": ("perplexity", "mixing_rows", "max_mixing_rows", "train_share", "bootstrap_draws"),

@@ -20,6 +20,7 @@ from typing import Any
 from cytolake.benchmark.leaderboard import EXPRESSION
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.benchmark.transcriptomics.benchmark import (
+    FITTED,
     SETTINGS_OF,
     TASKS,
     WITHOUT_SPLIT,
@@ -48,8 +49,6 @@ Progress = Callable[[str, int, int], None]
 NO_BLOCK, POOLING = -1, "all"
 SPLIT = "batch"
 """`scores.split` of tasks that are fitted on some batches and scored on others, whatever the column's name."""
-FITTED = frozenset({"linear_separability", "nearest_neighbours", "reconstruction"})
-"""Those tasks."""
 
 
 @dataclass(frozen=True, slots=True)
