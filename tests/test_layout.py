@@ -37,9 +37,12 @@ RANK = {
 }  # fmt: skip
 """recipes -> line -> tune -> train, embed, benchmark, serving -> models, packs, catalog, tracking -> screens"""
 
-WITHIN_A_RANK = {("packs", "catalog"), ("catalog", "tracking"), ("benchmark", "embed")}
+WITHIN_A_RANK = {
+    ("packs", "catalog"), ("catalog", "tracking"), ("benchmark", "embed"), ("performance_prediction", "benchmark"),
+    ("serving", "performance_prediction"),
+}  # fmt: skip
 """Who may import whom on its own level: a pack is built from a curation; `champion` names a representation; what is
-benchmarked is aligned first."""
+benchmarked is aligned first; what is predicted is a benchmark's score; a search tells how well it will do."""
 
 LOOKS_UP = {("line", "recipes")}
 """Inside a function only: a command is given a recipe's name."""

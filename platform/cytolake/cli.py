@@ -20,6 +20,8 @@ import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.score import score_profiles
+from cytolake.benchmark.profiles.tasks import NUISANCES
+from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.line import stages
@@ -29,11 +31,14 @@ from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
 from cytolake.line.session import RayConfig, cluster_session, ray_session
+from cytolake.packs.pack import Pack
 from cytolake.recipes import RECIPES
 from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.screens.storage import is_uri
+from cytolake.tracking import CHAMPION, TrackingConfig, resolve_alias
+from cytolake.tune.promotion import untrained_twin
 
 app = typer.Typer(help=cytolake.__doc__, no_args_is_help=True, add_completion=False)
 qc = typer.Typer(help="Quality control: verdicts, the page, labels, the learned detector.", no_args_is_help=True)
@@ -48,7 +53,7 @@ DETECTOR = "qc/detector.safetensors"
 """Where `qc train` puts the detector, below the root."""
 
 for _job in stages.JOBS:
-    app.command(_job.__name__)(job_command(_job, _job.__doc__))
+    app.command(_job.__name__.replace("_", "-"))(job_command(_job, _job.__doc__))
 
 
 @app.command()
@@ -372,6 +377,59 @@ def align(
             f"[yellow]too few controls, so aligned on all their {level}s[/]: "
             f"{escape(', '.join(fitted.batches_on_all_wells))}"
         )
+
+
+@app.command()
+def audit(
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column of wells that must still be told; may be repeated.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Nuisance that should not be told, such as plate; may be repeated.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="Alias of the promoted representation.")] = CHAMPION,
+    page: Annotated[Path | None, typer.Option(help="The page; report/audit.html of the root by default.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Also write every figure there.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of the audit, as test_crops=1000.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """See what the promoted encoder is blind to, knob by knob, beside its untrained twin; propose augmentations.
+
+    No training. --keep perturbation --ignore plate: which knobs would teach an encoder to ignore plates and leave
+    perturbations to be told.
+    """
+    from cytolake.line.audit_page import PAGE_FILE, audit_table, audit_text, proposal_text, write_audit
+    from cytolake.tune.augmentation_design import propose_augmentations
+    from cytolake.tune.invariance_audit import AuditConfig, audit_encoders
+
+    console = Console(highlight=False, soft_wrap=True)
+    kept, ignored = tuple(keep or ("perturbation",)), tuple(ignore or ("plate",))
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        card = resolve_alias(TrackingConfig().at(catalog.root), alias)
+        # Nuisances of the layout cannot be held out: a plate that was never seen cannot be told.
+        labels: list[tuple[str, SplitBy]] = [
+            (name, "well" if name in NUISANCES else "plate") for name in (*kept, *ignored)
+        ]
+        config = apply_overrides(AuditConfig(labels=tuple(labels)), set_ or [])
+        pack = Pack.open(catalog.root / "packs" / card.pack_id)
+        encoders = {"trained": card.encoder_path, **untrained_twin(catalog, card)}
+        with stage_progress("audit", console) as report:
+            found = audit_encoders(catalog, pack, encoders, card.block, card.pooling, config, report)
+        proposals = propose_augmentations(found, "trained", kept, ignored)
+        about = f"{card.name} version {card.version}, block {card.block}, {card.pooling} pooling."
+        place = page or catalog.root / stages.REPORT_FOLDER / PAGE_FILE
+        written = write_audit(place, "Audit of invariance", found, about, proposals, kept, ignored)
+        if parquet is not None:
+            write_parquet(audit_table(found), parquet)
+    console.print(audit_text(found, "trained"))
+    console.print()
+    console.print(proposal_text(proposals))
+    for name, why in found.skipped.items():
+        console.print(f"  [dim]not asked: {escape(name)}: {escape(why)}[/]")
+    console.print(f"page {escape(str(written))}")
 
 
 @app.command()

@@ -308,6 +308,53 @@ def resolve_alias(tracking: TrackingConfig, alias: str = CHAMPION, name: str = "
     )
 
 
+def register_folder(
+    tracking: TrackingConfig, name: str, folder: str | Path, run: Run, tags: Mapping[str, str], alias: str = CHAMPION
+) -> int:
+    """Keep a folder as the next version of a registered model that is no encoder, and point `alias` at it.
+
+    Args:
+        tracking: Which store; its `model_name` is not used.
+        name: Registered model, such as `cytolake-query-performance`.
+        folder: Files to keep; they are copied into the run's artefacts.
+        run: Run that made them.
+        tags: Of the version.
+        alias: Alias to move.
+
+    Returns:
+        The version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client(tracking)
+    client.log_artifacts(run.run_id, str(folder), "model")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run.run_id).info.artifact_uri}/model"
+    version = client.create_model_version(name, source=source, run_id=run.run_id, tags=dict(tags))
+    client.set_registered_model_alias(name, alias, str(version.version))
+    return int(version.version)
+
+
+def find_folder(tracking: TrackingConfig, name: str, alias: str = CHAMPION) -> tuple[Path, int, dict[str, str]] | None:
+    """What `register_folder` kept, made local, with its version and tags; None where there is none."""
+    database = _sqlite_file(tracking)
+    if database is not None and not database.is_file():
+        return None
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = _client(tracking).get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return _local_folder(tracking, str(found.source)), int(found.version), dict(found.tags)
+
+
 def read_card(path: str | Path) -> ModelCard:
     """Read a `card.json`.
 

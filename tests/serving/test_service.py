@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from cytolake.models import build_encoder, load_encoder, save_encoder
+from cytolake.performance_prediction.queries import QueryPredictorConfig, fit_query_predictor, queries_of_profiles
+from cytolake.performance_prediction.registered import QUERY_MODELS, register_query_predictor
 from cytolake.serving import Service, ServingConfig, config_from_environment
 from cytolake.serving.service import Minibatch, _run_together
-from cytolake.tracking import TrackingConfig, promote
+from cytolake.tracking import TrackingConfig, find_folder, promote, start_run
 
 
 @pytest.mark.parametrize(
@@ -175,3 +177,61 @@ def test_the_environment_names_root_alias_and_registry(tmp_path, monkeypatch):
     assert config == ServingConfig(
         root=str(tmp_path / "lake"), alias="next", tracking=TrackingConfig(uri="http://mlflow:5000")
     )
+
+
+def register_predictor(lake, folder, representation_id):
+    """One that was fitted on made-up crops of this width."""
+    random = np.random.default_rng(0)
+    n, dim = 160, lake.stored.shape[1]
+    what = [f"gene{i % 16}" for i in range(n)]
+    effect = random.normal(size=(16, dim)) * (np.arange(16) % 2)[:, None] * 3
+    is_control = np.arange(n) >= 144
+    vectors = random.normal(size=(n, dim)) + np.where(is_control[:, None], 0, effect[np.arange(n) % 16])
+    plates = [f"p{i // 16 % 3}" for i in range(n)]
+    queries = queries_of_profiles(vectors, what, what, what, np.full((n, 1), np.nan), plates, is_control)
+    quick = QueryPredictorConfig(families=("ridge",), folds=2, outer_folds=2, bootstrap_draws=10, by_direction=True)
+    predictor, _ = fit_query_predictor(queries, "search", quick)
+    predictor.representation_id = representation_id
+    predictor.save(folder)
+    tracking = TrackingConfig().at(lake.root)
+    with start_run(tracking, "predictor") as run:
+        register_query_predictor(tracking, predictor, folder, run)
+    return predictor
+
+
+def test_a_search_tells_how_well_it_will_do_once_that_was_learnt(own_lake, send, tmp_path):
+    service = Service(own_lake.config)
+    service.load()
+    question = {"json": {"crop_id": own_lake.crop_ids[0], "k": 3}}
+    assert send(service, "POST", "/v1/search", **question).json()["predicted_performance"] is None
+    predictor = register_predictor(own_lake, tmp_path / "fitted", own_lake.card.representation_id)
+    service.load()
+    told = send(service, "POST", "/v1/search", **question).json()["predicted_performance"]
+    expected = predictor.predict(own_lake.stored[:1].astype(float))
+    assert told["average_precision"] == pytest.approx(expected.score[0], abs=1e-4)
+    assert 0 <= told["low"] <= told["average_precision"] <= told["high"] <= 1
+    assert told["coverage"] == 0.9
+    by_vector = {"json": {"vector": (5 * own_lake.stored[0].astype(float)).tolist()}}
+    assert send(service, "POST", "/v1/search", **by_vector).json()["predicted_performance"] == pytest.approx(
+        told, abs=1e-4
+    )
+
+
+def test_a_predictor_of_another_representation_is_not_asked(own_lake, tmp_path):
+    register_predictor(own_lake, tmp_path / "fitted", "another")
+    service = Service(own_lake.config)
+    service.load()
+    assert service.current().performance is None
+
+
+def test_a_damaged_predictor_is_told_in_the_log_and_searches_go_on(own_lake, send, tmp_path, caplog):
+    register_predictor(own_lake, tmp_path / "fitted", own_lake.card.representation_id)
+    found = find_folder(TrackingConfig().at(own_lake.root), QUERY_MODELS["search"])
+    assert found is not None
+    (found[0] / "stack.json").write_text("{")
+    service = Service(own_lake.config)
+    service.load()
+    answer = send(service, "POST", "/v1/search", json={"crop_id": own_lake.crop_ids[0]})
+    assert answer.status_code == 200
+    assert answer.json()["predicted_performance"] is None
+    assert "no readable predictor" in caplog.text

@@ -17,11 +17,15 @@ from cytolake.line.label_curve import LabelCurveConfig
 from cytolake.line.session import RayConfig
 from cytolake.line.training_probe import TrainingProbeConfig
 from cytolake.packs.build import PackConfig
+from cytolake.performance_prediction.catalog_queries import QueriesConfig
+from cytolake.performance_prediction.prompt_predictor import PromptPredictorConfig
+from cytolake.performance_prediction.prompt_table import PromptTableConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 from cytolake.tracking import CHAMPION, TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.promotion import PromoteBy
+from cytolake.tune.study import StudyConfig
 from cytolake.tune.sweep import SweepConfig
 
 DEFAULT_ROOT = "cytolake_data"
@@ -56,6 +60,16 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PerformanceConfig:
+    """What `jobs/predict_performance.py` learns to tell: queries of the catalog, or prompts where a table is named."""
+
+    prompts: PromptTableConfig = field(default_factory=PromptTableConfig)
+    """Prompts with scores; with an empty `path`, queries of the catalog are learnt from instead."""
+    prompt_predictor: PromptPredictorConfig = field(default_factory=PromptPredictorConfig)
+    queries: QueriesConfig = field(default_factory=QueriesConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
     """From plates on disk to a promoted representation."""
 
@@ -77,6 +91,8 @@ class Line:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     label_curve: LabelCurveConfig | None = None
     """Measure how many labels the artefact detector needs, for the report page."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

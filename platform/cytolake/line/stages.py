@@ -38,21 +38,26 @@ from cytolake.line.label_curve import has_label_curve, measure_label_curve
 from cytolake.line.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
+from cytolake.line.performance import PAGE_FILE as PERFORMANCE_FILE
+from cytolake.line.performance import performance_text, predict_prompts, predict_queries, write_performance
 from cytolake.line.progress import Report, stage_progress
 from cytolake.line.qc_page import write_qc_page
 from cytolake.line.report import ReportInputs, write_report
 from cytolake.line.session import ray_session
+from cytolake.line.study_page import PAGE_FILE as STUDY_FILE
+from cytolake.line.study_page import study_text, write_study
 from cytolake.line.training_probe import pin_training_probe
 from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
 from cytolake.screens.simulated.screen import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.screens.storage import is_uri
-from cytolake.tracking import ChampionCard
+from cytolake.tracking import ChampionCard, resolve_alias
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
 from cytolake.tune.block_search import BlockChoice, search_blocks
 from cytolake.tune.promotion import choose_by, promote_choice
+from cytolake.tune.study import run_study
 from cytolake.tune.sweep import SweepTrial, run_sweep
 
 REPORT_FOLDER = "report"
@@ -132,6 +137,46 @@ def sweep(line: Line, console: Console) -> None:
         console.print(session.sweep(session.newest_pack()))
 
 
+def study(line: Line, console: Console) -> None:
+    """Train with one augmentation at a time, at several strengths: which classes does it help, and which harm?"""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        with _stage("study", console) as told:
+            found = run_study(session.catalog, pack, line.study, line.pretrain, line.tracking, told.report)
+            told.outcome = f"{found.n_trials} trainings, {found.n_trials - found.n_trained} of them there before"
+        page = write_study(line.root_path / REPORT_FOLDER / STUDY_FILE, f"Study: {line.name}", found, line.study)
+    console.print(study_text(found))
+    for name, why in found.skipped.items():
+        console.print(f"  [dim]not tried: {escape(name)}: {escape(why)}[/]")
+    console.print(f"page {escape(str(page))}")
+
+
+def predict_performance(line: Line, console: Console) -> None:
+    """Learn to tell how well queries of the promoted representation, or prompts of a table, do before they are used."""
+    config = line.performance
+    tracking = line.tracking.at(line.root_path)
+    sections = []
+    if config.prompts.path:
+        line.root_path.mkdir(parents=True, exist_ok=True)
+        with _stage("prompts", console) as told:
+            sections.append(predict_prompts(config, tracking, told.report))
+            told.outcome = sections[-1].model
+    else:
+        catalog = cytolake.catalog.open(line.root_path, tables=line.tables)
+        chosen = config.queries.representation_id or resolve_alias(tracking, line.alias).representation_id
+        for before in config.queries.before:
+            with _stage(before, console) as told:
+                sections.append(predict_queries(catalog, chosen, before, config, tracking, told.report))
+                told.outcome = sections[-1].model
+    page = write_performance(line.root_path / REPORT_FOLDER / PERFORMANCE_FILE, f"Performance: {line.name}", sections)
+    for section in sections:
+        console.print(f"\n[bold]{escape(section.name)}[/]")
+        console.print(performance_text(section))
+        for note in section.notes:
+            console.print(f"  [dim]{escape(note)}[/]")
+    console.print(f"\npage {escape(str(page))}")
+
+
 def pipeline(line: Line, console: Console) -> None:
     """Run the whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
     result = run_pipeline(line, console)
@@ -148,7 +193,7 @@ def pipeline(line: Line, console: Console) -> None:
         console.print(f"[bold]{name:<9}[/]{escape(str(place))}")
 
 
-JOBS = (ingest, curate, pretrain, embed, probe, sweep, benchmark, promote, pipeline)
+JOBS = (ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, predict_performance, pipeline)
 
 
 def run_pipeline(line: Line, console: Console) -> PipelineResult:
@@ -212,6 +257,16 @@ class StageLine:
         self.outcome = ""
 
 
+@contextmanager
+def _stage(name: str, console: Console) -> Iterator[StageLine]:
+    """Show progress while the stage runs, and one line when it is done."""
+    started = time.monotonic()
+    with stage_progress(name, console) as report:
+        told = StageLine(report)
+        yield told
+    console.print(f"[bold]{name:<9}[/][dim]{time.monotonic() - started:7.1f} s[/]   {escape(told.outcome)}")
+
+
 @dataclass(slots=True)
 class Session:
     """One run of one or more stages: the config, where it prints, the open catalog, what each stage took."""
@@ -223,13 +278,11 @@ class Session:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[StageLine]:
-        """Show progress while the stage runs, and one line when it is done."""
+        """Show progress while the stage runs, one line when it is done, and keep what it took."""
         started = time.monotonic()
-        with stage_progress(name, self.console) as report:
-            told = StageLine(report)
+        with _stage(name, self.console) as told:
             yield told
         self.seconds[name] = time.monotonic() - started
-        self.console.print(f"[bold]{name:<9}[/][dim]{self.seconds[name]:7.1f} s[/]   {escape(told.outcome)}")
 
     def simulate(self) -> None:
         """Write the simulated screen, where the recipe has one."""

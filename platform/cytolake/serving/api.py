@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.exceptions import HTTPException
 
 import cytolake
+from cytolake.performance_prediction.catalog_queries import family_of
 from cytolake.serving.decoding import decode_crops
 from cytolake.serving.guard import AsgiApp, Guard
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
@@ -89,6 +90,15 @@ class Hit(BaseModel):
     control: str | None
 
 
+class PredictedPerformance(BaseModel):
+    """How well crops of the question's own perturbation will be found, told from its vector alone."""
+
+    average_precision: float = Field(description="expected, 0..1, over all crops: a filter is not reckoned with")
+    low: float = Field(description="lower end of the calibrated interval")
+    high: float = Field(description="upper end of the calibrated interval")
+    coverage: float = Field(description="share of questions whose average precision the interval covers")
+
+
 class Hits(BaseModel):
     """Similar crops, best first."""
 
@@ -96,6 +106,9 @@ class Hits(BaseModel):
     embeddings_version: int | None = Field(description="Delta version of the embeddings table that was searched")
     n_crops: int = Field(description="crops in the index, before the filter")
     hits: list[Hit]
+    predicted_performance: PredictedPerformance | None = Field(
+        description="null where jobs/predict_performance.py was not run for this representation"
+    )
 
 
 class Health(BaseModel):
@@ -198,13 +211,14 @@ def build_api(service: Service) -> FastAPI:
         """The stored crops most similar to a vector or to a stored crop: exact cosine."""
         service.keep_current()
         loaded = service.current()
-        hits = await asyncio.to_thread(_search, loaded, question)
+        hits, predicted = await asyncio.to_thread(_search, loaded, question)
         response.headers.update(_version_headers(loaded))
         return Hits(
             representation_id=loaded.index.representation_id,
             embeddings_version=loaded.index.versions.get("embeddings"),
             n_crops=loaded.index.crops.num_rows,
             hits=[Hit(**hit) for hit in hits],
+            predicted_performance=predicted,
         )
 
     return api
@@ -235,14 +249,29 @@ def _parse_embed_request(body: bytes) -> EmbedRequest:
         raise ServingError(status=422, detail=_what_is_wrong(error.errors())) from error
 
 
-def _search(loaded: Loaded, question: SearchRequest) -> list[dict[str, Any]]:
+def _search(loaded: Loaded, question: SearchRequest) -> tuple[list[dict[str, Any]], PredictedPerformance | None]:
     index = loaded.index
     vector: NDArray[np.floating[Any]]
     if question.crop_id is not None:
         vector = index.unit_vectors[index.row_of(question.crop_id)]
     else:
         vector = np.asarray(question.vector, dtype=np.float64)
-    return index.search(vector, question.k, question.filter, leave_out=question.crop_id or "")
+    hits = index.search(vector, question.k, question.filter, leave_out=question.crop_id or "")
+    return hits, _predicted(loaded, vector, question.crop_id)
+
+
+def _predicted(loaded: Loaded, vector: NDArray[np.floating[Any]], crop_id: str | None) -> PredictedPerformance | None:
+    if loaded.performance is None:
+        return None
+    predictor = loaded.performance.predictor
+    of_crop = None if crop_id is None else [family_of(loaded.index.crops, loaded.index.row_of(crop_id))]
+    found = predictor.predict(vector[None].astype(np.float64), family=of_crop)
+    return PredictedPerformance(
+        average_precision=float(found.score[0]),
+        low=float(found.low[0]),
+        high=float(found.high[0]),
+        coverage=predictor.stack.coverage,
+    )
 
 
 def _version_headers(loaded: Loaded) -> dict[str, str]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, channel_vocabulary
+from cytolake.performance_prediction.registered import RegisteredPredictor, find_query_predictor
 from cytolake.serving.champion import Champion, load_champion
 from cytolake.serving.decoding import DecodingBudget
 from cytolake.serving.guard import GuardConfig, guard_from_environment
@@ -86,6 +87,8 @@ class Loaded:
     catalog: Catalog
     champion: Champion
     index: CropIndex
+    performance: RegisteredPredictor | None
+    """Tells how well a search will do; None where none was fitted on the champion's representation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,7 +245,17 @@ class Service:
         index = before.index if before is not None else None
         if index is None or not _is_current(index, champion, catalog):
             index = read_index(catalog, champion.card.representation_id, champion.card.dim)
-        return Loaded(catalog=catalog, champion=champion, index=index)
+        performance = self._performance(champion, before)
+        return Loaded(catalog=catalog, champion=champion, index=index, performance=performance)
+
+    def _performance(self, champion: Champion, before: Loaded | None) -> RegisteredPredictor | None:
+        """A damaged predictor is told in the log and left out: searches must not wait for it."""
+        known = before.performance if before is not None else None
+        try:
+            return find_query_predictor(self._tracking, "search", champion.card.representation_id, known)
+        except Exception as error:
+            logger.error("no predicted performance: %s", _first_lines(error))
+            return None
 
 
 def _is_current(index: CropIndex, champion: Champion, catalog: Catalog) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
@@ -156,6 +157,17 @@ def promote_choice(
         reason=choice.reason,
     )
     return promote(tracking.at(catalog.root), card, row["checkpoint"], alias)
+
+
+def untrained_twin(catalog: Catalog, card: ModelCard) -> dict[str, Path]:
+    """The checkpoint of the encoder before training as `{"untrained": path}`; empty where it is not there any more."""
+    for baseline in card.baselines:
+        if baseline.kind == "untrained":
+            where = f"representation_id = '{baseline.representation_id}'"
+            for row in catalog.table("representations", columns=["checkpoint"], where=where).to_pylist():
+                if row["checkpoint"] and Path(row["checkpoint"]).is_file():
+                    return {"untrained": Path(row["checkpoint"])}
+    return {}
 
 
 _FROM_CHOICE = ("benchmark", "label", "split", "metric", "score", "ci_low", "ci_high")

@@ -1,0 +1,180 @@
+"""How well predicted scores order and hit the true ones: Pearson, Spearman, Kendall, RMSE, with intervals.
+
+N prompts, R draws. Correlations over several generators mix how generators differ with how prompts do, so they are
+taken within each and averaged by Fisher's z (weights n - 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+METRICS = ("pearson", "spearman", "kendall", "rmse")
+FEWEST = 4
+"""Fewer rows than this have no Fisher z (its variance is 1 / (n - 3))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its 95 % percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseCeiling:
+    """How well any predictor could do, given how few images a mean score is of."""
+
+    reliability: Estimate
+    """Spearman-Brown corrected correlation of the means of two random halves of each prompt's images: what a second set
+    of as many images would correlate with the first."""
+    ceiling: float
+    """Square root of the reliability: the Pearson correlation of the scores with what they are noisy measurements of,
+    which is what a perfect predictor from the text would reach."""
+    n_prompts: int
+    """Prompts of two or more images; others do not count."""
+
+
+def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
+    """One figure of N pairs; NaN where a side is constant (but for `rmse`).
+
+    Args:
+        metric: `pearson`, `spearman`, `kendall` (tau-b) or `rmse`.
+        truth: (N,) scores.
+        predicted: (N,) predictions.
+
+    Raises:
+        ValueError: Another metric.
+    """
+    from scipy.stats import kendalltau, rankdata
+
+    if metric == "rmse":
+        return float(np.sqrt(np.mean((truth - predicted) ** 2)))
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}. There are {', '.join(METRICS)}.")
+    if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+        return float("nan")
+    if metric == "kendall":
+        return float(kendalltau(truth, predicted).statistic)
+    if metric == "spearman":
+        truth, predicted = rankdata(truth), rankdata(predicted)
+    return float(np.corrcoef(truth, predicted)[0, 1])
+
+
+def within_generators(
+    metric: str, truth: Numbers, predicted: Numbers, generator: Sequence[str] | NDArray[np.str_]
+) -> float:
+    """The figure within each generator, averaged: correlations by Fisher's z, `rmse` over all rows.
+
+    Generators of fewer than four rows, or of one score, are left out; NaN where none is left.
+    """
+    codes = np.unique(np.asarray(generator), return_inverse=True)[1]
+    if metric == "rmse" or codes.max(initial=0) == 0:
+        return correlation(metric, truth, predicted)
+    total = weights = 0.0
+    for code in range(int(codes.max()) + 1):
+        rows = codes == code
+        n = int(rows.sum())
+        if n < FEWEST:
+            continue
+        value = correlation(metric, truth[rows], predicted[rows])
+        if np.isfinite(value):
+            total += (n - 3) * np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
+            weights += n - 3
+    return float(np.tanh(total / weights)) if weights else float("nan")
+
+
+def score_predictions(
+    truth: Numbers,
+    predicted: Numbers,
+    generator: Sequence[str] | None = None,
+    group: NDArray[np.intp] | None = None,
+    n_draws: int = 1000,
+    seed: int = 0,
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, Estimate]:
+    """Every metric with a 95 % bootstrap interval over groups of prompts.
+
+    Args:
+        truth: (N,) scores.
+        predicted: (N,) predictions.
+        generator: (N,) what made the images; None where one did.
+        group: (N,) rows resampled together, such as near-duplicates or one prompt's generators; None: each alone.
+        n_draws: Resamples.
+        seed: Of the resamples; equal groups and seeds give paired intervals.
+        metrics: Which; all by default.
+
+    Raises:
+        ValueError: Lengths differ, or a prediction is not finite.
+    """
+    truth, predicted = np.asarray(truth, dtype=float), np.asarray(predicted, dtype=float)
+    if truth.shape != predicted.shape or truth.ndim != 1:
+        raise ValueError(f"scores of shape {truth.shape} and predictions of {predicted.shape}, expected one of each.")
+    if not np.isfinite(predicted).all():
+        raise ValueError(f"{int((~np.isfinite(predicted)).sum())} of {len(predicted)} predictions are not finite.")
+    of_generator = np.asarray(generator if generator is not None else [""] * len(truth))
+    draws = _resamples(group if group is not None else np.arange(len(truth)), n_draws, seed)
+    found = {}
+    for metric in metrics:
+        value = within_generators(metric, truth, predicted, of_generator)
+        drawn = np.array([within_generators(metric, truth[i], predicted[i], of_generator[i]) for i in draws])
+        drawn = drawn[np.isfinite(drawn)]
+        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+        found[metric] = Estimate(value, float(low), float(high))
+    return found
+
+
+def noise_ceiling(
+    image_scores: Sequence[Numbers], generator: Sequence[str] | None = None, n_halvings: int = 50, seed: int = 0
+) -> NoiseCeiling | None:
+    """Reliability of mean scores from repeated ones; None where fewer than four prompts have two images.
+
+    Prompts of many and of few images are halved alike, so the reliability is that of the table as it is.
+
+    Source: Spearman 1910, Brown 1910: r of the whole is 2 r / (1 + r) of its halves.
+    """
+    several = [i for i, scores in enumerate(image_scores) if len(scores) >= 2]
+    if len(several) < FEWEST:
+        return None
+    of_generator = np.asarray([generator[i] if generator is not None else "" for i in several])
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(n_halvings):
+        halves = np.array([_half_means(image_scores[i], random) for i in several])
+        r = within_generators("pearson", halves[:, 0], halves[:, 1], of_generator)
+        if np.isfinite(r):
+            values.append(2 * r / (1 + r) if r > 0 else 0.0)
+    if not values:
+        return None
+    mean = float(np.mean(values))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return NoiseCeiling(Estimate(mean, float(low), float(high)), float(np.sqrt(mean)), len(several))
+
+
+def _half_means(scores: Numbers, random: np.random.Generator) -> tuple[float, float]:
+    shuffled = random.permutation(scores)
+    middle = len(shuffled) // 2
+    return float(shuffled[:middle].mean()), float(shuffled[middle:].mean())
+
+
+def _resamples(group: NDArray[np.intp], n_draws: int, seed: int) -> list[NDArray[np.intp]]:
+    """Row numbers of each resample: groups with replacement, whole."""
+    codes = np.unique(group, return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(codes.max(initial=-1) + 2))
+    random = np.random.default_rng(seed)
+    n_groups = len(bounds) - 1
+    if n_groups == len(codes):  # each alone
+        return [random.integers(0, n_groups, n_groups) for _ in range(n_draws)]
+    members = [order[bounds[g] : bounds[g + 1]] for g in range(n_groups)]
+    return [np.concatenate([members[g] for g in random.integers(0, n_groups, n_groups)]) for _ in range(n_draws)]

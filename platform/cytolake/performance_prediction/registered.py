@@ -1,0 +1,54 @@
+"""Predictors in the model registry: what they are called there, and how one is found again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cytolake.performance_prediction.queries import Before, QueryPredictor, load_query_predictor
+from cytolake.tracking import Run, TrackingConfig, find_folder, register_folder
+
+PROMPT_MODEL = "cytolake-prompt-performance"
+QUERY_MODELS: Mapping[Before, str] = {
+    "search": "cytolake-query-performance-before-search",
+    "screen": "cytolake-query-performance-before-screen",
+}
+REPRESENTATION_TAG = "representation_id"
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredPredictor:
+    """A predictor of queries and its version in the registry."""
+
+    predictor: QueryPredictor
+    version: int
+
+
+def register_query_predictor(tracking: TrackingConfig, predictor: QueryPredictor, folder: Path, run: Run) -> int:
+    """Keep a saved predictor as the newest version of its kind; returns the version."""
+    tags = {REPRESENTATION_TAG: predictor.representation_id, "before": predictor.before}
+    return register_folder(tracking, QUERY_MODELS[predictor.before], folder, run, tags)
+
+
+def find_query_predictor(
+    tracking: TrackingConfig, before: Before, representation_id: str, known: RegisteredPredictor | None = None
+) -> RegisteredPredictor | None:
+    """The newest predictor, where it was fitted on this representation; None where there is none, or of another.
+
+    Args:
+        tracking: Which store.
+        before: Which kind.
+        representation_id: Whose vectors will be asked about.
+        known: What was found before; given back where it is still the newest.
+
+    Raises:
+        ValueError: Its files are damaged.
+    """
+    found = find_folder(tracking, QUERY_MODELS[before])
+    if found is None or found[2].get(REPRESENTATION_TAG) != representation_id:
+        return None
+    folder, version, _ = found
+    if known is not None and known.version == version:
+        return known
+    return RegisteredPredictor(load_query_predictor(folder), version)

@@ -1,0 +1,134 @@
+"""Frozen features of a prompt's text: words it uses, how long it is, and what a sentence model makes of it.
+
+N texts, L layers of a sentence model, D values of a layer.
+
+A sentence model is a folder in the Hugging Face layout (`config.json`, `tokenizer.json`, safetensors weights), or an
+installed package that carries one. It is read from disk only, run by `transformers`, and never trained here. As with
+images, the layer that predicts best is often not the last, so the mean of token vectors is taken of every layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+SURFACE = ("words", "characters", "word_length", "commas", "digits", "capitals")
+"""What `surface` counts, in order."""
+WEIGHTS = "model.safetensors"
+MAX_TOKENS = 77
+"""Longer prompts are cut, as CLIP's text encoder and with it most generators do."""
+
+
+class SentenceModelError(ValueError):
+    """A sentence model that cannot be used; the text says what was looked for."""
+
+
+def surface(texts: list[str]) -> NDArray[np.float64]:
+    """(N, 6) counts that need no vocabulary; see `SURFACE`."""
+    rows = []
+    for text in texts:
+        words = text.split()
+        letters = max(sum(map(len, words)), 1)
+        rows.append(
+            (
+                len(words),
+                len(text),
+                letters / max(len(words), 1),
+                text.count(","),
+                sum(c.isdigit() for c in text) / letters,
+                sum(c.isupper() for c in text) / letters,
+            )
+        )
+    return np.array(rows, dtype=float).reshape(len(texts), len(SURFACE))
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceModel:
+    """A sentence model on disk and what identifies it."""
+
+    name: str
+    """As it was asked for: a path or a package."""
+    folder: Path
+    digest: str
+    """SHA-256 of its weights: two machines with one digest give the same vectors."""
+
+    def encode(self, texts: list[str], minibatch_size: int = 128) -> Vectors:
+        """(N, L, D) float32, the mean of token vectors after the embedding layer and after each block, unit length.
+
+        Texts are sorted by length first, so little is padded; what comes out is in the order given.
+        """
+        import torch
+
+        tokenizer, model = _load(str(self.folder))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        pieces = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), minibatch_size):
+                batch = [texts[i] for i in order[start : start + minibatch_size]]
+                tokens = tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+                layers = model(**tokens, output_hidden_states=True).hidden_states
+                is_token = tokens["attention_mask"][:, :, None].to(layers[0].dtype)
+                means = torch.stack([(layer * is_token).sum(1) / is_token.sum(1) for layer in layers], dim=1)
+                pieces.append(torch.nn.functional.normalize(means, dim=-1).float().numpy())
+        if not pieces:
+            return np.zeros((0, 1, 1), dtype=np.float32)
+        vectors = np.concatenate(pieces)
+        out = np.empty_like(vectors)
+        out[order] = vectors
+        return out
+
+
+def find_sentence_model(name: str) -> SentenceModel:
+    """The sentence model in a folder or in an installed package.
+
+    Args:
+        name: Path of a folder that holds `config.json`, or the import name of a package that carries such a folder.
+
+    Raises:
+        SentenceModelError: Neither; weights that are no safetensors; or `transformers` is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise SentenceModelError(
+            f"sentence model {name}: the package transformers is not installed. Install cytolake with its extra `text`."
+        )
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        spec = find_spec(name) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise SentenceModelError(
+                f"sentence model {name}: no such folder, and no package of that name is installed."
+            )
+        folder = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(folder.rglob(WEIGHTS), key=lambda path: len(path.parts))
+    found = [path for path in found if (path.parent / "config.json").is_file()]
+    if not found:
+        raise SentenceModelError(
+            f"sentence model {name}: no config.json beside a {WEIGHTS} in {folder}. Expected a model in the Hugging "
+            "Face layout; weights in other formats may hold code and are not read."
+        )
+    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    return SentenceModel(name, found[0].parent, digest)
+
+
+@lru_cache(maxsize=2)
+def _load(folder: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    # It tells at length that the pooling head, which is not used, is left out.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = AutoModel.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, add_pooling_layer=False
+    )
+    return tokenizer, model.eval()

@@ -1,0 +1,340 @@
+"""What a finished encoder is blind to, and what blinds it: every knob of augmentation at several strengths.
+
+No training. Crops of held-out plates are changed by one knob at a time and embedded again. Two things are read off: how
+far their vectors move, and how much of each class a probe, fitted on unchanged crops of other plates, still tells. An
+encoder that should ignore focus but see dose must move little and lose nothing under `defocus_radius_px`.
+
+A distance 1 - cos means nothing by itself (in most encoders all crops lie in a narrow cone), so it is also told in
+units of the mean distance between two crops of different wells: 1 is as far as another crop altogether.
+
+N crops, K classes, W wells, D features.
+
+Source: the first pass of the design of Bendidi et al. 2023, arXiv:2304.11718, on finished encoders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.benchmark.intervals import WellCounts, bootstrap_over_wells
+from cytolake.benchmark.linear_probe import FittedProbe, ProbeConfig, linear_probe, make_splits
+from cytolake.benchmark.probe_data import ProbeData, label_crops
+from cytolake.benchmark.split import SplitBy, classes_in_both
+from cytolake.catalog import Catalog
+from cytolake.catalog.ids import content_id
+from cytolake.models import Encoder, collate, load_encoder
+from cytolake.models.augment import AugmentConfig, augment
+from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
+from cytolake.packs.pack import Pack
+
+Progress = Callable[[str, int, int], None]
+Floats = NDArray[np.float32]
+
+OFF = ""
+"""Name of the knob of crops that were not changed."""
+_MINIBATCH = 64
+_PAIRS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """Which knobs, how strong, and what the encoder is asked to tell."""
+
+    knobs: tuple[str, ...] = tuple(KNOBS)
+    """Names of `cytolake.models.augment.knobs.KNOBS`."""
+    strengths: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+    """From above 0 to 1, increasing; each crop draws its own change up to the strength."""
+    labels: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("plate", "well"))
+    """Columns of `wells` to tell, and what is held out. A nuisance such as the plate belongs here too."""
+    train_crops: int = 2000
+    """Unchanged crops that probes are fitted on."""
+    test_crops: int = 600
+    """Crops of held-out plates or wells that are changed."""
+    regularisation: float = 0.01
+    """Inverse strength of the probes' penalty."""
+    seed: int = 0
+    """Of the split, the drawn crops and the changes."""
+    bootstrap_draws: int = 500
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.knobs) - set(KNOBS))
+        if unknown or not self.knobs:
+            raise ValueError(f"audit.knobs has {', '.join(unknown) or 'none'}, expected some of {', '.join(KNOBS)}.")
+        if not self.strengths or list(self.strengths) != sorted(set(self.strengths)) or self.strengths[0] <= 0:
+            raise ValueError(f"audit.strengths is {self.strengths}, expected increasing numbers above 0, up to 1.")
+        if self.strengths[-1] > 1:
+            raise ValueError(f"audit.strengths is {self.strengths}, expected at most 1.")
+        if not self.labels:
+            raise ValueError(
+                "audit.labels is empty, expected at least one (label, split), such as (perturbation, plate)."
+            )
+        if min(self.train_crops, self.test_crops) < 2:
+            raise ValueError("audit.train_crops and audit.test_crops must each be 2 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One encoder, knob, strength and label."""
+
+    encoder: str
+    knob: str
+    """`""` for crops as they are."""
+    family: str
+    strength: float
+    label: str
+    shift: float
+    """Mean 1 - cos of a crop's vector before and after."""
+    relative_shift: float
+    """The same in units of the mean distance between crops of different wells."""
+    recall: float
+    """Mean over classes of the share of changed crops told correctly."""
+    drift: float
+    """Recall less that of unchanged crops, mean over classes."""
+    drift_low: float
+    """Lower end of the 95 % interval: wells resampled, alike for both."""
+    drift_high: float
+    class_recall: dict[str, float]
+    """Share of each class told correctly."""
+    class_drift: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Everything measured."""
+
+    rows: list[AuditRow]
+    skipped: dict[str, str]
+    """Knobs that an encoder cannot take, and why."""
+    n_train: dict[str, int]
+    """Crops fitted on, of each label."""
+    n_test: dict[str, int]
+    """Crops changed, of each label."""
+
+    def of(self, encoder: str, knob: str, label: str) -> list[AuditRow]:
+        """Rows of one curve by strength, unchanged crops first."""
+        rows = [r for r in self.rows if r.encoder == encoder and r.label == label and r.knob in (OFF, knob)]
+        return sorted(rows, key=lambda row: row.strength)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One label: its probe of each encoder, the crops that are changed, and how they did unchanged."""
+
+    data: ProbeData
+    classes: NDArray[np.intp]
+    train: NDArray[np.intp]
+    """Crops of the data, fitted on."""
+    test: NDArray[np.intp]
+    """Crops of the data, changed."""
+
+
+def audit_encoders(
+    catalog: Catalog,
+    pack: Pack,
+    encoders: Mapping[str, str | Path],
+    block: int,
+    pooling: str,
+    config: AuditConfig | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Change crops by every knob and see how far vectors move and what probes still tell.
+
+    Args:
+        catalog: Where the wells are.
+        pack: The crops.
+        encoders: Checkpoint by name, such as `trained` and `untrained`.
+        block: Transformer block, 0 = first, whose output is looked at.
+        pooling: `mean` or `cls`.
+        config: Knobs, strengths, labels.
+        progress: Told of each knob and strength.
+
+    Raises:
+        ValueError: A label or split that the screen does not allow, or a block that an encoder does not have.
+    """
+    config = config or AuditConfig()
+    tasks = [_task(catalog, pack, label, split, config) for label, split in config.labels]
+    loaded = {name: load_encoder(path) for name, path in encoders.items()}
+    for name, encoder in loaded.items():
+        if not 0 <= block < encoder.config.depth:
+            raise ValueError(f"encoder {name} has blocks 0 to {encoder.config.depth - 1}, asked for block {block}.")
+    total, done = len(loaded) * (1 + len(config.knobs) * len(config.strengths)), 0
+    rows: list[AuditRow] = []
+    skipped: dict[str, str] = {}
+    for name, encoder in loaded.items():
+        eye = _Eye(encoder, block, pooling, pack, config.seed)
+        looks = [_Look(eye, task, config) for task in tasks]
+        rows += [look.row(name, OFF, "", 0.0, look.unchanged) for look in looks]
+        done += 1
+        for knob, strength, changed in _changes(encoder, config, skipped):
+            for look in looks:
+                vectors = eye.vectors(look.test_crop_ids, changed)
+                rows.append(look.row(name, knob.field, knob.family, strength, vectors))
+            done += 1
+            if progress is not None:
+                progress("knobs", done, total)
+    if progress is not None:
+        progress("knobs", total, total)
+    return Audit(
+        rows,
+        skipped,
+        {task.data.label: len(task.train) for task in tasks},
+        {task.data.label: len(task.test) for task in tasks},
+    )
+
+
+def _changes(
+    encoder: Encoder, config: AuditConfig, skipped: dict[str, str]
+) -> Iterator[tuple[Knob, float, AugmentConfig]]:
+    base = NOTHING
+    if encoder.config.is_fused:  # it needs all its stains: a dropped one is dark
+        base = dataclasses.replace(base, channel_drop_mode="blank")
+    strengths_of = {"flip_rotate": config.strengths[-1:]}  # all or nothing
+    for name in config.knobs:
+        knob = KNOBS[name]
+        for strength in strengths_of.get(name, config.strengths):
+            changed = knob(strength, base)
+            try:
+                changed.check_model(encoder.config)
+            except ValueError as error:
+                skipped[name] = str(error)
+                break
+            yield knob, strength, changed
+
+
+def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: AuditConfig) -> _Task:
+    """Crops to fit on and to change, drawn by their ids alone, so that every encoder has the same."""
+    data = label_crops(
+        catalog,
+        pack.index.select(["crop_id", "well_id"]),
+        label,
+        include_controls=False,
+        what=f"pack {pack.pack_id}",
+    )
+    probe = ProbeConfig(label=label, split=split, seeds=(config.seed,), bootstrap_draws=1)
+    held = make_splits(data, probe)[0].is_test
+    classes = classes_in_both(data.label_of_well, held)
+    label_of_crop = data.label_of_well[data.well_of_crop]
+    is_used, is_test = np.isin(label_of_crop, classes), held[data.well_of_crop]
+    drawn = np.argsort([content_id("audit", str(config.seed), crop) for crop in data.crop_ids], kind="stable")
+    train = _alike(drawn[(is_used & ~is_test)[drawn]], label_of_crop, config.train_crops)
+    test = _alike(drawn[(is_used & is_test)[drawn]], label_of_crop, config.test_crops)
+    return _Task(data, classes, train, test)
+
+
+def _alike(drawn: NDArray[np.intp], label: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """Up to `most` of the drawn crops, as many of each class as there are."""
+    turn = np.zeros(len(drawn), dtype=int)
+    for value in np.unique(label[drawn]):
+        of_class = label[drawn] == value
+        turn[of_class] = np.arange(of_class.sum())
+    return np.asarray(np.sort(drawn[np.argsort(turn, kind="stable")[:most]]))
+
+
+class _Eye:
+    """An encoder as it looks at crops of a pack, changed or not."""
+
+    def __init__(self, encoder: Encoder, block: int, pooling: str, pack: Pack, seed: int) -> None:
+        self.encoder, self.block, self.pooling, self.pack, self.seed = encoder, block, pooling, pack, seed
+
+    def vectors(self, crop_ids: Sequence[str], changed: AugmentConfig | None = None) -> Floats:
+        """(N, D); what a crop becomes depends on its row in the pack and the seed, not on the minibatch."""
+        rows = self.pack.rows_of(crop_ids)
+        parts = []
+        for first in range(0, len(rows), _MINIBATCH):
+            part = rows[first : first + _MINIBATCH]
+            identities = [self.encoder.config.channel_indices(self.pack.channels(int(row))) for row in part]
+            batch = collate(self.pack.read(part), identities)
+            if changed is not None:
+                batch = augment(batch, changed, seed=self.seed, epochs=0, sample_index=part)
+            pooled = self.encoder.pooled_blocks(batch, (self.pooling,))[self.pooling]
+            parts.append(pooled[self.block].float().cpu().numpy())
+        return np.concatenate(parts)
+
+
+@dataclass(slots=True)
+class _Look:
+    """One encoder at one label."""
+
+    eye: _Eye
+    task: _Task
+    config: AuditConfig
+    unchanged: Floats = field(init=False)
+    probe: FittedProbe = field(init=False)
+    typical: float = field(init=False)
+    """Mean 1 - cos of crops of different wells."""
+    counts: WellCounts = field(init=False)
+
+    def __post_init__(self) -> None:
+        data, train, test = self.task.data, self.task.train, self.task.test
+        self.unchanged = self.eye.vectors(self.test_crop_ids)
+        vectors = self.eye.vectors([data.crop_ids[i] for i in train])
+        labels = data.label_of_well[data.well_of_crop[train]]
+        self.probe = linear_probe(vectors, labels, regularisation=self.config.regularisation)
+        self.typical = _typical_distance(self.unchanged, data.well_of_crop[test], self.config.seed)
+        self.counts = self._counts(self.unchanged)
+
+    @property
+    def test_crop_ids(self) -> list[str]:
+        return [self.task.data.crop_ids[i] for i in self.task.test]
+
+    def row(self, encoder: str, knob: str, family: str, strength: float, vectors: Floats) -> AuditRow:
+        data = self.task.data
+        counts = self._counts(vectors)
+        draws = self.config.bootstrap_draws
+        now = bootstrap_over_wells([counts], data.label_of_well, draws)
+        before = bootstrap_over_wells([self.counts], data.label_of_well, draws)  # the same resamples of wells
+        low, high = np.nanpercentile(now.draws - before.draws, [2.5, 97.5])
+        shift = float(np.mean(1 - _cosines(self.unchanged, vectors)))
+        recall, was = self._recall(counts), self._recall(self.counts)
+        return AuditRow(
+            encoder=encoder,
+            knob=knob,
+            family=family,
+            strength=strength,
+            label=data.label,
+            shift=shift,
+            relative_shift=shift / self.typical if self.typical > 0 else float("nan"),
+            recall=now.value,
+            drift=now.value - before.value,
+            drift_low=float(low),
+            drift_high=float(high),
+            class_recall=recall,
+            class_drift={name: recall[name] - was[name] for name in recall},
+        )
+
+    def _counts(self, vectors: Floats) -> WellCounts:
+        data, test = self.task.data, self.task.test
+        well = data.well_of_crop[test]
+        told = self.probe.classes[self.probe.logits(vectors).argmax(axis=1)]
+        n_wells = len(data.well_ids)
+        total = np.bincount(well, minlength=n_wells).astype(np.float64)
+        correct = np.bincount(well, weights=told == data.label_of_well[well], minlength=n_wells)
+        return WellCounts(np.asarray(correct, np.float64), total)
+
+    def _recall(self, counts: WellCounts) -> dict[str, float]:
+        found = {}
+        for code in self.task.classes.tolist():
+            wells = self.task.data.label_of_well == code
+            total = counts.total[wells].sum()
+            if total:
+                found[self.task.data.classes[code]] = float(counts.correct[wells].sum() / total)
+        return found
+
+
+def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.maximum(length, 1e-12))
+
+
+def _typical_distance(vectors: Floats, well: NDArray[np.intp], seed: int) -> float:
+    random = np.random.default_rng(seed)
+    i, j = random.integers(0, len(vectors), (2, _PAIRS))
+    differ = well[i] != well[j]
+    return float(np.mean(1 - _cosines(vectors[i[differ]], vectors[j[differ]]))) if differ.any() else float("nan")

@@ -1,0 +1,183 @@
+"""The audit on a small screen whose perturbations differ in texture and level, and on drawn figures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tests.embed.small_screen import SmallScreen, make_small_screen
+
+from cytolake.embed.extract import embed_crops
+from cytolake.line.audit_page import audit_table, audit_text, proposal_text, write_audit
+from cytolake.models import load_encoder
+from cytolake.models.augment import AugmentConfig
+from cytolake.tune.augmentation_design import propose_augmentations, proposed_config, proposed_settings
+from cytolake.tune.invariance_audit import OFF, Audit, AuditConfig, AuditRow, _task, audit_encoders
+
+CONFIG = AuditConfig(
+    knobs=("flip_rotate", "blur_sigma_px", "gain", "noise", "identity_drop"),
+    strengths=(0.2, 1.0),
+    labels=(("perturbation", "plate"), ("plate", "well")),
+    bootstrap_draws=50,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
+    return make_small_screen(tmp_path_factory.mktemp("audit"), crops_per_well=6)
+
+
+@pytest.fixture(scope="module")
+def audit(small: SmallScreen) -> Audit:
+    told: list[tuple[int, int]] = []
+    found = audit_encoders(
+        small.catalog, small.pack, small.checkpoints, 1, "mean", CONFIG, lambda _, done, n: told.append((done, n))
+    )
+    assert told[-1][0] == told[-1][1]
+    return found
+
+
+def test_every_knob_strength_and_label_has_a_row_and_flips_one(audit: Audit):
+    of_trained = [(row.knob, row.strength, row.label) for row in audit.rows if row.encoder == "trained"]
+    assert len(of_trained) == len(set(of_trained)) == 2 * (1 + 1 + 4 * 2)
+    assert {row.encoder for row in audit.rows} == {"trained", "untrained"}
+    assert audit.skipped == {}
+
+
+def test_what_an_encoder_cannot_see_moves_nothing(audit: Audit):
+    """Channels are standardised before the first block, so gain is invisible; blur is not."""
+    gain = audit.of("trained", "gain", "perturbation")
+    assert max(row.shift for row in gain) < 1e-4
+    assert all(abs(row.drift) < 0.05 for row in gain)
+    blur = audit.of("trained", "blur_sigma_px", "perturbation")
+    assert [row.strength for row in blur] == [0, 0.2, 1]
+    assert blur[0].shift == pytest.approx(0, abs=1e-6)
+    assert 0 < blur[1].relative_shift < blur[2].relative_shift
+
+
+def test_recall_of_unchanged_crops_is_that_of_scikit_learn(small: SmallScreen, audit: Audit):
+    """The crops and the probe taken by hand: embedded as by the embed job, fitted and scored by scikit-learn."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import recall_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    task = _task(small.catalog, small.pack, "perturbation", "plate", CONFIG)
+    vectors = []
+    for crops in (task.train, task.test):
+        rows = small.pack.rows_of([task.data.crop_ids[i] for i in crops])
+        channels = [small.pack.channels(int(row)) for row in rows]
+        pooled = embed_crops(load_encoder(small.checkpoints["trained"]), small.pack.read(rows), channels, ("mean",))
+        vectors.append(pooled[:, 1])
+    labels = [task.data.label_of_well[task.data.well_of_crop[crops]] for crops in (task.train, task.test)]
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=CONFIG.regularisation, class_weight="balanced", tol=1e-8)
+    ).fit(vectors[0], labels[0])
+    expected = recall_score(labels[1], probe.predict(vectors[1]), average="macro")
+    unchanged = next(r for r in audit.rows if (r.encoder, r.knob, r.label) == ("trained", OFF, "perturbation"))
+    assert unchanged.recall == pytest.approx(expected)
+    assert unchanged.drift == 0
+    assert set(unchanged.class_recall) == {"bright", "fine", "smooth"}
+
+
+def test_more_noise_moves_vectors_farther(audit: Audit):
+    noise = audit.of("trained", "noise", "perturbation")
+    assert noise[-1].relative_shift > noise[1].relative_shift > 0.01
+
+
+def test_the_same_audit_twice_is_the_same(small: SmallScreen, audit: Audit):
+    again = audit_encoders(small.catalog, small.pack, {"trained": small.checkpoints["trained"]}, 1, "mean", CONFIG)
+    before = [row for row in audit.rows if row.encoder == "trained"]
+    assert [dataclasses.replace(row) for row in again.rows] == before
+
+
+def test_a_knob_that_an_encoder_cannot_take_is_told(tmp_path):
+    fused = make_small_screen(tmp_path, architecture="mae_vit")
+    config = dataclasses.replace(CONFIG, knobs=("identity_drop", "channel_drop"), labels=(("perturbation", "plate"),))
+    found = audit_encoders(fused.catalog, fused.pack, fused.checkpoints, 0, "mean", config)
+    assert set(found.skipped) == {"identity_drop"}
+    assert "mae_vit needs all its stains" in found.skipped["identity_drop"]
+    assert {row.knob for row in found.rows} == {OFF, "channel_drop"}
+
+
+def test_what_cannot_be_audited_is_told(small: SmallScreen):
+    with pytest.raises(ValueError, match="blocks 0 to 1, asked for block 2"):
+        audit_encoders(small.catalog, small.pack, small.checkpoints, 2, "mean", CONFIG)
+    for change, told in (
+        ({"knobs": ("hue",)}, "audit.knobs has hue"),
+        ({"strengths": (0.5, 0.2)}, "increasing"),
+        ({"strengths": (0.5, 2.0)}, "at most 1"),
+        ({"labels": ()}, "audit.labels is empty"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            dataclasses.replace(CONFIG, **change)
+
+
+def drawn(effects: dict[str, tuple[float, float]], strengths=(0.25, 0.5, 1.0)) -> Audit:
+    """An audit in which each knob takes a share of recall at full strength: (of perturbation, of plate)."""
+    rows = []
+    for label, place in (("perturbation", 0), ("plate", 1)):
+        rows.append(
+            AuditRow("trained", OFF, "", 0, label, 0, 0, 0.8, 0, 0, 0, {"a": 0.8, "b": 0.8}, {"a": 0.0, "b": 0.0})
+        )
+        for knob, loss in effects.items():
+            for strength in strengths:
+                drift = -loss[place] * strength
+                rows.append(
+                    AuditRow(
+                        "trained", knob, "optics", strength, label, 0.1, 0.5, 0.8 + drift, drift, drift - 0.02,
+                        drift + 0.02, {"a": 0.8, "b": 0.8 + 2 * drift}, {"a": 0.0, "b": 2 * drift},
+                    )
+                )  # fmt: skip
+    return Audit(rows, {}, {"perturbation": 10, "plate": 10}, {"perturbation": 10, "plate": 10})
+
+
+def test_a_knob_is_proposed_that_covers_the_nuisance_and_not_the_biology():
+    audit = drawn({"blur_sigma_px": (0.0, 0.4), "noise": (0.5, 0.5), "gain": (0.0, 0.0), "rotation_deg": (0.08, 0.3)})
+    found = {each.knob: each for each in propose_augmentations(audit, "trained", ["perturbation"], ["plate"])}
+    assert (found["blur_sigma_px"].is_proposed, found["blur_sigma_px"].strength) == (True, 1.0)
+    assert not found["noise"].is_proposed
+    assert "already at strength 0.25 perturbation may lose 0.145" in found["noise"].reason
+    assert not found["gain"].is_proposed
+    assert "plate is told as well as before" in found["gain"].reason
+    assert (found["rotation_deg"].is_proposed, found["rotation_deg"].strength) == (True, 0.25)
+    assert found["rotation_deg"].worst_class == "b"
+
+
+def test_proposals_are_settings_of_a_training():
+    audit = drawn({"blur_sigma_px": (0.0, 0.4), "gain": (0.0, 0.0), "crop_scale": (0.0, 0.3)})
+    found = propose_augmentations(audit, "trained", ["perturbation"], ["plate"])
+    assert proposed_config(found) == AugmentConfig(blur_sigma_px=4.0, crop_scale=(1 - 0.92, 1.0))
+    settings = proposed_settings(found)
+    assert "pretrain.augment.blur_sigma_px=4.0" in settings
+    assert len(settings) == 2
+
+
+def test_labels_that_make_no_sense_are_told():
+    audit = drawn({"gain": (0.0, 0.0)})
+    for keep, ignore, told in (
+        (["perturbation"], ["batch"], "no audit of batch"),
+        (["plate"], ["plate"], "to be kept and to be ignored"),
+        ([], ["plate"], "at least one label to keep"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            propose_augmentations(audit, "trained", keep, ignore)
+    with pytest.raises(ValueError, match="no audit of encoder 'other'"):
+        propose_augmentations(audit, "other", ["perturbation"], ["plate"])
+
+
+def test_the_page_holds_every_knob_and_the_table_every_class(audit: Audit, tmp_path):
+    from rich.console import Console
+
+    proposals = propose_augmentations(audit, "trained", ["perturbation"], ["plate"])
+    page = write_audit(tmp_path / "audit.html", "Audit", audit, "About.", proposals, ["perturbation"], ["plate"])
+    text = page.read_text()
+    assert "identity drop" in text
+    assert "<svg" in text
+    assert "<script" not in text
+    console = Console(width=200, record=True)
+    console.print(audit_text(audit, "trained"), proposal_text(proposals))
+    assert "blur_sigma_px" in console.export_text()
+    table = audit_table(audit)
+    n_classes = sum(len(row.class_recall) for row in audit.rows)
+    assert table.num_rows == len(audit.rows) + n_classes

@@ -1,0 +1,145 @@
+"""A study of two objectives on a small screen, through real trials; its curves on drawn answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
+
+from cytolake.line.study_page import study_text, write_study
+from cytolake.models import ModelConfig
+from cytolake.models.objectives import MaeConfig, ObjectiveConfig
+from cytolake.tracking import TrackingConfig
+from cytolake.train.config import PretrainConfig
+from cytolake.train.pretrain import finished_run
+from cytolake.tune.study import DENSITY, StudyConfig, pin_questions, run_study, study_trials
+
+CONFIG = StudyConfig(
+    objectives=("mae", "simclr"),
+    knobs=("noise", "mask_ratio"),
+    strengths=(0.0, 0.5, 0.9),
+    seeds=(0, 1),
+    split_seeds=(0, 1),
+    crops=80,
+)
+BASE = PretrainConfig(
+    model=ModelConfig(
+        architecture="mae_vit", channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=2, heads=2
+    ),
+    objective=ObjectiveConfig(mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)),
+    steps=2,
+    minibatch_size=8,
+    workers=2,
+    threads=1,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
+    return make_small_screen(tmp_path_factory.mktemp("study"))
+
+
+def test_strength_0_is_trained_once_and_what_makes_no_sense_not_at_all():
+    trials, skipped = study_trials(CONFIG, BASE)
+    places = {(trial.objective, trial.knob, trial.strength, trial.seed) for trial in trials}
+    assert len(places) == len(trials)
+    assert ("simclr", "mask_ratio", 0.5, 0) not in places
+    assert skipped["simclr, mask_ratio"] == "only the masked autoencoder masks"
+    assert "nothing would be hidden" in skipped["mae, mask_ratio 0"]
+    assert {trial.pretrain.workers for trial in trials} == {0}
+    several = dataclasses.replace(CONFIG, objectives=("simclr",), knobs=("noise", "gain"))
+    trials, _ = study_trials(several, BASE)
+    assert len(trials) == 12
+    assert len({trial.pretrain for trial in trials}) == 10  # two seeds of strength 0 are shared
+
+
+def test_every_encoder_is_asked_the_same(small: SmallScreen):
+    questions = pin_questions(small.catalog, small.pack, CONFIG)
+    answers = questions(small.checkpoints["trained"])
+    confusion = np.array(answers["confusion"])
+    tests = [is_test[questions.data.well_of_crop] for is_test in questions.tests]
+    label = questions.data.label_of_well[questions.data.well_of_crop]
+    assert confusion.sum() == sum((is_test & (label >= 0)).sum() for is_test in tests)
+    assert set(answers["agreement"]) >= {"perturbation", "plate", "batch"}
+    again = pin_questions(small.catalog, small.pack, CONFIG)
+    assert again.key == questions.key
+    assert pin_questions(small.catalog, small.pack, dataclasses.replace(CONFIG, block=0)).key != questions.key
+
+
+def test_a_study_trains_each_once_and_a_second_call_nothing(small: SmallScreen, local_ray: None, tmp_path):
+    config = dataclasses.replace(CONFIG, knobs=("noise",))
+    tracking = TrackingConfig()
+    told: list[tuple[int, int]] = []
+    first = run_study(small.catalog, small.pack, config, BASE, tracking, lambda _, done, n: told.append((done, n)))
+    assert (first.n_trials, first.n_trained) == (12, 12)
+    assert told[0] == (0, 12)
+    assert told[-1] == (12, 12)
+    assert first.trial_seconds > 0
+    curves = {(curve.objective, curve.knob): curve for curve in first.curves}
+    assert set(curves) == {("mae", "noise"), ("simclr", "noise")}
+    assert curves["mae", "noise"].accuracy.shape == (3, 2)
+    assert curves["mae", "noise"].effects.gap >= 0
+    assert curves["mae", "noise"].agreement["plate"].shape == (3, 2)
+
+    trial = study_trials(config, BASE)[0][3]
+    finished = finished_run(small.pack.pack_id, trial.pretrain, small.catalog.root / "runs")
+    assert finished is not None
+    answers = json.loads(next(finished.run_folder.glob("study_*.json")).read_text())
+    lost = next(finished.run_folder.glob("study_*.json"))
+    lost.unlink()  # as after a kill between training and answers
+    weights = finished.checkpoint.stat().st_mtime_ns
+    second = run_study(small.catalog, small.pack, config, BASE, tracking)
+    assert (second.n_trials, second.n_trained) == (12, 1)
+    assert finished.checkpoint.stat().st_mtime_ns == weights, "asked again, not trained again"
+    assert json.loads(lost.read_text()) == answers
+    third = run_study(small.catalog, small.pack, config, BASE, tracking)
+    assert (third.n_trained, third.trial_seconds) == (0, 0)
+    np.testing.assert_array_equal(third.curves[0].accuracy, first.curves[0].accuracy)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking.at(small.catalog.root).uri)
+    experiment = client.get_experiment_by_name("cytolake")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    studies = [run for run in runs if run.info.run_name == "study"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in {r.info.run_id for r in studies}]
+    assert len(children) == 12
+    assert {run.data.tags["study.strength"] for run in children} == {"0", "0.5", "0.9"}
+
+    page = write_study(tmp_path / "study.html", "Study", first, config)
+    assert page.read_text().count("<svg") == 3
+    assert study_text(first).row_count == 2
+
+
+def test_a_trial_that_fails_is_told_and_the_others_are_kept(small: SmallScreen, local_ray: None):
+    config = dataclasses.replace(CONFIG, objectives=("mae",), knobs=("gain",), seeds=(7,))
+    broken = dataclasses.replace(BASE, learning_rate=1e30)
+    with pytest.raises(Exception, match=r"loss is|gradient"):
+        run_study(small.catalog, small.pack, config, broken, TrackingConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"knobs": ("hue",)}, "study.knobs has hue"),
+        ({"strengths": (0.0, 1.0)}, "three or more"),
+        ({"strengths": (0.0, 0.5, 2.0)}, "from 0 to 1"),
+        ({"seeds": ()}, "study.seeds is empty"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_a_label_that_the_screen_does_not_allow_is_told(small: SmallScreen):
+    with pytest.raises(ValueError, match=r"wells\.gene has 0 classes"):
+        pin_questions(small.catalog, small.pack, dataclasses.replace(CONFIG, label="gene"))
+
+
+def test_density_is_left_out_where_it_is_not_known(small: SmallScreen):
+    questions = pin_questions(small.catalog, small.pack, CONFIG)
+    assert DENSITY not in questions(small.checkpoints["trained"])["agreement"]
