@@ -28,7 +28,7 @@ from cytolake.recipes import build_recipe
 from cytolake.tracking import TrackingConfig, find_folder
 
 DIM, N_GENES, CROPS_EACH = 12, 24, 3
-QUICK = QueryPredictorConfig(families=("tfidf", "ridge"), folds=3, outer_folds=3, bootstrap_draws=50)
+QUICK = QueryPredictorConfig(families=("tfidf", "ridge"), folds=2, outer_folds=2, bootstrap_draws=50)
 CONFIG = QueriesConfig(representation_id="trained", crops=600, queries=300, predictor=QUICK)
 
 

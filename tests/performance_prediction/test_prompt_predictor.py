@@ -110,6 +110,7 @@ def test_a_sentence_model_that_is_not_there_is_told():
         fit_prompt_predictor(drawn(), config)
 
 
+@pytest.mark.slow
 def test_words_alone_reach_the_known_figure_on_the_published_prompts(real_data):
     """0.527 by a plain TF-IDF and ridge, measured before; the published correlation of the word count is -0.137."""
     config = PromptTableConfig(

@@ -70,19 +70,19 @@ def test_every_encoder_is_asked_the_same(small: SmallScreen):
 
 
 def test_a_study_trains_each_once_and_a_second_call_nothing(small: SmallScreen, local_ray: None, tmp_path):
-    config = dataclasses.replace(CONFIG, knobs=("noise",))
+    config = dataclasses.replace(CONFIG, objectives=("simclr",), knobs=("noise",))
     tracking = TrackingConfig()
     told: list[tuple[int, int]] = []
     first = run_study(small.catalog, small.pack, config, BASE, tracking, lambda _, done, n: told.append((done, n)))
-    assert (first.n_trials, first.n_trained) == (12, 12)
-    assert told[0] == (0, 12)
-    assert told[-1] == (12, 12)
+    assert (first.n_trials, first.n_trained) == (6, 6)
+    assert told[0] == (0, 6)
+    assert told[-1] == (6, 6)
     assert first.trial_seconds > 0
-    curves = {(curve.objective, curve.knob): curve for curve in first.curves}
-    assert set(curves) == {("mae", "noise"), ("simclr", "noise")}
-    assert curves["mae", "noise"].accuracy.shape == (3, 2)
-    assert curves["mae", "noise"].effects.gap >= 0
-    assert curves["mae", "noise"].agreement["plate"].shape == (3, 2)
+    (curve,) = first.curves
+    assert (curve.objective, curve.knob) == ("simclr", "noise")
+    assert curve.accuracy.shape == (3, 2)
+    assert curve.effects.gap >= 0
+    assert curve.agreement["plate"].shape == (3, 2)
 
     trial = study_trials(config, BASE)[0][3]
     finished = finished_run(small.pack.pack_id, trial.pretrain, small.catalog.root / "runs")
@@ -92,7 +92,7 @@ def test_a_study_trains_each_once_and_a_second_call_nothing(small: SmallScreen, 
     lost.unlink()  # as after a kill between training and answers
     weights = finished.checkpoint.stat().st_mtime_ns
     second = run_study(small.catalog, small.pack, config, BASE, tracking)
-    assert (second.n_trials, second.n_trained) == (12, 1)
+    assert (second.n_trials, second.n_trained) == (6, 1)
     assert finished.checkpoint.stat().st_mtime_ns == weights, "asked again, not trained again"
     assert json.loads(lost.read_text()) == answers
     third = run_study(small.catalog, small.pack, config, BASE, tracking)
@@ -106,14 +106,15 @@ def test_a_study_trains_each_once_and_a_second_call_nothing(small: SmallScreen, 
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     studies = [run for run in runs if run.info.run_name == "study"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in {r.info.run_id for r in studies}]
-    assert len(children) == 12
+    assert len(children) == 6
     assert {run.data.tags["study.strength"] for run in children} == {"0", "0.5", "0.9"}
 
     page = write_study(tmp_path / "study.html", "Study", first, config)
-    assert page.read_text().count("<svg") == 3
-    assert study_text(first).row_count == 2
+    assert page.read_text().count("<svg") == 2
+    assert study_text(first).row_count == 1
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_the_others_are_kept(small: SmallScreen, local_ray: None):
     config = dataclasses.replace(CONFIG, objectives=("mae",), knobs=("gain",), seeds=(7,))
     broken = dataclasses.replace(BASE, learning_rate=1e30)

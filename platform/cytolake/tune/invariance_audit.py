@@ -48,13 +48,13 @@ class AuditConfig:
 
     knobs: tuple[str, ...] = tuple(KNOBS)
     """Names of `cytolake.models.augment.knobs.KNOBS`."""
-    strengths: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0)
     """From above 0 to 1, increasing; each crop draws its own change up to the strength."""
     labels: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("plate", "well"))
     """Columns of `wells` to tell, and what is held out. A nuisance such as the plate belongs here too."""
     train_crops: int = 2000
     """Unchanged crops that probes are fitted on."""
-    test_crops: int = 600
+    test_crops: int = 400
     """Crops of held-out plates or wells that are changed."""
     regularisation: float = 0.01
     """Inverse strength of the probes' penalty."""
