@@ -62,6 +62,8 @@ def main() -> int:
             f"{time.perf_counter() - started:.0f} s; {report.coverage:.1%} of test scores in their "
             f"{predictor.stack.coverage:.0%} interval of mean width {report.width:.2f}"
         )
+        ours = report.scores[PREDICTOR]
+        console.print("  " + ", ".join(f"{metric} {ours[metric]}" for metric in ("pearson", "spearman", "kendall")))
         for note in report.notes:
             console.print(f"  {note}")
         validation = ", ".join(f"{name} {value:.3f}" for name, value in predictor.stack.validation.items())
