@@ -30,6 +30,8 @@ def test_a_constant_side_has_no_correlation_but_an_error(pairs):
     truth, _ = pairs
     for metric in METRICS[:3]:
         assert np.isnan(correlation(metric, truth, np.full(300, 2.0)))
+        rounded = np.random.default_rng(0).choice([0.1 + 0.2, 0.3], 300)  # equal but for the last digit
+        assert np.isnan(correlation(metric, truth, rounded))
     assert correlation("rmse", truth, np.full(300, truth.mean())) == pytest.approx(truth.std())
 
 

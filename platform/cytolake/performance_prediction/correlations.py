@@ -62,13 +62,18 @@ def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
         return float(np.sqrt(np.mean((truth - predicted) ** 2)))
     if metric not in METRICS:
         raise ValueError(f"no metric {metric!r}. There are {', '.join(METRICS)}.")
-    if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+    if len(truth) < 2 or _is_constant(truth) or _is_constant(predicted):
         return float("nan")
     if metric == "kendall":
         return float(kendalltau(truth, predicted).statistic)
     if metric == "spearman":
         truth, predicted = rankdata(truth), rankdata(predicted)
     return float(np.corrcoef(truth, predicted)[0, 1])
+
+
+def _is_constant(values: Numbers) -> bool:
+    """Equal but for rounding: means of equal numbers differ in their last digits, and those would correlate."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def within_generators(
