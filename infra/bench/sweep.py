@@ -153,19 +153,19 @@ def finished(root: Path) -> dict[str, float]:
 
 
 def confusion_is_scikit_learns(root: Path) -> bool:
-    """The confusion of one finished trial, counted again by scikit-learn from its encoder."""
-    from sklearn.metrics import confusion_matrix as oracle
+    """Whether a finished trial's confusion is what scikit-learn counts, its encoder asked again."""
+    from sklearn.metrics import confusion_matrix
 
-    from cytolake.tune.trade_offs import confusion_matrix
+    import cytolake.catalog
+    from cytolake.packs.pack import Pack
+    from cytolake.tune.study import pin_questions
 
-    random = np.random.default_rng(0)
-    kept = json.loads(next((root / "runs").glob("*/study_*.json")).read_text())["confusion"]
-    n = len(kept)
-    label = np.repeat(np.repeat(np.arange(n), n), np.ravel(kept))
-    told = np.repeat(np.tile(np.arange(n), n), np.ravel(kept))
-    order = random.permutation(len(label))
-    again = oracle(label[order], told[order], labels=range(n))
-    return bool((again == np.array(kept)).all() and (confusion_matrix(label, told, n) == again).all())
+    kept = next((root / "runs").glob("*/study_*.json"))
+    pack = Pack.open(next((root / "packs").glob("[!.]*")))
+    questions = pin_questions(cytolake.catalog.open(root), pack, the_line(root).study)
+    label, told = questions.told(questions.vectors(kept.with_name("encoder.safetensors")))
+    again = confusion_matrix(label, told, labels=range(len(questions.classes)))
+    return bool((again == np.array(json.loads(kept.read_text())["confusion"])).all())
 
 
 def start(what: str, root: Path, **options: Any) -> subprocess.Popen[str]:
@@ -173,10 +173,13 @@ def start(what: str, root: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def main() -> int:
+    from cytolake.tune.study import study_trials
+
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as name:
         root = Path(sys.argv[1] if len(sys.argv) > 1 else name).resolve()
         start("prepare", root).wait()
-        n = 81
+        line = the_line(root)
+        n = len({trial.pretrain for trial in study_trials(line.study, line.pretrain)[0]})
         places = [round(i * (n - 1) / (SAMPLE - 1)) for i in range(SAMPLE)]
         with tempfile.TemporaryDirectory() as runs, multiprocessing.get_context("spawn").Pool(CONCURRENT) as pool:
             # A folder for each: they must not find each other's results. The first of each process warms it.

@@ -26,6 +26,7 @@ from cytolake.embed.aggregate import append_profiles
 from cytolake.embed.pixel_statistics import MODEL as PIXEL_STATISTICS_MODEL
 from cytolake.embed.pixel_statistics import PixelStatistics
 from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
+from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
 from cytolake.packs.pack import Pack
 
@@ -370,6 +371,36 @@ def embed_crops(
         poolings: Which; `channel_mean` is wider than the others and cannot be asked for with them.
     """
     return _by_place(_pooled(encoder, images, channels, poolings), poolings)
+
+
+def embed_rows(
+    encoder: Encoder,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    pooling: str = "mean",
+    change: Callable[[CropBatch, NDArray[np.int64]], CropBatch] | None = None,
+    minibatch_size: int = 64,
+) -> NDArray[np.float32]:
+    """(n_blocks, N, D) one pooling of every block of some crops of a pack, in this process.
+
+    Args:
+        encoder: On the device to run on.
+        pack: The crops.
+        rows: (N,) of the pack.
+        pooling: `mean`, `cls` or `channel_mean`.
+        change: What is done to a minibatch and its rows first, such as an augmentation.
+        minibatch_size: Crops in one forward pass.
+    """
+    device = next(encoder.parameters()).device
+    parts = []
+    for first in range(0, len(rows), minibatch_size):
+        part = rows[first : first + minibatch_size]
+        identities = [encoder.config.channel_indices(pack.channels(int(row))) for row in part]
+        batch = collate(pack.read(part), identities).to(device)
+        if change is not None:
+            batch = change(batch, part)
+        parts.append(encoder.pooled_blocks(batch, (pooling,))[pooling].float().cpu().numpy())
+    return np.concatenate(parts, axis=1)
 
 
 def _pooled(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-import cytolake
 from cytolake.line.figures import INK, PALETTE, as_svg, new_figure
+from cytolake.line.page import write_page
 from cytolake.tune.augmentation_design import Proposal, proposed_settings
 from cytolake.tune.invariance_audit import OFF, Audit, AuditRow
 
@@ -88,14 +85,11 @@ def write_audit(
     """Write one self-contained HTML page and return its path."""
     encoders = list(dict.fromkeys(row.encoder for row in audit.rows))
     labels = list(dict.fromkeys(row.label for row in audit.rows))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("audit.html.j2").render(
+    return write_page(
+        path,
+        "audit.html.j2",
         title=title,
         about=about,
-        version=cytolake.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         shift=_curves(audit, encoders, labels[0], "relative_shift", "distance moved"),
         labels=[
             {
@@ -119,11 +113,6 @@ def write_audit(
         ignored=", ".join(ignored),
         skipped=sorted(audit.skipped.items()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
 
 
 def _knobs(audit: Audit) -> list[str]:

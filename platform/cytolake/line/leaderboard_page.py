@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import cytolake
 from cytolake.benchmark.leaderboard import EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.transcriptomics.benchmark import FITTED
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.line.figures import block_curves
+from cytolake.line.page import write_page
 
 PAGE_FILE = "leaderboard.html"
 ABOUT = {
@@ -113,22 +110,14 @@ def write_leaderboard(
         group.rankings.append(_ranking(list(rows), by_task[task]))
     order = list(ABOUT)
     ranked = sorted(groups, key=lambda name: (order.index(name) if name in order else len(order), name))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("leaderboard.html.j2").render(
+    return write_page(
+        path,
+        "leaderboard.html.j2",
         title=title,
-        version=cytolake.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         warnings=warnings,
         groups=[groups[name] for name in ranked],
         left_out=sorted((left_out or {}).items()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
 
 
 def leaderboard_text(rows: pa.Table) -> Group:

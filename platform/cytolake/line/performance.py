@@ -7,18 +7,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-import cytolake
 from cytolake.catalog import Catalog
 from cytolake.line.config import PerformanceConfig
 from cytolake.line.figures import INK, PALETTE, as_svg, new_figure
+from cytolake.line.page import write_page
 from cytolake.line.progress import Report
 from cytolake.performance_prediction.catalog_queries import crop_queries, well_queries
 from cytolake.performance_prediction.correlations import METRICS, Estimate
@@ -152,13 +150,10 @@ def performance_text(section: PerformanceSection) -> Table:
 
 def write_performance(path: Path, title: str, sections: Sequence[PerformanceSection]) -> Path:
     """Write one self-contained HTML page and return its path."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("performance.html.j2").render(
+    return write_page(
+        path,
+        "performance.html.j2",
         title=title,
-        version=cytolake.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         metrics=METRICS,
         sections=[
             {
@@ -175,11 +170,6 @@ def write_performance(path: Path, title: str, sections: Sequence[PerformanceSect
             for section in sections
         ],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
 
 
 @contextmanager

@@ -8,25 +8,22 @@ from __future__ import annotations
 import base64
 import io
 import math
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import jinja2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-import cytolake
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.qc.levels import median_and_sd, plate_shape
 from cytolake.catalog.qc.verdicts import QcRule, profile_of
+from cytolake.line.page import write_page
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
 
@@ -146,13 +143,10 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
             worst += _query(tables, _WORST.format(n_worst=n_worst))
             for row in _query(tables, _TYPICAL):
                 typical[plate_id] = row["site_id"]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     n_sites, n_failed = (sum(getattr(plate, name) for plate in plates) for name in ("n_sites", "n_failed_sites"))
-    page = environment.get_template("qc_page.html.j2").render(
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=cytolake.__version__,
+    return write_page(
+        folder / PAGE_FILE,
+        "qc_page.html.j2",
         qc_id=qc_id,
         profile=profile.name if profile else "",
         counts=[
@@ -169,11 +163,6 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
         pictures=_pictures(catalog, _in_turn(worst, n_worst), typical),
         n_shown=ROWS_SHOWN,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(folder / PAGE_FILE)
 
 
 def _quoted(text: str) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
@@ -18,6 +15,7 @@ import cytolake
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.line.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
+from cytolake.line.page import write_page
 from cytolake.line.qc_page import PAGE_FILE
 from cytolake.train.evaluation import read_evaluations
 
@@ -67,14 +65,11 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         ("Quality control", _plate_maps(catalog, inputs.qc_id), _QC_TEXT),
         ("Artefact detector", _label_efficiency(path.parent), _LABELS_TEXT),
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(
+    return write_page(
+        path,
+        "report.html.j2",
         title=inputs.title,
         key=key,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=cytolake.__version__,
         choice=inputs.choice,
         counts=_counts(catalog, inputs.curation_id),
         commands=inputs.commands,
@@ -83,11 +78,6 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         quarantine=_quarantine(catalog),
         has_qc_page=path.with_name(PAGE_FILE).is_file(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
 
 
 _BLOCK_TEXT = (

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from rich.table import Table
 
-import cytolake
 from cytolake.line.figures import INK, PALETTE, as_svg, new_figure
+from cytolake.line.page import write_page
 from cytolake.tune.study import StudyConfig, StudyCurve, StudyResult
 
 PAGE_FILE = "study.html"
@@ -46,13 +43,10 @@ def study_text(study: StudyResult) -> Table:
 
 def write_study(path: Path, title: str, study: StudyResult, config: StudyConfig) -> Path:
     """Write one self-contained HTML page and return its path."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("study.html.j2").render(
+    return write_page(
+        path,
+        "study.html.j2",
         title=title,
-        version=cytolake.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         label=config.label,
         split=config.split,
         n_trials=study.n_trials,
@@ -80,11 +74,6 @@ def write_study(path: Path, title: str, study: StudyResult, config: StudyConfig)
         matrix=_matrix(study.curves),
         skipped=sorted(study.skipped.items()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
 
 
 def _split(curve: StudyCurve) -> tuple[list[str], list[str]]:

@@ -13,10 +13,9 @@ from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, make_split
 from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.models import collate, load_encoder
+from cytolake.embed.extract import embed_rows
+from cytolake.models import load_encoder
 from cytolake.packs.pack import Pack
-
-_MINIBATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +45,7 @@ class TrainingProbe:
     def __call__(self, encoder_path: Path) -> dict[str, float]:
         """`block_K` for each block, mean pooling, and `best_block` of them all."""
         encoder, pack = load_encoder(encoder_path), Pack.open(self.pack_path)
-        parts = []
-        for first in range(0, len(self.rows), _MINIBATCH):
-            rows = self.rows[first : first + _MINIBATCH]
-            identities = [encoder.config.channel_indices(pack.channels(int(row))) for row in rows]
-            parts.append(encoder.pooled_blocks(collate(pack.read(rows), identities))["mean"].numpy())
-        vectors_KND = np.concatenate(parts, axis=1)
+        vectors_KND = embed_rows(encoder, pack, self.rows)
         key = probe_key(self.data, self.config)
         numbers = {
             f"block_{block}": probe_representation(vectors, f"block{block}", self.data, self.config, key)

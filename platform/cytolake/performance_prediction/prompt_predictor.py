@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cytolake.performance_prediction.correlations import Estimate, NoiseCeiling, noise_ceiling, score_predictions
 from cytolake.performance_prediction.prompt_table import Prompts
-from cytolake.performance_prediction.regressors import FAMILIES, Family, View
+from cytolake.performance_prediction.regressors import View
 from cytolake.performance_prediction.stacked import Predicted, Stack, StackConfig, fit_stack, load_stack
 from cytolake.performance_prediction.text_features import SentenceModel, find_sentence_model, surface
 
@@ -36,34 +36,13 @@ FEW_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PromptPredictorConfig:
-    """How a predictor of prompts is fitted."""
+class PromptPredictorConfig(StackConfig):
+    """How a predictor of prompts is fitted: a stack, of which all but `tfidf` read counts and sentence vectors."""
 
     sentence_model: str = ""
     """Folder of a sentence model, or package that carries one; empty means counted words alone."""
-    families: tuple[Family, ...] = FAMILIES
-    """Regressors that take part; all but `tfidf` read counts and sentence vectors."""
-    folds: int = 5
-    """Folds in which settings are chosen."""
-    coverage: float = 0.9
-    """Share of new prompts whose score the interval should cover."""
-    heteroscedastic: bool = True
-    """Let the width of an interval depend on the prompt."""
-    seed: int = 0
-    """Of folds, and of regressors that draw."""
     bootstrap_draws: int = 1000
     """Resamples of the intervals of figures."""
-
-    @property
-    def stack(self) -> StackConfig:
-        """The part that is not about text."""
-        return StackConfig(
-            families=self.families,
-            folds=self.folds,
-            coverage=self.coverage,
-            heteroscedastic=self.heteroscedastic,
-            seed=self.seed,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +166,7 @@ def fit_prompt_predictor(
         targets,
         known.group,
         known.part == "validation",
-        config.stack,
+        config,
         progress,
     )
     predictor = PromptPredictor(stack, model, generators)

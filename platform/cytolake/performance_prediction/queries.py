@@ -49,39 +49,24 @@ NEAREST = (1, 10, 30)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueryPredictorConfig:
-    """How a predictor of queries is fitted and judged."""
+class QueryPredictorConfig(StackConfig):
+    """How a predictor of queries is fitted and judged: a stack, of which `tfidf` alone reads descriptions."""
 
     families: tuple[Family, ...] = FAMILIES
-    """Regressors that take part; `tfidf` reads the description, all others numbers."""
-    folds: int = 5
-    """Folds in which settings are chosen."""
-    outer_folds: int = 4
-    """Folds that are held out, one after the other, to judge the whole fit."""
-    coverage: float = 0.9
-    """Share of new queries whose performance the interval should cover."""
     heteroscedastic: bool = False
     """Let the width of an interval depend on the query: worth it from thousands of queries on."""
+    outer_folds: int = 4
+    """Folds that are held out, one after the other, to judge the whole fit."""
     by_direction: bool = False
     """Look at the direction of vectors alone, as where a service keeps them at unit length. Of vectors that were
     centred on their controls the length says most."""
-    seed: int = 0
     bootstrap_draws: int = 1000
+    """Resamples of the intervals of figures."""
 
     def __post_init__(self) -> None:
+        StackConfig.__post_init__(self)  # super() without arguments does not know a class with slots
         if self.outer_folds < 2:
             raise ValueError(f"outer_folds is {self.outer_folds}, expected 2 or more.")
-
-    @property
-    def stack(self) -> StackConfig:
-        """The part that is not about queries."""
-        return StackConfig(
-            families=self.families,
-            folds=self.folds,
-            coverage=self.coverage,
-            heteroscedastic=self.heteroscedastic,
-            seed=self.seed,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +422,7 @@ def _fit(queries: Queries, group: Codes, before: Before, config: QueryPredictorC
         families = tuple(each for each in config.families if each != "tfidf")
         config = replace(config, families=families)
     nothing_held = np.zeros(len(queries), dtype=bool)
-    stack = fit_stack(views, queries.performance[:, None], group, nothing_held, config.stack)
+    stack = fit_stack(views, queries.performance[:, None], group, nothing_held, config)
     return QueryPredictor(before, stack, place)
 
 

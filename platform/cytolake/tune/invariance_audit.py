@@ -28,9 +28,11 @@ from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import SplitBy, classes_in_both
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.models import Encoder, collate, load_encoder
+from cytolake.embed.extract import embed_rows
+from cytolake.models import Encoder, load_encoder
 from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
+from cytolake.models.crops import CropBatch
 from cytolake.packs.pack import Pack
 
 Progress = Callable[[str, int, int], None]
@@ -38,7 +40,6 @@ Floats = NDArray[np.float32]
 
 OFF = ""
 """Name of the knob of crops that were not changed."""
-_MINIBATCH = 64
 _PAIRS = 20_000
 
 
@@ -244,17 +245,12 @@ class _Eye:
 
     def vectors(self, crop_ids: Sequence[str], changed: AugmentConfig | None = None) -> Floats:
         """(N, D); what a crop becomes depends on its row in the pack and the seed, not on the minibatch."""
+
+        def change(batch: CropBatch, rows: NDArray[np.int64]) -> CropBatch:
+            return batch if changed is None else augment(batch, changed, seed=self.seed, epochs=0, sample_index=rows)
+
         rows = self.pack.rows_of(crop_ids)
-        parts = []
-        for first in range(0, len(rows), _MINIBATCH):
-            part = rows[first : first + _MINIBATCH]
-            identities = [self.encoder.config.channel_indices(self.pack.channels(int(row))) for row in part]
-            batch = collate(self.pack.read(part), identities)
-            if changed is not None:
-                batch = augment(batch, changed, seed=self.seed, epochs=0, sample_index=part)
-            pooled = self.encoder.pooled_blocks(batch, (self.pooling,))[self.pooling]
-            parts.append(pooled[self.block].float().cpu().numpy())
-        return np.concatenate(parts)
+        return np.asarray(embed_rows(self.encoder, self.pack, rows, self.pooling, change)[self.block])
 
 
 @dataclass(slots=True)

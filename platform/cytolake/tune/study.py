@@ -26,7 +26,8 @@ from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import SplitBy, classes_in_both
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.models import collate, load_encoder
+from cytolake.embed.extract import embed_rows
+from cytolake.models import load_encoder
 from cytolake.models.augment.knobs import KNOBS
 from cytolake.packs.pack import Pack
 from cytolake.tracking import TrackingConfig, start_run
@@ -41,7 +42,6 @@ MASK_RATIO = "mask_ratio"
 """A knob of the masked autoencoder alone; its strength is the ratio."""
 DENSITY = "foreground"
 """Tercile of the share of a crop that is foreground."""
-_MINIBATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,25 +240,30 @@ class Questions:
 
     def __call__(self, encoder_path: Path) -> dict[str, Any]:
         """`confusion` (K, K) over the test parts of all splits, and `ami`, `nmi`, `ari` for each labelling."""
-        encoder, pack = load_encoder(encoder_path), Pack.open(self.pack_path)
-        parts = []
-        for first in range(0, len(self.rows), _MINIBATCH):
-            rows = self.rows[first : first + _MINIBATCH]
-            identities = [encoder.config.channel_indices(pack.channels(int(row))) for row in rows]
-            pooled = encoder.pooled_blocks(collate(pack.read(rows), identities), ("mean",))["mean"]
-            parts.append(pooled[self.config.block].float().numpy())
-        vectors = np.concatenate(parts)
+        vectors = self.vectors(encoder_path)
+        label, told = self.told(vectors)
+        agreement = cluster_agreement(vectors, self.labels, restarts=20, seeds=(0,))
+        return {
+            "confusion": confusion_matrix(label, told, len(self.classes)).tolist(),
+            "agreement": {name: asdict(each) for name, each in agreement.items()},
+        }
+
+    def vectors(self, encoder_path: Path) -> NDArray[np.float32]:
+        """(N, D) of the crops that are asked about."""
+        pack = Pack.open(self.pack_path)
+        return np.asarray(embed_rows(load_encoder(encoder_path), pack, self.rows)[self.config.block])
+
+    def told(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """True and told class (positions in `classes`) of every crop in a test part, one split after the other."""
         code = {self.data.classes.index(name): k for k, name in enumerate(self.classes)}
-        label_N = np.array([code.get(int(c), -1) for c in self.data.label_of_well[self.data.well_of_crop]])
-        confusion = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        label = np.array([code.get(int(c), -1) for c in self.data.label_of_well[self.data.well_of_crop]], dtype=np.intp)
+        parts = []
         for is_test_W in self.tests:
             is_test = is_test_W[self.data.well_of_crop]
-            train, test = np.flatnonzero((label_N >= 0) & ~is_test), np.flatnonzero((label_N >= 0) & is_test)
-            probe = linear_probe(vectors[train], label_N[train], regularisation=self.config.regularisation)
-            told = probe.classes[probe.logits(vectors[test]).argmax(axis=1)]
-            confusion += confusion_matrix(label_N[test], told, len(self.classes))
-        agreement = cluster_agreement(vectors, self.labels, restarts=20, seeds=(0,))
-        return {"confusion": confusion.tolist(), "agreement": {name: asdict(a) for name, a in agreement.items()}}
+            train, test = np.flatnonzero((label >= 0) & ~is_test), np.flatnonzero((label >= 0) & is_test)
+            probe = linear_probe(vectors[train], label[train], regularisation=self.config.regularisation)
+            parts.append((label[test], probe.classes[probe.logits(vectors[test]).argmax(axis=1)]))
+        return np.concatenate([true for true, _ in parts]), np.concatenate([told for _, told in parts])
 
 
 def pin_questions(catalog: Catalog, pack: Pack, config: StudyConfig) -> Questions:

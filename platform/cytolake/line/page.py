@@ -1,0 +1,32 @@
+"""How a page gets onto disk: one self-contained HTML file, whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import cytolake
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Render a template of this folder into a file and return its path.
+
+    Args:
+        path: Where the page goes; a page that is there is replaced at once.
+        template: File beside this one. It is given `version` and `written` (UTC) too, and fails on a value it lacks.
+        values: What else it is given.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = environment.get_template(template).render(version=cytolake.__version__, written=written, **values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
+        file.write(page)
+    Path(file.name).chmod(0o644)
+    return Path(file.name).replace(path)
