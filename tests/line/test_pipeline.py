@@ -137,15 +137,18 @@ def _run(line: Line) -> tuple[stages.PipelineResult, str]:
     return result, printed.getvalue()
 
 
-def test_a_sweep_trains_each_value_and_a_second_one_trains_nothing(line, first):
-    swept = apply_overrides(line, ["sweep.values=0.75", "sweep.seeds=[0]"])
+def test_a_sweep_tries_settings_by_their_names_and_a_second_one_trains_nothing(line, first):
+    asked = ["sweep.space=pretrain.objective.mae.mask_ratio=0.75", "sweep.searcher=grid", "sweep.confirm_seeds=[]"]
+    swept = apply_overrides(line, [*asked, "sweep.stops_early=false", "study.split_seeds=[0]"])
     printed = io.StringIO()
     stages.sweep(swept, Console(file=printed, width=200))
-    assert "0.75" in printed.getvalue()
-    runs = sorted(Path(line.root, "runs").glob("*/result.json"))
-    assert len(runs) == 2  # the pipeline's own, and the trial
+    assert "objective.mae.mask_ratio" in printed.getvalue()
+    assert "train with the best: --set pretrain.objective.mae.mask_ratio=0.75" in printed.getvalue()
+    ledger = next(Path(line.root, "runs", "sweeps").glob("*/trials.jsonl"))
+    known = ledger.read_text()
+    assert known.count("ended") == 1
     stages.sweep(swept, Console(file=io.StringIO()))
-    assert sorted(Path(line.root, "runs").glob("*/result.json")) == runs
+    assert ledger.read_text() == known
 
 
 def test_the_benchmark_scores_every_label_beside_the_baselines(line, first):

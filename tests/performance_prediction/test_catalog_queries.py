@@ -127,8 +127,9 @@ def test_the_job_judges_registers_and_draws_both_predictors(line, root):
     console = Console(width=160, record=True)
     stages.predict_performance(line, console)
     text = console.export_text()
-    assert "Queries before the search" in text
-    assert "Queries before the screen" in text
+    for measure in ("Average precision", "Replicate consistency"):
+        assert f"{measure} before the search" in text
+        assert f"{measure} before the screen" in text
     page = (root / "report" / "performance.html").read_text()
     assert "<svg" in page
     assert "distance from controls" in page

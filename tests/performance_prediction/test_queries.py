@@ -72,6 +72,29 @@ def test_performance_is_the_average_precision_of_a_loop(screen):
     assert np.isnan(found[screen["is_control"]]).all()
 
 
+@pytest.mark.parametrize("n_plates", [1, 4])
+def test_replicate_consistency_is_the_mean_cosine_of_a_loop(screen, n_plates):
+    kept = np.flatnonzero([int(name[1:]) < n_plates for name in screen["plate"]])
+    kept = np.r_[kept, kept] if n_plates == 1 else kept  # replicates on the one plate
+    vectors, control = screen["vectors"][kept], screen["is_control"][kept]
+    names = [screen["perturbation"][i] for i in kept]
+    plates = [screen["plate"][i] for i in kept]
+    found = realised_performance(vectors, names, plates, control, "replicate_consistency")
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row in np.flatnonzero(~control)[::17]:
+        others = [
+            i
+            for i in range(len(names))
+            if i != row and names[i] == names[row] and (n_plates == 1 or plates[i] != plates[row])
+        ]
+        assert found[row] == pytest.approx(np.mean([unit[i] @ unit[row] for i in others]), abs=1e-9)
+    assert np.isnan(found[control]).all()
+    alone = realised_performance(
+        vectors[:40], [f"only {i}" for i in range(40)], plates[:40], control[:40], "replicate_consistency"
+    )
+    assert np.isnan(alone).all()
+
+
 @pytest.mark.parametrize(("before", "baseline"), [("search", STRENGTH), ("screen", LENGTH)])
 def test_performance_of_unseen_compounds_is_told_before(queries, before, baseline):
     _, report = fit_query_predictor(queries, before, QUICK)
@@ -80,6 +103,17 @@ def test_performance_of_unseen_compounds_is_told_before(queries, before, baselin
     assert set(report.scores) == {PREDICTOR, MEAN, baseline}
     assert report.scores[PREDICTOR]["rmse"].value < report.scores[MEAN]["rmse"].value
     assert 0.75 < report.coverage <= 1
+
+
+def test_replicate_consistency_is_told_below_0_too(screen, tmp_path):
+    queries = queries_of_profiles(**screen, measure="replicate_consistency")
+    assert queries.performance.min() < 0
+    predictor, report = fit_query_predictor(queries, "search", replace(QUICK, outer_folds=2))
+    assert report.scores[PREDICTOR]["spearman"].low > 0.5
+    predictor.save(tmp_path)
+    told = load_query_predictor(tmp_path).predict(queries.vectors, family=queries.family)
+    assert told.low.min() < 0
+    assert told.high.max() <= 1
 
 
 def test_a_compound_is_never_told_from_its_own_other_doses(queries):

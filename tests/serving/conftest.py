@@ -43,7 +43,7 @@ class Lake:
     @property
     def config(self) -> ServingConfig:
         return ServingConfig(
-            root=str(self.root), guard=GuardConfig(key_digests=(key_digest(KEY),)), minibatch_size=5, device="cpu"
+            root=str(self.root), guard=GuardConfig(key_digests=(key_digest(KEY),)), minibatch_tokens=60, device="cpu"
         )
 
 

@@ -117,6 +117,20 @@ def test_a_crop_is_no_answer_to_itself(ask, lake):
     assert answer["n_crops"] == len(lake.crop_ids)
 
 
+def test_a_perturbation_is_searched_by_its_mean_direction(ask, lake):
+    wells = {row["well_id"]: row["perturbation"] for row in lake.catalog.table("wells").to_pylist()}
+    of_crop = dict(lake.catalog.table("crops", columns=["crop_id", "well_id"]).to_pandas().itertuples(index=False))
+    is_it = np.array([wells[of_crop[crop_id]] == "TP53-ko" for crop_id in lake.crop_ids])
+    unit = lake.stored / np.linalg.norm(lake.stored, axis=1, keepdims=True)
+    similarity = unit @ unit[is_it].mean(axis=0) / np.linalg.norm(unit[is_it].mean(axis=0))
+    hits = ask("POST", "/v1/search", json={"perturbation": "TP53-ko", "k": 5}).json()["hits"]
+    expected = [i for i in np.argsort(-similarity) if not is_it[i]][:5]
+    assert [hit["crop_id"] for hit in hits] == [lake.crop_ids[i] for i in expected]
+    unknown = ask("POST", "/v1/search", json={"perturbation": "nobody"})
+    assert unknown.status_code == 404
+    assert "column perturbation" in unknown.json()["detail"]
+
+
 def test_a_hit_says_where_it_is_and_what_was_done_there(ask, lake):
     crop = lake.catalog.sql(
         "select crop_id, plate, well, perturbation, gene, y, x from crops join wells using (well_id, plate, well)"
@@ -146,8 +160,8 @@ def test_a_hostile_filter_is_refused(ask, lake):
 @pytest.mark.parametrize(
     ("question", "told"),
     [
-        ({}, "either vector or crop_id"),
-        ({"vector": [1.0] * 24, "crop_id": "x"}, "either vector or crop_id"),
+        ({}, "one of vector, crop_id and perturbation"),
+        ({"vector": [1.0] * 24, "crop_id": "x"}, "one of vector, crop_id and perturbation"),
         ({"vector": [1.0] * 23}, "23 values"),
         ({"vector": [0.0] * 24}, "no direction"),
         ({"vector": []}, "vector"),
@@ -164,7 +178,7 @@ def test_a_question_that_makes_no_sense_is_told_so(ask, question, told):
 def test_what_is_not_there_is_a_404(ask, lake):
     assert_problem(ask("POST", "/v1/search", json={"crop_id": "nobody"}), 404, "'nobody'", lake.card.representation_id)
     assert_problem(ask("POST", "/v1/embed", json={"crop_ids": [lake.crop_ids[0], "nobody"]}), 404, "nobody")
-    assert_problem(ask("GET", "/v1/models/challenger"), 404, "'challenger'", "'champion'")
+    assert_problem(ask("GET", "/v1/models/challenger"), 404, "'challenger'", "it follows champion")
     assert_problem(ask("GET", "/v2/anything"), 404, "/openapi.json")
     assert_problem(ask("GET", "/v1/embed"), 405)
     assert_problem(ask("GET", "/docs"), 404)
@@ -214,7 +228,8 @@ def test_every_path_but_the_probes_needs_the_key(ask, service):
 
 def test_the_schema_lists_the_endpoints_and_both_kinds_of_body(ask):
     schema = ask("GET", "/openapi.json").json()
-    assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/models/{alias}", "/v1/embed", "/v1/search"}
+    verbs = {"/v1/embed", "/v1/search", "/v1/predict-performance"}
+    assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/models/{alias}", *verbs}
     bodies = schema["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
     assert set(bodies) == {"application/json", "application/octet-stream"}
 

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cytolake.models import build_encoder, load_encoder, save_encoder
 from cytolake.performance_prediction.queries import QueryPredictorConfig, fit_query_predictor, queries_of_profiles
-from cytolake.performance_prediction.registered import QUERY_MODELS, register_query_predictor
+from cytolake.performance_prediction.registered import query_model, register_query_predictor
 from cytolake.serving import Service, ServingConfig, config_from_environment
-from cytolake.serving.service import Minibatch, _run_together
+from cytolake.serving.service import Minibatch, _run_together, _shares
 from cytolake.tracking import TrackingConfig, find_folder, promote, start_run
 
 
@@ -62,24 +64,24 @@ def test_a_damaged_encoder_is_told_and_never_served(own_lake):
 def test_rows_written_later_are_found_and_a_pinned_index_does_not_change(own_lake):
     service = Service(own_lake.config)
     service.load()
-    before = service.current()
+    before = service.follower().current()
     n_before = before.index.crops.num_rows
     service.load()
-    assert service.current().index is before.index, "nothing new: nothing is read again"
+    assert service.follower().current().index is before.index, "nothing new: nothing is read again"
     table = own_lake.catalog.table("embeddings", where=f"crop_id = '{own_lake.crop_ids[0]}'")
     own_lake.catalog.append("embeddings", table, transaction="again")
     service.load()
-    assert service.current().index.crops.num_rows == n_before + 1
+    assert service.follower().current().index.crops.num_rows == n_before + 1
     assert before.index.crops.num_rows == n_before
 
 
 def test_what_is_loaded_stays_when_a_look_fails(own_lake, caplog):
     service = Service(own_lake.config)
     service.load()
-    loaded = service.current()
+    loaded = service.follower().current()
     (own_lake.root / "mlflow.db").rename(own_lake.root / "gone.db")
     service.load()
-    assert service.current() is loaded
+    assert service.follower().current() is loaded
     assert service.why_not_ready() == ""
     assert "gone" in caplog.text or "mlflow.db does not exist" in caplog.text
 
@@ -94,9 +96,10 @@ def test_a_look_is_set_off_by_a_request_only_when_one_is_due(lake):
             nonlocal n_looks
             n_looks += 1
 
-        service.load = count
+        follower = service.follower()
+        follower.load = count
         for _ in range(3):
-            service.keep_current()
+            follower.keep_current()
             await asyncio.sleep(0.05)
         return n_looks
 
@@ -105,7 +108,7 @@ def test_a_look_is_set_off_by_a_request_only_when_one_is_due(lake):
 
 
 def test_strangers_in_one_pass_get_the_vectors_they_would_get_alone(service, lake):
-    champion = service.current().champion
+    champion = service.follower().current().champion
     images, channels = lake.catalog.crop_pixels(lake.crop_ids), lake.catalog.channels_of(lake.crop_ids)
     indices = [champion.channel_indices(names) for names in channels]
     twin = dataclasses.replace(champion)
@@ -118,7 +121,7 @@ def test_strangers_in_one_pass_get_the_vectors_they_would_get_alone(service, lak
 
 
 def test_only_the_blocks_that_are_served_are_kept(service, lake):
-    assert service.current().champion.encoder.n_blocks == lake.card.block + 1
+    assert service.follower().current().champion.encoder.n_blocks == lake.card.block + 1
 
 
 def test_a_card_that_is_not_its_encoders_is_refused(own_lake):
@@ -167,6 +170,85 @@ def test_a_source_image_that_is_gone_is_the_services_trouble_not_the_callers(own
     assert "cannot be read" in answer.json()["detail"]
 
 
+def test_a_version_whose_vectors_are_not_the_stored_ones_is_told_and_the_one_before_goes_on(own_lake, send, tmp_path):
+    service = Service(own_lake.config)
+    service.load()
+    before = service.follower().current()
+    config = load_encoder(own_lake.source_checkpoint).config
+    save_encoder(build_encoder(config, seed=5), tmp_path / "another.safetensors")
+    tracking = TrackingConfig().at(own_lake.root)
+    # The same stored vectors, another encoder: what a wrong file in the registry looks like.
+    stored = own_lake.catalog.table("embeddings")
+    for name in ("wrong", "right"):
+        named = pa.array([name] * stored.num_rows, stored.schema.field("representation_id").type)
+        at = stored.schema.get_field_index("representation_id")
+        own_lake.catalog.append("embeddings", stored.set_column(at, "representation_id", named), transaction=name)
+    wrong = dataclasses.replace(own_lake.card, representation_id="wrong")
+    promote(tracking, wrong, tmp_path / "another.safetensors")
+    reads = []
+    service.load()
+    assert service.follower().current() is before
+    assert "cosine" in service.follower().why_not_current()
+    card = send(service, "GET", "/v1/models/champion").json()
+    assert card["version"] == before.champion.card.version
+    assert "version 2 is not served" in card["newest_is_not_served"]
+    with load_champion_calls(reads):
+        service.load()
+    assert reads == [], "the same version is not tried again"
+    promote(tracking, dataclasses.replace(wrong, representation_id="right"), own_lake.source_checkpoint)
+    service.load()
+    assert service.follower().why_not_current() == ""
+    assert service.follower().current().champion.card.representation_id == "right"
+
+
+@contextmanager
+def load_champion_calls(calls):
+    """Counts how often a model is loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cytolake.serving.follower.load_champion", lambda *args: calls.append(args))
+        yield
+
+
+def test_stored_crops_that_cannot_be_read_do_not_keep_a_model_from_serving(own_lake, monkeypatch, caplog):
+    def unreadable(*_):
+        raise OSError("the share is away")
+
+    monkeypatch.setattr("cytolake.catalog.Catalog.crop_pixels", unreadable)
+    service = Service(own_lake.config)
+    service.load()
+    assert service.why_not_ready() == ""
+    assert "the share is away" in caplog.text
+
+
+def test_another_alias_is_served_beside_when_it_is_asked_for(own_lake, send):
+    service = Service(dataclasses.replace(own_lake.config, other_aliases=("challenger",)))
+    service.load()
+    assert not service.follower("challenger").is_in_use
+    question = {"json": {"crop_ids": own_lake.crop_ids[:2]}}
+    assert send(service, "POST", "/v1/embed?alias=challenger", **question).status_code == 503
+    tracking = TrackingConfig().at(own_lake.root)
+    promote(tracking, own_lake.card, own_lake.source_checkpoint, alias="challenger")
+    service.load()
+    answer = send(service, "POST", "/v1/embed?alias=challenger", **question)
+    assert answer.status_code == 200
+    assert answer.headers["x-model-alias"] == "challenger"
+    assert send(service, "POST", "/v1/embed", **question).headers["x-model-alias"] == "champion"
+    unknown = send(service, "POST", "/v1/search?alias=nobody", json={"crop_id": own_lake.crop_ids[0]})
+    assert unknown.status_code == 404
+    assert "it follows champion, challenger" in unknown.json()["detail"]
+
+
+def test_minibatches_hold_at_most_their_tokens_and_every_crop_once():
+    assert _shares([5, 5, 5], 10) == [(0, 2), (2, 3)]
+    assert _shares([50, 5, 5], 10) == [(0, 1), (1, 3)]
+    assert _shares([3], 10) == [(0, 1)]
+    tokens = np.random.default_rng(0).integers(1, 12, 200).tolist()
+    shares = _shares(tokens, 20)
+    assert [first for first, _ in shares[1:]] == [end for _, end in shares[:-1]]
+    assert (shares[0][0], shares[-1][1]) == (0, 200)
+    assert all(sum(tokens[first:end]) <= 20 for first, end in shares)
+
+
 def test_the_environment_names_root_alias_and_registry(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = config_from_environment({})
@@ -177,9 +259,10 @@ def test_the_environment_names_root_alias_and_registry(tmp_path, monkeypatch):
     assert config == ServingConfig(
         root=str(tmp_path / "lake"), alias="next", tracking=TrackingConfig(uri="http://mlflow:5000")
     )
+    assert config_from_environment({"CYTOLAKE_ALIAS": "next, old"}).aliases == ("next", "old")
 
 
-def register_predictor(lake, folder, representation_id):
+def register_predictor(lake, folder, representation_id, before="search"):
     """One that was fitted on made-up crops of this width."""
     random = np.random.default_rng(0)
     n, dim = 160, lake.stored.shape[1]
@@ -188,9 +271,10 @@ def register_predictor(lake, folder, representation_id):
     is_control = np.arange(n) >= 144
     vectors = random.normal(size=(n, dim)) + np.where(is_control[:, None], 0, effect[np.arange(n) % 16])
     plates = [f"p{i // 16 % 3}" for i in range(n)]
-    queries = queries_of_profiles(vectors, what, what, what, np.full((n, 1), np.nan), plates, is_control)
+    text = [f"gene {name}" for name in what]
+    queries = queries_of_profiles(vectors, what, what, text, np.full((n, 1), np.nan), plates, is_control)
     quick = QueryPredictorConfig(families=("ridge",), folds=2, outer_folds=2, bootstrap_draws=10, by_direction=True)
-    predictor, _ = fit_query_predictor(queries, "search", quick)
+    predictor, _ = fit_query_predictor(queries, before, quick)
     predictor.representation_id = representation_id
     predictor.save(folder)
     tracking = TrackingConfig().at(lake.root)
@@ -217,16 +301,49 @@ def test_a_search_tells_how_well_it_will_do_once_that_was_learnt(own_lake, send,
     )
 
 
+def test_queries_treatments_and_prompts_are_told_by_what_was_fitted_for_them(own_lake, send, tmp_path):
+    service = Service(own_lake.config)
+    service.load()
+    by_crop = {"json": {"crop_ids": own_lake.crop_ids[:2]}}
+    answer = send(service, "POST", "/v1/predict-performance", **by_crop)
+    assert answer.status_code == 409
+    assert "jobs/predict_performance.py" in answer.json()["detail"]
+    register_predictor(own_lake, tmp_path / "search", own_lake.card.representation_id)
+    planned = register_predictor(own_lake, tmp_path / "screen", own_lake.card.representation_id, "screen")
+    service.load()
+    told = send(service, "POST", "/v1/predict-performance", **by_crop).json()
+    assert (told["measure"], told["coverage"], told["predictor_version"]) == ("average_precision", 0.9, 1)
+    searched = send(service, "POST", "/v1/search", json={"crop_id": own_lake.crop_ids[1]}).json()
+    assert told["predicted"][1]["value"] == pytest.approx(searched["predicted_performance"]["average_precision"])
+    by_vector = {"json": {"vectors": own_lake.stored[:1].astype(float).tolist()}}
+    assert len(send(service, "POST", "/v1/predict-performance", **by_vector).json()["predicted"]) == 1
+    treatments = {"json": {"planned": [{"gene": "gene3"}, {"gene": "TP53", "dose": 2.5}]}}
+    told = send(service, "POST", "/v1/predict-performance", **treatments).json()
+    expected = planned.predict(description=["gene gene3", "gene TP53"], numbers=np.array([[np.nan], [2.5]]))
+    assert [each["value"] for each in told["predicted"]] == pytest.approx(expected.score.tolist())
+    for question, status, text in (
+        ({"planned": [{}]}, 422, "name a compound, gene, pathway or dose"),
+        ({"vectors": [[1.0, 2.0]]}, 422, "fitted on (queries, 24)"),
+        ({"vectors": [[1.0], [1.0, 2.0]]}, 422, "expected one width"),
+        ({"crop_ids": ["nobody"]}, 404, "nobody"),
+        ({"prompts": ["a cell"]}, 409, "performance.prompts.path"),
+        ({"crop_ids": ["a"], "prompts": ["b"]}, 422, "give one of"),
+    ):
+        answer = send(service, "POST", "/v1/predict-performance", json=question)
+        assert answer.status_code == status
+        assert text in answer.json()["detail"]
+
+
 def test_a_predictor_of_another_representation_is_not_asked(own_lake, tmp_path):
     register_predictor(own_lake, tmp_path / "fitted", "another")
     service = Service(own_lake.config)
     service.load()
-    assert service.current().performance is None
+    assert service.follower().current().performance is None
 
 
 def test_a_damaged_predictor_is_told_in_the_log_and_searches_go_on(own_lake, send, tmp_path, caplog):
     register_predictor(own_lake, tmp_path / "fitted", own_lake.card.representation_id)
-    found = find_folder(TrackingConfig().at(own_lake.root), QUERY_MODELS["search"])
+    found = find_folder(TrackingConfig().at(own_lake.root), query_model("search"))
     assert found is not None
     (found[0] / "stack.json").write_text("{")
     service = Service(own_lake.config)

@@ -22,19 +22,28 @@ from cytolake.performance_prediction.catalog_queries import crop_queries, well_q
 from cytolake.performance_prediction.correlations import METRICS, Estimate
 from cytolake.performance_prediction.prompt_predictor import PREDICTOR, fit_prompt_predictor
 from cytolake.performance_prediction.prompt_table import read_prompts
-from cytolake.performance_prediction.queries import Before, fit_query_predictor
-from cytolake.performance_prediction.registered import PROMPT_MODEL, QUERY_MODELS, register_query_predictor
+from cytolake.performance_prediction.queries import Before, Measure, fit_query_predictor
+from cytolake.performance_prediction.registered import PROMPT_MODEL, query_model, register_query_predictor
 from cytolake.performance_prediction.regressors import Candidate
 from cytolake.performance_prediction.stacked import Predicted
 from cytolake.tracking import Run, TrackingConfig, register_folder, start_run
 
 PAGE_FILE = "performance.html"
-ABOUT: Mapping[Before, str] = {
-    "search": "Crops that search each other: how well a crop finds the other crops of its perturbation, told from its "
-    "vector before the search runs. The search endpoint tells it with every answer.",
-    "screen": "Wells of treatments: how well a well would find its replicates, told from the plate map alone "
-    "(compound, gene, pathway, dose), before anything is imaged.",
+ABOUT: Mapping[tuple[Before, Measure], str] = {
+    ("search", "average_precision"): "Crops that search each other: how well a crop finds the other crops of its "
+    "perturbation, told from its vector before the search runs. The search endpoint tells it with every answer.",
+    (
+        "search",
+        "replicate_consistency",
+    ): "The mean cosine of a crop with the other crops of its perturbation, told from its vector.",
+    ("screen", "average_precision"): "Wells of treatments: how well a well would find its replicates, told from the "
+    "plate map alone (compound, gene, pathway, dose), before anything is imaged.",
+    (
+        "screen",
+        "replicate_consistency",
+    ): "The mean cosine of a well with its replicates, told from the plate map alone.",
 }
+NO_FIGURE = "none: all alike"
 HELD_OUT = "Compounds and genes are held out whole: every figure is of some that the fit has not seen."
 
 
@@ -102,6 +111,7 @@ def predict_queries(
     catalog: Catalog,
     representation_id: str,
     before: Before,
+    measure: Measure,
     config: PerformanceConfig,
     tracking: TrackingConfig,
     report: Report,
@@ -112,7 +122,7 @@ def predict_queries(
         ValueError: Too few controls, replicates, compounds or genes.
     """
     read = crop_queries if before == "search" else well_queries
-    queries = read(catalog, representation_id, config.queries)
+    queries = read(catalog, representation_id, config.queries, measure)
     # The search index keeps vectors at unit length.
     settings = replace(config.queries.predictor, by_direction=before == "search")
     predictor, found = fit_query_predictor(queries, before, settings, report)
@@ -120,11 +130,11 @@ def predict_queries(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         predictor.save(folder)
-        with _logged(tracking, QUERY_MODELS[before], folder, found.scores, found.coverage) as run:
+        with _logged(tracking, query_model(before, measure), folder, found.scores, found.coverage) as run:
             version = register_query_predictor(tracking, predictor, folder, run)
     return PerformanceSection(
-        name=f"Queries before the {before}",
-        about=f"{ABOUT[before]} {HELD_OUT} {len(queries):,} queries of {len(set(queries.family)):,} compounds "
+        name=f"{measure.replace('_', ' ').capitalize()} before the {before}",
+        about=f"{ABOUT[before, measure]} {HELD_OUT} {len(queries):,} queries of {len(set(queries.family)):,} compounds "
         "and genes.",
         scores=found.scores,
         truth=queries.performance,
@@ -134,17 +144,22 @@ def predict_queries(
         width=found.width,
         members=predictor.stack.members,
         notes=found.notes,
-        model=f"{QUERY_MODELS[before]} version {version}",
-        axis="average precision",
+        model=f"{query_model(before, measure)} version {version}",
+        axis=measure,
         of_perturbations=found.of_perturbations,
     )
 
 
 def performance_text(section: PerformanceSection) -> Table:
-    """The figures of a predictor and its baselines, for a terminal."""
+    """The figures of a predictor and its baselines, for a terminal of 80 columns: an interval under each value."""
     shown = Table("", *METRICS, box=None, header_style="dim", pad_edge=False)
-    for name, figures in _lines(section):
-        shown.add_row(f"[bold]{name}[/]" if name == PREDICTOR else name, *figures)
+    for name, scores in _named(section):
+        cells = []
+        for metric in METRICS:
+            each = scores[metric]
+            is_told = np.isfinite(each.value)
+            cells.append(f"{each.value:.3f}\n[dim]{each.low:.3f} to {each.high:.3f}[/]" if is_told else NO_FIGURE)
+        shown.add_row(f"[bold]{name}[/]" if name == PREDICTOR else name, *cells)
     return shown
 
 
@@ -198,16 +213,16 @@ def _plain(scores: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, 
     }
 
 
+def _named(section: PerformanceSection) -> list[tuple[str, Mapping[str, Estimate]]]:
+    of_perturbations = [(f"{name}, of each perturbation", scores) for name, scores in section.of_perturbations.items()]
+    return [*section.scores.items(), *of_perturbations]
+
+
 def _lines(section: PerformanceSection) -> list[tuple[str, list[str]]]:
     def spelled(estimate: Estimate) -> str:
-        return str(estimate) if np.isfinite(estimate.value) else "none: all alike"
+        return str(estimate) if np.isfinite(estimate.value) else NO_FIGURE
 
-    lines = [(name, [spelled(scores[m]) for m in METRICS]) for name, scores in section.scores.items()]
-    lines += [
-        (f"{name}, of each perturbation", [spelled(scores[m]) for m in METRICS])
-        for name, scores in section.of_perturbations.items()
-    ]
-    return lines
+    return [(name, [spelled(scores[metric]) for metric in METRICS]) for name, scores in _named(section)]
 
 
 def _scatter(section: PerformanceSection) -> str:

@@ -7,15 +7,18 @@ config. So a stage can be run again, alone or after a crash, and what is already
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
@@ -53,12 +56,13 @@ from cytolake.screens.simulated.screen import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.screens.storage import is_uri
 from cytolake.tracking import ChampionCard, resolve_alias
+from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
 from cytolake.tune.block_search import BlockChoice, search_blocks
 from cytolake.tune.promotion import choose_by, promote_choice
 from cytolake.tune.study import run_study
-from cytolake.tune.sweep import SweepTrial, run_sweep
+from cytolake.tune.sweep import SweepResult, run_sweep
 
 REPORT_FOLDER = "report"
 REPORT_FILE = f"{REPORT_FOLDER}/index.html"
@@ -132,9 +136,25 @@ def benchmark(line: Line, console: Console) -> None:
 
 
 def sweep(line: Line, console: Console) -> None:
-    """Train, embed and probe once for each value of one setting, with all else fixed."""
+    """Search for the best settings of the training: Optuna proposes, trials that fall behind are stopped early."""
     with _session(line, console) as session:
-        console.print(session.sweep(session.newest_pack()))
+        pack = session.newest_pack()
+
+        def vary(settings: Mapping[str, Any]) -> PretrainConfig:
+            return apply_overrides(line, [f"{name}={value}" for name, value in settings.items()]).pretrain
+
+        with _stage("sweep", console) as told:
+            found = run_sweep(
+                session.catalog, pack, line.sweep, line.study, line.pretrain, vary, line.tracking, told.report
+            )
+            share = found.steps_spent / (len(found.trials) * found.steps)
+            told.outcome = (
+                f"{len(found.trials)} trials, {len(found.trials) - found.n_ran} of them there before; {share:.0%} of "
+                "the steps that all to their end would take"
+            )
+    console.print(_sweep_table(found, line))
+    for text in _sweep_outcome(found, line):
+        console.print(text)
 
 
 def study(line: Line, console: Console) -> None:
@@ -164,9 +184,9 @@ def predict_performance(line: Line, console: Console) -> None:
     else:
         catalog = cytolake.catalog.open(line.root_path, tables=line.tables)
         chosen = config.queries.representation_id or resolve_alias(tracking, line.alias).representation_id
-        for before in config.queries.before:
+        for before, measure in itertools.product(config.queries.before, config.queries.measures):
             with _stage(before, console) as told:
-                sections.append(predict_queries(catalog, chosen, before, config, tracking, told.report))
+                sections.append(predict_queries(catalog, chosen, before, measure, config, tracking, told.report))
                 told.outcome = sections[-1].model
     page = write_performance(line.root_path / REPORT_FOLDER / PERFORMANCE_FILE, f"Performance: {line.name}", sections)
     for section in sections:
@@ -497,35 +517,6 @@ class Session:
         self.console.print(f"leaderboard {escape(str(page))}")
         return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
 
-    def sweep(self, pack: Pack) -> Table:
-        """One training run for each value and seed of `line.sweep`, all on the same pack."""
-        config = self.line.sweep
-        trials = [
-            SweepTrial(
-                value=value,
-                seed=seed,
-                pretrain=apply_overrides(self.line, [f"{config.field}={value}", f"pretrain.seed={seed}"]).pretrain,
-            )
-            for value in config.values
-            for seed in config.seeds
-        ]
-        with self._stage("sweep") as told:
-            results = run_sweep(
-                self.catalog, pack, trials, self.line.embed, self.line.probe, self.line.tracking, told.report
-            )
-            told.outcome = f"{len(results)} trials of {config.field}"
-        shown = Table(config.field, "seed", "loss", "block", self.line.probe.label, "95 % interval", box=None)
-        for trial, result in zip(trials, results, strict=True):
-            shown.add_row(
-                trial.value,
-                str(trial.seed),
-                f"{result.final_loss:.3f}",
-                f"{result.choice.block} {result.choice.pooling}",
-                f"{result.choice.score:.3f}",
-                f"[{result.choice.ci_low:.3f}, {result.choice.ci_high:.3f}]",
-            )
-        return shown
-
     def report(
         self,
         curation: Curation,
@@ -559,6 +550,34 @@ class Session:
             page = write_report(self.catalog, inputs, self.catalog.root / REPORT_FILE)
             told.outcome = str(page)
         return page
+
+
+def _sweep_table(found: SweepResult, line: Line, most: int = 10) -> Table:
+    names = list(found.best.settings)
+    shown = Table(
+        *(name.removeprefix("pretrain.") for name in names), "step", line.study.label, box=None, header_style="dim"
+    )
+    for trial in found.trials[:most]:
+        values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in (trial.settings[name] for name in names)]
+        shown.add_row(
+            *values, f"{trial.step:,} of {found.steps:,}", "failed" if trial.failure else f"{trial.score:.3f}"
+        )
+    return shown
+
+
+def _sweep_outcome(found: SweepResult, line: Line) -> list[str]:
+    texts = [f"chance {found.chance:.3f}; what was trained furthest first, {len(found.trials)} trials in all"]
+    failures = [trial.failure for trial in found.trials if trial.failure]
+    if failures:
+        texts.append(f"[yellow]{len(failures)} failed[/], the first: {escape(failures[0])}")
+    if found.confirmed:
+        ours, recipe = np.mean(found.confirmed), np.mean(found.of_recipe)
+        texts.append(
+            f"trained again with seeds {', '.join(map(str, line.sweep.confirm_seeds))}: [bold]{ours:.3f}[/] with the "
+            f"best settings, {recipe:.3f} with the recipe's own"
+        )
+    texts.append("train with the best: " + escape(" ".join(f"--set {shlex.quote(each)}" for each in found.changes)))
+    return texts
 
 
 def _choice_rows(choice: BlockChoice, card: ChampionCard) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.catalog import Catalog
-from cytolake.performance_prediction.queries import Before, Queries, QueryPredictorConfig, queries_of_profiles
+from cytolake.performance_prediction.queries import Before, Measure, Queries, QueryPredictorConfig, queries_of_profiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,9 @@ class QueriesConfig:
     representation_id: str = ""
     """Whose vectors; empty means the promoted representation."""
     before: tuple[Before, ...] = ("search", "screen")
-    """What is predicted: of crops before a search, of wells before a screen."""
+    """When it is told: of crops before a search, of wells before a screen."""
+    measures: tuple[Measure, ...] = ("average_precision", "replicate_consistency")
+    """What is told: how high replicates rank, or how alike they are."""
     crops: int = 6000
     """Crops that search each other, drawn evenly from wells: the time grows with the square."""
     queries: int = 1000
@@ -33,11 +35,15 @@ class QueriesConfig:
     def __post_init__(self) -> None:
         if not self.before:
             raise ValueError("queries.before is empty, expected search, screen or both.")
+        if not self.measures:
+            raise ValueError("queries.measures is empty, expected average_precision, replicate_consistency or both.")
         if self.crops < 1 or self.queries < 1:
             raise ValueError(f"queries.crops is {self.crops} and queries.queries {self.queries}, expected 1 or more.")
 
 
-def well_queries(catalog: Catalog, representation_id: str, config: QueriesConfig) -> Queries:
+def well_queries(
+    catalog: Catalog, representation_id: str, config: QueriesConfig, measure: Measure = "average_precision"
+) -> Queries:
     """Every treated well's profile as a query.
 
     Raises:
@@ -55,10 +61,13 @@ def well_queries(catalog: Catalog, representation_id: str, config: QueriesConfig
         wells.is_control,
         config.queries,
         config.predictor.seed,
+        measure,
     )
 
 
-def crop_queries(catalog: Catalog, representation_id: str, config: QueriesConfig) -> Queries:
+def crop_queries(
+    catalog: Catalog, representation_id: str, config: QueriesConfig, measure: Measure = "average_precision"
+) -> Queries:
     """Crops as queries among crops, drawn evenly from wells.
 
     Raises:
@@ -87,6 +96,7 @@ def crop_queries(catalog: Catalog, representation_id: str, config: QueriesConfig
         wells.is_control[well],
         config.queries,
         config.predictor.seed,
+        measure,
     )
     if len(rows) < table.num_rows:
         note = f"{len(rows):,} of {table.num_rows:,} crops search each other"

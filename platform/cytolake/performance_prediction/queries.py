@@ -1,7 +1,8 @@
 """How well will this query find its own? Told before the search runs, or before the screen does.
 
-A query is one profile (a well's, or a crop's); its retrieval performance is the average precision with which cosine
-similarity ranks the other profiles of its perturbation above those of all others. What tells it beforehand:
+A query is one profile (a well's, or a crop's). Its performance is one of two measures: the average precision with which
+cosine similarity ranks the other profiles of its perturbation above those of all others, or its replicate consistency,
+the mean cosine with those other profiles. What tells it beforehand:
 
 - `vector`, before the search: how far the query's vector lies from the negative controls, in how many features, in
   which direction, and how crowded it is there with other compounds and genes. It needs the vector alone, so a search
@@ -37,6 +38,9 @@ Numbers = NDArray[np.float64]
 Codes = NDArray[np.intp]
 Progress = Callable[[str, int, int], None]
 Before = Literal["search", "screen"]
+Measure = Literal["average_precision", "replicate_consistency"]
+LOWEST: Mapping[Measure, float] = {"average_precision": 0.0, "replicate_consistency": -1.0}
+"""The least that each can be; both are at most 1."""
 
 CARD_FILE, MAP_FILE = "queries.json", "map.npz"
 FAMILIES: tuple[Family, ...] = ("tfidf", "ridge", "kernel_ridge", "boosting", "knn")
@@ -84,9 +88,10 @@ class Queries:
     numbers: Numbers
     """(N, M) what the plate map says in numbers, such as the dose; NaN where nothing."""
     performance: Numbers
-    """(N,) average precision of the query, 0..1."""
+    """(N,) what each query reaches, by `measure`."""
     controls: Numbers
     """(controls, D) profiles of the negative controls."""
+    measure: Measure = "average_precision"
     notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
@@ -193,6 +198,7 @@ class QueryPredictor:
     map: Map
     representation_id: str = ""
     """Whose vectors it was fitted on; it says nothing of others."""
+    measure: Measure = "average_precision"
 
     def predict(
         self,
@@ -201,7 +207,7 @@ class QueryPredictor:
         numbers: Numbers | None = None,
         family: Sequence[str] | None = None,
     ) -> Predicted:
-        """Average precision of queries, 0..1, with calibrated intervals.
+        """What queries will reach by `measure`, with calibrated intervals.
 
         Args:
             vectors: (N, D), for a predictor of `before="search"`.
@@ -225,7 +231,8 @@ class QueryPredictor:
                 raise ValueError("this predictor is told from descriptions and numbers: expected as many of both.")
             views = _planned_views(list(description), np.asarray(numbers, dtype=float))
         found = self.stack.predict(views)
-        return Predicted(*(np.clip(each, 0.0, 1.0) for each in (found.score, found.low, found.high)))
+        lowest = LOWEST[self.measure]
+        return Predicted(*(np.clip(each, lowest, 1.0) for each in (found.score, found.low, found.high)))
 
     def save(self, folder: Path) -> None:
         """Write the predictor into a folder, without pickle."""
@@ -235,6 +242,7 @@ class QueryPredictor:
         card = {
             "before": self.before,
             "representation_id": self.representation_id,
+            "measure": self.measure,
             "by_direction": self.map.by_direction,
             "landmark_family": self.map.landmark_family,
         }
@@ -253,7 +261,7 @@ def load_query_predictor(folder: str | Path) -> QueryPredictor:
         with np.load(folder / MAP_FILE, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("mean", "sd", "axes", "landmarks")}
         place = Map(**arrays, landmark_family=card["landmark_family"], by_direction=card["by_direction"])
-        return QueryPredictor(card["before"], load_stack(folder), place, card["representation_id"])
+        return QueryPredictor(card["before"], load_stack(folder), place, card["representation_id"], card["measure"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: no readable predictor of queries ({error}). Fit it again.") from error
 
@@ -263,8 +271,9 @@ def realised_performance(
     perturbation: Sequence[str],
     plate: Sequence[str],
     is_control: NDArray[np.bool_],
+    measure: Measure = "average_precision",
 ) -> Numbers:
-    """(N,) average precision of each profile as a query; NaN for controls, and for a perturbation of one profile.
+    """(N,) performance of each profile as a query; NaN for controls, and for a perturbation of one profile.
 
     Positives are profiles of the same perturbation, on other plates where each perturbation has some, for replicates of
     one plate share more than what was done to them; negatives are those of all others, controls included.
@@ -274,13 +283,33 @@ def realised_performance(
     for name, on, control in zip(names.tolist(), plate, is_control.tolist(), strict=True):
         if not control:
             plates.setdefault(name, set()).add(on)
-    across = ("plate",) if plates and all(len(each) > 1 for each in plates.values()) else ()
-    table = pa.table({"perturbation": names.tolist(), "plate": list(plate)})
-    rules = PairRules(pos_sameby=("perturbation",), pos_diffby=across, neg_diffby=("perturbation",))
-    scores = average_precision(table, vectors, rules)["average_precision"]
-    values = np.array([np.nan if v is None else v for v in scores.to_pylist()], dtype=float)
+    is_across = bool(plates) and all(len(each) > 1 for each in plates.values())
+    if measure == "replicate_consistency":
+        values = _replicate_cosine(vectors, names, np.asarray(plate, dtype=str), is_across)
+    else:
+        table = pa.table({"perturbation": names.tolist(), "plate": list(plate)})
+        across = ("plate",) if is_across else ()
+        rules = PairRules(pos_sameby=("perturbation",), pos_diffby=across, neg_diffby=("perturbation",))
+        scores = average_precision(table, vectors, rules)["average_precision"]
+        values = np.array([np.nan if v is None else v for v in scores.to_pylist()], dtype=float)
     values[is_control] = np.nan
     return values
+
+
+def _replicate_cosine(vectors: Numbers, names: NDArray[np.str_], plate: NDArray[np.str_], is_across: bool) -> Numbers:
+    """(N,) mean cosine with the others of the same name, on other plates where asked; NaN where there is none."""
+    unit = _unit(np.asarray(vectors, dtype=float))
+    of_name = np.unique(names, return_inverse=True)[1]
+    on_plate = np.unique(plate, return_inverse=True)[1]
+    # The sum over all of a name, less those that do not count: of the same plate, or the query alone.
+    pair = of_name * (on_plate.max() + 1) + on_plate if is_across else np.arange(len(names))
+    dots, counts = np.zeros(len(names)), np.zeros(len(names))
+    for codes, sign in ((of_name, 1.0), (np.unique(pair, return_inverse=True)[1], -1.0)):
+        sums = np.zeros((codes.max() + 1, unit.shape[1]))
+        np.add.at(sums, codes, unit)
+        dots += sign * np.einsum("nd,nd->n", sums[codes], unit)
+        counts += sign * np.bincount(codes)[codes]
+    return np.where(counts > 0, dots / np.maximum(counts, 1), np.nan)
 
 
 def queries_of_profiles(
@@ -293,6 +322,7 @@ def queries_of_profiles(
     is_control: NDArray[np.bool_],
     most: int = 0,
     seed: int = 0,
+    measure: Measure = "average_precision",
 ) -> Queries:
     """Every treated profile as a query, with the performance it has.
 
@@ -306,6 +336,7 @@ def queries_of_profiles(
         is_control: (N,) negative controls.
         most: At most this many queries, drawn; 0 takes all.
         seed: Of the draw.
+        measure: Of performance.
 
     Raises:
         ValueError: Fewer than 4 controls, 30 queries or 10 families; or all queries perform alike.
@@ -319,7 +350,7 @@ def queries_of_profiles(
     performance = np.full(len(is_control), np.nan)
     kept = np.flatnonzero(named)
     performance[kept] = realised_performance(
-        vectors[kept], _take(perturbation, kept), _take(plate, kept), is_control[kept]
+        vectors[kept], _take(perturbation, kept), _take(plate, kept), is_control[kept], measure
     )
     rows = np.flatnonzero(np.isfinite(performance)).astype(np.intp)
     alone = int((named & ~is_control).sum()) - len(rows)
@@ -335,7 +366,8 @@ def queries_of_profiles(
         )
     if np.ptp(performance[rows]) == 0:
         raise ValueError(
-            f"all {len(rows)} queries have the average precision {performance[rows[0]]:g}: nothing can be told apart."
+            f"all {len(rows)} queries have the {measure.replace('_', ' ')} {performance[rows[0]]:g}: nothing can be "
+            "told apart."
         )
     return Queries(
         vectors=np.asarray(vectors[rows], dtype=float),
@@ -345,6 +377,7 @@ def queries_of_profiles(
         numbers=np.asarray(numbers, dtype=float)[rows],
         performance=performance[rows],
         controls=np.asarray(vectors[is_control], dtype=float),
+        measure=measure,
         notes=tuple(notes),
     )
 
@@ -423,7 +456,7 @@ def _fit(queries: Queries, group: Codes, before: Before, config: QueryPredictorC
         config = replace(config, families=families)
     nothing_held = np.zeros(len(queries), dtype=bool)
     stack = fit_stack(views, queries.performance[:, None], group, nothing_held, config)
-    return QueryPredictor(before, stack, place)
+    return QueryPredictor(before, stack, place, measure=queries.measure)
 
 
 def _planned_views(description: list[str], numbers: Numbers) -> dict[str, View]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cytolake.performance_prediction.queries import Before, QueryPredictor, load_query_predictor
+from cytolake.performance_prediction.queries import Before, Measure, QueryPredictor, load_query_predictor
 from cytolake.tracking import Run, TrackingConfig, find_folder, register_folder
 
 PROMPT_MODEL = "cytolake-prompt-performance"
-QUERY_MODELS: Mapping[Before, str] = {
-    "search": "cytolake-query-performance-before-search",
-    "screen": "cytolake-query-performance-before-screen",
+QUERY_MODELS: Mapping[Measure, str] = {
+    "average_precision": "cytolake-query-performance",
+    "replicate_consistency": "cytolake-replicate-consistency",
 }
 REPRESENTATION_TAG = "representation_id"
 
@@ -25,16 +25,21 @@ class RegisteredPredictor:
     version: int
 
 
+def query_model(before: Before, measure: Measure = "average_precision") -> str:
+    """Name of the registered model."""
+    return f"{QUERY_MODELS[measure]}-before-{before}"
+
+
 def register_query_predictor(tracking: TrackingConfig, predictor: QueryPredictor, folder: Path, run: Run) -> int:
     """Keep a saved predictor as the newest version of its kind; returns the version."""
     tags = {REPRESENTATION_TAG: predictor.representation_id, "before": predictor.before}
-    return register_folder(tracking, QUERY_MODELS[predictor.before], folder, run, tags)
+    return register_folder(tracking, query_model(predictor.before, predictor.measure), folder, run, tags)
 
 
 def find_query_predictor(
     tracking: TrackingConfig, before: Before, representation_id: str, known: RegisteredPredictor | None = None
 ) -> RegisteredPredictor | None:
-    """The newest predictor, where it was fitted on this representation; None where there is none, or of another.
+    """The newest predictor of average precision; None where there is none, or it was fitted on another representation.
 
     Args:
         tracking: Which store.
@@ -45,7 +50,7 @@ def find_query_predictor(
     Raises:
         ValueError: Its files are damaged.
     """
-    found = find_folder(tracking, QUERY_MODELS[before])
+    found = find_folder(tracking, query_model(before))
     if found is None or found[2].get(REPRESENTATION_TAG) != representation_id:
         return None
     folder, version, _ = found

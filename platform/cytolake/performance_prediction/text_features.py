@@ -4,7 +4,8 @@ N texts, L layers of a sentence model, D values of a layer.
 
 A sentence model is a folder in the Hugging Face layout (`config.json`, `tokenizer.json`, safetensors weights), or an
 installed package that carries one. It is read from disk only, run by `transformers`, and never trained here. As with
-images, the layer that predicts best is often not the last, so the mean of token vectors is taken of every layer.
+images, the layer that predicts best is often not the last, so the mean of token vectors is taken of every layer. CLIP's
+text encoder is one too: of a whole CLIP or of its text half, its end token's vector comes behind the layers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Vectors = NDArray[np.float32]
 SURFACE = ("words", "characters", "word_length", "commas", "digits", "capitals")
 """What `surface` counts, in order."""
 WEIGHTS = "model.safetensors"
+CLIP = ("clip", "clip_text_model")
 MAX_TOKENS = 77
 """Longer prompts are cut, as CLIP's text encoder and with it most generators do."""
 
@@ -62,7 +64,8 @@ class SentenceModel:
     """SHA-256 of its weights: two machines with one digest give the same vectors."""
 
     def encode(self, texts: list[str], minibatch_size: int = 128) -> Vectors:
-        """(N, L, D) float32, the mean of token vectors after the embedding layer and after each block, unit length.
+        """(N, L, D) float32, the mean of token vectors after the embedding layer and after each block, unit length; of
+        CLIP also, as the last, the end token's vector after the final norm, which CLIP itself compares with images.
 
         Texts are sorted by length first, so little is padded; what comes out is in the order given.
         """
@@ -75,9 +78,12 @@ class SentenceModel:
             for start in range(0, len(texts), minibatch_size):
                 batch = [texts[i] for i in order[start : start + minibatch_size]]
                 tokens = tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-                layers = model(**tokens, output_hidden_states=True).hidden_states
-                is_token = tokens["attention_mask"][:, :, None].to(layers[0].dtype)
-                means = torch.stack([(layer * is_token).sum(1) / is_token.sum(1) for layer in layers], dim=1)
+                told = model(**tokens, output_hidden_states=True)
+                is_token = tokens["attention_mask"][:, :, None].to(told.hidden_states[0].dtype)
+                layers = [(layer * is_token).sum(1) / is_token.sum(1) for layer in told.hidden_states]
+                if model.config.model_type in CLIP:
+                    layers.append(told.pooler_output)
+                means = torch.stack(layers, dim=1)
                 pieces.append(torch.nn.functional.normalize(means, dim=-1).float().numpy())
         if not pieces:
             return np.zeros((0, 1, 1), dtype=np.float32)
@@ -121,14 +127,16 @@ def find_sentence_model(name: str) -> SentenceModel:
 
 @lru_cache(maxsize=2)
 def _load(folder: str) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
     from transformers.utils import logging
 
     # It tells at length that the pooling head, which is not used, is left out.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = AutoModel.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, add_pooling_layer=False
-    )
+    how = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    if AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type in CLIP:
+        model = CLIPTextModel.from_pretrained(folder, **how)
+    else:
+        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, **how)
     return tokenizer, model.eval()

@@ -19,15 +19,18 @@ from starlette.exceptions import HTTPException
 import cytolake
 from cytolake.performance_prediction.catalog_queries import family_of
 from cytolake.serving.decoding import decode_crops
+from cytolake.serving.follower import Loaded
 from cytolake.serving.guard import AsgiApp, Guard
+from cytolake.serving.performance import Prediction, PredictRequest, predict_performance
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
-from cytolake.serving.service import Loaded, Service
+from cytolake.serving.service import Service
 
 ARRAY_MEDIA_TYPE = "application/octet-stream"
 MAX_HITS = 1000
 MAX_VECTOR = 8192
 
 CropId = Annotated[str, Field(min_length=1, max_length=128)]
+AskedAlias = Annotated[str, Query(max_length=64, description="registry alias that answers; empty: the service's own")]
 
 
 class EmbedRequest(BaseModel):
@@ -49,7 +52,7 @@ class Embeddings(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """A vector or a stored crop, and which crops may answer."""
+    """A vector, a stored crop or a perturbation, and which crops may answer."""
 
     model_config = ConfigDict(extra="forbid")
     vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
@@ -57,6 +60,12 @@ class SearchRequest(BaseModel):
     )
     crop_id: CropId | None = Field(
         default=None, description="search with this crop's stored vector; it is no hit itself"
+    )
+    perturbation: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="search with the mean direction of this perturbation's crops, which are no hits themselves",
     )
     k: int = Field(default=10, ge=1, le=MAX_HITS, description="hits wanted")
     filter: str = Field(
@@ -67,8 +76,8 @@ class SearchRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_question(self) -> SearchRequest:
-        if (self.vector is None) == (self.crop_id is None):
-            raise ValueError("give either vector or crop_id")
+        if sum(each is not None for each in (self.vector, self.crop_id, self.perturbation)) != 1:
+            raise ValueError("give one of vector, crop_id and perturbation")
         return self
 
 
@@ -146,34 +155,28 @@ def build_api(service: Service) -> FastAPI:
     @api.get("/readyz")
     async def readyz() -> Health:
         """A model is loaded; 503 with the reason until then."""
-        service.keep_current()
-        service.current()
+        await service.current()
         return Health(status="ready")
 
     @api.get("/v1/models/{alias}")
     async def model(alias: str, response: Response) -> dict[str, Any]:
         """The card of the served model: how its vectors come about, and how they scored."""
-        service.keep_current()
-        loaded = service.current()
-        if alias != service.config.alias:
-            raise ServingError(
-                status=404, detail=f"this service has no alias {alias!r}; it follows {service.config.alias!r}."
-            )
+        loaded = await service.current(alias)
         response.headers.update(_version_headers(loaded))
-        return _card(loaded)
+        return _card(loaded, service.follower(alias).why_not_current())
 
     @api.post("/v1/embed", response_model=Embeddings, openapi_extra=_EMBED_BODY)
     async def embed(
         request: Request,
         channels: Annotated[str, Query(description="stains of an array's channels, in its order: DNA,ER,RNA")] = "",
+        alias: AskedAlias = "",
     ) -> Response:
         """Vectors of stored crops (JSON) or of your own pixels (npy or npz array).
 
         `Accept: application/octet-stream` answers with an npy array, (B, D) float32, instead of JSON.
         """
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        service.keep_current()
-        loaded = service.current()
+        loaded = await service.current(alias)
         body = await request.body()
         crop_ids: list[str] | None = None
         if media_type == "application/json":
@@ -207,10 +210,9 @@ def build_api(service: Service) -> FastAPI:
         return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
 
     @api.post("/v1/search")
-    async def search(question: SearchRequest, response: Response) -> Hits:
-        """The stored crops most similar to a vector or to a stored crop: exact cosine."""
-        service.keep_current()
-        loaded = service.current()
+    async def search(question: SearchRequest, response: Response, alias: AskedAlias = "") -> Hits:
+        """The stored crops most similar to a vector, a stored crop or a perturbation: exact cosine."""
+        loaded = await service.current(alias)
         hits, predicted = await asyncio.to_thread(_search, loaded, question)
         response.headers.update(_version_headers(loaded))
         return Hits(
@@ -220,6 +222,14 @@ def build_api(service: Service) -> FastAPI:
             hits=[Hit(**hit) for hit in hits],
             predicted_performance=predicted,
         )
+
+    @api.post("/v1/predict-performance")
+    async def predict(question: PredictRequest, response: Response, alias: AskedAlias = "") -> Prediction:
+        """How well queries, treatments of a planned screen, or prompts will do, told before they are used."""
+        loaded = await service.current(alias)
+        answer = await asyncio.to_thread(predict_performance, loaded, question)
+        response.headers.update(_version_headers(loaded))
+        return answer
 
     return api
 
@@ -252,20 +262,27 @@ def _parse_embed_request(body: bytes) -> EmbedRequest:
 def _search(loaded: Loaded, question: SearchRequest) -> tuple[list[dict[str, Any]], PredictedPerformance | None]:
     index = loaded.index
     vector: NDArray[np.floating[Any]]
+    own = np.zeros(0, dtype=np.int64)
     if question.crop_id is not None:
-        vector = index.unit_vectors[index.row_of(question.crop_id)]
+        own = np.array([index.row_of(question.crop_id)])
+        vector = index.unit_vectors[own[0]]
+    elif question.perturbation is not None:
+        own = index.rows_of_perturbation(question.perturbation)
+        vector = index.unit_vectors[own].mean(axis=0)
     else:
         vector = np.asarray(question.vector, dtype=np.float64)
-    hits = index.search(vector, question.k, question.filter, leave_out=question.crop_id or "")
-    return hits, _predicted(loaded, vector, question.crop_id)
+    hits = index.search(vector, question.k, question.filter, leave_out=own)
+    return hits, _predicted(loaded, vector, own)
 
 
-def _predicted(loaded: Loaded, vector: NDArray[np.floating[Any]], crop_id: str | None) -> PredictedPerformance | None:
+def _predicted(
+    loaded: Loaded, vector: NDArray[np.floating[Any]], own: NDArray[np.int64]
+) -> PredictedPerformance | None:
     if loaded.performance is None:
         return None
     predictor = loaded.performance.predictor
-    of_crop = None if crop_id is None else [family_of(loaded.index.crops, loaded.index.row_of(crop_id))]
-    found = predictor.predict(vector[None].astype(np.float64), family=of_crop)
+    family = [family_of(loaded.index.crops, int(own[0]))] if len(own) else None
+    found = predictor.predict(vector[None].astype(np.float64), family=family)
     return PredictedPerformance(
         average_precision=float(found.score[0]),
         low=float(found.low[0]),
@@ -276,16 +293,21 @@ def _predicted(loaded: Loaded, vector: NDArray[np.floating[Any]], crop_id: str |
 
 def _version_headers(loaded: Loaded) -> dict[str, str]:
     card = loaded.champion.card
-    return {"X-Model-Version": str(card.version), "X-Representation-Id": card.representation_id}
+    return {
+        "X-Model-Alias": card.alias,
+        "X-Model-Version": str(card.version),
+        "X-Representation-Id": card.representation_id,
+    }
 
 
-def _card(loaded: Loaded) -> dict[str, Any]:
+def _card(loaded: Loaded, why_not_current: str) -> dict[str, Any]:
     served = loaded.champion.card
     return {
         "name": served.name,
         "alias": served.alias,
         "version": served.version,
         **asdict(served.card),
+        "newest_is_not_served": why_not_current or None,
         "index": {"n_crops": loaded.index.crops.num_rows, "table_versions": dict(loaded.index.versions)},
     }
 

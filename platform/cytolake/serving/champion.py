@@ -34,6 +34,12 @@ class Champion:
         """
         return self.encoder.config.channel_indices(channels)
 
+    def tokens_of(self, n_channels: int) -> int:
+        """Tokens of a crop of so many channels."""
+        config = self.encoder.config
+        per_channel = (config.crop_size // config.patch_size) ** 2
+        return 1 + per_channel * (1 if config.architecture == "mae_vit" else n_channels)
+
     def embed(self, images: Sequence[NDArray[Any]], indices: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """One forward pass: the vectors that the embedding job would write for the same pixels.
 

@@ -48,14 +48,15 @@ def build_application(config: ServingConfig, environment: Mapping[str, str]) -> 
 
 
 def batched(run: RunMinibatches, config: ServingConfig) -> RunMinibatch:
-    """Dynamic batching: minibatches that wait together run as one, up to `minibatch_size` crops."""
+    """Dynamic batching: minibatches that wait together run as one, up to `minibatch_tokens`."""
 
     async def run_minibatches(minibatches: list[Minibatch]) -> list[Any]:
         return await run(minibatches)
 
     together: RunMinibatch = serve.batch(
-        max_batch_size=config.minibatch_size,
+        max_batch_size=config.minibatch_tokens,
         batch_wait_timeout_s=config.batch_wait_s,
-        batch_size_fn=lambda minibatches: sum(len(minibatch.images) for minibatch in minibatches),
+        # Ray Serve refuses one item above the size; a single crop of very many channels must pass all the same.
+        batch_size_fn=lambda minibatches: sum(min(m.n_tokens, config.minibatch_tokens) for m in minibatches),
     )(run_minibatches)
     return together

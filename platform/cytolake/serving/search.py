@@ -19,6 +19,7 @@ from cytolake.catalog import Catalog
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
 
+NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 TABLES = ("embeddings", "crops", "wells", "plates")
 """What an index is read from; `plates` decides which rows of the others show."""
 
@@ -41,7 +42,7 @@ class CropIndex:
     """N rows in the order of `unit_vectors`: the columns of crops, then those of wells that crops does not have."""
 
     def search(
-        self, vector: NDArray[np.floating[Any]], k: int, condition: str = "", leave_out: str = ""
+        self, vector: NDArray[np.floating[Any]], k: int, condition: str = "", leave_out: NDArray[np.int64] = NO_ROWS
     ) -> list[dict[str, Any]]:
         """The k most similar crops, best first; fewer where fewer pass the condition.
 
@@ -50,15 +51,15 @@ class CropIndex:
             k: How many.
             condition: SQL condition over `crops`, see `filters.compile_filter`; "" lets all pass. It is applied before
                 the ranking, so k hits come back whenever k crops pass.
-            leave_out: Crop id that is no answer: the one asked about.
+            leave_out: Rows that are no answer: what is asked about.
 
         Raises:
             ServingError: 422, a vector of another width, or of zeros; or a condition that is not understood.
         """
         unit = _unit_vector(vector, self.unit_vectors.shape[1], self.representation_id)
         rows = self._rows(condition)
-        if leave_out:
-            rows = rows[rows != self.row_of(leave_out)]
+        if len(leave_out):
+            rows = rows[~np.isin(rows, leave_out)]
         similarity = (self.unit_vectors @ unit)[rows]  # choosing rows first would copy the vectors
         n_hits = min(k, len(rows))
         if n_hits == 0:
@@ -82,6 +83,22 @@ class CropIndex:
                 "from the crops table that curation kept; a new plate must be embedded first (jobs/embed.py).",
             )
         return int(row)
+
+    def rows_of_perturbation(self, perturbation: str) -> NDArray[np.int64]:
+        """Rows of a perturbation's crops.
+
+        Raises:
+            ServingError: 404, no crop of this representation has it.
+        """
+        is_it = pc.equal(self.crops["perturbation"], perturbation).fill_null(False).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(is_it)
+        if not len(rows):
+            raise ServingError(
+                status=404,
+                detail=f"no crop with an embedding has the perturbation {perturbation!r}. Spell it as the column "
+                "perturbation of the wells table does.",
+            )
+        return rows
 
     def _rows(self, condition: str) -> NDArray[np.int64]:
         if not condition.strip():

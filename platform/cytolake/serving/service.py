@@ -1,4 +1,4 @@
-"""What the endpoints call: the champion, the catalog and the search index, kept up to date.
+"""What the endpoints call: crops and pixels to vectors, through the model that an alias names.
 
 Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
 """
@@ -6,10 +6,6 @@ Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, channel_vocabulary
-from cytolake.performance_prediction.registered import RegisteredPredictor, find_query_predictor
-from cytolake.serving.champion import Champion, load_champion
+from cytolake.serving.champion import Champion
 from cytolake.serving.decoding import DecodingBudget
+from cytolake.serving.follower import Follower, Loaded, first_lines
 from cytolake.serving.guard import GuardConfig, guard_from_environment
 from cytolake.serving.problems import ServingError
-from cytolake.serving.search import TABLES, CropIndex, read_index
-from cytolake.tracking import CHAMPION, TrackingConfig, resolve_alias
-
-logger = logging.getLogger(__name__)
+from cytolake.tracking import CHAMPION, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +30,18 @@ class ServingConfig:
     root: str = "cytolake_data"
     """Catalog root."""
     alias: str = CHAMPION
-    """MLflow alias to follow."""
+    """MLflow alias to follow: what requests that name none are answered by."""
+    other_aliases: tuple[str, ...] = ()
+    """More of them, which a request may name; each is loaded when it is first asked for."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Model registry; an empty `uri` means the catalog root's own."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Keys and body sizes."""
     budget: DecodingBudget = field(default_factory=DecodingBudget)
     """Size of the arrays that are taken."""
-    minibatch_size: int = 64
-    """Crops of one forward pass; requests that arrive together share one."""
+    minibatch_tokens: int = 16_384
+    """Tokens of one forward pass, all channels of all its crops; requests that arrive together share one. It bounds the
+    memory of a pass where crops have many channels, and fills it where they have few."""
     batch_wait_s: float = 0.005
     """How long a crop waits for company, seconds."""
     refresh_s: float = 10.0
@@ -59,12 +54,19 @@ class ServingConfig:
             raise ValueError(
                 "root and alias must not be empty: set CYTOLAKE_ROOT and CYTOLAKE_ALIAS, or leave them out"
             )
-        if self.minibatch_size < 1 or self.batch_wait_s < 0 or self.refresh_s < 0:
-            raise ValueError("minibatch_size must be 1 or more, batch_wait_s and refresh_s 0 or more")
+        if self.minibatch_tokens < 1 or self.batch_wait_s < 0 or self.refresh_s < 0:
+            raise ValueError("minibatch_tokens must be 1 or more, batch_wait_s and refresh_s 0 or more")
+        if self.alias in self.other_aliases or len(set(self.other_aliases)) < len(self.other_aliases):
+            raise ValueError(f"other_aliases are {self.other_aliases}, beside {self.alias}: expected each once")
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All that may be asked, the one that answers by default first."""
+        return (self.alias, *self.other_aliases)
 
 
 def config_from_environment(environment: Mapping[str, str], *, sets_request_id: bool = True) -> ServingConfig:
-    """Read `CYTOLAKE_ROOT`, `CYTOLAKE_ALIAS`, `CYTOLAKE_TRACKING_URI` and the guard's variables.
+    """Read `CYTOLAKE_ROOT`, `CYTOLAKE_ALIAS` (further ones behind commas), `CYTOLAKE_TRACKING_URI` and the guard's.
 
     A relative root is made absolute here: the replicas' working directory is another one.
 
@@ -72,23 +74,14 @@ def config_from_environment(environment: Mapping[str, str], *, sets_request_id: 
         ValueError: What `guard_from_environment` and the configs refuse.
     """
     root = environment.get("CYTOLAKE_ROOT", "") or "cytolake_data"
+    aliases = [name.strip() for name in environment.get("CYTOLAKE_ALIAS", "").split(",") if name.strip()] or [CHAMPION]
     return ServingConfig(
         root=str(Path(root).expanduser().resolve()),
-        alias=environment.get("CYTOLAKE_ALIAS", "") or CHAMPION,
+        alias=aliases[0],
+        other_aliases=tuple(aliases[1:]),
         tracking=TrackingConfig(uri=environment.get("CYTOLAKE_TRACKING_URI", "")),
         guard=guard_from_environment(environment, sets_request_id=sets_request_id),
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
-    """Everything that answers come from, of one moment. Replaced as a whole, so no answer mixes two versions."""
-
-    catalog: Catalog
-    champion: Champion
-    index: CropIndex
-    performance: RegisteredPredictor | None
-    """Tells how well a search will do; None where none was fitted on the champion's representation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +91,11 @@ class Minibatch:
     champion: Champion
     images: Sequence[NDArray[Any]]
     indices: Sequence[Sequence[int]]
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all its crops."""
+        return sum(self.champion.tokens_of(len(each)) for each in self.indices)
 
 
 RunMinibatches = Callable[[list[Minibatch]], Awaitable[list[NDArray[np.float32]]]]
@@ -114,54 +112,53 @@ def one_by_one(run: RunMinibatches, config: ServingConfig) -> RunMinibatch:
 
 
 class Service:
-    """The champion at work. Starts without one, says why, and takes it up when it appears."""
+    """The promoted models at work, one for each alias."""
 
     def __init__(
         self, config: ServingConfig, batched: Callable[[RunMinibatches, ServingConfig], RunMinibatch] = one_by_one
     ) -> None:
         self.config = config
-        self._tracking = config.tracking.at(config.root)
-        self._loaded: Loaded | None = None
-        self._reason = "the model is being loaded."
-        self._looked_at = -float("inf")
-        self._loading = threading.Lock()
-        self._refresh: asyncio.Task[None] | None = None
+        tracking = config.tracking.at(config.root)
+        self._followers = {
+            alias: Follower(config.root, alias, tracking, config.device, config.refresh_s) for alias in config.aliases
+        }
         self._run = batched(self._run_minibatches, config)
 
-    def load(self) -> None:
-        """Look at alias and tables and take up what is new. Keeps what it has when that fails; never raises."""
-        with self._loading:
-            try:
-                self._loaded = self._read()
-                self._reason = ""
-            except Exception as error:  # whatever is wrong with registry or disk, the service stays up and says so
-                self._reason = _first_lines(error)
-                level = logging.WARNING if self._loaded is None else logging.ERROR
-                logger.log(level, "alias %s of %s: %s", self.config.alias, self.config.root, self._reason)
-            finally:
-                self._looked_at = time.monotonic()
-
-    def why_not_ready(self) -> str:
-        """ "" when requests can be answered, else the reason and what to do."""
-        return "" if self._loaded is not None else self._reason
-
-    def keep_current(self) -> None:
-        """Set off a look at alias and tables in the background when the last one is `refresh_s` ago."""
-        is_due = time.monotonic() - self._looked_at >= self.config.refresh_s
-        if is_due and (self._refresh is None or self._refresh.done()):
-            self._refresh = asyncio.create_task(asyncio.to_thread(self.load))
-
-    def current(self) -> Loaded:
-        """What answers come from now.
+    def follower(self, alias: str = "") -> Follower:
+        """What follows an alias; "" is the one that answers by default.
 
         Raises:
-            ServingError: 503 with the reason, nothing is loaded.
+            ServingError: 404, this service does not follow it.
         """
-        loaded = self._loaded
-        if loaded is None:
-            retry_s = str(max(1, round(self.config.refresh_s)))
-            raise ServingError(status=503, detail=self._reason, headers={"Retry-After": retry_s})
-        return loaded
+        found = self._followers.get(alias or self.config.alias)
+        if found is None:
+            raise ServingError(
+                status=404,
+                detail=f"this service has no alias {alias!r}; it follows {', '.join(self.config.aliases)}.",
+            )
+        return found
+
+    def load(self) -> None:
+        """Look at every alias that is in use, and take up what is new; never raises."""
+        for alias, follower in self._followers.items():
+            if alias == self.config.alias or follower.is_in_use:
+                follower.load()
+
+    def why_not_ready(self) -> str:
+        """ "" when requests that name no alias can be answered, else the reason and what to do."""
+        return self.follower().why_not_ready()
+
+    async def current(self, alias: str = "") -> Loaded:
+        """What answers come from now; sets off a look for what is new, and loads an alias that was never asked for.
+
+        Raises:
+            ServingError: 404 no such alias; 503 with the reason, nothing is loaded.
+        """
+        follower = self.follower(alias)
+        if not follower.is_in_use:
+            await asyncio.to_thread(follower.load)
+        follower.keep_current()
+        return follower.current()
 
     async def embed_stored(self, loaded: Loaded, crop_ids: Sequence[str]) -> NDArray[np.float32]:
         """(B, D) vectors of stored crops, from their source pixels.
@@ -224,57 +221,38 @@ class Service:
                 indices.append(champion.channel_indices(stains))
             except ValueError as error:
                 raise ServingError(status=422, detail=f"{name}: {error}") from error
-        step = self.config.minibatch_size
         parts = [
-            Minibatch(champion=champion, images=images[i : i + step], indices=indices[i : i + step])
-            for i in range(0, len(images), step)
+            Minibatch(champion=champion, images=images[first:end], indices=indices[first:end])
+            for first, end in _shares([champion.tokens_of(len(each)) for each in indices], self.config.minibatch_tokens)
         ]
         return np.concatenate(await asyncio.gather(*(self._run(part) for part in parts)))
 
     async def _run_minibatches(self, minibatches: list[Minibatch]) -> list[NDArray[np.float32]]:
         return await asyncio.to_thread(_run_together, minibatches)
 
-    def _read(self) -> Loaded:
-        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "False")
-        catalog = cytolake.catalog.open(self.config.root)
-        before = self._loaded
-        card = resolve_alias(self._tracking, self.config.alias)
-        champion = before.champion if before is not None and before.champion.card == card else None
-        if champion is None:
-            champion = load_champion(self._tracking, self.config.alias, self.config.device)
-        index = before.index if before is not None else None
-        if index is None or not _is_current(index, champion, catalog):
-            index = read_index(catalog, champion.card.representation_id, champion.card.dim)
-        performance = self._performance(champion, before)
-        return Loaded(catalog=catalog, champion=champion, index=index, performance=performance)
-
-    def _performance(self, champion: Champion, before: Loaded | None) -> RegisteredPredictor | None:
-        """A damaged predictor is told in the log and left out: searches must not wait for it."""
-        known = before.performance if before is not None else None
-        try:
-            return find_query_predictor(self._tracking, "search", champion.card.representation_id, known)
-        except Exception as error:
-            logger.error("no predicted performance: %s", _first_lines(error))
-            return None
-
-
-def _is_current(index: CropIndex, champion: Champion, catalog: Catalog) -> bool:
-    now = catalog.versions()
-    is_same_model = index.representation_id == champion.card.representation_id
-    return is_same_model and index.versions == {table: now[table] for table in TABLES if table in now}
-
 
 def _read_crops(catalog: Catalog, crop_ids: Sequence[str]) -> tuple[Sequence[NDArray[Any]], Sequence[tuple[str, ...]]]:
     try:
         channels = catalog.channels_of(crop_ids)
     except CatalogError as error:
-        raise ServingError(status=404, detail=_first_lines(error)) from error
+        raise ServingError(status=404, detail=first_lines(error)) from error
     try:
         return catalog.crop_pixels(crop_ids), channels
     except (OSError, ValueError) as error:
         raise ServingError(
-            status=503, detail=f"the source images of these crops cannot be read: {_first_lines(error)}"
+            status=503, detail=f"the source images of these crops cannot be read: {first_lines(error)}"
         ) from error
+
+
+def _shares(tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Consecutive crops of at most so many tokens together; one that has more alone is a share of its own."""
+    shares, first, held = [], 0, 0
+    for place, n in enumerate(tokens):
+        if held and held + n > most:
+            shares.append((first, place))
+            first, held = place, 0
+        held += n
+    return [*shares, (first, len(tokens))]
 
 
 def _run_together(minibatches: list[Minibatch]) -> list[NDArray[np.float32]]:
@@ -288,8 +266,3 @@ def _run_together(minibatches: list[Minibatch]) -> list[NDArray[np.float32]]:
         vectors_BD = champion.embed(images, indices)
         results |= dict(zip(members, np.split(vectors_BD, ends), strict=True))
     return [results[i] for i in range(len(minibatches))]
-
-
-def _first_lines(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())[:600] or type(error).__name__

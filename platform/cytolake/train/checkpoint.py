@@ -131,6 +131,11 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint_step_{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.rsplit("_", 1)[1])
+
+
 def newest_checkpoint(run_folder: Path) -> Path | None:
     """The whole checkpoint with most steps; one that a killed run left half-written is passed over."""
     return next((folder for folder in reversed(_by_step(run_folder)) if is_whole(folder)), None)

@@ -26,6 +26,7 @@ from cytolake.train.checkpoint import (
     forget_broken_checkpoints,
     newest_checkpoint,
     read_checkpoint,
+    step_of,
 )
 from cytolake.train.config import PretrainConfig
 from cytolake.train.evaluation import Evaluate, evaluate_now, evaluated_step, submit_evaluation
@@ -51,6 +52,8 @@ class LoopSettings:
     """Absolute, and shared by all machines of the run."""
     n_samples: int
     """Crops of the whole run, counted as often as they are seen."""
+    until_step: int | None = None
+    """Write a checkpoint after this step and rest there; None trains to the end."""
     is_local: bool
     """Without Ray: one process."""
     evaluate: Evaluate | None
@@ -121,7 +124,7 @@ class _Worker:
             forget_broken_checkpoints(self.run_folder)
             newest = newest_checkpoint(self.run_folder)
             chosen = newest.name if newest else None
-            step = int(newest.name.rsplit("_", 1)[1]) if newest else 0
+            step = step_of(newest) if newest else 0
             cut_history(self.run_folder, step)
             cut_seen(self.run_folder, step)
         chosen = self._as_first_worker(chosen)
@@ -160,7 +163,8 @@ class _Worker:
                     self.seen.add(step, minibatch.rows)
 
                 is_last = whole.end == settings.n_samples
-                is_checkpoint = is_last or step % config.checkpoint_every == 0
+                is_rest = step == settings.until_step
+                is_checkpoint = is_last or is_rest or step % config.checkpoint_every == 0
                 is_report = is_checkpoint or step % config.log_every == 0
                 if is_report and not is_checkpoint:
                     is_checkpoint = self._is_told_to_leave()
@@ -186,6 +190,8 @@ class _Worker:
                 if is_picture:
                     with window.not_counted():
                         draw_pictures(self.objective, self.pack, config, self.run_folder, step, epoch, self.rank == 0)
+                if is_rest:
+                    break
         self.writer.wait()
         self._evaluate_if_due()
 

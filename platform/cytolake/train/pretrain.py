@@ -19,7 +19,7 @@ from cytolake.catalog.declared import channel_vocabulary
 from cytolake.models import build_encoder, load_encoder, model_id, save_encoder
 from cytolake.packs.pack import Pack
 from cytolake.tracking import Run, TrackingConfig, flatten_config
-from cytolake.train.checkpoint import newest_checkpoint
+from cytolake.train.checkpoint import newest_checkpoint, step_of
 from cytolake.train.config import OPERATION, PretrainConfig, run_key
 from cytolake.train.evaluation import Evaluate, EvaluationTask, evaluate_now, evaluated_step, read_evaluations
 from cytolake.train.loop import LoopSettings, train_worker
@@ -103,56 +103,30 @@ def pretrain(
         PretrainError: Training stopped after `max_failures` restarts, or because of numbers that are not finite.
     """
     started = time.monotonic()
-    pack = Pack.open(Path(pack_path).resolve())
-    config = _with_vocabulary(config)
-    n_samples = _check_pack(pack, config)
-    key = run_key(pack.pack_id, config)
-    folder = Path(runs_root).expanduser().resolve() / key
+    plan = _plan(pack_path, config, runs_root)
+    folder = plan.folder
     finished = _read_result(folder)
     if finished is not None:
         if progress is not None:
-            progress("pretrain", n_samples, n_samples)
+            progress("pretrain", plan.n_samples, plan.n_samples)
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOPPED_FILE).unlink(missing_ok=True)
-    untrained_id = save_encoder(build_encoder(config.model, config.seed).eval(), folder / UNTRAINED_FILE)
-
-    all_tags = {**(tags or {}), "stage": "pretrain", "run_key": key, "pack_id": pack.pack_id}
-    params = {
-        "pack_id": pack.pack_id,
-        "curation_id": pack.curation_id,
-        **{f"delta_version.{table}": version for table, version in sorted(pack.table_versions.items())},
-        "n_samples": n_samples,
-        **_identity_params(config),
-    }
-    with pretraining_run(tracking.at(folder.parent.parent), folder, params, all_tags) as run:
-        settings = LoopSettings(
-            config=config,
-            pack_path=str(pack.path),
-            run_folder=str(folder),
-            n_samples=n_samples,
-            is_local=config.workers == 0,
-            evaluate=evaluate if config.evaluate_every else None,
-        )
-        with _watch(folder, run, n_samples, progress):
-            if settings.evaluate is not None and evaluated_step(folder, 0) is None:
-                evaluate_now(folder, folder / UNTRAINED_FILE, 0, settings.evaluate)
-            _fit(settings)
+    with _training(plan, tracking, tags) as run:
+        _train(plan, run, progress, evaluate)
         last = newest_checkpoint(folder)
         history = read_live_history(folder)
         if last is None or not history:
             raise PretrainError(
-                f"{folder}: the workers ended without a checkpoint here. Expected one after {n_samples} crops: "
+                f"{folder}: the workers ended without a checkpoint here. Expected one after {plan.n_samples} crops: "
                 "the runs folder must be shared by all machines of the cluster."
             )
         shutil.copyfile(last / ENCODER_FILE, folder / f"{ENCODER_FILE}.unfinished")
         (folder / f"{ENCODER_FILE}.unfinished").replace(folder / ENCODER_FILE)
         write_json(folder / HISTORY_FILE, history)
         result = {
-            "run_key": key,
-            "pack_id": pack.pack_id,
-            "model_id": model_id(load_encoder(folder / ENCODER_FILE, expect=config.model)),
-            "untrained_model_id": untrained_id,
+            "run_key": folder.name,
+            "pack_id": plan.pack.pack_id,
+            "model_id": model_id(load_encoder(folder / ENCODER_FILE, expect=plan.config.model)),
+            "untrained_model_id": model_id(load_encoder(folder / UNTRAINED_FILE)),
             "run_id": run.run_id,
             "final_loss": history[-1]["loss"],
             "steps": int(history[-1]["step"]),
@@ -160,7 +134,7 @@ def pretrain(
             "data_wait_share": _median(history, "data_wait_share"),
             "seconds": time.monotonic() - started,
             "evaluations": {str(step): numbers for step, numbers in read_evaluations(folder).items()},
-            "config": dataclasses.asdict(config),
+            "config": dataclasses.asdict(plan.config),
         }
         run.set_tags({"model_id": str(result["model_id"])})
     write_json(folder / RESULT_FILE, result)
@@ -169,9 +143,103 @@ def pretrain(
     return dataclasses.replace(made, is_reused=False)
 
 
+def pretrain_until(
+    pack_path: str | Path,
+    config: PretrainConfig,
+    runs_root: str | Path,
+    tracking: TrackingConfig,
+    step: int,
+    tags: Mapping[str, str] | None = None,
+) -> Path:
+    """Train up to a step and rest there, for one who looks first whether it is worth to go on.
+
+    The schedule is that of the whole run: what rests goes on, here or in `pretrain`, as if it had never stopped.
+
+    Args:
+        step: Optimiser step to rest after, 1 or more; one that lies behind trains nothing.
+
+    Returns:
+        The encoder's file, as after that step or the later one that the run has reached.
+
+    Raises:
+        ValueError, PretrainError: As `pretrain`.
+    """
+    plan = _plan(pack_path, config, runs_root)
+    finished = _read_result(plan.folder)
+    if finished is not None:
+        return finished.checkpoint
+    last = newest_checkpoint(plan.folder)
+    if last is None or step_of(last) < step:
+        with _training(plan, tracking, tags) as run:
+            _train(plan, run, until_step=step)
+        last = newest_checkpoint(plan.folder)
+    if last is None:
+        raise PretrainError(f"{plan.folder}: the workers ended without a checkpoint here, expected one of step {step}.")
+    return last / ENCODER_FILE
+
+
 def finished_run(pack_id: str, config: PretrainConfig, runs_root: str | Path) -> PretrainResult | None:
     """The finished run of this pack and config, or None: what `pretrain` would read back instead of training."""
     return _read_result(Path(runs_root).expanduser().resolve() / run_key(pack_id, _with_vocabulary(config)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A run, once it is clear that the pack can be trained on."""
+
+    pack: Pack
+    config: PretrainConfig
+    n_samples: int
+    folder: Path
+
+
+def _plan(pack_path: str | Path, config: PretrainConfig, runs_root: str | Path) -> _Plan:
+    pack = Pack.open(Path(pack_path).resolve())
+    config = _with_vocabulary(config)
+    folder = Path(runs_root).expanduser().resolve() / run_key(pack.pack_id, config)
+    return _Plan(pack, config, _check_pack(pack, config), folder)
+
+
+@contextmanager
+def _training(plan: _Plan, tracking: TrackingConfig, tags: Mapping[str, str] | None) -> Iterator[Run]:
+    """The run's folder with its untrained encoder, and its MLflow run."""
+    pack, config, folder = plan.pack, plan.config, plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STOPPED_FILE).unlink(missing_ok=True)
+    save_encoder(build_encoder(config.model, config.seed).eval(), folder / UNTRAINED_FILE)
+    all_tags = {**(tags or {}), "stage": "pretrain", "run_key": folder.name, "pack_id": pack.pack_id}
+    params = {
+        "pack_id": pack.pack_id,
+        "curation_id": pack.curation_id,
+        **{f"delta_version.{table}": version for table, version in sorted(pack.table_versions.items())},
+        "n_samples": plan.n_samples,
+        **_identity_params(config),
+    }
+    with pretraining_run(tracking.at(folder.parent.parent), folder, params, all_tags) as run:
+        yield run
+
+
+def _train(
+    plan: _Plan,
+    run: Run,
+    progress: Progress | None = None,
+    evaluate: Evaluate | None = None,
+    until_step: int | None = None,
+) -> None:
+    folder = plan.folder
+    settings = LoopSettings(
+        config=plan.config,
+        pack_path=str(plan.pack.path),
+        run_folder=str(folder),
+        n_samples=plan.n_samples,
+        until_step=until_step,
+        is_local=plan.config.workers == 0,
+        evaluate=evaluate if plan.config.evaluate_every else None,
+    )
+    with _watch(folder, run, plan.n_samples, progress):
+        if settings.evaluate is not None and evaluated_step(folder, 0) is None:
+            evaluate_now(folder, folder / UNTRAINED_FILE, 0, settings.evaluate)
+        _fit(settings)
 
 
 def _with_vocabulary(config: PretrainConfig) -> PretrainConfig:

@@ -21,9 +21,6 @@ def run_trials(
 ) -> list[float]:
     """Make every call, as many at once as the cluster has room for; what each gave, in their order.
 
-    A training with workers of its own brings their resources, so its trial holds none and one runs at a time. One
-    without workers holds a CPU for each of its threads, and a GPU where it is told to use one.
-
     Args:
         calls: Function and arguments of each; they and the result must be picklable.
         trainings: The training of each call, alike in what they need.
@@ -69,16 +66,11 @@ def run_trials(
                 if told is not None:
                     told(len(results))
 
-    if training.workers:
-        # Ray wants a trial to hold something: a byte of memory.
-        resources: dict[str, float] = {"cpu": 0, "memory": 1}
-        concurrent = concurrent or 1
-    else:
-        resources = {"cpu": max(1, training.threads), **({"gpu": 1} if training.use_gpu else {})}
+    resources, at_once = resources_of_trial(training, concurrent)
     fitted = tune.Tuner(
         tune.with_resources(Trial, resources),
         param_space={"number": tune.grid_search(list(range(len(calls))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent or None, reuse_actors=True),
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once or None, reuse_actors=True),
         run_config=tune.RunConfig(
             name="study",
             storage_path=str(storage),
@@ -92,3 +84,15 @@ def run_trials(
         if error is not None:
             raise error
     return [results[number] for number in range(len(calls))]
+
+
+def resources_of_trial(training: PretrainConfig, concurrent: int = 0) -> tuple[dict[str, float], int]:
+    """What a trial of such a training holds, and how many may run at once, 0 for no limit but resources.
+
+    A training with workers of its own brings their resources, so its trial holds none and one runs at a time. One
+    without workers holds a CPU for each of its threads, and a GPU where it is told to use one.
+    """
+    if training.workers:
+        # Ray wants a trial to hold something: a byte of memory.
+        return {"cpu": 0, "memory": 1}, concurrent or 1
+    return {"cpu": max(1, training.threads), **({"gpu": 1} if training.use_gpu else {})}, concurrent

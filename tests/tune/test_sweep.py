@@ -1,0 +1,186 @@
+"""A search on a small screen through real trials; its ranges, rungs and ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
+
+from cytolake.models import ModelConfig
+from cytolake.models.objectives import MaeConfig, ObjectiveConfig
+from cytolake.tracking import TrackingConfig
+from cytolake.train.config import PretrainConfig
+from cytolake.train.pretrain import finished_run, pretrain, pretrain_until
+from cytolake.tune.study import StudyConfig
+from cytolake.tune.sweep import Ledger, Range, SweepConfig, SweepTrial, Vary, run_sweep, rungs_of
+
+ASKED = StudyConfig(split_seeds=(0,), crops=60)
+BASE = PretrainConfig(
+    model=ModelConfig(
+        architecture="mae_vit", channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=2, heads=2
+    ),
+    objective=ObjectiveConfig(mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)),
+    steps=4,
+    minibatch_size=8,
+    workers=0,
+    threads=1,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
+    return make_small_screen(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def vary() -> Vary:
+    """Learning rates and mask ratios, as `--set` would. A function of its own, which trials get without this module."""
+
+    def varied(settings: Mapping[str, Any]) -> PretrainConfig:
+        base = BASE
+        for name, value in settings.items():
+            if name == "pretrain.learning_rate":
+                base = dataclasses.replace(base, learning_rate=float(value))
+            elif name == "pretrain.objective.mae.mask_ratio":
+                mae = dataclasses.replace(base.objective.mae, mask_ratio=float(value))
+                base = dataclasses.replace(base, objective=dataclasses.replace(base.objective, mae=mae))
+            else:
+                raise ValueError(f"no field {name}")
+        return base
+
+    return varied
+
+
+def test_a_range_is_read_as_it_is_spelled():
+    assert Range.parse("pretrain.learning_rate=1e-4..1e-2 log") == Range("pretrain.learning_rate", (), 1e-4, 1e-2, True)
+    assert Range.parse("knob.gamma = 0..0.5") == Range("knob.gamma", (), 0.0, 0.5, False)
+    assert Range.parse("pretrain.optimiser=adamw|lion").choices == ("adamw", "lion")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pretrain.learning_rate", "expected a setting and its values"),
+        ("learning_rate=1..2", "expected pretrain. and a field"),
+        ("knob.hue=0..1", "one of flip_rotate"),
+        ("knob.gamma=0..2", "strengths of a knob from 0 to 1"),
+        ("pretrain.learning_rate=0..1 log", "above 0"),
+        ("pretrain.learning_rate=2..1", "a lower number first"),
+        ("pretrain.learning_rate=a..b", "numbers on both sides"),
+    ],
+)
+def test_a_range_that_makes_no_sense_is_refused(text, told):
+    with pytest.raises(ValueError, match=told):
+        SweepConfig(space=(text,))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"searcher": "grid"}, "expected name=one|other"),
+        ({"trials": 0}, "sweep.trials is 0"),
+        ({"confirm_seeds": (0,)}, "the search's own seed"),
+        ({"space": ()}, "one or more settings"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        SweepConfig(**change)
+
+
+def test_rungs_grow_by_the_reduction_and_end_with_the_training():
+    config = SweepConfig(first_rung=0.1, reduction=3)
+    assert rungs_of(1000, config) == [100, 300, 900, 1000]
+    assert rungs_of(4, config) == [1, 3, 4]
+    assert rungs_of(1000, dataclasses.replace(config, stops_early=False)) == [1000]
+
+
+def test_a_ledger_knows_what_ended_and_what_was_interrupted(tmp_path):
+    ledger = Ledger(tmp_path)
+    one, other = {"knob.gamma": 0.25}, {"knob.gamma": 0.75}
+    for settings in (one, other):
+        ledger.begin(settings)
+    ledger.end(SweepTrial(one, {2: 0.5, 4: 0.625}))
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write('{"ended": {"knob.ga')  # torn by a kill
+    again = Ledger(tmp_path)
+    assert again.ended() == [SweepTrial(one, {2: 0.5, 4: 0.625})]
+    assert again.interrupted() == [other]
+    assert again.ended()[0].step == 4
+
+
+def test_a_training_that_rests_goes_on_as_if_it_had_not(small: SmallScreen, tmp_path):
+    whole = pretrain(small.pack.path, BASE, tmp_path / "whole" / "runs", TrackingConfig())
+    runs = tmp_path / "rests" / "runs"
+    first = pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 1)
+    assert first.parent.name == "checkpoint_step_00000001"
+    assert finished_run(small.pack.pack_id, BASE, runs) is None
+    assert pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 1) == first
+    pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 3)
+    rested = pretrain(small.pack.path, BASE, runs, TrackingConfig())
+    assert rested.model_id == whole.model_id, "weights are the same to the last bit"
+    assert pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 2) == rested.checkpoint
+
+
+def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, local_ray: None, vary: Vary):
+    config = SweepConfig(
+        space=("pretrain.learning_rate=1e-4..1e-2 log", "knob.gamma=0..1"),
+        trials=5,
+        first_rung=0.25,
+        confirm_seeds=(7,),
+        concurrent=2,
+    )
+    told: list[tuple[str, int, int]] = []
+    tracking = TrackingConfig()
+    found = run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, tracking, lambda *each: told.append(each))
+    assert found.n_ran == len(found.trials) == 5
+    assert found.best.step == found.steps == 4
+    assert found.best.score == max(trial.score for trial in found.trials if trial.step == 4)
+    assert all(set(trial.scores) <= {1, 3, 4} for trial in found.trials)
+    assert len(found.confirmed) == len(found.of_recipe) == 1
+    assert ("trials", 5, 5) in told
+    assert {text.split("=")[0] for text in found.changes} == {"pretrain.learning_rate", "pretrain.augment.gamma"}
+    for trial in found.trials:
+        assert 1e-4 <= trial.settings["pretrain.learning_rate"] <= 1e-2
+
+    trials = next((small.catalog.root / "runs" / "sweeps").glob("*/trials.jsonl"))
+    lines = trials.read_text().splitlines()
+    ended = [line for line in lines if "ended" in json.loads(line)]
+    trials.write_text("\n".join(line for line in lines if line != ended[-1]) + "\n")  # as after a kill in the last one
+    before = {path: path.stat().st_mtime_ns for path in (small.catalog.root / "runs").rglob("encoder.safetensors")}
+    again = run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, tracking)
+    assert again.n_ran == 1
+    assert sorted(map(str, (trial.settings for trial in again.trials))) == sorted(
+        map(str, (trial.settings for trial in found.trials))
+    )
+    after = {path: path.stat().st_mtime_ns for path in (small.catalog.root / "runs").rglob("encoder.safetensors")}
+    assert {path: after[path] for path in before} == before
+    third = run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, tracking)
+    assert third.n_ran == 0
+    assert third.confirmed == again.confirmed
+
+
+def test_a_grid_tries_each_with_each_and_a_failure_ends_nothing(small: SmallScreen, local_ray: None, vary: Vary):
+    config = SweepConfig(
+        space=("pretrain.learning_rate=1e-3|1e30", "pretrain.objective.mae.mask_ratio=0.5|0.75"),
+        searcher="grid",
+        stops_early=False,
+        confirm_seeds=(),
+    )
+    found = run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, TrackingConfig())
+    tried = {tuple(trial.settings.values()) for trial in found.trials}
+    assert tried == {("1e-3", "0.5"), ("1e-3", "0.75"), ("1e30", "0.5"), ("1e30", "0.75")}
+    failed = [trial for trial in found.trials if trial.failure]
+    assert {trial.settings["pretrain.learning_rate"] for trial in failed} == {"1e30"}
+    assert all("loss is" in trial.failure for trial in failed)
+    assert (found.confirmed, found.of_recipe) == ((), ())
+
+
+def test_a_setting_that_the_training_does_not_have_stops_the_sweep_at_once(small: SmallScreen, vary: Vary):
+    config = SweepConfig(space=("pretrain.momentum=0..1",))
+    with pytest.raises(ValueError, match=r"no field pretrain\.momentum"):
+        run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, TrackingConfig())
