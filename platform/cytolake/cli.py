@@ -44,9 +44,11 @@ app = typer.Typer(help=cytolake.__doc__, no_args_is_help=True, add_completion=Fa
 qc = typer.Typer(help="Quality control: verdicts, the page, labels, the learned detector.", no_args_is_help=True)
 curation = typer.Typer(help="Curations of a catalog, and what differs between two.", no_args_is_help=True)
 pack = typer.Typer(help="Packs of crops.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of the Serve application.", no_args_is_help=True)
 app.add_typer(qc, name="qc")
 app.add_typer(curation, name="curation")
 app.add_typer(pack, name="pack")
+app.add_typer(keys, name="keys")
 
 Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
 DETECTOR = "qc/detector.safetensors"
@@ -669,6 +671,22 @@ def pack_verify(path: Annotated[Path, typer.Argument(help="Folder of a pack.")])
     if problems:
         raise typer.Exit(1)
     console.print(f"{opened.n_crops:,} crops, every file as it was written")
+
+
+@keys.command("new")
+def keys_new(
+    name: Annotated[str, typer.Option(help="Whose key it is, such as lab; limits and logs use it.")],
+    scopes: Annotated[str, typer.Option(help="Such as embed,search; all where left out.")] = "",
+    expires: Annotated[str, typer.Option(help="Day from which it is refused, such as 2027-01-01.")] = "",
+) -> None:
+    """Make a key: print it once, for its holder, and the line for the key file (CYTOLAKE_API_KEYS_FILE)."""
+    from cytolake.serving.keys import new_key, parse_day
+
+    with bad_input_told():
+        wanted = [scope for scope in scopes.split(",") if scope]
+        plain, key = new_key(name, wanted, parse_day(expires) if expires else None)
+    typer.echo(f"key, shown this once: {plain}", err=True)
+    typer.echo(key.line())
 
 
 def _print_rankings(rows: pa.Table) -> None:

@@ -1,22 +1,26 @@
 """Who may ask, and how much: the ASGI layer in front of the API.
 
-A request without a key, or with too large a body, is answered here; the API behind sees neither.
+A request without a key, without the key's leave, above its rate, or with too large a body, is answered here; the API
+behind sees none of them, and no byte of a body is read for the first three.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import ipaddress
+import math
 import re
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cytolake.serving.keys import SCOPES, ApiKey, KeyRing, find_key, key_digest, parse_key, read_keys, utc_today
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, problem_body
+
+__all__ = ["AsgiApp", "Guard", "GuardConfig", "guard_from_environment", "key_digest", "needed_scope"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,11 +31,14 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a key: an orchestrator's probes carry none, and the answers hold no data."""
 
-MIN_KEY_LENGTH = 16
-"""Shorter plain keys are refused at start: they can be guessed from outside. `secrets.token_urlsafe()` gives 43."""
+ANY_SCOPE_PATHS = frozenset({"/openapi.json"})
+"""Answered to every key: what the service can do, and none of what it knows."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A caller's own request id is kept when it has this form; anything else could break a log line."""
+
+MAX_CALLERS = 10_000
+"""Rates that are remembered; above it, those of callers who have not asked lately are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +46,20 @@ class GuardConfig:
     """Keys and limits of the service."""
 
     key_digests: tuple[str, ...] = ()
-    """SHA-256 of every accepted key, hex. The keys themselves are never kept."""
+    """SHA-256 of accepted keys with every scope, hex. The keys themselves are never kept."""
+    keys: tuple[ApiKey, ...] = ()
+    """Accepted keys with names, scopes and expiry; with `keys_file`, those that it held at the start."""
+    keys_file: str = ""
+    """Key file that is read again when it changes; "" for none. A replica that cannot read it keeps `keys`."""
     no_auth: bool = False
     """Answer without a key, but only callers on this machine who address it as localhost. Not together with keys."""
+    open_metrics: bool = False
+    """Answer /metrics without a key: for a network that only the monitoring reaches."""
+    requests_per_s: float = 0.0
+    """Requests per second of one key's name, or of one address without keys; 0 for no limit. Each replica counts what
+    it sees itself: n replicas let in up to n times as much."""
+    burst: int = 0
+    """Requests that may come at once after a pause; 0 for what one second brings, and at least 1."""
     max_array_body_bytes: int = 64 * 2**20
     """Largest body of an array request, bytes: 1,300 crops of 5 channels, 64 pixels, 16 bit."""
     max_json_body_bytes: int = 2**20
@@ -52,7 +70,7 @@ class GuardConfig:
     """Write `X-Request-Id` on responses. False behind Ray Serve's proxy, which writes it itself."""
 
     def __post_init__(self) -> None:
-        if self.no_auth and self.key_digests:
+        if self.no_auth and (self.key_digests or self.keys or self.keys_file):
             raise ValueError(
                 "the service has both keys and CYTOLAKE_NO_AUTH=1. Unset CYTOLAKE_NO_AUTH to ask for keys, "
                 "or CYTOLAKE_API_KEYS and CYTOLAKE_API_KEYS_FILE to serve this machine without."
@@ -62,64 +80,74 @@ class GuardConfig:
                 raise ValueError("key_digests: expected SHA-256 digests of 64 lower-case hex digits; see `key_digest`.")
         if min(self.max_array_body_bytes, self.max_json_body_bytes) < 1 or self.body_timeout_s <= 0:
             raise ValueError("max_array_body_bytes, max_json_body_bytes and body_timeout_s must be positive")
+        if not 0 <= self.requests_per_s < math.inf or self.burst < 0:
+            raise ValueError(
+                f"requests_per_s is {self.requests_per_s:g} and burst {self.burst}; expected numbers of 0 or more. "
+                "Correct CYTOLAKE_RATE_PER_S and CYTOLAKE_BURST, or leave them out for no limit."
+            )
 
 
 def guard_from_environment(environment: Mapping[str, str], *, sets_request_id: bool = True) -> GuardConfig:
-    """Read keys from the environment.
+    """Read keys and limits from the environment.
 
-    `CYTOLAKE_API_KEYS` holds keys separated by commas or white space; `CYTOLAKE_API_KEYS_FILE` names a file with one
-    on each line (`#` starts a comment). A key is plain, or `sha256:` and the hex digest of one. `CYTOLAKE_NO_AUTH=1`
-    serves callers on this machine without a key; with neither, every request under /v1 is refused.
+    `CYTOLAKE_API_KEYS` holds keys separated by commas or white space, plain or `sha256:` and the hex digest of one;
+    they have every scope. `CYTOLAKE_API_KEYS_FILE` names a file with one on each line (`#` starts a comment), there
+    also as `name  sha256:<hex>  scopes=embed,search  expires=2027-01-01`; it is read again when it changes, so a key
+    comes and goes without a restart. Replace it by renaming a new file over it: half a file would be taken as it is.
+    `CYTOLAKE_NO_AUTH=1` serves callers on this machine without a key; with neither, every request under /v1 is
+    refused. `CYTOLAKE_RATE_PER_S` and `CYTOLAKE_BURST` limit each key's requests; `CYTOLAKE_OPEN_METRICS=1` answers
+    /metrics without a key.
 
     Raises:
-        ValueError: A key too short to be safe, a malformed digest, an unreadable key file, or keys and
-            CYTOLAKE_NO_AUTH=1 together.
+        ValueError: A key too short to be safe, a malformed digest, an unreadable key file, keys and
+            CYTOLAKE_NO_AUTH=1 together, or a limit that is no number.
     """
-    keys = re.split(r"[,\s]+", environment.get("CYTOLAKE_API_KEYS", ""))
+    words = re.split(r"[,\s]+", environment.get("CYTOLAKE_API_KEYS", ""))
     keys_file = environment.get("CYTOLAKE_API_KEYS_FILE", "")
+    keys: tuple[ApiKey, ...] = ()
     if keys_file:
+        keys_file = str(Path(keys_file).expanduser().absolute())  # the replicas' working directory is another one
         try:
-            lines = Path(keys_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"CYTOLAKE_API_KEYS_FILE: cannot read {keys_file} ({error}). Expected a text file with one key a line."
-            ) from error
-        keys += [line.partition("#")[0].strip() for line in lines]
+            keys = read_keys(keys_file)
+        except ValueError as error:
+            raise ValueError(f"CYTOLAKE_API_KEYS_FILE: {error}") from error
     return GuardConfig(
-        key_digests=tuple(sorted({key_digest(key) for key in keys if key})),
+        key_digests=tuple(sorted({key_digest(word) for word in words if word})),
+        keys=keys,
+        keys_file=keys_file,
         no_auth=environment.get("CYTOLAKE_NO_AUTH", "") == "1",
+        open_metrics=environment.get("CYTOLAKE_OPEN_METRICS", "") == "1",
+        requests_per_s=float(_number(environment, "CYTOLAKE_RATE_PER_S")),
+        burst=int(_number(environment, "CYTOLAKE_BURST", whole=True)),
         sets_request_id=sets_request_id,
     )
 
 
-def key_digest(key: str) -> str:
-    """SHA-256 of a plain key, hex; a key written `sha256:<hex>` is its own digest.
+def needed_scope(path: str) -> str | None:
+    """What a key must be allowed for a path: one of `keys.SCOPES`, "" for any key, None for a key with every scope.
 
-    Raises:
-        ValueError: A plain key shorter than `MIN_KEY_LENGTH`, or a malformed digest. The text never holds the key.
+    The scope is the first word of the path after /v1: /v1/predict_performance needs `predict`. A path whose word is no
+    scope is for keys without limits, so that a new endpoint opens to no old key by accident.
     """
-    if key.startswith("sha256:"):
-        digest = key.removeprefix("sha256:").lower()
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(
-                f"an API key starts with sha256: but {len(digest)} characters follow, expected 64 hex digits. "
-                'Make one with `printf %s "$KEY" | sha256sum`.'
-            )
-        return digest
-    if len(key) < MIN_KEY_LENGTH:
-        raise ValueError(
-            f"an API key has {len(key)} characters, expected at least {MIN_KEY_LENGTH}. "
-            "Make one with `python -c 'import secrets; print(secrets.token_urlsafe())'`."
-        )
-    return hashlib.sha256(key.encode()).hexdigest()
+    if path in ANY_SCOPE_PATHS:
+        return ""
+    first = re.match(r"/(?:v1/)?([a-z]+)", path)
+    return first[1] if first and first[1] in SCOPES else None
 
 
 class Guard:
-    """ASGI middleware: request id, key, size. Holds no more than one capped body for each request it lets in."""
+    """ASGI middleware: request id, key, scope, rate, size. Holds no more than one capped body for each request it lets
+    in. A request that it refuses has the reason, one word, in `scope["state"]["refused"]`."""
 
     def __init__(self, app: AsgiApp, config: GuardConfig) -> None:
         self._app = app
         self._config = config
+        fixed = [parse_key(f"sha256:{digest}") for digest in config.key_digests]
+        if config.keys_file:
+            self._ring = KeyRing(fixed, config.keys_file, config.keys)
+        else:
+            self._ring = KeyRing([*fixed, *config.keys], "")
+        self._rates = RateLimit(config.requests_per_s, config.burst) if config.requests_per_s > 0 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -141,57 +169,152 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"] not in OPEN_PATHS:
-                self._check_caller(scope, headers)
+            if not self._is_open(scope["path"]):
+                caller = await self._check_caller(scope, headers)
+                self._check_rate(caller)
             body = await self._read_body(headers, receive)
         except _Refused as refused:
+            scope["state"]["refused"] = refused.reason
             await _send_problem(send_with_id, refused, request_id)
             return
         await self._app(scope, _replay(body, receive), send_with_id)
 
-    def _check_caller(self, scope: Scope, headers: Mapping[str, str]) -> None:
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN_PATHS or (path == "/metrics" and self._config.open_metrics)
+
+    async def _check_caller(self, scope: Scope, headers: Mapping[str, str]) -> str:
+        """Who asks, as limits count it: a key's name, or an address."""
         if self._config.no_auth:
             if not (_is_loopback_client(scope.get("client")) and _is_loopback_host(headers.get("host", ""))):
                 raise _Refused(
                     401,
+                    "not_local",
                     "this service runs without keys, so it answers only callers on its own machine that address it as "
                     "localhost. Start it with CYTOLAKE_API_KEYS to serve others.",
                 )
-            return
-        if not self._config.key_digests:
+            return str(scope["client"][0])
+        keys = await self._ring.keys()
+        if not keys:
             raise _Refused(
                 401,
+                "no_keys",
                 "this service has no key yet and refuses every request. Start it with CYTOLAKE_API_KEYS or "
                 "CYTOLAKE_API_KEYS_FILE, or with CYTOLAKE_NO_AUTH=1 to serve callers on its own machine without.",
             )
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise _Refused(401, "the request carries no key. Send the header `Authorization: Bearer <key>`.")
-        if not _is_known(key.strip(), self._config.key_digests):
-            raise _Refused(401, "the key is not one of this service's keys. Ask who runs it for a valid one.")
+        scheme, _, plain = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not plain.strip():
+            raise _Refused(
+                401, "key_missing", "the request carries no key. Send the header `Authorization: Bearer <key>`."
+            )
+        key = find_key(plain.strip(), keys)
+        if key is None:
+            raise _Refused(
+                401, "key_unknown", "the key is not one of this service's keys. Ask who runs it for a valid one."
+            )
+        if key.has_expired(utc_today()):
+            raise _Refused(
+                401,
+                "key_expired",
+                f"the key {key.name} expired on {key.expires}. Ask who runs the service for a new one.",
+            )
+        self._check_scope(key, scope["path"])
+        return key.name
+
+    def _check_scope(self, key: ApiKey, path: str) -> None:
+        needed = needed_scope(path)
+        if not key.scopes or needed == "" or needed in key.scopes:
+            return
+        asked = f"the scope {needed!r}" if needed else "a key without limits"
+        raise _Refused(
+            403,
+            "scope",
+            f"{path[:100]} needs {asked}; the key {key.name} is for {', '.join(sorted(key.scopes))}. Ask who runs the "
+            "service for a key that has it.",
+        )
+
+    def _check_rate(self, caller: str) -> None:
+        if self._rates is None:
+            return
+        wait_s = self._rates.take(caller)
+        if wait_s > 0:
+            whole_s = math.ceil(wait_s)
+            raise _Refused(
+                429,
+                "rate",
+                f"more than {self._config.requests_per_s:g} requests a second of {caller}. Ask again in {whole_s} s, "
+                "and put more crops in each request.",
+                headers={"retry-after": str(whole_s)},
+            )
 
     async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         is_array = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/octet-stream"
         limit = self._config.max_array_body_bytes if is_array else self._config.max_json_body_bytes
         if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise _Refused(415, f"content-encoding {headers['content-encoding']}: send the body without compression.")
+            raise _Refused(
+                415, "encoding", f"content-encoding {headers['content-encoding']}: send the body without compression."
+            )
         declared = headers.get("content-length", "").strip()
         if declared and not re.fullmatch(r"[0-9]{1,18}", declared):
-            raise _Refused(400, "the Content-Length header is not a number of bytes.")
+            raise _Refused(400, "length", "the Content-Length header is not a number of bytes.")
         if declared and int(declared) > limit:
-            raise _Refused(413, f"the body has {int(declared):,} bytes, at most {limit:,} are taken. Send fewer crops.")
+            raise _Refused(
+                413,
+                "too_large",
+                f"the body has {int(declared):,} bytes, at most {limit:,} are taken. Send fewer crops.",
+            )
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 return await _receive_at_most(limit, receive)
         except TimeoutError:
-            raise _Refused(408, f"the body was not here after {self._config.body_timeout_s:g} s.") from None
+            raise _Refused(408, "slow", f"the body was not here after {self._config.body_timeout_s:g} s.") from None
+
+
+class RateLimit:
+    """A bucket of tokens for each caller: a request takes one, and `per_s` of them come back each second."""
+
+    def __init__(self, per_s: float, burst: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            per_s: Above 0.
+            burst: Size of a bucket, which is full at first; 0 for what one second brings, and at least 1.
+            clock: Seconds, never going back.
+        """
+        self._per_s = per_s
+        self._size = float(burst or max(1, math.ceil(per_s)))
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+
+    def take(self, caller: str) -> float:
+        """0 where the request is let in, else the seconds until it would be."""
+        now = self._clock()
+        tokens = self._tokens(caller, now)
+        if tokens < 1 - 1e-9:  # a caller that waited as told must not fail by a rounding
+            return (1 - tokens) / self._per_s
+        if caller not in self._buckets and len(self._buckets) >= MAX_CALLERS:
+            self._forget(now)
+        self._buckets[caller] = (tokens - 1, now)
+        return 0.0
+
+    def _tokens(self, caller: str, now: float) -> float:
+        tokens, counted_at = self._buckets.get(caller, (self._size, now))
+        return min(self._size, tokens + (now - counted_at) * self._per_s)
+
+    def _forget(self, now: float) -> None:
+        """Drop full buckets, which say nothing; where that frees nothing, the half that asked longest ago."""
+        kept = {caller: bucket for caller, bucket in self._buckets.items() if self._tokens(caller, now) < self._size}
+        if len(kept) >= MAX_CALLERS:
+            latest = sorted(kept, key=lambda caller: kept[caller][1])[len(kept) // 2 :]
+            kept = {caller: kept[caller] for caller in latest}
+        self._buckets = kept
 
 
 class _Refused(Exception):  # noqa: N818 - an answer rather than a fault
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
+        self.reason = reason
         self.detail = detail
+        self.headers = dict(headers or {})
 
 
 async def _receive_at_most(limit: int, receive: Receive) -> bytes:
@@ -200,11 +323,13 @@ async def _receive_at_most(limit: int, receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _Refused(400, "the connection closed before the body was whole.")
+            raise _Refused(400, "disconnected", "the connection closed before the body was whole.")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise _Refused(413, f"the body is larger than the {limit:,} bytes that are taken. Send fewer crops.")
+            raise _Refused(
+                413, "too_large", f"the body is larger than the {limit:,} bytes that are taken. Send fewer crops."
+            )
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
@@ -224,11 +349,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _is_known(key: str, digests: Iterable[str]) -> bool:
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-    # No early exit: the time must not tell how much of a key, or which, was right.
-    matches = [hmac.compare_digest(digest, known) for known in digests]
-    return any(matches)
+def _number(environment: Mapping[str, str], name: str, *, whole: bool = False) -> float:
+    text = environment.get(name, "").strip()
+    try:
+        return int(text or "0") if whole else float(text or "0")
+    except ValueError:
+        expected = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} is {text[:40]!r}, expected {expected}; leave it out for no limit.") from None
 
 
 def _is_loopback_client(client: Any) -> bool:
@@ -251,6 +378,7 @@ async def _send_problem(send: Send, refused: _Refused, request_id: str) -> None:
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),  # the rest of a refused body is not read
     ]
+    headers += [(name.encode(), value.encode()) for name, value in refused.headers.items()]
     if refused.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="cytolake"'))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})

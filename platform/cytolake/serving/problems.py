@@ -11,6 +11,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 TITLES = {
     400: "Bad request",
     401: "Not authorised",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     406: "Not acceptable",
@@ -19,6 +20,7 @@ TITLES = {
     413: "Request too large",
     415: "Unsupported media type",
     422: "Request not understood",
+    429: "Too many requests",
     500: "Internal error",
     503: "Not ready",
 }
