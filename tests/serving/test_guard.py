@@ -29,7 +29,9 @@ CONFIG = GuardConfig(
 class Answer:
     """Runs one request through the guard of a config, or one that is there already, in front of an app that echoes."""
 
-    def __init__(self, config, path="/v1/embed", chunks=(b"",), client="127.0.0.1", stalls=False, **headers):
+    def __init__(
+        self, config, path="/v1/embed", chunks=(b"",), client="127.0.0.1", stalls=False, method="POST", **headers
+    ):
         self.messages, self.read, self.seen = [], 0, None
         waiting = list(chunks)
 
@@ -51,6 +53,7 @@ class Answer:
         scope = {
             "type": "http",
             "path": path,
+            "method": method,
             "client": (client, 5000),
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in named.items() if value is not None],
         }
@@ -223,7 +226,8 @@ def with_keys(*accepted, **limits):
         ("/v1/embed", "embed"),
         ("/v1/search", "search"),
         ("/v1/models/champion", "models"),
-        ("/v1/predict_performance", "predict"),
+        ("/v1/predict-performance", "predict"),
+        ("/v1/crops/abc.png", "explore"),
         ("/v1/qc/P1/B02", "qc"),
         ("/explore/umap.js", "explore"),
         ("/metrics", "metrics"),
@@ -238,6 +242,13 @@ def with_keys(*accepted, **limits):
 )
 def test_a_path_needs_the_scope_of_its_first_word(path, scope):
     assert needed_scope(path) == scope
+
+
+def test_the_explorers_page_needs_no_key_and_what_it_asks_for_does():
+    assert Answer(CONFIG, path="/explore/index.html", method="GET").status == 200
+    assert Answer(CONFIG, path="/explore/index.html", method="POST").status == 401
+    assert Answer(CONFIG, path="/explore/../v1/embed", method="GET").status == 401
+    assert Answer(CONFIG, path="/v1/explore/points", method="GET").status == 401
 
 
 def test_a_key_opens_what_its_scopes_name_and_nothing_else():

@@ -31,8 +31,14 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a key: an orchestrator's probes carry none, and the answers hold no data."""
 
+OPEN_PREFIX = "/explore/"
+"""Files of the explorer page, answered without a key: they hold no data, and the page is where a key is entered."""
+
 ANY_SCOPE_PATHS = frozenset({"/openapi.json"})
 """Answered to every key: what the service can do, and none of what it knows."""
+
+SCOPE_OF_WORD = {scope: scope for scope in SCOPES} | {"crops": "explore"}
+"""Scope by the first word of a path after /v1."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A caller's own request id is kept when it has this form; anything else could break a log line."""
@@ -126,13 +132,13 @@ def guard_from_environment(environment: Mapping[str, str], *, sets_request_id: b
 def needed_scope(path: str) -> str | None:
     """What a key must be allowed for a path: one of `keys.SCOPES`, "" for any key, None for a key with every scope.
 
-    The scope is the first word of the path after /v1: /v1/predict_performance needs `predict`. A path whose word is no
+    The scope is the first word of the path after /v1: /v1/predict-performance needs `predict`. A path whose word is no
     scope is for keys without limits, so that a new endpoint opens to no old key by accident.
     """
     if path in ANY_SCOPE_PATHS:
         return ""
     first = re.match(r"/(?:v1/)?([a-z]+)", path)
-    return first[1] if first and first[1] in SCOPES else None
+    return SCOPE_OF_WORD.get(first[1]) if first else None
 
 
 class Guard:
@@ -169,7 +175,7 @@ class Guard:
             await send(message)
 
         try:
-            if not self._is_open(scope["path"]):
+            if not self._is_open(scope):
                 caller = await self._check_caller(scope, headers)
                 self._check_rate(caller)
             body = await self._read_body(headers, receive)
@@ -179,8 +185,10 @@ class Guard:
             return
         await self._app(scope, _replay(body, receive), send_with_id)
 
-    def _is_open(self, path: str) -> bool:
-        return path in OPEN_PATHS or (path == "/metrics" and self._config.open_metrics)
+    def _is_open(self, scope: Scope) -> bool:
+        path = scope["path"]
+        is_page = path.startswith(OPEN_PREFIX) and ".." not in path and scope.get("method") in ("GET", "HEAD")
+        return path in OPEN_PATHS or is_page or (path == "/metrics" and self._config.open_metrics)
 
     async def _check_caller(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Who asks, as limits count it: a key's name, or an address."""
