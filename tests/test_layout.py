@@ -22,12 +22,12 @@ FOLDERS = {".ci", "catalog", "infra", "jobs", "platform", "serve", "tests"}
 """Top-level folders; what git ignores does not count."""
 
 SUBJECTS = {
-    "benchmark", "catalog", "embed", "line", "models", "packs", "performance_prediction", "recipes", "screens",
-    "serving", "train", "tune",
+    "benchmark", "catalog", "client", "embed", "line", "models", "packs", "performance_prediction", "recipes",
+    "screens", "serving", "train", "tune",
 }  # fmt: skip
 
 RANK = {
-    "screens": 0,
+    "screens": 0, "client": 0,
     "models": 1, "catalog": 1, "packs": 1, "tracking": 1,
     "train": 2, "embed": 2, "benchmark": 2, "serving": 2, "performance_prediction": 2,
     "tune": 3,
@@ -135,6 +135,14 @@ def test_imports_point_down(path):
 def test_models_need_torch_timm_numpy_and_safetensors_alone(path):
     roots = {module.split(".")[0] for module, _ in imports(path)}
     assert roots - MODELS_MAY_IMPORT - {"cytolake", "__future__"} - set(sys.stdlib_module_names) == set()
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "client").glob("*.py")), ids=relative)
+def test_the_client_needs_numpy_and_httpx_alone(path):
+    """So that its two files can be carried to a machine that will never train or serve."""
+    modules = {module for module, _ in imports(path)}
+    roots = {module.split(".")[0] for module in modules if not module.startswith("cytolake.client")}
+    assert roots - {"numpy", "httpx", "__future__"} - set(sys.stdlib_module_names) == set()
 
 
 @pytest.mark.parametrize("folder", ["screens", "catalog", "packs"])
