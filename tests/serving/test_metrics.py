@@ -52,7 +52,7 @@ class Served:
         return asyncio.run(exchange())
 
     def values(self):
-        return values(self.metrics.text(None))
+        return values(self.metrics.text([]))
 
 
 def test_requests_are_counted_by_the_template_of_their_path():
@@ -117,7 +117,7 @@ def test_forward_passes_and_waits_are_counted():
     metrics.count_pass(3, 0.02)
     metrics.count_pass(64, 0.4)
     metrics.count_wait(0.003)
-    found = values(metrics.text(MODEL))
+    found = values(metrics.text([MODEL]))
     assert found["cytolake_crops_embedded_total",] == 67
     assert found["cytolake_minibatch_crops_bucket", "le=4.0"] == 1
     assert found["cytolake_minibatch_crops_bucket", "le=64.0"] == 2
@@ -128,23 +128,30 @@ def test_forward_passes_and_waits_are_counted():
 
 def test_only_the_model_that_is_served_now_is_named():
     metrics = Metrics()
-    metrics.text(MODEL)
+    metrics.text([MODEL])
     info = ("cytolake_model_info", "alias=champion", "name=cytolake-encoder", "representation_id=r2", "version=4")
     newer = ServedModel(name="cytolake-encoder", alias="champion", version=4, representation_id="r2", n_crops=30)
-    found = values(metrics.text(newer))
+    found = values(metrics.text([newer]))
     assert [series for series in found if series[0] == "cytolake_model_info"] == [info]
-    assert (found[info], found["cytolake_ready",], found["cytolake_index_crops",]) == (1, 1, 30)
-    found = values(metrics.text(None))
-    assert (found["cytolake_ready",], found["cytolake_index_crops",]) == (0, 0)
-    assert not [series for series in found if series[0] == "cytolake_model_info"]
+    assert (found[info], found["cytolake_ready",], found["cytolake_index_crops", "alias=champion"]) == (1, 1, 30)
+    found = values(metrics.text([]))
+    assert found["cytolake_ready",] == 0
+    assert not [series for series in found if series[0] in ("cytolake_model_info", "cytolake_index_crops")]
+
+
+def test_a_service_of_two_aliases_names_both_models():
+    other = ServedModel(name="cytolake-encoder", alias="next", version=4, representation_id="r2", n_crops=5)
+    found = values(Metrics().text([MODEL, other]))
+    assert len([series for series in found if series[0] == "cytolake_model_info"]) == 2
+    assert (found["cytolake_index_crops", "alias=champion"], found["cytolake_index_crops", "alias=next"]) == (27, 5)
 
 
 def test_memory_is_told_and_the_text_is_prometheus():
-    assert values(Metrics().text(None))["process_resident_memory_bytes",] > 10e6
+    assert values(Metrics().text([]))["process_resident_memory_bytes",] > 10e6
     assert METRICS_MEDIA_TYPE.startswith("text/plain")
 
 
 def test_two_services_of_one_process_count_apart():
     first, second = Metrics(), Metrics()
     first.count_pass(5, 0.1)
-    assert values(second.text(None))["cytolake_crops_embedded_total",] == 0
+    assert values(second.text([]))["cytolake_crops_embedded_total",] == 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Metrics:
             registry=to,
         )
         self._ready = Gauge("cytolake_ready", "1 where a model is loaded, else 0.", registry=to)
-        self._index = Gauge("cytolake_index_crops", "Crops in the search index.", registry=to)
+        self._index = Gauge("cytolake_index_crops", "Crops in the search index.", ("alias",), registry=to)
         self._model = Gauge(
             "cytolake_model_info",
             "Always 1; its labels name the model that is served.",
@@ -103,16 +103,17 @@ class Metrics:
         """A request's crops have come to their forward pass."""
         self._wait.observe(seconds)
 
-    def text(self, model: ServedModel | None) -> bytes:
+    def text(self, models: Sequence[ServedModel]) -> bytes:
         """The answer to a scrape, of type `METRICS_MEDIA_TYPE`.
 
         Args:
-            model: What is served now; None where nothing is loaded.
+            models: What is served now, one for each alias; empty where nothing is loaded.
         """
-        self._ready.set(model is not None)
-        self._index.set(model.n_crops if model else 0)
+        self._ready.set(bool(models))
+        self._index.clear()
         self._model.clear()  # a model that is no longer served must not stay
-        if model is not None:
+        for model in models:
+            self._index.labels(model.alias).set(model.n_crops)
             self._model.labels(model.name, model.alias, str(model.version), model.representation_id).set(1)
         return generate_latest(_OfReplica(self._registry, self._replica))
 
