@@ -216,6 +216,12 @@ def test_a_large_body_of_a_caller_without_a_key_is_never_asked_for():
         assert answer.headers["connection"] == "close"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/explore/index.html"])
+def test_what_is_answered_without_a_key_takes_no_body(path):
+    answer = Answer(CONFIG, path=path, method="GET", chunks=[b"x" * 1000] * 10, content_type="application/octet-stream")
+    assert (answer.status, answer.read, answer.seen) == (200, 0, b"")
+
+
 def with_keys(*accepted, **limits):
     return GuardConfig(keys=accepted, **limits)
 
@@ -265,7 +271,7 @@ def test_a_key_opens_what_its_scopes_name_and_nothing_else():
     ):
         answer = Answer(config, path=path, chunks=(b"x",), **bearer(plain))
         assert answer.status == status, path
-        assert answer.read == (status == 200)
+        assert answer.read == (status == 200 and path != "/healthz")
     refused = Answer(config, path="/v1/search", **bearer(plain))
     assert refused.problem["title"] == "Not allowed"
     assert "'search'" in refused.problem["detail"]

@@ -175,10 +175,11 @@ class Guard:
             await send(message)
 
         try:
+            body = b""  # what is answered without a key takes no body, so nobody without one can fill the memory
             if not self._is_open(scope):
                 caller = await self._check_caller(scope, headers)
                 self._check_rate(caller)
-            body = await self._read_body(headers, receive)
+                body = await self._read_body(headers, receive)
         except _Refused as refused:
             scope["state"]["refused"] = refused.reason
             await _send_problem(send_with_id, refused, request_id)
