@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 import cytolake
 from cytolake.performance_prediction.catalog_queries import family_of
 from cytolake.serving.decoding import decode_crops
+from cytolake.serving.explorer import explorer_router, page_folder
 from cytolake.serving.follower import Loaded
 from cytolake.serving.guard import AsgiApp, Guard
 from cytolake.serving.performance import Prediction, PredictRequest, predict_performance
@@ -231,6 +233,7 @@ def build_api(service: Service) -> FastAPI:
         response.headers.update(_version_headers(loaded))
         return answer
 
+    api.include_router(explorer_router(service, page_folder(os.environ)))
     return api
 
 

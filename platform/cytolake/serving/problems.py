@@ -16,7 +16,7 @@ TITLES = {
     405: "Method not allowed",
     406: "Not acceptable",
     408: "Request too slow",
-    409: "Not fitted",
+    409: "Conflict",
     413: "Request too large",
     415: "Unsupported media type",
     422: "Request not understood",

@@ -1,0 +1,289 @@
+"""The crops of one moment in a fixed order, with what is known of their wells and the QC of their sites.
+
+The explorer counts crops by row: a number says in 4 bytes what an id says in 32. Rows are those of `Snapshot.crops`,
+which is sorted by crop id, so they stay the same until crops, wells or plates are written.
+
+Shapes: N crops of the catalog, M crops of one representation, D width of the vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from cytolake.catalog import Catalog
+from cytolake.catalog.qc.verdicts import profile_of
+from cytolake.serving.filters import compile_filter
+from cytolake.serving.problems import ServingError
+
+ROW_TABLES = ("crops", "plates", "wells")
+"""Tables on which the row numbers depend."""
+TABLES = (*ROW_TABLES, "embeddings", "qc_verdicts", "representations", "sites")
+"""Tables that a snapshot reads; a new version of one makes a new snapshot."""
+
+QC_COLUMN = "qc_failed"
+"""Added to the columns of crops and wells: the rules that the crop's site failed, "a, b"; "" where it failed none, or
+was not judged."""
+
+Rows = NDArray[np.uint32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """What the explorer answers from; never changed."""
+
+    versions: Mapping[str, int]
+    """Delta versions of `TABLES`."""
+    key: str
+    """Stands for the row numbers: two snapshots with the same key have the same crop in each row."""
+    catalog: Catalog
+    """Pinned at `versions`."""
+    crops: pa.Table
+    """N rows in the order of crop_id: columns of crops, those of wells that crops has not, and `QC_COLUMN`."""
+    verdicts: pa.Table
+    """Failed verdicts of `qc_id`: level, site_id, well_id, plate_id, channel, rule, metric, value, threshold."""
+    rules: tuple[dict[str, Any], ...]
+    """What `qc_id` judged: level, rule, n_judged, n_failed."""
+    qc_id: str
+    """The QC that was judged last; "" where nothing was."""
+    representations: tuple[dict[str, Any], ...]
+    """Those with embeddings, as GET /v1/explore/representations lists them, without `is_champion`."""
+
+    def rows_where(self, condition: str) -> Rows:
+        """Rows that pass a SQL condition over the columns of `crops`; "" lets all pass.
+
+        Raises:
+            ServingError: 422, see `compile_filter`.
+        """
+        if not condition.strip():
+            return np.arange(self.crops.num_rows, dtype=np.uint32)
+        passing = compile_filter(condition, self.crops.schema)
+        numbered = self.crops.append_column("__row", pa.array(np.arange(self.crops.num_rows, dtype=np.uint32)))
+        # A dataset reads the columns of the condition only; Table.filter would copy all of them.
+        found = ds.dataset(numbered).to_table(columns=["__row"], filter=passing)
+        return np.sort(found["__row"].to_numpy())
+
+    def rows_of(self, crop_ids: Any) -> NDArray[np.int64]:
+        """Row of each crop id, -1 where the catalog has no such crop."""
+        found = pc.index_in(crop_ids, value_set=self.crops["crop_id"].combine_chunks())
+        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    def taken(self, rows: NDArray[np.integer[Any]]) -> pa.Table:
+        """These rows of `crops`, in the order asked for.
+
+        Raises:
+            ServingError: 422, a row that is not there.
+        """
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.crops.num_rows):
+            raise ServingError(
+                status=422, detail=f"row {int(rows.max())}: the catalog has {self.crops.num_rows:,} crops, rows from 0."
+            )
+        return self.crops.take(pa.array(rows.astype(np.int64)))
+
+    def representation(self, representation_id: str) -> dict[str, Any]:
+        """One of `representations`.
+
+        Raises:
+            ServingError: 404.
+        """
+        for known in self.representations:
+            if known["representation_id"] == representation_id:
+                return known
+        raise ServingError(
+            status=404,
+            detail=f"representation {representation_id[:64]!r} has no embeddings in this catalog. "
+            "GET /v1/explore/representations lists those that have.",
+        )
+
+    def column_bytes(self, name: str) -> bytes:
+        """One column of `crops`, coded.
+
+        Returns:
+            Little-endian: uint32 length of the header, a multiple of 4; the header, JSON padded with blanks; N values.
+            A header `{"kind": "category", "n": N, "dtype": "uint8", "categories": [...]}` comes with one number for
+            each crop, its place in `categories`, as uint8, uint16 or uint32; categories are in the order of their
+            names, and "" stands for nothing. `{"kind": "number", "n": N, "dtype": "float32"}` comes with float32
+            values, NaN for nothing.
+
+        Raises:
+            ServingError: 404, no such column.
+        """
+        if name not in self.crops.schema.names or is_hidden(self.crops.schema.field(name)):
+            names = [field.name for field in self.crops.schema if not is_hidden(field)]
+            raise ServingError(status=404, detail=f"there is no column {name[:64]!r}. There are: {', '.join(names)}.")
+        column = self.crops[name].combine_chunks()
+        if is_number(column.type):
+            values: NDArray[Any] = np.asarray(column.cast(pa.float32()).fill_null(float("nan")).to_numpy())
+            return _headed({"kind": "number", "n": len(values), "dtype": "float32"}, values)
+        encoded = column.cast(pa.string()).fill_null("").dictionary_encode()
+        categories = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
+        order = np.argsort(categories.astype(str), kind="stable")
+        code = "uint8" if len(order) <= 2**8 else "uint16" if len(order) <= 2**16 else "uint32"
+        place = np.empty(len(order), dtype=code)
+        place[order] = np.arange(len(order))
+        header = {"kind": "category", "n": len(column), "dtype": code, "categories": categories[order].tolist()}
+        return _headed(header, place[encoded.indices.to_numpy()])
+
+
+def is_number(kind: Any) -> bool:
+    """Whether a column is sent as numbers; all others are sent as categories."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def is_hidden(field: Any) -> bool:
+    """Columns that are no colour: a name for each crop, and the plate map's leftovers as JSON."""
+    return field.name in {"crop_id", "annotations"} or pa.types.is_nested(field.type)
+
+
+def versions_of(catalog: Catalog) -> dict[str, int]:
+    """Delta versions of `TABLES`."""
+    now = catalog.versions()
+    return {name: now[name] for name in TABLES if name in now}
+
+
+def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
+    """Read the crops with their wells and QC, and which representations have embeddings.
+
+    Args:
+        catalog: Where the tables are.
+        versions: What `versions_of` gave.
+    """
+    pinned = catalog.at(versions)
+    crops = pinned.table("crops").sort_by("crop_id").combine_chunks()
+    wells = pinned.table("wells")
+    of_well = pc.index_in(crops["well_id"].combine_chunks(), value_set=wells["well_id"].combine_chunks())
+    for name in wells.schema.names:
+        if name not in crops.schema.names:
+            crops = crops.append_column(name, wells[name].combine_chunks().take(of_well))
+    qc_id = _last_qc_id(pinned)
+    rules, verdicts = _judged(pinned, qc_id)
+    crops = crops.append_column(QC_COLUMN, _failed_rules(crops["site_id"], verdicts))
+    named = json.dumps({name: versions.get(name) for name in ROW_TABLES}, sort_keys=True)
+    return Snapshot(
+        versions=dict(versions),
+        key=hashlib.sha256(f"{catalog.place} {named}".encode()).hexdigest()[:16],
+        catalog=pinned,
+        crops=crops,
+        verdicts=verdicts,
+        rules=rules,
+        qc_id=qc_id,
+        representations=_representations(pinned),
+    )
+
+
+def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDArray[np.float32]]:
+    """One representation's vectors at length 1, as the search compares them; a vector of zeros stays one.
+
+    Returns:
+        (M,) rows, rising, and (M, D) float32. Embeddings of crops that the table of crops has not are left out.
+
+    Raises:
+        ServingError: 404 unknown, 503 vectors of several lengths or none of a known crop.
+    """
+    dim = snapshot.representation(representation_id)["dim"]
+    stored = snapshot.catalog.dataset("embeddings").to_table(
+        columns=["crop_id", "embedding"], filter=pc.field("representation_id") == representation_id
+    )
+    rows = snapshot.rows_of(stored["crop_id"].combine_chunks())
+    lists = stored["embedding"].combine_chunks()
+    lengths = pc.list_value_length(lists).fill_null(-1)
+    if not pc.all(pc.equal(lengths, dim)).as_py() or not (rows >= 0).any():
+        raise ServingError(
+            status=503,
+            detail=f"representation {representation_id}: found vectors of {pc.min(lengths)} to {pc.max(lengths)} "
+            f"values, {int((rows >= 0).sum())} of them of crops in the table crops; expected {dim} values and at "
+            "least one crop. Embed again (jobs/embed.py).",
+        )
+    order = np.argsort(rows, kind="stable")
+    order = order[np.searchsorted(rows[order], 0) :]
+    vectors_MD = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(lists), dim)[order]
+    length_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
+    vectors_MD /= np.where(length_M1 > 0, length_M1, 1)
+    return rows[order].astype(np.uint32), vectors_MD
+
+
+def _last_qc_id(catalog: Catalog) -> str:
+    found = catalog.sql("SELECT qc_id FROM qc_verdicts GROUP BY qc_id ORDER BY max(judged_at) DESC, qc_id LIMIT 1")
+    return str(found["qc_id"][0]) if found.num_rows else ""
+
+
+def _judged(catalog: Catalog, qc_id: str) -> tuple[tuple[dict[str, Any], ...], pa.Table]:
+    columns = ["level", "site_id", "well_id", "plate_id", "channel", "rule", "metric", "value", "threshold", "is_pass"]
+    verdicts = catalog.dataset("qc_verdicts").to_table(columns=columns, filter=pc.field("qc_id") == qc_id)
+    profile = profile_of(qc_id) if qc_id else None
+    says = {rule.name: rule.says for rule in profile.rules} if profile is not None else {}
+    counts = verdicts.group_by(["level", "rule"]).aggregate([("is_pass", "count"), ("is_pass", "sum")])
+    rules = tuple(
+        {
+            "level": row["level"] or "site",
+            "rule": row["rule"],
+            "says": says.get(row["rule"], ""),
+            "n_judged": row["is_pass_count"],
+            "n_failed": row["is_pass_count"] - row["is_pass_sum"],
+        }
+        for row in counts.sort_by([("level", "ascending"), ("rule", "ascending")]).to_pylist()
+    )
+    return rules, verdicts.filter(~pc.field("is_pass")).drop_columns(["is_pass"])
+
+
+def _failed_rules(site_ids: Any, verdicts: pa.Table) -> Any:
+    """`QC_COLUMN` for each crop."""
+    of_site: dict[str, set[str]] = {}
+    for verdict in verdicts.select(["level", "site_id", "rule"]).to_pylist():
+        if (verdict["level"] or "site") == "site":
+            of_site.setdefault(verdict["site_id"], set()).add(verdict["rule"])
+    sites = site_ids.combine_chunks().dictionary_encode()
+    told = [", ".join(sorted(of_site.get(site_id, ()))) for site_id in sites.dictionary.to_pylist()]
+    return pa.array(told, pa.string()).take(sites.indices)
+
+
+def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
+    counted = catalog.sql(
+        "SELECT representation_id, count(*) AS n, any_value(len(embedding)) AS dim FROM embeddings GROUP BY ALL"
+    ).to_pylist()
+    described = {row["representation_id"]: row for row in catalog.table("representations").to_pylist()}
+    found = []
+    for row in counted:
+        about = described.get(row["representation_id"], {})
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", row["representation_id"]):
+            continue  # it could not be part of a file's name, nor has any job of ours written it
+        found.append(
+            {
+                "representation_id": row["representation_id"],
+                "kind": about.get("kind") or "",
+                "block": about.get("block", -1),
+                "pooling": about.get("pooling") or "",
+                "alignment": about.get("alignment_variant") or "",
+                "model": about.get("architecture") or "",
+                "model_id": about.get("model_id") or "",
+                "dim": row["dim"],
+                "n": row["n"],
+            }
+        )
+    order = {"trained": 0, "aligned": 1, "external": 2, "untrained": 3, "pixel_statistics": 4}
+    return tuple(
+        sorted(
+            found,
+            key=lambda each: (
+                order.get(each["kind"], 5), each["model"], each["model_id"], each["pooling"], each["block"],
+                each["alignment"], each["representation_id"],
+            ),
+        )
+    )  # fmt: skip
+
+
+def _headed(header: Mapping[str, Any], values: NDArray[Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)  # so that a browser can look at the values where they lie
+    return struct.pack("<I", len(text)) + text + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
