@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
 
-.PHONY: demo test test-slow fuzz lint install clean help bench-loader bench-recall bench-map bench-transcriptomics bench-prompts
+.PHONY: demo test test-slow openapi fuzz lint install clean help bench-loader bench-recall bench-map bench-transcriptomics bench-prompts
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
@@ -40,6 +40,10 @@ test: lint
 
 test-slow: $(INSTALLED)
 	@$(BIN)/pytest -m "slow and not gpu"
+
+# The interface that programs are written against; a test compares it with the application.
+openapi: $(INSTALLED)
+	@$(BIN)/python -c "from cytolake.serving.api import openapi_text; print(openapi_text(), end='')" > serve/openapi.json
 
 # Cases that no run has tried yet, for what reads files of others.
 fuzz: $(INSTALLED)

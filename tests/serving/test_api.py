@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cytolake.serving import Service, ServingConfig, build_api
+from cytolake.serving.api import openapi_text
 
 ARRAY = {"content-type": "application/octet-stream"}
 
@@ -226,12 +229,24 @@ def test_every_path_but_the_probes_needs_the_key(ask, service):
     assert ask("GET", "/readyz", key=None).json() == {"status": "ready"}
 
 
-def test_the_schema_lists_the_endpoints_and_both_kinds_of_body(ask):
-    schema = ask("GET", "/openapi.json").json()
-    verbs = {"/v1/embed", "/v1/search", "/v1/predict-performance"}
-    assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/models/{alias}", *verbs}
-    bodies = schema["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
-    assert set(bodies) == {"application/json", "application/octet-stream"}
+def test_the_schema_is_the_frozen_one():
+    """What programs are written against changes knowingly: `make openapi` writes the file anew."""
+    frozen = (Path(__file__).parents[2] / "serve" / "openapi.json").read_text(encoding="utf-8")
+    assert openapi_text() == frozen
+    paths = json.loads(frozen)["paths"]
+    assert {"/v1/embed", "/v1/search", "/v1/qc", "/v1/predict-performance", "/v1/models/{alias}"} <= set(paths)
+
+
+def test_the_service_counts_what_it_did(ask, lake):
+    ask("POST", "/v1/embed", json={"crop_ids": lake.crop_ids[:3]})
+    told = ask("GET", "/metrics")
+    assert told.headers["content-type"].startswith("text/plain")
+    series = {family.name: family.samples for family in text_string_to_metric_families(told.text)}
+    (embedded,) = (s for s in series["cytolake_crops_embedded"] if s.name.endswith("_total"))
+    assert embedded.value >= 3
+    (model,) = series["cytolake_model_info"]
+    assert model.labels["representation_id"] == lake.card.representation_id
+    assert ask("GET", "/metrics", key=None).status_code == 401
 
 
 def test_an_error_of_the_service_shows_nothing_of_its_inside(service, ask, monkeypatch):

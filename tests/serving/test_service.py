@@ -113,7 +113,9 @@ def test_strangers_in_one_pass_get_the_vectors_they_would_get_alone(service, lak
     indices = [champion.channel_indices(names) for names in channels]
     twin = dataclasses.replace(champion)
     parts = [
-        Minibatch(champion=champion if i % 2 else twin, images=images[i : i + 4], indices=indices[i : i + 4])
+        Minibatch(
+            champion=champion if i % 2 else twin, images=images[i : i + 4], indices=indices[i : i + 4], asked_at=0.0
+        )
         for i in range(0, len(images), 4)
     ]
     together = np.concatenate(_run_together(parts))

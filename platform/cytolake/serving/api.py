@@ -23,9 +23,10 @@ from cytolake.serving.decoding import decode_crops
 from cytolake.serving.explorer import explorer_router, page_folder
 from cytolake.serving.follower import Loaded
 from cytolake.serving.guard import AsgiApp, Guard
+from cytolake.serving.metrics import METRICS_MEDIA_TYPE
 from cytolake.serving.performance import Prediction, PredictRequest, predict_performance
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
-from cytolake.serving.service import Service
+from cytolake.serving.service import Service, ServingConfig
 
 ARRAY_MEDIA_TYPE = "application/octet-stream"
 MAX_HITS = 1000
@@ -129,8 +130,13 @@ class Health(BaseModel):
 
 
 def build_app(service: Service) -> AsgiApp:
-    """The whole application: the guard in front of the API."""
-    return Guard(build_api(service), service.config.guard)
+    """The whole application: the guard in front of the API, and both counted."""
+    return service.metrics.counted(Guard(build_api(service), service.config.guard))
+
+
+def openapi_text() -> str:
+    """The interface as serve/openapi.json holds it, frozen: JSON that changes only where the interface does."""
+    return json.dumps(build_api(Service(ServingConfig())).openapi(), indent=1, sort_keys=True) + "\n"
 
 
 def build_api(service: Service) -> FastAPI:
@@ -159,6 +165,11 @@ def build_api(service: Service) -> FastAPI:
         """A model is loaded; 503 with the reason until then."""
         await service.current()
         return Health(status="ready")
+
+    @api.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """What this replica counts about itself, in Prometheus's text format."""
+        return Response(service.metrics.text(service.served()), media_type=METRICS_MEDIA_TYPE)
 
     @api.get("/v1/models/{alias}")
     async def model(alias: str, response: Response) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class Follower:
         """Whether anybody has asked for it."""
         return self._looked_at > -float("inf")
 
+    @property
+    def loaded(self) -> Loaded | None:
+        """What answers now, without a look for what is new."""
+        return self._loaded
+
     def load(self) -> None:
         """Look at alias and tables and take up what is new. Keeps what it has when that fails; never raises."""
         with self._loading:

@@ -6,6 +6,7 @@ Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from cytolake.serving.champion import Champion
 from cytolake.serving.decoding import DecodingBudget
 from cytolake.serving.follower import Follower, Loaded, first_lines
 from cytolake.serving.guard import GuardConfig, guard_from_environment
+from cytolake.serving.metrics import Metrics, ServedModel
 from cytolake.serving.problems import ServingError
 from cytolake.tracking import CHAMPION, TrackingConfig
 
@@ -91,6 +93,8 @@ class Minibatch:
     champion: Champion
     images: Sequence[NDArray[Any]]
     indices: Sequence[Sequence[int]]
+    asked_at: float
+    """When it began to wait, by `time.monotonic`."""
 
     @property
     def n_tokens(self) -> int:
@@ -122,7 +126,22 @@ class Service:
         self._followers = {
             alias: Follower(config.root, alias, tracking, config.device, config.refresh_s) for alias in config.aliases
         }
+        self.metrics = Metrics()
         self._run = batched(self._run_minibatches, config)
+
+    def served(self) -> list[ServedModel]:
+        """What answers now, one for each alias that is in use."""
+        return [
+            ServedModel(
+                name=loaded.champion.card.name,
+                alias=alias,
+                version=loaded.champion.card.version,
+                representation_id=loaded.champion.card.representation_id,
+                n_crops=loaded.index.crops.num_rows,
+            )
+            for alias, follower in self._followers.items()
+            if (loaded := follower.loaded) is not None
+        ]
 
     def follower(self, alias: str = "") -> Follower:
         """What follows an alias; "" is the one that answers by default.
@@ -221,14 +240,20 @@ class Service:
                 indices.append(champion.channel_indices(stains))
             except ValueError as error:
                 raise ServingError(status=422, detail=f"{name}: {error}") from error
+        asked_at = time.monotonic()
         parts = [
-            Minibatch(champion=champion, images=images[first:end], indices=indices[first:end])
+            Minibatch(champion=champion, images=images[first:end], indices=indices[first:end], asked_at=asked_at)
             for first, end in _shares([champion.tokens_of(len(each)) for each in indices], self.config.minibatch_tokens)
         ]
         return np.concatenate(await asyncio.gather(*(self._run(part) for part in parts)))
 
     async def _run_minibatches(self, minibatches: list[Minibatch]) -> list[NDArray[np.float32]]:
-        return await asyncio.to_thread(_run_together, minibatches)
+        started = time.monotonic()
+        for minibatch in minibatches:
+            self.metrics.count_wait(started - minibatch.asked_at)
+        vectors = await asyncio.to_thread(_run_together, minibatches)
+        self.metrics.count_pass(sum(len(minibatch.images) for minibatch in minibatches), time.monotonic() - started)
+        return vectors
 
 
 def _read_crops(catalog: Catalog, crop_ids: Sequence[str]) -> tuple[Sequence[NDArray[Any]], Sequence[tuple[str, ...]]]:
