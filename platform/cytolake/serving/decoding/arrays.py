@@ -1,4 +1,4 @@
-"""Bytes of a request to crops: npy and npz arrays, read without ever unpickling, within a size budget.
+"""npy and npz arrays, read without ever unpickling.
 
 Shapes: B crops, C channels, H and W pixels.
 """
@@ -9,12 +9,12 @@ import io
 import math
 import zipfile
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget, crops_of_array
 from cytolake.serving.problems import ServingError
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -23,53 +23,21 @@ MAX_HEADER_BYTES = 10_000
 """Length of an npy header that is parsed; numpy's own limit, because the parser is Python's."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodingBudget:
-    """How much one request may ask for. Checked against what a header declares, before anything is allocated."""
-
-    max_crops: int = 1024
-    """Crops in one request."""
-    max_decoded_bytes: int = 256 * 2**20
-    """Bytes of the crops as 32-bit floats, which is what the encoder holds."""
-    max_channels: int = 64
-    """Channels of one crop."""
-
-    def __post_init__(self) -> None:
-        if min(self.max_crops, self.max_decoded_bytes, self.max_channels) < 1:
-            raise ValueError("max_crops, max_decoded_bytes and max_channels must be positive")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodedCrops:
-    """Crops as sent, and the channel names that came with them."""
-
-    pixels: NDArray[Any]
-    """(B, C, H, W), any unsigned, signed or floating type; intensities on any scale."""
-    channels: tuple[str, ...]
-    """C names in the order of the pixels; () where the array carried none."""
-
-
-def decode_crops(body: bytes, budget: DecodingBudget) -> DecodedCrops:
-    """Read crops from an npy array, or from an npz archive with an array `crops` and, if wanted, one `channels`.
-
-    Args:
-        body: (B, C, H, W) or, for one crop, (C, H, W); plain numbers.
-        budget: Limits on what the header may declare.
+def decode_npy(body: bytes, budget: DecodingBudget) -> DecodedCrops:
+    """Crops of an npy array, (B, C, H, W) or (C, H, W).
 
     Raises:
-        ServingError: 415 not npy or npz; 422 a type, shape or value that is no crop; 413 more than the budget.
+        ServingError: 422 a type, shape or value that is no crop; 413 more than the budget.
     """
-    if body.startswith(NPY_MAGIC):
-        return DecodedCrops(pixels=_as_crops(_read_npy(body, "the array", budget), budget), channels=())
-    if body.startswith(ZIP_MAGIC):
-        return _decode_npz(body, budget)
-    raise ServingError(
-        status=415,
-        detail=f"the body starts with {body[:6]!r}, expected a numpy array: numpy.save (npy) or numpy.savez (npz).",
-    )
+    return crops_of_array(_read_npy(body, "the array", budget), (), budget)
 
 
-def _decode_npz(body: bytes, budget: DecodingBudget) -> DecodedCrops:
+def decode_npz(body: bytes, budget: DecodingBudget) -> DecodedCrops:
+    """Crops of an npz archive with an array `crops` and, if wanted, one `channels`.
+
+    Raises:
+        ServingError: As `decode_npy`.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -84,7 +52,7 @@ def _decode_npz(body: bytes, budget: DecodingBudget) -> DecodedCrops:
                 channels = _channel_names(_member(archive, members["channels"], 2**20), budget)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise ServingError(status=422, detail=f"the npz cannot be read ({error}). Use numpy.savez.") from error
-    return DecodedCrops(pixels=_as_crops(crops, budget), channels=channels)
+    return crops_of_array(crops, channels, budget)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
@@ -132,12 +100,8 @@ def _read_npy(content: bytes, name: str, budget: DecodingBudget, *, kinds: str =
     n_values = math.prod(shape)
     if any(edge < 0 for edge in shape) or len(shape) > 8:
         raise ServingError(status=422, detail=f"{name} declares the shape {shape[:8]}.")
-    if kinds == "uif" and n_values * 4 > budget.max_decoded_bytes:
-        raise ServingError(
-            status=413,
-            detail=f"{name} of shape {shape} takes {n_values * 4:,} bytes as 32-bit floats, at most "
-            f"{budget.max_decoded_bytes:,} are taken. Send fewer crops in each request.",
-        )
+    if kinds == "uif":
+        budget.check_values(n_values, name, shape)
     data = memoryview(content)[stream.tell() :]
     if len(data) != n_values * dtype.itemsize:
         raise ServingError(
@@ -147,22 +111,3 @@ def _read_npy(content: bytes, name: str, budget: DecodingBudget, *, kinds: str =
         )
     flat = np.frombuffer(data, dtype=dtype)
     return flat.reshape(shape[::-1]).T if is_fortran else flat.reshape(shape)
-
-
-def _as_crops(array: NDArray[Any], budget: DecodingBudget) -> NDArray[Any]:
-    if array.ndim not in (3, 4):
-        raise ServingError(
-            status=422, detail=f"the array has shape {array.shape}, expected (B, C, H, W), or (C, H, W) for one crop."
-        )
-    pixels_BCHW = array[None] if array.ndim == 3 else array
-    if min(pixels_BCHW.shape) < 1:
-        raise ServingError(status=422, detail=f"the array has shape {array.shape}: there is no crop in it.")
-    n_crops, n_channels = pixels_BCHW.shape[:2]
-    if n_crops > budget.max_crops:
-        raise ServingError(status=413, detail=f"{n_crops:,} crops, at most {budget.max_crops:,} in each request.")
-    if n_channels > budget.max_channels:
-        raise ServingError(status=422, detail=f"{n_channels:,} channels in each crop, at most {budget.max_channels}.")
-    if pixels_BCHW.dtype.kind == "f" and not np.isfinite(pixels_BCHW).all():
-        crop = int(np.flatnonzero(~np.isfinite(pixels_BCHW).all(axis=(1, 2, 3)))[0])
-        raise ServingError(status=422, detail=f"crop {crop} holds NaN or infinite pixels. Send finite intensities.")
-    return np.ascontiguousarray(pixels_BCHW, dtype=pixels_BCHW.dtype.newbyteorder("="))

@@ -1,0 +1,40 @@
+"""Which format a body is in. Its first bytes say, not its content type: that is checked by the endpoint."""
+
+from __future__ import annotations
+
+from cytolake.serving.decoding.arrays import NPY_MAGIC, ZIP_MAGIC, decode_npy, decode_npz
+from cytolake.serving.decoding.arrow_stream import STREAM_MAGIC, decode_arrow_stream
+from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget
+from cytolake.serving.decoding.tiff import TIFF_MAGICS, decode_tiff
+from cytolake.serving.problems import ServingError
+
+ARRAY_MEDIA_TYPE = "application/octet-stream"
+"""Of npy and npz."""
+TIFF_MEDIA_TYPE = "image/tiff"
+ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+
+
+def decode_crops(body: bytes, budget: DecodingBudget) -> DecodedCrops:
+    """Read the crops of a request.
+
+    Args:
+        body: An npy array, (B, C, H, W) or, for one crop, (C, H, W); an npz archive with an array `crops` and, if
+            wanted, one `channels`; a TIFF of grey pages; or an Arrow stream with one row for each crop.
+        budget: Limits on what the headers may declare, checked before anything of that size is allocated.
+
+    Raises:
+        ServingError: 415 none of these; 422 a type, shape or value that is no crop; 413 more than the budget.
+    """
+    if body.startswith(NPY_MAGIC):
+        return decode_npy(body, budget)
+    if body.startswith(ZIP_MAGIC):
+        return decode_npz(body, budget)
+    if body.startswith(TIFF_MAGICS):
+        return decode_tiff(body, budget)
+    if body.startswith(STREAM_MAGIC):
+        return decode_arrow_stream(body, budget)
+    raise ServingError(
+        status=415,
+        detail=f"the body starts with {body[:6]!r}, expected a numpy array (numpy.save, npy, or numpy.savez, npz), a "
+        "TIFF, or an Arrow stream.",
+    )

@@ -1,0 +1,179 @@
+"""TIFF of grey pages: the channels of one crop, or crops by channels where the file's own axes say so.
+
+Every page's header is checked before a pixel is decoded. Nothing but this file's bytes is read, whatever other files
+its metadata names. Channel names are taken from OME metadata.
+
+Shapes: P pages, B crops, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from cytolake.screens.images.image_files import ImageFileError, _check_tiff_headers, _check_tiff_page
+from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget, crops_of_array, n_values_of
+from cytolake.serving.problems import ServingError
+
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 50000: "zstd"}
+"""Those that decode into a buffer of the declared size, whatever the data say, and lose nothing."""
+MAX_DESCRIPTION = 2**20
+"""Characters of metadata; 4,000 planes of OME take about 400,000."""
+
+_OTHER_LAYOUT = "Write pages of channels, or a hyperstack with axes such as TCYX."
+
+
+def decode_tiff(body: bytes, budget: DecodingBudget) -> DecodedCrops:
+    """Crops of a TIFF.
+
+    Args:
+        body: The file. Its pages are the C channels of one crop; or B x C pages, where it is an ImageJ hyperstack, an
+            OME-TIFF, or was written by tifffile from a (B, C, H, W) array. Times and focal planes count as crops.
+        budget: Limits on what the headers may declare.
+
+    Raises:
+        ServingError: 422 a file that is damaged, cut, compressed in another way, or no grey pages of one size; 413 more
+            than the budget.
+    """
+    try:
+        _check_tiff_headers(io.BytesIO(body), len(body))
+        with tifffile.TiffFile(io.BytesIO(body), _multifile=False) as file:
+            pages = _checked_pages(file, len(body), budget)
+            description = pages[0].description
+            n_crops, n_channels, order, channels = _layout(description, len(pages))
+            budget.check_counts(n_crops, n_channels)
+            pixels_PHW = np.empty((len(pages), *pages[0].shape), pages[0].dtype)
+            for page, pixels_HW in zip(pages, pixels_PHW, strict=True):
+                pixels_HW[...] = page.asarray(maxworkers=1)
+    except ServingError:
+        raise
+    except ImageFileError as error:
+        raise ServingError(
+            status=413 if error.problem == "too_large" else 422,
+            detail=f"the TIFF: found {error.found}, expected {error.expected}. {error.next_step}",
+        ) from error
+    except Exception as error:  # tifffile and each codec raise their own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ServingError(status=422, detail=f"the TIFF cannot be read ({reason}). It is cut or damaged.") from error
+    if list(order) != list(range(len(pages))):
+        pixels_PHW = pixels_PHW[list(order)]
+    return crops_of_array(pixels_PHW.reshape(n_crops, n_channels, *pixels_PHW.shape[1:]), channels, budget)
+
+
+def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -> list[Any]:
+    """Pages that are all grey, of one shape and type, whole, and together within the budget."""
+    pages: list[Any] = []
+    n_tag_bytes = 0
+    n_most = min(budget.max_crops * budget.max_channels, budget.max_decoded_bytes // 4)
+    for page in file.pages:
+        if len(pages) == n_most:
+            raise ServingError(status=413, detail=f"the TIFF has more than {n_most:,} pages. Send fewer crops.")
+        n_tag_bytes += sum(tag.valuebytecount for tag in page.tags)
+        if n_tag_bytes > 2 * size + 4096:  # pages that all point at the same bytes would each hold a copy
+            raise ServingError(status=422, detail="the TIFF's headers are larger than the file. It is damaged.")
+        where = f"page {len(pages)} of the TIFF"
+        if int(page.compression) not in COMPRESSIONS:
+            raise ServingError(
+                status=422,
+                detail=f"{where} is compressed as {int(page.compression)}, expected one of "
+                f"{', '.join(dict.fromkeys(COMPRESSIONS.values()))}. Write it again with one of these.",
+            )
+        if len(page.shape) != 2:
+            raise ServingError(
+                status=422,
+                detail=f"{where} has shape {page.shape}, expected one grey plane (height, width). Send colours as "
+                "pages of their own, one for each channel.",
+            )
+        if page.dtype is not None and np.dtype(page.dtype).kind in "uif":
+            n_values = (len(pages) + 1) * n_values_of(page.shape)
+            budget.check_values(n_values, "the TIFF", (len(pages) + 1, *page.shape), np.dtype(page.dtype).itemsize)
+        _check_tiff_page(page, 1, size, budget.max_decoded_bytes)
+        if int(page.compression) != 1 and len(page.dataoffsets) != n_values_of(page.chunked):
+            raise ServingError(
+                status=422,
+                detail=f"{where} has {len(page.dataoffsets)} strips or tiles, its size asks for "
+                f"{n_values_of(page.chunked)}. The TIFF was not written to its end.",
+            )
+        if pages and (page.shape, page.dtype) != (pages[0].shape, pages[0].dtype):
+            raise ServingError(
+                status=422,
+                detail=f"{where} is {page.dtype} of shape {page.shape}, the first is {pages[0].dtype} of shape "
+                f"{pages[0].shape}. Send pages of one size and type; no pyramids or thumbnails.",
+            )
+        pages.append(page)
+    return pages
+
+
+def _layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int], tuple[str, ...]]:
+    """Crops, channels, the page of each crop and channel in turn, and the names of the channels."""
+    if len(description) > MAX_DESCRIPTION:
+        raise ServingError(
+            status=422,
+            detail=f"the TIFF's description has {len(description):,} characters, at most {MAX_DESCRIPTION:,}.",
+        )
+    if description.lstrip().startswith("<") and "<OME" in description[:4096]:
+        return _ome_layout(description, n_pages)
+    if description.startswith("ImageJ="):
+        return _imagej_layout(description, n_pages)
+    n_channels = n_pages
+    if description.startswith('{"shape":'):
+        shape = json.loads(description)["shape"]
+        # tifffile notes the shape of the array that it was given
+        if isinstance(shape, list) and len(shape) == 4 and shape[0] * shape[1] == n_pages:
+            n_channels = int(shape[1])
+    return n_pages // n_channels, n_channels, range(n_pages), ()
+
+
+def _imagej_layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int], tuple[str, ...]]:
+    known = {key: int(value) for key, value in re.findall(r"^(channels|slices|frames)=(\d{1,9})$", description, re.M)}
+    if not known:
+        return 1, n_pages, range(n_pages), ()
+    n_channels = known.get("channels", 1)
+    n_crops = known.get("slices", 1) * known.get("frames", 1)
+    if n_crops * n_channels != n_pages:
+        raise _other_pages(f"{n_crops} x {n_channels}", n_pages)
+    return n_crops, n_channels, range(n_pages), ()  # channels run fastest, whatever the axes are called
+
+
+def _ome_layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int], tuple[str, ...]]:
+    if "<!" in re.sub(r"<!--.*?-->", "", description, flags=re.S):
+        raise ServingError(status=422, detail="the TIFF's OME metadata declares entities, which are never read.")
+    elements = list(ElementTree.fromstring(description.encode()).iter())
+    pixels = [element for element in elements if _name(element) == "Pixels"]
+    if len(pixels) != 1:
+        raise ServingError(status=422, detail=f"the TIFF's OME metadata tells of {len(pixels)} images. {_OTHER_LAYOUT}")
+    sizes = {axis: int(pixels[0].attrib[f"Size{axis}"]) for axis in "CZT"}
+    axes = pixels[0].attrib["DimensionOrder"][2:]  # the fastest first, after XY
+    if sorted(axes) != ["C", "T", "Z"] or min(sizes.values()) < 1 or n_values_of(list(sizes.values())) != n_pages:
+        raise _other_pages(" x ".join(f"{size} {axis}" for axis, size in sizes.items()), n_pages)
+    pages_TZC = np.arange(n_pages).reshape([sizes[axis] for axis in reversed(axes)])
+    pages_TZC = pages_TZC.transpose([axes[::-1].index(axis) for axis in "TZC"])
+    for data in (element for element in pixels[0] if _name(element) == "TiffData"):
+        first = tuple(int(data.attrib.get(f"First{axis}", 0)) for axis in "TZC")
+        if "IFD" in data.attrib and int(data.attrib["IFD"]) != pages_TZC[first]:
+            raise ServingError(
+                status=422, detail=f"the TIFF's pages are in another order than its OME metadata says. {_OTHER_LAYOUT}"
+            )
+    found = [element.attrib.get("Name", "") for element in pixels[0] if _name(element) == "Channel"]
+    channels = tuple(found) if len(found) == sizes["C"] and all(found) else ()
+    return sizes["T"] * sizes["Z"], sizes["C"], pages_TZC.ravel().tolist(), channels
+
+
+def _name(element: ElementTree.Element) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def _other_pages(declared: str, n_pages: int) -> ServingError:
+    return ServingError(
+        status=422,
+        detail=f"the TIFF has {n_pages} pages, its metadata says {declared}. It was cut, or is one of several files. "
+        f"{_OTHER_LAYOUT}",
+    )

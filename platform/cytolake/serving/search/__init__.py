@@ -1,0 +1,6 @@
+"""The nearest crops to a vector, among all stored embeddings of one representation."""
+
+from cytolake.serving.search.index import NO_ROWS, RESULT_COLUMNS, CropIndex
+from cytolake.serving.search.stored import TABLES, read_index
+
+__all__ = ["NO_ROWS", "RESULT_COLUMNS", "TABLES", "CropIndex", "read_index"]
