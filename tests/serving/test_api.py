@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import tifffile
 from prometheus_client.parser import text_string_to_metric_families
 
 from cytolake.serving import Service, ServingConfig, build_api
@@ -132,6 +134,61 @@ def test_a_perturbation_is_searched_by_its_mean_direction(ask, lake):
     unknown = ask("POST", "/v1/search", json={"perturbation": "nobody"})
     assert unknown.status_code == 404
     assert "column perturbation" in unknown.json()["detail"]
+
+
+def test_a_crop_that_is_sent_is_searched_as_its_vector_is(ask, lake):
+    pixels, (names,) = lake.catalog.crop_pixels(lake.crop_ids[:1])[0], lake.catalog.channels_of(lake.crop_ids[:1])
+    asked = f"/v1/search?k=4&channels={','.join(names)}&filter=plate = 'P1'"
+    hits = ask("POST", asked, content=npy(pixels), headers=ARRAY).json()["hits"]
+    by_vector = {"vector": lake.stored[0].tolist(), "k": 4, "filter": "plate = 'P1'"}
+    expected = ask("POST", "/v1/search", json=by_vector).json()["hits"]
+    assert [hit["crop_id"] for hit in hits] == [hit["crop_id"] for hit in expected]
+    assert hits[0]["crop_id"] == lake.crop_ids[0]
+    two = ask("POST", asked, content=npy(np.stack([pixels, pixels])), headers=ARRAY)
+    assert_problem(two, 422, "2 crops, expected one")
+
+
+def test_tiff_and_arrow_bodies_give_the_tables_vectors(ask, lake):
+    ids = lake.crop_ids[:12]
+    images, channels = lake.catalog.crop_pixels(ids), lake.catalog.channels_of(ids)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, images[0], photometric="minisblack")
+    tiff = {"content-type": "image/tiff"}
+    one = ask("POST", f"/v1/embed?channels={','.join(channels[0])}", content=stream.getvalue(), headers=tiff)
+    np.testing.assert_allclose(one.json()["embeddings"], lake.stored[:1], atol=1e-4)
+    rows = pa.table(
+        {
+            "pixels": [np.ascontiguousarray(image).tobytes() for image in images],
+            "shape": pa.array([list(image.shape) for image in images], pa.list_(pa.int32())),
+            "dtype": [image.dtype.name for image in images],
+            "channels": [list(names) for names in channels],
+        }
+    )
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    assert len({len(names) for names in channels}) == 2, "crops of two and three channels in one request"
+    arrow = {"content-type": "application/vnd.apache.arrow.stream"}
+    many = ask("POST", "/v1/embed", content=sink.getvalue(), headers=arrow)
+    np.testing.assert_allclose(many.json()["embeddings"], lake.stored[:12], atol=1e-4)
+
+
+def test_verdicts_of_stored_crops_and_of_sent_images(ask, lake):
+    stored = ask("POST", "/v1/qc", json={"crop_ids": lake.crop_ids[:2]}).json()
+    assert [each["asked"] for each in stored["stored"]] == lake.crop_ids[:2]
+    assert stored["stored"][0]["is_pass"] is None, "nobody judged these sites"
+    assert stored["sent"] == []
+    flat = np.full((2, 64, 64), 500, np.uint16)
+    sent = ask("POST", "/v1/qc?channels=DNA,ER", content=npy(flat), headers=ARRAY).json()
+    (verdict,) = sent["sent"]
+    assert not verdict["is_pass"]
+    assert [each["channel"] for each in verdict["channels"]] == ["DNA", "ER"]
+    assert verdict["channels"][0]["reasons"]
+    assert verdict["not_judged"]
+    assert_problem(ask("POST", "/v1/qc", json={"crop_ids": ["nobody"]}), 404, "nobody")
+    assert_problem(ask("POST", "/v1/qc", json={}), 422, "either crop_ids or site_ids")
+    unknown = ask("POST", "/v1/qc?channels=DNA,ER&profile=mine", content=npy(flat), headers=ARRAY)
+    assert_problem(unknown, 404, "not in catalog/qc.yaml")
 
 
 def test_a_hit_says_where_it_is_and_what_was_done_there(ask, lake):

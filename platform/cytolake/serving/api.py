@@ -7,7 +7,7 @@ import io
 import json
 import os
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
@@ -18,21 +18,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.exceptions import HTTPException
 
 import cytolake
+from cytolake.catalog import CatalogError
+from cytolake.catalog.qc.verdicts import QcConfig, qc_profile
 from cytolake.performance_prediction.catalog_queries import family_of
-from cytolake.serving.decoding import decode_crops
+from cytolake.serving.decoding import ARRAY_MEDIA_TYPE, PIXEL_MEDIA_TYPES, DecodedCrops
 from cytolake.serving.explorer import explorer_router, page_folder
 from cytolake.serving.follower import Loaded
 from cytolake.serving.guard import AsgiApp, Guard
 from cytolake.serving.metrics import METRICS_MEDIA_TYPE
 from cytolake.serving.performance import Prediction, PredictRequest, predict_performance
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
+from cytolake.serving.qc_verdict import ImageVerdict, StoredVerdict, judge_pixels, stored_verdicts
+from cytolake.serving.sent_crops import JSON_MEDIA_TYPE, media_type_of, sent_crops
 from cytolake.serving.service import Service, ServingConfig
 
-ARRAY_MEDIA_TYPE = "application/octet-stream"
 MAX_HITS = 1000
 MAX_VECTOR = 8192
 
+Asked = TypeVar("Asked", bound=BaseModel)
+
 CropId = Annotated[str, Field(min_length=1, max_length=128)]
+AskedChannels = Annotated[str, Query(max_length=2000, description="stains of the pixels' channels, in order: DNA,ER")]
 AskedAlias = Annotated[str, Query(max_length=64, description="registry alias that answers; empty: the service's own")]
 
 
@@ -74,7 +80,10 @@ class SearchRequest(BaseModel):
     filter: str = Field(
         default="",
         description="SQL condition over the columns of crops and wells, applied before the ranking: "
-        "gene = 'TP53' AND plate NOT IN ('P1')",
+        "gene = 'TP53' AND plate NOT IN ('P1') AND qc_pass",
+    )
+    approximate: bool = Field(
+        default=False, description="look at part of the crops where there are very many: quicker, may miss hits"
     )
 
     @model_validator(mode="after")
@@ -100,6 +109,8 @@ class Hit(BaseModel):
     gene: str | None
     compound: str | None
     control: str | None
+    qc_pass: bool | None = Field(description="whether its site passed the newest verdicts; null: not judged")
+    qc_reasons: list[str] | None = Field(description="what its site failed")
 
 
 class PredictedPerformance(BaseModel):
@@ -117,10 +128,32 @@ class Hits(BaseModel):
     representation_id: str
     embeddings_version: int | None = Field(description="Delta version of the embeddings table that was searched")
     n_crops: int = Field(description="crops in the index, before the filter")
+    is_exact: bool = Field(description="false where part of the crops was looked at")
     hits: list[Hit]
     predicted_performance: PredictedPerformance | None = Field(
         description="null where jobs/predict_performance.py was not run for this representation"
     )
+
+
+class QcRequest(BaseModel):
+    """Crops or sites whose stored verdicts are wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+    crop_ids: list[CropId] | None = Field(default=None, min_length=1, max_length=1024)
+    site_ids: list[CropId] | None = Field(default=None, min_length=1, max_length=1024)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> QcRequest:
+        if (self.crop_ids is None) == (self.site_ids is None):
+            raise ValueError("give either crop_ids or site_ids")
+        return self
+
+
+class QcVerdicts(BaseModel):
+    """As many verdicts as were asked for, in their order; one of the lists is empty."""
+
+    stored: list[StoredVerdict] = Field(default=[], description="of crops' sites, or of sites")
+    sent: list[ImageVerdict] = Field(default=[], description="of images that were sent")
 
 
 class Health(BaseModel):
@@ -181,31 +214,22 @@ def build_api(service: Service) -> FastAPI:
     @api.post("/v1/embed", response_model=Embeddings, openapi_extra=_EMBED_BODY)
     async def embed(
         request: Request,
-        channels: Annotated[str, Query(description="stains of an array's channels, in its order: DNA,ER,RNA")] = "",
+        channels: AskedChannels = "",
         alias: AskedAlias = "",
     ) -> Response:
-        """Vectors of stored crops (JSON) or of your own pixels (npy or npz array).
+        """Vectors of stored crops (JSON) or of your own pixels (npy, npz, TIFF, Arrow stream).
 
         `Accept: application/octet-stream` answers with an npy array, (B, D) float32, instead of JSON.
         """
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         loaded = await service.current(alias)
         body = await request.body()
         crop_ids: list[str] | None = None
-        if media_type == "application/json":
-            crop_ids = _parse_embed_request(body).crop_ids
+        if media_type_of(request) == JSON_MEDIA_TYPE:
+            crop_ids = _parsed(EmbedRequest, body).crop_ids
             vectors_BD = await service.embed_stored(loaded, crop_ids)
-        elif media_type == ARRAY_MEDIA_TYPE:
-            crops = await asyncio.to_thread(decode_crops, body, service.config.budget)
-            named = channels or request.headers.get("x-channels", "")
-            names = tuple(name.strip() for name in named.split(",")) if named else crops.channels
-            vectors_BD = await service.embed_pixels(loaded, crops.pixels, names)
         else:
-            raise ServingError(
-                status=415,
-                detail=f"content type {media_type or 'missing'!r}: send application/json with crop_ids, or "
-                f"{ARRAY_MEDIA_TYPE} with an npy or npz array.",
-            )
+            crops = await asyncio.to_thread(sent_crops, request, body, channels, service.config.budget)
+            vectors_BD = await service.embed_pixels(loaded, crops.images, crops.channels)
         headers = _version_headers(loaded)
         if ARRAY_MEDIA_TYPE in request.headers.get("accept", ""):
             stream = io.BytesIO()
@@ -222,19 +246,57 @@ def build_api(service: Service) -> FastAPI:
         )
         return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
 
-    @api.post("/v1/search")
-    async def search(question: SearchRequest, response: Response, alias: AskedAlias = "") -> Hits:
-        """The stored crops most similar to a vector, a stored crop or a perturbation: exact cosine."""
+    @api.post("/v1/search", response_model=Hits, openapi_extra=_SEARCH_BODY)
+    async def search(
+        request: Request,
+        channels: AskedChannels = "",
+        k: Annotated[int, Query(ge=1, le=MAX_HITS, description="hits wanted, for a crop that is sent as pixels")] = 10,
+        filter: Annotated[str, Query(description="SQL condition, for a crop that is sent as pixels")] = "",
+        approximate: Annotated[bool, Query(description="for a crop that is sent as pixels")] = False,
+        alias: AskedAlias = "",
+    ) -> Response:
+        """The stored crops most similar to a vector, a stored crop, a perturbation (JSON), or to a crop that is sent as
+        pixels (npy, npz, TIFF, Arrow stream of one crop): cosine, exact unless `approximate`.
+        """
         loaded = await service.current(alias)
+        body = await request.body()
+        if media_type_of(request) == JSON_MEDIA_TYPE:
+            question = _parsed(SearchRequest, body)
+        else:
+            crops = await asyncio.to_thread(sent_crops, request, body, channels, service.config.budget)
+            if len(crops.images) != 1:
+                raise ServingError(status=422, detail=f"{len(crops.images)} crops, expected one to search with.")
+            (vector_D,) = await service.embed_pixels(loaded, crops.images, crops.channels)
+            question = SearchRequest(vector=vector_D.tolist(), k=k, filter=filter, approximate=approximate)
         hits, predicted = await asyncio.to_thread(_search, loaded, question)
-        response.headers.update(_version_headers(loaded))
-        return Hits(
+        answer = Hits(
             representation_id=loaded.index.representation_id,
             embeddings_version=loaded.index.versions.get("embeddings"),
             n_crops=loaded.index.crops.num_rows,
+            is_exact=not question.approximate or loaded.index.cells is None,
             hits=[Hit(**hit) for hit in hits],
             predicted_performance=predicted,
         )
+        return JSONResponse(answer.model_dump(), headers=_version_headers(loaded))
+
+    @api.post("/v1/qc", response_model=QcVerdicts, openapi_extra=_QC_BODY)
+    async def qc(
+        request: Request,
+        channels: AskedChannels = "",
+        profile: Annotated[str, Query(max_length=64, description="rules of catalog/qc.yaml, for sent images")] = "",
+        alias: AskedAlias = "",
+    ) -> Response:
+        """Verdicts with reasons: the stored ones of crops or sites (JSON), or on images that are sent as pixels (npy,
+        npz, TIFF, Arrow stream), by the rules that need no plate.
+        """
+        loaded = await service.current(alias)
+        body = await request.body()
+        if media_type_of(request) == JSON_MEDIA_TYPE:
+            verdicts = await asyncio.to_thread(_stored_verdicts, loaded, _parsed(QcRequest, body))
+        else:
+            crops = await asyncio.to_thread(sent_crops, request, body, channels, service.config.budget)
+            verdicts = await asyncio.to_thread(_image_verdicts, crops, profile or QcConfig().profile)
+        return JSONResponse(verdicts.model_dump(mode="json"), headers=_version_headers(loaded))
 
     @api.post("/v1/predict-performance")
     async def predict(question: PredictRequest, response: Response, alias: AskedAlias = "") -> Prediction:
@@ -248,29 +310,41 @@ def build_api(service: Service) -> FastAPI:
     return api
 
 
-_EMBED_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": EmbedRequest.model_json_schema()},
-            ARRAY_MEDIA_TYPE: {
-                "schema": {
-                    "type": "string",
-                    "format": "binary",
-                    "description": "npy or npz array, (B, C, H, W) or (C, H, W); an npz holds `crops` and, if wanted, "
-                    "`channels`",
-                }
-            },
-        },
-    }
-}
+def _body_of(kind: type[BaseModel], sent: str) -> dict[str, Any]:
+    """What a request of an endpoint may hold, for the interface's description."""
+    binary = {"schema": {"type": "string", "format": "binary", "description": sent}}
+    content = {JSON_MEDIA_TYPE: {"schema": kind.model_json_schema()}, **dict.fromkeys(PIXEL_MEDIA_TYPES, binary)}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-def _parse_embed_request(body: bytes) -> EmbedRequest:
+_CROPS_SENT = (
+    "npy or npz array, (B, C, H, W) or (C, H, W), an npz holds `crops` and, if wanted, `channels`; a TIFF of grey "
+    "pages; or an Arrow stream with the columns `pixels`, `shape`, `dtype` and, if wanted, `channels`, one row a crop"
+)
+_EMBED_BODY = _body_of(EmbedRequest, _CROPS_SENT)
+_SEARCH_BODY = _body_of(SearchRequest, f"one crop: {_CROPS_SENT}")
+_QC_BODY = _body_of(QcRequest, f"whole images of sites rather than crops: {_CROPS_SENT}")
+
+
+def _parsed(kind: type[Asked], body: bytes) -> Asked:
     try:
-        return EmbedRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise ServingError(status=422, detail=_what_is_wrong(error.errors())) from error
+
+
+def _stored_verdicts(loaded: Loaded, question: QcRequest) -> QcVerdicts:
+    of, ids = ("sites", question.site_ids) if question.site_ids is not None else ("crops", question.crop_ids or [])
+    return QcVerdicts(stored=stored_verdicts(loaded.catalog, ids, of="sites" if of == "sites" else "crops"))
+
+
+def _image_verdicts(crops: DecodedCrops, profile: str) -> QcVerdicts:
+    try:
+        rules = qc_profile(profile)
+    except CatalogError as error:
+        raise ServingError(status=404, detail=str(error)) from error
+    sent = zip(crops.images, crops.channels, strict=True)
+    return QcVerdicts(sent=[judge_pixels(image, names, rules) for image, names in sent])
 
 
 def _search(loaded: Loaded, question: SearchRequest) -> tuple[list[dict[str, Any]], PredictedPerformance | None]:
@@ -282,10 +356,10 @@ def _search(loaded: Loaded, question: SearchRequest) -> tuple[list[dict[str, Any
         vector = index.unit_vectors[own[0]]
     elif question.perturbation is not None:
         own = index.rows_of_perturbation(question.perturbation)
-        vector = index.unit_vectors[own].mean(axis=0)
+        vector = index.mean_vector(own)
     else:
         vector = np.asarray(question.vector, dtype=np.float64)
-    hits = index.search(vector, question.k, question.filter, leave_out=own)
+    hits = index.search(vector, question.k, question.filter, leave_out=own, approximate=question.approximate)
     return hits, _predicted(loaded, vector, own)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cytolake.serving.decoding import PIXEL_MEDIA_TYPES
 from cytolake.serving.keys import SCOPES, ApiKey, KeyRing, find_key, key_digest, parse_key, read_keys, utc_today
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, problem_body
 
@@ -256,8 +257,8 @@ class Guard:
             )
 
     async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
-        is_array = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/octet-stream"
-        limit = self._config.max_array_body_bytes if is_array else self._config.max_json_body_bytes
+        is_pixels = headers.get("content-type", "").partition(";")[0].strip().lower() in PIXEL_MEDIA_TYPES
+        limit = self._config.max_array_body_bytes if is_pixels else self._config.max_json_body_bytes
         if headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise _Refused(
                 415, "encoding", f"content-encoding {headers['content-encoding']}: send the body without compression."

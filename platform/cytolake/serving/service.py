@@ -189,35 +189,38 @@ class Service:
         return await self._embed(loaded.champion, images, channels, crop_ids)
 
     async def embed_pixels(
-        self, loaded: Loaded, pixels_BCHW: NDArray[Any], channels: Sequence[str]
+        self, loaded: Loaded, images: Sequence[NDArray[Any]], channels: Sequence[Sequence[str]]
     ) -> NDArray[np.float32]:
         """(B, D) vectors of crops as sent.
 
         Args:
             loaded: What `current` gave.
-            pixels_BCHW: (B, C, S, S) raw intensities, any scale.
-            channels: C stain names, any spelling that catalog/channels.yaml knows.
+            images: B crops, each (C, S, S), raw intensities of any scale; C may differ.
+            channels: For each crop C stain names, any spelling that catalog/channels.yaml knows.
 
         Raises:
             ServingError: 422, another crop size or channels than the encoder takes.
         """
         size = loaded.champion.card.crop_size
-        if pixels_BCHW.shape[2:] != (size, size):
-            height, width = pixels_BCHW.shape[2:]
-            raise ServingError(
-                status=422,
-                detail=f"crops of {height} x {width} px, the model takes {size} x {size} px. Cut crops of that size at "
-                "the model's pixel size; do not rescale.",
-            )
-        if len(channels) != pixels_BCHW.shape[1]:
-            raise ServingError(
-                status=422,
-                detail=f"{len(channels)} channel names for {pixels_BCHW.shape[1]} channels. Name each channel of the "
-                "array in its order, such as ?channels=DNA,ER,RNA.",
-            )
-        canonical = tuple(channel_vocabulary().canonical(name) for name in channels)
-        names = [f"crop {i} of the request" for i in range(len(pixels_BCHW))]
-        return await self._embed(loaded.champion, list(pixels_BCHW), [canonical] * len(pixels_BCHW), names)
+        named = []
+        for number, (image, names) in enumerate(zip(images, channels, strict=True)):
+            if image.shape[1:] != (size, size):
+                height, width = image.shape[1:]
+                raise ServingError(
+                    status=422,
+                    detail=f"crop {number} of the request has {height} x {width} px, the model takes {size} x {size} "
+                    "px. Cut crops of that size at the model's pixel size; do not rescale.",
+                )
+            if len(names) != len(image):
+                raise ServingError(
+                    status=422,
+                    detail=f"{len(names)} channel names for {len(image)} channels of crop {number}. Name each channel "
+                    "in its order, such as ?channels=DNA,ER,RNA.",
+                )
+            named.append(tuple(channel_vocabulary().canonical(name) for name in names))
+        return await self._embed(
+            loaded.champion, images, named, [f"crop {i} of the request" for i in range(len(images))]
+        )
 
     async def _embed(
         self,

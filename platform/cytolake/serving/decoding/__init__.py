@@ -1,11 +1,18 @@
 """Bytes of a request to crops: npy, npz, TIFF or an Arrow stream, within a size budget and without running anything."""
 
 from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget
-from cytolake.serving.decoding.formats import ARRAY_MEDIA_TYPE, ARROW_MEDIA_TYPE, TIFF_MEDIA_TYPE, decode_crops
+from cytolake.serving.decoding.formats import (
+    ARRAY_MEDIA_TYPE,
+    ARROW_MEDIA_TYPE,
+    PIXEL_MEDIA_TYPES,
+    TIFF_MEDIA_TYPE,
+    decode_crops,
+)
 
 __all__ = [
     "ARRAY_MEDIA_TYPE",
     "ARROW_MEDIA_TYPE",
+    "PIXEL_MEDIA_TYPES",
     "TIFF_MEDIA_TYPE",
     "DecodedCrops",
     "DecodingBudget",

@@ -12,6 +12,8 @@ ARRAY_MEDIA_TYPE = "application/octet-stream"
 """Of npy and npz."""
 TIFF_MEDIA_TYPE = "image/tiff"
 ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+PIXEL_MEDIA_TYPES = (ARRAY_MEDIA_TYPE, TIFF_MEDIA_TYPE, ARROW_MEDIA_TYPE)
+"""Of all bodies that hold crops."""
 
 
 def decode_crops(body: bytes, budget: DecodingBudget) -> DecodedCrops:
