@@ -80,7 +80,8 @@ function fillSelects(names) {
   };
   byId("representation").append(...representations.map(option));
   byId("compared").append(el("option", { value: "" }, "nothing"), ...representations.map(option));
-  byId("colour").append(el("option", { value: "" }, "one colour"), ...names.map(({ name }) => el("option", {}, name)));
+  const sorted = [...names].sort((a, b) => a.name.endsWith("_id") - b.name.endsWith("_id"));
+  byId("colour").append(el("option", { value: "" }, "one colour"), ...sorted.map(({ name }) => el("option", {}, name)));
   byId("sql-columns").append(...names.map(({ name }) => el("option", { value: `${name} = ` })));
 }
 

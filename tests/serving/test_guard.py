@@ -159,6 +159,15 @@ def test_probes_need_no_key_and_the_schema_does():
     assert Answer(CONFIG, path="/healthz/../v1/embed").status == 401
 
 
+def test_files_of_the_page_can_be_read_without_a_key_and_nothing_beside_them():
+    assert Answer(CONFIG, path="/explore/", method="GET").status == 200
+    assert Answer(CONFIG, path="/explore/app.js", method="GET").status == 200
+    assert Answer(CONFIG, path="/explore/", method="POST").status == 401
+    assert Answer(CONFIG, path="/explore/../v1/embed", method="GET").status == 401
+    assert Answer(CONFIG, path="/explorer", method="GET").status == 401
+    assert Answer(CONFIG, path="/v1/explore/columns", method="GET").status == 401
+
+
 def test_a_declared_size_above_the_limit_is_refused_unread():
     answer = Answer(CONFIG, chunks=(b"x" * 101,), content_length="101", **bearer())
     assert (answer.status, answer.read, answer.seen) == (413, 0, None)

@@ -257,16 +257,21 @@ class Explorer:
         self._vectors: tuple[tuple[str, int], NDArray[np.uint32], NDArray[np.float32]] | None = None
 
     def snapshot(self, loaded: Loaded) -> Snapshot:
-        """The tables as they are now, or were `refresh_s` ago."""
-        with self._lock:
+        """The tables as they are now, or were `refresh_s` ago; the last ones while others are being read."""
+        held = self._snapshot
+        if not self._lock.acquire(blocking=held is None):
+            assert held is not None
+            return held
+        try:
             if self._snapshot is None or time.monotonic() - self._looked_at >= self._refresh_s:
                 versions = versions_of(loaded.catalog)
                 if self._snapshot is None or self._snapshot.versions != versions:
                     self._snapshot = read_snapshot(loaded.catalog, versions)
-                    self._rows.clear()
-                    self._vectors = None
+                    self._rows, self._vectors = {}, None
                 self._looked_at = time.monotonic()
             return self._snapshot
+        finally:
+            self._lock.release()
 
     def points(self, loaded: Loaded, representation_id: str, method: Method) -> tuple[Snapshot, bytes | Computing]:
         """The bytes of a map, or how far it is."""

@@ -15,7 +15,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +54,7 @@ class Projections:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._workers = {method: ThreadPoolExecutor(max_workers=1, thread_name_prefix=method) for method in METHODS}
+        self._turns = {method: threading.Lock() for method in METHODS}
         self._lock = threading.Lock()
         self._jobs: dict[Path, _Job] = {}
 
@@ -89,7 +88,11 @@ class Projections:
                 return stored
             if job is None or job.is_done:
                 job = self._jobs[path] = _Job()
-                self._workers[method].submit(self._compute, job, path, method, vectors)
+                # A daemon: a service that is told to stop does not wait for a UMAP.
+                work = threading.Thread(
+                    target=self._compute, args=(job, path, method, vectors), name=f"projection-{method}", daemon=True
+                )
+                work.start()
         return Computing(share=job.share)
 
     def _compute(self, job: _Job, path: Path, method: Method, vectors: Callable[[], NDArray[np.float32]]) -> None:
@@ -97,10 +100,11 @@ class Projections:
             job.share = round(share, 3)
 
         try:
-            vectors_MD = vectors()
-            tell(0.05)
-            points_M2 = pca_points(vectors_MD) if method == "pca" else umap_points(vectors_MD, tell)
-            _save(path, points_M2)
+            with self._turns[method]:
+                vectors_MD = vectors()
+                tell(0.05)
+                points_M2 = pca_points(vectors_MD) if method == "pca" else umap_points(vectors_MD, tell)
+                _save(path, points_M2)
         except Exception as error:  # told to whoever asks next; the service goes on
             logger.exception("projection %s", path.name)
             job.error = f"{type(error).__name__}: {error}"[:300]

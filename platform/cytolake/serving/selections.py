@@ -11,7 +11,7 @@ import pyarrow.csv
 import yaml
 from numpy.typing import NDArray
 
-from cytolake.catalog import CatalogError, table_contract
+from cytolake.catalog import table_contract
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
 from cytolake.serving.snapshot import Snapshot
@@ -75,5 +75,7 @@ def _checked_ids(snapshot: Snapshot, rows: NDArray[np.integer[Any]]) -> list[str
     crop_ids: list[str] = snapshot.taken(np.sort(rows))["crop_id"].to_pylist()
     odd = [crop_id for crop_id in crop_ids if not crop_id.replace("-", "").replace("_", "").isalnum()]
     if odd:  # ids are hashes; one with a quote in it would be SQL
-        raise CatalogError(f"crop id {odd[0][:80]!r}: expected letters, digits, - and _. Ingest its plate again.")
+        raise ServingError(
+            status=422, detail=f"crop id {odd[0][:80]!r}: expected letters, digits, - and _. Take the crops as CSV."
+        )
     return crop_ids

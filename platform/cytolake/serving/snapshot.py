@@ -249,9 +249,8 @@ def _failed_rules(site_ids: Any, verdicts: pa.Table) -> Any:
 
 
 def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
-    counted = catalog.sql(
-        "SELECT representation_id, count(*) AS n, any_value(len(embedding)) AS dim FROM embeddings GROUP BY ALL"
-    ).to_pylist()
+    # Only the folders' names are read for this, no vectors.
+    counted = catalog.sql("SELECT representation_id, count(*) AS n FROM embeddings GROUP BY ALL").to_pylist()
     described = {row["representation_id"]: row for row in catalog.table("representations").to_pylist()}
     found = []
     for row in counted:
@@ -267,7 +266,7 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
                 "alignment": about.get("alignment_variant") or "",
                 "model": about.get("architecture") or "",
                 "model_id": about.get("model_id") or "",
-                "dim": row["dim"],
+                "dim": about["dim"] if about else _dim(catalog, row["representation_id"]),
                 "n": row["n"],
             }
         )
@@ -281,6 +280,14 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
             ),
         )
     )  # fmt: skip
+
+
+def _dim(catalog: Catalog, representation_id: str) -> int:
+    """Values of one of its vectors."""
+    one = catalog.dataset("embeddings").head(
+        1, columns=["embedding"], filter=pc.field("representation_id") == representation_id
+    )
+    return len(one["embedding"][0])
 
 
 def _headed(header: Mapping[str, Any], values: NDArray[Any]) -> bytes:
