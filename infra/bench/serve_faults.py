@@ -39,8 +39,8 @@ from cytolake.screens.simulated.screen import SimulatedScreen
 
 KILLS = 20
 THREADS = 4
-BETWEEN_S = 2.0
-"""Both replicas work for so long before the next kill, seconds."""
+BETWEEN = 8
+"""Requests that are answered by both replicas before the next kill."""
 POLL_S, POLLS = 0.5, 600
 """A replica that is not back when it was looked for so often, every so many seconds, has failed."""
 KEY = "the-key-of-the-fault-runs"
@@ -133,11 +133,13 @@ def kill_replicas(load: Load, server: Server, rng: np.random.Generator) -> list[
         wait_for_replicas(server, 2)
         print(f"  kill {number + 1}: two replicas after {time.monotonic() - started:.0f} s", flush=True)
         before = load.n_good
-        time.sleep(BETWEEN_S)
-        pids = replica_pids(server)
-        if load.n_good == before or len(pids) < 2:
-            raise RuntimeError(f"{len(pids)} replicas, {load.n_good - before} answers in {BETWEEN_S} s: not under load")
-        os.kill(int(rng.choice(pids)), signal.SIGKILL)
+        for _ in range(POLLS):
+            if load.n_good >= before + BETWEEN:
+                break
+            time.sleep(POLL_S)
+        else:
+            raise RuntimeError(f"{load.n_good - before} answers in {POLLS} looks, with two replicas running")
+        os.kill(int(rng.choice(replica_pids(server))), signal.SIGKILL)
         answered.append(load.n_good - before)
     wait_for_replicas(server, 2)
     return answered

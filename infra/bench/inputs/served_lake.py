@@ -31,7 +31,7 @@ from cytolake.tracking import ModelCard, TrackingConfig, promote
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 REPRESENTATION = "simulated"
-READY_S = 240.0
+POLL_S, POLLS = 0.5, 1200
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def served(
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_OVERRIDE_RESOURCES": f'{{"CPU": {cpus}}}',
+        "RAY_worker_register_timeout_seconds": "300",  # importing torch takes a while on a busy machine
     }
     log = folder / "serve.log"
     with log.open("w") as output:
@@ -149,8 +150,7 @@ def served(
 
 
 def _wait_until_ready(server: Server, log: Path) -> None:
-    until = time.monotonic() + READY_S
-    while time.monotonic() < until:
+    for _ in range(POLLS):
         if server.process.poll() is not None:
             break
         try:
@@ -158,5 +158,5 @@ def _wait_until_ready(server: Server, log: Path) -> None:
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.5)
+        time.sleep(POLL_S)
     raise RuntimeError(f"the application did not become ready; see the end of its log:\n{log.read_text()[-3000:]}")
