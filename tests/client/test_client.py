@@ -188,11 +188,10 @@ def test_waits_grow_are_random_and_have_a_limit(monkeypatch):
     assert {low for low, _ in drawn} == {0}
 
 
-@pytest.mark.parametrize(
-    ("retry_after", "least"),
-    [("7", 7), (format_datetime(datetime.now(UTC) + timedelta(seconds=100)), 30), ("soon", 0), ("-5", 0), ("", 0)],
-)
+@pytest.mark.parametrize(("retry_after", "least"), [("7", 7), ("in 100 s", 30), ("soon", 0), ("-5", 0), ("", 0)])
 def test_a_pause_that_is_asked_for_is_kept(retry_after, least):
+    if retry_after == "in 100 s":  # made here: tests that are shared among processes must have the same names in all
+        retry_after = format_datetime(datetime.now(UTC) + timedelta(seconds=100))
     fake = Fake(problem(429, {"retry-after": retry_after}))
     fake.client.search(crop_id="c")
     assert least <= fake.slept[0] <= least + 100
