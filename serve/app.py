@@ -4,8 +4,12 @@ CYTOLAKE_ROOT           catalog root; ./cytolake_data when unset
 CYTOLAKE_ALIAS          MLflow alias to follow; champion when unset
 CYTOLAKE_TRACKING_URI   MLflow registry; the catalog root's own when unset
 CYTOLAKE_API_KEYS       accepted bearer keys, plain or sha256:<hex>, separated by commas
-CYTOLAKE_API_KEYS_FILE  the same, one a line
+CYTOLAKE_API_KEYS_FILE  the same, one a line, there also with name, scopes and expiry (`cytolake keys new`); read again
+                        when it changes
 CYTOLAKE_NO_AUTH=1      no keys: answer callers on this machine only
+CYTOLAKE_RATE_PER_S     requests a second of each key, in each replica; no limit when unset
+CYTOLAKE_BURST          requests of it that may come at once; what one second brings when unset
+CYTOLAKE_OPEN_METRICS=1 answer /metrics without a key
 
 Read where this file is imported; replicas get the resulting config, with digests instead of keys.
 """

@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from prometheus_client.parser import text_string_to_metric_families
 
+from cytolake.serving import Service
 from cytolake.serving.guard import Guard, GuardConfig
 from cytolake.serving.keys import new_key
 from cytolake.serving.metrics import METRICS_MEDIA_TYPE, Metrics, ServedModel
@@ -155,3 +156,26 @@ def test_two_services_of_one_process_count_apart():
     first, second = Metrics(), Metrics()
     first.count_pass(5, 0.1)
     assert values(second.text([]))["cytolake_crops_embedded_total",] == 0
+
+
+def test_the_service_counts_its_requests_passes_and_model(lake, send):
+    service = Service(lake.config)
+    assert values(send(service, "GET", "/metrics").content)["cytolake_ready",] == 0
+    service.load()
+    send(service, "POST", "/v1/embed", json={"crop_ids": lake.crop_ids[:7]})
+    send(service, "POST", "/v1/embed", key=None, json={"crop_ids": lake.crop_ids[:7]})
+    answer = send(service, "GET", "/metrics")
+    assert answer.headers["content-type"] == METRICS_MEDIA_TYPE
+    found = values(answer.content)
+    assert found["cytolake_requests_total", "method=POST", "path=/v1/embed", "status=200"] == 1
+    assert found["cytolake_refused_total", "reason=key_missing"] == 1
+    assert found["cytolake_crops_embedded_total",] == 7
+    n_passes = found["cytolake_minibatch_crops_count",]
+    assert n_passes > 1, "a minibatch of the tests holds few tokens"
+    assert found["cytolake_queue_wait_seconds_count",] == n_passes
+    assert found["cytolake_index_crops", "alias=champion"] == len(lake.crop_ids)
+    card = service.follower().current().champion.card
+    named = {f"name={card.name}", f"version={card.version}", f"representation_id={card.representation_id}"}
+    (info,) = (series for series in found if series[0] == "cytolake_model_info")
+    assert named <= set(info)
+    assert send(service, "GET", "/metrics", key=None).status_code == 401

@@ -110,7 +110,7 @@ class Hit(BaseModel):
     compound: str | None
     control: str | None
     qc_pass: bool | None = Field(description="whether its site passed the newest verdicts; null: not judged")
-    qc_reasons: list[str] | None = Field(description="what its site failed")
+    qc_reasons: str | None = Field(description="what its site failed, such as `defocus (DNA, ER); empty (DNA)`")
 
 
 class PredictedPerformance(BaseModel):

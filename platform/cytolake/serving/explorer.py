@@ -293,8 +293,8 @@ class Explorer:
         snapshot = self.snapshot(loaded)
         if question.representation_id == loaded.index.representation_id:
             index = loaded.index
-            vector = index.unit_vectors[index.row_of(question.crop_id)]
-            found = index.search(vector, question.k, question.filter, leave_out=question.crop_id)
+            own = index.row_of(question.crop_id)
+            found = index.search(index.unit_vectors[own], question.k, question.filter, leave_out=np.array([own]))
             similarity = {hit["crop_id"]: hit["similarity"] for hit in found}
         else:
             similarity = self._similar(snapshot, question)
@@ -360,7 +360,7 @@ def _points_bytes(rows: NDArray[np.uint32], points_M2: Points) -> bytes:
     low, high = points_M2.min(axis=0), points_M2.max(axis=0)
     half = max(float((high - low).max()) / 2, 1e-12)
     xy_M2 = np.clip((points_M2 - (low + high) / 2) / half, -1, 1).astype("<f4")
-    return rows.astype("<u4").tobytes() + xy_M2.T.tobytes()
+    return bytes(rows.astype("<u4").tobytes() + xy_M2.T.tobytes())
 
 
 def _rows_of_body(snapshot: Snapshot, body: bytes, key: str) -> NDArray[np.int64]:

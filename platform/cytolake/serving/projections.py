@@ -82,7 +82,7 @@ class Projections:
             if job is not None and job.error:
                 del self._jobs[path]
                 raise RuntimeError(job.error)
-            stored = None if job is not None and not job.is_done else _load(path, n)
+            stored: Points | None = None if job is not None and not job.is_done else _load(path, n)
             if stored is not None:
                 self._jobs.pop(path, None)
                 return stored

@@ -270,13 +270,13 @@ def _segments(tif: tifffile.TiffFile, page: tifffile.TiffPage, window: Window) -
 def _tiff_page(file: BinaryIO, size: int, bytes_max: int) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPage]]:
     """The one page of a TIFF, checked."""
     try:
-        _check_tiff_headers(file, size)
+        check_tiff_headers(file, size)
         file.seek(0)
         with tifffile.TiffFile(file) as tif:
             pages = tif.pages
             page = cast(tifffile.TiffPage, pages[0])  # the first is never a mere frame
             n_alike = sum(1 for other in pages if other.shape == page.shape)
-            _check_tiff_page(page, n_alike, size, bytes_max)
+            check_tiff_page(page, n_alike, size, bytes_max)
             yield tif, page
     except (ImageFileError, OSError, MemoryError):
         raise
@@ -286,7 +286,7 @@ def _tiff_page(file: BinaryIO, size: int, bytes_max: int) -> Iterator[tuple[tiff
         ) from error
 
 
-def _check_tiff_headers(file: BinaryIO, size: int) -> None:
+def check_tiff_headers(file: BinaryIO, size: int) -> None:
     """Follows the chain of pages, and refuses what tifffile would take on trust.
 
     A chain that runs in a circle or has more pages than a plane can have, a tag with more values than the file has
@@ -330,7 +330,7 @@ def _check_tiff_headers(file: BinaryIO, size: int) -> None:
         offset = struct.unpack(order + next_form, following)[0] if len(following) == next_bytes else 0
 
 
-def _check_tiff_page(page: tifffile.TiffPage, n_alike: int, size: int, bytes_max: int) -> None:
+def check_tiff_page(page: tifffile.TiffPage, n_alike: int, size: int, bytes_max: int) -> None:
     """Refuse a page that is not one grey plane, too large, cut, sparse, or coloured by its palette."""
     if len(page.shape) != 2 or n_alike > 1:
         planes = f"{n_alike} pages of {page.shape}" if n_alike > 1 else f"shape {page.shape}"

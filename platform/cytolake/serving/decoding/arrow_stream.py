@@ -11,7 +11,7 @@ Shapes: C channels, H and W pixels.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def _check_schema(schema: pa.Schema) -> None:
         is_variable = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         return bool(is_variable or pa.types.is_fixed_size_binary(kind))
 
-    fits = {
+    fits: dict[str, Callable[[Any], bool]] = {
         "pixels": is_bytes,
         "shape": lambda kind: is_list(kind) and pa.types.is_integer(kind.value_type),
         "dtype": is_text,

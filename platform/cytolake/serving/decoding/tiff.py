@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from cytolake.screens.images.image_files import ImageFileError, _check_tiff_headers, _check_tiff_page
+from cytolake.screens.images.image_files import ImageFileError, check_tiff_headers, check_tiff_page
 from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget, crops_of_array, n_values_of
 from cytolake.serving.problems import ServingError
 
@@ -44,7 +44,7 @@ def decode_tiff(body: bytes, budget: DecodingBudget) -> DecodedCrops:
             than the budget.
     """
     try:
-        _check_tiff_headers(io.BytesIO(body), len(body))
+        check_tiff_headers(io.BytesIO(body), len(body))
         with tifffile.TiffFile(io.BytesIO(body), _multifile=False) as file:
             pages = _checked_pages(file, len(body), budget)
             description = pages[0].description
@@ -73,10 +73,11 @@ def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -
     pages: list[Any] = []
     n_tag_bytes = 0
     n_most = min(budget.max_crops * budget.max_channels, budget.max_decoded_bytes // 4)
-    for page in file.pages:
+    for each in file.pages:
+        page = each.aspage()
         if len(pages) == n_most:
             raise ServingError(status=413, detail=f"the TIFF has more than {n_most:,} pages. Send fewer crops.")
-        n_tag_bytes += sum(tag.valuebytecount for tag in page.tags)
+        n_tag_bytes += sum(int(tag.valuebytecount) for tag in page.tags)
         if n_tag_bytes > 2 * size + 4096:  # pages that all point at the same bytes would each hold a copy
             raise ServingError(status=422, detail="the TIFF's headers are larger than the file. It is damaged.")
         where = f"page {len(pages)} of the TIFF"
@@ -95,7 +96,7 @@ def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -
         if page.dtype is not None and np.dtype(page.dtype).kind in "uif":
             n_values = (len(pages) + 1) * n_values_of(page.shape)
             budget.check_values(n_values, "the TIFF", (len(pages) + 1, *page.shape), np.dtype(page.dtype).itemsize)
-        _check_tiff_page(page, 1, size, budget.max_decoded_bytes)
+        check_tiff_page(page, 1, size, budget.max_decoded_bytes)
         if int(page.compression) != 1 and len(page.dataoffsets) != n_values_of(page.chunked):
             raise ServingError(
                 status=422,
