@@ -41,7 +41,7 @@ class ServingConfig:
     """Keys and body sizes."""
     budget: DecodingBudget = field(default_factory=DecodingBudget)
     """Size of the arrays that are taken."""
-    minibatch_tokens: int = 16_384
+    minibatch_tokens: int = 4096
     """Tokens of one forward pass, all channels of all its crops; requests that arrive together share one. It bounds the
     memory of a pass where crops have many channels, and fills it where they have few."""
     batch_wait_s: float = 0.005
