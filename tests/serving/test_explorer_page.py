@@ -27,7 +27,7 @@ pytestmark = [
 
 KEY = "the-key-of-the-serving-tests"
 MAP_IS_DRAWN = "document.querySelector('.stage')?.dataset.points"
-COUNT = "document.querySelector('#selection-count').textContent"
+COUNT = "document.querySelector('#selection-count')?.textContent"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def address(own_lake) -> Iterator[str]:
 
 
 async def enter_key(page, key=KEY):
-    await page.until("document.querySelector('#key-dialog').open")
+    await page.until("document.querySelector('#key-dialog')?.open")
     await page.run(f"document.querySelector('#key').value = {json.dumps(key)}")
     await page.run("document.querySelector('#key-form button').click()")
 
@@ -85,8 +85,8 @@ async def visit(address, lake):
         assert (await hash_of(page))["select"] == "gene = 'KRAS'"
 
         # A link to this view brings another tab to the same selection.
-        await page.run("location.reload()")
-        await page.until(f"({MAP_IS_DRAWN}) === '{n}' && {COUNT} === '{kras} selected'")
+        await page.run("window.isBefore = true; location.reload()")  # the page as it was may answer for a while
+        await page.until(f"!window.isBefore && ({MAP_IS_DRAWN}) === '{n}' && {COUNT} === '{kras} selected'")
 
         await condition(page, "gene = 'nobody' OR", "#show-only")
         await page.until("document.querySelector('#trouble').textContent.startsWith('filter: ')")
