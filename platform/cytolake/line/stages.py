@@ -209,6 +209,7 @@ def pipeline(line: Line, console: Console) -> None:
         ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
         ("MLflow", _mlflow_command(line)),
         ("serve it", serve_command(line)),
+        ("look", "http://localhost:8000/explore/ while it is served"),
     ):
         console.print(f"[bold]{name:<9}[/]{escape(str(place))}")
 
