@@ -11,9 +11,8 @@ Shapes: M crops, D width of the vector, K principal components.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,13 +204,13 @@ def _load(path: Path, n: int) -> Any:
 def _save(path: Path, points_M2: Points) -> None:
     """Whole or not at all; then the maps of earlier versions of the table go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")  # not tempfile: replicas of other users read it too
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with part.open("xb") as file:
             np.save(file, points_M2, allow_pickle=False)
-        Path(part).replace(path)
+        part.replace(path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     name, _, version = path.stem.rpartition("-")
     for old in path.parent.glob(f"{name}-*.npy"):
