@@ -197,6 +197,11 @@ def test_a_version_whose_vectors_are_not_the_stored_ones_is_told_and_the_one_bef
     with load_champion_calls(reads):
         service.load()
     assert reads == [], "the same version is not tried again"
+    again = stored.slice(0, 1).set_column(at, "representation_id", named.slice(0, 1))
+    own_lake.catalog.append("embeddings", again, transaction="embedded again")
+    with load_champion_calls(reads):
+        service.load()
+    assert len(reads) == 1, "other embeddings may make it right"
     promote(tracking, dataclasses.replace(wrong, representation_id="right"), own_lake.source_checkpoint)
     service.load()
     assert service.follower().why_not_current() == ""

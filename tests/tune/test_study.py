@@ -7,13 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
+from tests.embed.small_screen import SmallScreen, make_small_screen
+from tests.tune.small_training import SMALL_TRAINING
 
 from cytolake.line.study_page import study_text, write_study
-from cytolake.models import ModelConfig
-from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.tracking import TrackingConfig
-from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import finished_run
 from cytolake.tune.study import DENSITY, StudyConfig, pin_questions, run_study, study_trials
 
@@ -25,16 +23,7 @@ CONFIG = StudyConfig(
     split_seeds=(0, 1),
     crops=80,
 )
-BASE = PretrainConfig(
-    model=ModelConfig(
-        architecture="mae_vit", channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=2, heads=2
-    ),
-    objective=ObjectiveConfig(mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)),
-    steps=2,
-    minibatch_size=8,
-    workers=2,
-    threads=1,
-)
+BASE = dataclasses.replace(SMALL_TRAINING, steps=2, workers=2)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
+from tests.embed.small_screen import SmallScreen, make_small_screen
+from tests.tune.small_training import SMALL_TRAINING
 
-from cytolake.models import ModelConfig
-from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.tracking import TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import finished_run, pretrain, pretrain_until
@@ -19,16 +18,7 @@ from cytolake.tune.study import StudyConfig
 from cytolake.tune.sweep import Ledger, Range, SweepConfig, SweepTrial, Vary, run_sweep, rungs_of
 
 ASKED = StudyConfig(split_seeds=(0,), crops=60)
-BASE = PretrainConfig(
-    model=ModelConfig(
-        architecture="mae_vit", channels=CHANNELS, crop_size=SIZE, patch_size=8, width=16, depth=2, heads=2
-    ),
-    objective=ObjectiveConfig(mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)),
-    steps=4,
-    minibatch_size=8,
-    workers=0,
-    threads=1,
-)
+BASE = SMALL_TRAINING
 
 
 @pytest.fixture(scope="module")

@@ -26,14 +26,13 @@ from cytolake.serving.explorer import explorer_router, page_folder
 from cytolake.serving.follower import Loaded
 from cytolake.serving.guard import AsgiApp, Guard
 from cytolake.serving.metrics import METRICS_MEDIA_TYPE
-from cytolake.serving.performance import Prediction, PredictRequest, predict_performance
+from cytolake.serving.performance import MAX_VECTOR, Prediction, PredictRequest, predict_performance
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
 from cytolake.serving.qc_verdict import ImageVerdict, StoredVerdict, judge_pixels, stored_verdicts
 from cytolake.serving.sent_crops import JSON_MEDIA_TYPE, media_type_of, sent_crops
 from cytolake.serving.service import Service, ServingConfig
 
 MAX_HITS = 1000
-MAX_VECTOR = 8192
 
 Asked = TypeVar("Asked", bound=BaseModel)
 

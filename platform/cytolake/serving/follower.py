@@ -68,7 +68,8 @@ class Follower:
         self._refresh_s = refresh_s
         self._loaded: Loaded | None = None
         self._reason = "the model is being loaded."
-        self._refused: tuple[int, str] | None = None
+        self._refused: tuple[object, str] | None = None
+        """The version and tables that were tried, and why the version must not answer."""
         self._looked_at = -float("inf")
         self._loading = threading.Lock()
         self._refresh: asyncio.Task[None] | None = None
@@ -129,8 +130,9 @@ class Follower:
         card = resolve_alias(self._tracking, self.alias)
         champion = before.champion if before is not None and before.champion.card == card else None
         is_new = champion is None
+        tried = (card.version, _versions(catalog))
         if champion is None:
-            if self._refused is not None and self._refused[0] == card.version:
+            if self._refused is not None and self._refused[0] == tried:
                 raise ValueError(self._refused[1])  # loading it again would find the same
             champion = load_champion(self._tracking, self.alias, self._device)
         index = before.index if before is not None else None
@@ -140,7 +142,7 @@ class Follower:
             wrong = smoke_test(champion, index, catalog)
             if wrong:
                 told = f"model {card.name} version {card.version} is not served: {wrong}"
-                self._refused = (card.version, told)
+                self._refused = (tried, told)
                 raise ValueError(told)
         self._refused = None
         return Loaded(
@@ -216,6 +218,11 @@ def first_lines(error: BaseException) -> str:
 
 
 def _is_current(index: CropIndex, champion: Champion, catalog: Catalog) -> bool:
-    now = catalog.versions()
     is_same_model = index.representation_id == champion.card.representation_id
-    return is_same_model and index.versions == {table: now[table] for table in TABLES if table in now}
+    return is_same_model and index.versions == _versions(catalog)
+
+
+def _versions(catalog: Catalog) -> dict[str, int]:
+    """Of the tables that an index is read from, now."""
+    now = catalog.versions()
+    return {table: now[table] for table in TABLES if table in now}

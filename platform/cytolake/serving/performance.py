@@ -106,7 +106,7 @@ def predict_performance(loaded: Loaded, question: PredictRequest) -> Prediction:
             texts = [each.description for each in question.planned]
             found = predictor.predict(description=texts, numbers=np.array(doses, dtype=float))
         elif question.crop_ids is not None:
-            rows = [loaded.index.row_of(crop_id) for crop_id in question.crop_ids]
+            rows = loaded.index.rows_of(question.crop_ids)
             vectors = np.asarray(loaded.index.unit_vectors[rows], dtype=float)
             found = predictor.predict(vectors, family=[family_of(loaded.index.crops, row) for row in rows])
         else:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.qc.verdicts import profile_of
+from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
 
@@ -160,12 +161,7 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
         versions: What `versions_of` gave.
     """
     pinned = catalog.at(versions)
-    crops = pinned.table("crops").sort_by("crop_id").combine_chunks()
-    wells = pinned.table("wells")
-    of_well = pc.index_in(crops["well_id"].combine_chunks(), value_set=wells["well_id"].combine_chunks())
-    for name in wells.schema.names:
-        if name not in crops.schema.names:
-            crops = crops.append_column(name, wells[name].combine_chunks().take(of_well))
+    crops = add_wells(pinned, pinned.table("crops").sort_by("crop_id").combine_chunks())
     qc_id = _last_qc_id(pinned)
     rules, verdicts = _judged(pinned, qc_id)
     crops = crops.append_column(QC_COLUMN, _failed_rules(crops["site_id"], verdicts))

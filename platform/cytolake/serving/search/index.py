@@ -5,7 +5,7 @@ Shapes: N crops, D width of the vector, Q questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,18 @@ class CropIndex:
                 "from the crops table that curation kept; a new plate must be embedded first (jobs/embed.py).",
             )
         return int(row)
+
+    def rows_of(self, crop_ids: Sequence[str]) -> list[int]:
+        """Rows of many crops, in their order: one pass over the table for all of them.
+
+        Raises:
+            ServingError: 404, one of the crops has no embedding in this representation.
+        """
+        found = pc.index_in(pa.array(crop_ids, pa.string()), value_set=self.crops["crop_id"].combine_chunks())
+        return [
+            self.row_of(crop_id) if row is None else row
+            for crop_id, row in zip(crop_ids, found.to_pylist(), strict=True)
+        ]
 
     def _hits(
         self, units_QD: NDArray[np.float32], k: int, rows: Rows | None, approximate: bool

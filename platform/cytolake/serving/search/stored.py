@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.commits import open_table
+from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.search.approximate import FILE_NAME, MIN_ROWS, Cells, build_in_background
 from cytolake.serving.search.index import CropIndex
 from cytolake.serving.search.quality import add_quality
@@ -139,7 +140,7 @@ class _Maker:
 
     def crops(self, crop_ids: pa.Array) -> pa.Table:
         """Columns of crops, wells and quality control, in the order of the ids."""
-        crops_table, wells = self.pinned.table("crops"), self.pinned.table("wells")
+        crops_table = self.pinned.table("crops")
         rows = pc.index_in(crop_ids, crops_table["crop_id"].combine_chunks())
         if rows.null_count:
             missing = crop_ids.filter(pc.is_null(rows))
@@ -147,11 +148,7 @@ class _Maker:
                 f"{len(missing)} embeddings of representation {self.representation_id} belong to crops that the crops "
                 f"table does not hold, first {missing[0]}. The catalog root mixes two catalogs; ingest and embed again."
             )
-        crops = crops_table.take(rows)
-        well_rows = pc.index_in(crops["well_id"].combine_chunks(), wells["well_id"].combine_chunks())
-        for name in wells.schema.names:
-            if name not in crops.schema.names:
-                crops = crops.append_column(name, wells[name].combine_chunks().take(well_rows))
+        crops = add_wells(self.pinned, crops_table.take(rows))
         return add_quality(self.pinned, crops).combine_chunks()
 
     @property
