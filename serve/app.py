@@ -3,6 +3,7 @@
 CYTOLAKE_ROOT           catalog root; ./cytolake_data when unset
 CYTOLAKE_ALIAS          MLflow alias to follow; champion when unset
 CYTOLAKE_TRACKING_URI   MLflow registry; the catalog root's own when unset
+CYTOLAKE_PRECISION      bf16: matrix products in it, for GPUs; fp32 when unset
 CYTOLAKE_API_KEYS       accepted bearer keys, plain or sha256:<hex>, separated by commas
 CYTOLAKE_API_KEYS_FILE  the same, one a line, there also with name, scopes and expiry (`cytolake keys new`); read again
                         when it changes

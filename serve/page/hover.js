@@ -37,7 +37,7 @@ export class Hover {
         const [crop] = await getCrops(Uint32Array.of(row));
         if (turn !== this.turn) return;
         text.append(el("div", {}, `${crop.plate} ${crop.well}, site ${crop.site}`));
-        if (crop.qc_failed) text.append(el("div", { className: "failed" }, `QC: ${crop.qc_failed}`));
+        if (crop.qc_reasons) text.append(el("div", { className: "failed" }, `QC: ${crop.qc_reasons}`));
         this.box.hidden = false;
         await drawTiles(picture, [crop], { onPick: () => {} });
       } catch (error) {

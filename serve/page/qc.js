@@ -24,15 +24,15 @@ export class QcView {
 
   draw() {
     const { qc } = this;
-    if (!qc.qc_id) {
+    if (!qc.qc_ids.length) {
       const text = "No site was judged yet. A curation judges its sites: jobs/curate.py.";
       return void this.box.replaceChildren(el("p", { className: "empty" }, text));
     }
     const bySite = qc.rules.filter((rule) => rule.level === "site" && rule.n_failed);
     const all = el("button", { type: "button", disabled: !bySite.length }, "Select all failed");
-    all.addEventListener("click", () => this.onSelect("qc_failed <> ''"));
+    all.addEventListener("click", () => this.onSelect("NOT qc_pass"));
     const passed = el("button", { type: "button" }, "Select passed");
-    passed.addEventListener("click", () => this.onSelect("qc_failed = ''"));
+    passed.addEventListener("click", () => this.onSelect("qc_pass"));
     const rules = qc.rules.slice().sort((a, b) => b.n_failed / b.n_judged - a.n_failed / a.n_judged || a.rule.localeCompare(b.rule));
     this.box.replaceChildren(
       el("div", { className: "bar" }, all, passed),
@@ -72,7 +72,7 @@ export class QcView {
 
 /** Sites that failed a rule; `defocus` must not find a rule whose name holds that word. */
 function siteRule(rule) {
-  // "_" stands for any character in LIKE; no two rules differ by that alone.
-  const inside = ["", ", %"].flatMap((after) => ["", "%, "].map((before) => `qc_failed LIKE ${quoted(before + rule + after)}`));
+  // "_" stands for any character in LIKE; no two rules differ by that alone. Channels follow in brackets.
+  const inside = ["", " (%", "; %"].flatMap((after) => ["", "%; "].map((before) => `qc_reasons LIKE ${quoted(before + rule + after)}`));
   return inside.join(" OR ");
 }

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
@@ -124,6 +125,23 @@ def test_a_map_is_computed_once_and_read_from_disk_by_the_next_service(explored,
     np.testing.assert_allclose(np.frombuffer(again, "<f4", offset=4 * len(rows)).reshape(2, -1).T, xy[::-1], atol=1e-5)
 
 
+def test_an_embedding_that_is_not_finite_spoils_no_map(explored):
+    lake, ask = explored
+    stored = lake.catalog.table("embeddings", where=f"representation_id = '{lake.card.representation_id}'")
+    vectors = np.array(stored["embedding"].to_pylist(), np.float32)
+    vectors[3] = np.nan
+    name = "with-a-nan"
+    columns = {
+        "representation_id": pa.repeat(name, len(vectors)),
+        "embedding": pa.array(vectors.tolist(), stored.schema.field("embedding").type),
+    }
+    spoilt = pa.table([columns.get(each, stored[each]) for each in stored.schema.names], schema=stored.schema)
+    lake.catalog.append("embeddings", spoilt, transaction=name)
+    rows, xy = points_of(ask, name, "pca")
+    assert np.isfinite(xy).all()
+    assert len(rows) == len(vectors)
+
+
 def test_a_damaged_map_on_disk_is_computed_anew(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
     projections = Projections(tmp_path)
@@ -193,7 +211,7 @@ def test_a_handful_of_crops_has_a_map_too(n):
 def test_every_listed_column_holds_what_the_tables_hold(ask, lake):
     crops = crops_of(lake)
     listed = ask("GET", "/v1/explore/columns").json()["columns"]
-    assert {"plate", "gene", "foreground_share", "row", "is_negative_control", "qc_failed"} <= {
+    assert {"plate", "gene", "foreground_share", "row", "is_negative_control", "qc_pass", "qc_reasons"} <= {
         c["name"] for c in listed
     }
     for name, kind in ((each["name"], each["kind"]) for each in listed):
@@ -202,7 +220,7 @@ def test_every_listed_column_holds_what_the_tables_hold(ask, lake):
         expected = [crop.get(name) for crop in crops]
         if kind == "number":
             np.testing.assert_array_equal(values, np.array([np.nan if v is None else v for v in expected], np.float32))
-        elif name != "qc_failed":
+        elif name not in ("qc_pass", "qc_reasons"):
             spelled = [str(v).lower() if isinstance(v, bool) else v or "" for v in expected]
             assert [header["categories"][code] for code in values] == spelled
             assert header["categories"] == sorted(set(spelled))
@@ -262,7 +280,7 @@ def test_a_saved_curation_keeps_exactly_the_selected_crops(explored, tmp_path, c
 
 def test_a_condition_that_did_not_choose_these_crops_is_not_saved(ask, lake):
     _, key = select(ask, "")
-    for condition in ("gene = 'KRAS'", "gene = 'nobody'", "not sql", "qc_failed = ''"):
+    for condition in ("gene = 'KRAS'", "gene = 'nobody'", "not sql", "qc_pass"):
         answer = ask(
             "POST", "/v1/explore/crops", params={"key": key, "form": "curation", "condition": condition},
             content=np.array([0], "<u4").tobytes(), headers={"content-type": "application/octet-stream"},
@@ -403,7 +421,7 @@ def test_sites_that_failed_can_be_selected_and_are_listed(explored):
     crop = crops_of(lake)[3]
     add_verdicts(lake, crop, defocus="DNA", noise="DNA")
     of_site = [row for row, each in enumerate(crops_of(lake)) if each["site_id"] == crop["site_id"]]
-    assert select(ask, "qc_failed = 'defocus, noise'")[0].tolist() == of_site
+    assert select(ask, "qc_reasons = 'defocus (DNA); noise (DNA)' AND NOT qc_pass")[0].tolist() == of_site
     qc = ask("GET", "/v1/explore/qc").json()
     assert qc["n_failed"] == 2
     assert [(v["plate"], v["well"], v["site"], v["rule"]) for v in qc["failed"]] == [

@@ -267,6 +267,22 @@ def test_the_environment_names_root_alias_and_registry(tmp_path, monkeypatch):
         root=str(tmp_path / "lake"), alias="next", tracking=TrackingConfig(uri="http://mlflow:5000")
     )
     assert config_from_environment({"CYTOLAKE_ALIAS": "next, old"}).aliases == ("next", "old")
+    assert config_from_environment({"CYTOLAKE_PRECISION": "bf16"}).precision == "bf16"
+    with pytest.raises(ValueError, match="precision is 'fp8', expected fp32 or bf16"):
+        config_from_environment({"CYTOLAKE_PRECISION": "fp8"})
+
+
+def test_bf16_is_another_rounding_of_the_same_vectors_and_the_card_says_so(lake, send):
+    service = Service(dataclasses.replace(lake.config, precision="bf16"))
+    service.load()
+    assert service.why_not_ready() == "", "the smoke test compares with vectors of fp32"
+    crop_ids = lake.crop_ids[:8]
+    answer = send(service, "POST", "/v1/embed", json={"crop_ids": crop_ids}).json()
+    served, stored = np.array(answer["embeddings"]), lake.stored[:8]
+    assert 1e-5 < np.abs(served - stored).max() < 0.1
+    cosine = (served * stored).sum(axis=1) / np.linalg.norm(served, axis=1) / np.linalg.norm(stored, axis=1)
+    assert cosine.min() > 0.999
+    assert send(service, "GET", "/v1/models/champion").json()["precision"] == "bf16"
 
 
 def register_predictor(lake, folder, representation_id, before="search"):

@@ -99,7 +99,13 @@ class Server:
 
 @contextmanager
 def served(
-    root: Path, key: str, *, replicas: int = 1, cpus: int = 2, deployment: Mapping[str, object] | None = None
+    root: Path,
+    key: str,
+    *,
+    replicas: int = 1,
+    cpus: int = 2,
+    deployment: Mapping[str, object] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """The application of serve/config.yaml on a free port of loopback, with so many replicas; ended with the block.
 
@@ -109,6 +115,7 @@ def served(
         replicas: Of the deployment.
         cpus: Logical CPUs of its Ray.
         deployment: Settings that differ from serve/config.yaml, such as `max_queued_requests`.
+        variables: Of the environment, such as `CYTOLAKE_PRECISION`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -126,7 +133,7 @@ def served(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_OVERRIDE_RESOURCES": f'{{"CPU": {cpus}}}',
         "RAY_worker_register_timeout_seconds": "300",  # importing torch takes a while on a busy machine
-    }
+    } | dict(variables or {})
     log = folder / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(

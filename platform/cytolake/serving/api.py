@@ -394,6 +394,7 @@ def _card(loaded: Loaded, why_not_current: str) -> dict[str, Any]:
         "alias": served.alias,
         "version": served.version,
         **asdict(served.card),
+        "precision": loaded.champion.precision,
         "newest_is_not_served": why_not_current or None,
         "index": {"n_crops": loaded.index.crops.num_rows, "table_versions": dict(loaded.index.versions)},
     }

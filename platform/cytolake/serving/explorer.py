@@ -29,11 +29,11 @@ from cytolake.catalog import Catalog, CatalogError
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError
 from cytolake.serving.projections import Computing, Method, Points, Projections
+from cytolake.serving.quality import QC_COLUMNS
 from cytolake.serving.rendering import ChannelView, contrast, parse_views, png, render, sheet
 from cytolake.serving.selections import as_csv, as_curation
 from cytolake.serving.service import Service
 from cytolake.serving.snapshot import (
-    QC_COLUMN,
     Snapshot,
     is_hidden,
     is_number,
@@ -65,7 +65,7 @@ PAGE_HEADERS = {
 
 DESCRIBED = (
     "crop_id", "screen", "plate", "well", "site", "y", "x", "size", "perturbation", "gene", "compound", "dose",
-    "control", QC_COLUMN,
+    "control", *QC_COLUMNS,
 )  # fmt: skip
 
 CropId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -76,7 +76,7 @@ class SelectRequest(BaseModel):
     """Which crops."""
 
     model_config = ConfigDict(extra="forbid")
-    filter: str = Field(description="SQL condition over the columns of crops and wells, and " + QC_COLUMN)
+    filter: str = Field(description="SQL condition over the columns of crops and wells, qc_pass and qc_reasons")
 
 
 class MontageChannel(BaseModel):
@@ -416,7 +416,7 @@ def _crop_card(snapshot: Snapshot, crop_id: str) -> dict[str, Any]:
     )
     verdicts = snapshot.catalog.dataset("qc_verdicts").to_table(
         columns=["level", "channel", "rule", "metric", "value", "threshold", "is_pass", "site_id", "well_id"],
-        filter=(pc.field("qc_id") == snapshot.qc_id)
+        filter=(pc.field("qc_id") == snapshot.qc_ids.get(crop["plate_id"], ""))
         & (
             (pc.field("site_id") == crop["site_id"])
             | ((pc.field("well_id") == crop["well_id"]) & (pc.field("level") == "well"))
@@ -435,7 +435,7 @@ def _crop_card(snapshot: Snapshot, crop_id: str) -> dict[str, Any]:
 
 
 def _qc(snapshot: Snapshot) -> dict[str, Any]:
-    failed = snapshot.verdicts
+    failed = snapshot.failed
     places = snapshot.crops.select(["site_id", "well_id", "plate_id", "plate", "well", "site"])
     of_level = {}
     for level in ("site", "well", "plate"):
@@ -454,7 +454,12 @@ def _qc(snapshot: Snapshot) -> dict[str, Any]:
             | {"level": level}
         )
     listed.sort(key=lambda each: (each["level"] != "site", each["level"], each["rule"], each["plate"], each["well"]))
-    return {"qc_id": snapshot.qc_id, "rules": list(snapshot.rules), "n_failed": failed.num_rows, "failed": listed}
+    return {
+        "qc_ids": sorted(set(snapshot.qc_ids.values())),
+        "rules": list(snapshot.rules),
+        "n_failed": failed.num_rows,
+        "failed": listed,
+    }
 
 
 def _pixels(catalog: Catalog, crop_ids: list[str]) -> tuple[list[NDArray[Any]], list[tuple[str, ...]]]:

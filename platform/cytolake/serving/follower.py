@@ -24,7 +24,7 @@ from cytolake.catalog import Catalog
 from cytolake.performance_prediction.prompt_predictor import PromptPredictor, load_prompt_predictor
 from cytolake.performance_prediction.queries import Before
 from cytolake.performance_prediction.registered import PROMPT_MODEL, RegisteredPredictor, find_query_predictor
-from cytolake.serving.champion import Champion, load_champion
+from cytolake.serving.champion import Champion, ServedPrecision, load_champion
 from cytolake.serving.problems import ServingError
 from cytolake.serving.search import TABLES, CropIndex, read_index
 from cytolake.tracking import TrackingConfig, find_folder, resolve_alias
@@ -63,8 +63,17 @@ class RegisteredPrompts:
 class Follower:
     """One alias. Starts without a model, says why, and takes it up when it appears."""
 
-    def __init__(self, root: str | Path, alias: str, tracking: TrackingConfig, device: str, refresh_s: float) -> None:
-        self._root, self.alias, self._tracking, self._device = root, alias, tracking, device
+    def __init__(
+        self,
+        root: str | Path,
+        alias: str,
+        tracking: TrackingConfig,
+        device: str,
+        refresh_s: float,
+        precision: ServedPrecision = "fp32",
+    ) -> None:
+        self._root, self.alias, self._tracking = root, alias, tracking
+        self._device, self._precision = device, precision
         self._refresh_s = refresh_s
         self._loaded: Loaded | None = None
         self._reason = "the model is being loaded."
@@ -134,7 +143,7 @@ class Follower:
         if champion is None:
             if self._refused is not None and self._refused[0] == tried:
                 raise ValueError(self._refused[1])  # loading it again would find the same
-            champion = load_champion(self._tracking, self.alias, self._device)
+            champion = load_champion(self._tracking, self.alias, self._device, self._precision)
         index = before.index if before is not None else None
         if index is None or not _is_current(index, champion, catalog):
             index = read_index(catalog, champion.card.representation_id, champion.card.dim)

@@ -27,15 +27,13 @@ from cytolake.catalog.qc.verdicts import profile_of
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
+from cytolake.serving.quality import add_quality, newest_verdicts
+from cytolake.serving.unit_vectors import unit_vectors
 
 ROW_TABLES = ("crops", "plates", "wells")
 """Tables on which the row numbers depend."""
 TABLES = (*ROW_TABLES, "embeddings", "qc_verdicts", "representations", "sites")
 """Tables that a snapshot reads; a new version of one makes a new snapshot."""
-
-QC_COLUMN = "qc_failed"
-"""Added to the columns of crops and wells: the rules that the crop's site failed, "a, b"; "" where it failed none, or
-was not judged."""
 
 Rows = NDArray[np.uint32]
 
@@ -51,13 +49,14 @@ class Snapshot:
     catalog: Catalog
     """Pinned at `versions`."""
     crops: pa.Table
-    """N rows in the order of crop_id: columns of crops, those of wells that crops has not, and `QC_COLUMN`."""
-    verdicts: pa.Table
-    """Failed verdicts of `qc_id`: level, site_id, well_id, plate_id, channel, rule, metric, value, threshold."""
+    """N rows in the order of crop_id: columns of crops, those of wells that crops has not, and what `add_quality` adds,
+    as the search has them."""
+    failed: pa.Table
+    """Rows of qc_verdicts that failed, of `newest_verdicts`."""
     rules: tuple[dict[str, Any], ...]
-    """What `qc_id` judged: level, rule, n_judged, n_failed."""
-    qc_id: str
-    """The QC that was judged last; "" where nothing was."""
+    """What was judged: level, rule, n_judged, n_failed."""
+    qc_ids: Mapping[str, str]
+    """QC that a plate was judged by last, by plate id; plates that were not judged have none."""
     representations: tuple[dict[str, Any], ...]
     """Those with embeddings, as GET /v1/explore/representations lists them, without `is_champion`."""
 
@@ -162,18 +161,18 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
     """
     pinned = catalog.at(versions)
     crops = add_wells(pinned, pinned.table("crops").sort_by("crop_id").combine_chunks())
-    qc_id = _last_qc_id(pinned)
-    rules, verdicts = _judged(pinned, qc_id)
-    crops = crops.append_column(QC_COLUMN, _failed_rules(crops["site_id"], verdicts))
+    crops = add_quality(pinned, crops).combine_chunks()
+    verdicts = newest_verdicts(pinned)
+    judged = verdicts.group_by(["plate_id", "qc_id"]).aggregate([])
     named = json.dumps({name: versions.get(name) for name in ROW_TABLES}, sort_keys=True)
     return Snapshot(
         versions=dict(versions),
         key=hashlib.sha256(f"{catalog.place} {named}".encode()).hexdigest()[:16],
         catalog=pinned,
         crops=crops,
-        verdicts=verdicts,
-        rules=rules,
-        qc_id=qc_id,
+        failed=verdicts.filter(~pc.field("is_pass")),
+        rules=_rules(verdicts),
+        qc_ids=dict(zip(judged["plate_id"].to_pylist(), judged["qc_id"].to_pylist(), strict=True)),
         representations=_representations(pinned),
     )
 
@@ -192,35 +191,27 @@ def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDAr
         columns=["crop_id", "embedding"], filter=pc.field("representation_id") == representation_id
     )
     rows = snapshot.rows_of(stored["crop_id"].combine_chunks())
-    lists = stored["embedding"].combine_chunks()
-    lengths = pc.list_value_length(lists).fill_null(-1)
-    if not pc.all(pc.equal(lengths, dim)).as_py() or not (rows >= 0).any():
+    if not (rows >= 0).any():
         raise ServingError(
             status=503,
-            detail=f"representation {representation_id}: found vectors of {pc.min(lengths)} to {pc.max(lengths)} "
-            f"values, {int((rows >= 0).sum())} of them of crops in the table crops; expected {dim} values and at "
-            "least one crop. Embed again (jobs/embed.py).",
+            detail=f"representation {representation_id}: none of its {len(rows):,} vectors belongs to a crop of the "
+            "table crops; expected at least one. Embed again (jobs/embed.py).",
         )
+    try:
+        vectors_MD = unit_vectors(stored["embedding"].combine_chunks(), dim, representation_id)
+    except ValueError as error:
+        raise ServingError(status=503, detail=str(error)) from error
     order = np.argsort(rows, kind="stable")
     order = order[np.searchsorted(rows[order], 0) :]
-    vectors_MD = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(lists), dim)[order]
-    length_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
-    vectors_MD /= np.where(length_M1 > 0, length_M1, 1)
-    return rows[order].astype(np.uint32), vectors_MD
+    return rows[order].astype(np.uint32), vectors_MD[order]
 
 
-def _last_qc_id(catalog: Catalog) -> str:
-    found = catalog.sql("SELECT qc_id FROM qc_verdicts GROUP BY qc_id ORDER BY max(judged_at) DESC, qc_id LIMIT 1")
-    return str(found["qc_id"][0]) if found.num_rows else ""
-
-
-def _judged(catalog: Catalog, qc_id: str) -> tuple[tuple[dict[str, Any], ...], pa.Table]:
-    columns = ["level", "site_id", "well_id", "plate_id", "channel", "rule", "metric", "value", "threshold", "is_pass"]
-    verdicts = catalog.dataset("qc_verdicts").to_table(columns=columns, filter=pc.field("qc_id") == qc_id)
-    profile = profile_of(qc_id) if qc_id else None
-    says = {rule.name: rule.says for rule in profile.rules} if profile is not None else {}
+def _rules(verdicts: pa.Table) -> tuple[dict[str, Any], ...]:
+    """`Snapshot.rules`, with what a rule says where catalog/qc.yaml still has it."""
+    profiles = [profile_of(qc_id) for qc_id in pc.unique(verdicts["qc_id"]).to_pylist()]
+    says = {rule.name: rule.says for profile in profiles if profile is not None for rule in profile.rules}
     counts = verdicts.group_by(["level", "rule"]).aggregate([("is_pass", "count"), ("is_pass", "sum")])
-    rules = tuple(
+    return tuple(
         {
             "level": row["level"] or "site",
             "rule": row["rule"],
@@ -230,18 +221,6 @@ def _judged(catalog: Catalog, qc_id: str) -> tuple[tuple[dict[str, Any], ...], p
         }
         for row in counts.sort_by([("level", "ascending"), ("rule", "ascending")]).to_pylist()
     )
-    return rules, verdicts.filter(~pc.field("is_pass")).drop_columns(["is_pass"])
-
-
-def _failed_rules(site_ids: Any, verdicts: pa.Table) -> Any:
-    """`QC_COLUMN` for each crop."""
-    of_site: dict[str, set[str]] = {}
-    for verdict in verdicts.select(["level", "site_id", "rule"]).to_pylist():
-        if (verdict["level"] or "site") == "site":
-            of_site.setdefault(verdict["site_id"], set()).add(verdict["rule"])
-    sites = site_ids.combine_chunks().dictionary_encode()
-    told = [", ".join(sorted(of_site.get(site_id, ()))) for site_id in sites.dictionary.to_pylist()]
-    return pa.array(told, pa.string()).take(sites.indices)
 
 
 def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
+from cytolake.serving.quality import QC_COLUMNS
 from cytolake.serving.search.approximate import Cells, nearest_approximately
 from cytolake.serving.search.nearest import Rows, nearest
-from cytolake.serving.search.quality import QC_COLUMNS
 from cytolake.serving.search.sites import Sites
 
 NO_ROWS: Rows = np.zeros(0, dtype=np.int64)

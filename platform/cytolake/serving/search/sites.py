@@ -14,8 +14,8 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from cytolake.catalog import table_contract
+from cytolake.serving.quality import QC_COLUMNS
 from cytolake.serving.search.nearest import Rows
-from cytolake.serving.search.quality import QC_COLUMNS
 
 OF_SITES = frozenset({
     "site_id", "well_id", "plate_id", "screen", "plate", "batch", "well", "site", "n_channels", *QC_COLUMNS,

@@ -37,10 +37,11 @@ from numpy.typing import NDArray
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.commits import open_table
 from cytolake.serving.crops_with_wells import add_wells
+from cytolake.serving.quality import add_quality
 from cytolake.serving.search.approximate import FILE_NAME, MIN_ROWS, Cells, build_in_background
 from cytolake.serving.search.index import CropIndex
-from cytolake.serving.search.quality import add_quality
 from cytolake.serving.search.sites import sites_of
+from cytolake.serving.unit_vectors import unit_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,10 @@ class _Maker:
         )
         for batch in batches:
             if batch.num_rows:
-                yield batch["crop_id"].cast(pa.string()), self._unit_rows(batch["embedding"])
+                yield (
+                    batch["crop_id"].cast(pa.string()),
+                    unit_vectors(batch["embedding"], self.dim, self.representation_id),
+                )
 
     def crops(self, crop_ids: pa.Array) -> pa.Table:
         """Columns of crops, wells and quality control, in the order of the ids."""
@@ -154,25 +158,6 @@ class _Maker:
     @property
     def _is_ours(self) -> pc.Expression:
         return pc.field("representation_id") == self.representation_id
-
-    def _unit_rows(self, lists: Any) -> NDArray[np.float32]:
-        lengths = pc.list_value_length(lists).fill_null(-1)
-        if not pc.all(pc.equal(lengths, self.dim)).as_py():
-            raise ValueError(
-                f"representation {self.representation_id}: embeddings of {pc.min(lengths)} to {pc.max(lengths)} values "
-                f"in the table, the model gives {self.dim}. The embeddings are another model's; embed again "
-                "(jobs/embed.py)."
-            )
-        vectors_ND = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(lists), self.dim)
-        length_N1 = np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)
-        is_sound = np.isfinite(length_N1) & (length_N1 > 0)
-        if not np.isfinite(length_N1).all():
-            logger.warning(
-                "representation %s: %d embeddings are not finite; no search finds them",
-                self.representation_id,
-                int((~np.isfinite(length_N1)).sum()),
-            )
-        return np.where(is_sound, vectors_ND / np.where(is_sound, length_N1, 1), 0).astype(np.float32)
 
 
 def _table_id(catalog: Catalog, table: str) -> str:

@@ -1,4 +1,4 @@
-"""What quality control said of each crop's site, as columns beside the crops."""
+"""What quality control said last: of each plate, and of each crop's site as columns beside the crops."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from cytolake.catalog import Catalog
 
 QC_COLUMNS = ("qc_pass", "qc_reasons")
 
-_VERDICTS = """
-WITH newest AS (SELECT plate_id, arg_max(qc_id, judged_at) AS qc_id FROM qc_verdicts GROUP BY plate_id),
+_NEWEST = "newest AS (SELECT plate_id, arg_max(qc_id, judged_at) AS qc_id FROM qc_verdicts GROUP BY plate_id)"
+_OF_SITES = f"""
+WITH {_NEWEST},
 of_rule AS (
     SELECT site_id, rule, bool_and(is_pass) AS is_pass,
         string_agg(DISTINCT channel, ', ' ORDER BY channel) FILTER (WHERE NOT is_pass AND channel <> '') AS channels
@@ -24,11 +25,16 @@ FROM of_rule GROUP BY site_id
 """
 
 
+def newest_verdicts(catalog: Catalog) -> pa.Table:
+    """Rows of qc_verdicts: of each plate those that were written last, whichever rules they are of."""
+    return catalog.sql(f"WITH {_NEWEST} SELECT qc_verdicts.* FROM qc_verdicts JOIN newest USING (plate_id, qc_id)")
+
+
 def add_quality(catalog: Catalog, crops: pa.Table) -> pa.Table:
     """The crops with two columns more: `qc_pass` and `qc_reasons`.
 
-    Those of a plate's sites are told by the verdicts that were written last, whichever rules they are of. Verdicts of
-    level well and plate do not count, as in `Catalog.find_crops`.
+    They are told by `newest_verdicts` of the sites. Those of level well and plate do not count, as in
+    `Catalog.find_crops`.
 
     Args:
         catalog: Where the verdicts are, at the version it is pinned to.
@@ -38,7 +44,7 @@ def add_quality(catalog: Catalog, crops: pa.Table) -> pa.Table:
         `qc_pass` is true where the site failed no rule in any channel and null where it was not judged. `qc_reasons`
         is the failed rules, such as `defocus (DNA, ER); soft_focus`; empty where none failed, null where not judged.
     """
-    sites = catalog.sql(_VERDICTS)
+    sites = catalog.sql(_OF_SITES)
     rows = pc.index_in(crops["site_id"], sites["site_id"].combine_chunks()).combine_chunks()
     for name in QC_COLUMNS:
         crops = crops.append_column(name, sites[name].combine_chunks().take(rows))
