@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "platform" / "cytolake"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
-OURS = [*SOURCES, *JOBS, *sorted((ROOT / "serve").glob("*.py")), *sorted((ROOT / "infra").rglob("*.py"))]
+OURS = [*SOURCES, *JOBS, *sorted((ROOT / "serve").rglob("*.py")), *sorted((ROOT / "infra").rglob("*.py"))]
 
 FOLDERS = {".ci", "catalog", "infra", "jobs", "platform", "serve", "tests"}
 """Top-level folders; what git ignores does not count."""

@@ -53,6 +53,18 @@ def test_an_actor_gives_what_the_encoder_gives_alone_for_each_crop(mixed):
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
 
 
+def test_bf16_is_another_rounding_of_the_same_vectors(mixed):
+    batches = [
+        EmbedCrops(
+            str(mixed.pack.path), {"trained": str(mixed.checkpoints["trained"])}, None, 1, False, precision=precision
+        )(pa.table({"row": np.asarray([5, 0, 3])}))
+        for precision in ("fp32", "bf16")
+    ]
+    fp32, bf16 = (np.asarray(batch["trained"].to_pylist()).reshape(-1, 16) for batch in batches)
+    assert 1e-5 < np.abs(fp32 - bf16).max() < 0.1
+    assert ((fp32 * bf16).sum(axis=1) / np.linalg.norm(fp32, axis=1) / np.linalg.norm(bf16, axis=1)).min() > 0.999
+
+
 @pytest.fixture(scope="module")
 def embedded(mixed: SmallScreen, local_ray: None) -> tuple[SmallScreen, list[dict[str, object]]]:
     """The pack embedded by a job that a first one left after one crop of the trained encoder."""
@@ -222,7 +234,8 @@ def test_a_uniform_pack_gets_statistics_of_each_stain(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("minibatch_size", 0), ("actors", 0), ("cpus_per_actor", 0), ("gpus_per_actor", -1)]
+    ("field", "value"),
+    [("minibatch_size", 0), ("actors", 0), ("cpus_per_actor", 0), ("gpus_per_actor", -1), ("precision", "fp8")],
 )
 def test_a_setting_that_cannot_work_is_refused_by_its_name(field, value):
     with pytest.raises(ValueError, match=rf"embed\.{field}"):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -87,6 +90,22 @@ def ask(service):
 def send():
     """The same for a service of the test's own: `send(service, "GET", "/readyz")`."""
     return _send
+
+
+@pytest.fixture
+def address(own_lake) -> Iterator[str]:
+    """Of an HTTP server of the test's own lake, on loopback."""
+    uvicorn = pytest.importorskip("uvicorn")
+    service = Service(own_lake.config)
+    service.load()
+    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
 
 
 def _send(service: Service, method: str, path: str, key: str | None = KEY, **request) -> httpx.Response:

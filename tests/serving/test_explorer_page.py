@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import threading
-import time
 import urllib.request
-from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from infra.bench.inputs.browser import Page, find_chromium
 
-from cytolake.serving import Service, build_app
-
 pytest.importorskip("websockets")
-uvicorn = pytest.importorskip("uvicorn")
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,21 +22,6 @@ pytestmark = [
 KEY = "the-key-of-the-serving-tests"
 MAP_IS_DRAWN = "document.querySelector('.stage')?.dataset.points"
 COUNT = "document.querySelector('#selection-count')?.textContent"
-
-
-@pytest.fixture
-def address(own_lake) -> Iterator[str]:
-    """Of a server of the test's own lake."""
-    service = Service(own_lake.config)
-    service.load()
-    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
 
 
 async def enter_key(page, key=KEY):

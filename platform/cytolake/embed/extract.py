@@ -28,6 +28,7 @@ from cytolake.embed.pixel_statistics import PixelStatistics
 from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
+from cytolake.models.precision import PRECISIONS, EncoderPrecision, multiply_in
 from cytolake.packs.pack import Pack
 
 Progress = Callable[[str, int, int], None]
@@ -49,6 +50,8 @@ class EmbedConfig:
     """Logical GPUs of each; above 0 the encoders run on CUDA."""
     megabytes_per_append: int = 128
     """Vectors of one commit, MB: what the driver holds in memory at once, and about the size of the files."""
+    precision: EncoderPrecision = "fp32"
+    """Of the encoders' matrix products. `bf16` is for GPUs; a representation keeps its id, for it tells the same."""
     channel_mean: bool = False
     """Also write `channel_mean` where it is defined (see `has_channel_mean`), as many times wider than the other
     poolings as a crop has channels. It comes from the same pass, or from one of its own where the others are there. It
@@ -58,6 +61,8 @@ class EmbedConfig:
         for name in ("minibatch_size", "actors", "megabytes_per_append"):
             if getattr(self, name) < 1:
                 raise ValueError(f"embed.{name} is {getattr(self, name)}, expected 1 or more.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"embed.precision is {self.precision!r}, expected {' or '.join(PRECISIONS)}.")
         if self.cpus_per_actor <= 0:
             raise ValueError(f"embed.cpus_per_actor is {self.cpus_per_actor}, expected more than 0.")
         if self.gpus_per_actor < 0:
@@ -256,6 +261,7 @@ def _embed(
                 "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
                 "threads": max(1, round(config.cpus_per_actor)),
                 "cuda": config.gpus_per_actor > 0,
+                "precision": config.precision,
             },
             batch_size=minibatch_size,
             batch_format="pyarrow",
@@ -330,6 +336,7 @@ class EmbedCrops:
         threads: int,
         cuda: bool,
         poolings: Mapping[str, Sequence[tuple[str, ...]]] | None = None,
+        precision: EncoderPrecision = "fp32",
     ) -> None:
         import torch
 
@@ -337,6 +344,7 @@ class EmbedCrops:
         device = torch.device("cuda" if cuda else "cpu")
         self.pack = Pack.open(pack_path)
         self.encoders = {kind: load_encoder(path).to(device) for kind, path in checkpoints.items()}
+        self.precision = precision
         self.statistics = statistics
         self.poolings = poolings or dict.fromkeys(checkpoints, (POOLINGS,))
 
@@ -348,7 +356,8 @@ class EmbedCrops:
         columns: dict[str, Any] = {"row": batch["row"]}
         for kind, encoder in self.encoders.items():
             groups = self.poolings[kind]
-            pooled = _pooled(encoder, images, channels, [pooling for group in groups for pooling in group])
+            with multiply_in(self.precision, next(encoder.parameters()).device):
+                pooled = _pooled(encoder, images, channels, [pooling for group in groups for pooling in group])
             for group in groups:
                 columns[_column(kind, group)] = _vectors(_by_place(pooled, group).reshape(len(rows), -1))
         if self.statistics is not None:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cytolake.models import Encoder, collate, load_encoder
+from cytolake.models.precision import EncoderPrecision, multiply_in
 from cytolake.tracking import ChampionCard, TrackingConfig, resolve_alias
-
-ServedPrecision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[str, ...] = get_args(ServedPrecision)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +26,8 @@ class Champion:
     encoder: Encoder
     """The blocks up to the served one, in evaluation mode."""
     device: str
-    precision: ServedPrecision = "fp32"
-    """Of the matrix products; see `ServingConfig.precision`."""
+    precision: EncoderPrecision = "fp32"
+    """Of the matrix products."""
 
     def channel_indices(self, channels: Sequence[str]) -> tuple[int, ...]:
         """Identities of a crop's channels for this encoder.
@@ -56,15 +54,13 @@ class Champion:
         Returns:
             (B, D) float32.
         """
-        is_bf16 = self.precision == "bf16"
-        kind = torch.device(self.device).type
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=is_bf16):
+        with torch.inference_mode(), multiply_in(self.precision, self.device):
             batch = collate(images, indices).to(self.device)
             vectors_BD = self.encoder.pooled_blocks(batch)[self.card.pooling][self.card.block]
         return np.asarray(vectors_BD.float().cpu().numpy(), dtype=np.float32)
 
 
-def load_champion(tracking: TrackingConfig, alias: str, device: str, precision: ServedPrecision = "fp32") -> Champion:
+def load_champion(tracking: TrackingConfig, alias: str, device: str, precision: EncoderPrecision = "fp32") -> Champion:
     """Resolve an alias and load its encoder.
 
     Args:

@@ -21,10 +21,11 @@ import numpy as np
 
 import cytolake.catalog
 from cytolake.catalog import Catalog
+from cytolake.models.precision import EncoderPrecision
 from cytolake.performance_prediction.prompt_predictor import PromptPredictor, load_prompt_predictor
 from cytolake.performance_prediction.queries import Before
 from cytolake.performance_prediction.registered import PROMPT_MODEL, RegisteredPredictor, find_query_predictor
-from cytolake.serving.champion import Champion, ServedPrecision, load_champion
+from cytolake.serving.champion import Champion, load_champion
 from cytolake.serving.problems import ServingError
 from cytolake.serving.search import TABLES, CropIndex, read_index
 from cytolake.tracking import TrackingConfig, find_folder, resolve_alias
@@ -70,7 +71,7 @@ class Follower:
         tracking: TrackingConfig,
         device: str,
         refresh_s: float,
-        precision: ServedPrecision = "fp32",
+        precision: EncoderPrecision = "fp32",
     ) -> None:
         self._root, self.alias, self._tracking = root, alias, tracking
         self._device, self._precision = device, precision

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, CatalogError, channel_vocabulary
-from cytolake.serving.champion import PRECISIONS, Champion, ServedPrecision
+from cytolake.models.precision import PRECISIONS, EncoderPrecision
+from cytolake.serving.champion import Champion
 from cytolake.serving.decoding import DecodingBudget
 from cytolake.serving.follower import Follower, Loaded, first_lines
 from cytolake.serving.guard import GuardConfig, guard_from_environment
@@ -50,9 +51,8 @@ class ServingConfig:
     """How old the knowledge of alias and tables may be, seconds, before a request sets off a look."""
     device: str = "auto"
     """torch device; `auto` takes a GPU where there is one."""
-    precision: ServedPrecision = "fp32"
-    """Of the encoder's matrix products. `bf16` is several times faster on a GPU; its vectors have a cosine above .999
-    with the stored ones, which are fp32 (`make bench-parity` measures both). On a CPU without bf16 it is slower."""
+    precision: EncoderPrecision = "fp32"
+    """Of the encoder's matrix products, whichever the stored vectors were computed in; see `EncoderPrecision`."""
 
     def __post_init__(self) -> None:
         if not self.root or not self.alias:
@@ -90,7 +90,7 @@ def config_from_environment(environment: Mapping[str, str], *, sets_request_id: 
         alias=aliases[0],
         other_aliases=tuple(aliases[1:]),
         tracking=TrackingConfig(uri=environment.get("CYTOLAKE_TRACKING_URI", "")),
-        precision=cast(ServedPrecision, environment.get("CYTOLAKE_PRECISION", "") or "fp32"),  # checked there
+        precision=cast(EncoderPrecision, environment.get("CYTOLAKE_PRECISION", "") or "fp32"),  # checked there
         guard=guard_from_environment(environment, sets_request_id=sets_request_id),
     )
 
