@@ -239,11 +239,14 @@ class Questions:
         return content_id(json.dumps(asked), *self.classes, *self.data.crop_ids)[:16]
 
     def __call__(self, encoder_path: Path) -> dict[str, Any]:
-        """`confusion` (K, K) over the test parts of all splits, and `ami`, `nmi`, `ari` for each labelling."""
+        """`label` and `told` class of every crop in a test part, their `confusion` (K, K) over all splits, and `ami`,
+        `nmi`, `ari` for each labelling."""
         vectors = self.vectors(encoder_path)
         label, told = self.told(vectors)
         agreement = cluster_agreement(vectors, self.labels, restarts=20, seeds=(0,))
         return {
+            "label": label.tolist(),
+            "told": told.tolist(),
             "confusion": confusion_matrix(label, told, len(self.classes)).tolist(),
             "agreement": {name: asdict(each) for name, each in agreement.items()},
         }
