@@ -84,7 +84,7 @@ def main() -> int:
         try:
             address = f"http://127.0.0.1:{port}"
             wait_for(address, server)
-            wait_for_map(address)
+            wait_for_map(address, "pca")
             times_ms = asyncio.run(look(address, shots))
         finally:
             server.terminate()
@@ -178,15 +178,15 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     raise TimeoutError("the server is not ready after 5 minutes")
 
 
-def wait_for_map(address: str) -> None:
+def wait_for_map(address: str, method: str) -> None:
     started = time.perf_counter()
     while True:
-        with asked(f"{address}/v1/explore/points?representation_id=synthetic&method=pca") as answer:
+        with asked(f"{address}/v1/explore/points?representation_id=synthetic&method={method}") as answer:
             if answer.status == 200:
                 n_bytes = len(answer.read())
                 break
         time.sleep(0.25)
-    print(f"PCA map computed in {time.perf_counter() - started:.1f} s, {n_bytes / 1e6:.1f} MB")
+    print(f"{method} map computed in {time.perf_counter() - started:.1f} s, {n_bytes / 1e6:.1f} MB")
 
 
 def asked(address: str) -> Any:
@@ -215,6 +215,13 @@ async def look(address: str, shots: Path | None) -> list[float]:
         await asyncio.sleep(2)
         if shots is not None:
             await page.screenshot(shots / "million-points-selected.png")
+        await asyncio.to_thread(wait_for_map, address, "umap")
+        await page.go("about:blank")
+        await page.go(f"{address}/explore/#method=umap&colour=gene")
+        await page.until(f"{drawn} === '{N_CROPS}'", 240)
+        await asyncio.sleep(2)
+        if shots is not None:
+            await page.screenshot(shots / "million-points-umap.png")
         if page.told:
             print("console:", *page.told[:5], sep="\n  ")
     return times_ms

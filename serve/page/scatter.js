@@ -56,6 +56,10 @@ export class Scatter {
     this.resizer = new ResizeObserver(() => this.resize());
     this.resizer.observe(this.stage);
     this.stage.addEventListener("keydown", (event) => this.onKey(event));
+    this.stage.addEventListener("wheel", () => this.onMove(), { capture: true, passive: true });
+    this.stage.addEventListener("pointermove", ({ buttons }) => {
+      if (buttons && this.mouseMode === "panZoom") this.onMove();
+    }, { capture: true });
   }
 
   destroy() {
@@ -215,11 +219,22 @@ export class Scatter {
     this.lastView = now;
     const isSlow = this.rows.length >= LARGE && gap > SLOW_MS && gap < 3000;
     this.nSlow = isSlow ? (this.nSlow ?? 0) + 1 : 0;
-    if (this.nSlow >= 2 && !this.isThin) this.thin();
+    if (this.nSlow >= 2 && !this.isThin) {
+      this.isSlowHere = true;
+      this.thin();
+    }
     if (!this.isThin) return;
     clearTimeout(this.rest);
     // A rest is told from a slow frame by being longer than several of them.
     this.rest = setTimeout(() => this.thicken(), Math.max(REST_MS, gap < 3000 ? 4 * gap : 0));
+  }
+
+  /** A hand begins to move the map: where it was slow before, two more slow frames are not waited for. */
+  onMove() {
+    if (!this.isSlowHere || this.isThin || this.rows.length < LARGE) return;
+    this.thin();
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.thicken(), 4 * REST_MS);
   }
 
   /** Draw every so manieth point, and all that are selected where they are few. */
@@ -299,6 +314,7 @@ export class Scatter {
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
+    this.onMove();
     this.plot.zoomToLocation([x + move[0], y + move[1]], distance * move[2], {
       transition: true, transitionDuration: 120,
     });
