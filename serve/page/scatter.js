@@ -194,7 +194,9 @@ export class Scatter {
     const palette = colours.length > 1 ? colours : [colours[0], colours[0]];
     // Selected crops of no colour of their own must stand out from the others of that grey.
     const active = palette.map((colour) => (colour === OTHER ? INK : colour));
-    this.plot.set({ colorBy: colourBy, pointColor: palette, pointColorActive: active });
+    // Active colours count only where all three lists are of one length.
+    const hover = palette.map(() => "#000000");
+    this.plot.set({ colorBy: colourBy, pointColor: palette, pointColorActive: active, pointColorHover: hover });
     await this.plot.draw(points, { zDataType: "categorical", spatialIndex: this.index });
     this.plot.set({ pointOrder: this.order(points.z, palette) });
     this.drawShown();
