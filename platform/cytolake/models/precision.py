@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import torch
 
 EncoderPrecision = Literal["fp32", "bf16"]
-"""`fp32` gives the same vectors everywhere, to 1e-3. `bf16` is several times faster on a GPU, and slower on a CPU that
-does not multiply it natively; vectors of one have a cosine above .999 with the other's (`make bench-parity`)."""
+"""`fp32` gives the same vectors everywhere, to 1e-3. `bf16` is for GPUs, whose declared peak in it is many times
+that of fp32; on a CPU that does not multiply it natively it is slower. Vectors of one have a cosine above .999 with the
+other's (`make bench-parity`)."""
 
 PRECISIONS: tuple[str, ...] = get_args(EncoderPrecision)
 
