@@ -47,6 +47,7 @@ from infra.bench.chada import PADDED_TO, packed_loss, padded_loss, real_mix  # n
 
 from cytolake.models import CropBatch, Encoder, ModelConfig, build_encoder, masking_noise, published_size  # noqa: E402
 from cytolake.models import transformer as transformer_module  # noqa: E402
+from cytolake.models.cost import training_cost  # noqa: E402
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig, View, build_objective  # noqa: E402
 from cytolake.models.transformer import compile_blocks  # noqa: E402
 
@@ -59,6 +60,8 @@ MINIBATCHES = (1024, 768, 512, 384, 256, 128, 96, 64, 48, 32, 16)
 SHARE_OF_MEMORY = 0.85
 BYTES_PER_FEATURE = 42
 """Kept for the backward pass by one block for each feature of a token: a guess that chooses a minibatch that fits."""
+BYTES_PER_PARAMETER = 18
+"""fp32 weight, gradient and AdamW's two moments, and the bf16 copy that autocast keeps."""
 CHADA_CROPS = 64
 _BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -262,8 +265,10 @@ def fitting_minibatches(plan: Plan, model: ModelConfig, mae: MaeConfig) -> list[
     n_tokens = model.n_tokens(len(STAINS))
     n_visible = int(n_tokens * (1 - mae.mask_ratio))
     features = n_visible * model.width * model.depth + n_tokens * mae.decoder_width * mae.decoder_depth
+    cost = training_cost(model, ObjectiveConfig(mae=mae), len(STAINS))
     free, _ = torch.cuda.mem_get_info(plan.device)
-    fits = SHARE_OF_MEMORY * free / (BYTES_PER_FEATURE * features)
+    left = SHARE_OF_MEMORY * free - BYTES_PER_PARAMETER * cost.trained_parameters
+    fits = left / (BYTES_PER_FEATURE * features)
     return [n for n in MINIBATCHES if n <= fits]
 
 
@@ -333,7 +338,7 @@ def _timed_mae(
         "eager_loss": eager_loss,
     }
     _show(row, peak)
-    if device.type == "cuda" and size == "l8":
+    if device.type == "cuda" and size in ("l8", "g8"):
         row["kernels_ms"] = _kernels(step)
     objective.eval()
     batch = views[0].crops
@@ -545,7 +550,7 @@ def _forget(plan: Plan) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--dry", action="store_true", help="every part on a CPU with tiny shapes, and no figure")
-    parser.add_argument("--only", nargs="+", choices=["l8", "chada", "s16", "l16", "l8-half"], help="these parts alone")
+    parser.add_argument("--only", nargs="+", choices=["l8", "chada", "s16", "l16", "g8", "l8-half"], help="these parts alone")
     parser.add_argument("--budget-s", type=float, default=270, help="start no part that would end later")
     parser.add_argument("--max-autotune", action="store_true", help="let the compiler try its own products: minutes")
     parser.add_argument("--compiler", help="backend of torch.compile; aot_eager where dry, else inductor")
@@ -582,6 +587,7 @@ def main() -> int:
         "chada": (60, lambda: measure_chada(plan, peak)),
         "s16": (50, lambda: measure_mae(plan, "s16", kernels, peak)),
         "l16": (50, lambda: measure_mae(plan, "l16", kernels, peak)),
+        "g8": (120, lambda: measure_mae(plan, "g8", kernels, peak)),
         "l8-half": (60, lambda: measure_mae(plan, "l8", kernels, peak, share=0.5)),
     }
     n_failed = 0

@@ -48,5 +48,5 @@ def test_every_part_of_it_runs_on_a_cpu(checkout, tmp_path):
         capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "gpu: dry run, 12 measurements, 0 parts failed" in done.stdout
+    assert "gpu: dry run, 13 measurements, 0 parts failed" in done.stdout
     assert (tmp_path / "gpu.json").is_file()
