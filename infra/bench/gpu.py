@@ -550,8 +550,9 @@ def _forget(plan: Plan) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--dry", action="store_true", help="every part on a CPU with tiny shapes, and no figure")
-    parser.add_argument("--only", nargs="+", choices=["l8", "chada", "s16", "l16", "g8", "l8-half"], help="these parts alone")
-    parser.add_argument("--budget-s", type=float, default=270, help="start no part that would end later")
+    names = ("l8", "chada", "s16", "l16", "g8", "l8-half")
+    parser.add_argument("--only", nargs="+", choices=names, help="these parts alone")
+    parser.add_argument("--budget-s", type=float, default=390, help="start no part that would end later")
     parser.add_argument("--max-autotune", action="store_true", help="let the compiler try its own products: minutes")
     parser.add_argument("--compiler", help="backend of torch.compile; aot_eager where dry, else inductor")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
