@@ -45,7 +45,7 @@ from cytolake.serving.snapshot import (
 BINARY = "application/octet-stream"
 MAX_MONTAGE = 200
 MAX_DESCRIBED = 2000
-"""Crops or failed verdicts that one JSON answer describes."""
+"""Crops that one JSON answer describes."""
 
 PAGE_FILE = re.compile(r"(?:vendor/)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.(html|css|js|svg|txt)")
 MEDIA_TYPES = {
@@ -435,7 +435,6 @@ def _crop_card(snapshot: Snapshot, crop_id: str) -> dict[str, Any]:
 
 
 def _qc(snapshot: Snapshot) -> dict[str, Any]:
-    failed = snapshot.failed
     places = snapshot.crops.select(["site_id", "well_id", "plate_id", "plate", "well", "site"])
     of_level = {}
     for level in ("site", "well", "plate"):
@@ -445,8 +444,8 @@ def _qc(snapshot: Snapshot) -> dict[str, Any]:
         of_level[level] = dict(zip(first[f"{level}_id"].to_pylist(), first.to_pylist(), strict=True))
     named = {"plate": ("plate",), "well": ("plate", "well"), "site": ("plate", "well", "site")}
     listed = []
-    for verdict in failed.slice(0, MAX_DESCRIBED).to_pylist():
-        level = verdict["level"] or "site"
+    for verdict in snapshot.failed.to_pylist():
+        level = verdict["level"]
         place = of_level[level].get(verdict[f"{level}_id"], {})
         listed.append(
             {name: place.get(f"{name}_first") or "" if name in named[level] else "" for name in named["site"]}
@@ -457,7 +456,7 @@ def _qc(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "qc_ids": sorted(set(snapshot.qc_ids.values())),
         "rules": list(snapshot.rules),
-        "n_failed": failed.num_rows,
+        "n_failed": sum(rule["n_failed"] for rule in snapshot.rules),
         "failed": listed,
     }
 

@@ -25,15 +25,40 @@ FROM of_rule GROUP BY site_id
 """
 
 
-def newest_verdicts(catalog: Catalog) -> pa.Table:
-    """Rows of qc_verdicts: of each plate those that were written last, whichever rules they are of."""
-    return catalog.sql(f"WITH {_NEWEST} SELECT qc_verdicts.* FROM qc_verdicts JOIN newest USING (plate_id, qc_id)")
+def newest_qc(catalog: Catalog) -> dict[str, str]:
+    """QC that each plate was judged by last, by plate id, whichever rules they were; no plate that was not judged."""
+    judged = catalog.sql("SELECT plate_id, arg_max(qc_id, judged_at) AS qc_id FROM qc_verdicts GROUP BY plate_id")
+    return dict(zip(judged["plate_id"].to_pylist(), judged["qc_id"].to_pylist(), strict=True))
+
+
+def failed_verdicts(catalog: Catalog, at_most: int) -> pa.Table:
+    """Rows of qc_verdicts that failed, of each plate's `newest_qc`: those of sites first, then by level and rule."""
+    return catalog.sql(
+        f"""
+        WITH {_NEWEST}
+        SELECT qc_verdicts.* REPLACE (coalesce(level, 'site') AS level)
+        FROM qc_verdicts JOIN newest USING (plate_id, qc_id) WHERE NOT is_pass
+        ORDER BY coalesce(level, 'site') <> 'site', level, rule, plate_id, well_id, site_id, channel LIMIT {at_most}
+        """
+    )
+
+
+def rule_counts(catalog: Catalog) -> pa.Table:
+    """What `newest_qc` judged: level, rule, qc_ids, n_judged, n_failed, in the order of level and rule."""
+    return catalog.sql(
+        f"""
+        WITH {_NEWEST}
+        SELECT coalesce(level, 'site') AS level, rule, list(DISTINCT qc_id ORDER BY qc_id) AS qc_ids,
+            count(is_pass) AS n_judged, count_if(NOT is_pass) AS n_failed
+        FROM qc_verdicts JOIN newest USING (plate_id, qc_id) GROUP BY ALL ORDER BY ALL
+        """
+    )
 
 
 def add_quality(catalog: Catalog, crops: pa.Table) -> pa.Table:
     """The crops with two columns more: `qc_pass` and `qc_reasons`.
 
-    They are told by `newest_verdicts` of the sites. Those of level well and plate do not count, as in
+    They are told by each plate's `newest_qc`, of the sites. Those of level well and plate do not count, as in
     `Catalog.find_crops`.
 
     Args:

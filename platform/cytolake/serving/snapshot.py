@@ -27,13 +27,16 @@ from cytolake.catalog.qc.verdicts import profile_of
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
-from cytolake.serving.quality import add_quality, newest_verdicts
+from cytolake.serving.quality import add_quality, failed_verdicts, newest_qc, rule_counts
 from cytolake.serving.unit_vectors import unit_vectors
 
 ROW_TABLES = ("crops", "plates", "wells")
 """Tables on which the row numbers depend."""
 TABLES = (*ROW_TABLES, "embeddings", "qc_verdicts", "representations", "sites")
 """Tables that a snapshot reads; a new version of one makes a new snapshot."""
+
+MAX_FAILED = 2000
+"""Failed verdicts that a snapshot holds one by one; `Snapshot.rules` counts them all."""
 
 Rows = NDArray[np.uint32]
 
@@ -52,11 +55,11 @@ class Snapshot:
     """N rows in the order of crop_id: columns of crops, those of wells that crops has not, and what `add_quality` adds,
     as the search has them."""
     failed: pa.Table
-    """Rows of qc_verdicts that failed, of `newest_verdicts`."""
+    """The first `MAX_FAILED` of `failed_verdicts`."""
     rules: tuple[dict[str, Any], ...]
-    """What was judged: level, rule, n_judged, n_failed."""
+    """What was judged: level, rule, says, n_judged, n_failed."""
     qc_ids: Mapping[str, str]
-    """QC that a plate was judged by last, by plate id; plates that were not judged have none."""
+    """As `newest_qc` gives them."""
     representations: tuple[dict[str, Any], ...]
     """Those with embeddings, as GET /v1/explore/representations lists them, without `is_champion`."""
 
@@ -162,17 +165,15 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
     pinned = catalog.at(versions)
     crops = add_wells(pinned, pinned.table("crops").sort_by("crop_id").combine_chunks())
     crops = add_quality(pinned, crops).combine_chunks()
-    verdicts = newest_verdicts(pinned)
-    judged = verdicts.group_by(["plate_id", "qc_id"]).aggregate([])
     named = json.dumps({name: versions.get(name) for name in ROW_TABLES}, sort_keys=True)
     return Snapshot(
         versions=dict(versions),
         key=hashlib.sha256(f"{catalog.place} {named}".encode()).hexdigest()[:16],
         catalog=pinned,
         crops=crops,
-        failed=verdicts.filter(~pc.field("is_pass")),
-        rules=_rules(verdicts),
-        qc_ids=dict(zip(judged["plate_id"].to_pylist(), judged["qc_id"].to_pylist(), strict=True)),
+        failed=failed_verdicts(pinned, MAX_FAILED),
+        rules=_rules(pinned),
+        qc_ids=newest_qc(pinned),
         representations=_representations(pinned),
     )
 
@@ -206,20 +207,20 @@ def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDAr
     return rows[order].astype(np.uint32), vectors_MD[order]
 
 
-def _rules(verdicts: pa.Table) -> tuple[dict[str, Any], ...]:
+def _rules(catalog: Catalog) -> tuple[dict[str, Any], ...]:
     """`Snapshot.rules`, with what a rule says where catalog/qc.yaml still has it."""
-    profiles = [profile_of(qc_id) for qc_id in pc.unique(verdicts["qc_id"]).to_pylist()]
+    counts = rule_counts(catalog).to_pylist()
+    profiles = [profile_of(qc_id) for qc_id in sorted({qc_id for row in counts for qc_id in row["qc_ids"]})]
     says = {rule.name: rule.says for profile in profiles if profile is not None for rule in profile.rules}
-    counts = verdicts.group_by(["level", "rule"]).aggregate([("is_pass", "count"), ("is_pass", "sum")])
     return tuple(
         {
-            "level": row["level"] or "site",
+            "level": row["level"],
             "rule": row["rule"],
             "says": says.get(row["rule"], ""),
-            "n_judged": row["is_pass_count"],
-            "n_failed": row["is_pass_count"] - row["is_pass_sum"],
+            "n_judged": row["n_judged"],
+            "n_failed": row["n_failed"],
         }
-        for row in counts.sort_by([("level", "ascending"), ("rule", "ascending")]).to_pylist()
+        for row in counts
     )
 
 
