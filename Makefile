@@ -31,11 +31,14 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# Tests without Ray side by side, one process a CPU; those with Ray one by one. Both run even where the first fails.
+# Tests with Ray wait much for processes to start, so they run one by one beside the others, which run one process a CPU.
+# What they print comes last.
 test: lint
-	@status=0; \
+	@with_ray=$$(mktemp); status=0; \
+	$(BIN)/pytest -m "ray and not slow and not gpu" >$$with_ray 2>&1 & ray=$$!; \
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not ray" || status=1; \
-	$(BIN)/pytest -m "ray and not slow and not gpu" || status=1; \
+	wait $$ray || status=1; \
+	cat $$with_ray; rm -f $$with_ray; \
 	exit $$status
 
 test-slow: $(INSTALLED)

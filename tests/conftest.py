@@ -32,7 +32,7 @@ WITH_SERVERS = ("tests/jobs/", "tests/serving/test_deployment.py", "tests/train/
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses Ray: two such tests at once would share too few CPUs, so `make test` runs them one by one."""
+    """Mark what uses Ray: two such tests at once would share too few CPUs, so `make test` runs these one by one."""
     for item in items:
         path = item.path.relative_to(CHECKOUT).as_posix()
         if "local_ray" in getattr(item, "fixturenames", ()) or path.startswith(WITH_SERVERS):

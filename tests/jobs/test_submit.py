@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import cytolake.catalog
@@ -53,7 +55,10 @@ def cluster(bare_python: Path, free_ports: list[int]) -> Iterator[dict[str, str]
     try:
         yield environment
     finally:
-        head.terminate()
+        # Asked to terminate, it waits for some of its processes for half a minute.
+        for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 

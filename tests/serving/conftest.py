@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import shutil
 import threading
 import time
@@ -108,11 +109,15 @@ def address(own_lake) -> Iterator[str]:
     thread.join(20)
 
 
+# Building it takes as long as some twenty requests.
+_app_of = functools.lru_cache(maxsize=4)(build_app)
+
+
 def _send(service: Service, method: str, path: str, key: str | None = KEY, **request) -> httpx.Response:
     headers = ({"authorization": f"Bearer {key}"} if key else {}) | request.pop("headers", {})
 
     async def exchange() -> httpx.Response:
-        transport = httpx.ASGITransport(app=build_app(service), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app=_app_of(service), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             return await client.request(method, path, headers=headers, **request)
 
