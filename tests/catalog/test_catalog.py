@@ -88,6 +88,7 @@ with ray_session(RayConfig(cpus=1, object_store_mb=100)):
 """
 
 
+@pytest.mark.slow  # half a minute for a Ray whose processes find the S3 server in their environment
 def test_ray_workers_stage_on_s3_and_the_driver_commits_there(s3_bucket, tmp_path):
     there = cytolake.catalog.open(tmp_path / "root", tables=f"{s3_bucket}/lake", create=True)
     here = cytolake.catalog.open(tmp_path / "here", create=True)

@@ -2,73 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack
 
 import httpx
 import numpy as np
 import pytest
+from infra.bench.inputs.served_lake import served
 
 pytestmark = pytest.mark.slow
 
-STARTUP_S = 240.0
 KEY = "the-key-of-the-serving-tests"
 
 
-@pytest.fixture(scope="module", params=["serve.app:app", "serve/config.yaml"])
-def server(request, lake, bare_python, checkout, tmp_path_factory) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module", params=[False, True], ids=["serve.app:app", "serve/config.yaml"])
+def server(request, lake, bare_python) -> Iterator[httpx.Client]:
     """A client of a server that was started from the repository's root, where cytolake is not installed.
 
     By import path it runs without keys, as the demo says; by config with one.
     """
-    target = request.param
-    is_open = target == "serve.app:app"
-    port = 8000 if is_open else 0  # `serve run` takes another port from a config only
-    with socket.socket() as probe:
+    key = KEY if request.param else ""
+    with ExitStack() as stack:
         try:
-            probe.bind(("127.0.0.1", port))
+            running = stack.enter_context(served(lake.root, key, by_config=request.param, python=bare_python))
         except OSError:
             pytest.skip("port 8000 is taken")
-        port = probe.getsockname()[1]
-    if not is_open:
-        config = (checkout / target).read_text()
-        target = str(tmp_path_factory.mktemp("serve") / "config.yaml")
-        Path(target).write_text(config.replace("port: 8000", f"port: {port}"))
-    folder = tempfile.mkdtemp(prefix="cts", dir="/tmp")  # Ray's socket paths allow about 100 characters in all
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
-    environment |= {
-        "CYTOLAKE_ROOT": str(lake.root),
-        "CYTOLAKE_NO_AUTH" if is_open else "CYTOLAKE_API_KEYS": "1" if is_open else KEY,
-        "RAY_TMPDIR": folder,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}',
-    }
-    log = Path(folder) / "serve.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [bare_python, "-m", "ray.serve.scripts", "run", target],
-            cwd=checkout, env=environment, stdout=output, stderr=output,
-        )  # fmt: skip
-        try:
-            headers = {} if is_open else {"authorization": f"Bearer {KEY}"}
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
-                _wait_until_ready(client, process, log)
-                yield client
-        finally:
-            process.send_signal(signal.SIGINT)  # Serve takes its replicas down
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        yield stack.enter_context(httpx.Client(base_url=running.url, headers=headers, timeout=60))
 
 
 def test_the_running_server_is_closed_and_gives_the_tables_vectors(server, lake):
@@ -94,16 +55,3 @@ def test_callers_at_once_each_get_their_own_vectors(server, lake):
     with ThreadPoolExecutor(8) as callers:
         vectors = list(callers.map(embed, lake.crop_ids))
     np.testing.assert_allclose(vectors, lake.stored, atol=1e-3)
-
-
-def _wait_until_ready(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
-    until = time.monotonic() + STARTUP_S
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()[-4000:]
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(1)
-    pytest.fail(f"not ready after {STARTUP_S:g} s\n{log.read_text()[-4000:]}")

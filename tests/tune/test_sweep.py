@@ -119,7 +119,7 @@ def test_a_training_that_rests_goes_on_as_if_it_had_not(small: SmallScreen, tmp_
 def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, local_ray: None, vary: Vary):
     config = SweepConfig(
         space=("pretrain.learning_rate=1e-4..1e-2 log", "knob.gamma=0..1"),
-        trials=5,
+        trials=3,
         first_rung=0.25,
         confirm_seeds=(7,),
         concurrent=2,
@@ -127,12 +127,12 @@ def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, lo
     told: list[tuple[str, int, int]] = []
     tracking = TrackingConfig()
     found = run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, tracking, lambda *each: told.append(each))
-    assert found.n_ran == len(found.trials) == 5
+    assert found.n_ran == len(found.trials) == 3
     assert found.best.step == found.steps == 4
     assert found.best.score == max(trial.score for trial in found.trials if trial.step == 4)
     assert all(set(trial.scores) <= {1, 3, 4} for trial in found.trials)
     assert len(found.confirmed) == len(found.of_recipe) == 1
-    assert ("trials", 5, 5) in told
+    assert ("trials", 3, 3) in told
     assert {text.split("=")[0] for text in found.changes} == {"pretrain.learning_rate", "pretrain.augment.gamma"}
     for trial in found.trials:
         assert 1e-4 <= trial.settings["pretrain.learning_rate"] <= 1e-2

@@ -102,33 +102,44 @@ def served(
     root: Path,
     key: str,
     *,
+    by_config: bool = True,
+    python: str | Path = sys.executable,
     replicas: int = 1,
     cpus: int = 2,
     deployment: Mapping[str, object] | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """The application of serve/config.yaml on a free port of loopback, with so many replicas; ended with the block.
+    """The application on loopback, ended with the block.
 
     Args:
         root: Catalog root.
-        key: The one that is accepted.
-        replicas: Of the deployment.
+        key: The one that is accepted; "" runs it without keys.
+        by_config: True serves serve/config.yaml on a free port, False `serve.app:app` on port 8000.
+        python: Interpreter that has the dependencies.
+        replicas: Of the deployment, by config.
         cpus: Logical CPUs of its Ray.
         deployment: Settings that differ from serve/config.yaml, such as `max_queued_requests`.
         variables: Of the environment, such as `CYTOLAKE_PRECISION`.
+
+    Raises:
+        OSError: Port 8000 is taken.
+        RuntimeError: It did not become ready; with the end of its log.
     """
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0 if by_config else 8000))
         port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="ctb", dir="/tmp"))  # Ray's socket paths allow about 100 characters in all
-    config = yaml.safe_load((CHECKOUT / "serve" / "config.yaml").read_text())
-    config["http_options"]["port"] = port
-    config["applications"][0]["deployments"][0] |= {"num_replicas": replicas} | dict(deployment or {})
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    target = "serve.app:app"
+    if by_config:
+        config = yaml.safe_load((CHECKOUT / "serve" / "config.yaml").read_text())
+        config["http_options"]["port"] = port
+        config["applications"][0]["deployments"][0] |= {"num_replicas": replicas} | dict(deployment or {})
+        target = str(folder / "config.yaml")
+        Path(target).write_text(yaml.safe_dump(config))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
     environment |= {
         "CYTOLAKE_ROOT": str(root),
-        "CYTOLAKE_API_KEYS": key,
+        **({"CYTOLAKE_API_KEYS": key} if key else {"CYTOLAKE_NO_AUTH": "1"}),
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_OVERRIDE_RESOURCES": f'{{"CPU": {cpus}}}',
@@ -137,7 +148,7 @@ def served(
     log = folder / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.serve.scripts", "run", str(folder / "config.yaml")],
+            [python, "-m", "ray.serve.scripts", "run", target],
             cwd=CHECKOUT,
             env=environment,
             stdout=output,
