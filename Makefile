@@ -31,12 +31,12 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# Tests with Ray wait much for processes to start, so they run one by one beside the others, which run one process a CPU.
-# What they print comes last.
+# Tests with Ray wait much for processes to start, so they run one by one beside the others, which run one process a CPU
+# and give way to them. What they print comes last.
 test: lint
 	@with_ray=$$(mktemp); status=0; \
-	$(BIN)/pytest -m "ray and not slow and not gpu" >$$with_ray 2>&1 & ray=$$!; \
-	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not ray" || status=1; \
+	RAY_worker_niceness=0 $(BIN)/pytest -m "ray and not slow and not gpu" >$$with_ray 2>&1 & ray=$$!; \
+	nice $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not ray" || status=1; \
 	wait $$ray || status=1; \
 	cat $$with_ray; rm -f $$with_ray; \
 	exit $$status
