@@ -27,7 +27,7 @@ FROM of_rule GROUP BY site_id
 
 def newest_qc(catalog: Catalog) -> dict[str, str]:
     """QC that each plate was judged by last, by plate id, whichever rules they were; no plate that was not judged."""
-    judged = catalog.sql("SELECT plate_id, arg_max(qc_id, judged_at) AS qc_id FROM qc_verdicts GROUP BY plate_id")
+    judged = catalog.sql(f"WITH {_NEWEST} SELECT plate_id, qc_id FROM newest")
     return dict(zip(judged["plate_id"].to_pylist(), judged["qc_id"].to_pylist(), strict=True))
 
 
