@@ -55,7 +55,8 @@ DETECTOR = "qc/detector.safetensors"
 """Where `qc train` puts the detector, below the root."""
 
 for _job in stages.JOBS:
-    app.command(_job.__name__.replace("_", "-"))(job_command(_job, _job.__doc__))
+    _force = "promote_without_gain" if _job is stages.promote else ""
+    app.command(_job.__name__.replace("_", "-"))(job_command(_job, _job.__doc__, force_field=_force))
 
 
 @app.command()
@@ -312,7 +313,7 @@ def import_table(
 ) -> None:
     """Take another tool's embeddings into the catalog, to be ranked beside cytolake's own."""
     from cytolake.catalog.ingest.published_wells import import_wells
-    from cytolake.embed.external import import_embeddings, read_external
+    from cytolake.embed.external import import_embeddings, read_external, wells_matched
     from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map
 
     console = Console(highlight=False, soft_wrap=True)
@@ -337,7 +338,15 @@ def import_table(
             n_wells = import_wells(catalog, of_wells, str(source))
             console.print(f"{n_wells:,} wells without images came in, {of_wells.num_rows - n_wells:,} were there")
         made = import_embeddings(catalog, table, name, screen=screen, pack_id=pack_id)
+        matched = wells_matched(catalog, made)
     console.print(f"{name} is representation {made}")
+    for plates, n_matched, n_wells in matched:
+        console.print(f"  {plates}: vectors of {n_matched:,} of {n_wells:,} wells")
+    if any(n_matched < n_wells for _, n_matched, n_wells in matched):
+        console.print(
+            "  [yellow]beware[/] wells without a vector: rankings of profiles compare representations of the same "
+            "wells, so this one has rankings of its own"
+        )
 
 
 @app.command()

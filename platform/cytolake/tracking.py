@@ -64,14 +64,15 @@ class Baseline:
     """What the promoted representation was compared with."""
 
     kind: str
-    """`untrained` or `pixel_statistics`."""
+    """`untrained`, `pixel_statistics` or `cell_count`."""
     representation_id: str
     block: int
     """Best block of that kind; -1 where there is none."""
     pooling: str
     score: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    """95 % interval; None where too few plates were held out for one."""
+    ci_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +107,19 @@ class ModelCard:
     """What the benchmark held out: plate, batch or well."""
     metric: str
     score: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    """95 % interval; None where too few plates were held out for one."""
+    ci_high: float | None
     baselines: tuple[Baseline, ...] = ()
+    gain: float | None = None
+    """Score minus that of the best baseline, each chosen on other plates than it was scored on; None on cards of
+    earlier versions."""
+    gain_low: float | None = None
+    gain_high: float | None = None
     reason: str = ""
     """Why this representation and no other; empty on cards of earlier versions."""
+    forced: str = ""
+    """Why it was promoted though no gain over the baselines was shown; empty where one was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

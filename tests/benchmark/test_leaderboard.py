@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import cytolake.catalog
-from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.benchmark.leaderboard import BEST_OF_THESE, CHOSEN_ELSEWHERE, LeaderboardFilter, leaderboard
 from cytolake.catalog.declared import table_contract
 from cytolake.line.leaderboard_page import encoder_name, write_leaderboard
 from cytolake.tracking import TrackingConfig
@@ -72,6 +73,59 @@ def test_each_encoder_stands_with_its_best_block_of_the_newest_protocol(catalog)
     assert best["best_of"] == 3
 
 
+def test_an_encoder_of_other_wells_has_a_ranking_of_its_own_and_hides_none(catalog, tmp_path):
+    """An import with features for 94 of 96 wells is scored on those: the newest protocol, and not the only one."""
+    peer = {
+        "representation_id": "peer", "kind": "external", "model_id": "peer", "architecture": "peer", "block": -1,
+        "pooling": "all", "dim": 4, "pack_id": "another", "created_at": BEGAN,
+    }  # fmt: skip
+    catalog.append("representations", rows("representations", [peer]), transaction="peer")
+    catalog.append("scores", rows("scores", [score("peer", 0.9, protocol="94 wells", hours=5)]), transaction="peer's")
+    assert ranked(catalog, benchmark="activity_map") == [
+        ("peer", 0.9), ("trained1", 0.8), ("untrained0", 0.4), ("pixel_statistics-1", 0.2),
+    ]  # fmt: skip
+    found = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
+    assert [row["protocol"] for row in found] == ["94 wells", "new", "new", "new"]
+    page = write_leaderboard(catalog, tmp_path / "page.html", title="t").read_text(encoding="utf-8")
+    assert "not in this one: peer" in page
+    assert "not in this one: pixel statistics, vit trained, trained, vit untraine, untrained" in page
+
+
+def test_a_block_chosen_on_the_wells_that_it_is_scored_on_says_so(catalog):
+    (best, *_, last) = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
+    assert (best["chosen_by"], last["chosen_by"]) == (BEST_OF_THESE, "")
+
+
+def test_the_block_that_the_probe_of_wells_chose_stands_in_every_ranking(catalog):
+    probed = [
+        score(f"trained{b}", v, "linear_probe", metric="balanced_accuracy_wells") for b, v in enumerate((0.3, 0.4, 0.6))
+    ]
+    catalog.append("scores", rows("scores", probed), transaction="probed")
+    (best, *_) = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
+    assert (best["representation_id"], best["value"]) == ("trained2", 0.7)
+    assert best["chosen_by"] == "linear_probe of perturbation"
+
+
+def test_a_probed_encoder_is_scored_with_the_block_that_other_plates_choose(catalog):
+    """Three blocks that are equal but for luck: the best of them has .5333, chosen on other plates less."""
+    plates = {"trained0": [0.6, 0.5, 0.5], "trained1": [0.5, 0.6, 0.5], "trained2": [0.5, 0.5, 0.6]}
+    probed = []
+    for name, values in plates.items():
+        details = {
+            "unit": "plate", "units": ["A", "B", "C"], "unit_scores": values, "fold_of_unit": [0, 1, 2],
+            "inner": [[None if i == k else values[i] for i in range(3)] for k in range(3)], "n_train_units": 2.0,
+            "n_test_wells": 30,
+        }  # fmt: skip
+        value = sum(values) / 3
+        probed.append(score(name, value, "linear_probe", metric="balanced_accuracy", details=json.dumps(details)))
+    catalog.append("scores", rows("scores", probed), transaction="probed")
+    wanted = LeaderboardFilter(benchmark="linear_probe", label="perturbation")
+    (row,) = leaderboard(catalog, wanted).to_pylist()
+    assert row["chosen_by"] == CHOSEN_ELSEWHERE
+    assert row["value"] < 1.6 / 3 - 0.005
+    assert len(ranked(catalog, benchmark="linear_probe", label="perturbation", all_blocks=True)) == 3
+
+
 def test_all_blocks_are_there_when_asked_for(catalog):
     assert [name for name, _ in ranked(catalog, benchmark="activity_map", all_blocks=True)] == [
         "trained1", "trained2", "trained0", "untrained0", "untrained1", "pixel_statistics-1",
@@ -113,10 +167,11 @@ def test_promotion_takes_the_leader_and_says_why(catalog):
     by = PromoteBy(benchmark="activity_map", metric="m", label="perturbation", alignment="pca_cs")
     choice = choose_by(catalog, ids, by)
     assert (choice.representation_id, choice.best_baseline.representation_id) == ("trained1", "untrained0")
-    assert (choice.margin, choice.margin_low) == (pytest.approx(0.4), pytest.approx(0.2))
+    assert (choice.gain, choice.gain_low) == (pytest.approx(0.4), pytest.approx(0.2))
+    assert not choice.is_nested
     assert choice.reason == (
-        "best trained block and pooling by activity_map, m of perturbation, alignment pca_cs: 0.800 [0.700, 0.900] "
-        "against untrained 0.400, pixel statistics 0.200"
+        "best trained block and pooling by activity map, m, perturbation, alignment pca_cs: 0.800 [0.700, 0.900] "
+        "against untrained 0.400, pixel statistics 0.200; gain +0.400 [0.200, 0.600] compared with untrained"
     )
     with pytest.raises(ValueError, match="for: pixel_statistics"):
         choose_by(catalog, ids[:-1], by)

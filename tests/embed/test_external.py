@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog, planted_wells
 
-from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key, probe_representation
+from cytolake.benchmark.cross_validation import probe_representation
+from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors
 from cytolake.catalog import Catalog, table_contract
 from cytolake.embed.aggregate import aggregate, append_profiles
@@ -132,7 +133,7 @@ def test_a_peers_vectors_of_the_packs_crops_are_probed_like_ours(catalog, tmp_pa
     theirs = pd.get_dummies(labels["perturbation"]).astype(np.float32)  # a model that knows the answer
     frame = theirs.assign(crop_id=labels["crop_id"])
     peer = import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "peer", pack_id="pack0")
-    config = ProbeConfig(label="perturbation", seeds=(0, 1), bootstrap_draws=20, regularisation=(1.0,))
+    config = ProbeConfig(label="perturbation", regularisation=(1.0,))
     scores = {}
     for each in (identity, peer):
         data = read_probe_data(catalog, each, config.label, include_controls=False)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tests.embed.small_screen import make_small_screen
 
-from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key, probe_representation
+from cytolake.benchmark.cross_validation import probe_representation
+from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
 from cytolake.line.training_probe import TrainingProbeConfig, pin_training_probe
 from cytolake.models import collate, load_encoder
 from cytolake.packs.pack import Pack
 
-PROBE = ProbeConfig(seeds=(0, 1), regularisation=(0.01,))
+PROBE = ProbeConfig(regularisation=(0.01,))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors, standardise_by_plate_controls
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.tracking import TrackingConfig, resolve_alias
+from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias
 from cytolake.tune import block_search
 from cytolake.tune.block_search import BlockChoice, search_blocks
-from cytolake.tune.promotion import promote_choice
+from cytolake.tune.promotion import NoGainError, promote_choice
 
-CONFIG = ProbeConfig(seeds=(0, 1, 2, 3), regularisation=(0.1,), bootstrap_draws=200)
+CONFIG = ProbeConfig(regularisation=(0.1,), choose_by="crops")
 SIGNALS = {
     ("trained", 0, "mean"): 0.5, ("trained", 1, "mean"): 4.0, ("trained", 0, "cls"): 0.0, ("trained", 1, "cls"): 1.0,
     ("untrained", 0, "mean"): 0.0, ("untrained", 1, "mean"): 0.7, ("pixel_statistics", -1, "all"): 1.2,
@@ -69,39 +69,55 @@ def ids_of(catalog: Catalog, *kinds: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def choice(small: SmallScreen, local_ray: None) -> BlockChoice:
-    told: list[tuple[int, int]] = []
-    found = search_blocks(small.catalog, ids_of(small.catalog), CONFIG, lambda _, done, n: told.append((done, n)))
-    assert told[0] == (0, len(SIGNALS))
-    assert told[-1] == (len(SIGNALS), len(SIGNALS))
+    seen: list[tuple[int, int]] = []
+    found = search_blocks(small.catalog, ids_of(small.catalog), CONFIG, lambda _, done, n: seen.append((done, n)))
+    assert seen[0] == (0, len(SIGNALS))
+    assert seen[-1] == (len(SIGNALS), len(SIGNALS))
     return found
 
 
-def test_the_block_with_the_most_signal_is_chosen_and_beats_both_baselines(choice):
+def test_the_block_with_the_most_signal_is_chosen_and_beats_every_baseline(choice):
     assert (choice.block, choice.pooling) == (1, "mean")
-    assert (choice.untrained.block, choice.untrained.pooling) == (1, "mean")
-    assert choice.pixel_statistics.kind == "pixel_statistics"
-    assert choice.best_baseline == choice.pixel_statistics
+    untrained, pixels = choice.baselines
+    assert (untrained.kind, untrained.block, untrained.pooling) == ("untrained", 1, "mean")
+    assert pixels.kind == "pixel_statistics"
+    assert choice.best_baseline == pixels
     assert choice.ci_low <= choice.score <= choice.ci_high
-    assert choice.margin == pytest.approx(choice.score - choice.pixel_statistics.score)
-    assert 0 < choice.margin_low <= choice.margin <= choice.margin_high
+    assert choice.score == pytest.approx(np.mean(choice.unit_scores))
+    assert 0 < choice.gain_low <= choice.gain <= choice.gain_high
+    assert choice.has_gain
     assert choice.n_classes == len(PERTURBATIONS) - 1
-    assert choice.n_not_converged == 0
+    assert choice.n_candidates == 4
     assert choice.dropped_classes == ()
+    assert choice.unit == "plate"
+    assert set(choice.units) == {f"small/{plate}" for plate in small_plates()}
 
 
-def test_every_representation_seed_and_metric_has_a_row_and_every_summary_an_interval(choice, small):
-    rows = small.catalog.table("scores").to_pylist()
-    n_rows = len(SIGNALS) * len(METRICS) * (len(CONFIG.seeds) + 1)
+def small_plates() -> list[str]:
+    return ["P0", "P1", "P2", "P3"]
+
+
+def test_wells_are_searched_without_another_fit_and_two_batches_give_no_interval(choice, small, monkeypatch):
+    monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("probed again"))
+    of_wells = search_blocks(small.catalog, ids_of(small.catalog), dataclasses.replace(CONFIG, choose_by="wells"))
+    assert of_wells.metric == "balanced_accuracy_wells"
+    assert of_wells.score > choice.score
+    assert of_wells.protocol_id == choice.protocol_id
+
+
+def test_every_fold_and_metric_has_a_row_and_every_summary_an_interval(choice, small):
+    rows = [row for row in small.catalog.table("scores").to_pylist() if row["protocol"] == choice.protocol_id]
+    n_rows = len(SIGNALS) * len(METRICS) * (len(choice.units) + 1)
     assert len({row["score_id"] for row in rows}) == len(rows) == n_rows
     for row in rows:
         assert (row["ci_low"] is None) == (row["seed"] >= 0)
         if row["seed"] == -1:
-            seeds = [
+            folds = [
                 r["value"]
                 for r in rows
                 if r["seed"] >= 0 and (r["representation_id"], r["metric"]) == (row["representation_id"], row["metric"])
             ]
-            assert row["value"] == pytest.approx(np.mean(seeds))
+            assert row["value"] == pytest.approx(np.mean(folds))
 
 
 def test_a_second_search_reads_the_table_and_chooses_the_same(choice, small, monkeypatch):
@@ -119,7 +135,7 @@ def test_a_search_without_baselines_or_of_unknown_representations_is_refused(sma
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"label": "gene"}, r"wells.gene has 0 classes .*perturbation"),
         ({"label": "control"}, "wells.control has 0 classes"),
@@ -127,14 +143,14 @@ def test_a_search_without_baselines_or_of_unknown_representations_is_refused(sma
         ({"label": "well", "held_out_share": 0.5}, None),
     ],
 )
-def test_a_label_that_cannot_be_scored_stops_before_any_trial(small, changes, told, monkeypatch):
+def test_a_label_that_cannot_be_scored_stops_before_any_trial(small, changes, problem, monkeypatch):
     monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("started trials"))
     config = dataclasses.replace(CONFIG, **changes)
-    if told is None:  # positions are on every plate: it can be scored
+    if problem is None:  # positions are on every plate: it can be scored
         with pytest.raises(pytest.fail.Exception, match="started trials"):
             search_blocks(small.catalog, ids_of(small.catalog), config)
         return
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=problem):
         search_blocks(small.catalog, ids_of(small.catalog), config)
 
 
@@ -154,11 +170,13 @@ def test_alignment_needs_control_crops_on_every_plate(small):
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-def test_the_promoted_card_tells_the_choice_and_its_baselines(choice, small):
+def test_the_promoted_card_holds_the_choice_and_its_baselines(choice, small):
     champion = promote_choice(small.catalog, choice, TrackingConfig())
     assert (champion.representation_id, champion.block, champion.pooling) == (choice.representation_id, 1, "mean")
     assert (champion.score, champion.ci_low, champion.ci_high) == (choice.score, choice.ci_low, choice.ci_high)
-    assert champion.baselines == (choice.untrained, choice.pixel_statistics)
+    assert champion.baselines == choice.baselines
+    assert (champion.gain, champion.gain_low, champion.gain_high) == (choice.gain, choice.gain_low, choice.gain_high)
+    assert champion.forced == ""
     assert champion.table_versions == small.catalog.versions()
     assert resolve_alias(TrackingConfig().at(small.catalog.root)) == champion
 
@@ -167,3 +185,27 @@ def test_a_catalog_without_the_representation_cannot_promote_it(choice, tmp_path
     shutil.copytree(small.catalog.root / "tables" / "plates", tmp_path / "tables" / "plates")
     with pytest.raises(ValueError, match="not in the representations table"):
         promote_choice(cytolake.catalog.open(tmp_path), choice, TrackingConfig())
+
+
+def without_gain(choice: BlockChoice, **changes: object) -> BlockChoice:
+    return dataclasses.replace(choice, **{"gain": 0.004, "gain_low": -0.059, "gain_high": 0.067, **changes})
+
+
+def test_a_choice_without_a_shown_gain_is_refused_with_its_interval_and_what_to_do(choice, small):
+    for changed, why in (
+        (without_gain(choice), r"\+0\.004 \[-0\.059, 0\.067\].*interval covers 0.*--force"),
+        (without_gain(choice, gain_low=None, gain_high=None), r"\[no interval\].*too few for an interval.*--force"),
+    ):
+        with pytest.raises(NoGainError, match=why):
+            promote_choice(small.catalog, changed, TrackingConfig(model_name="refused"))
+    with pytest.raises(AliasNotFoundError):
+        resolve_alias(dataclasses.replace(TrackingConfig(), model_name="refused").at(small.catalog.root))
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+def test_a_forced_promotion_keeps_its_reason(choice, small):
+    tracking = TrackingConfig(model_name="forced")
+    card = promote_choice(small.catalog, without_gain(choice), tracking, forced="a smoke test")
+    assert card.forced == "a smoke test"
+    assert "Promoted without a gain because: a smoke test" in card.reason
+    assert "no gain shown" in card.reason

@@ -1,18 +1,29 @@
-"""The leaderboard: for each benchmark, the best representation of every encoder, from the `scores` table.
+"""The leaderboard: for each benchmark, one representation of every encoder and baseline, from the `scores` table.
 
-An encoder's best block is the best of several on the same wells, and so reads a little high; an untrained encoder's is
-chosen the same way, so their difference is fair. Scores of different protocols (other settings, wells or labels) never
-stand in one ranking: the newest protocol of a benchmark counts. Each expression screen has rankings of its own, so that
-it hides none of images or of another screen.
+Which block of an encoder stands in a ranking is chosen elsewhere where it can be, and `chosen_by` says where:
+
+    other plates          probes: on every plate the block that the other plates choose, baselines alike
+    linear_probe of ...   the block that leads the newest linear probe of wells, the same in all rankings
+    the best of these     neither is known: the best of `best_of` on the wells that it is scored on reads high
+
+Scores of different protocols (other settings, wells or labels) never stand in one ranking. The newest protocol of every
+encoder is shown, so an import of other wells opens a ranking of its own and hides none. Each expression screen has
+rankings of its own.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
+from cytolake.benchmark.linear_probe import WELL_METRIC
 from cytolake.benchmark.profiles.tasks import ERRORS, GUARD_RAILS, NUISANCES
+from cytolake.benchmark.unit_scores import Candidate, chosen_score
 from cytolake.catalog import Catalog
 
 TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment", "screen_id")
@@ -30,67 +41,166 @@ class LeaderboardFilter:
     metric: str = ""
     alignment: str = ""
     pack_id: str = ""
-    """Rankings that a representation of this pack is in; others of the same protocol stay beside it."""
+    """Rankings that a representation of this pack is in, with all others of the same protocol."""
     representation_ids: tuple[str, ...] = ()
-    """Rankings that one of these is in, where each of them stands though another block of its encoder is better."""
+    """Rankings that one of these is in; each of them is listed, also where another block stands for its encoder."""
     all_blocks: bool = False
-    """Every block and pooling, not the best of each encoder alone."""
+    """Every block and pooling, rather than one of each encoder."""
+
+
+CHOSEN_ELSEWHERE = "other plates"
+BEST_OF_THESE = "the best of these"
 
 
 def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa.Table:
     """Rows of all rankings, each from the best down; of guard rails and errors the least is best.
 
     Returns:
-        Columns: those of `TASK_COLUMNS`, `pack_id`, `kind`, `architecture`, `model_id`, `block`, `pooling`,
-        `parent_id` and `alignment_variant` (empty, but for kind `aligned`), `representation_id`, `value`, `ci_low`,
-        `ci_high`, `n_test`, `n_classes`, `best_of` (representations of the encoder that were scored), `protocol`,
-        `details`, `scored_at`.
+        Columns: those of `TASK_COLUMNS`, `protocol` (rankings of one task differ in it, the newest first), `pack_id`,
+        `kind`, `architecture`, `model_id`, `block`, `pooling`, `parent_id` and `alignment_variant` (empty, but for kind
+        `aligned`), `representation_id`, `value`, `ci_low`, `ci_high`, `n_test`, `n_classes`, `best_of`
+        (representations of the encoder that were scored), `chosen_by` (empty where there was no choice), `details`,
+        `scored_at`.
     """
     wanted = wanted or LeaderboardFilter()
+    rows = _scored(catalog, wanted)
+    rankings: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        task = tuple(row[name] for name in TASK_COLUMNS)
+        rankings.setdefault(task, {}).setdefault(row["protocol"], []).append(row)
+    by_probe = {} if wanted.all_blocks else _chosen_by_probe(catalog)
+    shown: list[dict[str, Any]] = []
+    for task in sorted(rankings):
+        protocols = rankings[task]
+        for protocol in _newest_of_each_encoder(protocols, wanted):
+            shown += _ranking(protocols[protocol], wanted, by_probe)
+    columns = (
+        *TASK_COLUMNS, "protocol", "pack_id", "kind", "architecture", "model_id", "block", "pooling", "parent_id",
+        "alignment_variant", "representation_id", "value", "ci_low", "ci_high", "n_test", "n_classes", "best_of",
+        "chosen_by", "details", "scored_at",
+    )  # fmt: skip
+    schema = catalog.table("scores", where="false").schema
+    types = {"block": pa.int32(), "best_of": pa.int64(), **{name: schema.field(name).type for name in schema.names}}
+    return pa.Table.from_pylist(
+        [{name: row[name] for name in columns} for row in shown],
+        schema=pa.schema([(name, types.get(name, pa.string())) for name in columns]),
+    )
+
+
+def _scored(catalog: Catalog, wanted: LeaderboardFilter) -> list[dict[str, Any]]:
+    """Every summary score of the rankings' tasks, with what it is of."""
     conditions = ["s.seed = -1", "s.value is not null"]
     for name in ("benchmark", "label", "metric"):
         if getattr(wanted, name):
             conditions.append(f"s.{name} = {_quoted(getattr(wanted, name))}")
     if wanted.alignment:
         conditions.append(f"coalesce(s.alignment, 'none') = {_quoted(wanted.alignment)}")
-    named = ", ".join(map(_quoted, wanted.representation_ids)) or "null"
-    of_pack = f"pack_id = {_quoted(wanted.pack_id)}" if wanted.pack_id else "true"
-    of_these = f"representation_id in ({named})" if wanted.representation_ids else "true"
-    tasks = ", ".join(TASK_COLUMNS)
     guard_rails, nuisances, errors = (", ".join(map(_quoted, names)) for names in (GUARD_RAILS, NUISANCES, ERRORS))
-    return catalog.sql(
+    found: list[dict[str, Any]] = catalog.sql(
         f"""
-        with scored as (
-            select s.benchmark, s.label, s.metric, coalesce(s.split, '') as split,
-                   coalesce(s.alignment, 'none') as alignment,
-                   case when r.kind = {_quoted(EXPRESSION)} then r.pack_id else '' end as screen_id,
-                   coalesce(s.protocol, '') as protocol, r.pack_id, r.kind, r.architecture, r.model_id, r.block,
-                   r.pooling, coalesce(r.parent_id, '') as parent_id,
-                   coalesce(r.alignment_variant, '') as alignment_variant, s.representation_id, s.value, s.ci_low,
-                   s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
-                   case when s.benchmark in ({guard_rails}) or s.metric in ({errors})
-                             or (s.benchmark like 'linear_probe%' and s.label in ({nuisances}))
-                        then -s.value else s.value end as merit
-            from scores s join representations r using (representation_id)
-            where {" and ".join(conditions)}
-        ),
-        newest as (
-            select {tasks}, arg_max(protocol, scored_at) as protocol from scored
-            where {of_pack} and {of_these} group by {tasks}
-        ),
-        ranked as (
-            select scored.*,
-                   row_number() over (partition by {tasks}, kind, model_id
-                                      order by merit desc, block, pooling) as place,
-                   count(*) over (partition by {tasks}, kind, model_id) as best_of
-            from scored join newest using ({tasks}, protocol)
-        )
-        select {tasks}, pack_id, kind, architecture, model_id, block, pooling, parent_id, alignment_variant,
-               representation_id, value, ci_low, ci_high, n_test, n_classes, best_of, protocol, details, scored_at
-        from ranked {"" if wanted.all_blocks else f"where place = 1 or representation_id in ({named})"}
-        order by {tasks}, merit desc, kind, model_id, block, pooling
+        select s.benchmark, s.label, s.metric, coalesce(s.split, '') as split,
+               coalesce(s.alignment, 'none') as alignment,
+               case when r.kind = {_quoted(EXPRESSION)} then r.pack_id else '' end as screen_id,
+               coalesce(s.protocol, '') as protocol, r.pack_id, r.kind, r.architecture, r.model_id, r.block,
+               r.pooling, coalesce(r.parent_id, '') as parent_id,
+               coalesce(r.alignment_variant, '') as alignment_variant, s.representation_id, s.value, s.ci_low,
+               s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
+               case when s.benchmark in ({guard_rails}) or s.metric in ({errors})
+                         or (s.benchmark like 'linear_probe%' and s.label in ({nuisances}))
+                    then -1 else 1 end as sign
+        from scores s join representations r using (representation_id)
+        where {" and ".join(conditions)}
         """
-    )
+    ).to_pylist()
+    return found
+
+
+def _newest_of_each_encoder(
+    protocols: Mapping[str, Sequence[Mapping[str, Any]]], wanted: LeaderboardFilter
+) -> list[str]:
+    """Protocols that are the newest of some encoder that the filter names, the newest first."""
+    newest: dict[tuple[str, str], tuple[Any, str]] = {}
+    for protocol, rows in protocols.items():
+        for row in rows:
+            is_named = (not wanted.pack_id or row["pack_id"] == wanted.pack_id) and (
+                not wanted.representation_ids or row["representation_id"] in wanted.representation_ids
+            )
+            if is_named:
+                encoder = (row["kind"], row["model_id"])
+                newest[encoder] = max(newest.get(encoder, (row["scored_at"], "")), (row["scored_at"], protocol))
+    dates = {protocol: max(row["scored_at"] for row in protocols[protocol]) for _, protocol in newest.values()}
+    return sorted(dates, key=lambda protocol: (dates[protocol], protocol), reverse=True)
+
+
+def _ranking(
+    rows: Sequence[dict[str, Any]], wanted: LeaderboardFilter, by_probe: Mapping[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The rows of one ranking that are shown, from the best down."""
+    of_encoder: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        of_encoder.setdefault((row["kind"], row["model_id"]), []).append(row)
+    shown: list[dict[str, Any]] = []
+    for of in of_encoder.values():
+        of.sort(key=_merit)
+        for row in of:
+            row |= {"best_of": len(of), "chosen_by": ""}
+        if wanted.all_blocks:
+            shown += of
+            continue
+        first = _stands_for(of, by_probe)
+        shown.append(first)
+        shown += [
+            row
+            for row in of
+            if row["representation_id"] in wanted.representation_ids
+            and row["representation_id"] != first["representation_id"]
+        ]
+    return sorted(shown, key=_merit)
+
+
+def _stands_for(rows: Sequence[dict[str, Any]], by_probe: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """The representation that stands for an encoder, with a score that its choice does not raise where there is one."""
+    if len(rows) == 1:
+        return rows[0]
+    if rows[0]["sign"] > 0:
+        candidates = [Candidate.of_details(json.loads(row["details"] or "{}")) for row in rows]
+        known = [each for each in candidates if each is not None]
+        if len(known) == len(rows) and len({each.scores.names for each in known}) == 1:
+            found = chosen_score(known)
+            low, high = (value if math.isfinite(value) else None for value in (found.low, found.high))
+            return {**rows[0], "value": found.value, "ci_low": low, "ci_high": high, "chosen_by": CHOSEN_ELSEWHERE}
+    chosen, label = by_probe.get(rows[0]["model_id"], ("", ""))
+    for row in rows:
+        if row["representation_id"] == chosen:
+            return {**row, "chosen_by": f"linear_probe of {label}"}
+    return {**rows[0], "chosen_by": BEST_OF_THESE}
+
+
+def _chosen_by_probe(catalog: Catalog) -> dict[str, tuple[str, str]]:
+    """By model, the representation that leads its newest linear probe of wells, and the label of that probe."""
+    rows = catalog.sql(
+        f"""
+        select r.model_id, s.representation_id, s.label, s.value, s.scored_at, s.protocol
+        from scores s join representations r using (representation_id)
+        where s.seed = -1 and s.benchmark like 'linear_probe%' and s.metric = {_quoted(WELL_METRIC)}
+              and s.label not in ({", ".join(map(_quoted, NUISANCES))}) and s.value is not null
+        """
+    ).to_pylist()
+    newest: dict[str, tuple[Any, str]] = {}
+    for row in rows:
+        newest[row["model_id"]] = max(
+            newest.get(row["model_id"], (row["scored_at"], "")), (row["scored_at"], row["protocol"])
+        )
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        model = row["model_id"]
+        if row["protocol"] == newest[model][1] and (model not in best or row["value"] > best[model]["value"]):
+            best[model] = row
+    return {model: (row["representation_id"], row["label"]) for model, row in best.items()}
+
+
+def _merit(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (-row["sign"] * row["value"], row["kind"], row["model_id"], row["block"], row["pooling"])
 
 
 def _quoted(text: str) -> str:

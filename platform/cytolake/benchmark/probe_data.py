@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
+from cytolake.screens.positions import name_of_well
 
 LABELS = (
     "perturbation", "gene", "pathway", "guide", "compound", "replicate", "control", "screen", "plate", "batch", "well",
@@ -40,6 +41,10 @@ class ProbeData:
     label_of_well: NDArray[np.intp]
     """(W,) index into `classes`; -1 where the well has no label, or is a control that does not count."""
     label: str
+    rows: tuple[str, ...] = ()
+    """(W,) such as `B`; empty where positions are not known."""
+    columns: tuple[int, ...] = ()
+    """(W,) 1 and up, as printed on the plate."""
 
 
 def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, include_controls: bool) -> ProbeData:
@@ -80,7 +85,9 @@ def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_contro
     """
     check_label(label)
     crops = crops.sort_by("crop_id")
-    columns = list(dict.fromkeys(["well_id", "screen", "plate", "batch", "is_negative_control", label]))
+    columns = list(
+        dict.fromkeys(["well_id", "screen", "plate", "batch", "row", "column", "is_negative_control", label])
+    )
     wells = catalog.table("wells", columns=columns)
     wells = wells.filter(pc.is_in(wells["well_id"], value_set=pc.unique(crops["well_id"])))
     wells = wells.sort_by("well_id")
@@ -114,6 +121,8 @@ def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_contro
         classes=classes,
         label_of_well=np.asarray([classes.index(name) if name else -1 for name in names], dtype=np.intp),
         label=label,
+        rows=tuple("" if row["row"] is None else name_of_well(int(row["row"]), 0)[:-2] for row in rows),
+        columns=tuple(0 if row["column"] is None else int(row["column"]) + 1 for row in rows),
     )
 
 

@@ -13,8 +13,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-SplitBy = Literal["plate", "batch", "well"]
+SplitBy = Literal["plate", "batch", "well", "row", "column", "column_block", "leave_one_well_out"]
 SPLITS: tuple[str, ...] = get_args(SplitBy)
+WITHIN_PLATES: tuple[SplitBy, ...] = ("well", "row", "column", "column_block", "leave_one_well_out")
+"""Splits whose test wells are of plates that the probe saw."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,8 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
                 "block_0_mean it has. Export each model to a file of its own."
             )
         encoder = model_id if has_blocks else encoder
-        own = f"block_{row['block']}_{row['pooling']}" if has_blocks else str(row["architecture"])
+        form = "" if row["pooling"] == "all" else f"_{row['pooling']}"
+        own = f"block_{row['block']}_{row['pooling']}" if has_blocks else f"{row['architecture']}{form}"
         own += f"_{row['alignment_variant']}" if row["kind"] == ALIGNED else ""
         key = re.sub(r"[^A-Za-z0-9_.-]", "_", own)
         if key in keyed:

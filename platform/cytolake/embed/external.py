@@ -225,6 +225,28 @@ def read_external(paths: Sequence[Path], key: str = "") -> ExternalTable:
     )
 
 
+def wells_matched(catalog: Catalog, representation_id: str) -> list[tuple[str, int, int]]:
+    """For each screen of a representation: plates in words, wells with a vector, and wells that those plates have."""
+    rows = catalog.sql(
+        f"""
+        with vectors as (
+            select distinct well_id from profiles where representation_id = '{checked_id(representation_id)}'
+        )
+        select screen, count(distinct plate) as plates, count(v.well_id) as matched, count(*) as wells
+        from wells left join vectors v using (well_id)
+        where plate_id in (select plate_id from wells join vectors using (well_id)) group by screen order by screen
+        """
+    ).to_pylist()
+    return [
+        (
+            f"screen {row['screen']}, {row['plates']} plate{'s' if row['plates'] > 1 else ''}",
+            row["matched"],
+            row["wells"],
+        )
+        for row in rows
+    ]
+
+
 def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, screen: str = "", pack_id: str = "") -> str:
     """Write an external table as a representation, with the means of its wells.
 

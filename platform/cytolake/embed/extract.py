@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id, representation_id
 from cytolake.embed.aggregate import append_profiles
+from cytolake.embed.cell_count import append_cell_counts
+from cytolake.embed.pixel_statistics import ALL, VARIANTS, PixelStatistics
 from cytolake.embed.pixel_statistics import MODEL as PIXEL_STATISTICS_MODEL
-from cytolake.embed.pixel_statistics import PixelStatistics
 from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
@@ -110,13 +111,15 @@ def embed_pack(
     Args:
         catalog: Where the rows go.
         pack: The pixels.
-        checkpoints: `trained` and `untrained`, each a file of `save_encoder`. Pixel statistics are always added.
+        checkpoints: `trained` and `untrained`, each a file of `save_encoder`. Pixel statistics are always added, and
+            cell counts where quality control has counted objects.
         config: How the work is spread.
         progress: Told the crops done and to do.
         run_id: MLflow run that trained the encoder.
 
     Returns:
-        Rows of the `representations` table: every block and pooling of each checkpoint, and the pixel statistics.
+        Rows of the `representations` table: every block and pooling of each checkpoint, the pixel statistics and the
+        cell counts.
         A pooling that this pack does not have with an encoder has no rows.
 
     Raises:
@@ -135,7 +138,8 @@ def embed_pack(
         append_profiles(catalog, ids)
         new = pa.Table.from_pylist(source.rows, schema=catalog.table("representations", where="false").schema)
         catalog.append("representations", new, transaction=f"representations/{content_id(*ids)}")
-    return [row for source in sources for row in source.rows]
+    counted = append_cell_counts(catalog, pack)
+    return [row for source in sources for row in source.rows] + ([counted] if counted else [])
 
 
 def _sources(
@@ -177,15 +181,17 @@ def _sources(
         if channel_mean and has_channel_mean(encoder.config, channel_sets):
             shared = {**shared, "dim": len(channel_sets[0]) * encoder.config.width}
             yield _source(catalog, pack, shared, [{"block": block, "pooling": CHANNEL_MEAN} for block in blocks])
-    shared = {
-        "kind": PIXEL_STATISTICS,
-        "model_id": content_id(PIXEL_STATISTICS_MODEL),
-        "architecture": PIXEL_STATISTICS,
-        "dim": PixelStatistics(channel_sets).dim,
-        "checkpoint": "",
-        "run_id": "",
-    }
-    yield _source(catalog, pack, shared, [{"block": -1, "pooling": "all"}])
+    statistics = PixelStatistics(channel_sets)
+    for variant in VARIANTS:
+        shared = {
+            "kind": PIXEL_STATISTICS,
+            "model_id": content_id(PIXEL_STATISTICS_MODEL),
+            "architecture": PIXEL_STATISTICS,
+            "dim": statistics.variant_dim(variant),
+            "checkpoint": "",
+            "run_id": "",
+        }
+        yield _source(catalog, pack, shared, [{"block": -1, "pooling": variant}])
 
 
 def _source(catalog: Catalog, pack: Pack, shared: dict[str, Any], places: Sequence[dict[str, Any]]) -> _Source:
@@ -361,7 +367,9 @@ class EmbedCrops:
             for group in groups:
                 columns[_column(kind, group)] = _vectors(_by_place(pooled, group).reshape(len(rows), -1))
         if self.statistics is not None:
-            columns[PIXEL_STATISTICS] = _vectors(self.statistics.measure(images, channels))
+            measured = self.statistics.measure(images, channels)
+            for variant in VARIANTS:
+                columns[_column(PIXEL_STATISTICS, (variant,))] = _vectors(self.statistics.variant(measured, variant))
         return pa.table(columns)
 
 
@@ -427,6 +435,8 @@ def _by_place(pooled: Mapping[str, NDArray[np.float32]], poolings: Sequence[str]
 
 
 def _column(kind: str, poolings: Sequence[str]) -> str:
+    if kind == PIXEL_STATISTICS:
+        return kind if ALL in poolings else f"{kind} {poolings[0]}"
     return f"{kind} {CHANNEL_MEAN}" if CHANNEL_MEAN in poolings else kind
 
 

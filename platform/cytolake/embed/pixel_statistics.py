@@ -18,6 +18,13 @@ STATISTICS = (
 """Per channel. Counts, but for skewness and excess kurtosis (no unit); the last two are counts squared."""
 MODEL = "pixel_statistics/1"
 """Names this exact list of numbers; a change of any of them takes a new number."""
+ALL = "all"
+VARIANTS = (ALL, "log", "intensity", "texture")
+"""Forms of the vector, each a representation: a baseline may choose among several as an encoder does among its blocks.
+`all` numbers; `log`, the same with sign(x) log(1 + |x|) of those in counts; `intensity`, the mean, standard deviation
+and percentiles; `texture`, all others, which a change of brightness or offset hardly moves."""
+_INTENSITY = ("mean", "sd", *(f"p{q:02d}" for q in PERCENTILES))
+_IN_COUNTS = (*_INTENSITY, "laplacian_variance", "gradient_energy")
 
 
 class PixelStatistics:
@@ -55,6 +62,23 @@ class PixelStatistics:
     def dim(self) -> int:
         """Length of a vector."""
         return len(self.names)
+
+    def variant(self, vectors_BD: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        """(B, D') one of `VARIANTS` of vectors that `measure` gave."""
+        if name == ALL:
+            return vectors_BD
+        if name == "log":
+            is_count = np.asarray([each.split(" ")[-1] in _IN_COUNTS for each in self.names])
+            return np.where(is_count, np.sign(vectors_BD) * np.log1p(np.abs(vectors_BD)), vectors_BD).astype(np.float32)
+        return np.ascontiguousarray(vectors_BD[:, self._columns(name)])
+
+    def variant_dim(self, name: str) -> int:
+        """Length of a vector of one of `VARIANTS`."""
+        return self.dim if name in (ALL, "log") else len(self._columns(name))
+
+    def _columns(self, name: str) -> list[int]:
+        is_intensity = [each.split(" ")[-1] in _INTENSITY for each in self.names]
+        return [i for i, each in enumerate(is_intensity) if each == (name == "intensity")]
 
     def measure(
         self, images: Sequence[NDArray[np.generic]], channels: Sequence[tuple[str, ...]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,38 +30,52 @@ _Show = Annotated[bool, typer.Option("--show", help="Print the resolved config a
 _Traceback = Annotated[bool, typer.Option("--traceback", help="On bad input, show where it was noticed.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the job would cost and stop.")]
 
+_Force = Annotated[
+    str,
+    typer.Option(
+        "--force", metavar="REASON", help="Go on where no gain over the baselines is shown; the reason is kept."
+    ),
+]
 
-def run_job(job: Job, about: str | None, dry_run: Job | None = None) -> None:
+
+def run_job(job: Job, about: str | None, dry_run: Job | None = None, *, force_field: str = "") -> None:
     """Run a job from this process's command line; the body of every file in jobs/."""
-    typer.run(job_command(job, about, dry_run))
+    typer.run(job_command(job, about, dry_run, force_field=force_field))
 
 
-def job_command(job: Job, about: str | None, dry_run: Job | None = None) -> Callable[..., None]:
+def job_command(
+    job: Job, about: str | None, dry_run: Job | None = None, *, force_field: str = ""
+) -> Callable[..., None]:
     """The command of a job: build the config from the recipe, run; bad input ends in a sentence and exit code 2.
 
     Args:
         job: What to run.
         about: Its help.
         dry_run: What to run instead with `--dry-run`; None gives the command no such option.
+        force_field: Field of the config that holds the reason given with `--force`; empty gives no such option.
     """
 
-    def run(recipe: str, set_: list[str] | None, show: bool, traceback: bool, foretell: Job | None) -> None:
+    def run(
+        recipe: str, set_: list[str] | None, show: bool, traceback: bool, estimate: Job | None = None, force: str = ""
+    ) -> None:
         from cytolake.recipes import build_recipe  # recipes stand above the line; only a command may look up to them
 
         console = Console(highlight=False, soft_wrap=True)
         with bad_input_told(traceback):
             line = apply_overrides(build_recipe(recipe), set_ or [])
+            if force:
+                line = dataclasses.replace(line, **{force_field: force})
             if show:
                 console.print(escape(show_config(line)), end="")
                 return
-            if foretell is not None:
-                foretell(line, console)
+            if estimate is not None:
+                estimate(line, console)
                 return
             check_root(line)
             job(line, console)
 
     def plain(recipe: _Recipe = "demo", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
-        run(recipe, set_, show, traceback, None)
+        run(recipe, set_, show, traceback)
 
     def with_dry_run(
         recipe: _Recipe = "demo",
@@ -71,7 +86,16 @@ def job_command(job: Job, about: str | None, dry_run: Job | None = None) -> Call
     ) -> None:
         run(recipe, set_, show, traceback, dry_run if is_dry_run else None)
 
-    chosen = plain if dry_run is None else with_dry_run
+    def with_force(
+        recipe: _Recipe = "demo",
+        set_: _Set = None,
+        show: _Show = False,
+        traceback: _Traceback = False,
+        force: _Force = "",
+    ) -> None:
+        run(recipe, set_, show, traceback, force=force)
+
+    chosen = with_force if force_field else plain if dry_run is None else with_dry_run
     chosen.__doc__ = about
     return chosen
 

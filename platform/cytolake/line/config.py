@@ -89,6 +89,8 @@ class Line:
     """Probe the encoder every `pretrain.evaluate_every` steps while it is trained; None means not."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    also_held_out_by: tuple[SplitBy, ...] = ("batch",)
+    """Splits that are reported next to `probe.split`, where the screen has plates, batches or positions for them."""
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
@@ -98,6 +100,9 @@ class Line:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     promote_by: PromoteBy = field(default_factory=PromoteBy)
     """The ranking that chooses what is promoted, where it is not the probe."""
+    promote_without_gain: str = ""
+    """Why to promote a representation whose gain over its best baseline is not shown (its interval covers 0); kept
+    with the model version. Empty: such a one is refused."""
     alias: str = CHAMPION
     """MLflow alias that `promote` moves and serving follows."""
     ray: RayConfig = field(default_factory=RayConfig)

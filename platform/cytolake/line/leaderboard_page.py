@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cytolake.benchmark.leaderboard import EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.benchmark.leaderboard import BEST_OF_THESE, EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.transcriptomics.benchmark import FITTED
 from cytolake.catalog import Catalog
@@ -70,6 +70,7 @@ MAX_CLASSES_SHOWN = 60
 class _Ranking:
     name: str
     rows: list[dict[str, str]]
+    missing: str
     curve: str
     classes: list[tuple[str, str]]
     classes_of: str
@@ -103,11 +104,12 @@ def write_leaderboard(
     for row in every:
         by_task.setdefault(_task(row), []).append(row)
     groups: dict[str, _Group] = {}
+    protocols = _protocols(best)
     for task, rows in itertools.groupby(best, key=_task):
         benchmark = task[0]
         known = benchmark if benchmark in ABOUT else benchmark.removesuffix("_plate_controls")
         group = groups.setdefault(benchmark, _Group(benchmark.replace("_", " ").capitalize(), ABOUT.get(known, "")))
-        group.rankings.append(_ranking(list(rows), by_task[task]))
+        group.rankings.append(_ranking(list(rows), by_task[task], protocols[task[:-1]]))
     order = list(ABOUT)
     ranked = sorted(groups, key=lambda name: (order.index(name) if name in order else len(order), name))
     return write_page(
@@ -123,15 +125,23 @@ def write_leaderboard(
 def leaderboard_text(rows: pa.Table) -> Group:
     """The leaderboard for a terminal of any width: under each ranking's name a line for each encoder."""
     parts: list[RenderableType] = []
+    protocols = _protocols(rows.to_pylist())
     for task, grouped in itertools.groupby(rows.to_pylist(), key=_task):
         ranked = list(grouped)
         shown = Table.grid(padding=(0, 2))
         for place, row in enumerate(ranked):
             value = f"{row['value']:.3f}"
             shown.add_row(
-                "", encoder_name(row), place_text(row), value if place else f"[bold]{value}[/]", interval_text(row)
+                "",
+                encoder_name(row),
+                place_text(row),
+                value if place else f"[bold]{value}[/]",
+                interval_text(row),
+                f"[dim]{chosen_text(row)}[/]",
             )
         parts += [Text.assemble((task[0], "bold"), f"  {_how(ranked[0])}"), shown]
+        if missing := _missing_text(ranked, protocols[task[:-1]]):
+            parts.append(Text(f"  {missing}", style="dim"))
     return Group(*parts)
 
 
@@ -139,6 +149,7 @@ def _how(row: Mapping[str, Any]) -> str:
     """What the ranking of a row is of, after its benchmark's name."""
     benchmark, label, metric, split, alignment = (row[name] for name in TASK_COLUMNS[:5])
     is_probe = benchmark.startswith("linear_probe")
+    n_wells = json.loads(row["details"] or "{}").get("n_wells")
     parts = [f"{metric.replace('_', ' ')} of {label}"]
     if split:
         is_held_out = is_probe or benchmark in FITTED
@@ -147,6 +158,8 @@ def _how(row: Mapping[str, Any]) -> str:
         parts.append(f"alignment {alignment}")
     if row["screen_id"]:
         parts.append(f"screen {json.loads(row['details'])['screen']} {row['screen_id'][:8]}")
+    if n_wells:
+        parts.append(f"{n_wells:,} wells")
     if is_guard_rail(benchmark, label):
         parts.append("guard rail: least is best")
     if metric in ERRORS:
@@ -157,13 +170,42 @@ def _how(row: Mapping[str, Any]) -> str:
 
 
 def _task(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in TASK_COLUMNS)
+    return (*(str(row[name]) for name in TASK_COLUMNS), row["protocol"])
+
+
+def _protocols(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, list[Mapping[str, Any]]]]:
+    """Rows of every task by protocol."""
+    found: dict[tuple[str, ...], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        found.setdefault(_task(row)[:-1], {}).setdefault(row["protocol"], []).append(row)
+    return found
+
+
+def _missing_text(ranked: Sequence[Mapping[str, Any]], protocols: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Which encoders of the task are in other rankings alone; empty where there is one ranking."""
+    here = {encoder_name(row) for row in ranked}
+    elsewhere = {encoder_name(row) for rows in protocols.values() for row in rows} - here
+    if len(protocols) < 2:
+        return ""
+    text = (
+        f"scored with other wells, labels or settings than the {len(protocols) - 1} other ranking(s) of this benchmark"
+    )
+    return text + (f"; not in this one: {', '.join(sorted(elsewhere))}" if elsewhere else "")
+
+
+def chosen_text(row: Mapping[str, Any]) -> str:
+    """How the block was chosen, where there was a choice."""
+    if not row["chosen_by"]:
+        return ""
+    if row["chosen_by"] == BEST_OF_THESE:
+        return f"best of {row['best_of']} on these wells: reads high"
+    return f"of {row['best_of']}, chosen by {row['chosen_by']}"
 
 
 def encoder_name(row: Mapping[str, Any]) -> str:
     """What a ranking calls an encoder."""
-    if row["kind"] == "pixel_statistics":
-        return "pixel statistics"
+    if row["kind"] in ("pixel_statistics", "cell_count"):
+        return str(row["kind"]).replace("_", " ")
     if row["kind"] in ("external", EXPRESSION):
         return str(row["architecture"])
     if row["kind"] == ALIGNED:
@@ -178,10 +220,16 @@ def interval_text(row: Mapping[str, Any]) -> str:
 
 def place_text(row: Mapping[str, Any]) -> str:
     """Block and pooling, where there are blocks."""
-    return f"{row['block']} {row['pooling']}" if row["block"] >= 0 else ""
+    if row["block"] >= 0:
+        return f"{row['block']} {row['pooling']}"
+    return "" if row["pooling"] == "all" else str(row["pooling"])
 
 
-def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any]]) -> _Ranking:
+def _ranking(
+    best: Sequence[Mapping[str, Any]],
+    every: Sequence[Mapping[str, Any]],
+    protocols: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> _Ranking:
     first = best[0]
     rows = [
         {
@@ -190,16 +238,17 @@ def _ranking(best: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any
             "value": f"{row['value']:.3f}",
             "interval": interval_text(row),
             "n_test": "" if row["n_test"] is None else f"{row['n_test']:,}",
-            "best_of": str(row["best_of"]),
+            "chosen": chosen_text(row),
         }
         for row in best
     ]
     encoders = [row for row in every if row["kind"] != ALIGNED]  # of several encoders and variants: no line
     n_blocks = len({row["block"] for row in encoders})
     curve = block_curves(encoders, first["metric"].replace("_", " ")) if n_blocks > 2 else ""
+    missing = _missing_text(best, protocols)
     details = json.loads(first["details"] or "{}")
     for name, about in CLASS_DETAILS.items():
         if details.get(name):
             classes = [(key, f"{value:.3f}") for key, value in details[name].items()][:MAX_CLASSES_SHOWN]
-            return _Ranking(_how(first), rows, curve, classes, f"{first['label']}: {about}")
-    return _Ranking(_how(first), rows, curve, [], "")
+            return _Ranking(_how(first), rows, missing, curve, classes, f"{first['label']}: {about}")
+    return _Ranking(_how(first), rows, missing, curve, [], "")

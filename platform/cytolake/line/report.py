@@ -14,13 +14,17 @@ import pyarrow as pa
 import cytolake
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.line.choice_text import headline, how_measured, measures
 from cytolake.line.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
 from cytolake.line.page import write_page
 from cytolake.line.qc_page import PAGE_FILE
 from cytolake.train.evaluation import read_evaluations
+from cytolake.tune.block_search import BlockChoice, held_out_text
 
 LABEL_EFFICIENCY_FILE = "report/label_efficiency.svg"
 """Where `label_curve` leaves its figure, below the root."""
+MAX_UNITS_DRAWN = 16
+"""More plates than this are not told apart in a figure."""
 UMAP_CROPS = 2500
 """Crops drawn on the map; more would cost seconds and show no more."""
 
@@ -34,16 +38,15 @@ class ReportInputs:
     curation_id: str
     run_folder: Path
     """Where pretraining left its loss history and reconstructions."""
-    chosen_id: str
-    """Representation that was promoted."""
     representation_ids: tuple[str, ...]
     """All that were compared."""
-    benchmark: str
-    label: str
-    """Column of `wells` that the probe predicted."""
-    split: str
-    choice: tuple[tuple[str, str], ...]
-    """Name and value, printed on top."""
+    choice: BlockChoice
+    others: tuple[BlockChoice, ...] = ()
+    """The same search by single crops, and with other things held out."""
+    facts: tuple[tuple[str, str], ...]
+    """Name and value of what was chosen."""
+    objective: str = ""
+    """What was trained, in a sentence."""
     commands: tuple[tuple[str, str], ...]
     """What the reader can do next, and the command."""
 
@@ -57,10 +60,11 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
     if path.is_file() and f'content="{key}"' in path.read_text(encoding="utf-8")[:500]:
         return path
     sections = [
-        ("Block search", _block_search(catalog, inputs), _BLOCK_TEXT),
+        ("Single plates" if inputs.choice.unit == "plate" else "What was held out", _units(inputs), _UNITS_TEXT),
+        ("Block search", _block_search(catalog, inputs), _block_text(inputs.choice)),
         ("Map of the chosen representation", _umap(catalog, inputs), _UMAP_TEXT),
         ("Sample crops", _sample_crops(catalog, inputs), _CROPS_TEXT),
-        ("Pretraining", _loss_curve(inputs.run_folder), _LOSS_TEXT),
+        ("Pretraining", _loss_curve(inputs.run_folder), f"{inputs.objective} {_LOSS_TEXT}".strip()),
         ("Reconstructions", _reconstructions(inputs.run_folder), _RECONSTRUCTION_TEXT),
         ("Quality control", _plate_maps(catalog, inputs.qc_id), _QC_TEXT),
         ("Artefact detector", _label_efficiency(path.parent), _LABELS_TEXT),
@@ -70,7 +74,11 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         "report.html.j2",
         title=inputs.title,
         key=key,
-        choice=inputs.choice,
+        headline=headline(inputs.choice),
+        how=how_measured(inputs.choice),
+        warnings=(),
+        measures=measures([inputs.choice, *inputs.others]),
+        facts=inputs.facts,
         counts=_counts(catalog, inputs.curation_id),
         commands=inputs.commands,
         sections=[(name, figure, text) for name, figure, text in sections if figure],
@@ -80,26 +88,27 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
     )
 
 
-_BLOCK_TEXT = (
-    "A linear probe on every transformer block, fitted on some plates and scored on crops of plates it never saw. "
-    "Bars are 95 % intervals (bootstrap over wells). The untrained twin and the pixel statistics show what needs no "
-    "learning."
+_UNITS_TEXT = (
+    "One dot is the score on one unit that was held out; lines join the dots of one unit, so a gain is a line that "
+    "falls to the right on every unit."
 )
 _UMAP_TEXT = (
     "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule."
 )
 _CROPS_TEXT = "Crops of different wells where there are several, contrast stretched for each crop and channel."
 _LOSS_TEXT = (
-    "Loss of training. Where the recipe asks for it, a linear probe of a small pinned set of crops, on plates that it "
-    "never saw, while the encoder is trained; step 0 is the untrained encoder."
+    "Loss of training and, where the recipe sets training_probe, a linear probe of a small fixed set of crops, on "
+    "plates that the probe never saw, while the encoder is trained (the highest of the blocks; step 0 is the untrained "
+    "encoder)."
 )
 _RECONSTRUCTION_TEXT = (
     "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it."
 )
 _LABELS_TEXT = (
-    "How well the learned detector ranks spoilt sites of plates it never saw, by the number of labelled sites of each "
-    "class; the band is the 95 % interval (bootstrap over plates). Labels are those of table qc_labels (cytolake qc "
-    "label), or, as in the demo, artefacts of ten kinds put into sites. All metrics are in the table scores."
+    "How well the learned detector ranks sites with artefacts on plates that it never saw, by the number of labelled "
+    "sites of each class; the band is the 95 % interval (bootstrap over plates). Labels are those of table qc_labels "
+    "(cytolake qc label), or, as in the demo, artefacts of ten kinds put into sites. All metrics are in the table "
+    "scores."
 )
 _QC_TEXT = (
     "Share of each well's site-and-channel images that failed a rule. A ring marks wells whose plate map declares an "
@@ -136,35 +145,83 @@ def _quarantine(catalog: Catalog) -> list[dict[str, Any]]:
 
 
 def _block_search(catalog: Catalog, inputs: ReportInputs) -> str:
+    choice = inputs.choice
     rows = catalog.sql(
         "select r.kind, r.architecture, r.block, r.pooling, r.representation_id, "
         "s.value, s.ci_low, s.ci_high, s.n_classes "
         "from scores s join representations r using (representation_id) join compared c using (representation_id) "
-        f"where s.benchmark = '{inputs.benchmark}' and s.seed = -1 and s.metric = 'balanced_accuracy' "
-        f"and s.label = '{inputs.label}' and s.split = '{inputs.split}' order by r.kind, r.pooling, r.block",
+        f"where s.protocol = '{choice.protocol_id}' and s.seed = -1 and s.metric = '{choice.metric}' "
+        f"and s.label = '{choice.label}' order by r.kind, r.pooling, r.block",
         compared=pa.table({"representation_id": list(inputs.representation_ids)}),
     ).to_pylist()
     if not rows:
         return ""
+    best_forms = {each.representation_id for each in choice.baselines}  # of the pixel statistics, the best form alone
+    rows = [row for row in rows if row["block"] >= 0 or row["representation_id"] in best_forms]
     return block_curves(
         rows,
-        f"balanced accuracy, {inputs.label}",
-        chosen_id=inputs.chosen_id,
-        chance=1 / max(2, max(row["n_classes"] or 2 for row in rows)),
+        f"{choice.metric.replace('_', ' ')}, {choice.label}",
+        chosen_id=choice.representation_id,
+        chance=choice.chance,
     )
 
 
+def _block_text(choice: BlockChoice) -> str:
+    what = f"scored {held_out_text(choice.split)}" if choice.split else "scored on the profiles of all wells"
+    return (
+        f"Every transformer block, {what}. The ring marks the chosen block. The highest of several points is a little "
+        "high by luck, so the score on top of the page is not read from this figure: there, each block is chosen on "
+        f"other {choice.unit or 'unit'}s than it is scored on. The untrained encoder, pixel statistics and the cell "
+        "count show what needs no learning."
+        if choice.is_nested
+        else f"Every transformer block, {what}. The ring marks the chosen block, the highest of several, which "
+        "reads high."
+    )
+
+
+def _units(inputs: ReportInputs) -> str:
+    """The score on every unit, of the chosen block and of each baseline."""
+    choice = inputs.choice
+    if not choice.unit_scores or len(choice.unit_scores) > MAX_UNITS_DRAWN:
+        return ""
+    names = ["chosen block", *(each.kind.replace("_", " ") for each in choice.baselines)]
+    values = np.asarray([choice.unit_scores, *choice.baseline_unit_scores])
+    figure, axes = new_figure(6.4, 3.2)
+    places = np.arange(len(names))
+    for unit, name in enumerate(choice.units):
+        axes.plot(
+            places,
+            values[:, unit],
+            marker="o",
+            markersize=6,
+            linewidth=1,
+            color=PALETTE[unit % len(PALETTE)],
+            label=name,
+        )
+    if choice.chance is not None:
+        axes.axhline(choice.chance, color="#aab4be", linewidth=1, linestyle=":", label="chance")
+    axes.set_xticks(places, names)
+    axes.set_ylabel(choice.metric.replace("_", " "))
+    axes.set_ylim(0, min(1.02, max(0.3, float(values.max()) * 1.15)))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return as_svg(figure)
+
+
 def _umap(catalog: Catalog, inputs: ReportInputs) -> str:
-    cells = catalog.to_anndata(inputs.chosen_id, level="crop")
+    cells = catalog.to_anndata(inputs.choice.representation_id, level="crop")
     if cells.n_obs < 20:
         return ""
     rows = np.random.default_rng(0).permutation(cells.n_obs)[:UMAP_CROPS]
     points = _umap_points(np.asarray(cells.X[rows], dtype=np.float32))
     kept = cells.obs.iloc[rows]
-    columns = [name for name in (inputs.label, "pathway", "plate") if name in kept and kept[name].nunique() > 1]
+    columns = [name for name in (inputs.choice.label, "pathway", "plate") if name in kept and kept[name].nunique() > 1]
     columns = list(dict.fromkeys(columns))[:3]
-    if "pathway" in columns and inputs.label != "pathway" and kept[inputs.label].nunique() > len(PALETTE) * len(MARKS):
-        columns.remove(inputs.label)
+    if (
+        "pathway" in columns
+        and inputs.choice.label != "pathway"
+        and kept[inputs.choice.label].nunique() > len(PALETTE) * len(MARKS)
+    ):
+        columns.remove(inputs.choice.label)
     if not columns:
         columns = ["plate"]
     figure, panels = new_figure(4.3 * len(columns), 4.4, n_columns=len(columns))

@@ -12,11 +12,11 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console, Group
@@ -35,6 +35,7 @@ from cytolake.catalog.qc.verdicts import judge_sites
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.external import EXTERNAL
 from cytolake.embed.extract import embed_pack
+from cytolake.line.choice_text import choice_table, headline, how_measured, objective_text
 from cytolake.line.code_revision import code_revision
 from cytolake.line.config import Line
 from cytolake.line.label_curve import has_label_curve, measure_label_curve
@@ -59,8 +60,8 @@ from cytolake.tracking import ChampionCard, resolve_alias
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
-from cytolake.tune.block_search import BlockChoice, search_blocks
-from cytolake.tune.promotion import choose_by, promote_choice
+from cytolake.tune.block_search import CELL_COUNT, BlockChoice, search_blocks
+from cytolake.tune.promotion import NoGainError, choose_by, promote_choice
 from cytolake.tune.study import run_study
 from cytolake.tune.sweep import SweepResult, run_sweep
 
@@ -78,7 +79,12 @@ class PipelineResult:
     """What a pipeline run made."""
 
     choice: BlockChoice
-    card: ChampionCard
+    others: tuple[BlockChoice, ...]
+    """The same by single crops, and held out otherwise, such as by batch."""
+    card: ChampionCard | None
+    """None where the choice was not promoted, since no gain was shown."""
+    refusal: str
+    """Why it was not promoted; empty where it was."""
     report: Path
     run_folder: Path
     """Of the training run: checkpoints, evaluations, pictures."""
@@ -116,8 +122,9 @@ def probe(line: Line, console: Console) -> None:
     """Probe every block of every pooling, and choose the best."""
     with _session(line, console) as session:
         pack = session.newest_pack()
-        choice = session.probe(session.representation_ids(pack, session.finished_run(pack)))
-        console.print(_choice_table(choice))
+        ids = session.representation_ids(pack, session.finished_run(pack))
+        choice = session.probe(ids)
+        print_choice(console, choice, session.compare(ids, choice))
 
 
 def promote(line: Line, console: Console) -> None:
@@ -201,17 +208,23 @@ def pipeline(line: Line, console: Console) -> None:
     """Run the whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
     result = run_pipeline(line, console)
     console.print()
-    console.print(_choice_table(result.choice))
+    print_choice(console, result.choice, result.others)
     console.print()
-    for name, place in (
-        ("report", result.report),
+    places = [
+        ("report", str(result.report)),
         ("catalog", f"{line.root_path} (Delta tables in {line.tables or 'tables/'})"),
-        ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
         ("MLflow", _mlflow_command(line)),
-        ("serve it", serve_command(line)),
-        ("look", "http://localhost:8000/explore/ while it is served"),
-    ):
-        console.print(f"[bold]{name:<9}[/]{escape(str(place))}")
+    ]
+    if result.card is None:
+        console.print(f"[bold yellow]not promoted[/] {escape(result.refusal)}")
+    else:
+        places += [
+            ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
+            ("serve it", serve_command(line)),
+            ("look", "http://localhost:8000/explore/ while it is served"),
+        ]
+    for name, place in places:
+        console.print(f"[bold]{name:<9}[/]{escape(place)}")
 
 
 JOBS = (ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, predict_performance, pipeline)
@@ -228,11 +241,22 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         if line.promote_by.benchmark:
             console.print(session.benchmark(pack, embedded))
         choice = session.choose(embedded)
-        card = session.promote(choice)
+        others = session.compare(embedded, choice)
+        card, refusal = None, ""
+        try:
+            card = session.promote(choice)
+        except NoGainError as error:  # the report is what shows why
+            refusal = str(error)
         session.label_curve()
-        report = session.report(curation, qc_id, trained, embedded, choice, card)
+        report = session.report(curation, qc_id, trained, embedded, choice, others, card)
     return PipelineResult(
-        choice=choice, card=card, report=report, run_folder=trained.run_folder, seconds=session.seconds
+        choice=choice,
+        others=others,
+        card=card,
+        refusal=refusal,
+        report=report,
+        run_folder=trained.run_folder,
+        seconds=session.seconds,
     )
 
 
@@ -445,7 +469,9 @@ class Session:
         ).to_pylist()
         models = {trained.model_id, trained.untrained_model_id}
         ids = [
-            row["representation_id"] for row in rows if row["model_id"] in models or row["kind"] == "pixel_statistics"
+            row["representation_id"]
+            for row in rows
+            if row["model_id"] in models or row["kind"] in ("pixel_statistics", CELL_COUNT)
         ]
         if not any(row["model_id"] == trained.model_id for row in rows):
             raise MissingInputError(
@@ -458,16 +484,38 @@ class Session:
         """Linear probes of all representations; the best trained block."""
         with self._stage("probe") as told:
             choice = search_blocks(self.catalog, representation_ids, self.line.probe, told.report)
-            told.outcome = (
-                f"block {choice.block}, {choice.pooling} pooling: {choice.score:.3f} balanced accuracy of "
-                f"{choice.label}"
-            )
+            told.outcome = f"block {choice.block}, {choice.pooling} pooling: {choice.score:.3f} by {choice.protocol}"
         return choice
+
+    def compare(self, representation_ids: list[str], choice: BlockChoice) -> tuple[BlockChoice, ...]:
+        """The same search by single crops instead of wells (or the reverse), and with other things held out.
+
+        A split that the screen does not allow is left out with its reason.
+        """
+        config = self.line.probe
+        if (choice.benchmark, choice.label) != (config.benchmark, config.label):
+            return ()  # chosen by a ranking of profiles
+        level: Literal["wells", "crops"] = "crops" if config.choose_by == "wells" else "wells"
+        found = [search_blocks(self.catalog, representation_ids, dataclasses.replace(config, choose_by=level))]
+        for split in self.line.also_held_out_by:
+            if split == config.split:
+                continue
+            with self._stage(f"probe {split}") as told:
+                try:
+                    held_out = dataclasses.replace(config, split=split)
+                    other = search_blocks(self.catalog, representation_ids, held_out, told.report)
+                except ValueError as error:
+                    told.outcome = f"not held out by {split}: {error}"
+                    continue
+                found.append(other)
+                told.outcome = f"{other.score:.3f} by {other.protocol}"
+        return tuple(found)
 
     def promote(self, choice: BlockChoice) -> ChampionCard:
         """Register the choice and move the alias."""
         with self._stage("promote") as told:
-            card = promote_choice(self.catalog, choice, self.line.tracking, self.line.alias)
+            forced = self.line.promote_without_gain
+            card = promote_choice(self.catalog, choice, self.line.tracking, self.line.alias, forced=forced)
             told.outcome = f"{card.name} version {card.version} is {card.alias}"
         return card
 
@@ -525,7 +573,8 @@ class Session:
         trained: PretrainResult,
         embedded: list[str],
         choice: BlockChoice,
-        card: ChampionCard,
+        others: tuple[BlockChoice, ...],
+        card: ChampionCard | None,
     ) -> Path:
         """Write the report page."""
         with self._stage("report") as told:
@@ -535,12 +584,11 @@ class Session:
                 qc_id=qc_id,
                 curation_id=curation.curation_id,
                 run_folder=trained.run_folder,
-                chosen_id=choice.representation_id,
                 representation_ids=tuple(embedded),
-                benchmark=choice.benchmark,
-                label=choice.label,
-                split=choice.split,
-                choice=_choice_rows(choice, card),
+                choice=choice,
+                others=others,
+                facts=_choice_facts(choice, card),
+                objective=objective_text(self.line.pretrain),
                 commands=(
                     ("serve it", serve_command(self.line)),
                     ("ask it", "curl -s localhost:8000/v1/models/champion"),
@@ -581,53 +629,21 @@ def _sweep_outcome(found: SweepResult, line: Line) -> list[str]:
     return texts
 
 
-def _choice_rows(choice: BlockChoice, card: ChampionCard) -> tuple[tuple[str, str], ...]:
-    def spelled(score: float, low: float, high: float) -> str:
-        return f"{score:.3f} [{low:.3f}, {high:.3f}]"
-
-    untrained, pixels = choice.untrained, choice.pixel_statistics
-    return (
-        ("model", f"{card.name} version {card.version} ({card.architecture}), alias {card.alias}"),
-        ("block", f"{choice.block} (0 = first), {choice.pooling} pooling, {card.dim} values"),
-        (f"{choice.metric.replace('_', ' ')} of {choice.label}", spelled(choice.score, choice.ci_low, choice.ci_high)),
-        (
-            "the same encoder, untrained",
-            f"{spelled(untrained.score, untrained.ci_low, untrained.ci_high)}, best at block {untrained.block}, "
-            f"{untrained.pooling}",
-        ),
-        ("pixel statistics", spelled(pixels.score, pixels.ci_low, pixels.ci_high)),
-        ("chance", _chance_text(choice)),
-        ("gain over the better baseline", spelled(choice.margin, choice.margin_low, choice.margin_high)),
-    )
+def print_choice(console: Console, choice: BlockChoice, others: Sequence[BlockChoice]) -> None:
+    """The result in a sentence, and the scores next to those of the baselines."""
+    console.print(f"[bold]{escape(headline(choice))}[/]")
+    console.print(choice_table([choice, *others]))
+    console.print(f"[dim]{escape(how_measured(choice))}[/]")
 
 
-def _how(choice: BlockChoice) -> str:
-    return f"{choice.label}, held out by {choice.split}" if choice.split else f"{choice.label}, {choice.benchmark}"
-
-
-def _chance_text(choice: BlockChoice) -> str:
-    chance = f"{choice.chance:.3f} ({choice.n_classes} classes), " if choice.chance else ""
-    return chance + (f"held out by {choice.split}" if choice.split else f"by {choice.benchmark}")
-
-
-def _choice_table(choice: BlockChoice) -> Table:
-    shown = Table(
-        "representation",
-        "block",
-        choice.metric.replace("_", " "),
-        "95 % interval",
-        box=None,
-        header_style="dim",
-        pad_edge=False,
-    )
-    shown.add_row(
-        "[bold]chosen[/]",
-        f"{choice.block} {choice.pooling}",
-        f"[bold]{choice.score:.3f}[/]",
-        f"{choice.ci_low:.3f} to {choice.ci_high:.3f}",
-    )
-    for name, row in (("untrained twin", choice.untrained), ("pixel statistics", choice.pixel_statistics)):
-        place = f"{row.block} {row.pooling}" if row.block >= 0 else ""
-        shown.add_row(name, place, f"{row.score:.3f}", f"{row.ci_low:.3f} to {row.ci_high:.3f}")
-    shown.add_row("chance", "", f"{choice.chance:.3f}" if choice.chance else "", _how(choice))
-    return shown
+def _choice_facts(choice: BlockChoice, card: ChampionCard | None) -> tuple[tuple[str, str], ...]:
+    model = "not promoted, since no gain is shown"
+    if card is not None:
+        model = f"{card.name} version {card.version} ({card.architecture}), alias {card.alias}"
+    facts = [("model", model), ("block", f"{choice.block} (0 = first), {choice.pooling} pooling")]
+    if card is not None and card.forced:
+        facts.append(("promoted without a gain", card.forced))
+    for each in choice.baselines:
+        if each.block >= 0:
+            facts.append((f"best {each.kind} block", f"{each.block}, {each.pooling} pooling"))
+    return tuple(facts)

@@ -61,9 +61,9 @@ def real_screens() -> Line:
         ),
         training_probe=TrainingProbeConfig(
             n_crops=600,
-            probe=ProbeConfig(label="plate", split="well", seeds=(0, 1), regularisation=(0.01,), include_controls=True),
+            probe=ProbeConfig(label="plate", split="well", regularisation=(0.01,), include_controls=True),
         ),
         # These screens share no perturbation; the one label that all of them carry is where they come from.
-        probe=ProbeConfig(label="screen", split="well", seeds=(0, 1, 2)),
+        probe=ProbeConfig(label="screen", split="well"),
         benchmark=BenchmarkConfig(tasks=(("screen", "well"), ("plate", "well"))),
     )

@@ -246,7 +246,7 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
                 "n": row["n"],
             }
         )
-    order = {"trained": 0, "aligned": 1, "external": 2, "untrained": 3, "pixel_statistics": 4}
+    order = {"trained": 0, "aligned": 1, "external": 2, "untrained": 3, "pixel_statistics": 4, "cell_count": 5}
     return tuple(
         sorted(
             found,

@@ -1,39 +1,38 @@
-"""Block search: which transformer block, under which pooling, tells the labels of unseen plates best.
+"""Block search: from which transformer block, under which pooling, labels of held-out plates are predicted best.
 
-Ray Tune trials read tables and fit probes; no trial runs an encoder. Source: "ViTally Consistent" (Kraus et al. 2024,
-arXiv 2411.02572), where the best block of a masked autoencoder is not the last one.
+Ray Tune trials read tables and fit probes; no trial runs an encoder. The block that is promoted is the best over all
+plates; its score is not read off the plates that chose it: on every plate, the block counts that the other plates
+choose (`benchmark/unit_scores.py`), and baselines are chosen in the same way. Source: "ViTally Consistent" (Kraus et
+al. 2024, arXiv 2411.02572), where the best block of a masked autoencoder is not the last one.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 import cytolake.catalog
-from cytolake.benchmark.linear_probe import (
-    CROP_METRIC,
-    METRICS,
-    ProbeConfig,
-    ProbeResult,
-    make_splits,
-    probe_key,
-    probe_representation,
-    score_id,
-)
+from cytolake.benchmark.cross_validation import ProbeResult, check_units, probe_representation
+from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.linear_probe import CROP_METRIC, METRICS, WELL_METRIC, ProbeConfig, probe_key, score_id
 from cytolake.benchmark.probe_data import ProbeData, read_probe_data, read_vectors
+from cytolake.benchmark.unit_scores import Candidate, chosen_elsewhere, chosen_score, gain
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.tracking import Baseline
 
 Progress = Callable[[str, int, int], None]
 BASELINES = ("untrained", "pixel_statistics")
+"""Without these a score means nothing."""
+CELL_COUNT = "cell_count"
+"""Kind of the baseline that knows how many cells there are and nothing else, where QC has counted them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +40,7 @@ class BlockChoice:
     """The trained block that scored best, and what it was compared with."""
 
     representation_id: str
+    """The best over all units: what is promoted."""
     model_id: str
     block: int
     pooling: str
@@ -48,27 +48,37 @@ class BlockChoice:
     label: str
     split: str
     metric: str
-    """What `score` is: of a probe, balanced accuracy of single crops, mean over seeds."""
+    """What `score` is: of a probe, balanced accuracy of wells or of single crops, mean over what was held out."""
     alignment: str = "none"
     """What was done to profiles before they were scored."""
     n_classes: int | None
     """Classes of the label, where the benchmark has such."""
     score: float
-    ci_low: float
-    """Lower end of the 95 % interval over wells."""
-    ci_high: float
-    untrained: Baseline
-    """Best block and pooling of the encoder before training."""
-    pixel_statistics: Baseline
-    margin: float
-    """Score minus the better baseline's."""
-    margin_low: float
-    """Lower end of the margin's 95 % interval, from the same resamples of wells for both."""
-    margin_high: float
-    dropped_classes: tuple[str, ...]
+    """Of the block that the other units chose, mean over units."""
+    ci_low: float | None
+    """Lower end of the 95 % interval over units; None for fewer than three."""
+    ci_high: float | None
+    baselines: tuple[Baseline, ...]
+    """Each the best of its kind, chosen in the same way."""
+    gain: float
+    """Score minus that of the best baseline, which is chosen among all of their candidates by the other units too."""
+    gain_low: float | None
+    gain_high: float | None
+    unit: str = ""
+    """What was held out whole and is counted by the interval: plate, batch, ..."""
+    units: tuple[str, ...] = ()
+    unit_scores: tuple[float, ...] = ()
+    """Score on each unit."""
+    baseline_unit_scores: tuple[tuple[float, ...], ...] = ()
+    """The same of each baseline."""
+    protocol_id: str = ""
+    """Of the rows of `scores` behind the choice."""
+    n_candidates: int = 1
+    """Trained blocks and poolings that there were to choose from."""
+    is_nested: bool = True
+    """False where the score was read off what chose the block, and so reads high."""
+    dropped_classes: tuple[str, ...] = ()
     """Classes that some split could not score, for it had no wells of them in its train or in its test part."""
-    n_not_converged: int
-    """Fits of the chosen representation and the better baseline that reached the limit of iterations."""
 
     @property
     def chance(self) -> float | None:
@@ -76,23 +86,63 @@ class BlockChoice:
         return 1 / self.n_classes if self.n_classes and self.metric in METRICS else None
 
     @property
-    def reason(self) -> str:
-        """Why this block and pooling, in one sentence."""
-        how = f"{self.benchmark}, {self.metric} of {self.label}"
-        how += f", held out by {self.split}" if self.split else ""
-        how += f", alignment {self.alignment}" if self.alignment != "none" else ""
-        others = ", ".join(
-            f"{each.kind.replace('_', ' ')} {each.score:.3f}" for each in (self.untrained, self.pixel_statistics)
-        )
-        return (
-            f"best trained block and pooling by {how}: {self.score:.3f} "
-            f"[{self.ci_low:.3f}, {self.ci_high:.3f}] against {others}"
-        )
+    def has_gain(self) -> bool:
+        """Whether the interval of the gain lies above 0."""
+        return self.gain_low is not None and self.gain_low > 0
 
     @property
     def best_baseline(self) -> Baseline:
-        """The better of the two."""
-        return max(self.untrained, self.pixel_statistics, key=lambda baseline: baseline.score)
+        """The one with the highest score."""
+        return max(self.baselines, key=lambda baseline: baseline.score)
+
+    def baseline(self, kind: str) -> Baseline | None:
+        """The one of a kind, or None."""
+        return next((each for each in self.baselines if each.kind == kind), None)
+
+    @property
+    def protocol(self) -> str:
+        """How it was measured, in words."""
+        of = {WELL_METRIC: "balanced accuracy of wells", CROP_METRIC: "balanced accuracy of crops"}
+        name = of.get(self.metric, self.metric.replace("_", " "))
+        text = f"{self.benchmark.replace('_', ' ')}, {name}, {self.label}"
+        text += f", {held_out_text(self.split)}" if self.split else ""
+        return text + (f", alignment {self.alignment}" if self.alignment != "none" else "")
+
+    @property
+    def gain_text(self) -> str:
+        """The gain over the best baseline and what its interval allows to say."""
+        name = self.best_baseline.kind.replace("_", " ")
+        text = f"{self.gain:+.3f} {interval_text(self.gain_low, self.gain_high)} compared with {name}"
+        if self.has_gain:
+            return text
+        return text + (": no gain shown" if self.gain_low is not None else ": too few to show a gain")
+
+    @property
+    def reason(self) -> str:
+        """Why this block and pooling, in one sentence."""
+        others = ", ".join(f"{each.kind.replace('_', ' ')} {each.score:.3f}" for each in self.baselines)
+        return (
+            f"best trained block and pooling by {self.protocol}: {self.score:.3f} "
+            f"{interval_text(self.ci_low, self.ci_high)} against {others}; gain {self.gain_text}"
+        )
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """`[0.120, 0.310]`, or that there is none."""
+    return "[no interval]" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def held_out_text(split: str) -> str:
+    """What a probe never saw, in words."""
+    return {
+        "plate": "on plates that the probe never saw",
+        "batch": "on batches that the probe never saw",
+        "well": "on held-out wells of plates that the probe saw",
+        "leave_one_well_out": "on wells left out one by one, of plates that the probe saw",
+        "row": "on held-out rows of plates that the probe saw",
+        "column": "on held-out columns of plates that the probe saw",
+        "column_block": "on held-out blocks of columns of plates that the probe saw",
+    }.get(split, f"held out by {split}")
 
 
 def search_blocks(
@@ -100,14 +150,11 @@ def search_blocks(
 ) -> BlockChoice:
     """Probe every representation that has no scores yet, write the `scores` table, choose the best trained one.
 
-    The chosen block's score is the best of several on the same held-out plates, and so reads a little high; the best
-    untrained block is chosen the same way, so their difference is fair.
-
     Args:
         catalog: The tables.
         representation_ids: Representations of one pack: at least one trained, one untrained, and pixel statistics.
-        config: The probe.
-        progress: Told the representations done and to do.
+        config: The probe. Scores of wells and of crops come from the same fits, so another `choose_by` fits nothing.
+        progress: Receives the representations done and to do.
 
     Raises:
         ValueError: A kind is missing, or the label or split cannot be scored; see `linear_probe`.
@@ -116,7 +163,7 @@ def search_blocks(
     data = read_probe_data(
         catalog, rows[0]["representation_id"], config.label, include_controls=config.include_controls
     )
-    make_splits(data, config)  # a label or split that cannot work stops here, not in a trial
+    check_units(data, config)  # a label or split that cannot work stops here, not in a trial
     key = probe_key(data, config)
     known = _known_scores(catalog, rows, key)
     todo = [row for row in rows if row["representation_id"] not in known]
@@ -128,7 +175,7 @@ def search_blocks(
         ids = [row["representation_id"] for row in todo]
         catalog.append("scores", table, transaction=f"scores/{content_id(key, *ids)}")
         known = _known_scores(catalog, rows, key)
-    return _choose(catalog, rows, known, data, config, key)
+    return _choose(rows, known, data, config)
 
 
 def _representations(catalog: Catalog, representation_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -159,19 +206,18 @@ def _representations(catalog: Catalog, representation_ids: Sequence[str]) -> lis
 
 
 def _known_scores(catalog: Catalog, rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
-    """Summary rows of the crop metric by representation, of those whose summary rows are all there."""
+    """Summary rows of each metric by representation, of those whose summary rows are all there."""
     wanted = {
         score_id(row["representation_id"], metric, key, -1): (row["representation_id"], metric)
         for row in rows
         for metric in METRICS
     }
-    found = {
-        wanted[score["score_id"]]: score
-        for score in catalog.table("scores", where="seed = -1").to_pylist()
-        if score["score_id"] in wanted
-    }
-    ids = [row["representation_id"] for row in rows]
-    return {each: found[each, CROP_METRIC] for each in ids if all((each, metric) in found for metric in METRICS)}
+    found: dict[str, dict[str, Any]] = {}
+    for score in catalog.table("scores", where="seed = -1").to_pylist():
+        if score["score_id"] in wanted:
+            representation, metric = wanted[score["score_id"]]
+            found.setdefault(representation, {})[metric] = score
+    return {each: of for each, of in found.items() if len(of) == len(METRICS)}
 
 
 def _run_trials(
@@ -225,11 +271,11 @@ def _trial(
     ids = groups[settings["group"]]
     data = read_probe_data(catalog, ids[0], config.label, include_controls=config.include_controls)
     results = [_probe(catalog, each, data, config, key) for each in ids]
-    best = max(results, key=lambda result: result.summary[CROP_METRIC].value)
+    best = max(results, key=lambda result: result.summary[config.metric].value)
     rows = [{**row, "scored_at": row["scored_at"].isoformat()} for result in results for row in result.rows]
     tune.report(
         {
-            CROP_METRIC: best.summary[CROP_METRIC].value,
+            config.metric: best.summary[config.metric].value,
             "representation_id": best.representation_id,
             "n_not_converged": sum(result.n_not_converged for result in results),
             "score_rows": json.dumps(rows),
@@ -258,29 +304,22 @@ def _count_trials(groups: Mapping[str, Sequence[str]], done: tuple[int, int], pr
 
 
 def _choose(
-    catalog: Catalog,
     rows: Sequence[Mapping[str, Any]],
     known: Mapping[str, Mapping[str, Any]],
     data: ProbeData,
     config: ProbeConfig,
-    key: str,
 ) -> BlockChoice:
-    best = {
-        kind: max(
-            (row for row in rows if row["kind"] == kind), key=lambda row: known[row["representation_id"]]["value"]
-        )
-        for kind in ("trained", *BASELINES)
-    }
-    chosen = best["trained"]
-    score = known[chosen["representation_id"]]
-    baselines = {kind: baseline_of(best[kind], known[best[kind]["representation_id"]]) for kind in BASELINES}
-    better = max(baselines.values(), key=lambda baseline: baseline.score)
-    # Fitted again, for their resamples: seconds, and the table need not hold them.
-    ours, theirs = (
-        _probe(catalog, each, data, config, key) for each in (chosen["representation_id"], better.representation_id)
-    )
-    difference = ours.summary[CROP_METRIC].draws - theirs.summary[CROP_METRIC].draws
-    low, high = np.nanpercentile(difference, [2.5, 97.5])
+    scores = {each: of[config.metric] for each, of in known.items()}
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_kind.setdefault(row["kind"], []).append(row)
+    candidates = {kind: [_candidate(scores[row["representation_id"]]) for row in of] for kind, of in by_kind.items()}
+    best = {kind: max(of, key=lambda row: scores[row["representation_id"]]["value"]) for kind, of in by_kind.items()}
+    kinds = [kind for kind in (*BASELINES, CELL_COUNT) if kind in by_kind]
+    chosen, ours = best["trained"], chosen_elsewhere(candidates["trained"])
+    score = chosen_score(candidates["trained"])
+    over = gain(candidates["trained"], [each for kind in kinds for each in candidates[kind]])
+    tested = _classes_of_all(scores[chosen["representation_id"]])
     return BlockChoice(
         representation_id=chosen["representation_id"],
         model_id=chosen["model_id"],
@@ -289,29 +328,49 @@ def _choose(
         benchmark=config.benchmark,
         label=config.label,
         split=config.split,
-        metric=CROP_METRIC,
-        n_classes=score["n_classes"],
-        score=score["value"],
-        ci_low=score["ci_low"],
-        ci_high=score["ci_high"],
-        untrained=baselines["untrained"],
-        pixel_statistics=baselines["pixel_statistics"],
-        margin=score["value"] - better.score,
-        margin_low=float(low),
-        margin_high=float(high),
-        dropped_classes=ours.dropped_classes,
-        n_not_converged=ours.n_not_converged + theirs.n_not_converged,
+        metric=config.metric,
+        n_classes=scores[chosen["representation_id"]]["n_classes"],
+        score=score.value,
+        ci_low=_end(score.low),
+        ci_high=_end(score.high),
+        baselines=tuple(_baseline(best[kind], chosen_score(candidates[kind])) for kind in kinds),
+        gain=over.value,
+        gain_low=_end(over.low),
+        gain_high=_end(over.high),
+        unit=ours.unit,
+        units=ours.names,
+        unit_scores=tuple(ours.score.tolist()),
+        baseline_unit_scores=tuple(tuple(chosen_elsewhere(candidates[kind]).score.tolist()) for kind in kinds),
+        protocol_id=scores[chosen["representation_id"]]["protocol"],
+        n_candidates=len(candidates["trained"]),
+        dropped_classes=tuple(name for name in data.classes if name not in tested),
     )
 
 
-def baseline_of(row: Mapping[str, Any], score: Mapping[str, Any]) -> Baseline:
-    """One row of `representations` with its score."""
+def _candidate(score: Mapping[str, Any]) -> Candidate:
+    found = Candidate.of_details(json.loads(score["details"]))
+    if found is None:  # the key of such scores is another
+        raise ValueError(f"score {score['score_id']} has no scores of single units. Run jobs/probe.py again.")
+    return found
+
+
+def _classes_of_all(score: Mapping[str, Any]) -> set[str]:
+    """Classes that every fold scored."""
+    details = json.loads(score["details"])
+    return set(details["classes_of_all_folds"])
+
+
+def _baseline(row: Mapping[str, Any], score: Interval) -> Baseline:
     return Baseline(
         kind=row["kind"],
         representation_id=row["representation_id"],
         block=row["block"],
         pooling=row["pooling"],
-        score=score["value"],
-        ci_low=score["ci_low"],
-        ci_high=score["ci_high"],
+        score=score.value,
+        ci_low=_end(score.low),
+        ci_high=_end(score.high),
     )
+
+
+def _end(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -217,7 +217,7 @@ def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: Audi
         include_controls=False,
         what=f"pack {pack.pack_id}",
     )
-    probe = ProbeConfig(label=label, split=split, seeds=(config.seed,), bootstrap_draws=1)
+    probe = ProbeConfig(label=label, split=split, seeds=(config.seed,))
     held = make_splits(data, probe)[0].is_test
     classes = classes_in_both(data.label_of_well, held)
     label_of_crop = data.label_of_well[data.well_of_crop]

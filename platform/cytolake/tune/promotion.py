@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.models import POOLINGS, load_encoder
-from cytolake.tracking import CHAMPION, ChampionCard, ModelCard, TrackingConfig, promote
-from cytolake.tune.block_search import BASELINES, BlockChoice, baseline_of
+from cytolake.tracking import CHAMPION, Baseline, ChampionCard, ModelCard, TrackingConfig, promote
+from cytolake.tune.block_search import BASELINES, CELL_COUNT, BlockChoice, interval_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +52,15 @@ class PromoteBy:
             )
 
 
+class NoGainError(ValueError):
+    """The choice is not shown to be better than its baselines; the text says what to do."""
+
+
 def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy) -> BlockChoice:
     """The trained representation that leads a ranking, and the best of its baselines there.
+
+    The ranking's scores are of the same wells that choose, so the score of the best of several blocks reads high; the
+    choice says so (`is_nested`), and its gain has the widest interval that the two scores allow.
 
     Args:
         catalog: With scores of the ranking.
@@ -67,19 +74,39 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
         benchmark=by.benchmark, label=by.label, metric=by.metric, alignment=by.alignment, all_blocks=True
     )
     ids = set(representation_ids)
-    rows = [row for row in leaderboard(catalog, wanted).to_pylist() if row["representation_id"] in ids]
-    best = {kind: next((row for row in rows if row["kind"] == kind), None) for kind in ("trained", *BASELINES)}
-    ours, untrained, pixels = (best[kind] for kind in ("trained", *BASELINES))
-    if ours is None or untrained is None or pixels is None:
-        missing = ", ".join(kind for kind, row in best.items() if row is None)
+    by_protocol: dict[str, list[dict[str, Any]]] = {}
+    for row in leaderboard(catalog, wanted).to_pylist():
+        if row["representation_id"] in ids:
+            by_protocol.setdefault(row["protocol"], []).append(row)
+    of_kind: dict[str, list[dict[str, Any]]] = {}
+    missing = ["trained", *BASELINES]
+    for rows in by_protocol.values():  # the newest first
+        of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("trained", *BASELINES, CELL_COUNT)}
+        missing = [kind for kind in ("trained", *BASELINES) if not of_kind[kind]]
+        if not missing:
+            break
+    if missing:
         raise ValueError(
-            f"no score of {by.benchmark}, {by.metric} of {by.label} with alignment {by.alignment} for: {missing}. "
-            "Run jobs/benchmark.py with the same recipe first; `cytolake leaderboard` shows which rankings there are."
+            f"no score of {by.benchmark}, {by.metric} of {by.label} with alignment {by.alignment} for: "
+            f"{', '.join(missing)}. Run jobs/benchmark.py with the same recipe first; `cytolake leaderboard` shows "
+            "which rankings there are."
         )
-    baselines = {"untrained": baseline_of(untrained, untrained), "pixel_statistics": baseline_of(pixels, pixels)}
-    better = max(baselines.values(), key=lambda baseline: baseline.score)
-    low, high = _ends(ours["ci_low"], ours["ci_high"])
-    their_low, their_high = _ends(better.ci_low, better.ci_high)
+    ours = of_kind["trained"][0]
+    baselines = tuple(
+        Baseline(
+            kind=kind,
+            representation_id=row["representation_id"],
+            block=row["block"],
+            pooling=row["pooling"],
+            score=row["value"],
+            ci_low=row["ci_low"],
+            ci_high=row["ci_high"],
+        )
+        for kind in (*BASELINES, CELL_COUNT)
+        for row in of_kind[kind][:1]
+    )
+    better = max(baselines, key=lambda baseline: baseline.score)
+    has_interval = None not in (ours["ci_low"], ours["ci_high"], better.ci_low, better.ci_high)
     return BlockChoice(
         representation_id=ours["representation_id"],
         model_id=ours["model_id"],
@@ -92,30 +119,57 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
         alignment=by.alignment,
         n_classes=ours["n_classes"],
         score=ours["value"],
-        ci_low=low,
-        ci_high=high,
-        **baselines,
-        margin=ours["value"] - better.score,
-        # Without resamples shared by both: wider than it need be.
-        margin_low=low - their_high,
-        margin_high=high - their_low,
-        dropped_classes=(),
-        n_not_converged=0,
+        ci_low=ours["ci_low"],
+        ci_high=ours["ci_high"],
+        baselines=baselines,
+        gain=ours["value"] - better.score,
+        gain_low=ours["ci_low"] - better.ci_high if has_interval else None,
+        gain_high=ours["ci_high"] - better.ci_low if has_interval else None,
+        n_candidates=len(of_kind["trained"]),
+        is_nested=len(of_kind["trained"]) == 1,
+        protocol_id=ours["protocol"],
     )
 
 
-def _ends(low: float | None, high: float | None) -> tuple[float, float]:
-    return (math.nan, math.nan) if low is None or high is None else (low, high)
+def check_gain(choice: BlockChoice, forced: str) -> None:
+    """Refuse a choice that is not shown to be better than its best baseline, unless a reason is given.
+
+    Raises:
+        NoGainError: The interval of the gain covers 0 or there is none, and `forced` is empty.
+    """
+    if choice.has_gain or forced.strip():
+        return
+    if choice.gain_low is None:
+        why = (
+            f"{len(choice.units) or 'too few'} {choice.unit or 'unit'}s were held out, too few for an interval. Hold "
+            "out more (ingest more plates, or set probe.split=well)"
+        )
+    else:
+        why = f"the 95 % interval covers 0. Train longer or otherwise, or take {choice.best_baseline.kind} itself"
+    raise NoGainError(
+        f"representation {choice.representation_id} (block {choice.block}, {choice.pooling}) is not promoted: its gain "
+        f"by {choice.protocol} is {choice.gain:+.3f} {interval_text(choice.gain_low, choice.gain_high)} compared with "
+        f"{choice.best_baseline.kind.replace('_', ' ')}, and {why}. To promote it all the same, give a reason, which "
+        'is kept with the version: --force "REASON", or --set promote_without_gain="REASON".'
+    )
 
 
 def promote_choice(
-    catalog: Catalog, choice: BlockChoice, tracking: TrackingConfig, alias: str = CHAMPION
+    catalog: Catalog, choice: BlockChoice, tracking: TrackingConfig, alias: str = CHAMPION, *, forced: str = ""
 ) -> ChampionCard:
     """Register the chosen representation with everything needed to compute and judge it, and move the alias to it.
 
     The vector is served as the encoder gives it, also where the probe aligned vectors first.
 
+    Args:
+        catalog: The tables.
+        choice: What to promote.
+        tracking: Which registry.
+        alias: To move.
+        forced: Why to promote it where no gain over its baselines is shown; kept with the version.
+
     Raises:
+        NoGainError: No gain is shown, and no reason given.
         ValueError: The representation is not in the catalog, was aligned, or has a pooling that is not served.
         CheckpointError: Its checkpoint cannot be read.
     """
@@ -137,8 +191,9 @@ def promote_choice(
             f"representation {choice.representation_id} is pooled by {row['pooling']}; serving gives "
             f"{' and '.join(POOLINGS)}. Embed without embed.channel_mean, or promote by a ranking that these lead."
         )
+    check_gain(choice, forced)
     encoder = load_encoder(row["checkpoint"])
-    baselines = (choice.untrained, choice.pixel_statistics)
+    forced = "" if choice.has_gain else forced.strip()
     card = ModelCard(
         representation_id=row["representation_id"],
         model_id=row["model_id"],
@@ -153,8 +208,9 @@ def promote_choice(
         table_versions=catalog.versions(),
         run_id=row["run_id"],
         **{name: value for name, value in asdict(choice).items() if name in _FROM_CHOICE},
-        baselines=baselines,
-        reason=choice.reason,
+        baselines=choice.baselines,
+        reason=choice.reason + (f". Promoted without a gain because: {forced}" if forced else ""),
+        forced=forced,
     )
     return promote(tracking.at(catalog.root), card, row["checkpoint"], alias)
 
@@ -170,4 +226,6 @@ def untrained_twin(catalog: Catalog, card: ModelCard) -> dict[str, Path]:
     return {}
 
 
-_FROM_CHOICE = ("benchmark", "label", "split", "metric", "score", "ci_low", "ci_high")
+_FROM_CHOICE = (
+    "benchmark", "label", "split", "metric", "score", "ci_low", "ci_high", "gain", "gain_low", "gain_high",
+)  # fmt: skip

@@ -280,7 +280,7 @@ def pin_questions(catalog: Catalog, pack: Pack, config: StudyConfig) -> Question
     crops = pack.index.select(["crop_id", "well_id"]).take(np.sort(drawn[: config.crops]))
     what = f"pack {pack.pack_id}"
     data = label_crops(catalog, crops, config.label, include_controls=False, what=what)
-    probe = ProbeConfig(label=config.label, split=config.split, seeds=config.split_seeds, bootstrap_draws=1)
+    probe = ProbeConfig(label=config.label, split=config.split, seeds=config.split_seeds)
     tests = [split.is_test for split in make_splits(data, probe)]
     shared = set(range(len(data.classes)))
     for is_test in tests:

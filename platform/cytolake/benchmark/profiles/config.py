@@ -41,8 +41,9 @@ class ProfileBenchmarkConfig:
     compound_gene_truth: str = ""
     """Known targets of compounds: CSV or Parquet with the columns compound, gene and activity_um, or RxRx3-core's own
     file. Doses of `wells` count as uM."""
-    poolings: tuple[str, ...] = ("mean", "all")
-    """Which representations of an encoder; pixel statistics and external tables are `all`."""
+    poolings: tuple[str, ...] = ("mean", "all", "log", "intensity", "texture")
+    """Which representations of an encoder; external tables and cell counts are `all`, and pixel statistics have four
+    forms, so that the baseline can choose too."""
     draws: int = 1000
     """Resamples behind intervals, and random sets behind p-values."""
     seed: int = 0

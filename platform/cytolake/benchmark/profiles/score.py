@@ -25,6 +25,7 @@ from cytolake.benchmark.guard_rails import label_confounding
 from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.gene_sets import PATHWAY_SOURCE, GeneSets, genes_of_pathways, read_gene_sets
+from cytolake.benchmark.profiles.plate_jackknife import with_plate_intervals
 from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations
@@ -137,12 +138,14 @@ def score_representation(
             asked = Asked(aligned_WD, wells, relations, aliases, gene_sets, config, variant, statistics_WG)
             for task in config.tasks:
                 try:
-                    scores = list(TASKS[task](asked))
+                    scores = with_plate_intervals(task, TASKS[task], asked)
                 except ValueError as error:
                     left_out[f"{task}, {variant}"] = str(error)
                     continue
                 for score in scores:
-                    details = {**score.pop("details"), **({"alignment_id": alignment_id} if alignment_id else {})}
+                    details = {**score.pop("details"), "n_wells": len(wells.well_id)}
+                    if alignment_id:
+                        details["alignment_id"] = alignment_id
                     key = [score[name] for name in ("benchmark", "label", "metric")] + [variant]
                     if "seed" in score:
                         key.append(score["seed"])
@@ -164,7 +167,11 @@ def score_representation(
 
 def _statistics_id(catalog: Catalog, wells: Wells, packs: set[str]) -> str:
     """Pixel statistics of all the wells, of one of the packs where there are any; empty where there are none."""
-    there = catalog.table("representations", where="kind = 'pixel_statistics'").sort_by("created_at").to_pylist()
+    there = (
+        catalog.table("representations", where="kind = 'pixel_statistics' and pooling = 'all'")
+        .sort_by("created_at")
+        .to_pylist()
+    )
     for row in sorted(there, key=lambda row: row["pack_id"] not in packs):
         where = f"representation_id = '{row['representation_id']}'"
         has = catalog.table("profiles", columns=["well_id"], where=where)["well_id"].to_pylist()

@@ -54,7 +54,7 @@ def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: st
     for row in known:
         if row["representation_id"] == name:
             return name
-    of_kind = [row for row in known if name == PIXEL_STATISTICS == row["kind"]]
+    of_kind = [row for row in known if name == PIXEL_STATISTICS == row["kind"] and row["pooling"] == "all"]
     fitting = [row for row in of_kind if row["curation"] == of or (not of and row["curation"] != not_of)]
     if fitting:
         return str(fitting[-1]["representation_id"])

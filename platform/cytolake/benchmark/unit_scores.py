@@ -1,0 +1,215 @@
+"""Scores of the units that were held out (plates, batches, ...), their intervals, and choices that were made elsewhere.
+
+A unit is the largest thing that a split holds out whole, so units, and neither wells nor crops, are what was sampled:
+wells of one plate share its staining and its position effects, and an interval over wells covers too little (60 %
+instead of 95 % with four plates in a simulation).
+
+U units, C candidates (such as blocks and poolings of one encoder).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.perturbation_signal.shares import share_of
+
+Numbers = NDArray[np.float64]
+
+MIN_UNITS = 3
+"""Fewer units give no interval: of two, Student's t makes one 12.7 standard errors wide to each side."""
+SELECTION_SHARPNESS = 0.5
+"""How fast a candidate's weight falls with each standard error that it lies behind the best of the other units."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitScores:
+    """How one representation did on every unit, each by probes that did not see the unit."""
+
+    unit: str
+    """What a unit is: plate, batch, row, column, column_block, or a set of wells."""
+    names: tuple[str, ...]
+    """U names."""
+    score: Numbers
+    """(U,)"""
+    n_train: float
+    """Units that a probe was fitted on, mean over probes; infinite where nothing was fitted."""
+    n_test: int
+    """Wells behind the scores."""
+
+    @property
+    def value(self) -> float:
+        """Mean over units."""
+        return float(self.score.mean()) if len(self.score) else math.nan
+
+    def interval(self) -> Interval:
+        """The score and its 95 % interval over units, within 0..1."""
+        if len(self.score) >= MIN_UNITS and np.ptp(self.score) == 0:
+            # All units alike, such as all right: their spread says nothing, the number of wells does.
+            share = share_of(round(self.value * self.n_test), self.n_test)
+            return Interval(self.value, min(share.low, self.value), max(share.high, self.value), self.score)
+        half = half_width(self.score, self.n_train)
+        return Interval(self.value, max(self.value - half, 0.0), min(self.value + half, 1.0), self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of several representations to choose from."""
+
+    scores: UnitScores
+    inner: Numbers
+    """(U, U) row p, column q: score on unit q by a probe that saw neither p nor q; NaN where there is none. What row p
+    says was measured without unit p, so a choice by it can be reported on p."""
+
+    @classmethod
+    def of_details(cls, details: Mapping[str, Any]) -> Candidate | None:
+        """As `details` wrote it; None for scores of versions that did not keep it."""
+        if "unit_scores" not in details:
+            return None
+        scores = UnitScores(
+            details["unit"],
+            tuple(details["units"]),
+            np.asarray(details["unit_scores"], np.float64),
+            details["n_train_units"],
+            details["n_test_wells"],
+        )
+        n = len(scores.names)
+        fold = np.asarray(details["fold_of_unit"], np.intp)
+        by_fold = np.asarray(details["inner"], np.float64).reshape(-1, n)  # None becomes NaN
+        return cls(scores, by_fold[fold] if len(by_fold) else np.full((n, n), np.nan))
+
+
+def half_width(score_U: Numbers, n_train: float) -> float:
+    """Half of a 95 % interval of the mean over units; NaN for fewer than `MIN_UNITS`.
+
+    Student's t over units. Scores of two units are alike in more than the mean, for their probes were fitted on nearly
+    the same units, so the variance of the mean is more than that of independent scores. The factor 1 + 2 / n_train is
+    what simulations of logistic probes with plate effects need for 3 to 16 units; Nadeau and Bengio 2003
+    (doi:10.1023/A:1024068626366) have 1 + U n_test / n_train, which covers 98 to 99 % there.
+    """
+    from scipy import stats
+
+    n = len(score_U)
+    if n < MIN_UNITS:
+        return math.nan
+    return float(stats.t.ppf(0.975, n - 1) * np.sqrt(_variance_of_mean(score_U, n_train)))
+
+
+def chosen_elsewhere(candidates: Sequence[Candidate]) -> UnitScores:
+    """The score on every unit of the candidate that the other units choose.
+
+    The best of C equal candidates on the units that it is reported on reads high by luck alone (.076 for 8 candidates
+    on 4 plates in a simulation). Here the choice for a unit comes from scores that were measured without it. Candidates
+    that the other units cannot tell apart share the choice: each has the weight exp(-z / 2), z standard errors behind
+    the best, for a choice that flips with every unit would add its own noise.
+
+    Raises:
+        ValueError: No candidate.
+    """
+    if not candidates:
+        raise ValueError("no candidate to choose from.")
+    return replace(candidates[0].scores, score=_chosen(*_stacked(candidates)))
+
+
+def gain(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> Interval:
+    """How much the chosen one of ours scores above the chosen one of theirs, on units that chose neither.
+
+    The variance is the mean of two: that of the units' differences, and the jackknife's, which sees in addition that
+    without a unit another candidate would be chosen.
+
+    Raises:
+        ValueError: No candidate on a side, or sides of different units.
+    """
+    one, other = chosen_elsewhere(ours), chosen_elsewhere(theirs)
+    if one.names != other.names:
+        raise ValueError(
+            f"scores of {len(one.names)} and of {len(other.names)} units ({one.unit}) cannot be compared: score both "
+            "with the same wells and split."
+        )
+    difference_U = one.score - other.score
+    value, low, high = _interval_with_choice(ours, theirs, difference_U, one.n_train)
+    return Interval(value, low, high, difference_U)
+
+
+def chosen_score(candidates: Sequence[Candidate]) -> Interval:
+    """The score of a choice made on other units, with an interval that knows of the choice; within 0..1."""
+    found = chosen_elsewhere(candidates)
+    if len(candidates) == 1:
+        return found.interval()
+    value, low, high = _interval_with_choice(candidates, (), found.score, found.n_train)
+    return Interval(value, max(low, 0.0), min(high, 1.0), found.score)
+
+
+def p_value(found: Interval, n_train: float) -> float:
+    """Two-sided p of no gain, by the interval's own width; NaN where it has none."""
+    from scipy import stats
+
+    n = len(found.draws)
+    if n < MIN_UNITS or not found.high > found.low:
+        return math.nan
+    error = (found.high - found.low) / 2 / stats.t.ppf(0.975, n - 1)
+    return float(2 * stats.t.sf(abs(found.value) / error, n - 1))
+
+
+def _interval_with_choice(
+    ours: Sequence[Candidate], theirs: Sequence[Candidate], score_U: Numbers, n_train: float
+) -> tuple[float, float, float]:
+    from scipy import stats
+
+    n, value = len(score_U), float(score_U.mean())
+    if n < MIN_UNITS:
+        return value, math.nan, math.nan
+    variance = _variance_of_mean(score_U, n_train)
+    if n > MIN_UNITS and len(ours) + len(theirs) > 2:  # without a unit there must be enough left to choose by
+        without_U = _values_without_a_unit(ours) - (_values_without_a_unit(theirs) if theirs else 0.0)
+        jackknife = (n - 1) / n * float(np.square(without_U - without_U.mean()).sum())
+        variance = (variance + jackknife) / 2
+    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt(variance))
+    return value, value - half, value + half
+
+
+def _values_without_a_unit(candidates: Sequence[Candidate]) -> Numbers:
+    """(U,) mean of the choice over all units but one, which has no say in it either."""
+    score_CU, inner_CUU = _stacked(candidates)
+    values = []
+    for unit in range(score_CU.shape[1]):
+        keep = np.arange(score_CU.shape[1]) != unit
+        values.append(_chosen(score_CU[:, keep], inner_CUU[:, keep][:, :, keep]).mean())
+    return np.asarray(values)
+
+
+def _variance_of_mean(score_U: Numbers, n_train: float) -> float:
+    return float(score_U.var(ddof=1) / len(score_U) * (1 + 2 / n_train))
+
+
+def _stacked(candidates: Sequence[Candidate]) -> tuple[Numbers, Numbers]:
+    return np.stack([each.scores.score for each in candidates]), np.stack([each.inner for each in candidates])
+
+
+def _chosen(score_CU: Numbers, inner_CUU: Numbers) -> Numbers:
+    """(U,) score on each unit of what the others choose."""
+    n = score_CU.shape[1]
+    is_other_UU = np.isfinite(inner_CUU).all(axis=0) & ~np.eye(n, dtype=bool)
+    alone = ~is_other_UU.any(axis=1)
+    if alone.any():  # of two units, or inner parts without two classes: the scores of the other units
+        inner_CUU = inner_CUU.copy()
+        inner_CUU[:, alone, :] = score_CU[:, None, :]
+        is_other_UU[alone] = ~np.eye(n, dtype=bool)[alone]
+    n_others_U = is_other_UU.sum(axis=1)
+    known_CUU = np.where(is_other_UU, inner_CUU, 0.0)
+    mean_CU = known_CUU.sum(axis=2) / n_others_U
+    best_U = mean_CU.argmax(axis=0)
+    behind_CU = mean_CU.max(axis=0) - mean_CU
+    difference_CUU = np.where(is_other_UU, known_CUU[best_U, np.arange(n)] - known_CUU - behind_CU[:, :, None], 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # one other unit has no spread: the best alone counts
+        error_CU = np.sqrt(np.square(difference_CUU).sum(axis=2) / np.maximum(n_others_U - 1, 0) / n_others_U)
+        error_CU = np.where(n_others_U > 1, error_CU, 0.0)
+        z_CU = np.where(behind_CU > 0, behind_CU / error_CU, 0.0)
+    weight_CU = np.exp(-SELECTION_SHARPNESS * z_CU)
+    return np.asarray((weight_CU * score_CU).sum(axis=0) / weight_CU.sum(axis=0))
