@@ -27,12 +27,13 @@ from cytolake.line.stages import run_pipeline
 from cytolake.line.training_probe import TrainingProbeConfig
 from cytolake.recipes import build_recipe
 from cytolake.train.evaluation import read_evaluations
+from cytolake.tune.block_search import interval_text
 
 BAR = 0.0
 SCREENS = Path(os.environ.get("CYTOLAKE_REAL_SCREENS", "../shared/data"))
 LABELLED = "cp_plate_row_1ch"
 STEPS, EVALUATE_EVERY = 800, 200
-PROBE = ProbeConfig(label="perturbation", split="well", seeds=(0, 1, 2, 3, 4, 5, 6, 7), include_controls=True)
+PROBE = ProbeConfig(label="perturbation", split="well", include_controls=True)
 
 
 def copy_screens(to: Path) -> None:
@@ -82,12 +83,11 @@ def main() -> int:
         if len(sys.argv) > 1:
             print(f"pictures of reconstructions: {result.run_folder}")
     choice = result.choice
-    print(
-        f"trained: {choice.score:.3f} [{choice.ci_low:.3f}, {choice.ci_high:.3f}] block {choice.block} {choice.pooling}"
-    )
-    for row in (choice.untrained, choice.pixel_statistics):
-        print(f"{row.kind}: {row.score:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]")
-    gain = choice.score - choice.untrained.score
+    print(f"trained: {choice.score:.3f} {interval_text(choice.ci_low, choice.ci_high)} block {choice.block}")
+    untrained = choice.baseline("untrained")
+    for row in choice.baselines:
+        print(f"{row.kind}: {row.score:.3f} {interval_text(row.ci_low, row.ci_high)}")
+    gain = choice.score - (untrained.score if untrained else choice.best_baseline.score)
     print(f"real_screens: figure={gain:.3f} bar={BAR} {'ok' if gain > BAR else 'short'}")
     return 0 if gain > BAR else 1
 

@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.benchmark.split import SPLITS, WITHIN_PLATES
 from cytolake.cli import app
-from cytolake.line import stages
+from cytolake.line import report, stages
 from cytolake.line.config import Line
 from cytolake.line.overrides import apply_overrides
 from cytolake.recipes import build_recipe
-from cytolake.tracking import resolve_alias
-from cytolake.tune.promotion import PromoteBy
+from cytolake.tracking import AliasNotFoundError, resolve_alias
+from cytolake.tune.promotion import NoGainError, PromoteBy
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -40,9 +41,8 @@ SMALL = (
     "pretrain.objective.mae.decoder_width=24",
     "pretrain.steps=4",
     "pretrain.minibatch_size=16",
-    "probe.seeds=[0, 1]",
     "probe.regularisation=[0.1]",
-    "probe.bootstrap_draws=50",
+    "promote_without_gain=four steps train nothing",
     "benchmark.profiles.draws=19",
     "benchmark.profiles.seeds=0",
     "label_curve.train.simulated_per_kind=2",
@@ -69,7 +69,7 @@ def test_the_pipeline_promotes_what_it_chose_and_writes_a_page(line, first):
     assert result.card.representation_id == result.choice.representation_id
     assert resolve_alias(line.tracking.at(line.root), "champion").version == result.card.version
     kinds = set(catalog.table("representations")["kind"].to_pylist())
-    assert kinds == {"trained", "untrained", "pixel_statistics"}
+    assert kinds == {"trained", "untrained", "pixel_statistics", "cell_count"}
     page = result.report.read_text()
     for heading in (
         "Block search",
@@ -82,6 +82,64 @@ def test_the_pipeline_promotes_what_it_chose_and_writes_a_page(line, first):
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", ""), "the page must not load anything from elsewhere"
+
+
+def test_the_page_and_the_printed_text_say_that_no_gain_is_shown_and_why_it_was_promoted(first):
+    result, printed = first
+    page = result.report.read_text(encoding="utf-8")
+    assert result.choice.gain_low is None  # two plates
+    for text in (page, printed):
+        assert "2 plates are too few for an interval, so no gain is shown" in _unwrapped(text)
+    assert "four steps train nothing" in page
+    assert result.card.forced == "four steps train nothing"
+    assert [each.metric for each in result.others] == ["balanced_accuracy", "balanced_accuracy_wells"]
+    assert result.others[-1].split == "batch"
+
+
+def test_without_a_reason_it_is_not_promoted_and_the_page_is_written(line, first):
+    result, _ = _run(dataclasses.replace(line, promote_without_gain="", alias="candidate"))
+    assert result.card is None
+    assert "--force" in result.refusal
+    assert "not promoted, since no gain is shown" in result.report.read_text(encoding="utf-8")
+    with pytest.raises(AliasNotFoundError):
+        resolve_alias(line.tracking.at(line.root), "candidate")
+    with pytest.raises(NoGainError, match="too few for an interval"):
+        stages.promote(
+            dataclasses.replace(line, promote_without_gain="", alias="candidate"), Console(file=io.StringIO())
+        )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_page_claims_what_the_split_allows(line, first, split, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_umap", lambda *_: "")
+    monkeypatch.setattr(report, "_sample_crops", lambda *_: "")
+    result = first[0]
+    inputs = report.ReportInputs(
+        title="t", qc_id="", curation_id="", run_folder=result.run_folder,
+        representation_ids=(result.choice.representation_id,), facts=(), commands=(),
+        choice=dataclasses.replace(result.choice, split=split, unit=split),
+    )  # fmt: skip
+    page = report.write_report(cytolake.catalog.open(line.root), inputs, tmp_path / "page.html").read_text("utf-8")
+    claims_new_plates = "plates that the probe never saw" in page.split("<h2>Pretraining")[0]
+    assert claims_new_plates == (split == "plate")
+    assert ("of plates that the probe saw" in page) == (split in WITHIN_PLATES)
+    assert page.count("<svg") >= 2
+
+
+def test_the_figure_shows_one_protocol_and_one_chosen_block(line, first, tmp_path, monkeypatch):
+    """Scores of another split of the same label are in the table, and not in the figure."""
+    shown = []
+    monkeypatch.setattr(report, "block_curves", lambda rows, *_, **more: shown.append((rows, more)) or "<svg></svg>")
+    result = first[0]
+    inputs = report.ReportInputs(
+        title="t", qc_id="", curation_id="", run_folder=result.run_folder, facts=(), commands=(), choice=result.choice,
+        representation_ids=tuple(cytolake.catalog.open(line.root).table("representations")["representation_id"].to_pylist()),
+    )  # fmt: skip
+    report._block_search(cytolake.catalog.open(line.root), inputs)
+    ((rows, more),) = shown
+    assert len({row["representation_id"] for row in rows}) == len(rows)
+    assert sum(row["kind"] == "pixel_statistics" for row in rows) == 1
+    assert sum(row["representation_id"] == more["chosen_id"] for row in rows) == 1
 
 
 def test_a_second_run_writes_nothing(line, first):
@@ -238,3 +296,7 @@ def run_cli(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(each) for each in arguments])
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def _unwrapped(text: str) -> str:
+    return " ".join(text.split())
