@@ -12,9 +12,10 @@ Letters: M held-out sites, K classes, G groups (plates, or wells of one plate), 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -202,41 +203,62 @@ def detection_task(
     )
 
 
-def score_rows(result: LabelEfficiency, representation_id: str, features_key: str) -> list[dict[str, Any]]:
+def score_rows(
+    result: LabelEfficiency,
+    representation_id: str,
+    protocol_key: str,
+    *,
+    benchmark: str = "",
+    identity: str = "",
+    details: Mapping[tuple[str, int], Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Rows of the table `scores`: one for each seed, and the mean with its interval (seed -1), of every point.
 
     Args:
         result: Of `label_efficiency`.
         representation_id: Of the encoder, where it is one of the catalog; otherwise a name for the features.
-        features_key: How the features were measured; makes the ids of the rows.
+        protocol_key: With the config it makes the protocol: how features were measured, or which sites were labelled.
+        benchmark: Name of the benchmark; `artefact_detector_<head>` where empty.
+        identity: What else makes the ids of the rows.
+        details: Metric and labels of each class to what the row of the mean says more; nan becomes null.
     """
     config = result.config
-    key = content_id(features_key, repr(sorted(asdict(config).items())), *result.classes)
-    benchmark = f"artefact_detector_{config.detector.head}"
+    key = content_id(protocol_key, repr(sorted(asdict(config).items())), *result.classes)
+    parts = (identity,) if identity else ()
     scored_at = datetime.now(UTC)
     rows = []
     for point in result.points:
         label = "artefact_kind" if point.metric in KIND_METRICS else "is_artefact"
         n_classes = len(result.classes) if point.metric in KIND_METRICS else 2
         shared = {
-            "representation_id": representation_id, "benchmark": benchmark, "label": label, "metric": point.metric,
-            "split": result.unit, "n_train": point.n_train, "n_test": point.n_test, "n_classes": n_classes,
-            "alignment": "none", "protocol": key, "details": None, "scored_at": scored_at,
+            "representation_id": representation_id, "label": label, "metric": point.metric, "split": result.unit,
+            "benchmark": benchmark or f"artefact_detector_{config.detector.head}", "n_train": point.n_train,
+            "n_test": point.n_test, "n_classes": n_classes, "alignment": "none", "protocol": key,
+            "scored_at": scored_at,
         }  # fmt: skip
-        of_seeds: list[tuple[int, float, float | None, float | None, str]] = [
-            (seed, value, None, None, ",".join(result.held_out[seed])) for seed, value in point.of_seed.items()
+        of_seeds: list[tuple[int, float, float | None, float | None, str, str | None]] = [
+            (seed, value, None, None, ",".join(result.held_out[seed]), None) for seed, value in point.of_seed.items()
         ]
         ends = (None, None) if math.isnan(point.low) else (point.low, point.high)
-        of_seeds.append((-1, point.value, *ends, f"{len(point.of_seed)} splits"))
+        said = (details or {}).get((point.metric, point.n_labels))
+        text = None if said is None else json.dumps(_without_nan(said), sort_keys=True)
+        of_seeds.append((-1, point.value, *ends, f"{len(point.of_seed)} splits", text))
         rows += [
             shared
             | {
-                "score_id": content_id("score", representation_id, key, point.metric, point.n_labels, seed),
-                "seed": seed, "value": value, "ci_low": low, "ci_high": high, "held_out": held_out,
+                "score_id": content_id("score", representation_id, key, *parts, point.metric, point.n_labels, seed),
+                "seed": seed, "value": value, "ci_low": low, "ci_high": high, "held_out": held_out, "details": text,
             }
-            for seed, value, low, high, held_out in of_seeds
+            for seed, value, low, high, held_out, text in of_seeds
         ]  # fmt: skip
     return rows
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @dataclass(frozen=True, slots=True)

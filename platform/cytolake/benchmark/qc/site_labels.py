@@ -20,6 +20,7 @@ from cytolake.catalog.tables import Catalog
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
 OUT_OF_FOCUS = "defocus"
+_COLUMNS = ("site_id", "well_id", "plate_id", "screen", "site", "z", "channels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ def people_labels(catalog: Catalog) -> Plan:
 
 
 def plate_map_labels(catalog: Catalog, column: str, n_normal: int) -> Plan:
-    """Labels from a column of the plate map that says what spoils a well; empty is normal.
+    """Labels from a column of the plate map that says what spoils a well.
+
+    In a screen whose plate map has the column, a well without an entry is normal.
 
     Where the plate map has a column `<column>_site` too, it names the spoilt site of the well, or `all`.
 
@@ -65,11 +68,10 @@ def plate_map_labels(catalog: Catalog, column: str, n_normal: int) -> Plan:
     Raises:
         CatalogError: No plate map has the column.
     """
-    wells = {
-        row["well_id"]: json.loads(row["annotations"] or "{}")
-        for row in catalog.sql("SELECT well_id, annotations FROM wells").to_pylist()
-    }
-    if not any(column in said for said in wells.values()):
+    rows = catalog.sql("SELECT well_id, screen, annotations FROM wells").to_pylist()
+    wells = {row["well_id"]: json.loads(row["annotations"] or "{}") for row in rows}
+    screens = {row["screen"] for row in rows if column in wells[row["well_id"]]}
+    if not screens:
         known = sorted({name for said in wells.values() for name in said})
         raise CatalogError(
             f"{catalog.place}: no plate map has the column {column!r}. There are: {', '.join(known) or 'none'}. Name "
@@ -77,10 +79,10 @@ def plate_map_labels(catalog: Catalog, column: str, n_normal: int) -> Plan:
         )
     labels = {}
     for row in _sites(catalog):
-        said = wells.get(row["well_id"], {})
-        if column in said:
-            of_site = str(said.get(f"{column}_site") or "all")
-            labels[row["site_id"]] = str(said[column]) if said[column] and of_site in ("all", row["site"]) else NORMAL
+        if row["screen"] in screens:
+            said = wells.get(row["well_id"], {})
+            is_meant = said.get(f"{column}_site", "all") in ("all", row["site"])
+            labels[row["site_id"]] = (said.get(column) if is_meant else "") or NORMAL
     return _labelled(catalog, labels, n_normal)
 
 
@@ -159,7 +161,7 @@ def joined(*plans: Plan) -> Plan:
 
 def _sites(catalog: Catalog) -> list[dict[str, Any]]:
     """Rows of all sites, in the order in which a plate's sites are drawn."""
-    rows = catalog.table("sites", columns=["site_id", "well_id", "plate_id", "site", "z", "channels"]).to_pylist()
+    rows = catalog.table("sites", columns=list(_COLUMNS)).to_pylist()
     return sorted(rows, key=lambda row: site_order(row["site_id"]))
 
 
