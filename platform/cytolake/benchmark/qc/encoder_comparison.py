@@ -195,29 +195,56 @@ def compare_encoders(
         ValueError: Too few labels of a class, or of plates (or wells), for any split.
         ScreenError, FeatureError, CheckpointError: A site or an encoder that cannot be read.
     """
-    plan = comparison_plan(catalog, config)
-    store = catalog.root / FEATURE_FOLDER
-    measured: dict[str, LabelledSites] = {}
+    plan, measured = comparison_plan(catalog, config), {}
     for encoder in encoders:
         measured[encoder.label] = measure_plan(
-            catalog, plan, encoder.features, _named(progress, f"sites measured by {encoder.label}"), store
+            catalog,
+            plan,
+            encoder.features,
+            _named(progress, f"sites measured by {encoder.label}"),
+            catalog.root / FEATURE_FOLDER,
         )
+    planned = sorted((site.site_id, site.label, repr(site.spoiling)) for sites in plan.values() for site in sites)
+    plan_id = content_id("qc_plan", *(part for site in planned for part in site))
+    return compare_measured(encoders, measured, plan_id, config, progress)
+
+
+def compare_measured(
+    encoders: Sequence[ComparedEncoder],
+    measured: Mapping[str, LabelledSites],
+    plan_id: str,
+    config: EncoderComparisonConfig,
+    progress: Progress | None = None,
+) -> EncoderComparison:
+    """Compare encoders on sites that are measured already.
+
+    Args:
+        encoders: Pixel statistics first.
+        measured: Label of each encoder to its features of the sites: the same sites, in the same order.
+        plan_id: Digest of the sites and their labels.
+        config: Heads and splits.
+        progress: Called with the heads that are fitted.
+
+    Raises:
+        ValueError: Too few labels of a class, or of plates (or wells), for any split.
+    """
+    first = measured[encoders[0].label]
+    names = [(encoder.label, head) for encoder in encoders for head in config.heads]
+    by_plate = len(set(first.plates)) > 1
     tasks = [
-        (_alone(measured[encoder.label], encoder), len(plan) > 1, head, config)
+        (_alone(measured[encoder.label], encoder), by_plate, head, config)
         for encoder in encoders
         for head in config.heads
     ]
     curves = run_tasks(_curve, tasks, len(tasks), "heads fitted", progress)
-    names = [(encoder.label, head) for encoder in encoders for head in config.heads]
-    planned = sorted((site.site_id, site.label, repr(site.spoiling)) for sites in plan.values() for site in sites)
     return EncoderComparison(
         config=config,
         encoders=tuple(encoders),
         curves=dict(zip(names, curves, strict=True)),
         features_keys={name: sites.features_key for name, sites in measured.items()},
-        plan_id=content_id("qc_plan", *(part for site in planned for part in site)),
-        n_of_label=dict(Counter(site.label for sites in plan.values() for site in sites)),
-        n_plates=len(plan),
+        plan_id=plan_id,
+        n_of_label=dict(Counter(example.label for example in first.examples)),
+        n_plates=len(set(first.plates)),
     )
 
 

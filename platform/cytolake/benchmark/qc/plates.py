@@ -198,7 +198,7 @@ def _entry(site_id: str, spoiling: Spoiling | None) -> str:
 def _file_name(catalog: Catalog, plate_id: str, config: FeatureConfig, extractors: Sequence[FeatureExtractor]) -> str:
     keys = [extractor.key for extractor in extractors]
     content = catalog.plate_content("sites", plate_id)
-    return content_id("qc_features", *keys, str(config.reference_sites), plate_id, str(content)) + ".npz"
+    return content_id("qc_features", *keys, str(config.reference_sites), plate_id, str(content)) + ".safetensors"
 
 
 @lru_cache(maxsize=2)
