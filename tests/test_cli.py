@@ -136,6 +136,37 @@ def test_qc_from_verdicts_to_a_detector_of_its_own_labels(root, tmp_path):
     assert "no such file" in run("qc", "judge", "--detector", tmp_path / "none", "--root", root, code=2)
 
 
+def test_encoders_are_compared_with_pixel_statistics(root, tmp_path):
+    table = tmp_path / "scores.csv"
+    few = ["--set", "curve.seeds=[0, 1]", "--set", "curve.labels_per_class=[1, 2]", "--set", "curve.n_resamples=20"]
+    options = [
+        "--labels",
+        "plate_map",
+        "--head",
+        "knn",
+        "--head",
+        "mahalanobis",
+        *few,
+        "--table",
+        table,
+        "--root",
+        root,
+    ]
+    said = run("qc", "compare-encoders", "test_vit", *options)
+    assert "2 plates are too few for an interval, so no encoder is shown to beat pixel statistics" in said
+    page = (root / "report" / "qc_encoders.html").read_text()
+    assert "test_vit (untrained)" in page
+    rows = pd.read_csv(table)
+    assert set(rows["encoder"]) == {"statistics", "test_vit (untrained)"}
+    assert set(rows["head"]) == {"knn", "mahalanobis"}
+    scores = cytolake.catalog.open(root).table("scores", where="benchmark = 'qc_encoders'")
+    assert f"{scores.num_rows:,} scores in the scores table" in said
+    assert "found no model of timm" in run("qc", "compare-encoders", "nothing", *options, code=2)
+    assert "expected .csv or .parquet" in run(
+        "qc", "compare-encoders", "test_vit", *options, "--table", tmp_path / "scores.txt", code=2
+    )
+
+
 def test_curations_are_listed_and_compared_and_their_packs_verified(root, screens, local_ray):
     settings = ["--recipe", "real_screens", "--set", f"root={root}", "--set", "pack.shard_mb=1"]
     run("curate", *settings)

@@ -636,6 +636,47 @@ def qc_efficiency(
     console.print(str(path))
 
 
+@qc.command("compare-encoders")
+def qc_compare_encoders(
+    encoder: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ENCODER...", help="resnet18, resnet18=WEIGHTS, encoder.safetensors, champion, a model_id."
+        ),
+    ],
+    labels: Annotated[
+        Literal["people", "plate_map", "focus", "simulated"],
+        typer.Option(help="Where labels are from: qc_labels, a plate-map column, focal planes, or artefacts put in."),
+    ] = "people",
+    head: Annotated[
+        list[str] | None, typer.Option(help="Head; may be repeated, the first is that of the result. All by default.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Of EncoderComparisonConfig: --set curve.seeds=0,1,2."),
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="The page; report/qc_encoders.html of the root by default.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write every score to this .csv or .parquet file.")] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Compare encoders as eyes of the artefact detector with pixel statistics, on plates held out.
+
+    Pixel statistics are always in it. A model of timm without a weights file has random weights and is called
+    untrained; nothing is downloaded. An encoder of ours comes with its untrained counterpart.
+    """
+    from cytolake.line.encoder_comparison import run_comparison
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told(), ray_session(RayConfig()), stage_progress("compare", console) as report:
+        options = [f"labels={labels}", *([f"heads={','.join(head)}"] if head else []), *(set_ or [])]
+        written = run_comparison(cytolake.catalog.open(root), encoder, options, page, table, report)
+    Console(width=None if sys.stdout.isatty() else 160).print(written.text)
+    console.print(escape(written.headline))
+    for note in written.notes:
+        console.print(f"  [dim]{escape(note)}[/]")
+    console.print(f"{written.n_scores:,} scores in the scores table; page {escape(str(written.page))}")
+
+
 @curation.command("list")
 def curation_list(root: Root = DEFAULT_ROOT) -> None:
     """List the curations of a catalog, newest first."""

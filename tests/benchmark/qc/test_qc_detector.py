@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from cytolake.benchmark.qc.detector import (
     ARTEFACT,
+    HEADS,
+    ONE_CLASS,
     ArtefactDetector,
     DetectorConfig,
     DetectorError,
@@ -23,7 +25,6 @@ FEATURES = tuple(f"f{i}" for i in range(12))
 N_CHANNELS = 4
 KINDS = {"blur": (slice(0, 4), 6.0), "bright": (slice(4, 9), 8.0), "dim": (slice(4, 9), -8.0)}
 """Which features a kind moves, and by how much: `bright` and `dim` go opposite ways."""
-HEADS = ("logistic", "knn", "mahalanobis", "knn_distance")
 
 
 def example(
@@ -70,7 +71,7 @@ def test_a_detector_of_labels_without_meaning_finds_nothing(head):
     assert abs(roc_auc_score([i % 2 for i in range(400)], found) - 0.5) < 0.1
 
 
-@pytest.mark.parametrize("head", ["logistic", "knn"])
+@pytest.mark.parametrize("head", ["logistic", "svm", "knn"])
 def test_it_says_which_channel_failed_though_labels_were_of_whole_sites(head, held_out):
     verdicts = fit(head, n=25).predict([each.deviations for each in held_out])
     spoilt = [(v, each) for v, each in zip(verdicts, held_out, strict=True) if each.label != "normal"]
@@ -78,7 +79,7 @@ def test_it_says_which_channel_failed_though_labels_were_of_whole_sites(head, he
     assert np.mean(right) > 0.95
 
 
-@pytest.mark.parametrize("head", ["logistic", "knn"])
+@pytest.mark.parametrize("head", ["logistic", "svm", "knn"])
 def test_it_says_what_is_wrong_and_tells_too_bright_from_too_dim(head, held_out):
     detector = fit(head, n=25)
     assert detector.classes == ("normal", "blur", "bright", "dim")
@@ -143,7 +144,7 @@ def test_distances_are_mahalanobis_ones():
     np.testing.assert_array_equal(verdict.artefact_of_channels > 0.5, is_beyond)
 
 
-@pytest.mark.parametrize("head", ["mahalanobis", "knn_distance"])
+@pytest.mark.parametrize("head", ONE_CLASS)
 def test_one_class_heads_never_look_at_a_spoilt_site_and_fail_few_normal_ones(head):
     told = examples(60)
     with_spoilt = ArtefactDetector.fit(told, FEATURES, DetectorConfig(head=head))
@@ -154,7 +155,7 @@ def test_one_class_heads_never_look_at_a_spoilt_site_and_fail_few_normal_ones(he
     assert np.mean(without.artefact_probabilities(normal) > 0.5) < 0.08
 
 
-@pytest.mark.parametrize("head", ["logistic", "knn"])
+@pytest.mark.parametrize("head", ["logistic", "svm", "knn"])
 def test_prevalence_moves_probabilities_and_not_their_order(head, held_out):
     sites = [each.deviations for each in held_out]
     rare, common = (fit(head, prevalence=p, is_binary=True).artefact_probabilities(sites) for p in (0.01, 0.5))

@@ -8,7 +8,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from cytolake.benchmark.qc.detector import ArtefactDetector, Example
 from cytolake.benchmark.qc.encoders import (
+    UNTRAINED,
     EncoderFeatures,
     FeatureConfig,
     FeatureError,
@@ -17,7 +19,7 @@ from cytolake.benchmark.qc.encoders import (
     features_key,
     features_of_key,
 )
-from cytolake.benchmark.qc.features import feature_names, measure_sites, plate_scale
+from cytolake.benchmark.qc.features import feature_names, measure_sites, plate_reference, plate_scale
 from cytolake.models import Encoder, save_encoder
 from cytolake.models.checkpoints import CheckpointError
 from cytolake.models.config import ModelConfig
@@ -69,6 +71,66 @@ def test_a_timm_model_sees_each_channel_as_a_grey_image(sites, weights):
     assert len(extractor.names) == found.shape[1]
 
 
+HEADS = {
+    "resnet18": 512,
+    "vgg11": 4096,  # two hidden layers before the classifier; num_features says 512
+    "mobilenetv3_small_100": 1024,  # one; num_features says 576
+    "convnext_atto": 320,
+    "vit_tiny_patch16_224": 192,
+}
+
+
+@pytest.mark.parametrize(("name", "width"), HEADS.items())
+def test_a_timm_model_has_as_many_features_as_its_classifier_has_inputs(name, width, sites):
+    extractor = TimmFeatures(name, UNTRAINED, windows_per_side=1)
+    found = measure(extractor, sites[0][:1], STAINS[:1])
+    assert found.shape == (1, len(extractor.names)) == (1, width)
+    classifier = timm.create_model(name, pretrained=False).get_classifier()
+    assert classifier.in_features == width
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vgg11"])
+def test_a_detector_is_fitted_to_what_a_timm_model_gives(name, sites):
+    extractors = build_extractors(FeatureConfig(statistics=False, timm_model=name, timm_weights=UNTRAINED))
+    pixels = [site[:1] for site in sites]
+    raw = measure_sites(pixels, [STAINS[:1]] * 2, extractors, plate_scale(pixels, [STAINS[:1]] * 2))
+    reference = plate_reference(raw)
+    examples = [Example(reference.deviations(each), label) for each, label in zip(raw, ("normal", "blur"), strict=True)]
+    detector = ArtefactDetector.fit(examples, feature_names(extractors))
+    assert np.isfinite(detector.artefact_probabilities([each.deviations for each in examples])).all()
+
+
+def test_a_model_of_one_plane_is_given_one(sites, monkeypatch):
+    create = timm.create_model
+
+    def of_one_plane(name, **settings):
+        model = create(name, in_chans=1, **settings)
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 160, 160)}
+        return model
+
+    monkeypatch.setattr(timm, "create_model", of_one_plane)
+    extractor = TimmFeatures(MODEL, UNTRAINED)
+    assert measure(extractor, sites[0]).shape == (3, len(extractor.names))
+
+
+def test_untrained_weights_are_the_same_whatever_was_drawn_before(sites):
+    torch.manual_seed(1)
+    first = TimmFeatures(MODEL, UNTRAINED)
+    torch.manual_seed(2)
+    again = TimmFeatures(MODEL, UNTRAINED)
+    assert first.key == again.key
+    np.testing.assert_array_equal(measure(first, sites[0]), measure(again, sites[0]))
+
+
+def test_weights_of_torch_and_of_safetensors_are_the_same_weights(sites, weights, tmp_path):
+    state = timm.models.load_state_dict(str(weights))
+    expected = measure(TimmFeatures(MODEL, weights), sites[0])
+    for saved in (state, {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}):
+        path = tmp_path / "model.pth"
+        torch.save(saved, path)
+        np.testing.assert_array_equal(measure(TimmFeatures(MODEL, path), sites[0]), expected)
+
+
 def test_more_windows_are_averaged_and_a_small_site_is_enlarged(sites, weights):
     four = measure(TimmFeatures(MODEL, weights, windows_per_side=2), sites[0])
     one = TimmFeatures(MODEL, weights, windows_per_side=1)
@@ -85,8 +147,12 @@ def test_weights_that_cannot_be_used_are_refused_with_what_to_do(weights, tmp_pa
         TimmFeatures("resnet_of_mine", weights)
     with pytest.raises(FeatureError, match="no such file"):
         TimmFeatures(MODEL, tmp_path / "none.safetensors")
-    with pytest.raises(FeatureError, match=r"weights of another model: \d+ of \d+ differ, first"):
+    with pytest.raises(FeatureError, match=r"weights of another model: \d+ of \d+ differ, first.*differ: blocks\.0"):
         TimmFeatures("test_vit", weights)
+    code = tmp_path / "code.pth"
+    torch.save({"model": FeatureConfig()}, code)  # an object, whose loading would run code
+    with pytest.raises(FeatureError, match="not a file of weights alone"):
+        TimmFeatures(MODEL, code)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(FeatureError, match="not a whole safetensors file"):

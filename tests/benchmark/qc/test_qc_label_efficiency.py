@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
 
@@ -10,15 +9,18 @@ from sklearn import metrics
 
 from cytolake.benchmark.qc import label_efficiency as qc_label_efficiency
 from cytolake.benchmark.qc.detector import ArtefactDetector, DetectorConfig, Example
-from cytolake.benchmark.qc.label_efficiency import (
+from cytolake.benchmark.qc.detector_scores import (
     BINARY_METRICS,
     KIND_METRICS,
+    binary_scores,
+    few_groups_interval,
+    kind_scores,
+)
+from cytolake.benchmark.qc.label_efficiency import (
     LabelEfficiency,
     LabelEfficiencyConfig,
-    binary_scores,
-    kind_scores,
+    detection_task,
     label_efficiency,
-    label_efficiency_svg,
     score_rows,
 )
 from cytolake.catalog.declared import table_contract
@@ -77,6 +79,69 @@ def test_the_scores_of_kinds_are_scikit_learns():
     assert found["macro_f1_of_kinds"] == pytest.approx(
         metrics.f1_score(label, taken, average="macro", sample_weight=weight)
     )
+
+
+def test_all_resamples_at_once_score_as_one_after_the_other():
+    rng = np.random.default_rng(3)
+    probability, is_spoilt, label, taken = (
+        rng.random(40),
+        rng.random(40) < 0.3,
+        rng.integers(0, 3, 40),
+        rng.integers(0, 3, 40),
+    )
+    weight = rng.integers(0, 3, (6, 40)).astype(float)
+    weight[4, is_spoilt] = 0
+    together = binary_scores(probability, is_spoilt, weight, 0.5) | kind_scores(taken, label, weight)
+    for r, row in enumerate(weight):
+        for name, value in (binary_scores(probability, is_spoilt, row, 0.5) | kind_scores(taken, label, row)).items():
+            np.testing.assert_allclose(together[name][r], value, err_msg=name)
+    assert np.isnan(together["auroc"]).tolist() == [False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("n_plates", [3, 4, 8])
+def test_intervals_of_few_plates_hold_in_95_of_100_screens(n_plates):
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n_plates, np.full(n_plates, 1 / n_plates), 300) / n_plates
+    n_screens, n_inside = 600, 0
+    for _ in range(n_screens):
+        of_plate = 0.7 + 0.05 * rng.standard_normal(n_plates)
+        low, high = few_groups_interval(of_plate.mean(), drawn @ of_plate, n_plates)
+        n_inside += low <= 0.7 <= high
+    assert 0.92 < n_inside / n_screens < 0.98  # 3 sd of a share of 600 are 0.027
+
+
+def test_two_plates_give_no_interval_and_none_leaves_its_bounds():
+    assert np.isnan(few_groups_interval(0.9, np.array([0.8, 1.0]), 2)).all()
+    assert few_groups_interval(0.9, np.array([0.5, 1.0, 0.9]), 3) == (0.0, 1.0)
+
+
+def test_wells_are_held_out_by_class():
+    labels = ["normal"] * 8 + ["defocus"] * 15
+    wells = [f"W{i}" for i in [*range(8), *range(7, 22)]]  # W7 is imaged in focus and out of it
+    task = detection_task(labels, wells, LabelEfficiencyConfig(detector=DetectorConfig(is_binary=True)), "well")
+    assert len(task.splits) == 10
+    for split in task.splits:
+        train = {wells[i] for order in split.orders for i in order}
+        assert not train & set(split.held_out)
+        n_normal = sum(labels[i] == "normal" for i in split.test)
+        assert n_normal in (4, 5)
+        assert task.most_labels(split) in (3, 4)
+
+
+def test_kinds_and_plates_have_scores_of_their_own_also_where_the_detector_is_binary():
+    found, plates = screen(n_each=20)
+    config = LabelEfficiencyConfig(
+        labels_per_class=(20,), seeds=tuple(range(6)), n_resamples=30, detector=DetectorConfig(is_binary=True)
+    )
+    curve = label_efficiency(found, plates, FEATURES, config)
+    assert set(curve.of_kind) == {"blur", "noise"}
+    assert set(curve.of_group) == set(plates)
+    assert curve.n_groups == 4
+    both = np.mean([point.value for point in curve.of_kind.values()])
+    assert curve.curve("auroc")[0].value == pytest.approx(both, abs=0.01)  # kinds are as frequent as each other
+    only_noise = [example for example in found if example.label != "blur"]
+    where = [plate for plate, example in zip(plates, found, strict=True) if example.label != "blur"]
+    assert set(label_efficiency(only_noise, where, FEATURES, config).of_kind) == {"noise"}
 
 
 def test_calibration_is_0_where_frequencies_are_as_told_and_the_gap_elsewhere():
@@ -181,27 +246,7 @@ def test_rows_fit_the_table_of_scores_and_have_ids_of_their_own(result):
     assert all(row["ci_low"] <= row["ci_high"] for row in means)
 
 
-def test_the_drawing_is_an_svg_that_takes_the_pages_colour_and_escapes_names(result):
-    drawn = label_efficiency_svg({"a < b & c": result, "second": result}, "auprc")
-    root = ElementTree.fromstring(drawn)
-    assert root.tag == "svg"
-    assert root.get("fill") == "currentColor"
-    texts = [element.text for element in root.iter("text")]
-    assert "a < b & c" in texts
-    assert {"1", "5", "20"} <= set(texts)
-    circles = list(root.iter("circle"))
-    assert len(circles) == 6
-    heights = [float(circle.get("cy")) for circle in circles[:3]]
-    values = [point.value for point in result.curve("auprc")]
-    assert np.argsort(heights).tolist() == np.argsort([-value for value in values]).tolist()
-    assert all(0 <= float(circle.get("cy")) <= 320 and 0 <= float(circle.get("cx")) <= 560 for circle in circles)
-
-
-def test_what_cannot_be_drawn_or_measured_is_refused(result):
-    with pytest.raises(ValueError, match="no metric 'speed'"):
-        label_efficiency_svg({"a": result}, "speed")
-    with pytest.raises(ValueError, match="0 curves"):
-        label_efficiency_svg({})
+def test_what_cannot_be_measured_is_refused():
     found, plates = screen()
     with pytest.raises(ValueError, match=r"sites of 1 plate \(P\)"):
         label_efficiency(found, ["P"] * len(found), FEATURES)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.benchmark.qc.labelled_screen import ingest_screen
 
 import cytolake.catalog
 from cytolake.benchmark.qc import learned as qc_learned
@@ -23,19 +24,11 @@ from cytolake.benchmark.qc.learned import (
 from cytolake.benchmark.qc.plates import PlateSites, Spoiling
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.curation.rules import QcStep
-from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
 from cytolake.catalog.qc.labels import read_label_sheet
 from cytolake.models import Encoder, save_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
-from cytolake.screens.sources import ScreenSource, list_plates
 
-SCREEN = SimulatedScreen(
-    n_plates=3, n_batches=1, n_pathways=1, genes_per_pathway=2, n_compounds=0, n_positive_controls=0,
-    sites_per_well=1, site_size_px=64, artefact_share=0.25, seed=11,
-)  # fmt: skip
 SAID = {"blur": "defocus"}
 """What a person calls an artefact of the simulated screen, where the names differ."""
 FEATURES = FeatureConfig(reference_sites=8)
@@ -46,13 +39,7 @@ CONFIG = QcTrainConfig(features=FEATURES)
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog of three plates of twelve sites, a quarter of them spoilt, and a sheet that says so for two plates."""
     root = tmp_path_factory.mktemp("learned")
-    simulate_screen(SCREEN, root / "screens")
-    catalog, config = cytolake.catalog.open(root / "catalog", create=True), IngestConfig(crop_size=32)
-    for plate in list_plates(ScreenSource(screen="simulated", path=str(root / "screens" / "simulated"))):
-        staging = staging_of(catalog, plate, content_hash(plate), config)
-        for site in plate.sites:  # one of each well
-            stage_well(staging, [site], plate.batch, config.crop_size)
-        commit_plate(catalog, plate, content_hash(plate), config)
+    catalog = ingest_screen(root)
     with (root / "screens" / "simulated" / "platemap.csv").open() as file:
         artefacts = {(row["plate"], row["well"]): row["artefact"] for row in csv.DictReader(file)}
     with (root / "labels.csv").open("w") as file:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,16 +26,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
+from cytolake.benchmark.qc.heads import (
+    beyond,
+    class_logits,
+    fit_classes,
+    fit_one_class,
+    one_class_distance,
+    softmax,
+)
 from cytolake.catalog.qc.labels import NORMAL
 
 Numbers = NDArray[np.float64]
-Head = Literal["logistic", "knn", "mahalanobis", "knn_distance"]
-ONE_CLASS: tuple[str, ...] = ("mahalanobis", "knn_distance")
+Head = Literal["logistic", "svm", "knn", "mahalanobis", "knn_distance", "isolation_forest"]
+HEADS: tuple[str, ...] = get_args(Head)
+ONE_CLASS: tuple[str, ...] = ("mahalanobis", "knn_distance", "isolation_forest")
 ARTEFACT = "artefact"
-"""The one class beside normal of a binary or one-class detector."""
+"""The one class of a binary or one-class detector that is not normal."""
 
 _KIND, _VERSION = "cytolake-artefact-detector", "1"
-_MIN_SITES_TO_CHOOSE = 5  # fewer labels of a class cannot say which strength is best
 
 
 class DetectorError(ValueError):
@@ -48,13 +55,14 @@ class DetectorConfig:
     """How the head is fitted."""
 
     head: Head = "logistic"
-    """`logistic`: multinomial regression. `knn`: votes of the nearest labelled channels. Two need sound sites only:
-    `mahalanobis`, the distance under a covariance shrunk after Ledoit and Wolf 2004, and `knn_distance`."""
+    """`logistic`: multinomial regression. `svm`: a linear support vector machine for each class. `knn`: votes of the
+    nearest labelled channels. Three need sound sites only: `mahalanobis`, the distance under a covariance shrunk after
+    Ledoit and Wolf 2004; `knn_distance`; `isolation_forest`, after Liu et al. 2008."""
     is_binary: bool = False
-    """Tell normal from spoilt, and no kinds."""
+    """Separate normal from spoilt, and no kinds."""
     strengths: tuple[float, ...] = (0.003, 0.03, 0.3)
-    """Inverse strengths of the logistic head's L2 penalty. One is chosen by cross-validation where every class has at
-    least 5 labelled sites; the middle one is taken elsewhere."""
+    """Inverse strengths of the L2 penalty of the linear heads. One is chosen by cross-validation where every class has
+    at least 5 labelled sites; the middle one is taken elsewhere."""
     n_neighbours: int = 5
     """Of `knn` and `knn_distance`."""
     prevalence: float = 0.03
@@ -68,7 +76,7 @@ class DetectorConfig:
             if not is_good:
                 raise ValueError(f"detector.{name}: found {getattr(self, name)!r}, expected {expected}.")
 
-        check("head", self.head in get_args(Head), f"one of {', '.join(get_args(Head))}")
+        check("head", self.head in HEADS, f"one of {', '.join(HEADS)}")
         check("strengths", bool(self.strengths) and min(self.strengths) > 0, "one or more numbers above 0")
         check("n_neighbours", self.n_neighbours >= 1, "1 or more")
         check("prevalence", 0 < self.prevalence < 1, "between 0 and 1")
@@ -169,7 +177,7 @@ class ArtefactDetector:
             normal_MD = _squeeze(np.concatenate([example.deviations for example in normal]))
             normal_site_M = np.repeat(np.arange(len(normal)), [len(example.deviations) for example in normal])
             if is_one_class:
-                arrays = _fit_one_class(normal_MD, normal_site_M, config)
+                arrays = fit_one_class(normal_MD, normal_site_M, config)
                 return cls(config, (NORMAL, ARTEFACT), tuple(features), features_key, arrays)
             rows, labels, sites = [normal_MD], [NORMAL] * len(normal_MD), [*normal_site_M.tolist()]
             limit = float(np.quantile(_remoteness(normal_MD), 0.99))
@@ -186,16 +194,7 @@ class ArtefactDetector:
                 )
             label_M = np.array([classes.index(label) for label in labels])
             train_MD, site_M = np.concatenate(rows), np.array(sites)
-            if config.head == "logistic":
-                arrays = _fit_logistic(train_MD, label_M, site_M, config)
-            else:
-                mean, scale = _mean_and_scale(train_MD)
-                arrays = {
-                    "mean": mean,
-                    "scale": scale,
-                    "train": (train_MD - mean) / scale,
-                    "label": label_M.astype(float),
-                }
+            arrays = fit_classes(train_MD, label_M, site_M, config)
         return cls(config, classes, tuple(features), features_key, arrays)
 
     def predict(self, sites: Sequence[Numbers]) -> list[Verdict]:
@@ -294,18 +293,12 @@ class ArtefactDetector:
         """(M, K) probabilities."""
         arrays, config = self._arrays, self.config
         if config.head in ONE_CLASS:
-            distance = _one_class_distance(channels_MD, arrays, config)
-            return _beyond(distance, float(arrays["limit"][0]))
-        values_MD = _both_sides(channels_MD) if config.head == "logistic" else channels_MD
-        scaled = (values_MD - arrays["mean"]) / arrays["scale"]
-        if config.head == "logistic":
-            logits = scaled @ arrays["weight"].T + arrays["bias"]
-        else:
-            logits = np.log(_votes(scaled, arrays["train"], arrays["label"].astype(int), len(self.classes), config))
+            return beyond(one_class_distance(channels_MD, arrays, config), float(arrays["limit"][0]))
+        logits = class_logits(channels_MD, arrays, len(self.classes), config)
         # Training saw every class equally often (weights), plates do not: Bayes' rule with the other prior.
         n_kinds = len(self.classes) - 1
         logits = logits + np.log([1 - config.prevalence, *[config.prevalence / n_kinds] * n_kinds])
-        return _softmax(logits)
+        return softmax(logits)
 
 
 def _verdict(channel_CK: Numbers) -> Verdict:
@@ -322,11 +315,6 @@ def _squeeze(deviations_MD: Numbers) -> Numbers:
     return np.asarray(np.arcsinh(deviations_MD))
 
 
-def _both_sides(squeezed_MD: Numbers) -> Numbers:
-    """Numbers and their sizes: a linear head can then fail what is too low and what is too high."""
-    return np.concatenate([squeezed_MD, np.abs(squeezed_MD)], axis=1)
-
-
 def _remoteness(squeezed_MD: Numbers) -> Numbers:
     """(M,) how far a channel is from its plate; the fourth power lets one feature speak, as a seam does."""
     return np.asarray((squeezed_MD**4).mean(axis=1) ** 0.25)
@@ -336,118 +324,6 @@ def _spoilt_channels(squeezed_CD: Numbers, limit: float) -> NDArray[np.bool_]:
     """(C,) channels farther from their plate than 99 in 100 of normal sites, and the farthest in any case."""
     remoteness = _remoteness(squeezed_CD)
     return np.asarray((remoteness > limit) | (remoteness == remoteness.max()))
-
-
-def _mean_and_scale(values_MD: Numbers) -> tuple[Numbers, Numbers]:
-    mean, sd = values_MD.mean(axis=0), values_MD.std(axis=0)
-    return mean, np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)  # a constant feature has no say
-
-
-def _fit_logistic(
-    train_MD: Numbers, label_M: NDArray[np.intp], site_M: NDArray[np.intp], config: DetectorConfig
-) -> dict[str, Numbers]:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    both = _both_sides(train_MD)
-    n_sites = min(len(np.unique(site_M[label_M == label])) for label in np.unique(label_M))
-    chosen = sorted(config.strengths)[len(config.strengths) // 2]
-    if n_sites >= _MIN_SITES_TO_CHOOSE and len(config.strengths) > 1:
-        folds = StratifiedGroupKFold(3, shuffle=True, random_state=0)
-        losses = dict.fromkeys(config.strengths, 0.0)
-        for fit_on, score_on in folds.split(both, label_M, site_M):
-            if len(np.unique(label_M[fit_on])) < len(np.unique(label_M)):
-                continue
-            weight_S = 1 / np.bincount(label_M)[label_M[score_on]]
-            for strength in config.strengths:
-                fitted = _logistic(both[fit_on], label_M[fit_on], strength)
-                scaled = (both[score_on] - fitted["mean"]) / fitted["scale"]
-                probability = _softmax(scaled @ fitted["weight"].T + fitted["bias"])
-                at_label = np.maximum(probability[np.arange(len(score_on)), label_M[score_on]], 1e-12)
-                losses[strength] -= float(weight_S @ np.log(at_label))
-        chosen = min(sorted(losses), key=lambda strength: losses[strength])
-    return _logistic(both, label_M, chosen)
-
-
-def _logistic(both_MD: Numbers, label_M: NDArray[np.intp], strength: float) -> dict[str, Numbers]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    mean, scale = _mean_and_scale(both_MD)
-    model = LogisticRegression(C=strength, max_iter=500, class_weight="balanced")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a fit cut short by the limit is still one with a penalty
-        model.fit((both_MD - mean) / scale, label_M)
-    weight, bias = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
-    if len(weight) == 1:  # two classes: scikit-learn keeps only the second's log odds
-        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
-    return {"mean": mean, "scale": scale, "weight": weight, "bias": bias}
-
-
-def _votes(
-    scaled_MD: Numbers, train_ND: Numbers, label_N: NDArray[np.intp], n_classes: int, config: DetectorConfig
-) -> Numbers:
-    """(M, K) share of the votes, near neighbours counting more; a class votes as if all had as many examples."""
-    distance, nearest = _nearest(scaled_MD, train_ND, config.n_neighbours)
-    votes = np.full((len(scaled_MD), n_classes), 0.0)
-    weight = 1 / np.maximum(distance, 1e-6) / np.bincount(label_N, minlength=n_classes)[label_N[nearest]]
-    for k in range(n_classes):
-        votes[:, k] = (weight * (label_N[nearest] == k)).sum(axis=1)
-    shares = votes / votes.sum(axis=1, keepdims=True)
-    smoothing = 0.1 / (config.n_neighbours + 0.1)  # five of five neighbours are no proof, but more than a rare prior
-    return np.asarray((1 - smoothing) * shares + smoothing / n_classes)
-
-
-def _nearest(scaled_MD: Numbers, train_ND: Numbers, k: int) -> tuple[Numbers, NDArray[np.intp]]:
-    """Distance over the root of the number of features, and place, of the k nearest."""
-    from sklearn.neighbors import NearestNeighbors
-
-    model = NearestNeighbors(n_neighbors=min(k, len(train_ND))).fit(train_ND)
-    distance, nearest = model.kneighbors(scaled_MD)
-    return np.asarray(distance / np.sqrt(train_ND.shape[1]), np.float64), np.asarray(nearest, np.intp)
-
-
-def _fit_one_class(normal_MD: Numbers, site_M: NDArray[np.intp], config: DetectorConfig) -> dict[str, Numbers]:
-    """Fit to all normal channels; the limit is what the worst channel of 1 normal site in 100 exceeds when left out."""
-    n_folds = min(5, len(np.unique(site_M)))
-    worst_S = np.zeros(site_M.max() + 1)
-    for fold in range(n_folds):
-        is_out = site_M % n_folds == fold
-        kept = normal_MD[~is_out] if n_folds > 1 else normal_MD
-        np.maximum.at(worst_S, site_M[is_out], _one_class_distance(normal_MD[is_out], _one_class(kept, config), config))
-    return _one_class(normal_MD, config) | {"limit": np.array([max(float(np.quantile(worst_S, 0.99)), 1e-9)])}
-
-
-def _one_class(normal_MD: Numbers, config: DetectorConfig) -> dict[str, Numbers]:
-    if config.head == "knn_distance":
-        mean, scale = _mean_and_scale(normal_MD)
-        return {"mean": mean, "scale": scale, "train": (normal_MD - mean) / scale}
-    from sklearn.covariance import ledoit_wolf
-
-    # Features are deviations of the plate already: their own sd is not taken out, for it is uncertain with few sites.
-    covariance, _ = ledoit_wolf(normal_MD)
-    floor = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-9)
-    precision = np.linalg.inv(covariance + floor * np.eye(len(covariance)))
-    return {"mean": normal_MD.mean(axis=0), "precision": precision}
-
-
-def _one_class_distance(channels_MD: Numbers, arrays: dict[str, Numbers], config: DetectorConfig) -> Numbers:
-    if config.head == "knn_distance":
-        scaled = (channels_MD - arrays["mean"]) / arrays["scale"]
-        return np.asarray(_nearest(scaled, arrays["train"], config.n_neighbours)[0].mean(axis=1))
-    centred = channels_MD - arrays["mean"]
-    squared = np.einsum("md,de,me->m", centred, arrays["precision"], centred, optimize=True)
-    return np.asarray(np.sqrt(np.maximum(squared, 0)))
-
-
-def _beyond(distance_M: Numbers, limit: float) -> Numbers:
-    """(M, 2) probabilities: a half at the limit, 0.996 at twice of it. A ranking on a common scale, not a frequency."""
-    odds = np.minimum(np.maximum(distance_M, 1e-12) / limit, 1e6) ** 8
-    return np.stack([1 / (1 + odds), odds / (1 + odds)], axis=1)
-
-
-def _softmax(logits_MK: Numbers) -> Numbers:
-    shifted = np.exp(logits_MK - logits_MK.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def describe(detector: ArtefactDetector) -> dict[str, Any]:

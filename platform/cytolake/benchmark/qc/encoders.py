@@ -3,7 +3,7 @@
 Both see one channel at a time, cut into windows at the resolution it was imaged at, for blur is lost when an image is
 made smaller. Counts are clipped to the range of the plate, never of the image: an empty image stretched to full
 contrast looks like a full one. An encoder of ours standardises each window itself, so it is blind to emptiness and
-saturation; the statistics vector beside it is not.
+saturation; the statistics vector is not.
 
 Source: transfer from natural images is what Masud et al. 2022, arXiv 2208.04592, found best; the windows are ours.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -26,11 +27,15 @@ from numpy.typing import NDArray
 from cytolake.benchmark.qc.features import FeatureExtractor, Numbers, Pixels, PlateScale, SiteStatistics
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from cytolake.models import Encoder
 
 Scaled = NDArray[np.float32]
+
+UNTRAINED = "untrained"
+"""As `FeatureConfig.timm_weights`: timm's random weights, the same in every process (seed 0)."""
+_WINDOWS_AT_ONCE = 16  # of 224 px; the first layer of a VGG16 then takes 0.2 GB
 
 
 class FeatureError(ValueError):
@@ -42,7 +47,7 @@ class FeatureConfig:
     """What a detector looks at. The relations between channels are always part of it."""
 
     statistics: bool = True
-    """The statistics vector: needs no encoder, and tells most artefacts."""
+    """The statistics vector: needs no encoder, and shows most artefacts."""
     checkpoint: str = ""
     """A file of `models.save_encoder`: adds that encoder's features."""
     block: int = -1
@@ -50,11 +55,12 @@ class FeatureConfig:
     timm_model: str = ""
     """A model of timm by name, such as `resnet18.a1_in1k`: adds its features."""
     timm_weights: str = ""
-    """Its weights, a safetensors file on disk. Empty: taken from the Hugging Face hub, or from its cache."""
+    """Its weights: a file of safetensors or of `torch.save`; `untrained` for timm's random weights. Empty: taken from
+    the Hugging Face hub, or from its cache."""
     windows_per_side: int = 2
     """An encoder sees this many windows along each side of a channel, spread evenly; their features are averaged."""
     reference_sites: int = 64
-    """Sites of a plate, drawn by hashing, that tell what is usual there; all of them where there are no more."""
+    """Sites of a plate, drawn by hashing, that show what is usual there; all of them where there are no more."""
 
     def __post_init__(self) -> None:
         if not (self.statistics or self.checkpoint or self.timm_model):
@@ -94,10 +100,10 @@ def features_of_key(key: str) -> tuple[FeatureConfig, list[FeatureExtractor]]:
     Raises:
         CheckpointError, FeatureError: As `build_extractors`; or an encoder that is another one by now.
     """
-    told = json.loads(key)
-    config = FeatureConfig(**told["config"])
+    stored = json.loads(key)
+    config = FeatureConfig(**stored["config"])
     extractors = build_extractors(config)
-    for extractor, expected in zip(extractors, told["keys"], strict=True):
+    for extractor, expected in zip(extractors, stored["keys"], strict=True):
         if extractor.key != expected:
             raise FeatureError(
                 f"features of a detector: found {extractor.key}, expected {expected} as at its training. Put that "
@@ -163,18 +169,23 @@ class EncoderFeatures:
 
 
 class TimmFeatures:
-    """A model of timm, pretrained on natural images: one channel in the place of red, green and blue."""
+    """A model of timm, pretrained on natural images or untrained: one channel in the place of red, green and blue.
+
+    Its features are the input of its classifier. Their number is measured on one image, because timm's `num_features`
+    is the width before the hidden layers of a head: 512 of 4096 for VGG, 576 of 1024 for MobileNetV3.
+    """
 
     def __init__(self, name: str, weights: str | Path = "", windows_per_side: int = 2) -> None:
         """Load the model.
 
         Args:
             name: As timm knows it, such as `resnet18.a1_in1k`.
-            weights: A safetensors file of its weights; empty: from the hub.
+            weights: As `FeatureConfig.timm_weights`.
             windows_per_side: As in `FeatureConfig`.
 
         Raises:
-            FeatureError: No such model, no such file, weights of another model, or a hub that cannot be reached.
+            FeatureError: No such model, no such file, weights of another model, a hub that cannot be reached, or a
+                model that does not map a square image to a vector.
         """
         import timm
         import torch
@@ -182,15 +193,25 @@ class TimmFeatures:
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('.')[0][:5]}*")[:5]) or "none"
             raise FeatureError(f"timm model {name!r}: timm {timm.__version__} does not have it. Near to it: {near}.")
-        path = Path(weights) if weights else _from_hub(name)
         self._name, self._windows_per_side = name, windows_per_side
-        self._model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0).eval()
-        self._digest = _load(self._model, path, name)
-        config: dict[str, Any] = self._model.pretrained_cfg  # type: ignore[assignment]
-        self._size = int(config["input_size"][-1])
-        self._mean: Tensor = torch.tensor(config["mean"])[:, None, None]
-        self._sd: Tensor = torch.tensor(config["std"])[:, None, None]
-        self._dim = int(self._model.num_features)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                self._model: Any = timm.create_model(name, pretrained=False, num_classes=0).eval()
+            except RuntimeError as error:  # a training that timm does not list of this model
+                raise FeatureError(f"timm model {name!r}: {error}") from error
+        self._digest = (
+            _state_digest(self._model)
+            if str(weights) == UNTRAINED
+            else _load(self._model, Path(weights) if weights else _from_hub(name), name)
+        )
+        config: dict[str, Any] = self._model.pretrained_cfg
+        n_planes, height, width = config["input_size"]
+        if height != width:
+            raise FeatureError(f"timm model {name}: it takes images of {height} x {width} px, expected square ones.")
+        self._size, self._n_planes = int(height), int(n_planes)
+        self._mean, self._sd = (_of_planes(config[key], self._n_planes) for key in ("mean", "std"))
+        self._dim = self._vectors(torch.zeros(1, 1, self._size, self._size)).shape[1]
 
     @property
     def key(self) -> str:
@@ -208,10 +229,32 @@ class TimmFeatures:
             scaled = _at_least(scale.apply(pixels, names), self._size)
             windows_CTSS = _windows(scaled, self._size, self._windows_per_side)
             grey = torch.from_numpy(windows_CTSS.reshape(-1, 1, self._size, self._size))
-            with torch.inference_mode():
-                vectors = self._model((grey - self._mean) / self._sd).double().numpy()
+            vectors = np.concatenate([self._vectors(part) for part in grey.split(_WINDOWS_AT_ONCE)])
             found.append(vectors.reshape(*windows_CTSS.shape[:2], -1).mean(axis=1))
         return found
+
+    def _vectors(self, grey_B1SS: Tensor) -> Numbers:
+        """(B, F) what the classifier would be given, of grey images in 0..1."""
+        import torch
+
+        images = (grey_B1SS.expand(-1, self._n_planes, -1, -1) - self._mean) / self._sd
+        with torch.inference_mode():
+            vectors = self._model.forward_head(self._model.forward_features(images), pre_logits=True)
+        if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2:
+            shape = tuple(vectors.shape) if isinstance(vectors, torch.Tensor) else type(vectors).__name__
+            raise FeatureError(
+                f"timm model {self._name}: found features of shape {shape} before its classifier, expected (images, "
+                "features). Choose a model with a pooled head, such as resnet18 or vit_small_patch16_224."
+            )
+        return np.asarray(vectors.double().numpy())
+
+
+def _of_planes(values: Sequence[float], n_planes: int) -> Tensor:
+    """(n_planes, 1, 1) mean or sd of each plane; where they are of another number of planes, their mean for all."""
+    import torch
+
+    each = list(values) if len(values) == n_planes else [sum(values) / len(values)] * n_planes
+    return torch.tensor(each)[:, None, None]
 
 
 def _at_least(scaled_CHW: Scaled, size: int) -> Scaled:
@@ -259,25 +302,56 @@ def _from_hub(name: str) -> Path:
 
 
 def _load(model: Any, path: Path, name: str) -> str:
-    """Put the weights of a file into a model that has no classifier, and return their digest."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """Put the weights of a file into a model that has no classifier, and return the digest of the file."""
     if not path.is_file():
-        raise FeatureError(f"timm model {name}: {path}: no such file. Expected its weights as safetensors.")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
         raise FeatureError(
-            f"timm model {name}: {path}: not a whole safetensors file ({error}). Copy it again."
-        ) from error
+            f"timm model {name}: {path}: no such file. Expected its weights, of safetensors or torch.save."
+        )
+    weights = _read(path, name)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     wrong = sorted(key for key, shape in wanted.items() if key not in weights or tuple(weights[key].shape) != shape)
     if wrong:
         found = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "nothing"
         raise FeatureError(
             f"timm model {name}: {path}: weights of another model: {len(wrong)} of {len(wanted)} differ, first "
-            f"{wrong[0]}: found {found}, expected {wanted[wrong[0]]}. Give the file of this model."
+            f"{wrong[0]}: found {found}, expected {wanted[wrong[0]]}. Names that differ: {', '.join(wrong[:6])}"
+            f"{', ...' if len(wrong) > 6 else ''}. Give the file of this model, with timm's own names."
         )
     model.load_state_dict({key: weights[key] for key in wanted})  # what is more is the classifier
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a `torch.save` of them, also below `state_dict` or `model`."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise FeatureError(
+                f"timm model {name}: {path}: not a whole safetensors file ({error}). Copy it again."
+            ) from error
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise FeatureError(
+            f"timm model {name}: {path}: not a file of weights alone ({str(error).splitlines()[0]}). Expected "
+            "safetensors, or torch.save(model.state_dict(), path)."
+        ) from error
+    for inner in ("state_dict", "model"):
+        if isinstance(saved, dict) and isinstance(saved.get(inner), dict):
+            saved = saved[inner]
+    if not isinstance(saved, dict):
+        raise FeatureError(f"timm model {name}: {path}: found a {type(saved).__name__}, expected a dict of weights.")
+    return {key.removeprefix("module."): value for key, value in saved.items() if isinstance(value, torch.Tensor)}
+
+
+def _state_digest(model: Any) -> str:
+    """Digest of weights that are in no file."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

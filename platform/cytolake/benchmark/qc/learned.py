@@ -1,11 +1,11 @@
-"""The artefact detector on a catalog: trained from its labels, and its verdicts written beside those of the rules."""
+"""The artefact detector on a catalog: trained from its labels, and its verdicts written next to those of the rules."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,14 @@ import numpy as np
 from cytolake.benchmark.qc.detector import ArtefactDetector, DetectorConfig, DetectorError, Example, Verdict
 from cytolake.benchmark.qc.encoders import FeatureConfig, build_extractors, features_key
 from cytolake.benchmark.qc.features import feature_names
-from cytolake.benchmark.qc.plates import MeasuredSite, PlateSites, Spoiling
+from cytolake.benchmark.qc.plates import MeasuredSite, PlateSites
+from cytolake.benchmark.qc.site_labels import Plan, PlannedSite, joined, people_labels, simulated_labels
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.qc.labels import NORMAL, SiteLabel, newest_labels
 from cytolake.catalog.qc.verdicts import Progress
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import WELLS_ONLY
-from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
 RULE = "learned_artefact"
 """Of the verdict on each channel of each site."""
@@ -62,6 +61,8 @@ class LabelledSites:
     examples: tuple[Example, ...]
     plates: tuple[str, ...]
     """plate_id of each example."""
+    wells: tuple[str, ...]
+    """well_id of each example."""
     features: tuple[str, ...]
     """Names of the columns of their deviations."""
     features_key: str
@@ -75,7 +76,7 @@ def labelled_sites(
     Args:
         catalog: With labels in `qc_labels`, unless some are simulated.
         config: What is measured; the head's settings do not matter here.
-        progress: Told the parts of a plate that are measured.
+        progress: Called with the parts of a plate that are measured.
 
     Raises:
         CatalogError: No label, and none to be simulated; or no site.
@@ -83,32 +84,49 @@ def labelled_sites(
         FeatureError, CheckpointError: An encoder that cannot be had.
     """
     config = config or QcTrainConfig()
-    labels: dict[str, list[SiteLabel]] = defaultdict(list)
-    for label in newest_labels(catalog):
-        labels[label.plate_id].append(label)
+    labels = people_labels(catalog)
     if not labels and not config.simulated_per_kind:
         raise CatalogError(
             f"{catalog.place}: no site has a label. Label some (cytolake qc label), or set simulated_per_kind to learn "
             "from artefacts put into sites."
         )
-    extractors = build_extractors(config.features)
-    key = features_key(config.features, extractors)
-    n_simulated = _turns(catalog, labels, config.simulated_per_kind)
+    taken = {site.site_id for sites in labels.values() for site in sites}
+    simulated = simulated_labels(
+        catalog, taken, config.simulated_per_kind, config.simulated_severity, config.seed, also_plates=labels
+    )
+    return measure_plan(catalog, joined(labels, simulated), config.features, progress)
+
+
+def measure_plan(
+    catalog: Catalog, plan: Plan, features: FeatureConfig, progress: Progress | None = None, store: Path | None = None
+) -> LabelledSites:
+    """Measure planned sites, plate by plate.
+
+    Args:
+        catalog: Of the plan.
+        plan: Which sites, and their labels.
+        features: What is measured.
+        progress: Called with the parts of a plate that are measured.
+        store: Folder of features that were measured before, read and added to; None keeps nothing.
+
+    Raises:
+        ScreenError: The pixels of a site cannot be read.
+        FeatureError, CheckpointError: An encoder that cannot be had.
+    """
+    extractors = build_extractors(features)
+    key = features_key(features, extractors)
     examples: list[Example] = []
-    plate_of: list[str] = []
-    for number, plate in enumerate(sorted(labels.keys() | n_simulated.keys())):
-        sites = PlateSites(catalog, plate, key, progress)
-        found = [
-            Example(site.deviations, label.label, _mask(site, label))
-            for site, label in zip(
-                sites.measure([label.site_id for label in labels[plate]]), labels[plate], strict=True
-            )
-        ]
-        labelled = {label.site_id for label in labels[plate]}
-        found += _simulated(sites, labelled, n_simulated.get(plate, 0), number, config)
-        examples += found
-        plate_of += [plate] * len(found)
-    return LabelledSites(tuple(examples), tuple(plate_of), feature_names(extractors), key)
+    plates: list[str] = []
+    wells: list[str] = []
+    for plate, planned in sorted(plan.items()):
+        spoilings = {i: site.spoiling for i, site in enumerate(planned) if site.spoiling is not None}
+        sites = PlateSites(catalog, plate, key, progress, store)
+        for site, measured in zip(planned, sites.measure([s.site_id for s in planned], spoilings), strict=True):
+            is_spoilt = measured.is_spoilt if site.spoiling is not None else _mask(measured, site)
+            examples.append(Example(measured.deviations, site.label, is_spoilt))
+            plates.append(plate)
+            wells.append(measured.well_id)
+    return LabelledSites(tuple(examples), tuple(plates), tuple(wells), feature_names(extractors), key)
 
 
 def train_detector(
@@ -137,7 +155,7 @@ def judge_with_detector(
     Args:
         catalog: Where sites are read and verdicts written.
         detector: Of `train_detector`.
-        progress: Told the plates done.
+        progress: Called with the plates done.
         well_share: A well fails above this share of spoilt sites. Part of the qc_id.
 
     Returns:
@@ -175,38 +193,8 @@ def judge_with_detector(
     return qc_id
 
 
-def _mask(site: MeasuredSite, label: SiteLabel) -> Any:
-    return np.array([name in label.channels for name in site.channels]) if label.channels else None
-
-
-def _turns(catalog: Catalog, labels: Mapping[str, Sequence[SiteLabel]], n: int) -> dict[str, int]:
-    """How many sites each plate spoils with each kind, so that together they are n: plates take turns."""
-    counted = catalog.sql("SELECT plate_id, count(*) AS n FROM sites GROUP BY plate_id ORDER BY plate_id").to_pylist()
-    plates = [row["plate_id"] for row in counted if row["n"] > len(labels.get(row["plate_id"], ()))]
-    turns = {plate: len(range(number, n, len(plates))) for number, plate in enumerate(plates)}
-    return {plate: share for plate, share in turns.items() if share}
-
-
-def _simulated(
-    sites: PlateSites, labelled: set[str], n_of_each: int, number: int, config: QcTrainConfig
-) -> list[Example]:
-    unlabelled = [site for site in sites.site_ids if site not in labelled]
-    rng = np.random.default_rng([config.seed, number])
-    chosen: list[str] = []
-    spoilings: dict[int, Spoiling] = {}
-    for kind in (NORMAL, *ARTEFACT_KINDS):
-        among = [site for site in unlabelled if kind != "channel_swap" or len(sites.channels(site)) > 1]
-        for _ in range(n_of_each if among else 0):
-            if kind != NORMAL:
-                severity = float(rng.uniform(*config.simulated_severity))
-                spoilings[len(chosen)] = Spoiling(kind, severity, int(rng.integers(2**31)))
-            chosen.append(among[int(rng.integers(len(among)))])
-    return [
-        Example(site.deviations, spoilings[i].kind, site.is_spoilt)
-        if i in spoilings
-        else Example(site.deviations, NORMAL)
-        for i, site in enumerate(sites.measure(chosen, spoilings))
-    ]
+def _mask(measured: MeasuredSite, site: PlannedSite) -> Any:
+    return np.array([name in site.channels for name in measured.channels]) if site.channels else None
 
 
 def _rows(

@@ -1,6 +1,6 @@
 """Sites of a catalog as an artefact detector sees them: measured from their pixels, against their own plate.
 
-What is usual on a plate is told by some of its sites, drawn by hashing their ids. A site so has the same features
+What is usual on a plate is shown by some of its sites, drawn by hashing their ids. A site so has the same features
 whenever and with whatever others it is measured. Raw counts are read: a correction of the light would hide its faults.
 """
 
@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.benchmark.qc.encoders import FeatureConfig, features_of_key
+from cytolake.benchmark.qc.feature_store import StoredSite, read_features, write_features
 from cytolake.benchmark.qc.features import (
     FeatureExtractor,
     Numbers,
@@ -28,6 +30,7 @@ from cytolake.benchmark.qc.features import (
     plate_scale,
 )
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import content_id
 from cytolake.catalog.qc.verdicts import Progress
 from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.tables import Catalog
@@ -63,14 +66,17 @@ class MeasuredSite:
 class PlateSites:
     """The sites of one plate of a catalog, and what is usual there."""
 
-    def __init__(self, catalog: Catalog, plate_id: str, key: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, plate_id: str, key: str, progress: Progress | None = None, store: Path | None = None
+    ) -> None:
         """Measure the reference.
 
         Args:
             catalog: Where the sites are.
             plate_id: Of the plate.
-            key: How to measure: `qc_encoders.features_key`.
-            progress: Told the parts done.
+            key: How to measure: `encoders.features_key`.
+            progress: Called with the parts done.
+            store: Folder of features that were measured before, read and added to; None keeps nothing.
 
         Raises:
             CatalogError: The catalog shows no site of that plate.
@@ -80,9 +86,11 @@ class PlateSites:
         if not rows:
             raise CatalogError(f"{catalog.place}: no site of plate {plate_id}. Ingest its screen first.")
         self.plate_id = plate_id
-        self._rows: dict[str, dict[str, Any]] = {row["site_id"]: row for row in sorted(rows, key=_lot)}
+        self._rows: dict[str, dict[str, Any]] = {row["site_id"]: row for row in sorted(rows, key=_order)}
         self._key, self._progress = key, progress
         config, extractors = _extractors(key)
+        self._file = store and store / _file_name(catalog, plate_id, config, extractors)
+        self._stored = read_features(self._file) if self._file else {}
         self.reference_ids = tuple(list(self._rows)[: config.reference_sites])
         self._scale = PlateScale({})
         if any(not isinstance(extractor, SiteStatistics) for extractor in extractors):
@@ -127,20 +135,30 @@ class PlateSites:
     def _measure(
         self, site_ids: Sequence[str], spoilings: Sequence[Spoiling | None] | None = None
     ) -> list[tuple[RawFeatures, NDArray[np.bool_]]]:
-        spoilings = spoilings or [None] * len(site_ids)
+        wanted = list(zip(site_ids, spoilings or [None] * len(site_ids), strict=True))
+        missing = [each for each in dict.fromkeys(wanted) if _entry(*each) not in self._stored]
         tasks = [
             (
-                [self._rows[site] for site in site_ids[start : start + _SITES_PER_TASK]],
-                list(spoilings[start : start + _SITES_PER_TASK]),
+                [self._rows[site] for site, _ in missing[start : start + _SITES_PER_TASK]],
+                [spoiling for _, spoiling in missing[start : start + _SITES_PER_TASK]],
                 self._key,
                 self._scale,
             )
-            for start in range(0, len(site_ids), _SITES_PER_TASK)
+            for start in range(0, len(missing), _SITES_PER_TASK)
         ]
+        parts = run_tasks(_measure_part, tasks, len(tasks), "parts measured", self._progress)
+        found = {
+            _entry(*each): StoredSite(raw.values, raw.correlation, is_spoilt)
+            for each, (raw, is_spoilt) in zip(missing, (site for part in parts for site in part), strict=True)
+        }
+        if self._file and found:
+            self._stored |= found
+            write_features(self._file, self._stored)
+        found |= self._stored
         return [
-            site
-            for part in run_tasks(_measure_part, tasks, len(tasks), "parts measured", self._progress)
-            for site in part
+            (RawFeatures(self.channels(site), each.values, each.correlation), each.is_spoilt)
+            for site, spoiling in wanted
+            for each in (found[_entry(site, spoiling)],)
         ]
 
 
@@ -162,8 +180,25 @@ def _pixels(row: Mapping[str, Any]) -> NDArray[Any]:
     return np.asarray(read_site(site_image(row), is_corrected=False))
 
 
-def _lot(row: Mapping[str, Any]) -> bytes:
-    return hashlib.blake2b(row["site_id"].encode(), digest_size=8).digest()
+def site_order(site_id: str) -> bytes:
+    """Sites sorted by this are drawn at random, the same whenever and with whatever others they are sorted."""
+    return hashlib.blake2b(site_id.encode(), digest_size=8).digest()
+
+
+def _order(row: Mapping[str, Any]) -> bytes:
+    return site_order(row["site_id"])
+
+
+def _entry(site_id: str, spoiling: Spoiling | None) -> str:
+    if spoiling is None:
+        return site_id
+    return f"{site_id}/{spoiling.kind}/{spoiling.severity!r}/{spoiling.seed}"
+
+
+def _file_name(catalog: Catalog, plate_id: str, config: FeatureConfig, extractors: Sequence[FeatureExtractor]) -> str:
+    keys = [extractor.key for extractor in extractors]
+    content = catalog.plate_content("sites", plate_id)
+    return content_id("qc_features", *keys, str(config.reference_sites), plate_id, str(content)) + ".safetensors"
 
 
 @lru_cache(maxsize=2)

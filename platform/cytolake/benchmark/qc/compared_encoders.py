@@ -1,0 +1,128 @@
+"""Which encoders a comparison looks at, from what a person writes: timm's, ours, those of a catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cytolake.benchmark.qc.encoders import UNTRAINED, FeatureConfig, FeatureError
+from cytolake.catalog.tables import Catalog
+from cytolake.tracking import TrackingConfig, resolve_alias
+
+STATISTICS = "statistics"
+"""Pixel statistics, the baseline of every comparison."""
+Training = Literal["none", "untrained", "weights of a file", "self-supervised"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedEncoder:
+    """One encoder of a comparison."""
+
+    name: str
+    training: Training
+    """`none`: pixel statistics. `untrained`: random weights, which show what needs no learning."""
+    features: FeatureConfig
+    """What a detector is given: this encoder alone."""
+
+    @property
+    def label(self) -> str:
+        """The name as tables and figures show it: untrained encoders say so."""
+        return f"{self.name} (untrained)" if self.training == "untrained" else self.name
+
+
+def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureConfig) -> list[ComparedEncoder]:
+    """Pixel statistics, and the encoders named.
+
+    Args:
+        catalog: Its registry and table `representations` are searched; untrained counterparts are written below it.
+        names: Each is one of
+            - `resnet18`: a model of timm with random weights; nothing is downloaded;
+            - `resnet18=FILE`: with the weights of a file;
+            - `FILE` or `NAME=FILE`: an encoder.safetensors of a pretraining run, and the same encoder untrained;
+            - a representation_id or model_id of the catalog, or an alias of its registry, such as `champion`: that
+              encoder at that block, and the same encoder untrained.
+        features: Windows and reference sites; what is looked at is replaced.
+
+    Raises:
+        FeatureError: A name that is none of these, none at all, or two of one name.
+        CheckpointError: A checkpoint that cannot be used.
+    """
+    found = [
+        ComparedEncoder(name=STATISTICS, training="none", features=_only(features, statistics=True)),
+        *(encoder for text in names if text != STATISTICS for encoder in _named(catalog, text, features)),
+    ]
+    labels = [encoder.label for encoder in found]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if len(found) == 1 or twice:
+        raise FeatureError(
+            f"encoders to compare: found {', '.join(twice) + ' twice' if twice else 'pixel statistics alone'}. Name "
+            "one or more, each once, such as resnet18=weights.safetensors or champion; NAME=FILE gives a name."
+        )
+    return found
+
+
+def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[ComparedEncoder]:
+    import timm
+
+    name, _, file = text.partition("=")
+    if timm.is_model(name):
+        if not file:
+            return [
+                ComparedEncoder(
+                    name=name, training="untrained", features=_only(windows, timm_model=name, timm_weights=UNTRAINED)
+                )
+            ]
+        shown = f"{name} ({Path(file).stem})"
+        return [
+            ComparedEncoder(
+                name=shown, training="weights of a file", features=_only(windows, timm_model=name, timm_weights=file)
+            )
+        ]
+    if file or Path(text).is_file():
+        return _ours(catalog, name if file else _name_of(Path(text)), Path(file or text), -1, windows)
+    quoted = text.replace("'", "''")
+    rows = catalog.table(
+        "representations", where=f"representation_id = '{quoted}' or model_id = '{quoted}'"
+    ).to_pylist()
+    with_weights = [row for row in rows if row["checkpoint"]]
+    if with_weights:
+        row = max(with_weights, key=lambda each: each["block"])
+        ours = _ours(catalog, f"{row['architecture']} {text[:8]}", Path(row["checkpoint"]), row["block"], windows)
+        return [replace(ours[0], training="untrained")] if row["kind"] == "untrained" else ours
+    try:
+        card = resolve_alias(TrackingConfig().at(catalog.root), text)
+    except LookupError as error:
+        near = ", ".join(timm.list_models(f"*{text.split('.')[0][:6]}*")[:5]) or "none"
+        raise FeatureError(
+            f"encoder {text!r}: found no model of timm (near to it: {near}), no file, no representation or model of "
+            f"{catalog.place}, and no alias of its registry ({error}). Expected one of these, or NAME=FILE."
+        ) from error
+    return _ours(catalog, text, card.encoder_path, card.block, windows)
+
+
+def _only(features: FeatureConfig, **looked_at: Any) -> FeatureConfig:
+    """The same windows and reference sites, with these features and no others."""
+    nothing: dict[str, Any] = {"statistics": False, "checkpoint": "", "block": -1, "timm_model": "", "timm_weights": ""}
+    return replace(features, **(nothing | looked_at))
+
+
+def _name_of(path: Path) -> str:
+    return path.parent.name if path.stem == "encoder" and path.parent.name else path.stem
+
+
+def _ours(catalog: Catalog, name: str, path: Path, block: int, windows: FeatureConfig) -> list[ComparedEncoder]:
+    from cytolake.models import load_encoder, save_encoder
+    from cytolake.models.encoder import build_encoder
+
+    config = load_encoder(path).config
+    counterpart = build_encoder(config, seed=0)
+    place = catalog.root / "qc" / "encoders" / f"{name}-untrained.safetensors"
+    save_encoder(counterpart, place)
+    return [
+        ComparedEncoder(
+            name=name, training="self-supervised", features=_only(windows, checkpoint=str(path), block=block)
+        ),
+        ComparedEncoder(name=name, training="untrained", features=_only(windows, checkpoint=str(place), block=block)),
+    ]

@@ -1,0 +1,69 @@
+"""Measured features of sites on disk: an encoder looks at a site once, however often detectors are compared.
+
+A file holds the sites of one plate as one set of extractors measured them. Its name is the digest of what decides the
+numbers: extractors (with the digest of their weights), plate, content of the plate.
+
+Letters: C channels, F features.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSite:
+    """Features of one site in their own units, and what was spoilt before it was measured."""
+
+    values: Numbers
+    """(C, F)"""
+    correlation: Numbers
+    """(C, C)"""
+    is_spoilt: NDArray[np.bool_]
+    """(C,)"""
+
+
+def read_features(path: Path) -> dict[str, StoredSite]:
+    """Sites by name; empty where there is no file, or one that is damaged: features can be measured again."""
+    if not path.is_file():
+        return {}
+    try:
+        arrays = load_file(path)
+        with safe_open(path, framework="np") as file:
+            names: list[str] = json.loads(file.metadata()["names"])
+    except (SafetensorError, OSError):
+        return {}
+    counts = arrays["n_channels"]
+    ends, ends_of_squares = np.cumsum(counts)[:-1], np.cumsum(counts**2)[:-1]
+    values, is_spoilt = np.split(arrays["values"], ends), np.split(arrays["is_spoilt"], ends)
+    correlations = np.split(arrays["correlation"], ends_of_squares)
+    return {
+        name: StoredSite(of_site, correlation.reshape(len(of_site), len(of_site)), spoilt)
+        for name, of_site, correlation, spoilt in zip(names, values, correlations, is_spoilt, strict=True)
+    }
+
+
+def write_features(path: Path, sites: Mapping[str, StoredSite]) -> None:
+    """Write sites to a file, whole or not at all; a file that is there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "n_channels": np.array([len(site.values) for site in sites.values()]),
+        "values": np.concatenate([site.values for site in sites.values()]),
+        "correlation": np.concatenate([site.correlation.ravel() for site in sites.values()]),
+        "is_spoilt": np.concatenate([site.is_spoilt for site in sites.values()]),
+    }
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two comparisons may write one plate
+    save_file(arrays, unfinished, {"names": json.dumps(list(sites))})
+    unfinished.chmod(0o644)
+    unfinished.replace(path)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cytolake.benchmark.qc.compared_encoders import ComparedEncoder
+from cytolake.benchmark.qc.detector import DetectorConfig, Example
+from cytolake.benchmark.qc.encoder_comparison import EncoderComparison, EncoderComparisonConfig, compare_measured
+from cytolake.benchmark.qc.encoders import UNTRAINED, FeatureConfig
+from cytolake.benchmark.qc.features import RELATIONS
+from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
+from cytolake.benchmark.qc.learned import LabelledSites
+from cytolake.line.qc_encoders_page import headline, notes, write_encoder_page
+
+CONFIG = EncoderComparisonConfig(
+    heads=("knn", "knn_distance"),
+    curve=LabelEfficiencyConfig(
+        detector=DetectorConfig(is_binary=True), labels_per_class=(1, 8), seeds=tuple(range(6)), n_resamples=100
+    ),
+)
+STATISTICS = ComparedEncoder(name="statistics", training="none", features=FeatureConfig())
+
+
+def encoder(name: str, training: str) -> ComparedEncoder:
+    features = FeatureConfig(statistics=False, timm_model=name, timm_weights=UNTRAINED)
+    return ComparedEncoder(name=name, training=training, features=features)
+
+
+def sites(strength: float, n_plates: int, seed: int = 0) -> LabelledSites:
+    rng = np.random.default_rng(seed)
+    labels = ["normal", "defocus", "debris", "normal"] * 5
+    values = rng.standard_normal((n_plates * len(labels), 1, 4 + len(RELATIONS)))
+    values[:, :, 4:] = 0
+    examples = []
+    for i, each in enumerate(values):
+        label = labels[i % len(labels)]
+        each[:, :4] += strength * (label != "normal")
+        examples.append(Example(each, label))
+    plates = np.repeat([f"P{p}" for p in range(n_plates)], len(labels)).tolist()
+    names = (*"abcd", *RELATIONS)
+    return LabelledSites(
+        tuple(examples), tuple(plates), tuple(f"W{i}" for i in range(len(values))), names, f"{strength}"
+    )
+
+
+def compared(n_plates: int, statistics: float, **strengths: float) -> EncoderComparison:
+    encoders = [STATISTICS, *(encoder(name, "untrained") for name in strengths)]
+    measured = {
+        each.label: sites(s, n_plates) for each, s in zip(encoders, (statistics, *strengths.values()), strict=True)
+    }
+    return compare_measured(encoders, measured, "plan", CONFIG)
+
+
+@pytest.fixture(scope="module")
+def on_plates() -> EncoderComparison:
+    return compared(6, 0.5, resnet18=0.4, vgg16=3.0)
+
+
+@pytest.fixture(scope="module")
+def on_wells() -> EncoderComparison:
+    return compared(1, 3.0, resnet18=0.0)
+
+
+def test_the_first_sentence_names_an_encoder_that_is_better_with_its_interval(on_plates):
+    found = re.fullmatch(
+        r"On held-out plates vgg16 \(untrained\) beats pixel statistics by \+(0\.\d{3}) \[\+(0\.\d{3}), \+(0\.\d{3})\] "
+        r"AUROC \(knn head, 8 labelled sites of each class; 95 % interval over 6 plates, corrected for 2 encoders\)\.",
+        headline(on_plates),
+    )
+    assert found
+    value, low, high = map(float, found.groups())
+    assert low < value < high
+    _, narrower, _ = on_plates.difference("vgg16 (untrained)", "knn")
+    assert low < narrower  # two encoders were tried
+
+
+def test_the_first_sentence_says_that_none_is_better_and_what_was_held_out(on_wells):
+    said = headline(on_wells)
+    assert said.startswith("On held-out wells of the one plate no encoder beats pixel statistics: the best, resnet18")
+    assert "95 % interval over 20 wells)" in said
+    assert "plates" not in said
+
+
+def test_two_plates_give_no_interval_and_no_winner():
+    found = compared(2, 0.0, vgg16=4.0)
+    assert headline(found).startswith("2 plates are too few for an interval, so no encoder is shown to beat pixel")
+    assert "[" not in headline(found)
+    assert any("too few for an interval" in note for note in notes(found))
+
+
+def test_notes_say_what_is_untrained_and_what_one_plate_cannot_show(on_plates, on_wells):
+    assert any(note.startswith("Untrained: resnet18, vgg16. Their weights are random") for note in notes(on_plates))
+    assert not any("There is one plate" in note for note in notes(on_plates))
+    assert any(note.startswith("There is one plate, so wells were held out") for note in notes(on_wells))
+
+
+@pytest.mark.parametrize("name", ["on_plates", "on_wells"])
+def test_the_page_starts_with_the_result_and_shows_every_encoder_head_and_kind(name, request, tmp_path):
+    comparison = request.getfixturevalue(name)
+    page = write_encoder_page(Path(tmp_path / "page.html"), "Encoders", comparison).read_text()
+    text = " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S).split())
+    assert text.index(headline(comparison)) < text.index("Every encoder is frozen")
+    assert page.index("<svg") < page.index("<table")
+    for said in (
+        *(each.label for each in comparison.encoders),
+        "knn distance",
+        "defocus",
+        "debris",
+        "recall at 1 % FPR",
+    ):
+        assert said in text
+    assert f"intervals over {comparison.n_groups} {comparison.unit}s" in text
+    assert "0.030" in text  # chance of AUPRC: the prevalence
