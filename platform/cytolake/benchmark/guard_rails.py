@@ -25,12 +25,17 @@ from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig, c
 from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.benchmark.split import hold_out_wells
 from cytolake.catalog.ids import content_id
+from cytolake.statistics.combined_p_values import cauchy_combination
+from cytolake.statistics.exchanged_labels import p_value_of_first
+from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.random_subsets import MIN_PLACEMENTS, seeded_generator
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Vectors = NDArray[np.generic]
 
 TIE = 1e-9
+LEAK_ALPHA = 0.05
 WELLS_AT_ONCE = 1024
 
 DOSE_SCHEMA = pa.schema(
@@ -38,6 +43,7 @@ DOSE_SCHEMA = pa.schema(
         pa.field("compound", pa.string(), nullable=False),
         pa.field("spearman", pa.float64()),
         pa.field("p_value", pa.float64()),
+        pa.field("q_value", pa.float64()),
         pa.field("n_wells", pa.int64(), nullable=False),
         pa.field("n_doses", pa.int64(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
@@ -61,6 +67,8 @@ class BatchLeakage:
     """Mean over splits; the 95 % interval is over wells."""
     chance: float
     """1 / K: what guessing scores."""
+    p_value: float
+    """Of held-out batches permuted among the held-out wells; the splits' p-values combined (Cauchy)."""
     n_wells: int
     n_batches: int
     dropped: tuple[str, ...]
@@ -68,8 +76,8 @@ class BatchLeakage:
 
     @property
     def leaks(self) -> bool:
-        """The interval lies above chance."""
-        return self.balanced_accuracy.low > self.chance
+        """The p-value is up to 0.05."""
+        return self.p_value <= LEAK_ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,9 @@ class FalsePositives:
     """How many control groups a test calls."""
 
     rate: Share
-    """Called among those tested."""
+    """Called among those tested: p up to alpha."""
+    discovered: Share
+    """Called after adjustment for their number: q (Benjamini-Hochberg) up to alpha."""
     alpha: float
     """The level of the test, and the rate that it promises not to exceed."""
     p_values: Floats
@@ -101,6 +111,8 @@ class DoseResponse:
     """`DOSE_SCHEMA`, sorted by compound; empty where undefined, and `reason` then says why."""
     increasing: Share
     """Compounds with p up to alpha among those tested."""
+    discovered: Share
+    """The same with q (Benjamini-Hochberg over the compounds) up to alpha."""
     median_spearman: float
     """Of those tested; NaN where there is none."""
 
@@ -128,20 +140,27 @@ def batch_leakage(
     held_out_share: float = 0.25,
     regularisation: float = 0.1,
     bootstrap_draws: int = 1000,
+    n_draws: int = 999,
 ) -> BatchLeakage:
     """Predict the batch of held-out wells with a linear probe.
+
+    The p-value is of the mean probability that the probe gives to a held-out well's own batch, each batch counting
+    alike, against the same with the batches of the held-out wells permuted. Probabilities have no ties, as accuracies
+    of few wells have, so the test of one split is exact.
 
     Where batches hold different perturbations, telling those apart tells batches apart: give `is_control` to look at
     the controls alone.
 
     Args:
-        vectors: (N, D) of wells, not of crops: crops of one well in both parts would be told by their well.
+        vectors: (N, D) of wells, not of crops: crops of one well in both parts would be recognised by their well. Not
+            aligned on these wells, or no batch can be predicted: `embed.alignment.held_out_controls`.
         batches: (N,) plate or batch of each well.
         is_control: (N,) wells to look at; all where None.
         seeds: One split of each batch's wells for each.
         held_out_share: Share of each batch's wells in the test part.
         regularisation: Inverse strength C of the probe's penalty.
         bootstrap_draws: Resamples of wells.
+        n_draws: Permutations of each split.
 
     Raises:
         ValueError: Arguments of different lengths, a vector that is not finite, or fewer than two batches of two wells.
@@ -159,16 +178,23 @@ def batch_leakage(
     rows = np.asarray(chosen, np.intp)[keep]
     wells, label = matrix[rows].astype(np.float32), np.searchsorted(used, of_well[keep])
     ids = [str(row) for row in rows.tolist()]
-    counted = []
+    counted, p_values = [], []
     for split in hold_out_wells(ids, [names[used[i]] for i in label.tolist()], held_out_share, seeds):
         probe = linear_probe(wells[~split.is_test], label[~split.is_test], regularisation=regularisation)
-        told = probe.classes[probe.logits(wells[split.is_test]).argmax(axis=1)]
+        logits = probe.logits(wells[split.is_test])
         correct, total = np.zeros(len(label)), split.is_test.astype(np.float64)
-        correct[split.is_test] = told == label[split.is_test]
+        correct[split.is_test] = probe.classes[logits.argmax(axis=1)] == label[split.is_test]
         counted.append(WellCounts(correct, total))
+        rng = seeded_generator(split.seed, "batch leakage")
+        p_values.append(_permuted_batches(logits, np.searchsorted(probe.classes, label[split.is_test]), n_draws, rng))
     dropped = tuple(name for i, name in enumerate(names.tolist()) if i not in used)
     return BatchLeakage(
-        bootstrap_over_wells(counted, label, bootstrap_draws), 1 / len(used), len(label), len(used), dropped
+        bootstrap_over_wells(counted, label, bootstrap_draws),
+        1 / len(used),
+        cauchy_combination([min(p, n_draws / (n_draws + 1)) for p in p_values]),
+        len(label),
+        len(used),
+        dropped,
     )
 
 
@@ -190,7 +216,7 @@ def false_positives_of_groups(
         groups: (N,) pseudo-perturbation of each well, "" for none; only those of control wells are read.
         batches: (N,) a group is compared with random control wells, as many of each batch.
         is_control: (N,)
-        config: `alpha`, `n_draws`, `max_rows` and `seed` are read; the null is `matched`.
+        config: `alpha`, `n_draws`, `max_rows` and `seed` are read.
 
     Raises:
         ValueError: Arguments of different lengths, no control well, or no group of two.
@@ -199,15 +225,12 @@ def false_positives_of_groups(
     if len(groups) != len(matrix):
         raise ValueError(f"{len(groups)} groups for {len(matrix)} wells, expected one for each.")
     controls = _control_rows(flags)
-    matched = SignalConfig(
-        null="matched", alpha=config.alpha, n_draws=config.n_draws, max_rows=config.max_rows, seed=config.seed
-    )
     signal = consistency(
         matrix[controls],
-        [str(groups[i]) for i in controls],
+        [str(groups[i]) for i in controls],  # those of no group are drawn, not tested
         [str(batches[i]) for i in controls],
-        np.asarray([not groups[i] for i in controls], bool),  # of no group: drawn, not tested
-        matched,
+        np.zeros(len(controls), bool),
+        config,
     )
     if not signal.n_defined:
         raise ValueError(
@@ -217,6 +240,7 @@ def false_positives_of_groups(
     tested = [row for row in signal.table.to_pylist() if row["p_value"] is not None]
     return FalsePositives(
         signal.significant,
+        signal.discovered,
         config.alpha,
         np.asarray([row["p_value"] for row in tested]),
         tuple(row["perturbation"] for row in tested),
@@ -294,7 +318,16 @@ def false_positives_of_wells(
         )
     called = int((p_values[tested] <= alpha + TIE).sum())
     names = tuple(str(row) for row in controls[tested].tolist())
-    return FalsePositives(share_of(called, int(tested.sum())), alpha, p_values[tested], names, int((~tested).sum()))
+    discovered = int((benjamini_hochberg(p_values[tested]) <= alpha + TIE).sum())
+    n_tested = int(tested.sum())
+    return FalsePositives(
+        share_of(called, n_tested),
+        share_of(discovered, n_tested),
+        alpha,
+        p_values[tested],
+        names,
+        int((~tested).sum()),
+    )
 
 
 def dose_response(
@@ -311,7 +344,8 @@ def dose_response(
     """Spearman correlation of dose and distance from the controls, for each compound, with a permutation p-value.
 
     The distance is that to the mean of the control wells of the well's own batch. p is one-sided: the share of random
-    orders of the compound's wells that give as high a correlation or a higher one.
+    orders of the compound's wells in each batch that give as high a correlation or a higher one. Distances of another
+    batch may be longer for reasons of the batch, so doses that differ between batches only are no evidence.
 
     Args:
         vectors: (N, D) of wells.
@@ -324,7 +358,8 @@ def dose_response(
         seed: Of the orders.
 
     Returns:
-        The correlation is empty for fewer than three doses, or where all distances are equal.
+        The correlation is empty for fewer than three doses, or where all distances are equal; the p-value also where
+        the doses of the batches can be ordered in fewer than 20 ways.
 
     Raises:
         ValueError: Arguments of different lengths, a batch without controls, a vector that is not finite, or a dose
@@ -355,7 +390,6 @@ def dose_response(
     for i in treated.tolist():
         rows_of.setdefault(str(compounds[i]), []).append(i)
     table_rows: list[dict[str, object]] = []
-    tested: list[tuple[float, float]] = []
     for compound in sorted(rows_of):
         dose, distance = dose_N[rows_of[compound]], distance_N[rows_of[compound]]
         n_doses = len(np.unique(dose))
@@ -365,17 +399,24 @@ def dose_response(
         elif np.ptp(distance) <= TIE * max(float(distance.max()), 1e-300):
             row["reason"] = "all wells are as far from the controls"
         else:
-            rng = np.random.default_rng(int(content_id("dose response", seed, compound), 16))
-            rho, p_value = _spearman_test(dose, distance, n_draws, rng)
-            row |= {"spearman": rho, "p_value": p_value}
-            tested.append((rho, p_value))
+            of_batch = np.unique(batch[rows_of[compound]], return_inverse=True)[1]
+            rng = seeded_generator(seed, "dose response", compound)
+            row["spearman"], p_value = _spearman_test(dose, distance, of_batch, n_draws, rng)
+            if p_value is None:
+                row["reason"] = f"fewer than {MIN_PLACEMENTS} orders of doses within batches"
+            row["p_value"] = p_value
         table_rows.append(row)
-    hits = sum(p <= alpha for _, p in tested)
-    return DoseResponse(
-        pa.Table.from_pylist(table_rows, schema=DOSE_SCHEMA),
-        share_of(hits, len(tested)),
-        float(np.median([rho for rho, _ in tested])) if tested else math.nan,
+    p_values = np.asarray([row.get("p_value") for row in table_rows], np.float64)
+    q_values = benjamini_hochberg(p_values)
+    tested = ~np.isnan(p_values)
+    for row, q_value in zip(table_rows, q_values.tolist(), strict=True):
+        row["q_value"] = None if math.isnan(q_value) else q_value
+    rhos = [row["spearman"] for row, is_one in zip(table_rows, tested.tolist(), strict=True) if is_one]
+    increasing, discovered = (
+        share_of(int((values[tested] <= alpha + TIE).sum()), int(tested.sum())) for values in (p_values, q_values)
     )
+    median = float(np.median(np.asarray(rhos, np.float64))) if rhos else math.nan
+    return DoseResponse(pa.Table.from_pylist(table_rows, schema=DOSE_SCHEMA), increasing, discovered, median)
 
 
 def label_confounding(labels: Sequence[str], batches: Sequence[str]) -> Confounding:
@@ -444,14 +485,38 @@ def _cramers_v(phi_square: float, n: int, n_rows: int, n_columns: int) -> tuple[
     return v, math.sqrt(min(corrected / least_corrected, 1.0)) if least_corrected > 0 else math.nan
 
 
-def _spearman_test(dose: Floats, distance: Floats, n_draws: int, rng: np.random.Generator) -> tuple[float, float]:
+def _spearman_test(
+    dose: Floats, distance: Floats, batch: NDArray[np.intp], n_draws: int, rng: np.random.Generator
+) -> tuple[float, float | None]:
+    """Spearman's correlation, and p of orders within batches; None where there are too few."""
     x, y = stats.rankdata(dose), stats.rankdata(distance)
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float((x @ x) * (y @ y)))
     rho = float(x @ y) / scale
-    orders = rng.permuted(np.broadcast_to(y, (n_draws, len(y))).copy(), axis=1)
-    n_above = int((orders @ x / scale >= rho - TIE).sum())
+    orders, drawn = 1, np.broadcast_to(y, (n_draws, len(y))).copy()
+    for number in np.unique(batch).tolist():
+        here = np.flatnonzero(batch == number)
+        drawn[:, here] = rng.permuted(drawn[:, here], axis=1)
+        # Different orders of the doses: n! over the orders of equal ones.
+        of_dose = np.unique(x[here], return_counts=True)[1]
+        orders *= math.factorial(len(here)) // math.prod(math.factorial(n) for n in of_dose.tolist())
+    if orders < MIN_PLACEMENTS:
+        return rho, None
+    n_above = int((drawn @ x / scale >= rho - TIE).sum())
     return rho, (1 + n_above) / (1 + n_draws)
+
+
+def _permuted_batches(
+    logits: NDArray[np.floating], label: NDArray[np.intp], n_draws: int, rng: np.random.Generator
+) -> float:
+    """p-value of the mean probability of the own class, classes counting alike, over permuted labels."""
+    wide = logits.astype(np.float64)
+    probability = np.exp(wide - wide.max(axis=1, keepdims=True))
+    probability /= probability.sum(axis=1, keepdims=True)
+    drawn = np.concatenate([label[None, :], rng.permuted(np.broadcast_to(label, (n_draws, len(label))).copy(), axis=1)])
+    weight = 1 / np.bincount(label, minlength=probability.shape[1]).clip(1)
+    means = (probability[np.arange(len(label)), drawn] * weight[drawn]).sum(axis=1)
+    return p_value_of_first(means, TIE)
 
 
 def _checked(

@@ -8,18 +8,19 @@ from itertools import combinations
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial.distance import cdist
 
-from cytolake.benchmark.perturbation_signal.energy import energy_distance
 from cytolake.benchmark.transcriptomics.embeddings import principal_components
 from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall, present_pairs, two_sided
 from cytolake.benchmark.transcriptomics.perturbation_signal import (
     are_null,
     consistency,
     magnitude,
-    p_values_against,
     unexpressed,
 )
 from cytolake.benchmark.transcriptomics.post_processing import post_process
+from cytolake.embed.alignment.held_out_controls import hold_out_controls
+from cytolake.statistics.named_null import p_values_against
 
 
 def test_recall_counts_values_outside_the_limits():
@@ -73,14 +74,9 @@ def test_magnitude_is_the_energy_distance_to_the_controls(screen):
     vectors = screen.embeddings["model"]
     values, _ = magnitude(screen, vectors, n_draws=5, seed=0)
     for place in (0, 5):
-        expected = energy_distance(vectors[screen.perturbation_of_row == place], vectors[screen.is_control])
+        x, y = vectors[screen.perturbation_of_row == place], vectors[screen.is_control]
+        expected = 2 * cdist(x, y).mean() - cdist(x, x).mean() - cdist(y, y).mean()
         assert values[place] == pytest.approx(expected)
-
-
-def test_energy_distance_of_a_shift_and_of_equal_samples():
-    assert energy_distance(np.zeros((4, 5)), np.full((6, 5), 5.0)) == pytest.approx(22.36, abs=0.005)
-    x = np.random.default_rng(3).normal(size=(20, 3))
-    assert energy_distance(x, x) == pytest.approx(0, abs=1e-12)
 
 
 def test_real_effects_are_found_and_p_values_of_shuffled_labels_are_uniform(screen):
@@ -126,6 +122,19 @@ def test_centring_on_the_controls_makes_no_signal(screen):
     assert np.mean(share) < 0.16
 
 
+def test_alignment_on_controls_makes_no_magnitude_where_others_are_compared_with(screen):
+    """Rows without any effect differ from the controls that they were aligned on, and not from the other half."""
+    seen, held_out = [], []
+    others = hold_out_controls(screen.is_control, screen.batch_of_row)
+    for seed in range(4):
+        noise = np.random.default_rng(seed).standard_normal((screen.n_rows, 100), dtype=np.float32)
+        seen += magnitude(screen, post_process(screen, noise, "centre_scaled"), 99, seed)[1].tolist()
+        aligned = post_process(screen, noise, "centre_scaled", is_fitted=screen.is_control & ~others)
+        held_out += magnitude(screen, aligned, 99, seed, is_compared=others)[1].tolist()
+    assert np.mean(np.asarray(seen) <= 0.05) > 0.2
+    assert np.mean(np.asarray(held_out) <= 0.05) < 0.2
+
+
 def test_too_few_rows_have_no_p_value(screen):
     labels = screen.perturbation_of_row.copy()
     labels[np.flatnonzero(labels == 0)[1:]] = 1
@@ -142,7 +151,7 @@ def test_named_null_perturbations_give_the_share_as_high_or_higher():
     is_null = np.asarray([True, True, True, False, False, False])
     p_values = p_values_against(values, is_null)
     np.testing.assert_allclose(p_values, [3 / 3, 2 / 3, 1 / 3, 2 / 4, np.nan, 1 / 4])
-    with pytest.raises(ValueError, match=r"no null perturbation has enough rows.*config\.null_perturbations"):
+    with pytest.raises(ValueError, match=r"none of 0 null perturbations has enough finite rows.*null_perturbations"):
         p_values_against(values, np.zeros(6, bool))
 
 

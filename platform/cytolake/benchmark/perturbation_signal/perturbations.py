@@ -1,53 +1,41 @@
 """Perturbation signal: do a perturbation's replicates agree, and how far are they from the controls?
 
-Consistency is the mean cosine of all pairs of a perturbation's rows. Magnitude is the energy distance between its rows
-and a sample of control rows. Each gets a p-value from one of two null distributions, which answer different questions:
+Consistency is the mean cosine of all pairs of a perturbation's rows, tested against random treated rows of the same
+batches (`statistics.consistency`). Magnitude is the energy distance between its rows and the control rows, tested by
+exchanging the labels of the two in each batch (`statistics.magnitude`).
 
-- `efaar`: the same statistic of perturbations that should do nothing, such as guides of unexpressed genes. It says
-  whether a perturbation beats those that cut the DNA to no effect. They have other numbers of rows, which the
-  statistics depend on, and p can be 0.
-- `matched`: the statistic of random rows, as many from each batch as the perturbation has there. It says whether the
-  perturbation's rows are more alike, or farther from the controls, than rows that happen to share its batches. The
-  perturbation's own rows can be drawn, so p is exact: at most uniform where the rows could be any.
+Where null perturbations are named, such as guides of genes that are not expressed, both are compared with theirs
+instead: p then says whether a perturbation beats those that cut the DNA to no effect. That is the published test.
 
 Rows are wells, or means of guides: crops of one well agree for reasons of the well, and would pass every test.
 
 Source: Celik et al. 2024, doi:10.1371/journal.pcbi.1012463, and its EFAAR_benchmarking; Bendidi et al. 2024,
 arXiv 2410.13956, "perturbation signal".
 
-Shapes: N rows, D features, B draws, n rows of one perturbation.
+Shapes: N rows, D features, P perturbations.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
-from cytolake.benchmark.perturbation_signal.energy import mean_distance_of_rows, mean_distance_within
 from cytolake.benchmark.perturbation_signal.shares import Share, share_of
-from cytolake.catalog.curation.consistency import (
-    TIE,
-    Experiment,
-    condition_tests,
-    mean_pairwise_cosine,
-    random_subsets,
-    seeded_generator,
-)
+from cytolake.statistics.consistency import MIN_ROWS as MIN_ROWS_CONSISTENCY
+from cytolake.statistics.consistency import NOT_TESTED, consistency_tests
+from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.magnitude import MIN_ROWS as MIN_ROWS_MAGNITUDE
+from cytolake.statistics.magnitude import magnitude_tests
+from cytolake.statistics.named_null import p_values_against
+from cytolake.statistics.random_subsets import MIN_PLACEMENTS
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
-Null = Literal["efaar", "matched"]
-
-MIN_ROWS = {"consistency": 2, "magnitude": 5}  # as EFAAR_benchmarking
-POOL_UP_TO = 4096  # rows whose distances are all computed first, 134 MB; of more, each draw's own are
-DISTANCES_AT_ONCE = 4_000_000
 
 SCHEMA = pa.schema(
     [
@@ -55,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("statistic", pa.string(), nullable=False),
         pa.field("value", pa.float64()),
         pa.field("p_value", pa.float64()),
+        pa.field("q_value", pa.float64()),
         pa.field("n_rows", pa.int64(), nullable=False),
         pa.field("n_not_finite", pa.int64(), nullable=False),
         pa.field("n_tested", pa.int64(), nullable=False),
@@ -68,22 +57,18 @@ SCHEMA = pa.schema(
 class SignalConfig:
     """How a perturbation's signal is tested."""
 
-    null: Null = "matched"
-    """What a perturbation is compared with; see the module."""
     alpha: float = 0.05
-    """A perturbation with p up to this counts as one with signal."""
+    """A perturbation with p up to this counts as one with signal; and with q up to this as a discovery."""
     n_draws: int = 999
-    """Random sets behind a `matched` p-value, which is then never below 1 / (1 + n_draws)."""
+    """Random sets, or exchanges of labels, behind a p-value, which is then never below 1 / (1 + n_draws)."""
     max_controls: int = 1000
-    """Magnitude: control rows compared with; a seeded sample where there are more."""
+    """Magnitude: control rows that a perturbation is compared with; a seeded sample where its batches hold more."""
     max_rows: int = 500
-    """`matched`: rows of a perturbation that are tested; a seeded sample where it has more. Its value is of all."""
+    """Rows of a perturbation that are tested; a seeded sample where it has more."""
     seed: int = 0
     """Of every sample and draw."""
 
     def __post_init__(self) -> None:
-        if self.null not in get_args(Null):
-            raise ValueError(f"signal.null is {self.null!r}, expected one of {', '.join(get_args(Null))}.")
         if not 0 < self.alpha < 1:
             raise ValueError(f"signal.alpha is {self.alpha}, expected between 0 and 1.")
         for name, least in (("n_draws", 1), ("max_controls", 1), ("max_rows", 5), ("seed", 0)):
@@ -98,10 +83,13 @@ class Signal:
     statistic: str
     """`consistency` or `magnitude`."""
     table: pa.Table
-    """One row for each perturbation, sorted by name; columns as `SCHEMA`. `value` and `p_value` are empty where
-    undefined, and `reason` then says why. `n_rows` counts the finite rows, `n_tested` those behind the p-value."""
+    """One row for each perturbation, sorted by name; columns as `SCHEMA`. `value`, `p_value` and `q_value` are empty
+    where undefined, and `reason` then says why. `n_rows` counts the finite rows, `n_tested` those behind value and
+    p-value. q-values are over the perturbations with a p-value that are not of the null."""
     significant: Share
     """Perturbations with p up to alpha among those with a defined p; those of the null are not counted."""
+    discovered: Share
+    """The same with q up to alpha."""
 
     @property
     def n_defined(self) -> int:
@@ -124,47 +112,39 @@ def consistency(
 
     Args:
         vectors: (N, D) of any numeric type, aligned so that a row of 0 is a typical control.
-        perturbations: (N,)
+        perturbations: (N,); rows of "" are drawn and are no perturbation.
         batches: (N,) the batch each row was measured in.
-        is_control: (N,) control rows; never a perturbation, but part of what a `matched` null draws from.
-        config: What to compare with.
-        null_perturbations: Perturbations that should do nothing; `efaar` needs them.
+        is_control: (N,) control rows: not looked at.
+        config: How to test.
+        null_perturbations: Perturbations that should do nothing. Where given, all are compared with theirs.
 
     Returns:
         The value is empty below 2 rows.
 
     Raises:
-        ValueError: Arguments of different lengths, vectors of less or more than 2 dimensions, or under `efaar` no null
-            perturbation with 2 rows.
+        ValueError: Arguments of different lengths, vectors of less or more than 2 dimensions, or null perturbations of
+            which none has 2 rows, or too few for a p-value of alpha.
     """
     rows = _Rows.of(vectors, perturbations, batches, is_control)
-    norms = np.linalg.norm(rows.vectors, axis=1, keepdims=True)
-    unit_ND = rows.vectors / np.where(norms > 0, norms, 1.0)
-    # clip: the mean of cosines that are all 1 is 1 but for rounding
-    values = {
-        i: float(np.clip(mean_pairwise_cosine(unit_ND[own]), -1, 1))
-        for i, own in rows.members()
-        if len(own) >= MIN_ROWS["consistency"]
-    }
-    if config.null == "efaar":
-        p_values, tested, no_spread = _efaar("consistency", values, rows, null_perturbations)
-        return _signal("consistency", values, p_values, tested, rows, config, null_perturbations, no_spread)
-    sample = rows.sample(config, MIN_ROWS["consistency"])
-    # Rows of no tested perturbation can be drawn too: each is a condition of its own, which is not tested.
-    conditions = len(rows.names) + np.arange(len(unit_ND), dtype=np.int64)
-    for i, own in sample.items():
-        conditions[own] = i
-    experiment = Experiment(
-        name="perturbation_signal",
-        profiles=unit_ND,
-        conditions=conditions,
-        strata=rows.batches,
-        n_draws=config.n_draws,
-        seed=config.seed,
+    treated = np.flatnonzero(~rows.is_control)
+    # Without draws where the null perturbations make the p-values.
+    found = consistency_tests(
+        rows.vectors[treated],
+        rows.codes[treated],
+        rows.batches[treated],
+        0 if null_perturbations else config.n_draws,
+        config.seed,
+        "perturbation_signal",
+        config.max_rows,
     )
-    p_values = {test.condition: test.p_value for test in condition_tests(experiment)}
-    tested = {i: len(own) for i, own in sample.items()}
-    return _signal("consistency", values, p_values, tested, rows, config, null_perturbations)
+    table = _Table.empty(rows, config, null_perturbations)
+    for test in found:
+        table.value[test.group], table.p_value[test.group] = test.cosine, test.p_value
+        table.n_tested[test.group] = test.n_rows
+    few = f"expected at least {MIN_ROWS_CONSISTENCY}"
+    reasons = [f"{n} finite rows, {few}" for n in rows.n_rows.tolist()]
+    placed = f"fewer than {MIN_PLACEMENTS} ways to draw as many treated rows from its batches"
+    return table.signal("consistency", reasons, placed)
 
 
 def magnitude(
@@ -178,41 +158,54 @@ def magnitude(
 ) -> Signal:
     """Energy distance between each perturbation's rows and the controls, and its p-value.
 
-    The control rows compared with are never drawn by a `matched` null, for a row is at distance 0 from itself.
+    A perturbation is compared with the controls of its own batches. Where null perturbations are named, with those of
+    all batches, as published.
 
     Args:
-        vectors: (N, D) of any numeric type.
-        perturbations: (N,)
+        vectors: (N, D) of any numeric type. Not aligned on the control rows that are given here, or without an effect
+            most perturbations are significant: see `statistics.magnitude`. With null perturbations they may be.
+        perturbations: (N,); rows of "" are not looked at.
         batches: (N,) the batch each row was measured in.
         is_control: (N,) control rows.
-        config: What to compare with.
-        null_perturbations: Perturbations that should do nothing; `efaar` needs them.
+        config: How to test.
+        null_perturbations: As `consistency`.
 
     Returns:
-        The value is empty below 5 rows.
+        The value is empty below 5 rows in batches with controls.
 
     Raises:
         ValueError: As `consistency`, with 5 rows; or no finite control row.
     """
     rows = _Rows.of(vectors, perturbations, batches, is_control)
-    controls = rows.controls(config)
-    reference = rows.vectors[controls]
-    within = mean_distance_within(reference)
-    to_reference = mean_distance_of_rows(rows.vectors, reference)  # (N,) each row's mean distance to the controls
-    values = {
-        i: 2 * float(to_reference[own].mean()) - mean_distance_within(rows.vectors[own]) - within
-        for i, own in rows.members()
-        if len(own) >= MIN_ROWS["magnitude"]
-    }
-    if config.null == "efaar":
-        p_values, tested, no_spread = _efaar("magnitude", values, rows, null_perturbations)
-        return _signal("magnitude", values, p_values, tested, rows, config, null_perturbations, no_spread)
-    sample = rows.sample(config, MIN_ROWS["magnitude"])
-    can_be_drawn = np.ones(len(rows.vectors), bool)
-    can_be_drawn[controls] = False
-    p_values = _matched_magnitude(rows, sample, to_reference, can_be_drawn, within, config)
-    tested = {i: len(own) for i, own in sample.items()}
-    return _signal("magnitude", values, p_values, tested, rows, config, null_perturbations)
+    if not rows.is_control.any():
+        raise ValueError(
+            "no finite control row, expected at least 1 to measure distances from. Mark the negative controls in the "
+            "plate map, or leave magnitude out."
+        )
+    strata = np.zeros_like(rows.batches) if null_perturbations else rows.batches
+    found = magnitude_tests(
+        rows.vectors,
+        rows.codes,
+        rows.is_control,
+        strata,
+        0 if null_perturbations else config.n_draws,
+        config.seed,
+        config.max_rows,
+        config.max_controls,
+    )
+    table = _Table.empty(rows, config, null_perturbations)
+    for test in found:
+        table.value[test.group], table.p_value[test.group] = test.energy_distance, test.p_value
+        table.n_tested[test.group] = test.n_rows
+    in_shared = ~rows.is_control & np.isin(strata, strata[rows.is_control]) & (rows.codes >= 0)
+    n_shared = np.bincount(rows.codes[in_shared], minlength=len(rows.names)).tolist()
+    reasons = [
+        f"{n} finite rows in batches with control rows, expected at least {MIN_ROWS_MAGNITUDE}"
+        if n < MIN_ROWS_MAGNITUDE
+        else f"fewer than {MIN_PLACEMENTS} ways to exchange its rows and the control rows of its batches"
+        for n in n_shared
+    ]
+    return table.signal("magnitude", reasons, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +216,13 @@ class _Rows:
     names: tuple[str, ...]
     """Of the perturbations, sorted; those of control rows alone are none."""
     codes: Codes
-    """(N,) index into `names`; -1 for a control row."""
+    """(N,) index into `names`; `NOT_TESTED` for a control row and for a row of no perturbation."""
     batches: Codes
-    batch_names: tuple[str, ...]
+    is_control: NDArray[np.bool_]
+    n_rows: Codes
+    """(P,) finite rows."""
     not_finite: Codes
-    """Rows of each name that were left out."""
+    """(P,) rows that were left out."""
 
     @classmethod
     def of(
@@ -249,164 +244,88 @@ class _Rows:
         matrix = matrix.astype(np.float64)
         control = np.asarray(is_control, bool)
         finite = np.isfinite(matrix).all(axis=1)
-        labels = np.asarray(perturbations, dtype=object)
-        names = tuple(sorted({str(name) for name in labels[~control]}))
+        labels = ["" if one else str(name) for name, one in zip(perturbations, control.tolist(), strict=True)]
+        names = tuple(sorted({name for name in labels if name}))
         number = {name: i for i, name in enumerate(names)}
-        codes = np.asarray(
-            [-1 if is_one else number[str(name)] for name, is_one in zip(labels, control, strict=True)], np.int64
-        )
-        lost = np.bincount(codes[~finite & ~control], minlength=len(names)).astype(np.int64)
-        batch_names, batch_codes = np.unique(np.asarray([str(b) for b in batches]), return_inverse=True)
+        codes = np.asarray([number.get(name, NOT_TESTED) for name in labels], np.int64)
+        _, batch_codes = np.unique(np.asarray([str(b) for b in batches]), return_inverse=True)
+
+        def count(rows: NDArray[np.bool_]) -> Codes:
+            return np.bincount(codes[rows & (codes >= 0)], minlength=len(names)).astype(np.int64)
+
         return cls(
             matrix[finite],
             names,
             codes[finite],
             batch_codes.astype(np.int64)[finite],
-            tuple(batch_names.tolist()),
-            lost,
+            control[finite],
+            count(finite),
+            count(~finite),
         )
 
-    def members(self) -> Iterator[tuple[int, Codes]]:
-        """Number of each perturbation that has a finite row, and its rows."""
-        order = np.argsort(self.codes, kind="stable")
-        numbers, starts = np.unique(self.codes[order], return_index=True)
-        for number, own in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-            if number >= 0:
-                yield number, own
 
-    def sample(self, config: SignalConfig, least: int) -> dict[int, Codes]:
-        """The rows of each perturbation that are tested, where it has enough."""
-        chosen = {}
-        for number, own in self.members():
-            if len(own) > config.max_rows:
-                rng = seeded_generator(config.seed, "rows", self.names[number])
-                own = np.sort(rng.choice(own, config.max_rows, replace=False))
-            if len(own) >= least:
-                chosen[number] = own
-        return chosen
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What the tests found, (P,) each."""
 
-    def controls(self, config: SignalConfig) -> Codes:
-        """The control rows that all are compared with."""
-        controls = np.flatnonzero(self.codes < 0)
-        if not len(controls):
+    rows: _Rows
+    config: SignalConfig
+    is_null: NDArray[np.bool_]
+    value: Floats = field(repr=False)
+    p_value: Floats = field(repr=False)
+    n_tested: Codes = field(repr=False)
+
+    @classmethod
+    def empty(cls, rows: _Rows, config: SignalConfig, null_perturbations: Collection[str]) -> _Table:
+        known = set(null_perturbations)
+        n = len(rows.names)
+        is_null = np.asarray([name in known for name in rows.names], bool)
+        if null_perturbations and not is_null.any():
             raise ValueError(
-                "no finite control row, expected at least 1 to measure distances from. Mark the negative controls in "
-                "the plate map, or leave magnitude out."
+                f"none of {len(known)} null perturbations ({', '.join(sorted(known)[:3])}) is in the screen. Name "
+                "perturbations that should do nothing, such as unexpressed genes, as the plate map has them."
             )
-        if len(controls) > config.max_controls:
-            rng = seeded_generator(config.seed, "controls")
-            controls = np.sort(rng.choice(controls, config.max_controls, replace=False))
-        return controls
+        return cls(rows, config, is_null, np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.int64))
 
-
-def _efaar(
-    statistic: str, values: dict[int, float], rows: _Rows, null_perturbations: Collection[str]
-) -> tuple[dict[int, float], dict[int, int], bool]:
-    """p-values on the values of the null perturbations, the rows behind each, and whether the null has no spread."""
-    null = np.sort([value for i, value in values.items() if rows.names[i] in set(null_perturbations)])
-    if not len(null):
-        raise ValueError(
-            f"{statistic}: none of {len(null_perturbations)} null perturbations has {MIN_ROWS[statistic]} finite rows "
-            "in the screen. Name perturbations that should do nothing, such as unexpressed genes, spelled as in the "
-            "plate map, or set signal.null=matched."
-        )
-    # Representations that collapsed have the same value for all; then rounding alone would decide.
-    if null[-1] - null[0] <= TIE * max(1.0, float(np.abs(null).max())):
-        return {}, {}, True
-    # Ties count against consistency and for magnitude, as EFAAR_benchmarking has it.
-    side: Literal["left", "right"] = "left" if statistic == "consistency" else "right"
-    below = np.searchsorted(null, list(values.values()), side=side)
-    p_values = dict(zip(values, (1 - below / len(null)).tolist(), strict=True))
-    n_rows = np.bincount(rows.codes[rows.codes >= 0], minlength=len(rows.names))
-    return p_values, {i: int(n_rows[i]) for i in values}, False
-
-
-def _matched_magnitude(
-    rows: _Rows,
-    sample: dict[int, Codes],
-    to_reference: Floats,
-    can_be_drawn: NDArray[np.bool_],
-    within: float,
-    config: SignalConfig,
-) -> dict[int, float]:
-    """p-values of the magnitudes, one null distribution for each number of rows in each batch."""
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for number, own in sample.items():
-        batches, counts = np.unique(rows.batches[own], return_counts=True)
-        alike.setdefault(tuple(zip(batches.tolist(), counts.tolist(), strict=True)), []).append(number)
-    members = [np.flatnonzero(can_be_drawn & (rows.batches == b)) for b in range(len(rows.batch_names))]
-    p_values: dict[int, float] = {}
-    pool_batches: tuple[int, ...] = ()
-    distances: Floats | None = None
-    pool = np.empty(0, np.int64)
-    for counts_of_batch in sorted(alike, key=lambda key: ([batch for batch, _ in key], key)):
-        batches_here = tuple(batch for batch, _ in counts_of_batch)
-        if batches_here != pool_batches:
-            pool_batches = batches_here
-            pool = np.concatenate([members[batch] for batch in batches_here])
-            distances = cdist(rows.vectors[pool], rows.vectors[pool]) if len(pool) <= POOL_UP_TO else None
-        rng = seeded_generator(
-            config.seed,
-            "magnitude",
-            *(part for batch, count in counts_of_batch for part in (rows.batch_names[batch], count)),
-        )
-        parts, start = [], 0
-        for batch, count in counts_of_batch:  # places in the pool
-            parts.append(start + random_subsets(rng, len(members[batch]), count, config.n_draws))
-            start += len(members[batch])
-        drawn = np.concatenate(parts, axis=1)
-        spread_B = _mean_distances_within(drawn, pool, distances, rows.vectors)
-        null = np.sort(2 * to_reference[pool][drawn].mean(axis=1) - spread_B - within)
-        for number in alike[counts_of_batch]:
-            own = sample[number]
-            reach = 2 * float(to_reference[own].mean())
-            value = reach - mean_distance_within(rows.vectors[own]) - within
-            n_above = config.n_draws - int(np.searchsorted(null, value - TIE * reach))
-            p_values[number] = (1 + n_above) / (1 + config.n_draws)
-    return p_values
-
-
-def _mean_distances_within(drawn: Codes, pool: Codes, distances: Floats | None, vectors: Floats) -> Floats:
-    """(B,) mean distance over all pairs of the rows of each draw, a row with itself too."""
-    if distances is None:
-        return np.asarray([cdist(vectors[pool[each]], vectors[pool[each]]).mean() for each in drawn])
-    at_once = max(1, DISTANCES_AT_ONCE // drawn.shape[1] ** 2)
-    blocks = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)]
-    return np.concatenate([distances[each[:, :, None], each[:, None, :]].mean(axis=(1, 2)) for each in blocks])
-
-
-def _signal(
-    statistic: str,
-    values: dict[int, float],
-    p_values: dict[int, float],
-    tested: dict[int, int],
-    rows: _Rows,
-    config: SignalConfig,
-    null_perturbations: Collection[str],
-    no_spread: bool = False,
-) -> Signal:
-    n_rows = np.bincount(rows.codes[rows.codes >= 0], minlength=len(rows.names))
-    of_null = set(null_perturbations)
-    table_rows = []
-    for i, name in enumerate(rows.names):
-        reason = ""
-        if i not in values:
-            reason = f"{n_rows[i]} finite rows, expected at least {MIN_ROWS[statistic]}"
-        elif no_spread:
-            reason = "all null perturbations have the same value"
-        table_rows.append(
+    def signal(self, statistic: str, without_value: Sequence[str], without_p: str) -> Signal:
+        """The result, from null perturbations where there are any; with reasons for what is undefined."""
+        p_value = self.p_value
+        if self.is_null.any():
+            p_value, without_p = self._against_null(), "all null perturbations have the same value"
+        q_value = benjamini_hochberg(np.where(self.is_null, np.nan, p_value))
+        has = ~np.isnan(p_value)
+        reasons = np.where(has, "", np.where(np.isnan(self.value), np.asarray(without_value, object), without_p))
+        table = pa.table(
             {
-                "perturbation": name,
-                "statistic": statistic,
-                "value": values.get(i),
-                "p_value": p_values.get(i),
-                "n_rows": int(n_rows[i]),
-                "n_not_finite": int(rows.not_finite[i]),
-                "n_tested": tested.get(i, 0) if i in p_values else 0,
-                "is_null": name in of_null,
-                "reason": reason,
-            }
+                "perturbation": list(self.rows.names),
+                "statistic": [statistic] * len(has),
+                "value": pa.array(self.value, mask=np.isnan(self.value)),
+                "p_value": pa.array(p_value, mask=~has),
+                "q_value": pa.array(q_value, mask=np.isnan(q_value)),
+                "n_rows": self.rows.n_rows,
+                "n_not_finite": self.rows.not_finite,
+                "n_tested": np.where(has, self.n_tested, 0),
+                "is_null": self.is_null,
+                "reason": reasons.tolist(),
+            },
+            schema=SCHEMA,
         )
-    counted = [p for i, p in p_values.items() if rows.names[i] not in of_null]
-    hits = sum(p <= config.alpha or math.isclose(p, config.alpha) for p in counted)
-    return Signal(statistic, pa.Table.from_pylist(table_rows, schema=SCHEMA), share_of(hits, len(counted)))
+        counted = has & ~self.is_null
+        significant, discovered = (
+            share_of(int((values[counted] <= self.config.alpha + 1e-12).sum()), int(counted.sum()))
+            for values in (p_value, q_value)
+        )
+        return Signal(statistic, table, significant, discovered)
+
+    def _against_null(self) -> Floats:
+        p_value = p_values_against(self.value, self.is_null)
+        null = self.value[self.is_null & ~np.isnan(self.value)]
+        # Representations that collapsed have the same value for all; then rounding alone would decide.
+        if np.ptp(null) <= 1e-9 * max(1.0, float(np.abs(null).max())) and len(null) > 1:
+            return np.full(len(p_value), np.nan)
+        if (1 + len(null)) * self.config.alpha < 1:
+            raise ValueError(
+                f"{len(null)} null perturbations have enough finite rows: no p-value can be {self.config.alpha}. Name "
+                f"{math.ceil(1 / self.config.alpha) - 1} or more, or none to compare with random rows and controls."
+            )
+        return p_value

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.perturbation_signal.shares import Share
+from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.gene_sets import GeneSets
 from cytolake.benchmark.profiles.wells import Wells
@@ -40,6 +41,8 @@ class Asked:
     gene_sets: GeneSets
     config: ProfileBenchmarkConfig
     alignment: str
+    compared: ComparedControls
+    """The same profiles, aligned on half of the controls: where treated wells are compared with controls."""
     pixel_statistics: Floats | None = None
     """(W, S) of the same wells, not aligned."""
 

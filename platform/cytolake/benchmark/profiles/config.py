@@ -26,6 +26,10 @@ class ProfileBenchmarkConfig:
     """Whose controls a well is aligned on."""
     missing_controls: MissingControls = "all_wells"
     """What to do with a plate or batch of fewer than two controls; `all_wells` is told as a warning."""
+    null_perturbations: tuple[str, ...] = ()
+    """Perturbations that should do nothing, such as knockouts of genes that the cells do not express, by name or gene.
+    Where given, `consistency` and `magnitude` compare with theirs, as EFAAR_benchmarking does, and not with random
+    wells and controls. 19 or more make a p-value of 0.05 possible."""
     relation_files: tuple[str, ...] = ()
     """Tables with the columns entity1 and entity2: hu.MAP, Reactome, StringDB, or your copy of CORUM or SIGNOR."""
     gene_aliases: str = ""

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.guard_rails import label_confounding
 from cytolake.benchmark.profiles.asked import Asked
+from cytolake.benchmark.profiles.compared_controls import compared_controls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.gene_sets import PATHWAY_SOURCE, GeneSets, genes_of_pathways, read_gene_sets
 from cytolake.benchmark.profiles.plate_jackknife import with_plate_intervals
@@ -96,7 +97,10 @@ def score_profiles(
     as_they_are = replace(config, alignments=("none",))
     is_aligned = {row["representation_id"] for row in found if row["kind"] == ALIGNED}
     about = (wells, relations, aliases, gene_sets, statistics_id)
-    tasks = ((catalog, each, *about, as_they_are if each in is_aligned else config, protocol) for each in todo)
+    tasks = (
+        (catalog, each, *about, as_they_are if each in is_aligned else config, protocol, each in is_aligned)
+        for each in todo
+    )
     if progress and todo:
         progress("representations", 0, len(todo))
     scored = run_tasks(score_representation, tasks, len(todo), "representations", progress)
@@ -118,6 +122,7 @@ def score_representation(
     statistics_id: str,
     config: ProfileBenchmarkConfig,
     protocol: str,
+    is_aligned: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of the `scores` table of one representation, and why benchmarks have none; one task."""
     try:
@@ -135,7 +140,8 @@ def score_representation(
             except ValueError as error:
                 left_out[f"all, {variant}"] = str(error)
                 continue
-            asked = Asked(aligned_WD, wells, relations, aliases, gene_sets, config, variant, statistics_WG)
+            compared = compared_controls(profiles_WD, wells, variant, config, is_aligned=is_aligned)
+            asked = Asked(aligned_WD, wells, relations, aliases, gene_sets, config, variant, compared, statistics_WG)
             for task in config.tasks:
                 try:
                     scores = with_plate_intervals(task, TASKS[task], asked)

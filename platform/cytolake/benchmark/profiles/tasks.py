@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
 from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalConfig, consistency, magnitude
 from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
 from cytolake.benchmark.profiles.asked import Asked, Floats, Score, finite, gene_means, kept, score
+from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
 from cytolake.benchmark.profiles.embedding_tasks import embedding_task
 from cytolake.benchmark.profiles.gene_tasks import cluster_separation, compound_gene
-from cytolake.benchmark.profiles.wells import Wells
+from cytolake.benchmark.profiles.permuted_p_values import with_permuted_activity, with_permuted_labels
 from cytolake.benchmark.relations.recall import RecallConfig, RelationRecall, relationship_recall
 from cytolake.benchmark.retrieval.mechanism_of_action import nearest_mechanism
 from cytolake.benchmark.retrieval.phenotypic import NullConfig, Retrieval, phenotypic_activity, phenotypic_consistency
@@ -62,34 +65,66 @@ def _relation_recall(asked: Asked) -> Iterator[Score]:
 
 
 def _consistency(asked: Asked) -> Iterator[Score]:
-    yield _share_with_signal("perturbation_consistency", consistency, asked.vectors, asked.wells, asked.config)
+    found = _signal(consistency, asked, asked.vectors, asked.wells.is_control)
+    yield from _signal_scores("perturbation_consistency", found)
 
 
 def _magnitude(asked: Asked) -> Iterator[Score]:
-    yield _share_with_signal("perturbation_magnitude", magnitude, asked.vectors, asked.wells, asked.config)
+    if asked.config.null_perturbations:  # their wells are as far from the controls of the alignment as any
+        found = _signal(magnitude, asked, asked.vectors, asked.wells.is_control)
+        yield from _signal_scores("perturbation_magnitude", found)
+        return
+    compared = asked.compared.checked()
+    found = _signal(magnitude, asked, compared.vectors, compared.is_control)
+    yield from _signal_scores("perturbation_magnitude", found, controls=_controls(compared))
 
 
-def _share_with_signal(
-    name: str, measure: Callable[..., Signal], vectors: Floats, wells: Wells, config: ProfileBenchmarkConfig
-) -> Score:
-    settings = SignalConfig(n_draws=config.draws - 1, seed=config.seed)
-    named = [bool(each) or bool(c) for each, c in zip(wells.perturbation, wells.is_control, strict=True)]
-    rows = np.flatnonzero(named)
-    signal = measure(
+def _signal(measure: Callable[..., Signal], asked: Asked, vectors: Floats, is_control: NDArray[np.bool_]) -> Signal:
+    wells, config = asked.wells, asked.config
+    of_null = set(config.null_perturbations)
+    missing = sorted(of_null - {*wells.perturbation, *wells.gene})
+    if missing:
+        raise ValueError(
+            f"null_perturbations: {len(missing)} of {len(of_null)} are no perturbation or gene of the screen "
+            f"({', '.join(missing[:5])}). Correct profiles.null_perturbations."
+        )
+    rows = [i for i in range(len(vectors)) if is_control[i] or (wells.perturbation[i] and not wells.is_control[i])]
+    found = measure(
         vectors[rows],
         [wells.perturbation[i] for i in rows],
         [wells.plate[i] for i in rows],
-        wells.is_control[rows],
-        settings,
+        is_control[rows],
+        SignalConfig(n_draws=config.draws - 1, seed=config.seed),
+        null_perturbations={
+            wells.perturbation[i]
+            for i in wells.treated
+            if wells.perturbation[i] and of_null & {wells.perturbation[i], wells.gene[i]}
+        },
     )
-    if not signal.n_defined:
-        why = sorted({str(row["reason"]) for row in signal.table.to_pylist() if row["reason"]})
+    if not found.n_defined:
+        why = sorted({str(row["reason"]) for row in found.table.to_pylist() if row["reason"]})
         raise ValueError(f"no perturbation has a p-value ({'; '.join(why[:2])}).")
-    p_values = {row["perturbation"]: row["p_value"] for row in signal.table.to_pylist() if row["p_value"] is not None}
-    return score(
-        name, "perturbation", "share_significant", signal.significant.value, signal.significant,
-        n_test=signal.n_defined, p_values=kept(p_values),
-    )  # fmt: skip
+    return found
+
+
+def _signal_scores(name: str, found: Signal, **details: Any) -> Iterator[Score]:
+    """Shares of perturbations with p, and with q, up to alpha."""
+    tested = [row for row in found.table.to_pylist() if row["p_value"] is not None and not row["is_null"]]
+    n_null = sum(found.table["is_null"].to_pylist())
+    details |= {"null": f"{n_null} null perturbations"} if n_null else {}
+    for metric, share in (("share_significant", found.significant), ("share_discovered", found.discovered)):
+        yield score(
+            name, "perturbation", metric, share.value, share, n_test=share.total,
+            values=kept({row["perturbation"]: row["value"] for row in tested}),
+            p_values=kept({row["perturbation"]: row["p_value"] for row in tested}),
+            q_values=kept({row["perturbation"]: row["q_value"] for row in tested}),
+            not_tested=found.table.num_rows - n_null - len(tested), **details,
+        )  # fmt: skip
+
+
+def _controls(compared: ComparedControls) -> str:
+    n = int(compared.is_control.sum())
+    return f"{n} that the alignment was not fitted on" if compared.is_held_out else f"all {n}"
 
 
 def _replicates(asked: Asked) -> Iterator[Score]:
@@ -116,9 +151,10 @@ def _replicates(asked: Asked) -> Iterator[Score]:
 
 
 def _activity(asked: Asked) -> Iterator[Score]:
-    wells = asked.wells
+    wells, compared = asked.wells, asked.compared.checked()
     table = wells.table()
-    rows = np.asarray([bool(name) for name in wells.perturbation]) | wells.is_control
+    is_named = np.asarray([bool(name) for name in wells.perturbation])
+    rows = compared.is_control | (is_named & ~wells.is_control)
     plates: dict[str, set[str]] = {}
     for i in wells.treated:
         if wells.perturbation[i]:
@@ -127,11 +163,16 @@ def _activity(asked: Asked) -> Iterator[Score]:
     across = ("plate",) if plates and all(len(of) > 1 for of in plates.values()) else ()
     found = phenotypic_activity(
         table.filter(pa.array(rows)),
-        asked.vectors[rows],
-        wells.is_control[rows],
+        compared.vectors[rows],
+        compared.is_control[rows],
         positives_differ=across,
         null=_null(asked.config),
     )
+    named = [(wells.perturbation[i], wells.plate[i]) for i in np.flatnonzero(rows)]
+    found = with_permuted_activity(
+        found, compared.vectors[rows], [name for name, _ in named], [plate for _, plate in named],
+        compared.is_control[rows], asked.config.draws - 1, asked.config.seed,
+    )  # fmt: skip
     yield from _retrieval_scores("activity_map", "perturbation", found, across)
 
 
@@ -139,6 +180,7 @@ def _mechanism(asked: Asked) -> Iterator[Score]:
     names, pathways, means_TD, _ = _treatments(asked)
     table = pa.table({"perturbation": names, "moa": pathways})
     found = phenotypic_consistency(table, means_TD, null=_null(asked.config))
+    found = with_permuted_labels(found, means_TD, pathways, names, asked.config.draws - 1, asked.config.seed)
     yield from _retrieval_scores("mechanism_map", "pathway", found, ())
 
 
@@ -179,11 +221,14 @@ def _treatments(asked: Asked) -> tuple[list[str], list[str], Floats, list[set[st
 
 
 def _leakage(asked: Asked) -> Iterator[Score]:
-    wells = asked.wells
-    found = batch_leakage(asked.vectors, wells.plate, is_control=wells.is_control, bootstrap_draws=asked.config.draws)
+    wells, compared = asked.wells, asked.compared.checked()
+    found = batch_leakage(
+        compared.vectors, wells.plate, is_control=compared.is_control, bootstrap_draws=asked.config.draws
+    )
     yield score(
         "batch_leakage", "plate", "balanced_accuracy", found.balanced_accuracy.value, found.balanced_accuracy,
         split="well", n_test=found.n_wells, n_classes=found.n_batches, chance=found.chance,
+        p_value=found.p_value, controls=_controls(compared),
     )  # fmt: skip
 
 
@@ -192,7 +237,7 @@ def _false_positives(asked: Asked) -> Iterator[Score]:
     found = false_positives_of_wells(asked.vectors, wells.plate, wells.is_control)
     yield score(
         "false_positives", "control", "rate", found.rate.value, found.rate, split="plate", n_test=found.rate.total,
-        alpha=found.alpha,
+        alpha=found.alpha, discovered=found.discovered.hits,
     )  # fmt: skip
 
 
@@ -210,11 +255,16 @@ def _dose(asked: Asked) -> Iterator[Score]:
         seed=asked.config.seed,
     )
     if not found.increasing.total:
-        raise ValueError("no compound has three doses.")
-    of_compound = {row["compound"]: row["spearman"] for row in found.table.to_pylist() if row["spearman"] is not None}
+        why = sorted({str(row["reason"]) for row in found.table.to_pylist()})
+        raise ValueError(f"no compound can be tested ({'; '.join(why[:2])}).")
+    tested = [row for row in found.table.to_pylist() if row["p_value"] is not None]
     yield score(
         "dose_response", "dose", "share_increasing", found.increasing.value, found.increasing,
-        n_test=found.increasing.total, median_spearman=finite(found.median_spearman), spearman=kept(of_compound),
+        n_test=found.increasing.total, median_spearman=finite(found.median_spearman), discovered=found.discovered.hits,
+        **{
+            column: kept({row["compound"]: row[key] for row in tested})
+            for column, key in (("spearman", "spearman"), ("p_values", "p_value"), ("q_values", "q_value"))
+        },
     )  # fmt: skip
 
 
@@ -249,6 +299,7 @@ def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequ
     groups = found.groups.to_pylist()
     scored = [row for row in groups if row["mean_average_precision"] is not None]
     key = "perturbation" if label == "perturbation" else "moa"
+    tested = [row for row in scored if row["p_value"] is not None]
     of_group = {str(row[key]): row["mean_normalised_average_precision"] for row in scored}
     yield score(
         benchmark, label, "mean_average_precision", found.mean.value, found.mean, split=" ".join(across),
@@ -256,7 +307,8 @@ def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequ
     )  # fmt: skip
     yield score(
         benchmark, label, "share_significant", found.share_significant(), None, split=" ".join(across),
-        n_test=len(scored),
+        n_test=len(scored), p_values=kept({str(row[key]): row["p_value"] for row in tested}),
+        q_values=kept({str(row[key]): row["adjusted_p_value"] for row in tested}),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY, ilisi
 from cytolake.benchmark.transcriptomics.embeddings import DRAWN_BY_SEED, EmbeddingConfig, Vectors, embed
 from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall
-from cytolake.benchmark.transcriptomics.perturbation_signal import are_null, consistency, magnitude, p_values_against
+from cytolake.benchmark.transcriptomics.perturbation_signal import are_null, consistency, magnitude
 from cytolake.benchmark.transcriptomics.perturbation_split import (
     TRAIN_SHARE,
     PerturbationSplit,
@@ -57,6 +57,9 @@ from cytolake.benchmark.transcriptomics.separability import (
     linear_scores,
     top_credit,
 )
+from cytolake.embed.alignment.held_out_controls import hold_out_controls
+from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.named_null import p_values_against
 
 Floats = NDArray[np.float64]
 Relations = Mapping[str, Iterable[tuple[str, str]]]
@@ -200,6 +203,16 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """Vectors aligned on half of the controls, in which rows without an effect are like the other half."""
+
+    vectors: Vectors
+    """(N, D)"""
+    is_control: NDArray[np.bool_]
+    """(N,) the other half."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One embedding under one seed: what a task is given."""
 
@@ -211,6 +224,8 @@ class Trial:
     seed: int
     config: BenchmarkConfig
     relations: Relations
+    compared: Compared | None = None
+    """For perturbation_signal, where the vectors were aligned."""
 
     @property
     def parts(self) -> PerturbationSplit:
@@ -305,8 +320,24 @@ def score_embeddings(
         }
         for method in post_processing:
             vectors = {seed: post_process(screen, each, method, alignments) for seed, each in drawn.items()}
+            compared: dict[int, Compared] = {}
+            if method != "none" and "perturbation_signal" in tasks:
+                held_out = hold_out_controls(screen.is_control, screen.batch_of_row)
+                fitted = screen.is_control & ~held_out
+                compared = {
+                    seed: Compared(post_process(screen, each, method, alignments, is_fitted=fitted), held_out)
+                    for seed, each in drawn.items()
+                }
             trials = [
-                Trial(screen, vectors.get(seed, vectors[seeds[0]]), splits[seed], seed, config, relations)
+                Trial(
+                    screen,
+                    vectors.get(seed, vectors[seeds[0]]),
+                    splits[seed],
+                    seed,
+                    config,
+                    relations,
+                    compared.get(seed, compared.get(seeds[0])),
+                )
                 for seed in seeds
             ]
             for task in tasks:
@@ -421,16 +452,22 @@ def _known_relations(trial: Trial) -> list[Score]:
 
 def _perturbation_signal(trial: Trial) -> list[Score]:
     screen, config = trial.screen, trial.config
+    compared = trial.compared or Compared(trial.vectors, screen.is_control)
+    found = {
+        "consistent": consistency(screen, trial.vectors, config.signal_draws, trial.seed),
+        "distinct": magnitude(
+            screen, compared.vectors, config.signal_draws, trial.seed, is_compared=compared.is_control
+        ),
+    }
     scores = []
-    for name, (values, p_values) in (
-        ("consistent", consistency(screen, trial.vectors, config.signal_draws, trial.seed)),
-        ("distinct", magnitude(screen, trial.vectors, config.signal_draws, trial.seed)),
-    ):
+    for name, (values, p_values) in found.items():
         scores.append(_share(trial, f"{name}_share", p_values))
+        scores.append(_share(trial, f"{name}_share_q", benjamini_hochberg(p_values)))
         if config.null_perturbations:
             is_null = are_null(screen, config.null_perturbations)
-            against = p_values_against(values, is_null)
-            scores.append(_share(trial, f"{name}_share_of_named_null", np.where(is_null, np.nan, against)))
+            against = np.where(is_null, np.nan, p_values_against(values, is_null))
+            scores.append(_share(trial, f"{name}_share_of_named_null", against))
+            scores.append(_share(trial, f"{name}_share_of_named_null_q", benjamini_hochberg(against)))
     return scores
 
 

@@ -27,9 +27,21 @@ _VARIANTS: dict[str, Variant] = {**PUBLISHED_NAMES, **{name: name for name in ge
 
 
 def post_process(
-    screen: Screen, vectors: Vectors, method: str, alignments: Mapping[str, Alignment] | None = None
+    screen: Screen,
+    vectors: Vectors,
+    method: str,
+    alignments: Mapping[str, Alignment] | None = None,
+    *,
+    is_fitted: NDArray[np.bool_] | None = None,
 ) -> Vectors:
     """(N, D) vectors after one of `PUBLISHED_NAMES`, a variant of `embed.alignment`, or an alignment that is brought.
+
+    Args:
+        screen: With batches and controls.
+        vectors: (N, D)
+        method: Its name.
+        alignments: Those that are brought, by name.
+        is_fitted: (N,) controls to align on; all where None.
 
     Raises:
         ValueError: An unknown method, a batch without enough controls, or an alignment that returns another number of
@@ -37,15 +49,16 @@ def post_process(
     """
     check_method(method, alignments)
     aligned: NDArray[np.floating]
+    is_control = screen.is_control if is_fitted is None else is_fitted
     if alignments and method in alignments:
-        aligned = np.asarray(alignments[method](vectors, screen.batch_of_row, screen.is_control))
+        aligned = np.asarray(alignments[method](vectors, screen.batch_of_row, is_control))
     elif method == "none":
         return vectors
     else:
         variant = _VARIANTS[method]
         config = AlignmentConfig(variant=variant, min_controls=1 if variant == "centre" else 2)
         batches = np.asarray(screen.batches)[screen.batch_of_row]
-        aligned = fit_alignment(vectors, batches, screen.is_control, config).apply(vectors, batches)
+        aligned = fit_alignment(vectors, batches, is_control, config).apply(vectors, batches)
     if aligned.ndim != 2 or len(aligned) != len(vectors) or not np.isfinite(aligned).all():
         raise ValueError(
             f"post-processing {method}: of {vectors.shape} vectors it made {aligned.shape}, "

@@ -18,13 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog.curation.balanced_sampling import balanced_choice
-from cytolake.catalog.curation.consistency import (
-    ConditionTest,
-    Experiment,
-    align_to_controls,
-    combined_p_value,
-    condition_tests,
-)
+from cytolake.catalog.curation.consistency import align_to_controls, combined_p_value
 from cytolake.catalog.curation.near_duplicates import (
     centred,
     cluster_centres,
@@ -38,6 +32,8 @@ from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.qc.verdicts import Progress, QcConfig, judge_sites, qc_profile
 from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.tables import Catalog
+from cytolake.statistics.consistency import ConsistencyTest, consistency_tests
+from cytolake.statistics.false_discovery import benjamini_hochberg
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -347,10 +343,11 @@ class UndersampleControlsStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsistencyStep:
-    """Keep conditions whose wells look more alike than wells drawn at random, under any of the representations.
+    """Keep conditions whose wells look more alike than treated wells drawn at random, under any of the representations.
 
     Wells are means of their kept crops, centred on the negative controls of their plate. Conditions are tested in each
-    experiment; the p-values of the experiments are combined. Controls stay. See `consistency`.
+    experiment; the p-values of the experiments are combined. Controls stay. See `cytolake.statistics.consistency`. The
+    details of an excluded crop hold the q-value (Benjamini-Hochberg over the conditions) next to the p-value.
     """
 
     rule: ClassVar[str] = "consistency"
@@ -370,7 +367,8 @@ class ConsistencyStep:
     n_draws: int = 10_000
     """Random sets of wells for each experiment and number of wells; no p-value is below 1 / (1 + n_draws)."""
     alpha: float = 0.01
-    """A condition stays if its p-value is below this."""
+    """A condition stays if its p-value is below this; of conditions without an effect this share stays. To bound their
+    share among those that stay, read the q-values."""
 
     def __post_init__(self) -> None:
         _check(self, "representations", bool(self.representations), "one or more")
@@ -386,17 +384,21 @@ class ConsistencyStep:
     def exclude(self, considered: Considered, progress: Progress | None) -> Exclusions:
         considered.check_columns(self.condition, "consistency.condition")
         conditions, first = considered.groups(["screen", *self.condition])
-        best = np.full(len(first), np.nan)
+        best, best_q = (np.full(len(first), np.nan) for _ in range(2))
         for representation in self.representations:
-            best = np.fmin(best, self._p_values(considered, representation, conditions, first, progress))
-        p_values = best[conditions]
+            of_conditions = self._p_values(considered, representation, conditions, first, progress)
+            best, best_q = np.fmin(best, of_conditions), np.fmin(best_q, benjamini_hochberg(of_conditions))
+        p_values, q_values = best[conditions], best_q[conditions]
         treated = considered.kept & considered.is_equal("control", "")
         rows = np.flatnonzero(treated & ~(p_values < self.alpha))
-        untested = "consistency: not tested, fewer than 2 wells with embeddings in each experiment"
+        untested = "consistency: not tested, fewer than 2 wells with embeddings in each experiment, or too few others"
         return Exclusions(
             rows=rows,
             reasons=[untested if np.isnan(p) else f"consistency: p {self.alpha:g} or more" for p in p_values[rows]],
-            details=["" if np.isnan(p) else f"p = {p:.3g}" for p in p_values[rows]],
+            details=[
+                "" if np.isnan(p) else f"p = {p:.3g}, q = {q:.3g}"
+                for p, q in zip(p_values[rows], q_values[rows], strict=True)
+            ],
         )
 
     def _p_values(
@@ -433,33 +435,33 @@ class ConsistencyStep:
             names.append(labels[experiment])
             tasks.append(
                 (
-                    Experiment(
-                        name=labels[experiment],
-                        profiles=aligned[members],
-                        conditions=conditions[row_of_well[members]],
-                        strata=strata.astype(np.int64),
-                        n_draws=self.n_draws,
-                        seed=considered.seed,
-                    ),
+                    aligned[members],
+                    conditions[row_of_well[members]],
+                    strata.astype(np.int64),
+                    self.n_draws,
+                    considered.seed,
+                    labels[experiment],
                 )
             )
-        tests: dict[int, list[ConditionTest]] = {}
+        tests: dict[int, list[ConsistencyTest]] = {}
         for name, of_experiment in zip(
-            names, run_tasks(condition_tests, tasks, len(tasks), "experiments tested", progress), strict=True
+            names, run_tasks(consistency_tests, tasks, len(tasks), "experiments tested", progress), strict=True
         ):
             for test in of_experiment:
-                tests.setdefault(test.condition, []).append(test)
-                self._keep_evidence(considered, representation, first, name, test.condition, test)
+                if np.isnan(test.p_value):  # too few ways to draw other wells: it says nothing of the condition
+                    continue
+                tests.setdefault(test.group, []).append(test)
+                self._keep_evidence(considered, representation, first, name, test)
         p_values = np.full(len(first), np.nan)
         for condition, of_condition in sorted(tests.items()):
-            p_values[condition] = combined_p_value(of_condition, self.n_draws)
-            whole = ConditionTest(
-                condition=condition,
-                n_wells=sum(test.n_wells for test in of_condition),
-                cosine=float(np.average([t.cosine for t in of_condition], weights=[t.n_wells for t in of_condition])),
+            p_values[condition] = combined_p_value([test.p_value for test in of_condition], self.n_draws)
+            whole = ConsistencyTest(
+                group=condition,
+                n_rows=sum(test.n_rows for test in of_condition),
+                cosine=float(np.average([t.cosine for t in of_condition], weights=[t.n_rows for t in of_condition])),
                 p_value=float(p_values[condition]),
             )
-            self._keep_evidence(considered, representation, first, "", condition, whole)
+            self._keep_evidence(considered, representation, first, "", whole)
         return p_values
 
     def _keep_evidence(
@@ -468,10 +470,9 @@ class ConsistencyStep:
         representation: str,
         first: Numbers,
         experiment: str,
-        condition: int,
-        test: ConditionTest,
+        test: ConsistencyTest,
     ) -> None:
-        row = int(first[condition])
+        row = int(first[test.group])
         considered.evidence.append(
             {
                 "representation_id": representation,
@@ -479,7 +480,7 @@ class ConsistencyStep:
                 "condition": json.dumps({name: considered.text(name)[row].as_py() for name in self.condition}),
                 "perturbation": considered.text("perturbation")[row].as_py(),
                 "experiment": experiment,
-                "n_wells": test.n_wells,
+                "n_wells": test.n_rows,
                 "cosine": test.cosine,
                 "p_value": test.p_value,
             }
