@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cytolake.benchmark.profiles.asked import Asked
+from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.gene_sets import GeneSets
 from cytolake.benchmark.profiles.plate_jackknife import with_plate_intervals
@@ -87,7 +88,8 @@ def _asked(random: np.random.Generator, n_plates: int, means: Numbers) -> Asked:
         if a // GENES_OF_PATHWAY == b // GENES_OF_PATHWAY
     )
     config = ProfileBenchmarkConfig(draws=99)
-    return Asked(vectors, wells, [Relations("pathway", pairs, len(pairs))], {}, GeneSets(), config, "none")
+    compared = ComparedControls(vectors, wells.is_control, False)
+    return Asked(vectors, wells, [Relations("pathway", pairs, len(pairs))], {}, GeneSets(), config, "none", compared)
 
 
 def main() -> int:
