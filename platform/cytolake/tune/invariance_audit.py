@@ -34,6 +34,7 @@ from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
 from cytolake.models.crops import CropBatch
 from cytolake.packs.pack import Pack
+from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float32]
@@ -111,7 +112,7 @@ class Audit:
 
     rows: list[AuditRow]
     skipped: dict[str, str]
-    """Knobs that an encoder cannot take, and why."""
+    """Knobs that an encoder cannot take or see, and why."""
     n_train: dict[str, int]
     """Crops fitted on, of each label."""
     n_test: dict[str, int]
@@ -172,7 +173,7 @@ def audit_encoders(
         looks = [_Look(eye, task, config) for task in tasks]
         rows += [look.row(name, OFF, "", 0.0, look.unchanged) for look in looks]
         done += 1
-        for knob, strength, changed in _changes(encoder, config, skipped):
+        for knob, strength, changed in _changes(encoder, pack, config, skipped):
             for look in looks:
                 vectors = eye.vectors(look.test_crop_ids, changed)
                 rows.append(look.row(name, knob.field, knob.family, strength, vectors))
@@ -190,22 +191,27 @@ def audit_encoders(
 
 
 def _changes(
-    encoder: Encoder, config: AuditConfig, skipped: dict[str, str]
+    encoder: Encoder, pack: Pack, config: AuditConfig, skipped: dict[str, str]
 ) -> Iterator[tuple[Knob, float, AugmentConfig]]:
     base = NOTHING
     if encoder.config.is_fused:  # it needs all its stains: a dropped one is dark
         base = dataclasses.replace(base, channel_drop_mode="blank")
+    crops = crops_to_compare(encoder.config, pack)
     strengths_of = {"flip_rotate": config.strengths[-1:]}  # all or nothing
     for name in config.knobs:
         knob = KNOBS[name]
-        for strength in strengths_of.get(name, config.strengths):
-            changed = knob(strength, base)
-            try:
-                changed.check_model(encoder.config)
-            except ValueError as error:
-                skipped[name] = str(error)
-                break
-            yield knob, strength, changed
+        strengths = strengths_of.get(name, config.strengths)
+        try:
+            for strength in strengths:
+                knob(strength, base).check_model(encoder.config)
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        if not changes_input(encoder.config, base, knob(strengths[-1], base), crops):
+            skipped[name] = why_without_effect(name, encoder.config)
+            continue
+        for strength in strengths:
+            yield knob, strength, knob(strength, base)
 
 
 def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: AuditConfig) -> _Task:

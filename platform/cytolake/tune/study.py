@@ -31,7 +31,8 @@ from cytolake.models import load_encoder
 from cytolake.models.augment.knobs import KNOBS
 from cytolake.packs.pack import Pack
 from cytolake.tracking import TrackingConfig, start_run
-from cytolake.train.config import PretrainConfig
+from cytolake.train.config import PretrainConfig, with_vocabulary
+from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 from cytolake.train.pretrain import PretrainError, finished_run, pretrain
 from cytolake.tune.clusterings import cluster_agreement, terciles
 from cytolake.tune.trade_offs import TradeOffs, confusion_matrix, recall_of_classes, trade_offs
@@ -132,38 +133,59 @@ class StudyResult:
     """Knobs that an objective or model cannot take, and why."""
 
 
-def study_trials(config: StudyConfig, base: PretrainConfig) -> tuple[list[StudyTrial], dict[str, str]]:
-    """Every trial, strength 0 of each knob included, and what cannot be tried.
+def study_trials(
+    config: StudyConfig, base: PretrainConfig, pack: Pack | None = None
+) -> tuple[list[StudyTrial], dict[str, str]]:
+    """Every trial, strength 0 of each knob included, and what is not tried and why.
+
+    Not tried are knobs that an objective or model does not take, that change nothing which its encoder gets, or that
+    have fewer than three different settings among the strengths: a curve needs three, and one training that counted as
+    several strengths would count its luck several times.
 
     Args:
         config: What is varied.
         base: All else.
+        pack: Whose crops show whether a knob changes anything; None means random crops.
     """
     trials: list[StudyTrial] = []
     skipped: dict[str, str] = {}
     base = dataclasses.replace(base, workers=config.workers, min_workers=None, evaluate_every=None)
+    model = with_vocabulary(base).model
+    crops = crops_to_compare(model, pack)
     for objective in config.objectives:
         trained = dataclasses.replace(base, objective=dataclasses.replace(base.objective, name=objective))  # type: ignore[arg-type]
         for knob in config.knobs:
+            name = f"{objective}, {knob}"
             if knob == MASK_RATIO and objective != "mae":
-                skipped[f"{objective}, {knob}"] = "only the masked autoencoder masks"
+                skipped[name] = "only the masked autoencoder masks"
                 continue
+            varied: dict[float, PretrainConfig] = {}
             for strength in config.strengths:
                 try:
-                    varied = _varied(trained, knob, strength)
+                    training = _varied(trained, knob, strength)
                 except ValueError as error:
-                    skipped[f"{objective}, {knob} {strength:g}"] = str(error)
+                    skipped[f"{name} {strength:g}"] = str(error)
                     continue
-                trials += [
-                    StudyTrial(
-                        objective=objective,
-                        knob=knob,
-                        strength=strength,
-                        seed=seed,
-                        pretrain=dataclasses.replace(varied, seed=seed),
-                    )
-                    for seed in config.seeds
-                ]
+                if training not in varied.values():
+                    varied[strength] = training
+            if len(varied) < 3:
+                skipped[name] = f"has {len(varied)} different settings at these strengths, and a curve needs three"
+                continue
+            off, strongest = (varied[strength].augment for strength in (min(varied), max(varied)))
+            if knob != MASK_RATIO and not changes_input(model, off, strongest, crops, trained.objective):
+                skipped[name] = why_without_effect(knob, model, trained.objective)
+                continue
+            trials += [
+                StudyTrial(
+                    objective=objective,
+                    knob=knob,
+                    strength=strength,
+                    seed=seed,
+                    pretrain=dataclasses.replace(training, seed=seed),
+                )
+                for strength, training in varied.items()
+                for seed in config.seeds
+            ]
     return trials, skipped
 
 
@@ -191,7 +213,7 @@ def run_study(
     started = time.monotonic()
     runs_root = catalog.root / "runs"
     tracking = tracking.at(catalog.root)
-    trials, skipped = study_trials(config, base)
+    trials, skipped = study_trials(config, base, pack)
     questions = pin_questions(catalog, pack, config)
     distinct = list({trial.pretrain: trial for trial in trials}.values())
     todo = [trial for trial in distinct if _answers(pack, trial, runs_root, questions) is None]
@@ -389,8 +411,6 @@ def _curves(
     for objective, knob in dict.fromkeys((trial.objective, trial.knob) for trial in trials):
         of_curve = [trial for trial in trials if (trial.objective, trial.knob) == (objective, knob)]
         strengths = tuple(sorted({trial.strength for trial in of_curve}))
-        if len(strengths) < 3:
-            continue
         by_place = {(trial.strength, trial.seed): found[trial.pretrain] for trial in of_curve}
         answers = [[by_place[strength, seed] for seed in config.seeds] for strength in strengths]
         recall = np.array([[recall_of_classes(np.array(a["confusion"])) for a in row] for row in answers])
