@@ -111,7 +111,7 @@ def run(root: Path) -> None:
         print(f"{curve.objective}, {curve.knob}: {curve.effects.verdict}")
     page = write_study(root / "report" / "study.html", "Study of the simulated screen", found, line.study)
     print(f"page {page}")
-    gaps = [curve.effects.gap for curve in found.curves]
+    gaps = [curve.effects.gap.value for curve in found.curves]
     result = {
         "seconds": seconds,
         "ray_starts": ready - started,
