@@ -101,6 +101,9 @@ class AuditRow:
     drift_low: float
     """Lower end of the 95 % interval: wells resampled, alike for both."""
     drift_high: float
+    p_value: float
+    """Two-sided, of no drift: drift over its sd among the resamples, taken as normal. 1 where no crop is predicted
+    otherwise; NaN where resamples do not vary."""
     class_recall: dict[str, float]
     """Share of each class told correctly."""
     class_drift: dict[str, float]
@@ -291,7 +294,9 @@ class _Look:
         draws = self.config.bootstrap_draws
         now = bootstrap_over_wells([counts], data.label_of_well, draws)
         before = bootstrap_over_wells([self.counts], data.label_of_well, draws)  # the same resamples of wells
-        low, high = np.nanpercentile(now.draws - before.draws, [2.5, 97.5])
+        changes = now.draws - before.draws
+        low, high = np.nanpercentile(changes, [2.5, 97.5])
+        drift = now.value - before.value
         shift = float(np.mean(1 - _cosines(self.unchanged, vectors)))
         recall, was = self._recall(counts), self._recall(self.counts)
         return AuditRow(
@@ -303,9 +308,10 @@ class _Look:
             shift=shift,
             relative_shift=shift / self.typical if self.typical > 0 else float("nan"),
             recall=now.value,
-            drift=now.value - before.value,
+            drift=drift,
             drift_low=float(low),
             drift_high=float(high),
+            p_value=_p_value(drift, float(np.nanstd(changes))),
             class_recall=recall,
             class_drift={name: recall[name] - was[name] for name in recall},
         )
@@ -327,6 +333,14 @@ class _Look:
             if total:
                 found[self.task.data.classes[code]] = float(counts.correct[wells].sum() / total)
         return found
+
+
+def _p_value(drift: float, sd: float) -> float:
+    from scipy.stats import norm
+
+    if drift == 0:
+        return 1.0
+    return float(2 * norm.sf(abs(drift) / sd)) if sd > 0 else float("nan")
 
 
 def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:
