@@ -13,7 +13,9 @@ from tests.tune.small_training import SMALL_TRAINING
 from cytolake.line.study_page import study_summary, study_text, write_study
 from cytolake.tracking import TrackingConfig
 from cytolake.train.pretrain import finished_run
-from cytolake.tune.study import DENSITY, StudyConfig, pin_questions, run_study, study_trials
+from cytolake.tune.questions import DENSITY, pin_questions
+from cytolake.tune.study import run_study, study_trials
+from cytolake.tune.study_config import StudyConfig
 
 CONFIG = StudyConfig(
     objectives=("mae", "simclr"),

@@ -14,7 +14,8 @@ from rich.table import Table
 from cytolake.line.figures import INK, PALETTE, as_svg, new_figure
 from cytolake.line.page import write_page
 from cytolake.statistics.false_discovery import benjamini_hochberg
-from cytolake.tune.study import StudyConfig, StudyCurve, StudyResult
+from cytolake.tune.study import StudyCurve, StudyResult
+from cytolake.tune.study_config import StudyConfig
 
 PAGE_FILE = "study.html"
 _COLUMNS = 6
