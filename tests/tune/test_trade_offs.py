@@ -46,12 +46,25 @@ def test_classes_of_opposite_effects_are_a_pair():
     assert effect["gains"].best == 1.0
     assert effect["loses"].best == 0.0
     assert effect["loses"].spread == pytest.approx(0.3, abs=0.03)
-    assert effect["loses"].spread_by_chance < 0.25
     assert np.isnan([effect["flat"].spearman, effect["flat"].p_value, effect["flat"].q_value]).all()
     assert found.gap.is_evident
     assert found.verdict.startswith(
         "One pair of classes responds in opposite directions, such as gains (improves) and "
     )
+
+
+def test_the_spread_by_chance_is_the_spread_of_a_class_without_effect():
+    random = np.random.default_rng(5)
+    classes = [f"{k}" for k in range(200)]
+    shift, noise = 0.06 * random.normal(size=(1, 3, 200)), 0.02 * random.normal(size=(5, 3, 200))
+    without = trade_offs(VALUES, 0.4 + shift + noise, classes, n_permutations=199).classes
+    strong = trade_offs(
+        VALUES, 0.4 + 0.3 * np.array(VALUES)[:, None, None] + shift + noise, classes, n_permutations=199
+    )
+    mean = np.mean([each.spread for each in without])
+    assert np.mean([each.spread_by_chance for each in without]) == pytest.approx(mean, rel=0.05)
+    # An effect does not count as noise: its spread would be three times what chance gives otherwise.
+    assert np.mean([each.spread_by_chance for each in strong.classes]) == pytest.approx(mean, rel=0.15)
 
 
 def test_correlations_of_all_trainings_are_spearmans():

@@ -112,7 +112,7 @@ def _rows(study: StudyResult) -> list[dict[str, str]]:
                 "best strength": f"{effects.best:g}",
                 "gain there": _signed(effects.best_gain, 3),
                 "q of gain": _small(best_q),
-                "classes improved": str(len(effects.improved)),
+                "improved": str(len(effects.improved)),
                 "worsened": str(len(effects.worsened)),
                 "opposite pairs": str(len(effects.pairs)),
                 "gap above chance": excess,
@@ -179,7 +179,7 @@ def _matrix(curves: Sequence[StudyCurve]) -> str:
         return ""
     labels = list(curves[0].agreement)
     rows = [
-        (f"{curve.objective}, {curve.knob} {strength:g}", [curve.agreement[name][s].mean() for name in labels])
+        (f"{_name(curve)} {strength:g}", [curve.agreement[name][s].mean() for name in labels])
         for curve in curves
         for s, strength in enumerate(curve.strengths)
     ]

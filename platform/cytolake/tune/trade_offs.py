@@ -43,7 +43,7 @@ class ClassEffect:
     spread: float
     """Largest less smallest mean recall; above 0 without any effect."""
     spread_by_chance: float
-    """Mean spread where values are exchanged within each seed: what to compare the spread with."""
+    """Mean spread without effect, at the noise between seeds: what to compare the spread with; NaN with one seed."""
     best: float
     """Value of the largest mean recall."""
 
@@ -220,13 +220,21 @@ def _spearman(recall_SRK: Numbers) -> Numbers:
 
 
 def _spread_by_chance(recall_SRK: Numbers, n_permutations: int, seed: int) -> Numbers:
-    """(K,) mean over placements of the largest less the smallest mean recall."""
+    """(K,) largest less smallest mean recall in units of the sd between seeds, mean over placements, times that sd."""
     n_values, n_seeds, n_classes = recall_SRK.shape
-    seeds, total = np.arange(n_seeds), np.zeros(n_classes)
+    if n_seeds < 2:
+        return np.full(n_classes, np.nan)
+    centred_SRK = recall_SRK - recall_SRK.mean(axis=0)
     places = placements(n_values, n_seeds, n_permutations, seed)
-    for part in np.array_split(places, max(1, len(places) // 200)):
-        total += np.ptp(recall_SRK[part, seeds].mean(axis=2), axis=1).sum(axis=0)
-    return np.asarray(total / len(places))
+    total, noise_K = np.zeros(n_classes), np.zeros(n_classes)
+    for i, part in enumerate(np.array_split(places, max(1, len(places) // 200))):
+        placed_PSRK = centred_SRK[part, np.arange(n_seeds)]
+        mean_PSK = placed_PSRK.mean(axis=2)
+        sd_PK = np.sqrt(np.mean((placed_PSRK - mean_PSK[:, :, None]) ** 2, axis=(1, 2)))
+        noise_K = sd_PK[0] if i == 0 else noise_K  # the first placement is the observed one
+        spread_PK = np.ptp(mean_PSK, axis=1)
+        total += np.divide(spread_PK, sd_PK, out=np.zeros_like(sd_PK), where=sd_PK > 0).sum(axis=0)
+    return np.asarray(noise_K * total / len(places))
 
 
 def _capitalised(text: str) -> str:
