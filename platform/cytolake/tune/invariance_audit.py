@@ -1,10 +1,10 @@
 """What a finished encoder is blind to, and what blinds it: every knob of augmentation at several strengths.
 
 No training. Crops of held-out plates are changed by one knob at a time and embedded again. Two things are read off: how
-far their vectors move, and how much of each class a probe, fitted on unchanged crops of other plates, still tells. An
-encoder that should ignore focus but see dose must move little and lose nothing under `defocus_radius_px`.
+far their vectors move, and how much of each class a probe, fitted on unchanged crops of other plates, still predicts.
+An encoder that should ignore focus but see dose must move little and lose nothing under `defocus_radius_px`.
 
-A distance 1 - cos means nothing by itself (in most encoders all crops lie in a narrow cone), so it is also told in
+A distance 1 - cos means nothing by itself (in most encoders all crops lie in a narrow cone), so it is also given in
 units of the mean distance between two crops of different wells: 1 is as far as another crop altogether.
 
 N crops, K classes, W wells, D features.
@@ -46,14 +46,14 @@ _PAIRS = 20_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditConfig:
-    """Which knobs, how strong, and what the encoder is asked to tell."""
+    """Which knobs, how strong, and which labels a probe predicts."""
 
     knobs: tuple[str, ...] = tuple(KNOBS)
     """Names of `cytolake.models.augment.knobs.KNOBS`."""
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0)
     """From above 0 to 1, increasing; each crop draws its own change up to the strength."""
     labels: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("plate", "well"))
-    """Columns of `wells` to tell, and what is held out. A nuisance such as the plate belongs here too."""
+    """Columns of `wells` to predict, and what is held out. A nuisance such as the plate belongs here too."""
     train_crops: int = 2000
     """Unchanged crops that probes are fitted on."""
     test_crops: int = 400
@@ -95,7 +95,7 @@ class AuditRow:
     relative_shift: float
     """The same in units of the mean distance between crops of different wells."""
     recall: float
-    """Mean over classes of the share of changed crops told correctly."""
+    """Mean over classes of the share of changed crops predicted correctly."""
     drift: float
     """Recall less that of unchanged crops, mean over classes."""
     drift_low: float
@@ -105,7 +105,7 @@ class AuditRow:
     """Two-sided, of no drift: drift over its sd among the resamples, taken as normal. 1 where no crop is predicted
     otherwise; NaN where resamples do not vary."""
     class_recall: dict[str, float]
-    """Share of each class told correctly."""
+    """Share of each class predicted correctly."""
     class_drift: dict[str, float]
 
 
@@ -148,7 +148,7 @@ def audit_encoders(
     config: AuditConfig | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Change crops by every knob and see how far vectors move and what probes still tell.
+    """Change crops by every knob and see how far vectors move and what probes still predict.
 
     Args:
         catalog: Where the wells are.
@@ -157,7 +157,7 @@ def audit_encoders(
         block: Transformer block, 0 = first, whose output is looked at.
         pooling: `mean` or `cls`.
         config: Knobs, strengths, labels.
-        progress: Told of each knob and strength.
+        progress: Called after each knob and strength.
 
     Raises:
         ValueError: A label or split that the screen does not allow, or a block that an encoder does not have.
@@ -167,7 +167,7 @@ def audit_encoders(
     loaded = {name: load_encoder(path) for name, path in encoders.items()}
     for name, encoder in loaded.items():
         if not 0 <= block < encoder.config.depth:
-            raise ValueError(f"encoder {name} has blocks 0 to {encoder.config.depth - 1}, asked for block {block}.")
+            raise ValueError(f"encoder {name} has blocks 0 to {encoder.config.depth - 1}, requested block {block}.")
     total, done = len(loaded) * (1 + len(config.knobs) * len(config.strengths)), 0
     rows: list[AuditRow] = []
     skipped: dict[str, str] = {}

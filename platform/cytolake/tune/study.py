@@ -149,7 +149,7 @@ def run_study(
     tracking: TrackingConfig,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Train what is missing, ask every encoder the same, and say which classes each knob helps and harms.
+    """Train what is missing, evaluate every encoder alike, and say which classes each knob improves and worsens.
 
     Raises:
         PretrainError: A trial failed. The others are kept, and the same command goes on from them.

@@ -1,7 +1,7 @@
 """A search for the best settings of a training: Optuna proposes them, ASHA stops early what falls behind.
 
 For one who wants the best encoder; one who wants to know what a setting does to which class makes a study, which stops
-nothing. Every encoder is asked a study's questions; a trial's score is the mean recall of classes. A trial trains from
+nothing. Every encoder is evaluated as in a study; a trial's score is the mean recall of classes. A trial trains from
 rung to rung with the schedule of its whole run, so what was stopped could go on as if it never had.
 
 The best of many is partly luck, so its settings and the recipe's own are trained again, with seeds that the search has
@@ -171,11 +171,11 @@ def run_sweep(
         catalog: Where the pack's labels are.
         pack: What is trained on.
         config: The search.
-        asked: What every encoder is asked: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
+        asked: How every encoder is evaluated: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
         base: The recipe's training.
         vary: The same with some fields set.
         tracking: MLflow.
-        progress: Told of trials that are done.
+        progress: Called as trials are done.
 
     Raises:
         ValueError: A setting that the training does not have, or a label that the screen does not allow.
