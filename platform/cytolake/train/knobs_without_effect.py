@@ -8,7 +8,6 @@ training once with and once without the knob, and what leaves a small encoder of
 from __future__ import annotations
 
 import dataclasses
-import zlib
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ def crops_to_compare(model: ModelConfig, pack: Pack | None = None) -> CropBatch:
         images = [image[:, start : start + side, start : start + side] for image in pack.read(rows)]
         return collate(images, [model.channel_indices(pack.channels(row)) for row in rows])
     channels = model.channels if model.is_fused else model.channels[:3]
-    random = np.random.default_rng(zlib.crc32(b"crops to compare"))
+    random = np.random.default_rng(0)
     drawn = random.gamma(2, 300, (_N_REAL, len(channels), side, side)).astype(np.uint16)
     return collate(list(drawn), [model.channel_indices(channels)] * len(drawn))
 
