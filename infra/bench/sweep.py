@@ -43,7 +43,7 @@ def the_line(root: Path) -> Line:
     """The demo's screen, and a study of a small encoder."""
     from cytolake.models import ModelConfig
     from cytolake.recipes import build_recipe
-    from cytolake.tune.study import StudyConfig
+    from cytolake.tune.study_config import StudyConfig
 
     line = build_recipe("demo")
     pretrain = dataclasses.replace(
@@ -111,7 +111,7 @@ def run(root: Path) -> None:
         print(f"{curve.objective}, {curve.knob}: {curve.effects.verdict}")
     page = write_study(root / "report" / "study.html", "Study of the simulated screen", found, line.study)
     print(f"page {page}")
-    gaps = [curve.effects.gap for curve in found.curves]
+    gaps = [curve.effects.gap.value for curve in found.curves]
     result = {
         "seconds": seconds,
         "ray_starts": ready - started,
@@ -134,7 +134,8 @@ def bare(job: tuple[str, str, int]) -> float:
     import cytolake.catalog
     from cytolake.packs.pack import Pack
     from cytolake.tracking import TrackingConfig
-    from cytolake.tune.study import pin_questions, study_trials, train_and_ask
+    from cytolake.tune.questions import pin_questions
+    from cytolake.tune.study import study_trials, train_and_ask
 
     torch.set_num_threads(1)
     root, runs, place = job
@@ -161,7 +162,7 @@ def confusions_are_scikit_learns(root: Path) -> bool:
 
     import cytolake.catalog
     from cytolake.packs.pack import Pack
-    from cytolake.tune.study import pin_questions
+    from cytolake.tune.questions import pin_questions
 
     answers = sorted((root / "runs").glob("*/study_*.json"))
     for path in answers:

@@ -393,10 +393,10 @@ def align(
 @app.command()
 def audit(
     keep: Annotated[
-        list[str] | None, typer.Option(help="Column of wells that must still be told; may be repeated.")
+        list[str] | None, typer.Option(help="Column of wells that must still be predicted; may be repeated.")
     ] = None,
     ignore: Annotated[
-        list[str] | None, typer.Option(help="Nuisance that should not be told, such as plate; may be repeated.")
+        list[str] | None, typer.Option(help="Nuisance that should not be predicted, such as plate; may be repeated.")
     ] = None,
     alias: Annotated[str, typer.Option(help="Alias of the promoted representation.")] = CHAMPION,
     page: Annotated[Path | None, typer.Option(help="The page; report/audit.html of the root by default.")] = None,
@@ -406,10 +406,10 @@ def audit(
     ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """See what the promoted encoder is blind to, knob by knob, beside its untrained twin; propose augmentations.
+    """See what the promoted encoder is blind to, compared with the untrained one; propose augmentations.
 
-    No training. --keep perturbation --ignore plate: which knobs would teach an encoder to ignore plates and leave
-    perturbations to be told.
+    No training. --keep perturbation --ignore plate: which knobs would teach an encoder to ignore plates and still
+    predict perturbations.
     """
     from cytolake.line.audit_page import PAGE_FILE, audit_table, audit_text, proposal_text, write_audit
     from cytolake.tune.augmentation_design import propose_augmentations
@@ -439,7 +439,7 @@ def audit(
     console.print()
     console.print(proposal_text(proposals))
     for name, why in found.skipped.items():
-        console.print(f"  [dim]not asked: {escape(name)}: {escape(why)}[/]")
+        console.print(f"  [dim]not tried: {escape(name)}: {escape(why)}[/]")
     console.print(f"page {escape(str(written))}")
 
 

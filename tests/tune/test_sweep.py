@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.embed.small_screen import SmallScreen, make_small_screen
 from tests.tune.small_training import SMALL_TRAINING
@@ -14,8 +15,12 @@ from tests.tune.small_training import SMALL_TRAINING
 from cytolake.tracking import TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import finished_run, pretrain, pretrain_until
-from cytolake.tune.study import StudyConfig
-from cytolake.tune.sweep import Ledger, Range, SweepConfig, SweepTrial, Vary, run_sweep, rungs_of
+from cytolake.tune.paired_seeds import paired_difference
+from cytolake.tune.questions import nested_questions, pin_questions
+from cytolake.tune.search_space import Range, Vary
+from cytolake.tune.study_config import StudyConfig
+from cytolake.tune.sweep import SweepConfig, SweepResult, run_sweep, rungs_of
+from cytolake.tune.sweep_ledger import Ledger, SweepTrial
 
 ASKED = StudyConfig(split_seeds=(0,), crops=60)
 BASE = SMALL_TRAINING
@@ -82,6 +87,66 @@ def test_a_sweep_that_makes_no_sense_is_refused(change, told):
         SweepConfig(**change)
 
 
+def test_the_confirmation_has_wells_that_the_search_neither_trains_nor_tests_on(small: SmallScreen):
+    whole = pin_questions(small.catalog, small.pack, StudyConfig(split_seeds=(0, 1), crops=80))
+    nested = nested_questions(whole)
+    assert nested is not None
+    search, confirm = nested
+    (held_out,) = confirm.tests
+    np.testing.assert_array_equal(held_out, whole.tests[0])
+    assert len(search.tests) == 2
+    of_search = [np.flatnonzero(search.data.label_of_well >= 0), *map(np.flatnonzero, search.tests)]
+    assert all(len(wells) and not held_out[wells].any() for wells in of_search)
+    vectors = np.random.default_rng(0).normal(size=(len(whole.data.crop_ids), 8)).astype(np.float32)
+    n_asked = len(search.told(vectors)[0])
+    assert n_asked == sum(
+        (search.data.label_of_well[search.data.well_of_crop[t[search.data.well_of_crop]]] >= 0).sum()
+        for t in search.tests
+    )
+
+
+def test_a_screen_whose_other_plates_cannot_be_split_again_has_no_nested_questions(tmp_path):
+    two = make_small_screen(tmp_path, n_plates=2)
+    assert nested_questions(pin_questions(two.catalog, two.pack, StudyConfig(split_seeds=(0,), crops=80))) is None
+
+
+def test_settings_are_compared_seed_by_seed_with_an_interval():
+    from scipy.stats import ttest_rel
+
+    ours, theirs = [0.51, 0.62, 0.43, 0.57], [0.50, 0.58, 0.40, 0.55]
+    found = paired_difference(ours, theirs)
+    expected = ttest_rel(ours, theirs).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.is_evident
+    assert not paired_difference(ours, [0.50, 0.64, 0.40, 0.59]).is_evident
+    assert not paired_difference([0.9], [0.1]).is_evident
+    with pytest.raises(ValueError, match="2 and 1 scores"):
+        paired_difference([1.0, 2.0], [1.0])
+
+
+def test_the_best_of_many_equal_settings_is_not_better_on_new_seeds():
+    """Twenty settings without effect: the best is .037 above the rest in the search, and its interval covers 0."""
+    random = np.random.default_rng(0)
+    n_evident, gains = 0, []
+    for _ in range(200):
+        search = 0.5 + 0.02 * random.normal(size=20)
+        gains.append(search.max() - 0.5)
+        again = 0.5 + 0.02 * random.normal(size=(2, 3))
+        n_evident += result(tuple(again[0]), tuple(again[1])).verdict.startswith("the best settings are better")
+    assert np.mean(gains) > 0.03
+    assert n_evident / 200 < 0.06
+
+
+def result(confirmed: tuple[float, ...], of_recipe: tuple[float, ...]) -> SweepResult:
+    return SweepResult([], 1, 0, (), confirmed, of_recipe, 0.5, is_nested=True)
+
+
+def test_a_search_of_an_augmentation_that_the_encoder_cannot_see_is_refused(small: SmallScreen, vary: Vary):
+    config = SweepConfig(space=("knob.gamma=0..1", "knob.gain=0..1"))
+    with pytest.raises(ValueError, match=r"sweep.space has knob\.gain, which changes nothing that the encoder gets"):
+        run_sweep(small.catalog, small.pack, config, ASKED, BASE, vary, TrackingConfig())
+
+
 def test_rungs_grow_by_the_reduction_and_end_with_the_training():
     config = SweepConfig(first_rung=0.1, reduction=3)
     assert rungs_of(1000, config) == [100, 300, 900, 1000]
@@ -132,6 +197,9 @@ def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, lo
     assert found.best.score == max(trial.score for trial in found.trials if trial.step == 4)
     assert all(set(trial.scores) <= {1, 3, 4} for trial in found.trials)
     assert len(found.confirmed) == len(found.of_recipe) == 1
+    assert found.is_nested
+    assert found.verdict.startswith("no evidence that the best settings are better than the recipe's own")
+    assert found.verdict.endswith("over 1 new seed, on wells that the search did not use")
     assert ("trials", 3, 3) in told
     assert {text.split("=")[0] for text in found.changes} == {"pretrain.learning_rate", "pretrain.augment.gamma"}
     for trial in found.trials:

@@ -25,7 +25,7 @@ from cytolake.screens.sources import ScreenSource
 from cytolake.tracking import CHAMPION, TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.promotion import PromoteBy
-from cytolake.tune.study import StudyConfig
+from cytolake.tune.study_config import StudyConfig
 from cytolake.tune.sweep import SweepConfig
 
 DEFAULT_ROOT = "cytolake_data"

@@ -623,7 +623,7 @@ def _sweep_outcome(found: SweepResult, line: Line) -> list[str]:
         ours, recipe = np.mean(found.confirmed), np.mean(found.of_recipe)
         texts.append(
             f"trained again with seeds {', '.join(map(str, line.sweep.confirm_seeds))}: [bold]{ours:.3f}[/] with the "
-            f"best settings, {recipe:.3f} with the recipe's own"
+            f"best settings, {recipe:.3f} with the recipe's own; {escape(found.verdict)}"
         )
     texts.append("train with the best: " + escape(" ".join(f"--set {shlex.quote(each)}" for each in found.changes)))
     return texts

@@ -7,66 +7,88 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
 from rich.table import Table
 
 from cytolake.line.figures import INK, PALETTE, as_svg, new_figure
 from cytolake.line.page import write_page
-from cytolake.tune.study import StudyConfig, StudyCurve, StudyResult
+from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.tune.study import StudyCurve, StudyResult
+from cytolake.tune.study_config import StudyConfig
 
 PAGE_FILE = "study.html"
 _COLUMNS = 6
-HELPED, HARMED, NEITHER = PALETTE[0], PALETTE[5], "#9aa5b0"
+IMPROVED, WORSENED, NEITHER = PALETTE[0], PALETTE[5], "#7a8692"
 
 
-def study_text(study: StudyResult) -> Table:
-    """What each knob does, one line for each objective and knob."""
-    shown = Table(
-        "objective", "knob", "best", "recall there", "at 0", "helped", "harmed", "pairs", "gap", box=None,
-        header_style="dim", pad_edge=False,
-    )  # fmt: skip
-    for curve in study.curves:
-        mean = curve.accuracy.mean(axis=1)
-        helped, harmed = _split(curve)
-        shown.add_row(
-            curve.objective,
-            curve.knob,
-            f"{curve.effects.best:g}",
-            f"{mean.max():.3f}",
-            f"{mean[0]:.3f}",
-            str(len(helped)),
-            str(len(harmed)),
-            str(len(curve.effects.pairs)),
-            f"{curve.effects.gap:.3f}",
-        )
-    return shown
+def study_text(study: StudyResult) -> Group:
+    """The result in sentences, and what each augmentation does, one line for each objective and augmentation."""
+    rows = _rows(study)
+    shown = Table(*(rows[0] if rows else ()), box=None, header_style="dim", pad_edge=False)
+    for row in rows:
+        shown.add_row(*row.values())
+    return Group(study_summary(study), "", shown) if rows else Group(study_summary(study))
+
+
+def study_summary(study: StudyResult) -> str:
+    """What the whole study shows: opposite effects on classes, the need of different strengths, and the mean recall."""
+    if not study.curves:
+        return "Nothing was compared: no augmentation could be varied."
+    level = study.curves[0].effects.level
+    gap_q, best_q = _q_values(study)
+    opposite = [_name(curve) for curve in study.curves if curve.effects.pairs]
+    different = [_name(c) for c, q in zip(study.curves, gap_q, strict=True) if q < level and c.effects.gap.is_evident]
+    better = [_name(curve) for curve, q in zip(study.curves, best_q, strict=True) if q < level]
+    lowest = f"{min(curve.strengths[0] for curve in study.curves):g}"
+    sentences = [
+        _found("Classes respond in opposite directions to", opposite, study)
+        or "No evidence that classes respond in opposite directions to any augmentation.",
+        _found("Classes need different strengths of", different, study)
+        or "No evidence that classes need different strengths of any augmentation.",
+        _found(f"Mean recall is higher at the best strength than at {lowest} with", better, study)
+        or f"No evidence that any strength raises the mean recall over that at strength {lowest}.",
+    ]
+    if np.isnan(gap_q).all():
+        sentences[1:] = ["With one training seed, neither different strengths nor a better strength can be shown."]
+    return " ".join(sentences)
 
 
 def write_study(path: Path, title: str, study: StudyResult, config: StudyConfig) -> Path:
     """Write one self-contained HTML page and return its path."""
+    rows = _rows(study)
     return write_page(
         path,
         "study.html.j2",
         title=title,
+        summary=study_summary(study),
         label=config.label,
         split=config.split,
         n_trials=study.n_trials,
         n_seeds=len(config.seeds),
         level=f"{config.level:g}",
+        columns=list(rows[0]) if rows else [],
+        rows=[list(row.values()) for row in rows],
         curves=[
             {
-                "name": f"{curve.objective}, {curve.knob.replace('_', ' ')}",
+                "name": _name(curve),
                 "verdict": curve.effects.verdict,
                 "figure": _figure(curve),
+                "lowest": f"{curve.strengths[0]:g}",
+                "highest": f"{curve.strengths[-1]:g}",
                 "classes": [
                     {
                         "name": each.name,
-                        "at_0": f"{each.mean[0]:.3f}",
-                        "best": f"{each.mean.max():.3f} at {each.best:g}",
+                        "at_lowest": f"{each.mean[0]:.3f}",
+                        "at_highest": f"{each.mean[-1]:.3f}",
                         "spread": f"{each.spread:.3f}",
-                        "spearman": "" if np.isnan(each.spearman) else f"{each.spearman:+.2f}",
-                        "q": "" if np.isnan(each.q_value) else f"{each.q_value:.3g}",
+                        "by_chance": f"{each.spread_by_chance:.3f}",
+                        "trend": _signed(each.trend),
+                        "spearman": _signed(each.spearman),
+                        "p": _small(each.p_value),
+                        "q": _small(each.q_value),
                     }
-                    for each in sorted(curve.effects.classes, key=lambda e: np.nan_to_num(-e.spearman))
+                    for each in sorted(curve.effects.classes, key=lambda e: np.nan_to_num(-e.trend))
                 ],
             }
             for curve in study.curves
@@ -76,10 +98,53 @@ def write_study(path: Path, title: str, study: StudyResult, config: StudyConfig)
     )
 
 
-def _split(curve: StudyCurve) -> tuple[list[str], list[str]]:
-    significant = [each for each in curve.effects.classes if each.q_value < curve.effects.level]
-    helped = [each.name for each in significant if each.spearman > 0]
-    return helped, [each.name for each in significant if each.spearman < 0]
+def _rows(study: StudyResult) -> list[dict[str, str]]:
+    """One row for each curve, by its columns' names."""
+    found = []
+    for curve, gap_q, best_q in zip(study.curves, *_q_values(study), strict=True):
+        effects, gap, mean = curve.effects, curve.effects.gap, curve.accuracy.mean(axis=1)
+        excess = "" if np.isnan(gap.p_value) else gap.excess_text
+        found.append(
+            {
+                "objective": curve.objective,
+                "augmentation": curve.knob.replace("_", " "),
+                "recall at lowest": f"{mean[0]:.3f}",
+                "best strength": f"{effects.best:g}",
+                "gain there": _signed(effects.best_gain, 3),
+                "q of gain": _small(best_q),
+                "improved": str(len(effects.improved)),
+                "worsened": str(len(effects.worsened)),
+                "opposite pairs": str(len(effects.pairs)),
+                "gap above chance": excess,
+                "q of gap": _small(gap_q),
+            }
+        )
+    return found
+
+
+def _q_values(study: StudyResult) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the gap and of the best strength, each over the curves."""
+    effects = [curve.effects for curve in study.curves]
+    return benjamini_hochberg([e.gap.p_value for e in effects]), benjamini_hochberg([e.best_p_value for e in effects])
+
+
+def _found(what: str, names: Sequence[str], study: StudyResult) -> str:
+    if not names:
+        return ""
+    shown = "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{what} {len(names)} of {len(study.curves)} augmentations: {shown}."
+
+
+def _name(curve: StudyCurve) -> str:
+    return f"{curve.knob.replace('_', ' ')} ({curve.objective})"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return "" if np.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _small(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.2g}"
 
 
 def _figure(curve: StudyCurve) -> str:
@@ -88,16 +153,17 @@ def _figure(curve: StudyCurve) -> str:
     n_rows = -(-(len(classes) + 1) // _COLUMNS)
     figure, axes = new_figure(9.8, 1.55 * n_rows, n_columns=_COLUMNS, n_rows=n_rows)
     panels: list[Any] = list(np.atleast_1d(axes).ravel())
-    helped, harmed = _split(curve)
     mean = curve.accuracy.mean(axis=1)
     lines = [("mean", mean, curve.accuracy.std(axis=1, ddof=1) if curve.accuracy.shape[1] > 1 else 0 * mean, INK)]
-    color_of = dict.fromkeys(helped, HELPED) | dict.fromkeys(harmed, HARMED)
+    color_of = dict.fromkeys(curve.effects.improved, IMPROVED) | dict.fromkeys(curve.effects.worsened, WORSENED)
     lines += [(e.name, e.mean, np.nan_to_num(e.sd), color_of.get(e.name, NEITHER)) for e in classes]
+    ends = [edge for _, value, sd, _ in lines for edge in (value - sd, value + sd)]
+    low, high = float(np.min(ends)), float(np.max(ends))
     for panel, (name, value, sd, color) in zip(panels, lines, strict=False):
         panel.plot(curve.strengths, value, color=color, marker="o", markersize=3, linewidth=1.4)
         panel.fill_between(curve.strengths, value - sd, value + sd, color=color, alpha=0.2, linewidth=0)
         panel.set_title(name, fontsize=8, color=color)
-        panel.set_ylim(-0.03, 1.03)
+        panel.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
         panel.tick_params(labelsize=7)
     for panel in panels[len(lines) :]:
         panel.set_axis_off()
@@ -113,7 +179,7 @@ def _matrix(curves: Sequence[StudyCurve]) -> str:
         return ""
     labels = list(curves[0].agreement)
     rows = [
-        (f"{curve.objective}, {curve.knob} {strength:g}", [curve.agreement[name][s].mean() for name in labels])
+        (f"{_name(curve)} {strength:g}", [curve.agreement[name][s].mean() for name in labels])
         for curve in curves
         for s, strength in enumerate(curve.strengths)
     ]

@@ -122,6 +122,11 @@ class Pack:
         codes, stains = self._channels_of
         return stains[int(codes[row])]
 
+    def first_of_each_channel_set(self) -> list[int]:
+        """The first row of every set of channels in the pack."""
+        codes, _ = self._channels_of
+        return [int(row) for row in np.unique(codes, return_index=True)[1]]
+
     def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[Pixels]:
         """Pixels of crops as the pack holds them. Threads may call it at the same time.
 

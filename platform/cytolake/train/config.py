@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from cytolake.catalog.declared import channel_vocabulary
 from cytolake.models import ModelConfig
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import ObjectiveConfig
@@ -159,6 +160,14 @@ class PretrainConfig:
                 "pretrain.minibatch_tokens makes minibatches of different numbers of crops, which an objective that "
                 "compares crops with each other cannot share equally. Set it to null, or take a plain mae."
             )
+
+
+def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
+    """The run with the channels that its model has in training: the declared ones where it takes any."""
+    if config.model.is_fused or config.model.channels:
+        return config
+    names = tuple(channel_vocabulary().names)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, channels=names))
 
 
 def run_key(pack_id: str, config: PretrainConfig) -> str:

@@ -5,7 +5,6 @@ Everything is computed from the config: no GPU, no Ray and no pack are needed.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from rich.console import Group
 from rich.table import Table
 
-from cytolake.catalog.declared import channel_vocabulary
 from cytolake.models.cost import DEVICES, Device, TrainingCost, find_device, parameter_units, training_cost
 from cytolake.packs.pack import Pack
-from cytolake.train.config import PretrainConfig
+from cytolake.train.config import PretrainConfig, with_vocabulary
+from cytolake.train.knobs_without_effect import knobs_without_effect
 
 DEVICE = "H100 SXM"
 N_GPUS = (1, 2, 8, 32, 128, 256)
@@ -80,6 +79,8 @@ class DryRun:
     on_gpus: tuple[OnGpus, ...]
     units: Mapping[str, int]
     """Trained parameters of each FSDP unit: each transformer block by its name, all the rest under `""`."""
+    without_effect: Mapping[str, str]
+    """Augmentations that are on and change nothing that the encoder gets, and why."""
 
 
 def dry_run(
@@ -123,7 +124,7 @@ def dry_run(
         n_crops, n_channels = pack.n_crops, {row["values"]: row["counts"] for row in counts}
     if n_channels is None:
         n_channels = len(config.model.channels) if config.model.is_fused else N_CHANNELS
-    config = _with_vocabulary(config)
+    config = with_vocabulary(config)
     cost = training_cost(config.model, config.objective, n_channels)
     units = parameter_units(config.model, config.objective)
     seconds = seconds_per_crop(cost, config, gpu)
@@ -149,6 +150,7 @@ def dry_run(
         gpu_hours_per_million=1e6 * config.epochs * seconds / 3600,
         on_gpus=tuple(_on_gpus(config, cost, units, gpu, n, per_step, seconds, n_samples) for n in n_gpus),
         units=units,
+        without_effect=knobs_without_effect(config, pack),
     )
 
 
@@ -196,7 +198,8 @@ def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, 
 
 def dry_run_tables(found: DryRun) -> Group:
     """What `jobs/pretrain.py --dry-run` prints."""
-    return Group(_facts(found), "", _memory_table(found), "", _plan_table(found))
+    warnings = [f"[yellow]augment.{name} {why}[/]" for name, why in found.without_effect.items()]
+    return Group(_facts(found), *warnings, "", _memory_table(found), "", _plan_table(found))
 
 
 def _on_gpus(
@@ -257,14 +260,6 @@ def _default() -> Device:
     found = find_device(DEVICE)
     assert found is not None
     return found
-
-
-def _with_vocabulary(config: PretrainConfig) -> PretrainConfig:
-    """A channel-adaptive model with the stains that training would give it."""
-    if config.model.is_fused or config.model.channels:
-        return config
-    names = tuple(channel_vocabulary().names)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, channels=names))
 
 
 def _facts(found: DryRun) -> Table:

@@ -71,6 +71,30 @@ class FeedSettings:
     pin_memory: bool = False
 
 
+def changed_view(
+    crops: CropBatch,
+    config: AugmentConfig,
+    objective: ObjectiveConfig,
+    *,
+    seed: int,
+    epochs: int | Rows,
+    sample_index: Rows,
+    view: int,
+) -> CropBatch:
+    """One view of crops as an objective gets it: changed by `augment`, at the crop scale and size of this view."""
+    crop_scale, size = objective.view_crop(view)
+    return augment(
+        crops,
+        config,
+        seed=seed,
+        epochs=epochs,
+        sample_index=sample_index,
+        view=view,
+        crop_scale=crop_scale,
+        size=size,
+    )
+
+
 def read_minibatches(pack: Pack, settings: FeedSettings) -> Iterator[Minibatch]:
     """One worker's parts of the minibatches of a run.
 
@@ -116,16 +140,14 @@ class _Reader:
         shown = rows
         if view > 0 and self._partners is not None:
             shown = self._partners.of(rows, settings.seed, epochs)
-        crop_scale, size = settings.objective.view_crop(view)
-        crops = augment(
+        crops = changed_view(
             collate(self._pack.read(shown), [self._identities_of(row) for row in shown.tolist()]),
             settings.augment,
+            settings.objective,
             seed=settings.seed,
             epochs=epochs,
             sample_index=rows,
             view=view,
-            crop_scale=crop_scale,
-            size=size,
         )
         noise = None
         if settings.objective.masks_tokens:

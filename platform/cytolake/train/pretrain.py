@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 
-from cytolake.catalog.declared import channel_vocabulary
 from cytolake.models import build_encoder, load_encoder, model_id, save_encoder
 from cytolake.packs.pack import Pack
 from cytolake.tracking import Run, TrackingConfig, flatten_config
 from cytolake.train.checkpoint import newest_checkpoint, step_of
-from cytolake.train.config import OPERATION, PretrainConfig, run_key
+from cytolake.train.config import OPERATION, PretrainConfig, run_key, with_vocabulary
 from cytolake.train.evaluation import Evaluate, EvaluationTask, evaluate_now, evaluated_step, read_evaluations
 from cytolake.train.loop import LoopSettings, train_worker
 from cytolake.train.mlflow_log import RunLog, pretraining_run
@@ -180,7 +179,7 @@ def pretrain_until(
 
 def finished_run(pack_id: str, config: PretrainConfig, runs_root: str | Path) -> PretrainResult | None:
     """The finished run of this pack and config, or None: what `pretrain` would read back instead of training."""
-    return _read_result(Path(runs_root).expanduser().resolve() / run_key(pack_id, _with_vocabulary(config)))
+    return _read_result(Path(runs_root).expanduser().resolve() / run_key(pack_id, with_vocabulary(config)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +194,7 @@ class _Plan:
 
 def _plan(pack_path: str | Path, config: PretrainConfig, runs_root: str | Path) -> _Plan:
     pack = Pack.open(Path(pack_path).resolve())
-    config = _with_vocabulary(config)
+    config = with_vocabulary(config)
     folder = Path(runs_root).expanduser().resolve() / run_key(pack.pack_id, config)
     return _Plan(pack, config, _check_pack(pack, config), folder)
 
@@ -240,13 +239,6 @@ def _train(
         if settings.evaluate is not None and evaluated_step(folder, 0) is None:
             evaluate_now(folder, folder / UNTRAINED_FILE, 0, settings.evaluate)
         _fit(settings)
-
-
-def _with_vocabulary(config: PretrainConfig) -> PretrainConfig:
-    if config.model.architecture == "mae_vit" or config.model.channels:
-        return config
-    names = tuple(channel_vocabulary().names)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, channels=names))
 
 
 def _check_pack(pack: Pack, config: PretrainConfig) -> int:

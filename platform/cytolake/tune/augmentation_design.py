@@ -4,7 +4,7 @@ Choosing transforms is a form of supervision: training with a knob teaches the e
 A knob is worth it where it changes what a nuisance looks like (a probe of the nuisance is led astray by it) and not
 what a wanted label looks like (the probe of that label is not). It is proposed at the greatest strength at which no
 wanted label, nor any of its classes, loses more than is tolerated, and only if the nuisance is lost beyond chance
-there.
+there: with a dozen knobs tried, one seems to be by luck, so that is tested at a false discovery rate over all of them.
 
 The evidence is of the encoder that was audited, without retraining; a study of the proposed knob shows whether training
 with it helps.
@@ -16,9 +16,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.augment.knobs import KNOBS
+from cytolake.statistics.false_discovery import benjamini_hochberg
 from cytolake.tune.invariance_audit import OFF, Audit, AuditRow
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Proposal:
     """Least drift of recall over the labels to ignore, at this strength: the more negative, the more it covers."""
     ignored_high: float
     """Upper end of its interval."""
+    ignored_q: float
+    """q-value of that drift (Benjamini-Hochberg) over all knobs and labels to ignore; NaN where it is undefined."""
     kept_drift: float
     """Least drift over the labels to keep."""
     kept_low: float
@@ -50,17 +58,19 @@ def propose_augmentations(
     ignore: Sequence[str],
     tolerance: float = 0.05,
     class_tolerance: float = 0.3,
+    level: float = 0.05,
 ) -> list[Proposal]:
     """Judge every audited knob; those to train with first.
 
     Args:
         audit: With rows of all named labels.
         encoder: Whose rows.
-        keep: Labels that must still be told.
+        keep: Labels that must still be predicted.
         ignore: Labels that should no longer be.
         tolerance: Loss of mean recall of a kept label that is accepted: the interval of its drift must not lie below.
         class_tolerance: Loss of recall of a single class of a kept label that is accepted; of few crops of a class a
             fifth is mere noise.
+        level: False discovery rate of the proposals: their expected share without effect on what is to be ignored.
 
     Raises:
         ValueError: A label that was not audited, one that is to be kept and ignored, or none to ignore or to keep.
@@ -78,7 +88,12 @@ def propose_augmentations(
         raise ValueError(
             f"no audit of encoder {encoder!r}: there are {', '.join(sorted({r.encoder for r in audit.rows}))}."
         )
-    found = [_judge(audit, encoder, knob, keep, ignore, tolerance, class_tolerance) for knob in knobs]
+    judged = [_judge(audit, encoder, knob, keep, ignore, tolerance, class_tolerance) for knob in knobs]
+    q_values = benjamini_hochberg([row.p_value for each in judged for row in each.ignored])
+    found = [
+        each.proposal(q_values[first : first + len(ignore)], level)
+        for each, first in zip(judged, range(0, len(q_values), len(ignore)), strict=True)
+    ]
     return sorted(found, key=lambda each: (not each.is_proposed, each.ignored_drift))
 
 
@@ -98,6 +113,51 @@ def proposed_settings(proposals: Sequence[Proposal]) -> list[str]:
     return [f"pretrain.augment.{name}={_spelled(getattr(after, name))}" for name in names]
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One knob at the greatest strength that keeps what must be kept, or at its least where none does."""
+
+    knob: str
+    strength: float
+    """0 where none does."""
+    shown: float
+    lost: str
+    """What the next strength costs; "" where nothing."""
+    kept: list[AuditRow]
+    ignored: list[AuditRow]
+
+    def proposal(self, q_values: Floats, level: float) -> Proposal:
+        kept = min(self.kept, key=lambda row: row.drift)
+        place = min(range(len(self.ignored)), key=lambda i: self.ignored[i].drift)
+        ignored, q_value = self.ignored[place], float(q_values[place])
+        worst = min(kept.class_drift, key=lambda name: kept.class_drift[name])
+        is_proposed = self.strength > 0 and ignored.drift < 0 and q_value < level
+        if not self.strength:
+            reason = f"already at strength {self.shown:g} {self.lost}"
+        elif not is_proposed:
+            q = "" if np.isnan(q_value) else f" (q {q_value:.2g})"
+            reason = f"no evidence that {ignored.label} is predicted less well, up to strength {self.strength:g}{q}"
+        else:
+            more = f"; stronger, {self.lost}" if self.lost else ""
+            reason = (
+                f"up to strength {self.strength:g} recall of {ignored.label} falls by {-ignored.drift:.3f} (q "
+                f"{q_value:.2g}) and that of {kept.label} by {max(-kept.drift, 0):.3f}{more}"
+            )
+        return Proposal(
+            knob=self.knob,
+            strength=self.strength,
+            is_proposed=is_proposed,
+            ignored_drift=ignored.drift,
+            ignored_high=ignored.drift_high,
+            ignored_q=q_value,
+            kept_drift=kept.drift,
+            kept_low=kept.drift_low,
+            worst_class=worst,
+            worst_class_drift=kept.class_drift[worst],
+            reason=reason,
+        )
+
+
 def _judge(
     audit: Audit,
     encoder: str,
@@ -106,7 +166,7 @@ def _judge(
     ignore: Sequence[str],
     tolerance: float,
     class_tolerance: float,
-) -> Proposal:
+) -> _Judged:
     strengths = sorted({row.strength for row in audit.rows if row.encoder == encoder and row.knob == knob})
     at = {(row.strength, row.label): row for row in audit.rows if row.encoder == encoder and row.knob == knob}
     chosen, lost = 0.0, ""
@@ -116,32 +176,8 @@ def _judge(
             break
         chosen = strength
     shown = chosen or strengths[0]
-    kept = min((at[shown, label] for label in keep), key=lambda row: row.drift)
-    ignored = min((at[shown, label] for label in ignore), key=lambda row: row.drift)
-    worst = min(kept.class_drift, key=lambda name: kept.class_drift[name])
-    is_proposed = chosen > 0 and ignored.drift_high < 0
-    if not chosen:
-        reason = f"already at strength {strengths[0]:g} {lost}"
-    elif not is_proposed:
-        reason = f"{ignored.label} is told as well as before, up to strength {chosen:g}"
-    else:
-        more = f"; stronger, {lost}" if lost else ""
-        reason = (
-            f"up to strength {chosen:g} recall of {ignored.label} falls by {-ignored.drift:.3f} and that of "
-            f"{kept.label} by {max(-kept.drift, 0):.3f}{more}"
-        )
-    return Proposal(
-        knob=knob,
-        strength=chosen,
-        is_proposed=is_proposed,
-        ignored_drift=ignored.drift,
-        ignored_high=ignored.drift_high,
-        kept_drift=kept.drift,
-        kept_low=kept.drift_low,
-        worst_class=worst,
-        worst_class_drift=kept.class_drift[worst],
-        reason=reason,
-    )
+    kept, ignored = ([at[shown, label] for label in labels] for labels in (keep, ignore))
+    return _Judged(knob, chosen, shown, lost, kept, ignored)
 
 
 def _lost(rows: Sequence[AuditRow], tolerance: float, class_tolerance: float) -> str:

@@ -1,10 +1,10 @@
 """What a finished encoder is blind to, and what blinds it: every knob of augmentation at several strengths.
 
 No training. Crops of held-out plates are changed by one knob at a time and embedded again. Two things are read off: how
-far their vectors move, and how much of each class a probe, fitted on unchanged crops of other plates, still tells. An
-encoder that should ignore focus but see dose must move little and lose nothing under `defocus_radius_px`.
+far their vectors move, and how much of each class a probe, fitted on unchanged crops of other plates, still predicts.
+An encoder that should ignore focus but see dose must move little and lose nothing under `defocus_radius_px`.
 
-A distance 1 - cos means nothing by itself (in most encoders all crops lie in a narrow cone), so it is also told in
+A distance 1 - cos means nothing by itself (in most encoders all crops lie in a narrow cone), so it is also given in
 units of the mean distance between two crops of different wells: 1 is as far as another crop altogether.
 
 N crops, K classes, W wells, D features.
@@ -34,6 +34,7 @@ from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
 from cytolake.models.crops import CropBatch
 from cytolake.packs.pack import Pack
+from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float32]
@@ -45,14 +46,14 @@ _PAIRS = 20_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditConfig:
-    """Which knobs, how strong, and what the encoder is asked to tell."""
+    """Which knobs, how strong, and which labels a probe predicts."""
 
     knobs: tuple[str, ...] = tuple(KNOBS)
     """Names of `cytolake.models.augment.knobs.KNOBS`."""
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0)
     """From above 0 to 1, increasing; each crop draws its own change up to the strength."""
     labels: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("plate", "well"))
-    """Columns of `wells` to tell, and what is held out. A nuisance such as the plate belongs here too."""
+    """Columns of `wells` to predict, and what is held out. A nuisance such as the plate belongs here too."""
     train_crops: int = 2000
     """Unchanged crops that probes are fitted on."""
     test_crops: int = 400
@@ -94,14 +95,17 @@ class AuditRow:
     relative_shift: float
     """The same in units of the mean distance between crops of different wells."""
     recall: float
-    """Mean over classes of the share of changed crops told correctly."""
+    """Mean over classes of the share of changed crops predicted correctly."""
     drift: float
     """Recall less that of unchanged crops, mean over classes."""
     drift_low: float
     """Lower end of the 95 % interval: wells resampled, alike for both."""
     drift_high: float
+    p_value: float
+    """Two-sided, of no drift: drift over its sd among the resamples, taken as normal. 1 where no crop is predicted
+    otherwise; NaN where resamples do not vary."""
     class_recall: dict[str, float]
-    """Share of each class told correctly."""
+    """Share of each class predicted correctly."""
     class_drift: dict[str, float]
 
 
@@ -111,7 +115,7 @@ class Audit:
 
     rows: list[AuditRow]
     skipped: dict[str, str]
-    """Knobs that an encoder cannot take, and why."""
+    """Knobs that an encoder cannot take or see, and why."""
     n_train: dict[str, int]
     """Crops fitted on, of each label."""
     n_test: dict[str, int]
@@ -144,7 +148,7 @@ def audit_encoders(
     config: AuditConfig | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Change crops by every knob and see how far vectors move and what probes still tell.
+    """Change crops by every knob and see how far vectors move and what probes still predict.
 
     Args:
         catalog: Where the wells are.
@@ -153,7 +157,7 @@ def audit_encoders(
         block: Transformer block, 0 = first, whose output is looked at.
         pooling: `mean` or `cls`.
         config: Knobs, strengths, labels.
-        progress: Told of each knob and strength.
+        progress: Called after each knob and strength.
 
     Raises:
         ValueError: A label or split that the screen does not allow, or a block that an encoder does not have.
@@ -163,7 +167,7 @@ def audit_encoders(
     loaded = {name: load_encoder(path) for name, path in encoders.items()}
     for name, encoder in loaded.items():
         if not 0 <= block < encoder.config.depth:
-            raise ValueError(f"encoder {name} has blocks 0 to {encoder.config.depth - 1}, asked for block {block}.")
+            raise ValueError(f"encoder {name} has blocks 0 to {encoder.config.depth - 1}, requested block {block}.")
     total, done = len(loaded) * (1 + len(config.knobs) * len(config.strengths)), 0
     rows: list[AuditRow] = []
     skipped: dict[str, str] = {}
@@ -172,7 +176,7 @@ def audit_encoders(
         looks = [_Look(eye, task, config) for task in tasks]
         rows += [look.row(name, OFF, "", 0.0, look.unchanged) for look in looks]
         done += 1
-        for knob, strength, changed in _changes(encoder, config, skipped):
+        for knob, strength, changed in _changes(encoder, pack, config, skipped):
             for look in looks:
                 vectors = eye.vectors(look.test_crop_ids, changed)
                 rows.append(look.row(name, knob.field, knob.family, strength, vectors))
@@ -190,22 +194,27 @@ def audit_encoders(
 
 
 def _changes(
-    encoder: Encoder, config: AuditConfig, skipped: dict[str, str]
+    encoder: Encoder, pack: Pack, config: AuditConfig, skipped: dict[str, str]
 ) -> Iterator[tuple[Knob, float, AugmentConfig]]:
     base = NOTHING
     if encoder.config.is_fused:  # it needs all its stains: a dropped one is dark
         base = dataclasses.replace(base, channel_drop_mode="blank")
+    crops = crops_to_compare(encoder.config, pack)
     strengths_of = {"flip_rotate": config.strengths[-1:]}  # all or nothing
     for name in config.knobs:
         knob = KNOBS[name]
-        for strength in strengths_of.get(name, config.strengths):
-            changed = knob(strength, base)
-            try:
-                changed.check_model(encoder.config)
-            except ValueError as error:
-                skipped[name] = str(error)
-                break
-            yield knob, strength, changed
+        strengths = strengths_of.get(name, config.strengths)
+        try:
+            for strength in strengths:
+                knob(strength, base).check_model(encoder.config)
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        if not changes_input(encoder.config, base, knob(strengths[-1], base), crops):
+            skipped[name] = why_without_effect(name, encoder.config)
+            continue
+        for strength in strengths:
+            yield knob, strength, knob(strength, base)
 
 
 def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: AuditConfig) -> _Task:
@@ -285,7 +294,9 @@ class _Look:
         draws = self.config.bootstrap_draws
         now = bootstrap_over_wells([counts], data.label_of_well, draws)
         before = bootstrap_over_wells([self.counts], data.label_of_well, draws)  # the same resamples of wells
-        low, high = np.nanpercentile(now.draws - before.draws, [2.5, 97.5])
+        changes = now.draws - before.draws
+        low, high = np.nanpercentile(changes, [2.5, 97.5])
+        drift = now.value - before.value
         shift = float(np.mean(1 - _cosines(self.unchanged, vectors)))
         recall, was = self._recall(counts), self._recall(self.counts)
         return AuditRow(
@@ -297,9 +308,10 @@ class _Look:
             shift=shift,
             relative_shift=shift / self.typical if self.typical > 0 else float("nan"),
             recall=now.value,
-            drift=now.value - before.value,
+            drift=drift,
             drift_low=float(low),
             drift_high=float(high),
+            p_value=_p_value(drift, float(np.nanstd(changes))),
             class_recall=recall,
             class_drift={name: recall[name] - was[name] for name in recall},
         )
@@ -321,6 +333,14 @@ class _Look:
             if total:
                 found[self.task.data.classes[code]] = float(counts.correct[wells].sum() / total)
         return found
+
+
+def _p_value(drift: float, sd: float) -> float:
+    from scipy.stats import norm
+
+    if drift == 0:
+        return 1.0
+    return float(2 * norm.sf(abs(drift) / sd)) if sd > 0 else float("nan")
 
 
 def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:

@@ -21,72 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.linear_probe import ProbeConfig, linear_probe, make_splits
-from cytolake.benchmark.probe_data import ProbeData, label_crops
-from cytolake.benchmark.split import SplitBy, classes_in_both
 from cytolake.catalog import Catalog
-from cytolake.catalog.ids import content_id
-from cytolake.embed.extract import embed_rows
-from cytolake.models import load_encoder
 from cytolake.models.augment.knobs import KNOBS
 from cytolake.packs.pack import Pack
 from cytolake.tracking import TrackingConfig, start_run
-from cytolake.train.config import PretrainConfig
+from cytolake.train.config import PretrainConfig, with_vocabulary
+from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 from cytolake.train.pretrain import PretrainError, finished_run, pretrain
-from cytolake.tune.clusterings import cluster_agreement, terciles
-from cytolake.tune.trade_offs import TradeOffs, confusion_matrix, recall_of_classes, trade_offs
+from cytolake.tune.questions import Questions, pin_questions
+from cytolake.tune.study_config import MASK_RATIO, StudyConfig
+from cytolake.tune.trade_offs import TradeOffs, recall_of_classes, trade_offs
 
 Progress = Callable[[str, int, int], None]
-
-MASK_RATIO = "mask_ratio"
-"""A knob of the masked autoencoder alone; its strength is the ratio."""
-DENSITY = "foreground"
-"""Tercile of the share of a crop that is foreground."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyConfig:
-    """What is varied, and what is asked of every encoder."""
-
-    objectives: tuple[str, ...] = ("mae", "simclr", "vicreg")
-    """Self-supervised objectives, as `pretrain.objective.name`."""
-    knobs: tuple[str, ...] = ("crop_scale", "gamma")
-    """Knobs of `cytolake.models.augment.knobs.KNOBS`, varied one at a time on the recipe's augmentations."""
-    strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Three or more, increasing, from 0 (off) to 1."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Training seeds."""
-    label: str = "perturbation"
-    """Column of `wells` whose classes are told apart."""
-    split: SplitBy = "plate"
-    split_seeds: tuple[int, ...] = (0, 1)
-    """Splits; their test parts are counted in one confusion matrix."""
-    nuisances: tuple[str, ...] = ("plate", "batch")
-    """Further columns of `wells` that clusters are compared with."""
-    block: int = -1
-    """Block whose mean pooling is asked, -1 = last: one and the same in all trials."""
-    crops: int = 1500
-    """Crops that every encoder is asked about, drawn once."""
-    regularisation: float = 0.01
-    """Inverse strength of the probes' penalty."""
-    workers: int = 0
-    """Ray Train workers of each training; 0 trains inside its trial, which is quickest for small encoders."""
-    concurrent: int = 0
-    """Trainings at the same time; 0 means as many as the cluster has CPUs or GPUs for."""
-    level: float = 0.05
-    """False discovery rate of effects on classes."""
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.knobs) - set(KNOBS) - {MASK_RATIO})
-        if unknown or not self.knobs:
-            raise ValueError(f"study.knobs has {', '.join(unknown) or 'none'}, expected some of {', '.join(KNOBS)}.")
-        if len(self.strengths) < 3 or list(self.strengths) != sorted(set(self.strengths)):
-            raise ValueError(f"study.strengths is {self.strengths}, expected three or more, increasing.")
-        if self.strengths[0] < 0 or self.strengths[-1] > 1:
-            raise ValueError(f"study.strengths is {self.strengths}, expected numbers from 0 to 1.")
-        for name in ("objectives", "seeds", "split_seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"study.{name} is empty, expected one or more.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,38 +78,59 @@ class StudyResult:
     """Knobs that an objective or model cannot take, and why."""
 
 
-def study_trials(config: StudyConfig, base: PretrainConfig) -> tuple[list[StudyTrial], dict[str, str]]:
-    """Every trial, strength 0 of each knob included, and what cannot be tried.
+def study_trials(
+    config: StudyConfig, base: PretrainConfig, pack: Pack | None = None
+) -> tuple[list[StudyTrial], dict[str, str]]:
+    """Every trial, strength 0 of each knob included, and what is not tried and why.
+
+    Not tried are knobs that an objective or model does not take, that change nothing which its encoder gets, or that
+    have fewer than three different settings among the strengths: a curve needs three, and one training that counted as
+    several strengths would count its luck several times.
 
     Args:
         config: What is varied.
         base: All else.
+        pack: Whose crops show whether a knob changes anything; None means random crops.
     """
     trials: list[StudyTrial] = []
     skipped: dict[str, str] = {}
     base = dataclasses.replace(base, workers=config.workers, min_workers=None, evaluate_every=None)
+    model = with_vocabulary(base).model
+    crops = crops_to_compare(model, pack)
     for objective in config.objectives:
         trained = dataclasses.replace(base, objective=dataclasses.replace(base.objective, name=objective))  # type: ignore[arg-type]
         for knob in config.knobs:
+            name = f"{objective}, {knob}"
             if knob == MASK_RATIO and objective != "mae":
-                skipped[f"{objective}, {knob}"] = "only the masked autoencoder masks"
+                skipped[name] = "only the masked autoencoder masks"
                 continue
+            varied: dict[float, PretrainConfig] = {}
             for strength in config.strengths:
                 try:
-                    varied = _varied(trained, knob, strength)
+                    training = _varied(trained, knob, strength)
                 except ValueError as error:
-                    skipped[f"{objective}, {knob} {strength:g}"] = str(error)
+                    skipped[f"{name} {strength:g}"] = str(error)
                     continue
-                trials += [
-                    StudyTrial(
-                        objective=objective,
-                        knob=knob,
-                        strength=strength,
-                        seed=seed,
-                        pretrain=dataclasses.replace(varied, seed=seed),
-                    )
-                    for seed in config.seeds
-                ]
+                if training not in varied.values():
+                    varied[strength] = training
+            if len(varied) < 3:
+                skipped[name] = f"has {len(varied)} different settings at these strengths, and a curve needs three"
+                continue
+            off, strongest = (varied[strength].augment for strength in (min(varied), max(varied)))
+            if knob != MASK_RATIO and not changes_input(model, off, strongest, crops, trained.objective):
+                skipped[name] = why_without_effect(knob, model, trained.objective)
+                continue
+            trials += [
+                StudyTrial(
+                    objective=objective,
+                    knob=knob,
+                    strength=strength,
+                    seed=seed,
+                    pretrain=dataclasses.replace(training, seed=seed),
+                )
+                for strength, training in varied.items()
+                for seed in config.seeds
+            ]
     return trials, skipped
 
 
@@ -182,7 +149,7 @@ def run_study(
     tracking: TrackingConfig,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Train what is missing, ask every encoder the same, and say which classes each knob helps and harms.
+    """Train what is missing, evaluate every encoder alike, and say which classes each knob improves and worsens.
 
     Raises:
         PretrainError: A trial failed. The others are kept, and the same command goes on from them.
@@ -191,7 +158,7 @@ def run_study(
     started = time.monotonic()
     runs_root = catalog.root / "runs"
     tracking = tracking.at(catalog.root)
-    trials, skipped = study_trials(config, base)
+    trials, skipped = study_trials(config, base, pack)
     questions = pin_questions(catalog, pack, config)
     distinct = list({trial.pretrain: trial for trial in trials}.values())
     todo = [trial for trial in distinct if _answers(pack, trial, runs_root, questions) is None]
@@ -213,106 +180,6 @@ def run_study(
         trial_seconds=spent,
         skipped=skipped,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """What every encoder is asked: needs the pack and no catalog, so any process can ask."""
-
-    pack_path: Path
-    rows: NDArray[np.int64]
-    """Of the pack, in the order of `data.crop_ids`."""
-    data: ProbeData
-    tests: list[NDArray[np.bool_]]
-    """(W,) wells held out, of each split."""
-    labels: dict[str, NDArray[np.intp]]
-    """(N,) codes that clusters are compared with."""
-    classes: tuple[str, ...]
-    """Names of the classes that every split has in both parts."""
-    config: StudyConfig
-
-    @property
-    def key(self) -> str:
-        """Changes with anything asked: answers of another key do not count."""
-        names = ("label", "split", "split_seeds", "nuisances", "block", "crops", "regularisation")
-        asked = {name: getattr(self.config, name) for name in names}
-        return content_id(json.dumps(asked), *self.classes, *self.data.crop_ids)[:16]
-
-    def __call__(self, encoder_path: Path) -> dict[str, Any]:
-        """`label` and `told` class of every crop in a test part, their `confusion` (K, K) over all splits, and `ami`,
-        `nmi`, `ari` for each labelling."""
-        vectors = self.vectors(encoder_path)
-        label, told = self.told(vectors)
-        agreement = cluster_agreement(vectors, self.labels, restarts=20, seeds=(0,))
-        return {
-            "label": label.tolist(),
-            "told": told.tolist(),
-            "confusion": confusion_matrix(label, told, len(self.classes)).tolist(),
-            "agreement": {name: asdict(each) for name, each in agreement.items()},
-        }
-
-    def vectors(self, encoder_path: Path) -> NDArray[np.float32]:
-        """(N, D) of the crops that are asked about."""
-        pack = Pack.open(self.pack_path)
-        return np.asarray(embed_rows(load_encoder(encoder_path), pack, self.rows)[self.config.block])
-
-    def told(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """True and told class (positions in `classes`) of every crop in a test part, one split after the other."""
-        code = {self.data.classes.index(name): k for k, name in enumerate(self.classes)}
-        label = np.array([code.get(int(c), -1) for c in self.data.label_of_well[self.data.well_of_crop]], dtype=np.intp)
-        parts = []
-        for is_test_W in self.tests:
-            is_test = is_test_W[self.data.well_of_crop]
-            train, test = np.flatnonzero((label >= 0) & ~is_test), np.flatnonzero((label >= 0) & is_test)
-            probe = linear_probe(vectors[train], label[train], regularisation=self.config.regularisation)
-            parts.append((label[test], probe.classes[probe.logits(vectors[test]).argmax(axis=1)]))
-        return np.concatenate([true for true, _ in parts]), np.concatenate([told for _, told in parts])
-
-
-def pin_questions(catalog: Catalog, pack: Pack, config: StudyConfig) -> Questions:
-    """Draw the crops by their ids alone, so that every trial of every study with this pack is asked about the same.
-
-    Raises:
-        ValueError: A label or a split that these crops do not allow.
-    """
-    crop_ids = pack.index.column("crop_id").to_pylist()
-    drawn = np.argsort([content_id("study", crop_id) for crop_id in crop_ids], kind="stable")
-    crops = pack.index.select(["crop_id", "well_id"]).take(np.sort(drawn[: config.crops]))
-    what = f"pack {pack.pack_id}"
-    data = label_crops(catalog, crops, config.label, include_controls=False, what=what)
-    probe = ProbeConfig(label=config.label, split=config.split, seeds=config.split_seeds)
-    tests = [split.is_test for split in make_splits(data, probe)]
-    shared = set(range(len(data.classes)))
-    for is_test in tests:
-        shared &= set(classes_in_both(data.label_of_well, is_test).tolist())
-    if len(shared) < 2:
-        raise ValueError(
-            f"{what}: {len(shared)} classes of {config.label} are in both parts of every split, expected two or more. "
-            "Raise study.crops, or take another study.label or study.split."
-        )
-    labels = {config.label: data.label_of_well[data.well_of_crop]}
-    for name in config.nuisances:
-        try:
-            other = label_crops(catalog, crops, name, include_controls=True, what=what)
-        except ValueError:
-            continue  # one plate or batch: nothing to compare with
-        labels[name] = other.label_of_well[other.well_of_crop]
-    labels[DENSITY] = terciles(_foreground(catalog, data.crop_ids))
-    return Questions(
-        pack_path=pack.path,
-        rows=pack.rows_of(data.crop_ids),
-        data=data,
-        tests=tests,
-        labels=labels,
-        classes=tuple(name for k, name in enumerate(data.classes) if k in shared),
-        config=config,
-    )
-
-
-def _foreground(catalog: Catalog, crop_ids: Sequence[str]) -> NDArray[np.float64]:
-    table = catalog.table("crops", columns=["crop_id", "foreground_share"])
-    share = dict(zip(table["crop_id"].to_pylist(), table["foreground_share"].to_pylist(), strict=True))
-    return np.array([np.nan if share.get(c) is None else share[c] for c in crop_ids], dtype=float)
 
 
 def _name(trial: StudyTrial) -> str:
@@ -389,8 +256,6 @@ def _curves(
     for objective, knob in dict.fromkeys((trial.objective, trial.knob) for trial in trials):
         of_curve = [trial for trial in trials if (trial.objective, trial.knob) == (objective, knob)]
         strengths = tuple(sorted({trial.strength for trial in of_curve}))
-        if len(strengths) < 3:
-            continue
         by_place = {(trial.strength, trial.seed): found[trial.pretrain] for trial in of_curve}
         answers = [[by_place[strength, seed] for seed in config.seeds] for strength in strengths]
         recall = np.array([[recall_of_classes(np.array(a["confusion"])) for a in row] for row in answers])

@@ -1,12 +1,13 @@
 """A search for the best settings of a training: Optuna proposes them, ASHA stops early what falls behind.
 
 For one who wants the best encoder; one who wants to know what a setting does to which class makes a study, which stops
-nothing. Every encoder is asked a study's questions; a trial's score is the mean recall of classes. A trial trains from
+nothing. Every encoder is evaluated as in a study; a trial's score is the mean recall of classes. A trial trains from
 rung to rung with the schedule of its whole run, so what was stopped could go on as if it never had.
 
 The best of many is partly luck, so its settings and the recipe's own are trained again, with seeds that the search has
-not seen. What each trial found is kept in the sweep's folder: a sweep that was killed tells Optuna what is known and
-goes on with the trials that ran; only ASHA begins to compare anew.
+not seen, and compared on wells that it has not used, seed by seed with an interval. What each trial found is kept in
+the sweep's folder: a sweep that was killed gives Optuna what is known and goes on with the trials that ran; only ASHA
+begins to compare anew.
 
 Sources: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA), arXiv:1810.05934; Akiba et al.
 2019, "Optuna", doi:10.1145/3292500.3330701.
@@ -15,75 +16,40 @@ Sources: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.models.augment.knobs import KNOBS
 from cytolake.packs.pack import Pack
 from cytolake.tracking import TrackingConfig, start_run
 from cytolake.train.config import PretrainConfig, run_key
 from cytolake.train.pretrain import PretrainError, pretrain_until
-from cytolake.tune.study import Questions, StudyConfig, pin_questions
+from cytolake.tune.paired_seeds import PairedDifference, paired_difference
+from cytolake.tune.questions import Questions, nested_questions, pin_questions
+from cytolake.tune.search_space import (
+    FIELD,
+    Range,
+    Settings,
+    Vary,
+    check_effects,
+    distribution,
+    first_of,
+    grid,
+    trained_with,
+)
+from cytolake.tune.study_config import StudyConfig
+from cytolake.tune.sweep_ledger import Ledger, SweepTrial
 from cytolake.tune.trade_offs import confusion_matrix, recall_of_classes
 from cytolake.tune.trials import resources_of_trial, run_trials
 
 Progress = Callable[[str, int, int], None]
-Settings = dict[str, Any]
-Vary = Callable[[Mapping[str, Any]], PretrainConfig]
-"""The recipe's training with some fields set, by their paths as in `--set`; ValueError where that makes no sense."""
 Searcher = Literal["optuna", "random", "grid"]
-
-KNOB = "knob."
-FIELD = "pretrain."
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """What one setting may be."""
-
-    name: str
-    """`pretrain.` and a field, or `knob.` and a knob of `cytolake.models.augment.knobs.KNOBS`."""
-    choices: tuple[str, ...] = ()
-    """Values as in `--set`; empty for a range of numbers."""
-    low: float = 0.0
-    high: float = 1.0
-    is_log: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """Read `pretrain.learning_rate=1e-4..1e-2 log`, `knob.gamma=0..1` or `pretrain.optimiser=adamw|lion`.
-
-        Raises:
-            ValueError: Anything else.
-        """
-        name, separator, spelled = (part.strip() for part in text.partition("="))
-        told = f"sweep.space has {text!r}"
-        if not separator or not spelled:
-            raise ValueError(
-                f"{told}, expected a setting and its values, such as pretrain.learning_rate=1e-4..1e-2 log."
-            )
-        if not name.startswith((FIELD, KNOB)) or (name.startswith(KNOB) and name.removeprefix(KNOB) not in KNOBS):
-            raise ValueError(f"{told}, expected pretrain. and a field, or knob. and one of {', '.join(KNOBS)}.")
-        low, dots, high = spelled.removesuffix(" log").partition("..")
-        if not dots:
-            return cls(name, choices=tuple(choice.strip() for choice in spelled.split("|")))
-        try:
-            found = cls(name, (), float(low), float(high), spelled.endswith(" log"))
-        except ValueError:
-            raise ValueError(f"{told}, expected numbers on both sides of '..'.") from None
-        if not found.low < found.high or (found.is_log and found.low <= 0):
-            raise ValueError(f"{told}, expected a lower number first, and one above 0 for a logarithmic range.")
-        if name.startswith(KNOB) and not 0 <= found.low < found.high <= 1:
-            raise ValueError(f"{told}, expected strengths of a knob from 0 to 1.")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +76,9 @@ class SweepConfig:
     """At each rung about one of this many goes on."""
     seed: int = 0
     """Of the searcher and of every training of the search."""
-    confirm_seeds: tuple[int, ...] = (101, 102)
-    """Seeds with which the best settings and the recipe's own are trained again; empty: not at all."""
+    confirm_seeds: tuple[int, ...] = (101, 102, 103)
+    """Seeds with which the best settings and the recipe's own are trained again; empty: not at all. With two
+    of them the interval of the difference is 3.6 times as wide as with three."""
     workers: int = 0
     """Ray Train workers of each training; 0 trains inside its trial, which is quickest for small encoders."""
     concurrent: int = 0
@@ -138,27 +105,6 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepTrial:
-    """One training of the search, whole or stopped."""
-
-    settings: Settings
-    scores: dict[int, float]
-    """Mean recall of classes after each rung's step."""
-    failure: str = ""
-    """Why it has no score, such as a loss that is not finite."""
-
-    @property
-    def step(self) -> int:
-        """Where it ended."""
-        return max(self.scores, default=0)
-
-    @property
-    def score(self) -> float:
-        """At its last rung; 0 where it failed."""
-        return 0.0 if self.failure else self.scores.get(self.step, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
 class SweepResult:
     """What a search found."""
 
@@ -175,6 +121,28 @@ class SweepResult:
     of_recipe: tuple[float, ...]
     """The same of the recipe's own settings."""
     chance: float
+    is_nested: bool
+    """The search did not use the wells of the confirmation."""
+
+    @property
+    def difference(self) -> PairedDifference | None:
+        """The best settings less the recipe's own, seed by seed; None without a confirmation."""
+        return paired_difference(self.confirmed, self.of_recipe) if self.confirmed else None
+
+    @property
+    def verdict(self) -> str:
+        """The best settings against the recipe's own, without a full stop; "" without a confirmation."""
+        found = self.difference
+        if found is None:
+            return ""
+        n = found.n_seeds
+        evidence = (
+            "the best settings are better than the recipe's own"
+            if found.is_evident
+            else "no evidence that the best settings are better than the recipe's own"
+        )
+        wells = "wells that the search did not use" if self.is_nested else "the wells of the search, which favours them"
+        return f"{evidence}: difference {found} over {n} new seed{'' if n == 1 else 's'}, on {wells}"
 
     @property
     def best(self) -> SweepTrial:
@@ -203,11 +171,11 @@ def run_sweep(
         catalog: Where the pack's labels are.
         pack: What is trained on.
         config: The search.
-        asked: What every encoder is asked: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
+        asked: How every encoder is evaluated: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
         base: The recipe's training.
         vary: The same with some fields set.
         tracking: MLflow.
-        progress: Told of trials that are done.
+        progress: Called as trials are done.
 
     Raises:
         ValueError: A setting that the training does not have, or a label that the screen does not allow.
@@ -216,14 +184,17 @@ def run_sweep(
     ranges = config.ranges
     base = dataclasses.replace(base, evaluate_every=None, seed=config.seed, workers=config.workers, min_workers=None)
     for each in ranges:  # a name that is misspelt stops here, not in every trial
-        _trained_with(_first_of(each), vary, base)
-    questions = pin_questions(catalog, pack, asked)
+        trained_with(first_of(each), vary, base)
+    check_effects(ranges, vary, base, pack)
+    whole_questions = pin_questions(catalog, pack, asked)
+    nested = nested_questions(whole_questions)
+    questions, to_confirm = nested or (whole_questions, whole_questions)
     steps = math.ceil(base.n_samples(pack.n_crops) / base.minibatch_size)
     rungs = rungs_of(steps, config)
     runs_root, tracking = catalog.root / "runs", tracking.at(catalog.root)
-    ledger = Ledger(runs_root / "sweeps" / _sweep_key(pack, config, questions, base))
+    ledger = Ledger(runs_root / "sweeps" / _sweep_key(pack, config, questions, base, nested is not None))
     known = ledger.ended()
-    total = len(_grid(ranges)) if config.searcher == "grid" else config.trials
+    total = len(grid(ranges)) if config.searcher == "grid" else config.trials
     if progress is not None:
         progress("trials", len(known), total)
     with start_run(tracking, "sweep", params={name: str(value) for name, value in asdict(config).items()}) as run:
@@ -235,17 +206,18 @@ def run_sweep(
         if not whole:
             why = next((trial.failure for trial in trials if trial.failure), "none was")
             raise PretrainError(f"no trial of the sweep was trained to its end: {why}")
-        again = _confirm(job, config, whole[0].settings, progress)
+        again = _confirm(dataclasses.replace(job, questions=to_confirm), config, whole[0].settings, progress)
         run.log_metrics({"best_score": whole[0].score, "trials": len(trials)})
     half = len(config.confirm_seeds)
     return SweepResult(
         trials=[*whole, *(trial for trial in trials if trial not in whole)],
         steps=steps,
         n_ran=len(trials) - len(known),
-        changes=_changes(base, _trained_with(whole[0].settings, vary, base)),
+        changes=_changes(base, trained_with(whole[0].settings, vary, base)),
         confirmed=tuple(again[:half]),
         of_recipe=tuple(again[half:]),
-        chance=1 / len(questions.classes),
+        chance=1 / len(to_confirm.classes),
+        is_nested=nested is not None,
     )
 
 
@@ -259,53 +231,6 @@ def rungs_of(steps: int, config: SweepConfig) -> list[int]:
         rungs.append(step)
         step *= config.reduction
     return [*rungs, steps]
-
-
-class Ledger:
-    """What is known of a sweep's trials, one line each as they begin and end: what a kill leaves is read back."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "trials.jsonl"
-
-    def begin(self, settings: Settings) -> None:
-        """A trial was begun."""
-        self._add({"begun": settings})
-
-    def end(self, trial: SweepTrial) -> None:
-        """A trial was trained to its end, stopped, or failed."""
-        self._add({"ended": trial.settings, "scores": trial.scores, "failure": trial.failure})
-
-    def ended(self) -> list[SweepTrial]:
-        """Trials that need no more, in the order of their end."""
-        return [
-            SweepTrial(row["ended"], {int(step): score for step, score in row["scores"].items()}, row["failure"])
-            for row in self._rows()
-            if "ended" in row
-        ]
-
-    def interrupted(self) -> list[Settings]:
-        """Settings that were begun and did not end."""
-        ended = [trial.settings for trial in self.ended()]
-        begun = [row["begun"] for row in self._rows() if "begun" in row and row["begun"] not in ended]
-        return [settings for place, settings in enumerate(begun) if settings not in begun[:place]]
-
-    def _add(self, row: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        rows = []
-        for place, line in enumerate(lines):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                if place < len(lines) - 1:
-                    raise  # only the last line can be torn by a kill
-        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +248,7 @@ class _Job:
 
     def score(self, settings: Settings, step: int, seed: int | None = None) -> float:
         """Train up to a step, ask, and give the mean recall of classes."""
-        training = _trained_with(settings, self.vary, self.base)
+        training = trained_with(settings, self.vary, self.base)
         if seed is not None:
             training = dataclasses.replace(training, seed=seed)
         tags = {"mlflow.parentRunId": self.sweep_run, **{f"sweep.{name}": str(v) for name, v in settings.items()}}
@@ -348,14 +273,14 @@ def _search(job: _Job, config: SweepConfig, ledger: Ledger, total: int, progress
     waiting = to_resume
     if config.searcher == "grid":
         done = [trial.settings for trial in known]
-        waiting = [point for point in _grid(config.ranges) if point not in done]
+        waiting = [point for point in grid(config.ranges) if point not in done]
     sampler: optuna.samplers.BaseSampler = (
         optuna.samplers.TPESampler(seed=config.seed + len(known), constant_liar=True, multivariate=True)
         if config.searcher == "optuna"
         else optuna.samplers.RandomSampler(seed=config.seed + len(known))
     )
     searcher = OptunaSearch(
-        space={each.name: _distribution(each, job.base) for each in config.ranges},
+        space={each.name: distribution(each, job.base) for each in config.ranges},
         metric="score",
         mode="max",
         points_to_evaluate=waiting or None,
@@ -459,45 +384,6 @@ def _confirm(job: _Job, config: SweepConfig, best: Settings, progress: Progress 
     return run_trials(calls, [job.base] * len(calls), job.runs_root / "tune", config.concurrent, told)
 
 
-def _trained_with(settings: Settings, vary: Vary, base: PretrainConfig) -> PretrainConfig:
-    """The training of some settings; fields first, then knobs on the augmentations that these give."""
-    fields = {name: value for name, value in settings.items() if name.startswith(FIELD)}
-    training = base
-    if fields:
-        training = dataclasses.replace(
-            vary(fields), evaluate_every=None, seed=base.seed, workers=base.workers, min_workers=None
-        )
-    for name, strength in settings.items():
-        if name.startswith(KNOB):
-            augment = KNOBS[name.removeprefix(KNOB)](float(strength), training.augment)
-            training = dataclasses.replace(training, augment=augment)
-    return training
-
-
-def _first_of(each: Range) -> Settings:
-    return {each.name: each.choices[0] if each.choices else each.low}
-
-
-def _grid(ranges: Sequence[Range]) -> list[Settings]:
-    return [
-        dict(zip([each.name for each in ranges], values, strict=True))
-        for values in itertools.product(*(each.choices for each in ranges))
-    ]
-
-
-def _distribution(each: Range, base: PretrainConfig) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if each.choices:
-        return CategoricalDistribution(each.choices)
-    value: Any = base
-    for name in each.name.removeprefix(FIELD).split(".") if each.name.startswith(FIELD) else ():
-        value = getattr(value, name)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return IntDistribution(math.ceil(each.low), math.floor(each.high), log=each.is_log)
-    return FloatDistribution(each.low, each.high, log=each.is_log)
-
-
 def _changes(base: PretrainConfig, best: PretrainConfig) -> tuple[str, ...]:
     """What differs, as `--set` takes it."""
 
@@ -515,11 +401,13 @@ def _changes(base: PretrainConfig, best: PretrainConfig) -> tuple[str, ...]:
     return tuple(differing(base, best, FIELD))
 
 
-def _sweep_key(pack: Pack, config: SweepConfig, questions: Questions, base: PretrainConfig) -> str:
+def _sweep_key(pack: Pack, config: SweepConfig, questions: Questions, base: PretrainConfig, is_nested: bool) -> str:
     """Names the folder of a sweep: a sweep of more trials, or more at once, goes on from what is there."""
     searched = {
         name: value
         for name, value in asdict(config).items()
         if name not in ("trials", "confirm_seeds", "workers", "concurrent")
     }
-    return content_id(pack.pack_id, questions.key, json.dumps(searched), run_key(pack.pack_id, base))[:16]
+    return content_id(pack.pack_id, questions.key, json.dumps(searched), run_key(pack.pack_id, base), str(is_nested))[
+        :16
+    ]

@@ -131,7 +131,5 @@ def _subset(asked: Asked, rows: NDArray[np.intp]) -> Asked:
 
     wells = Wells(**{each.name: some(getattr(asked.wells, each.name)) for each in fields(Wells)})
     statistics = None if asked.pixel_statistics is None else asked.pixel_statistics[rows]
-    compared = replace(
-        asked.compared, vectors=asked.compared.vectors[rows], is_control=asked.compared.is_control[rows]
-    )
+    compared = replace(asked.compared, vectors=asked.compared.vectors[rows], is_control=asked.compared.is_control[rows])
     return replace(asked, vectors=asked.vectors[rows], wells=wells, compared=compared, pixel_statistics=statistics)
