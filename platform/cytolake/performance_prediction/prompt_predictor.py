@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.performance_prediction.correlations import Estimate, NoiseCeiling, noise_ceiling, score_predictions
+from cytolake.performance_prediction.correlations import Estimate, score_predictions
+from cytolake.performance_prediction.noise_ceiling import NoiseCeiling, noise_ceiling
 from cytolake.performance_prediction.prompt_table import Prompts
 from cytolake.performance_prediction.regressors import View
 from cytolake.performance_prediction.stacked import Predicted, Stack, StackConfig, fit_stack, load_stack
