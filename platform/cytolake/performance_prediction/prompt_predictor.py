@@ -111,7 +111,9 @@ class PromptPredictor:
         model = self.sentence_model
         card = {
             "generators": {name: list(pair) for name, pair in self.generators.items()},
-            "sentence_model": None if model is None else {"name": model.name, "digest": model.digest},
+            "sentence_model": None
+            if model is None
+            else {"name": model.name, "digest": model.digest, "vectors": model.vectors},
         }
         (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
@@ -136,6 +138,12 @@ def load_prompt_predictor(folder: str | Path) -> PromptPredictor:
             raise ValueError(
                 f"{folder}: fitted with sentence model {named['name']} of weights {named['digest'][:12]}, but here it "
                 f"has {model.digest[:12]}. Vectors would differ: install the same, or fit the predictor again."
+            )
+        stored = named.get("vectors", "means of tokens, end token" if "end token" in model.vectors else model.vectors)
+        if stored != model.vectors:
+            raise ValueError(
+                f"{folder}: fitted on {stored} of sentence model {named['name']}, which now are {model.vectors}. "
+                "Expected the same vectors: fit the predictor again."
             )
     return PromptPredictor(load_stack(folder), model, generators)
 
@@ -184,11 +192,11 @@ def prompt_views(
     views: dict[str, View] = {"text": list(texts)}
     if model is None:
         return {**views, "counts": counts}
-    layers = model.encode(list(texts)).astype(np.float64)
+    layers = [layer.astype(np.float64) for layer in model.encode(list(texts))]
     return {
         **views,
-        "last_layer": np.column_stack([layers[:, -1], counts]),
-        "all_layers": np.column_stack([layers.reshape(len(texts), -1), counts]),
+        "last_layer": np.column_stack([layers[-1], counts]),
+        "all_layers": np.column_stack([*layers, counts]),
     }
 
 
