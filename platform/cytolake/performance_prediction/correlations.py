@@ -51,7 +51,7 @@ def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
     if len(truth) < 2 or _is_constant(truth) or _is_constant(predicted):
         return float("nan")
     if metric == "kendall":
-        return float(kendalltau(truth, predicted).statistic)
+        return float(kendalltau(truth, predicted, method="asymptotic").statistic)  # no p-value is used
     if metric == "spearman":
         truth, predicted = rankdata(truth), rankdata(predicted)
     return float(np.corrcoef(truth, predicted)[0, 1])
@@ -123,6 +123,37 @@ def score_predictions(
         low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
         found[metric] = Estimate(value, float(low), float(high))
     return found
+
+
+def gain_over(
+    truth: Numbers,
+    predicted: Numbers,
+    baseline: Numbers,
+    group: NDArray[np.intp] | None = None,
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """How much less the root mean squared error is than a baseline's, in the scores' unit; above 0 is better.
+
+    Both errors are of the same resampled rows, so what is hard for both does not widen the interval.
+
+    Args:
+        truth: (N,) scores.
+        predicted: (N,) predictions.
+        baseline: (N,) predictions of the baseline.
+        group: (N,) rows resampled together; None: each alone.
+        n_draws: Resamples of the 95 % interval.
+        seed: Of the resamples.
+    """
+    squares = np.column_stack([(truth - baseline) ** 2, (truth - predicted) ** 2])
+
+    def gain(rows: NDArray[np.intp] | slice) -> float:
+        worse, better = np.sqrt(squares[rows].mean(axis=0))
+        return float(worse - better)
+
+    drawn = [gain(rows) for rows in resamples(group if group is not None else np.arange(len(truth)), n_draws, seed)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(gain(slice(None)), float(low), float(high))
 
 
 def resamples(group: NDArray[np.intp], n_draws: int, seed: int) -> list[NDArray[np.intp]]:
