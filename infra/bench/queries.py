@@ -1,8 +1,8 @@
 """How well the performance of a query is predicted before it runs, on real profiles and on a simulated screen.
 
 A query is a profile that looks for its replicates on other plates among all others; its performance is the average
-precision it then has. It is predicted from its vector (before the search) and from the plate map (before the screen), for
-compounds and genes that the fit never saw, and compared with the performance it really has.
+precision it then has. It is predicted from its vector (before the search) and from the plate map (before the screen),
+for compounds and genes that the fit never saw, and compared with the performance it really has.
 
 - BBBC021 (Ljosa et al. 2013): wells of 103 compound doses, features standardised by controls. The plan is the compound,
   its dose and its mechanism.
