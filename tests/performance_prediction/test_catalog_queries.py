@@ -168,3 +168,28 @@ def test_the_job_learns_prompts_where_a_table_is_named(tmp_path):
     low, high = load_prompt_predictor(folder).predict(["a dog indoors", "a lamp on a hill"]).score
     assert high > low + 4
     assert PREDICTOR in (folder / "scores.json").read_text()
+
+
+def test_where_prompts_cannot_be_predicted_the_baseline_is_registered_in_bold_with_the_reason(tmp_path):
+    random = np.random.default_rng(0)
+    names = ("dog", "cat", "train", "clock", "kite", "hand", "boat")
+    places = ("indoors", "outdoors", "at night", "in rain", "in snow", "on grass", "by a wall", "on a hill")
+    lines = ["prompt,score", *(f"a {name} {place},{random.normal():.4f}" for name in names for place in places)]
+    (tmp_path / "prompts.csv").write_text("\n".join(lines))
+    config = PerformanceConfig(
+        prompts=PromptTableConfig(path=str(tmp_path / "prompts.csv")),
+        prompt_predictor=PromptPredictorConfig(families=("ridge",), folds=2, outer_folds=3, bootstrap_draws=50),
+    )
+    line = dataclasses.replace(build_recipe("demo"), root=str(tmp_path / "root"), performance=config)
+    console = Console(width=160, record=True)
+    stages.predict_performance(line, console)
+    page = (tmp_path / "root" / "report" / "performance.html").read_text()
+    assert '<tr class="first"><td>best baseline</td>' in page
+    assert page.count('class="first"') == 1
+    assert "is registered, not the predictor" in page
+    assert "56 prompts, each predicted by a fit without its group of near-duplicates (3 folds" in page
+    assert "is registered, not the predictor" in console.export_text()
+    folder, _, tags = find_folder(TrackingConfig().at(tmp_path / "root"), PROMPT_MODEL)
+    assert tags["registered"] in ("mean score", "prompt length", "TF-IDF and ridge")
+    assert len(load_prompt_predictor(folder).stack.members) == 1
+    assert "best baseline" in (folder / "scores.json").read_text()

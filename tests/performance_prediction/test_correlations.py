@@ -7,7 +7,6 @@ import scipy.stats
 from cytolake.performance_prediction.correlations import (
     METRICS,
     correlation,
-    noise_ceiling,
     score_predictions,
     within_generators,
 )
@@ -74,20 +73,6 @@ def test_rows_of_a_group_are_drawn_together():
     once = score_predictions(truth, predicted, metrics=["pearson"])["pearson"]
     assert together.high - together.low == pytest.approx(once.high - once.low, rel=0.15)
     assert together.high - together.low > 2 * (alone.high - alone.low)
-
-
-def test_the_ceiling_is_what_the_true_mean_would_reach():
-    random = np.random.default_rng(4)
-    true = random.normal(size=3000)
-    images = [mean + random.normal(scale=2, size=6) for mean in true]
-    ceiling = noise_ceiling(images, n_halvings=10)
-    observed = np.array([scores.mean() for scores in images])
-    assert ceiling.ceiling == pytest.approx(correlation("pearson", true, observed), abs=0.02)
-    assert ceiling.reliability.value == pytest.approx(1 / (1 + 4 / 6), abs=0.03)  # variance of truth over that of means
-
-
-def test_prompts_of_one_image_have_no_ceiling():
-    assert noise_ceiling([np.array([1.0])] * 50) is None
 
 
 def test_predictions_that_are_no_numbers_are_refused():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cytolake.performance_prediction.prompt_predictor import (
+    BEST,
     CARD_FILE,
     LENGTH,
     MEAN,
@@ -22,26 +23,32 @@ SUBJECTS = {"dog": 1.0, "horse": 0.8, "clock": 0.0, "kite": -0.4, "crowd": -1.0,
 PLACES = {"on a beach": 0.4, "in snow": 0.2, "at night": -0.5, "by a lake": 0.3, "in a mirror": -0.8, "in a room": 0.0}
 LOOKS = {"red": 0.1, "blurry": -0.6, "old": 0.0, "tiny": -0.2, "bright": 0.3}
 QUICK = PromptPredictorConfig(families=("tfidf", "ridge", "boosting"), folds=3, bootstrap_draws=100)
+FEW = replace(QUICK, families=("ridge",), outer_folds=2, bootstrap_draws=20)
 
 
-def drawn(makers=("one",)) -> Prompts:
+def drawn(makers=("one",), n_images=1) -> Prompts:
     """Prompts whose score is a sum over their words, and noise."""
     random = np.random.default_rng(0)
     texts = [f"a {look} {subject} {place}" for look in LOOKS for subject in SUBJECTS for place in PLACES]
-    text, score, generator, group = [], [], [], []
+    text, images, generator, group = [], [], [], []
     for k, maker in enumerate(makers):
         for i, each in enumerate(texts):
             known = sum(value for part in (SUBJECTS, PLACES, LOOKS) for word, value in part.items() if word in each)
             text.append(each)
-            score.append(known * (1 + k) + 10 * k + 0.3 * random.normal())
+            images.append(known * (1 + k) + 10 * k + 0.3 * random.normal(size=n_images))
             generator.append(maker if len(makers) > 1 else "")
             group.append(i)
     n = len(text)
     part = np.array(["train", "train", "train", "validation", "test"])[np.array(group) % 5]
     return Prompts(
-        text=text, prompt_id=text, generator=generator, score=np.array(score), also=np.zeros((n, 0)),
-        n_images=np.ones(n, int), image_scores=[np.array([value]) for value in score], group=np.array(group), part=part,
+        text=text, prompt_id=text, generator=generator, score=np.array([each.mean() for each in images]),
+        also=np.zeros((n, 0)), n_images=np.full(n, n_images), image_scores=images, group=np.array(group), part=part,
     )  # fmt: skip
+
+
+def unsplit(prompts: Prompts) -> Prompts:
+    """As a small table is read: to be cross-validated."""
+    return replace(prompts, part=np.full(len(prompts), "all"))
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +73,96 @@ def test_intervals_cover_what_they_say(fitted):
     assert 0.75 <= report.coverage <= 1.0
 
 
-def test_scores_that_say_nothing_are_not_predicted():
+@pytest.fixture(scope="module")
+def small():
+    return fit_prompt_predictor(unsplit(drawn()), QUICK)
+
+
+def test_a_predictor_that_beats_every_baseline_is_registered_with_the_interval_of_the_difference(small):
+    predictor, report = small
+    assert report.verdict.registered == PREDICTOR
+    assert report.verdict.gain.low > 0
+    errors = {name: scores["rmse"].value for name, scores in report.scores.items()}
+    assert errors[BEST] == min(errors[name] for name in (MEAN, LENGTH, TFIDF))
+    assert report.verdict.gain.value == pytest.approx(errors[report.verdict.against] - errors[PREDICTOR])
+    assert len(predictor.stack.members) == len(QUICK.families)
+    assert "The predictor is registered" in report.verdict.reason
+
+
+@pytest.mark.parametrize("is_small", [False, True])
+def test_where_scores_say_nothing_a_baseline_is_registered_and_judged(is_small, tmp_path):
     prompts = drawn()
     shuffled = replace(prompts, score=np.random.default_rng(1).permutation(prompts.score))
-    _, report = fit_prompt_predictor(shuffled, QUICK)
-    assert report.scores[PREDICTOR]["pearson"].low < 0.15 or np.isnan(report.scores[PREDICTOR]["pearson"].value)
+    predictor, report = fit_prompt_predictor(unsplit(shuffled) if is_small else shuffled, QUICK)
+    assert report.verdict.registered == BEST
+    assert "is registered, not the predictor" in report.verdict.reason
+    assert "the interval does not lie above 0" in report.verdict.reason
+    assert report.chosen == report.verdict.baseline
+    assert len(predictor.stack.members) == 1
+    inside = (report.predicted.low <= report.truth) & (report.truth <= report.predicted.high)
+    assert report.coverage == pytest.approx(inside.mean())
+    assert report.coverage > 0.75
+    error = np.sqrt(np.mean((report.predicted.score - report.truth) ** 2))
+    assert error == pytest.approx(report.scores[BEST]["rmse"].value)
+    predictor.save(tmp_path)
+    again = load_prompt_predictor(tmp_path)
+    np.testing.assert_allclose(again.predict(prompts.text[:5]).high, predictor.predict(prompts.text[:5]).high)
+
+
+def test_of_prompts_without_a_signal_a_predictor_is_registered_as_seldom_as_the_interval_says():
+    """Scores drawn at random: 95 % intervals lie above 0 for 1 of 40; the best baseline is the mean, or as good."""
+    quick = PromptPredictorConfig(families=("ridge",), folds=2, outer_folds=2, bootstrap_draws=40)
+    prompts = unsplit(drawn()).rows(np.arange(0, 240, 3))
+    n_registered = 0
+    for seed in range(12):
+        noise = replace(prompts, score=np.random.default_rng(seed).normal(size=len(prompts)))
+        n_registered += fit_prompt_predictor(noise, replace(quick, seed=seed))[1].verdict.is_beaten
+    assert n_registered <= 2  # of a binomial of 12 and .025, more come once in 300 runs
+
+
+def test_a_small_table_is_judged_on_every_prompt_by_fits_that_never_saw_it(fitted, small):
+    _, report = small
+    assert (report.n_train, report.n_test, report.n_folds) == (240, 240, 5)
+    assert report.verdict.registered == PREDICTOR
+    assert np.isnan(report.scores[MEAN]["pearson"].value)  # folds differ in their means, which is no skill
+    once = fitted[1].scores[PREDICTOR]["pearson"]
+    whole = report.scores[PREDICTOR]["pearson"]
+    assert whole.high - whole.low < 0.7 * (once.high - once.low)
+    assert fitted[1].n_folds == 0
+
+
+def test_near_duplicates_are_never_on_both_sides_of_a_cross_validation():
+    """Five prompts of each group share a word and a score that nothing else predicts: only a leak could know it."""
+    random = np.random.default_rng(2)
+    prompts = unsplit(drawn()).rows(np.arange(200))
+    group = random.permutation(200) // 5
+    secret = replace(
+        prompts, text=[f"{text} word{g}" for text, g in zip(prompts.text, group, strict=True)], group=group,
+        score=random.normal(size=40)[group],
+    )  # fmt: skip
+    quick = replace(QUICK, families=("tfidf",))
+    _, honest = fit_prompt_predictor(secret, quick)
+    _, leaking = fit_prompt_predictor(replace(secret, group=np.arange(200)), quick)
+    assert honest.verdict.registered == BEST
+    assert not honest.scores[PREDICTOR]["pearson"].low > 0.2
+    assert leaking.scores[PREDICTOR]["pearson"].low > 0.5
+
+
+def test_the_ceiling_takes_generators_out_named_repeated_or_single():
+    """Generators are 10 apart, prompts differ by 1: counted as noise they would leave a reliability of 0."""
+    several = fit_prompt_predictor(unsplit(drawn(("weak", "strong"), n_images=3)), FEW)[1]
+    assert several.ceiling.reliability.low > 0.9
+    single = fit_prompt_predictor(unsplit(drawn(("weak", "strong"))), FEW)[1]
+    assert single.ceiling.reliability.low > 0.8
+    assert any("how far generators agree" in note for note in single.notes)
+
+
+def test_images_that_something_unknown_separates_have_no_ceiling_and_a_reason():
+    prompts = unsplit(drawn())
+    apart = replace(prompts, image_scores=[score + np.array([-3.0, 3.0]) for score in prompts.score])
+    _, report = fit_prompt_predictor(apart, FEW)
+    assert report.ceiling is None
+    assert "name their column in `generator`" in report.notes[-1]
 
 
 def test_each_generator_is_told_in_its_own_unit():

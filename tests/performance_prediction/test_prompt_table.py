@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cytolake.performance_prediction.prompt_table import (
+    FEWEST_TO_SPLIT,
     PromptTableConfig,
     PromptTableError,
     near_duplicate_groups,
@@ -53,25 +54,67 @@ def test_spellings_of_one_prompt_have_one_normal_form(text, expected):
     assert normal_form(text) == expected
 
 
-def test_every_row_is_in_one_part_and_a_group_in_one_part_only(tmp_path, rows):
-    rows += [{"prompt": f"{prompt} ", "score": 0.5, "key": 1000 + i} for i, prompt in enumerate(PROMPTS[:5])]
-    rows += [{"prompt": f"the {prompt}s", "score": 0.25, "key": 2000 + i} for i, prompt in enumerate(PROMPTS[:20])]
+@pytest.fixture
+def many():
+    """Enough prompts to be split once."""
+    looks = ("red", "tall", "old", "tiny", "wet", "loud", "broken", "golden", "paper", "striped", "burning", "quiet",
+             "frozen", "wooden", "giant")  # fmt: skip
+    return [{"prompt": f"{look} {prompt}", "score": len(prompt) % 7 / 7} for look in looks for prompt in PROMPTS]
+
+
+def test_every_row_is_in_one_part_and_a_group_in_one_part_only(tmp_path, many):
+    rows = [*many, *({"prompt": f"{row['prompt']} ", "score": 0.5} for row in many[:5])]
+    rows += [{"prompt": f"the {row['prompt']}s", "score": 0.25} for row in many[:20]]
     config = write(tmp_path / "prompts.csv", rows)
     prompts = read_prompts(PromptTableConfig(path=config.path, near_duplicate=0.8))
-    assert len(prompts) == len(PROMPTS) + 20
-    assert prompts.notes == (f"5 of {len(rows)} rows joined those of the same prompt",)
+    assert len(prompts) == len(many) + 20
+    assert prompts.notes == (f"5 of {len(rows):,} rows joined those of the same prompt",)
     for group in set(prompts.group.tolist()):
         assert len(set(prompts.part[prompts.group == group].tolist())) == 1
     assert set(prompts.part.tolist()) == {"train", "validation", "test"}
 
 
-def test_the_split_is_of_the_prompts_and_not_of_their_order(tmp_path, rows):
+def test_the_split_is_of_the_prompts_and_not_of_their_order(tmp_path, many):
     parts = []
-    for seed, order in ((0, rows), (0, rows[::-1]), (1, rows)):
+    for seed, order in ((0, many), (0, many[::-1]), (1, many)):
         config = write(tmp_path / "prompts.csv", order)
         prompts = read_prompts(PromptTableConfig(path=config.path, seed=seed))
         parts.append(dict(zip(prompts.text, prompts.part.tolist(), strict=True)))
     assert parts[0] == parts[1] != parts[2]
+
+
+def test_a_table_of_fewer_than_a_thousand_prompts_is_cross_validated_and_not_split(tmp_path, rows, many):
+    assert set(read_prompts(write(tmp_path / "prompts.csv", rows)).part.tolist()) == {"all"}
+    assert len(many) >= FEWEST_TO_SPLIT
+    fewer = write(tmp_path / "fewer.csv", many[: FEWEST_TO_SPLIT - 1])
+    assert set(read_prompts(fewer).part.tolist()) == {"all"}
+
+
+def images(shift, n_images=2):
+    """Two images of each prompt by each of two makers, who differ by `shift`."""
+    random = np.random.default_rng(0)
+    return [
+        {"prompt": prompt, "score": true + (shift if maker == "two" else 0) + 0.5 * random.normal(), "maker": maker,
+         "image": f"{prompt}{maker}{i}", "subject": prompt.split()[0]}
+        for prompt, true in zip(PROMPTS, random.normal(size=len(PROMPTS)), strict=True)
+        for maker in ("one", "two") for i in range(n_images)
+    ]  # fmt: skip
+
+
+def test_a_column_that_separates_the_images_of_prompts_and_is_not_named_is_taken_out_and_reported(tmp_path):
+    found = {}
+    for shift in (0.0, 5.0):
+        path = write(tmp_path / "images.csv", images(shift)).path
+        found[shift] = read_prompts(PromptTableConfig(path=path, rows="images"))
+    assert found[0.0].notes == ("210 of 280 rows joined those of the same prompt",)
+    assert "the column maker (one, two) explains 9" in found[5.0].notes[-1]
+    assert "set generator=maker" in found[5.0].notes[-1]
+    for one, other in zip(found[0.0].image_scores, found[5.0].image_scores, strict=True):
+        np.testing.assert_allclose(one - one.mean(), other - other.mean(), atol=0.3)
+    np.testing.assert_allclose(found[5.0].score, found[0.0].score + 2.5)
+    named = read_prompts(PromptTableConfig(path=path, rows="images", generator="maker"))
+    assert len(named) == 2 * len(PROMPTS)
+    assert not any("explains" in note for note in named.notes)
 
 
 def test_images_of_a_prompt_become_their_mean(tmp_path):
@@ -148,7 +191,9 @@ def test_parquet_and_tab_separated_tables_are_read_alike(tmp_path, rows):
         (lambda rows: [row.update(score=1) for row in rows], {}, "every score is 1"),
         (lambda rows: rows[3].update(key=2), {"prompt_id": "key"}, "key 2 names two prompts"),
         (lambda rows: rows.append(dict(rows[2])), {"prompt_id": "key"}, "key 2 is there twice"),
-        (lambda rows: rows.__delitem__(slice(20, None)), {}, "expected at least 30"),
+        (lambda rows: rows.__delitem__(slice(20, None)), {}, "expected at least 40"),
+        (lambda rows: rows.__delitem__(slice(20, None)) or [r.update(split="train") for r in rows], {}, "at least 30"),
+        (lambda rows: None, {"near_duplicate": 0.05}, "in 1 groups of near-duplicates, expected at least 10"),
         (lambda rows: None, {"score": "quality"}, "no column 'quality' .score.. It has prompt, score, key"),
         (lambda rows: None, {"also": ("glide",)}, "no column 'glide' .also."),
         (lambda rows: [row.update(split="dev") for row in rows], {}, "column split holds 'dev'"),

@@ -18,32 +18,34 @@ from cytolake.line.config import PerformanceConfig
 from cytolake.line.figures import INK, PALETTE, as_svg, new_figure
 from cytolake.line.page import write_page
 from cytolake.line.progress import Report
+from cytolake.performance_prediction.baselines import Verdict
 from cytolake.performance_prediction.catalog_queries import crop_queries, well_queries
 from cytolake.performance_prediction.correlations import METRICS, Estimate
-from cytolake.performance_prediction.prompt_predictor import PREDICTOR, fit_prompt_predictor
-from cytolake.performance_prediction.prompt_table import read_prompts
-from cytolake.performance_prediction.queries import Before, Measure, fit_query_predictor
+from cytolake.performance_prediction.prompt_predictor import PromptReport, fit_prompt_predictor
+from cytolake.performance_prediction.prompt_table import FEWEST_TO_SPLIT, read_prompts
+from cytolake.performance_prediction.queries import Before, Measure, QueryReport, fit_query_predictor
 from cytolake.performance_prediction.registered import PROMPT_MODEL, query_model, register_query_predictor
 from cytolake.performance_prediction.regressors import Candidate
 from cytolake.performance_prediction.stacked import Predicted
 from cytolake.tracking import Run, TrackingConfig, register_folder, start_run
 
 PAGE_FILE = "performance.html"
+REGISTERED_TAG = "registered"
 ABOUT: Mapping[tuple[Before, Measure], str] = {
     ("search", "average_precision"): "Crops that search each other: how well a crop finds the other crops of its "
-    "perturbation, told from its vector before the search runs. The search endpoint tells it with every answer.",
+    "perturbation, predicted from its vector before the search runs. The search endpoint returns it with every answer.",
     (
         "search",
         "replicate_consistency",
-    ): "The mean cosine of a crop with the other crops of its perturbation, told from its vector.",
-    ("screen", "average_precision"): "Wells of treatments: how well a well would find its replicates, told from the "
-    "plate map alone (compound, gene, pathway, dose), before anything is imaged.",
+    ): "The mean cosine of a crop with the other crops of its perturbation, predicted from its vector.",
+    ("screen", "average_precision"): "Wells of treatments: how well a well would find its replicates, predicted "
+    "from the plate map alone (compound, gene, pathway, dose), before anything is imaged.",
     (
         "screen",
         "replicate_consistency",
-    ): "The mean cosine of a well with its replicates, told from the plate map alone.",
+    ): "The mean cosine of a well with its replicates, predicted from the plate map alone.",
 }
-NO_FIGURE = "none: all alike"
+NO_FIGURE = "none: all equal"
 HELD_OUT = "Compounds and genes are held out whole: every figure is of some that the fit has not seen."
 
 
@@ -65,6 +67,8 @@ class PerformanceSection:
     """Registered model and version."""
     axis: str
     """What was predicted."""
+    verdict: Verdict
+    """What is registered, and why."""
     of_perturbations: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
 
@@ -80,8 +84,8 @@ def predict_prompts(config: PerformanceConfig, tracking: TrackingConfig, report:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         predictor.save(folder)
-        with _logged(tracking, PROMPT_MODEL, folder, found.scores, found.coverage) as run:
-            tags = {"table": Path(table.path).name, "score": table.score}
+        with _logged(tracking, PROMPT_MODEL, folder, found) as run:
+            tags = {"table": Path(table.path).name, "score": table.score, REGISTERED_TAG: found.chosen}
             version = register_folder(tracking, PROMPT_MODEL, folder, run, tags)
     notes = list(found.notes)
     if found.ceiling is not None:
@@ -92,10 +96,10 @@ def predict_prompts(config: PerformanceConfig, tracking: TrackingConfig, report:
         )
     return PerformanceSection(
         name=f"Prompts: {table.score}",
-        about=f"{Path(table.path).name}: {found.n_train:,} prompts fitted on, {found.n_test:,} tested, which nothing "
-        f"was chosen by. Used: {'the stack of all' if found.chosen == 'stack' else found.chosen}.",
+        about=f"{Path(table.path).name}: {_held_out(found)}. Used: "
+        f"{'the stack of all' if found.chosen == 'stack' else found.chosen}.",
         scores=found.scores,
-        truth=prompts.of_part("test").score,
+        truth=found.truth,
         predicted=found.predicted,
         coverage=found.coverage,
         wanted_coverage=config.prompt_predictor.coverage,
@@ -104,6 +108,7 @@ def predict_prompts(config: PerformanceConfig, tracking: TrackingConfig, report:
         notes=notes,
         model=f"{PROMPT_MODEL} version {version}",
         axis=table.score,
+        verdict=found.verdict,
     )
 
 
@@ -130,7 +135,7 @@ def predict_queries(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         predictor.save(folder)
-        with _logged(tracking, query_model(before, measure), folder, found.scores, found.coverage) as run:
+        with _logged(tracking, query_model(before, measure), folder, found) as run:
             version = register_query_predictor(tracking, predictor, folder, run)
     return PerformanceSection(
         name=f"{measure.replace('_', ' ').capitalize()} before the {before}",
@@ -146,20 +151,22 @@ def predict_queries(
         notes=found.notes,
         model=f"{query_model(before, measure)} version {version}",
         axis=measure,
+        verdict=found.verdict,
         of_perturbations=found.of_perturbations,
     )
 
 
 def performance_text(section: PerformanceSection) -> Table:
-    """The figures of a predictor and its baselines, for a terminal of 80 columns: an interval under each value."""
+    """The figures of a predictor and its baselines, for a terminal of 80 columns: an interval under each value, what is
+    registered in bold."""
     shown = Table("", *METRICS, box=None, header_style="dim", pad_edge=False)
     for name, scores in _named(section):
         cells = []
         for metric in METRICS:
             each = scores[metric]
-            is_told = np.isfinite(each.value)
-            cells.append(f"{each.value:.3f}\n[dim]{each.low:.3f} to {each.high:.3f}[/]" if is_told else NO_FIGURE)
-        shown.add_row(f"[bold]{name}[/]" if name == PREDICTOR else name, *cells)
+            is_known = np.isfinite(each.value)
+            cells.append(f"{each.value:.3f}\n[dim]{each.low:.3f} to {each.high:.3f}[/]" if is_known else NO_FIGURE)
+        shown.add_row(f"[bold]{name}[/]" if name == section.verdict.registered else name, *cells)
     return shown
 
 
@@ -175,6 +182,8 @@ def write_performance(path: Path, title: str, sections: Sequence[PerformanceSect
                 "name": section.name,
                 "about": section.about,
                 "lines": _lines(section),
+                "registered": section.verdict.registered,
+                "reason": section.verdict.reason,
                 "coverage": f"{section.coverage:.1%} of scores lie in their interval, which promises "
                 f"{section.wanted_coverage:.0%}; mean width {section.width:.2f}.",
                 "members": [str(member) for member in section.members],
@@ -187,19 +196,26 @@ def write_performance(path: Path, title: str, sections: Sequence[PerformanceSect
     )
 
 
+def _held_out(found: PromptReport) -> str:
+    """How many prompts were fitted on and judged, in words."""
+    if found.n_folds:
+        return (
+            f"{found.n_test:,} prompts, each predicted by a fit without its group of near-duplicates ({found.n_folds} "
+            f"folds, settings chosen within each; tables of {FEWEST_TO_SPLIT:,} prompts or more are split once)"
+        )
+    return f"{found.n_train:,} prompts fitted on, {found.n_test:,} tested, on which no setting was chosen"
+
+
 @contextmanager
-def _logged(
-    tracking: TrackingConfig,
-    name: str,
-    folder: Path,
-    scores: Mapping[str, Mapping[str, Estimate]],
-    coverage: float,
-) -> Iterator[Run]:
-    """A run with the figures, which also lie beside the predictor's files."""
-    (folder / "scores.json").write_text(json.dumps(_plain(scores), indent=2) + "\n", encoding="utf-8")
+def _logged(tracking: TrackingConfig, name: str, folder: Path, found: PromptReport | QueryReport) -> Iterator[Run]:
+    """A run with the figures of what is registered; all of them lie with its files."""
+    verdict = found.verdict
+    card = {**_plain(found.scores), "registered": verdict.registered, "reason": verdict.reason}
+    (folder / "scores.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     with start_run(tracking, name) as run:
-        found = {metric: each.value for metric, each in scores[PREDICTOR].items() if np.isfinite(each.value)}
-        run.log_metrics({**found, "coverage": coverage})
+        own = {metric: each.value for metric, each in found.scores[verdict.registered].items()}
+        figures = {**own, "coverage": found.coverage, "gain_over_best_baseline": verdict.gain.value}
+        run.log_metrics({metric: value for metric, value in figures.items() if np.isfinite(value)})
         yield run
 
 
@@ -219,25 +235,25 @@ def _named(section: PerformanceSection) -> list[tuple[str, Mapping[str, Estimate
 
 
 def _lines(section: PerformanceSection) -> list[tuple[str, list[str]]]:
-    def spelled(estimate: Estimate) -> str:
+    def shown(estimate: Estimate) -> str:
         return str(estimate) if np.isfinite(estimate.value) else NO_FIGURE
 
-    return [(name, [spelled(scores[metric]) for metric in METRICS]) for name, scores in _named(section)]
+    return [(name, [shown(scores[metric]) for metric in METRICS]) for name, scores in _named(section)]
 
 
 def _scatter(section: PerformanceSection) -> str:
     """Predicted against true scores, and how wide intervals are."""
     figure, axes = new_figure(8.6, 3.4, n_columns=2, gap=0.3)
     order = np.argsort(section.predicted.score, kind="stable")
-    truth, told = section.truth[order], section.predicted.score[order]
-    axes[0].scatter(told, truth, s=7, alpha=0.35, color=PALETTE[0], linewidth=0, rasterized=len(told) > 3000)
-    ends = [float(min(told.min(), truth.min())), float(max(told.max(), truth.max()))]
+    truth, predicted = section.truth[order], section.predicted.score[order]
+    axes[0].scatter(predicted, truth, s=7, alpha=0.35, color=PALETTE[0], linewidth=0, rasterized=len(predicted) > 3000)
+    ends = [float(min(predicted.min(), truth.min())), float(max(predicted.max(), truth.max()))]
     axes[0].plot(ends, ends, color=INK, linewidth=0.8, linestyle=":")
     axes[0].set_xlabel(f"predicted {section.axis.replace('_', ' ')}")
     axes[0].set_ylabel(section.axis.replace("_", " "))
-    n_bins = min(10, max(2, len(told) // 20))
-    bins = np.array_split(np.arange(len(told)), n_bins)
-    middle = [told[rows].mean() for rows in bins]
+    n_bins = min(10, max(2, len(predicted) // 20))
+    bins = np.array_split(np.arange(len(predicted)), n_bins)
+    middle = [predicted[rows].mean() for rows in bins]
     low, high = section.predicted.low[order], section.predicted.high[order]
     axes[1].fill_between(
         middle,

@@ -199,6 +199,7 @@ def predict_performance(line: Line, console: Console) -> None:
     for section in sections:
         console.print(f"\n[bold]{escape(section.name)}[/]")
         console.print(performance_text(section))
+        console.print(escape(section.verdict.reason))
         for note in section.notes:
             console.print(f"  [dim]{escape(note)}[/]")
     console.print(f"\npage {escape(str(page))}")

@@ -1,6 +1,6 @@
 """Queries from the catalog: the wells of a representation, or its crops, each with the performance it has.
 
-A search service is asked with crops, so what it is told beforehand is fitted on crops; a screen is planned in wells.
+A search service is queried with crops, so what it predicts beforehand is fitted on crops; a screen is planned in wells.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class QueriesConfig:
     representation_id: str = ""
     """Whose vectors; empty means the promoted representation."""
     before: tuple[Before, ...] = ("search", "screen")
-    """When it is told: of crops before a search, of wells before a screen."""
+    """When it is predicted: of crops before a search, of wells before a screen."""
     measures: tuple[Measure, ...] = ("average_precision", "replicate_consistency")
-    """What is told: how high replicates rank, or how alike they are."""
+    """What is predicted: how high replicates rank, or how alike they are."""
     crops: int = 6000
     """Crops that search each other, drawn evenly from wells: the time grows with the square."""
     queries: int = 1000

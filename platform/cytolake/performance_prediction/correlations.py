@@ -31,20 +31,6 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseCeiling:
-    """How well any predictor could do, given how few images a mean score is of."""
-
-    reliability: Estimate
-    """Spearman-Brown corrected correlation of the means of two random halves of each prompt's images: what a second set
-    of as many images would correlate with the first."""
-    ceiling: float
-    """Square root of the reliability: the Pearson correlation of the scores with what they are noisy measurements of,
-    which is what a perfect predictor from the text would reach."""
-    n_prompts: int
-    """Prompts of two or more images; others do not count."""
-
-
 def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
     """One figure of N pairs; NaN where a side is constant (but for `rmse`).
 
@@ -65,7 +51,7 @@ def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
     if len(truth) < 2 or _is_constant(truth) or _is_constant(predicted):
         return float("nan")
     if metric == "kendall":
-        return float(kendalltau(truth, predicted).statistic)
+        return float(kendalltau(truth, predicted, method="asymptotic").statistic)  # no p-value is used
     if metric == "spearman":
         truth, predicted = rankdata(truth), rankdata(predicted)
     return float(np.corrcoef(truth, predicted)[0, 1])
@@ -128,7 +114,7 @@ def score_predictions(
     if not np.isfinite(predicted).all():
         raise ValueError(f"{int((~np.isfinite(predicted)).sum())} of {len(predicted)} predictions are not finite.")
     of_generator = np.asarray(generator if generator is not None else [""] * len(truth))
-    draws = _resamples(group if group is not None else np.arange(len(truth)), n_draws, seed)
+    draws = resamples(group if group is not None else np.arange(len(truth)), n_draws, seed)
     found = {}
     for metric in metrics:
         value = within_generators(metric, truth, predicted, of_generator)
@@ -139,40 +125,38 @@ def score_predictions(
     return found
 
 
-def noise_ceiling(
-    image_scores: Sequence[Numbers], generator: Sequence[str] | None = None, n_halvings: int = 50, seed: int = 0
-) -> NoiseCeiling | None:
-    """Reliability of mean scores from repeated ones; None where fewer than four prompts have two images.
+def gain_over(
+    truth: Numbers,
+    predicted: Numbers,
+    baseline: Numbers,
+    group: NDArray[np.intp] | None = None,
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """How much less the root mean squared error is than a baseline's, in the scores' unit; above 0 is better.
 
-    Prompts of many and of few images are halved alike, so the reliability is that of the table as it is.
+    Both errors are of the same resampled rows, so what is hard for both does not widen the interval.
 
-    Source: Spearman 1910, Brown 1910: r of the whole is 2 r / (1 + r) of its halves.
+    Args:
+        truth: (N,) scores.
+        predicted: (N,) predictions.
+        baseline: (N,) predictions of the baseline.
+        group: (N,) rows resampled together; None: each alone.
+        n_draws: Resamples of the 95 % interval.
+        seed: Of the resamples.
     """
-    several = [i for i, scores in enumerate(image_scores) if len(scores) >= 2]
-    if len(several) < FEWEST:
-        return None
-    of_generator = np.asarray([generator[i] if generator is not None else "" for i in several])
-    random = np.random.default_rng(seed)
-    values = []
-    for _ in range(n_halvings):
-        halves = np.array([_half_means(image_scores[i], random) for i in several])
-        r = within_generators("pearson", halves[:, 0], halves[:, 1], of_generator)
-        if np.isfinite(r):
-            values.append(2 * r / (1 + r) if r > 0 else 0.0)
-    if not values:
-        return None
-    mean = float(np.mean(values))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return NoiseCeiling(Estimate(mean, float(low), float(high)), float(np.sqrt(mean)), len(several))
+    squares = np.column_stack([(truth - baseline) ** 2, (truth - predicted) ** 2])
+
+    def gain(rows: NDArray[np.intp] | slice) -> float:
+        worse, better = np.sqrt(squares[rows].mean(axis=0))
+        return float(worse - better)
+
+    drawn = [gain(rows) for rows in resamples(group if group is not None else np.arange(len(truth)), n_draws, seed)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(gain(slice(None)), float(low), float(high))
 
 
-def _half_means(scores: Numbers, random: np.random.Generator) -> tuple[float, float]:
-    shuffled = random.permutation(scores)
-    middle = len(shuffled) // 2
-    return float(shuffled[:middle].mean()), float(shuffled[middle:].mean())
-
-
-def _resamples(group: NDArray[np.intp], n_draws: int, seed: int) -> list[NDArray[np.intp]]:
+def resamples(group: NDArray[np.intp], n_draws: int, seed: int) -> list[NDArray[np.intp]]:
     """Row numbers of each resample: groups with replacement, whole."""
     codes = np.unique(group, return_inverse=True)[1]
     order = np.argsort(codes, kind="stable")

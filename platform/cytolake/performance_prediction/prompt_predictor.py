@@ -1,8 +1,12 @@
-"""How well will this prompt do? Fitted on prompts with scores, asked of prompts without.
+"""Predict how well a prompt will do, from its text: fitted on prompts with scores.
 
-A prediction is told from the text alone: counted words and pieces of words (TF-IDF, always), counts such as its length,
-and, where a sentence model is named, the mean token vectors of its layers. Scores of several generators are
-standardised within each, for generators differ more than prompts do.
+A prediction reads the text alone: counted words and pieces of words (TF-IDF, always), counts such as its length, and,
+where a sentence model is named, the mean token vectors of its layers. Scores of several generators are standardised
+within each, for generators differ more than prompts do.
+
+What is registered is the predictor where it beats the best baseline (the mean, a line of the number of words, TF-IDF
+and ridge) on prompts that no fit has seen, and else that baseline. Small tables are cross-validated: every prompt is
+predicted by a fit, its choice of settings included, without the prompt's group.
 
 Source: prompt performance prediction: Bizzozzero, Bendidi and Risser-Maroix 2023, arXiv:2306.08915.
 
@@ -15,24 +19,55 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.performance_prediction.correlations import Estimate, NoiseCeiling, noise_ceiling, score_predictions
-from cytolake.performance_prediction.prompt_table import Prompts
+from cytolake.performance_prediction.baselines import (
+    BEST,
+    MEAN,
+    PREDICTOR,
+    TFIDF,
+    FittedBaseline,
+    HeldOut,
+    Verdict,
+    fit_baselines,
+    line_of,
+    mean_score,
+    ridge_of_words,
+    score_each,
+)
+from cytolake.performance_prediction.correlations import Estimate
+from cytolake.performance_prediction.noise_ceiling import NoiseCeiling, noise_ceiling
+from cytolake.performance_prediction.prompt_table import ALL, Prompts
 from cytolake.performance_prediction.regressors import View
-from cytolake.performance_prediction.stacked import Predicted, Stack, StackConfig, fit_stack, load_stack
+from cytolake.performance_prediction.stacked import (
+    Predicted,
+    Stack,
+    StackConfig,
+    balanced_folds,
+    fit_stack,
+    load_stack,
+    rows_of_view,
+)
 from cytolake.performance_prediction.text_features import SentenceModel, find_sentence_model, surface
 
-Numbers = NDArray[np.float64]
+Codes = NDArray[np.intp]
 Progress = Callable[[str, int, int], None]
 
 CARD_FILE = "prompts.json"
-PREDICTOR, MEAN, LENGTH, TFIDF = "predictor", "mean score", "prompt length", "TF-IDF and ridge"
+LENGTH, WORDS = "prompt length", "words"
+BASELINES = (mean_score("text"), line_of(LENGTH, WORDS), ridge_of_words("text"))
 FEW_ROWS = 10
 """A generator of fewer training prompts than this has no mean and spread of its own."""
+NEGATIVE_SDS = 3.0
+"""Halves of prompts' images that correlate by this many standard errors below 0 are separated by something else than
+noise."""
+
+__all__ = [
+    "BEST", "LENGTH", "MEAN", "PREDICTOR", "TFIDF", "PromptPredictor", "PromptPredictorConfig", "PromptReport",
+    "fit_prompt_predictor", "load_prompt_predictor", "prompt_views",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,27 +78,42 @@ class PromptPredictorConfig(StackConfig):
     """Folder of a sentence model, or package that carries one; empty means counted words alone."""
     bootstrap_draws: int = 1000
     """Resamples of the intervals of figures."""
+    outer_folds: int = 5
+    """Folds that are held out, one after the other, to judge the whole fit on a small table."""
+
+    def __post_init__(self) -> None:
+        StackConfig.__post_init__(self)  # super() without arguments does not know a class with slots
+        if self.outer_folds < 2:
+            raise ValueError(f"outer_folds is {self.outer_folds}, expected 2 or more.")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptReport:
-    """How a predictor did on the test prompts, which nothing was chosen on."""
+    """How a predictor did on held-out prompts, which no setting was chosen on."""
 
     scores: dict[str, dict[str, Estimate]]
-    """Metric by metric of the predictor and of each baseline; within generators where there are several."""
+    """Metric by metric of the predictor, the best baseline and each baseline; correlations within generators and folds
+    where there are several."""
+    verdict: Verdict
+    """What is registered, and by how much the predictor's error is less than that of the best baseline."""
     coverage: float
-    """Share of test scores inside their interval."""
+    """Share of held-out scores inside the interval of what is registered."""
     width: float
-    """Mean width of the intervals, in the scores' unit."""
+    """Mean width of these intervals, in the scores' unit."""
     ceiling: NoiseCeiling | None
     """From repeated scores; None where no prompt has two."""
     n_train: int
-    """Prompts fitted on: train and validation."""
+    """Prompts fitted on: train and validation, or all."""
     n_test: int
+    """Prompts held out."""
+    n_folds: int
+    """Folds of the cross-validation; 0 where the table is split once."""
+    truth: NDArray[np.float64]
+    """(n_test,) scores of the held-out prompts, in the table's order."""
     predicted: Predicted
-    """Of the test prompts, in the table's order."""
+    """Of these, by what is registered."""
     chosen: str
-    """`stack` or the family used alone."""
+    """`stack`, the family used alone, or the baseline that is registered."""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -100,8 +150,12 @@ class PromptPredictor:
             )
         if not texts:
             return Predicted(np.zeros(0), np.zeros(0), np.zeros(0))
-        found = self.stack.predict(prompt_views(texts, names, list(self.generators), self.sentence_model))
-        mean, sd = np.array([self.generators[name] for name in names]).T
+        return self.of_views(prompt_views(texts, names, list(self.generators), self.sentence_model), names)
+
+    def of_views(self, views: dict[str, View], generator: Sequence[str]) -> Predicted:
+        """The same of prompts as `prompt_views` gives them."""
+        found = self.stack.predict(views)
+        mean, sd = np.array([self.generators[name] for name in generator]).T
         return Predicted(found.score * sd + mean, found.low * sd + mean, found.high * sd + mean)
 
     def save(self, folder: Path) -> None:
@@ -110,7 +164,9 @@ class PromptPredictor:
         model = self.sentence_model
         card = {
             "generators": {name: list(pair) for name, pair in self.generators.items()},
-            "sentence_model": None if model is None else {"name": model.name, "digest": model.digest},
+            "sentence_model": None
+            if model is None
+            else {"name": model.name, "digest": model.digest, "vectors": model.vectors},
         }
         (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
@@ -136,73 +192,135 @@ def load_prompt_predictor(folder: str | Path) -> PromptPredictor:
                 f"{folder}: fitted with sentence model {named['name']} of weights {named['digest'][:12]}, but here it "
                 f"has {model.digest[:12]}. Vectors would differ: install the same, or fit the predictor again."
             )
+        stored = named.get("vectors", "means of tokens, end token" if "end token" in model.vectors else model.vectors)
+        if stored != model.vectors:
+            raise ValueError(
+                f"{folder}: fitted on {stored} of sentence model {named['name']}, which now are {model.vectors}. "
+                "Expected the same vectors: fit the predictor again."
+            )
     return PromptPredictor(load_stack(folder), model, generators)
 
 
 def fit_prompt_predictor(
     prompts: Prompts, config: PromptPredictorConfig | None = None, progress: Progress | None = None
 ) -> tuple[PromptPredictor, PromptReport]:
-    """Fit on train and validation, then predict the test prompts once.
+    """Fit a predictor and baselines, judge them on held-out prompts, and give what is to be registered.
 
-    Settings are chosen by cross-validation on train; whether the stack or one family is used, on validation.
+    Of a table with a split, settings are chosen by cross-validation on train, the stack or one family on validation,
+    and the test prompts are predicted once. Of a table without, each of the outer folds is predicted by a fit that
+    never saw it, its choice of settings included; what is given is fitted on all prompts.
 
     Args:
         prompts: As `read_prompts` gives them.
         config: Sentence model, families, folds.
-        progress: Told of each candidate.
+        progress: Called with each candidate, or each fit.
 
     Raises:
         ValueError: A sentence model that cannot be used; see also `fit_stack`.
     """
     config = config or PromptPredictorConfig()
     model = find_sentence_model(config.sentence_model) if config.sentence_model else None
-    known, test = prompts.of_part("train", "validation"), prompts.of_part("test")
-    generators = _generators(known)
-    _refuse_unknown(test, generators)
+    names = sorted(set(prompts.generator))
+    views = prompt_views(prompts.text, prompts.generator, names, model)
+    is_cross_validated = ALL in prompts.part
+    if is_cross_validated:
+        known = held = np.arange(len(prompts))
+        fold = balanced_folds(prompts.group, config.outer_folds, config.seed + 1)
+        parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(config.outer_folds)]
+    else:
+        known = np.flatnonzero(np.isin(prompts.part, ("train", "validation")))
+        held = np.flatnonzero(prompts.part == "test")
+        fold = np.zeros(len(prompts), dtype=np.intp)
+        parts = [(known, held)]
+    generators = _generators(prompts.rows(known))
+    _refuse_unknown(prompts.rows(held), generators)
+    found = HeldOut(len(prompts))
+    final: _Fit | None = None
+    for k, (rest, rows) in enumerate(parts):
+        if is_cross_validated and progress is not None:
+            progress("fits", k, len(parts) + 1)
+        scales = _generators(prompts.rows(rest), generators) if is_cross_validated else generators
+        final = _fit(prompts, views, rest, scales, config, None if is_cross_validated else progress)
+        of_held = {name: rows_of_view(view, rows) for name, view in views.items()}
+        of_generator = [prompts.generator[i] for i in rows.tolist()]
+        stacks = {PREDICTOR: final.stack, **{each.name: each.stack for each in final.baselines}}
+        scaled = {
+            name: PromptPredictor(stack, model, scales).of_views(of_held, of_generator)
+            for name, stack in stacks.items()
+        }
+        found.add(rows, scaled, final.baselines[0].name)
+    if is_cross_validated:
+        if progress is not None:
+            progress("fits", len(parts), len(parts) + 1)
+        final = _fit(prompts, views, known, generators, config, None)
+    assert final is not None
+    return _judge(found, final, prompts, held, fold, model, generators, config)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What was fitted on some prompts."""
+
+    stack: Stack
+    baselines: list[FittedBaseline]
+    """The best first."""
+
+
+def _fit(
+    prompts: Prompts,
+    views: dict[str, View],
+    rows: Codes,
+    generators: dict[str, tuple[float, float]],
+    config: PromptPredictorConfig,
+    progress: Progress | None,
+) -> _Fit:
+    known = prompts.rows(rows)
+    of_known = {name: rows_of_view(view, rows) for name, view in views.items()}
     mean, sd = np.array([generators[name] for name in known.generator]).T
-    targets = np.column_stack([(known.score - mean) / sd, known.also])
+    z = (known.score - mean) / sd
+    of_stack = {name: view for name, view in of_known.items() if name != WORDS}
     stack = fit_stack(
-        prompt_views(known.text, known.generator, list(generators), model),
-        targets,
-        known.group,
-        known.part == "validation",
-        config,
-        progress,
+        of_stack, np.column_stack([z, known.also]), known.group, known.part == "validation", config, progress
     )
-    predictor = PromptPredictor(stack, model, generators)
-    return predictor, _judge(predictor, known, test, prompts, config)
+    return _Fit(stack, fit_baselines(BASELINES, of_known, z, known.group, config))
 
 
 def prompt_views(
     texts: Sequence[str], generator: Sequence[str], generators: Sequence[str], model: SentenceModel | None
 ) -> dict[str, View]:
-    """The ways to look at prompts: `text`, `counts`, and with a sentence model `last_layer` and `all_layers`."""
+    """The ways to look at prompts: `text`, `words` (their number), `counts`, or with a sentence model instead of these
+    counts `last_layer` and `all_layers`."""
     counts = surface(list(texts))
+    words = counts[:, :1]
     if len(generators) > 1:
         counts = np.column_stack([counts, np.array([[g == name for name in generators] for g in generator], float)])
-    views: dict[str, View] = {"text": list(texts)}
+    views: dict[str, View] = {"text": list(texts), WORDS: words}
     if model is None:
         return {**views, "counts": counts}
-    layers = model.encode(list(texts)).astype(np.float64)
+    layers = [layer.astype(np.float64) for layer in model.encode(list(texts))]
     return {
         **views,
-        "last_layer": np.column_stack([layers[:, -1], counts]),
-        "all_layers": np.column_stack([layers.reshape(len(texts), -1), counts]),
+        "last_layer": np.column_stack([layers[-1], counts]),
+        "all_layers": np.column_stack([*layers, counts]),
     }
 
 
-def _generators(known: Prompts) -> dict[str, tuple[float, float]]:
+def _generators(known: Prompts, of_all: dict[str, tuple[float, float]] | None = None) -> dict[str, tuple[float, float]]:
+    """Mean and sd of each generator's scores; those `of_all` prompts where a fold leaves a generator too few."""
     names = np.array(known.generator)
     found = {}
-    for name in sorted(set(known.generator)):
+    for name in sorted(of_all or set(known.generator)):
         scores = known.score[names == name]
         if len(scores) < FEW_ROWS:
+            if of_all is not None:
+                pooled = known.score
+                found[name] = (float(pooled.mean()), float(pooled.std()) or 1.0)
+                continue
             raise ValueError(
                 f"generator {name!r}: {len(scores)} prompts to fit on, expected at least {FEW_ROWS}. Leave it out, or "
                 "score more prompts with it."
             )
-        sd = float(scores.std())
-        found[name] = (float(scores.mean()), sd if sd > 0 else 1.0)
+        found[name] = (float(scores.mean()), float(scores.std()) or 1.0)
     return found
 
 
@@ -215,64 +333,61 @@ def _refuse_unknown(test: Prompts, generators: dict[str, tuple[float, float]]) -
 
 
 def _judge(
-    predictor: PromptPredictor, known: Prompts, test: Prompts, prompts: Prompts, config: PromptPredictorConfig
-) -> PromptReport:
-    generator = test.generator if len(predictor.generators) > 1 else None
-    predicted = predictor.predict(test.text, test.generator)
-
-    def scored(values: Numbers) -> dict[str, Estimate]:
-        return score_predictions(test.score, values, generator, test.group, config.bootstrap_draws, config.seed)
-
-    mean, sd = np.array([predictor.generators[name] for name in test.generator]).T
-    found = {
-        PREDICTOR: scored(predicted.score),
-        MEAN: scored(mean),
-        LENGTH: scored(_by_length(known, test, predictor.generators) * sd + mean),
-    }
-    found[TFIDF] = scored(_by_words(known, test, predictor.generators) * sd + mean)
-    inside = (predicted.low <= test.score) & (test.score <= predicted.high)
-    return PromptReport(
-        scores=found,
+    found: HeldOut,
+    final: _Fit,
+    prompts: Prompts,
+    held: Codes,
+    fold: Codes,
+    model: SentenceModel | None,
+    generators: dict[str, tuple[float, float]],
+    config: PromptPredictorConfig,
+) -> tuple[PromptPredictor, PromptReport]:
+    test = prompts.rows(held)
+    best = final.baselines[0]
+    strata = [f"{k} {name}" for k, name in zip(fold[held].tolist(), test.generator, strict=True)]
+    predicted = {name: found.of(name).rows(held) for name in found.names(held)}
+    draws = config.bootstrap_draws
+    verdict = found.verdict(best.name, test.score, test.group, held, config.seed, draws)
+    registered = predicted[verdict.registered]
+    inside = (registered.low <= test.score) & (test.score <= registered.high)
+    stack = final.stack if verdict.is_beaten else best.stack
+    ceiling, notes = _ceiling(test, generators, config)
+    n_folds = len(set(fold.tolist())) if ALL in prompts.part else 0
+    report = PromptReport(
+        scores=score_each(
+            test.score, [(name, each.score) for name, each in predicted.items()], strata, test.group, draws, config.seed
+        ),
+        verdict=verdict,
         coverage=float(inside.mean()),
-        width=float((predicted.high - predicted.low).mean()),
-        ceiling=noise_ceiling(test.image_scores, generator, seed=config.seed),
-        n_train=len(known),
+        width=float((registered.high - registered.low).mean()),
+        ceiling=ceiling,
+        n_train=int(np.isin(prompts.part, ("train", "validation", ALL)).sum()),
         n_test=len(test),
-        predicted=predicted,
-        chosen=predictor.stack.chosen,
-        notes=prompts.notes,
+        n_folds=n_folds,
+        truth=test.score,
+        predicted=registered,
+        chosen=stack.chosen if verdict.is_beaten else best.name,
+        notes=(*prompts.notes, *notes),
     )
+    return PromptPredictor(stack, model, generators), report
 
 
-def _standardised(known: Prompts, generators: dict[str, tuple[float, float]]) -> Numbers:
-    mean, sd = np.array([generators[name] for name in known.generator]).T
-    return np.asarray((known.score - mean) / sd)
-
-
-def _by_length(known: Prompts, test: Prompts, generators: dict[str, tuple[float, float]]) -> Numbers:
-    """Least squares from the number of words, in sds of the generator."""
-    slope, intercept = np.polyfit(surface(known.text)[:, 0], _standardised(known, generators), 1)
-    return np.asarray(surface(test.text)[:, 0] * slope + intercept)
-
-
-def _by_words(known: Prompts, test: Prompts, generators: dict[str, tuple[float, float]]) -> Numbers:
-    """The plainest text model: words and pairs of words by TF-IDF, ridge regression, its strength chosen on validation
-    where there is one. In sds of the generator."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import Ridge
-    from sklearn.pipeline import make_pipeline
-
-    z = _standardised(known, generators)
-    held = known.part == "validation"
-    train, texts = np.flatnonzero(~held), np.array(known.text, dtype=object)
-
-    def fitted(rows: NDArray[np.intp], alpha: float) -> Any:
-        words = TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True)
-        return make_pipeline(words, Ridge(alpha=alpha)).fit(texts[rows], z[rows])
-
-    alpha = 3.0
-    if held.any():
-        alphas = (1.0, 3.0, 10.0)
-        errors = [np.mean((fitted(train, each).predict(texts[held]) - z[held]) ** 2) for each in alphas]
-        alpha = alphas[int(np.argmin(errors))]
-    return np.asarray(fitted(np.arange(len(known)), alpha).predict(test.text))
+def _ceiling(
+    test: Prompts, generators: dict[str, tuple[float, float]], config: PromptPredictorConfig
+) -> tuple[NoiseCeiling | None, list[str]]:
+    """From repeated images within generators; else from a prompt's scores by several, their means and sds taken out."""
+    found = noise_ceiling(test.image_scores, test.generator, test.group, seed=config.seed)
+    if found is None and len(generators) > 1:
+        mean, sd = np.array([generators[name] for name in test.generator]).T
+        prompt, n_prompts = np.unique(test.prompt_id, return_inverse=True)[1], len(set(test.prompt_id))
+        z = (test.score - mean) / sd
+        found = noise_ceiling([z[prompt == i] for i in range(n_prompts)], of_single=True, seed=config.seed)
+        if found is not None:
+            return found, ["the reliability is from how far generators agree on a prompt, for none repeats its images"]
+    if found is not None and found.half_correlation < -NEGATIVE_SDS / np.sqrt(found.n_prompts):
+        return None, [
+            f"no reliability: random halves of the images of a prompt correlate by {found.half_correlation:.2f}. "
+            "Something other than noise separates the images of a prompt: if generators do, name their column in "
+            "`generator`"
+        ]
+    return found, []

@@ -1,18 +1,19 @@
-"""How well will this query find its own? Told before the search runs, or before the screen does.
+"""Predict how well a query will find its own, before the search runs or before the screen does.
 
 A query is one profile (a well's, or a crop's). Its performance is one of two measures: the average precision with which
 cosine similarity ranks the other profiles of its perturbation above those of all others, or its replicate consistency,
-the mean cosine with those other profiles. What tells it beforehand:
+the mean cosine with those other profiles. It is predicted from
 
-- `vector`, before the search: how far the query's vector lies from the negative controls, in how many features, in
-  which direction, and how crowded it is there with other compounds and genes. It needs the vector alone, so a search
-  service can ask it of any query.
-- `planned`, before the screen: what is in the plate map, as numbers (dose) and as text (compound, gene, mechanism).
+- the `vector`, before the search: how far it lies from the negative controls, in how many features, in which direction,
+  and how crowded it is there with other compounds and genes. It needs the vector alone, so a search service can predict
+  it of any query.
+- the `plan`, before the screen: what is in the plate map, as numbers (dose) and as text (compound, gene, mechanism).
 
 Perturbations of one group (all doses of a compound, all guides of a gene) are never on both sides: a figure is of
-compounds and genes that the predictor has not seen.
+compounds and genes that the predictor has not seen. What is registered is the predictor where it beats the best
+baseline on them, and else that baseline.
 
-N queries, D features of a vector, K axes, M numbers.
+N queries, D features of a vector, M numbers.
 """
 
 from __future__ import annotations
@@ -24,32 +25,56 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.retrieval.average_precision import average_precision
-from cytolake.benchmark.retrieval.pairs import PairRules
-from cytolake.performance_prediction.correlations import Estimate, score_predictions
+from cytolake.performance_prediction.baselines import (
+    BEST,
+    MEAN,
+    PREDICTOR,
+    TFIDF,
+    Baseline,
+    FittedBaseline,
+    HeldOut,
+    Verdict,
+    fit_baselines,
+    line_of,
+    mean_score,
+    ridge_of_words,
+    score_each,
+)
+from cytolake.performance_prediction.correlations import Estimate
+from cytolake.performance_prediction.query_map import Map
+from cytolake.performance_prediction.query_performance import LOWEST, Measure, realised_performance
 from cytolake.performance_prediction.regressors import Family, View
-from cytolake.performance_prediction.stacked import Predicted, Stack, StackConfig, fit_stack, load_stack
+from cytolake.performance_prediction.stacked import (
+    Predicted,
+    Stack,
+    StackConfig,
+    balanced_folds,
+    fit_stack,
+    load_stack,
+)
 from cytolake.performance_prediction.text_features import surface
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.intp]
 Progress = Callable[[str, int, int], None]
 Before = Literal["search", "screen"]
-Measure = Literal["average_precision", "replicate_consistency"]
-LOWEST: Mapping[Measure, float] = {"average_precision": 0.0, "replicate_consistency": -1.0}
-"""The least that each can be; both are at most 1."""
-
 CARD_FILE, MAP_FILE = "queries.json", "map.npz"
 FAMILIES: tuple[Family, ...] = ("tfidf", "ridge", "kernel_ridge", "boosting", "knn")
-PREDICTOR, MEAN, STRENGTH, LENGTH = "predictor", "mean", "distance from controls", "text length"
+STRENGTH, LENGTH = "distance from controls", "text length"
+DISTANCE, WORDS = "distance", "words"
+BASELINES: Mapping[Before, tuple[Baseline, ...]] = {
+    "search": (mean_score("vector"), line_of(STRENGTH, DISTANCE)),
+    "screen": (mean_score("plan"), line_of(LENGTH, WORDS), ridge_of_words("text")),
+}
 MIN_QUERIES, MIN_GROUPS, MIN_CONTROLS = 30, 10, 4
-STRONG = 3.0
-"""A feature this many control sds away counts as changed."""
-N_AXES, N_LANDMARKS = 16, 512
-NEAREST = (1, 10, 30)
+
+__all__ = [
+    "BEST", "LENGTH", "MEAN", "PREDICTOR", "STRENGTH", "TFIDF", "Before", "Map", "Measure", "Queries", "QueryPredictor",
+    "QueryPredictorConfig", "QueryReport", "fit_query_predictor", "load_query_predictor", "queries_of_profiles",
+    "realised_performance",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,81 +136,23 @@ class Queries:
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
-    """What a query's vector is measured against: where the negative controls lie, and what else is crowded there."""
-
-    mean: Numbers
-    """(D,) of the controls."""
-    sd: Numbers
-    """(D,) of the controls, 1 where they do not vary."""
-    axes: Numbers
-    """(K, D) main directions of the queries fitted on, in control sds."""
-    landmarks: Numbers
-    """(L, D) unit vectors of some of the queries fitted on."""
-    landmark_family: list[str]
-    """(L,) compound or gene of each."""
-    by_direction: bool
-    """Whether vectors are brought to unit length first."""
-
-    @classmethod
-    def fit(cls, queries: Queries, by_direction: bool = False, seed: int = 0) -> Map:
-        """From the queries and controls that a predictor is fitted on."""
-        controls, vectors = queries.controls, queries.vectors
-        if by_direction:
-            controls, vectors = _unit(controls), _unit(vectors)
-        mean, sd = controls.mean(axis=0), controls.std(axis=0)
-        sd = np.where(sd > 1e-9 * max(float(np.abs(mean).max()), 1e-12), sd, 1.0)
-        z = _squashed((vectors - mean) / sd)
-        _, _, axes = np.linalg.svd(z - z.mean(axis=0), full_matrices=False)
-        n = min(N_LANDMARKS, len(queries))
-        drawn = np.sort(np.random.default_rng(seed).choice(len(queries), n, replace=False)).astype(np.intp)
-        return cls(mean, sd, axes[:N_AXES], _unit(vectors[drawn]), _take(queries.family, drawn), by_direction)
-
-    def features(self, vectors: Numbers, family: Sequence[str] | None = None) -> Numbers:
-        """(N, 8 + K): log of the distance in control sds, share of changed features, largest change, cosine with the
-        mean of the controls, log of the length; mean cosine with the 1, 10 and 30 nearest landmarks of other compounds
-        and genes; then coordinates on the axes.
-
-        Args:
-            vectors: (N, D).
-            family: (N,) compound or gene of each: its own landmarks do not count. None: not known.
-        """
-        if self.by_direction:
-            vectors = _unit(vectors)
-        z = _squashed((vectors - self.mean) / self.sd)
-        length = np.linalg.norm(vectors, axis=1)
-        cosine = vectors @ self.mean / np.maximum(length * np.linalg.norm(self.mean), 1e-12)
-        near = _unit(vectors) @ self.landmarks.T
-        if family is not None:
-            near[np.asarray(family)[:, None] == np.asarray(self.landmark_family)[None, :]] = -1.0
-        near = -np.sort(-near, axis=1)
-        return np.column_stack(
-            [
-                np.log1p(np.sqrt((z**2).mean(axis=1))),
-                (np.abs(z) > STRONG).mean(axis=1),
-                np.log1p(np.abs(z).max(axis=1)),
-                cosine,
-                np.log1p(length),
-                *(near[:, :n].mean(axis=1) for n in NEAREST),
-                z @ self.axes.T,
-            ]
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class QueryReport:
     """How well performance was predicted for perturbations that were held out."""
 
     before: Before
     scores: dict[str, dict[str, Estimate]]
-    """Metric by metric of the predictor and each baseline, over queries; intervals resample compounds or genes."""
+    """Metric by metric of the predictor, the best baseline and each baseline, over queries: correlations within folds,
+    intervals resample compounds or genes."""
     of_perturbations: dict[str, dict[str, Estimate]]
     """The same of means over each perturbation's queries."""
+    verdict: Verdict
+    """What is registered, and by how much the predictor's error is less than that of the best baseline."""
     coverage: float
-    """Share of held-out queries inside their interval."""
+    """Share of held-out queries inside the interval of what is registered."""
     width: float
+    """Mean width of these intervals."""
     predicted: Predicted
-    """(N,) of each query, fitted without its compound or gene."""
+    """(N,) of each query by what is registered, fitted without its compound or gene."""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -217,7 +184,7 @@ class QueryPredictor:
             numbers: (N, M), for one of `before="screen"`.
 
         Raises:
-            ValueError: What this predictor is told from is not given, or has another width.
+            ValueError: What this predictor reads is not given, or has another width.
         """
         if self.before == "search":
             if vectors is None or vectors.ndim != 2 or vectors.shape[1] != len(self.map.mean):
@@ -225,10 +192,10 @@ class QueryPredictor:
                 raise ValueError(
                     f"vectors of shape {shape}: this predictor was fitted on (queries, {len(self.map.mean)})."
                 )
-            views: Mapping[str, View] = {"vector": self.map.features(np.asarray(vectors, dtype=float), family)}
+            views = _vector_views(self.map, np.asarray(vectors, dtype=float), family)
         else:
             if description is None or numbers is None or len(numbers) != len(description):
-                raise ValueError("this predictor is told from descriptions and numbers: expected as many of both.")
+                raise ValueError("this predictor reads descriptions and numbers: expected as many of both.")
             views = _planned_views(list(description), np.asarray(numbers, dtype=float))
         found = self.stack.predict(views)
         lowest = LOWEST[self.measure]
@@ -264,52 +231,6 @@ def load_query_predictor(folder: str | Path) -> QueryPredictor:
         return QueryPredictor(card["before"], load_stack(folder), place, card["representation_id"], card["measure"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: no readable predictor of queries ({error}). Fit it again.") from error
-
-
-def realised_performance(
-    vectors: Numbers,
-    perturbation: Sequence[str],
-    plate: Sequence[str],
-    is_control: NDArray[np.bool_],
-    measure: Measure = "average_precision",
-) -> Numbers:
-    """(N,) performance of each profile as a query; NaN for controls, and for a perturbation of one profile.
-
-    Positives are profiles of the same perturbation, on other plates where each perturbation has some, for replicates of
-    one plate share more than what was done to them; negatives are those of all others, controls included.
-    """
-    names = np.where(is_control, "\0control", np.asarray(perturbation, dtype=object)).astype(str)
-    plates: dict[str, set[str]] = {}
-    for name, on, control in zip(names.tolist(), plate, is_control.tolist(), strict=True):
-        if not control:
-            plates.setdefault(name, set()).add(on)
-    is_across = bool(plates) and all(len(each) > 1 for each in plates.values())
-    if measure == "replicate_consistency":
-        values = _replicate_cosine(vectors, names, np.asarray(plate, dtype=str), is_across)
-    else:
-        table = pa.table({"perturbation": names.tolist(), "plate": list(plate)})
-        across = ("plate",) if is_across else ()
-        rules = PairRules(pos_sameby=("perturbation",), pos_diffby=across, neg_diffby=("perturbation",))
-        scores = average_precision(table, vectors, rules)["average_precision"]
-        values = np.array([np.nan if v is None else v for v in scores.to_pylist()], dtype=float)
-    values[is_control] = np.nan
-    return values
-
-
-def _replicate_cosine(vectors: Numbers, names: NDArray[np.str_], plate: NDArray[np.str_], is_across: bool) -> Numbers:
-    """(N,) mean cosine with the others of the same name, on other plates where asked; NaN where there is none."""
-    unit = _unit(np.asarray(vectors, dtype=float))
-    of_name = np.unique(names, return_inverse=True)[1]
-    on_plate = np.unique(plate, return_inverse=True)[1]
-    # The sum over all of a name, less those that do not count: of the same plate, or the query alone.
-    pair = of_name * (on_plate.max() + 1) + on_plate if is_across else np.arange(len(names))
-    dots, counts = np.zeros(len(names)), np.zeros(len(names))
-    for codes, sign in ((of_name, 1.0), (np.unique(pair, return_inverse=True)[1], -1.0)):
-        sums = np.zeros((codes.max() + 1, unit.shape[1]))
-        np.add.at(sums, codes, unit)
-        dots += sign * np.einsum("nd,nd->n", sums[codes], unit)
-        counts += sign * np.bincount(codes)[codes]
-    return np.where(counts > 0, dots / np.maximum(counts, 1), np.nan)
 
 
 def queries_of_profiles(
@@ -366,8 +287,8 @@ def queries_of_profiles(
         )
     if np.ptp(performance[rows]) == 0:
         raise ValueError(
-            f"all {len(rows)} queries have the {measure.replace('_', ' ')} {performance[rows[0]]:g}: nothing can be "
-            "told apart."
+            f"all {len(rows)} queries have the {measure.replace('_', ' ')} {performance[rows[0]]:g}: there is "
+            "nothing to predict."
         )
     return Queries(
         vectors=np.asarray(vectors[rows], dtype=float),
@@ -385,15 +306,16 @@ def queries_of_profiles(
 def fit_query_predictor(
     queries: Queries, before: Before, config: QueryPredictorConfig | None = None, progress: Progress | None = None
 ) -> tuple[QueryPredictor, QueryReport]:
-    """Judge the whole fit on held-out compounds or genes, then fit on all queries.
+    """Judge the whole fit on held-out compounds or genes, then fit on all queries what is to be registered.
 
-    Each of the outer folds is predicted by a fit that never saw it, its choice of settings included.
+    Each of the outer folds is predicted by a fit that never saw it, its choice of settings and of the best baseline
+    included.
 
     Args:
         queries: As `queries_of_profiles` gives them.
         before: `search` (from the vector) or `screen` (from the plan).
         config: Families, folds, coverage.
-        progress: Told of each fit.
+        progress: Called with each fit.
 
     Raises:
         ValueError: A plan that says nothing, for `before="screen"`; see also `fit_stack`.
@@ -402,90 +324,88 @@ def fit_query_predictor(
     if before == "screen" and not any(queries.description) and not np.isfinite(queries.numbers).any():
         raise ValueError("no query has a description or a number: expected a compound, gene, mechanism or dose.")
     group = np.unique(np.asarray(queries.family), return_inverse=True)[1].astype(np.intp)
-    fold = _outer_folds(group, config.outer_folds, config.seed)
-    n = len(queries)
-    told = {name: np.zeros(n) for name in (PREDICTOR, "low", "high", STRENGTH, LENGTH)}
-    # Of all queries: means of the folds' rests are highest where the held out are lowest, a correlation of its own.
-    told[MEAN] = np.full(n, queries.performance.mean())
-    n_fits = int(fold.max()) + 2
-    for k in range(n_fits - 1):
+    fold = balanced_folds(group, config.outer_folds, config.seed + 1)
+    found, n = HeldOut(len(queries)), len(queries)
+    for k in range(config.outer_folds):
         if progress is not None:
-            progress("fits", k, n_fits)
+            progress("fits", k, config.outer_folds + 1)
         rest, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        fitted = _fit(queries.rows(rest), group[rest], before, config)
+        place, stack, baselines = _fit(queries.rows(rest), group[rest], before, config)
         part = queries.rows(held)
-        found = fitted.predict(part.vectors, part.description, part.numbers, part.family)
-        told[PREDICTOR][held], told["low"][held], told["high"][held] = found.score, found.low, found.high
-        distance = fitted.map.features(queries.vectors)[:, 0]
-        words = surface(queries.description)[:, 0]
-        for name, x in ((STRENGTH, distance), (LENGTH, words)):
-            told[name][held] = _line(x[rest], queries.performance[rest], x[held])
+        stacks = {PREDICTOR: stack, **{each.name: each.stack for each in baselines}}
+        predicted = {
+            name: QueryPredictor(before, each, place, measure=queries.measure).predict(
+                part.vectors, part.description, part.numbers, part.family
+            )
+            for name, each in stacks.items()
+        }
+        found.add(held, predicted, baselines[0].name)
     if progress is not None:
-        progress("fits", n_fits - 1, n_fits)
-    predictor = _fit(queries, group, before, config)
-    baselines = (MEAN, STRENGTH) if before == "search" else (MEAN, LENGTH)
+        progress("fits", config.outer_folds, config.outer_folds + 1)
+    place, stack, baselines = _fit(queries, group, before, config)
+    all_rows = np.arange(n)
+    truth = queries.performance
+    verdict = found.verdict(baselines[0].name, truth, group, all_rows, config.seed, config.bootstrap_draws)
+    predictor = QueryPredictor(
+        before, stack if verdict.is_beaten else baselines[0].stack, place, measure=queries.measure
+    )
+    predicted = {name: found.of(name) for name in found.names(all_rows)}
+    registered = predicted[verdict.registered]
 
-    def scored(truth: Numbers, values: Numbers, of: Codes) -> dict[str, Estimate]:
-        return score_predictions(truth, values, None, of, config.bootstrap_draws, config.seed)
+    def scored(means: Callable[[Numbers], Numbers], folds: Codes, of: Codes) -> dict[str, dict[str, Estimate]]:
+        values = [(name, means(each.score)) for name, each in predicted.items()]
+        return score_each(means(truth), values, folds.astype(str).tolist(), of, config.bootstrap_draws, config.seed)
 
     perturbation = np.unique(np.asarray(queries.perturbation), return_inverse=True)[1]
-    truth, family = _means(queries.performance, perturbation), _first(group, perturbation)
     report = QueryReport(
         before=before,
-        scores={name: scored(queries.performance, told[name], group) for name in (PREDICTOR, *baselines)},
-        of_perturbations={
-            name: scored(truth, _means(told[name], perturbation), family) for name in (PREDICTOR, *baselines)
-        },
-        coverage=float(((told["low"] <= queries.performance) & (queries.performance <= told["high"])).mean()),
-        width=float((told["high"] - told["low"]).mean()),
-        predicted=Predicted(told[PREDICTOR], told["low"], told["high"]),
+        scores=scored(lambda values: values, fold, group),
+        of_perturbations=scored(
+            lambda values: _means(values, perturbation), _first(fold, perturbation), _first(group, perturbation)
+        ),
+        verdict=verdict,
+        coverage=float(((registered.low <= truth) & (truth <= registered.high)).mean()),
+        width=float((registered.high - registered.low).mean()),
+        predicted=registered,
         notes=queries.notes,
     )
     return predictor, report
 
 
-def _fit(queries: Queries, group: Codes, before: Before, config: QueryPredictorConfig) -> QueryPredictor:
-    place = Map.fit(queries, config.by_direction, config.seed)
-    views: Mapping[str, View] = (
-        {"vector": place.features(queries.vectors, queries.family)}
-        if before == "search"
-        else _planned_views(queries.description, queries.numbers)
-    )
+def _fit(
+    queries: Queries, group: Codes, before: Before, config: QueryPredictorConfig
+) -> tuple[Map, Stack, list[FittedBaseline]]:
+    """The map, the stack, and the baselines from the best down."""
+    place = Map.fit(queries.vectors, queries.family, queries.controls, config.by_direction, config.seed)
     if before == "search":
-        families = tuple(each for each in config.families if each != "tfidf")
-        config = replace(config, families=families)
+        views = _vector_views(place, queries.vectors, queries.family)
+        config = replace(config, families=tuple(each for each in config.families if each != "tfidf"))
+    else:
+        views = _planned_views(queries.description, queries.numbers)
+    of_stack = {name: view for name, view in views.items() if name not in (DISTANCE, WORDS)}
     nothing_held = np.zeros(len(queries), dtype=bool)
-    stack = fit_stack(views, queries.performance[:, None], group, nothing_held, config)
-    return QueryPredictor(before, stack, place, measure=queries.measure)
+    stack = fit_stack(of_stack, queries.performance[:, None], group, nothing_held, config)
+    return place, stack, fit_baselines(BASELINES[before], views, queries.performance, group, config)
+
+
+def _vector_views(place: Map, vectors: Numbers, family: Sequence[str] | None) -> dict[str, View]:
+    features = place.features(vectors, family)
+    return {"vector": features, DISTANCE: features[:, :1]}
 
 
 def _planned_views(description: list[str], numbers: Numbers) -> dict[str, View]:
     known = np.isfinite(numbers)
+    counts = surface(description)
     logs = np.where(known, np.sign(numbers) * np.log1p(np.abs(np.where(known, numbers, 0.0))), 0.0)
     return {
         "text": [text or "unknown" for text in description],
-        "plan": np.column_stack([logs, known, surface(description)]),
+        "plan": np.column_stack([logs, known, counts]),
+        WORDS: counts[:, :1],
     }
-
-
-def _unit(vectors: Numbers) -> Numbers:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
 def _take(values: Sequence[str], rows: Codes) -> list[str]:
     return [values[i] for i in rows.tolist()]
-
-
-def _squashed(z: Numbers) -> Numbers:
-    """Signed log beyond one sd: a control that hardly varies must not drown all other features."""
-    return np.asarray(np.where(np.abs(z) > 1, np.sign(z) * (1 + np.log(np.maximum(np.abs(z), 1))), z))
-
-
-def _line(x: Numbers, y: Numbers, at: Numbers) -> Numbers:
-    if np.ptp(x) == 0:
-        return np.full(len(at), y.mean())
-    slope, intercept = np.polyfit(x, y, 1)
-    return np.asarray(at * slope + intercept)
 
 
 def _means(values: Numbers, codes: Codes) -> Numbers:
@@ -495,10 +415,3 @@ def _means(values: Numbers, codes: Codes) -> Numbers:
 def _first(values: Codes, codes: Codes) -> Codes:
     _, first = np.unique(codes, return_index=True)
     return np.asarray(values[first])
-
-
-def _outer_folds(group: Codes, n_folds: int, seed: int) -> Codes:
-    order = np.random.default_rng(seed + 1).permutation(int(group.max()) + 1)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return np.asarray(place[group] % n_folds)

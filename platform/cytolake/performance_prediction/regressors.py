@@ -1,7 +1,7 @@
 """The regressors that predict a score: their families, the settings each is tried with, and what a view of inputs is.
 
 A view is one way to look at N inputs: a list of texts, or a matrix of (N, D) features. All regressors are
-scikit-learn's, so a fitted one can be stored without pickle.
+scikit-learn's, so a fitted one can be stored without pickle. Families of baselines take no part in a stack.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Family = Literal["tfidf", "ridge", "kernel_ridge", "svr", "knn", "boosting", "mlp"]
+BaselineFamily = Literal["mean", "line", "words"]
 View = list[str] | NDArray[np.floating]
 Views = Mapping[str, View]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-_GRIDS: dict[Family, dict[str, tuple[Any, ...]]] = {
+_GRIDS: dict[Family | BaselineFamily, dict[str, tuple[Any, ...]]] = {
+    "mean": {},
+    "line": {},
+    "words": {"alpha": (1.0, 3.0, 10.0)},
     "tfidf": {"alpha": (1.0, 3.0, 10.0)},
     "ridge": {"alpha": (1.0, 10.0, 100.0, 1000.0, 10000.0)},
     # gamma times the dimension of standardised features, so one grid serves views of any width
@@ -33,7 +37,7 @@ _GRIDS: dict[Family, dict[str, tuple[Any, ...]]] = {
 
 
 SCORE_ALONE: tuple[Family, ...] = ("svr", "boosting")
-"""Families that learn the score and no target beside it: each would be a fit of its own, and these are slow."""
+"""Families that learn the score and no other target: each would be a fit of its own, and these are slow."""
 MOST_COLUMNS: dict[Family, int] = {"boosting": 1000}
 """Views wider than this are not tried: trees look at every column at every split."""
 
@@ -42,23 +46,29 @@ MOST_COLUMNS: dict[Family, int] = {"boosting": 1000}
 class Candidate:
     """One regressor with one setting on one view."""
 
-    family: Family
+    family: Family | BaselineFamily
     view: str
-    settings: tuple[tuple[str, Any], ...]
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.family} of {self.view} ({', '.join(f'{name} {value:g}' for name, value in self.settings)})"
+        named = ", ".join(f"{name} {value:g}" for name, value in self.settings)
+        return f"{self.family} of {self.view}" + (f" ({named})" if named else "")
 
 
 def candidates(family: Family, views: Views) -> Iterator[Candidate]:
     """Every setting of a family on every view that it reads: texts for `tfidf`, matrices for all others."""
-    grid = _GRIDS[family]
     for name, view in views.items():
         reads_text = isinstance(view, list)
         is_too_wide = not isinstance(view, list) and view.shape[1] > MOST_COLUMNS.get(family, view.shape[1])
         if reads_text == (family == "tfidf") and not is_too_wide:
-            for values in product(*grid.values()):
-                yield Candidate(family, name, tuple(zip(grid, values, strict=True)))
+            yield from settings_of(family, name)
+
+
+def settings_of(family: Family | BaselineFamily, view: str) -> Iterator[Candidate]:
+    """A family on one view, with every setting that it is tried with."""
+    grid = _GRIDS[family]
+    for values in product(*grid.values()):
+        yield Candidate(family, view, tuple(zip(grid, values, strict=True)))
 
 
 def build(candidate: Candidate, view: View, seed: int) -> Any:
@@ -70,10 +80,11 @@ def build(candidate: Candidate, view: View, seed: int) -> Any:
         view: What it will be fitted on; only its shape is looked at.
         seed: Of regressors that draw.
     """
+    from sklearn.dummy import DummyRegressor
     from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.kernel_ridge import KernelRidge
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import LinearRegression, Ridge
     from sklearn.neighbors import KNeighborsRegressor
     from sklearn.neural_network import MLPRegressor
     from sklearn.pipeline import make_pipeline, make_union
@@ -81,6 +92,14 @@ def build(candidate: Candidate, view: View, seed: int) -> Any:
     from sklearn.svm import SVR
 
     settings = dict(candidate.settings)
+    if candidate.family == "mean":
+        return DummyRegressor()
+    if candidate.family == "line":
+        return LinearRegression()
+    if candidate.family == "words":
+        return make_pipeline(
+            TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), Ridge(alpha=settings["alpha"])
+        )
     if candidate.family == "tfidf":
         words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
         pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=3, sublinear_tf=True)

@@ -5,7 +5,7 @@ family is kept; their out-of-fold predictions are weighed by a regression whose 
 stack or one family alone is used is decided on held-out rows, never on the test part.
 
 The interval of a prediction is conformal: residuals that the stack made out of fold, divided by how wide they are
-expected to be, give the half-width that covers the asked share of new rows of the same kind.
+expected to be, give the half-width that covers the wanted share of new rows of the same kind.
 
 N rows, T targets (the score first), F families, V rows of the validation part.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,10 @@ class Predicted:
     high: Numbers
     """(N,) upper end."""
 
+    def rows(self, index: Codes) -> Predicted:
+        """Some of the inputs."""
+        return Predicted(self.score[index], self.low[index], self.high[index])
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -110,7 +114,7 @@ class Stack:
     members: list[Candidate]
     """(F,) the best of each family."""
     weights: Numbers
-    """One for each target that each member tells, member by member."""
+    """One for each target that each member predicts, member by member."""
     intercept: float
     mean: Numbers
     """(T,) of the targets fitted on."""
@@ -135,17 +139,19 @@ class Stack:
             views: The views that the members read, made as those fitted on.
         """
         with _one_openmp_thread():
-            told = [np.asarray(r.predict(views[m.view])) for r, m in zip(self.regressors, self.members, strict=True)]
-            z = _combine(told, self.weights, self.intercept)
-            spread = self._spread(told, z)
+            predicted = [
+                np.asarray(r.predict(views[m.view])) for r, m in zip(self.regressors, self.members, strict=True)
+            ]
+            z = _combine(predicted, self.weights, self.intercept)
+            spread = self._spread(predicted, z)
         score = z * self.sd[0] + self.mean[0]
         half = self.half_width * spread * self.sd[0]
         return Predicted(score, score - half, score + half)
 
-    def _spread(self, told: list[Numbers], z: Numbers) -> Numbers:
+    def _spread(self, predicted: list[Numbers], z: Numbers) -> Numbers:
         if self.spread is None:
             return np.ones(len(z))
-        expected = np.exp(0.5 * np.asarray(self.spread.predict(_spread_inputs(told, z))))
+        expected = np.exp(0.5 * np.asarray(self.spread.predict(_spread_inputs(predicted, z))))
         return np.maximum(expected, SPREAD_FLOOR)
 
     def save(self, folder: Path) -> None:
@@ -227,6 +233,46 @@ def fit_stack(
         return _fit_stack(views, targets, group, is_validation, config or StackConfig(), progress)
 
 
+def fit_alone(
+    candidates: Sequence[Candidate], views: Views, score: Numbers, group: Codes, config: StackConfig
+) -> tuple[Stack, Numbers]:
+    """One regressor as it is, its setting chosen by cross-validation, as a stack of one; and its (N,) predictions out
+    of fold.
+
+    Args:
+        candidates: The settings to choose from, by squared error out of fold.
+        views: Ways to look at the N inputs.
+        score: (N,) what is predicted.
+        group: (N,) rows of one group are never on both sides of a fold.
+        config: Folds, coverage, seed; one width of interval serves all rows.
+
+    Raises:
+        ValueError: A regressor that cannot be fitted, such as one of words where no word is repeated.
+    """
+    mean, sd = float(score.mean()), float(score.std()) or 1.0
+    z = ((score - mean) / sd)[:, None]
+    folds = balanced_folds(group, config.folds, config.seed)
+    with _one_openmp_thread():
+        tried = [_out_of_fold(each, views[each.view], z, folds, config.seed)[:, 0] for each in candidates]
+        best = int(np.argmin([np.mean((z[:, 0] - each) ** 2) for each in tried]))
+        member = candidates[best]
+        fitted = _fit(member, views[member.view], z, config.seed)
+    residual = z[:, 0] - tried[best]
+    _, half_width = _calibrate(residual, [], tried[best], folds, replace(config, heteroscedastic=False))
+    stack = Stack(
+        chosen=member.family,
+        members=[member],
+        weights=np.ones(1),
+        intercept=0.0,
+        mean=np.array([mean]),
+        sd=np.array([sd]),
+        half_width=half_width,
+        coverage=config.coverage,
+        regressors=[fitted],
+    )
+    return stack, tried[best] * sd + mean
+
+
 def _one_openmp_thread() -> Any:
     """Boosted trees of a few thousand rows gain nothing by threads, and beside other work on the machine lose minutes:
     200 rows took 75 s on two busy cores (measured 2026-11). BLAS keeps its threads."""
@@ -249,24 +295,24 @@ def _fit_stack(
     sd = np.nanstd(targets[train], axis=0)
     sd[sd == 0] = 1.0
     z = np.nan_to_num((targets - mean) / sd)
-    folds = _folds(group[train], config.folds, config.seed)
-    asked = [each for family in config.families for each in candidates(family, views)]
-    if not asked:
+    folds = balanced_folds(group[train], config.folds, config.seed)
+    tried = [each for family in config.families for each in candidates(family, views)]
+    if not tried:
         raise ValueError(f"no regressor of {', '.join(config.families)} reads any of the views {', '.join(views)}.")
     trials: list[Trial] = []
-    best: dict[Family, tuple[float, Candidate, Numbers]] = {}
-    for done, candidate in enumerate(asked):
+    best: dict[str, tuple[float, Candidate, Numbers]] = {}
+    for done, candidate in enumerate(tried):
         if progress is not None:
-            progress("candidates", done, len(asked))
-        told = _out_of_fold(candidate, _rows(views[candidate.view], train), z[train], folds, config.seed)
-        value = correlation("pearson", z[train, 0], told[:, 0])
+            progress("candidates", done, len(tried))
+        predicted = _out_of_fold(candidate, rows_of_view(views[candidate.view], train), z[train], folds, config.seed)
+        value = correlation("pearson", z[train, 0], predicted[:, 0])
         trials.append(Trial(candidate, value))
         if np.isfinite(value) and (candidate.family not in best or value > best[candidate.family][0]):
-            best[candidate.family] = (value, candidate, told)
+            best[candidate.family] = (value, candidate, predicted)
     if progress is not None:
-        progress("candidates", len(asked), len(asked))
+        progress("candidates", len(tried), len(tried))
     if not best:
-        raise ValueError("no regressor told any rows apart: every prediction was the same. Give more rows.")
+        raise ValueError("no regressor finds a difference between rows: every prediction was the same. Give more rows.")
     members = [candidate for _, candidate, _ in best.values()]
     out_of_fold = [predicted for _, _, predicted in best.values()]
     weights, intercept = _weigh(out_of_fold, z[train, 0])
@@ -298,11 +344,12 @@ def _fit_stack(
     )
 
 
-def _rows(view: View, index: Codes) -> View:
+def rows_of_view(view: View, index: Codes) -> View:
+    """Some of the inputs, as a view looks at them."""
     return [view[i] for i in index] if isinstance(view, list) else view[index]
 
 
-def _folds(group: Codes, n_folds: int, seed: int) -> Codes:
+def balanced_folds(group: Codes, n_folds: int, seed: int) -> Codes:
     """(N,) fold of each row: groups in a drawn order, each to the fold that holds fewest rows."""
     codes = np.unique(group, return_inverse=True)[1]
     size = np.bincount(codes)
@@ -328,25 +375,25 @@ def _fit(candidate: Candidate, view: View, z: Numbers, seed: int) -> Any:
 
 def _out_of_fold(candidate: Candidate, view: View, z: Numbers, folds: Codes, seed: int) -> Numbers:
     """(N, T) predictions of each row by a regressor that was fitted without its fold; (N, 1) of the score alone."""
-    told = np.zeros((len(z), 1 if candidate.family in SCORE_ALONE else z.shape[1]))
+    predicted = np.zeros((len(z), 1 if candidate.family in SCORE_ALONE else z.shape[1]))
     for fold in range(int(folds.max()) + 1):
         rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        regressor = _fit(candidate, _rows(view, rest), z[rest], seed)
-        told[held] = np.asarray(regressor.predict(_rows(view, held))).reshape(len(held), -1)
-    return told
+        regressor = _fit(candidate, rows_of_view(view, rest), z[rest], seed)
+        predicted[held] = np.asarray(regressor.predict(rows_of_view(view, held))).reshape(len(held), -1)
+    return predicted
 
 
-def _weigh(told: Sequence[Numbers], z: Numbers) -> tuple[Numbers, float]:
+def _weigh(predicted: Sequence[Numbers], z: Numbers) -> tuple[Numbers, float]:
     """Weights, none below zero, of all members' predictions of all targets."""
     from sklearn.linear_model import Ridge
 
-    inputs = np.concatenate(told, axis=1)
+    inputs = np.concatenate(predicted, axis=1)
     fitted = Ridge(alpha=1.0, positive=True).fit(inputs, z)
     return np.asarray(fitted.coef_, dtype=float), float(fitted.intercept_)
 
 
-def _combine(told: Sequence[Numbers], weights: Numbers, intercept: float) -> Numbers:
-    return np.concatenate([each.reshape(len(each), -1) for each in told], axis=1) @ weights + intercept
+def _combine(predicted: Sequence[Numbers], weights: Numbers, intercept: float) -> Numbers:
+    return np.concatenate([each.reshape(len(each), -1) for each in predicted], axis=1) @ weights + intercept
 
 
 def _judge(
@@ -360,25 +407,25 @@ def _judge(
     config: StackConfig,
 ) -> tuple[str, dict[str, float]]:
     """The best on the validation rows, and everyone's Pearson there."""
-    told = []
+    predicted = []
     for member in members:
-        regressor = _fit(member, _rows(views[member.view], train), z[train], config.seed)
-        told.append(np.asarray(regressor.predict(_rows(views[member.view], held))).reshape(len(held), -1))
-    found: dict[str, float] = {STACK: correlation("pearson", z[held, 0], _combine(told, weights, intercept))}
-    for member, each in zip(members, told, strict=True):
+        regressor = _fit(member, rows_of_view(views[member.view], train), z[train], config.seed)
+        predicted.append(np.asarray(regressor.predict(rows_of_view(views[member.view], held))).reshape(len(held), -1))
+    found: dict[str, float] = {STACK: correlation("pearson", z[held, 0], _combine(predicted, weights, intercept))}
+    for member, each in zip(members, predicted, strict=True):
         found[member.family] = correlation("pearson", z[held, 0], each[:, 0])
     finite = {name: value for name, value in found.items() if np.isfinite(value)}
     return (max(finite, key=lambda name: finite[name]) if finite else STACK), found
 
 
-def _spread_inputs(told: Sequence[Numbers], combined: Numbers) -> Numbers:
-    """(N, 2 or more) what the spread is told from: the prediction, and how far members disagree about it."""
-    scores = np.stack([each.reshape(len(each), -1)[:, 0] for each in told], axis=1)
+def _spread_inputs(predicted: Sequence[Numbers], combined: Numbers) -> Numbers:
+    """(N, 2 or more) what the spread is predicted from: the prediction, and how far members disagree about it."""
+    scores = np.stack([each.reshape(len(each), -1)[:, 0] for each in predicted], axis=1)
     return np.column_stack([combined, scores.std(axis=1), scores])
 
 
 def _calibrate(
-    residual: Numbers, told: Sequence[Numbers], combined: Numbers, folds: Codes, config: StackConfig
+    residual: Numbers, predicted: Sequence[Numbers], combined: Numbers, folds: Codes, config: StackConfig
 ) -> tuple[Any, float]:
     """The regressor of the spread, and the half-width in its units; both from out-of-fold residuals."""
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -386,7 +433,7 @@ def _calibrate(
     expected = np.ones(len(residual))
     spread = None
     if config.heteroscedastic:
-        inputs = _spread_inputs(told, combined)
+        inputs = _spread_inputs(predicted, combined)
         log_square = np.log(residual**2 + 1e-3)
 
         def fitted(rows: Codes) -> Any:

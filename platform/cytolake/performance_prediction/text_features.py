@@ -1,11 +1,11 @@
 """Frozen features of a prompt's text: words it uses, how long it is, and what a sentence model makes of it.
 
-N texts, L layers of a sentence model, D values of a layer.
+N texts, L layers of a sentence model, D values of a layer (of CLIP, the last can have another width).
 
 A sentence model is a folder in the Hugging Face layout (`config.json`, `tokenizer.json`, safetensors weights), or an
 installed package that carries one. It is read from disk only, run by `transformers`, and never trained here. As with
 images, the layer that predicts best is often not the last, so the mean of token vectors is taken of every layer. CLIP's
-text encoder is one too: of a whole CLIP or of its text half, its end token's vector comes behind the layers.
+text encoder is one too: its projected end token, which CLIP compares with images, is one layer more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SURFACE = ("words", "characters", "word_length", "commas", "digits", "capitals")
 """What `surface` counts, in order."""
 WEIGHTS = "model.safetensors"
 CLIP = ("clip", "clip_text_model")
+PROJECTION = "text_projection.weight"
 MAX_TOKENS = 77
 """Longer prompts are cut, as CLIP's text encoder and with it most generators do."""
 
@@ -58,39 +59,48 @@ class SentenceModel:
     """A sentence model on disk and what identifies it."""
 
     name: str
-    """As it was asked for: a path or a package."""
+    """A path or a package."""
     folder: Path
     digest: str
     """SHA-256 of its weights: two machines with one digest give the same vectors."""
 
-    def encode(self, texts: list[str], minibatch_size: int = 128) -> Vectors:
-        """(N, L, D) float32, the mean of token vectors after the embedding layer and after each block, unit length; of
-        CLIP also, as the last, the end token's vector after the final norm, which CLIP itself compares with images.
+    @property
+    def vectors(self) -> str:
+        """What its vectors are: a predictor fitted on others of the same weights can't be used."""
+        _, model, projection = _load(str(self.folder))
+        if model.config.model_type not in CLIP:
+            return "means of tokens"
+        return "means of tokens, end token" + (" projected" if projection is not None else "")
+
+    def encode(self, texts: list[str], minibatch_size: int = 128) -> list[Vectors]:
+        """The vectors of each layer, of unit length: L arrays of (N, D) float32.
+
+        They are the means of token vectors after the embedding layer and after each block. Of CLIP the last is the end
+        token after the final norm and `text_projection`, the vector that CLIP compares with images; of a text half
+        that is stored without its projection, before it.
 
         Texts are sorted by length first, so little is padded; what comes out is in the order given.
         """
         import torch
 
-        tokenizer, model = _load(str(self.folder))
+        tokenizer, model, projection = _load(str(self.folder))
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        pieces = []
+        pieces: list[list[Vectors]] = []
         with torch.inference_mode():
             for start in range(0, len(texts), minibatch_size):
                 batch = [texts[i] for i in order[start : start + minibatch_size]]
                 tokens = tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-                told = model(**tokens, output_hidden_states=True)
-                is_token = tokens["attention_mask"][:, :, None].to(told.hidden_states[0].dtype)
-                layers = [(layer * is_token).sum(1) / is_token.sum(1) for layer in told.hidden_states]
+                found = model(**tokens, output_hidden_states=True)
+                is_token = tokens["attention_mask"][:, :, None].to(found.hidden_states[0].dtype)
+                layers = [(layer * is_token).sum(1) / is_token.sum(1) for layer in found.hidden_states]
                 if model.config.model_type in CLIP:
-                    layers.append(told.pooler_output)
-                means = torch.stack(layers, dim=1)
-                pieces.append(torch.nn.functional.normalize(means, dim=-1).float().numpy())
+                    end = found.pooler_output
+                    layers.append(end if projection is None else end @ projection.to(end.dtype).T)
+                pieces.append([torch.nn.functional.normalize(each, dim=-1).float().numpy() for each in layers])
         if not pieces:
-            return np.zeros((0, 1, 1), dtype=np.float32)
-        vectors = np.concatenate(pieces)
-        out = np.empty_like(vectors)
-        out[order] = vectors
-        return out
+            return [np.zeros((0, 1), dtype=np.float32)]
+        back = np.argsort(order)
+        return [np.concatenate(layer)[back] for layer in zip(*pieces, strict=True)]
 
 
 def find_sentence_model(name: str) -> SentenceModel:
@@ -126,17 +136,21 @@ def find_sentence_model(name: str) -> SentenceModel:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str) -> tuple[Any, Any]:
+def _load(folder: str) -> tuple[Any, Any, Any]:
+    """Tokenizer, model, and CLIP's (P, D) projection of texts where the weights hold one."""
+    from safetensors import safe_open
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
     from transformers.utils import logging
 
-    # It tells at length that the pooling head, which is not used, is left out.
+    # It reports at length that the pooling head, which is not used, is left out.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     how = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    if AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type in CLIP:
-        model = CLIPTextModel.from_pretrained(folder, **how)
-    else:
-        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, **how)
-    return tokenizer, model.eval()
+    if AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type not in CLIP:
+        return tokenizer, AutoModel.from_pretrained(folder, add_pooling_layer=False, **how).eval(), None
+    model = CLIPTextModel.from_pretrained(folder, **how).eval()
+    # Of the file itself: transformers would make up a projection at random where there is none.
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as weights:
+        projection = weights.get_tensor(PROJECTION) if PROJECTION in weights.keys() else None  # noqa: SIM118
+    return tokenizer, model, projection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -22,6 +23,8 @@ from cytolake.benchmark.transcriptomics import (
 from cytolake.benchmark.transcriptomics.embeddings import embed, principal_components, variable_genes
 from cytolake.benchmark.transcriptomics.resampling import mean_over_seeds, resampled_pairs, resampled_ratio
 from cytolake.benchmark.transcriptomics.screen import load_screen
+from cytolake.benchmark.transcriptomics.signal_targets import targets_of
+from cytolake.statistics.false_discovery import benjamini_hochberg
 
 CONFIG = BenchmarkConfig(
     embedding=EmbeddingConfig(n_components=10, random_width=16),
@@ -92,6 +95,72 @@ def test_noise_scores_as_guessing_does(table):
         assert value(table, noise, "balanced_top1_standardised") == pytest.approx(1 / 6, abs=0.09)
         assert value(table, noise, "pearson") == pytest.approx(0, abs=0.1)
         assert value(table, noise, "consistent_share") <= 0.25
+
+
+def dominated(data):
+    """A screen whose rows are mostly controls: 9 of 10."""
+    import anndata
+
+    is_control = (data.obs["target"] == "Non-targeting control").to_numpy()
+    controls = data[np.flatnonzero(is_control)]
+    more = anndata.concat([data, *[controls] * 35], index_unique="-")
+    random = np.random.default_rng(0)
+    more.obsm["noise"] = random.normal(size=(len(more), 8)).astype(np.float32)
+    return more
+
+
+def test_where_most_rows_are_controls_chance_stands_with_every_score_and_the_balanced_one_shows_no_skill(data, spec):
+    """top1 of noise is what guessing the control gives; only with its chance can anyone see that."""
+    more = dominated(data)
+    spec = dataclasses.replace(spec, embeddings=("noise",))
+    rows = benchmark_embeddings(more, spec, ["noise"], ["nearest_neighbours"], (0, 1, 2), config=CONFIG).to_pylist()
+    of = {row["metric"]: row for row in rows if row["seed"] == -1}
+    assert of["top1"]["value"] > 0.85
+    assert of["top1"]["chance_majority"] == pytest.approx(of["top1"]["value"], abs=0.02)
+    n_classes = 7  # 6 of the 8 perturbations are seen, and the control
+    assert of["top1"]["chance"] == pytest.approx(1 / n_classes)
+    assert of["top5"]["chance"] == pytest.approx(5 / n_classes)
+    for name in ("chance", "chance_majority"):
+        assert of["balanced_top1"][name] == pytest.approx(1 / n_classes)
+    assert of["balanced_top1"]["ci_low"] <= 1 / n_classes <= of["balanced_top1"]["ci_high"] + 0.02
+    assert of["balanced_top5"]["chance"] == pytest.approx(5 / n_classes)
+
+
+def test_noise_scores_the_chance_that_stands_in_its_row(table):
+    rows = [row for row in table.to_pylist() if row["embedding"] == "random" and row["seed"] == -1]
+    compared = {"balanced_top1_standardised": 0.09, "balanced_top1": 0.09, "top1_standardised": 0.09, "pearson": 0.1,
+                "ilisi_normalised": 0.15, "ilisi": 0.2, "consistent_share": 0.2, "distinct_share": 0.2}  # fmt: skip
+    for row in rows:
+        if row["metric"] in compared:
+            assert row["value"] == pytest.approx(row["chance"], abs=compared[row["metric"]]), row["metric"]
+    known = {row["metric"] for row in rows if row["chance"] is not None}
+    assert {row["metric"] for row in rows} - known <= {"mae", "converged", "converged_standardised"}
+
+
+def test_chance_of_shares_is_the_level_that_permutations_can_reach(data, spec):
+    for draws, chance in ((39, 0.05), (49, 0.04), (99, 0.05)):
+        config = dataclasses.replace(CONFIG, signal_draws=draws)
+        table = benchmark_embeddings(data, spec, ["model"], ["perturbation_signal"], (0,), config=config)
+        row = next(row for row in table.to_pylist() if row["metric"] == "distinct_share")
+        assert row["chance"] == pytest.approx(chance)
+
+
+def test_each_perturbation_has_its_test_with_p_q_and_rows(data, spec):
+    scored = score_embeddings(data, spec, ["model"], ["perturbation_signal"], (0,), config=CONFIG)
+    for each in scored:
+        if each.metric not in ("consistent_share", "distinct_share"):
+            continue
+        targets = each.scores[0].targets
+        assert targets.perturbations == tuple(f"gene{i}" for i in range(8))
+        assert targets.n_rows.tolist() == [48] * 8
+        assert (targets.p_values <= CONFIG.significant).mean() == pytest.approx(each.value)
+        np.testing.assert_allclose(targets.q_values, benjamini_hochberg(targets.p_values))
+        again = targets_of(json.loads(json.dumps(targets.details())))
+        assert again.test == targets.test
+        assert again.perturbations == targets.perturbations
+        np.testing.assert_allclose(again.values, targets.values, rtol=1e-5)
+        np.testing.assert_allclose(again.p_values, targets.p_values, rtol=1e-5)
+        np.testing.assert_array_equal(again.n_rows, targets.n_rows)
 
 
 def test_noise_mixes_batches_best_so_mixing_alone_is_no_merit(table):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import cytolake.catalog
-from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.benchmark.leaderboard import EXPRESSION, LeaderboardFilter, leaderboard
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.benchmark.transcriptomics import (
     TASKS,
@@ -26,9 +27,12 @@ from cytolake.benchmark.transcriptomics import (
 from cytolake.benchmark.transcriptomics.benchmark import SETTINGS_OF, WITHOUT_SPLIT, Trial, run_task
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.scores import score_expression_screen
+from cytolake.benchmark.transcriptomics.signal_targets import write_targets
 from cytolake.catalog import Catalog
 from cytolake.catalog.declared import table_contract
+from cytolake.catalog.ids import content_id
 from cytolake.line.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
+from cytolake.line.transcriptomics_page import write_transcriptomics
 
 CONFIG = BenchmarkConfig(
     embedding=EmbeddingConfig(n_components=10, random_width=16),
@@ -126,6 +130,9 @@ def test_the_rows_are_those_of_the_benchmark_with_what_the_catalog_needs(catalog
         details = json.loads(other["details"])
         assert (details["screen"], details["n_rows"]) == ("simulated", len(data))
         assert ("converged" in details) == (row["task"] == "linear_separability")
+        for chance in ("chance", "chance_majority"):
+            assert details.get(chance) == (None if row[chance] is None else pytest.approx(row[chance]))
+        assert ("targets" in details) == (row["metric"].endswith("_share") and row["seed"] >= 0)
         n_compared += 1
     assert n_compared == len(scored.rows)
     stored = catalog.table("scores").sort_by("score_id").to_pylist()
@@ -145,6 +152,8 @@ def test_a_second_run_computes_nothing_and_a_new_embedding_or_task_alone(catalog
     before = catalog.versions()
     again = score_expression_screen(catalog, path, spec, NAMES, **SETTINGS)
     assert (calls, again.n_new, catalog.versions()) == ([], 0, before)
+    by_target = {(row["embedding"], row["test"], row["perturbation"], row["seed"]) for row in again.target_rows()}
+    assert len(by_target) == len(again.target_rows()) == len(NAMES) * 2 * 8 * 2  # also of what was computed before
     assert {row["score_id"] for row in again.rows} == {row["score_id"] for row in scored.rows}
     more = score_expression_screen(catalog, path, spec, [*NAMES, "scrambled_pca_within_batch"], **SETTINGS)
     assert calls == [("scrambled_pca_within_batch", task) for task in TASKS]
@@ -189,7 +198,9 @@ def test_other_settings_start_a_ranking_of_their_own_and_other_components_do_not
     assert set(ranking(catalog, scored.pack_id, *tasks, "top1")) == {PCA, "pca (n_components=5)"}
     again = score_expression_screen(catalog, path, spec, ["random"], tasks, **SETTINGS | {"config": few})
     assert again.pack_id == scored.pack_id
-    assert ranking(catalog, scored.pack_id, *tasks, "top1") == [RANDOM]  # the newest settings
+    first, *others = ranking(catalog, scored.pack_id, *tasks, "top1")
+    assert first == RANDOM  # the newest settings, in a ranking of their own
+    assert set(others) == {PCA, "pca (n_components=5)"}
     calls = count_calls(monkeypatch)
     score_expression_screen(catalog, path, spec, ["random"], [*tasks, "known_relations"], **SETTINGS | {"config": few})
     assert calls == [("random", "known_relations")]  # neighbours as before
@@ -238,6 +249,53 @@ def test_two_screens_and_images_do_not_hide_each_other_s_rankings(path, spec, da
     assert f"screen fewer {ids[1][:8]}" in page
     assert "held out by batch" in page
     assert len(leaderboard_text(rows).renderables) == 6
+
+
+def test_one_empty_cell_costs_its_row_and_is_in_the_scores_and_on_the_page(path, spec, data, tmp_path):
+    catalog = cytolake.catalog.open(tmp_path / "lake", create=True)
+    faulty = data.copy()
+    faulty.obs["target"] = faulty.obs["target"].astype(str).where(np.arange(len(data)) != 3, "")
+    counts = faulty.X.tolil()
+    counts[5] = 0
+    faulty.X = counts.tocsr()
+    faulty.write_h5ad(tmp_path / "faulty.h5ad")
+    tasks = ["perturbation_signal", "nearest_neighbours"]
+    for n_new in (True, False):
+        scored = score_expression_screen(
+            catalog, tmp_path / "faulty.h5ad", spec, ["model", "random"], tasks, **SETTINGS
+        )
+        assert (scored.n_new > 0) == n_new
+        assert scored.notes() == [
+            "1 row left out, no value in target: cell3", "1 row left out, no counts at all: cell5",
+        ]  # fmt: skip
+    assert {json.loads(row["details"])["n_rows"] for row in scored.rows} == {len(data) - 2}
+    rows = leaderboard(catalog, LeaderboardFilter(pack_id=scored.pack_id)).to_pylist()
+    page = write_transcriptomics(
+        tmp_path / "page.html", "faulty", rows, scored.target_rows(), notes=scored.notes(), targets_file="t.csv"
+    ).read_text(encoding="utf-8")
+    assert "no counts at all: cell5" in page
+    first_sentence = page[page.index('<p class="result">') : page.index("</p>")]
+    assert "model, centred is first in 3 of 3 rankings of 2 embeddings" in first_sentence
+    assert page.index('class="result"') < page.index("<svg") < page.index("<table>")
+    assert "<td>gene7</td>" in page
+    assert page.count("most frequent class</th>") == page.count('<th class="n">chance</th>') == 6
+    assert "balanced top1" in page
+    write_targets(scored.target_rows(), tmp_path / "t.parquet")
+    assert pq.read_table(tmp_path / "t.parquet").num_rows == 2 * 2 * 8 * 2
+    with pytest.raises(ValueError, match=r"expected \.csv or \.parquet"):
+        write_targets(scored.target_rows(), tmp_path / "t.xlsx")
+
+
+def test_a_setting_that_is_new_and_not_used_leaves_a_screen_its_identity(path, spec, catalog, scored):
+    other = dataclasses.replace(spec, separator="|")
+    again = score_expression_screen(catalog, path, other, ["random"], ["nearest_neighbours"], **SETTINGS)
+    assert again.pack_id != scored.pack_id
+    where = {
+        "perturbation": "target", "control": spec.control, "batch": "gem", "values": "counts", "layer": None,
+        "matrix_key": None, "gene_name": None, "embeddings": [],
+    }  # fmt: skip
+    content = scores._content(path)
+    assert scored.pack_id == content_id(EXPRESSION, content, json.dumps(where, sort_keys=True))
 
 
 def test_what_the_screen_does_not_allow_is_left_out_and_says_why(path, spec, data, tmp_path):

@@ -128,28 +128,96 @@ def test_bad_values_are_refused_with_their_place(data, spec, tmp_path):
     with pytest.raises(ValueError, match="1 rows have no counts at all, the first is row 7"):
         log_normalise(empty.tocsr())
     wrong = data.copy()
-    wrong.obsm["model"] = wrong.obsm["model"].astype(np.float64)
-    wrong.obsm["model"][3, 0] = np.inf
-    with pytest.raises(ValueError, match=r"obsm model: 1 of .* the first is row 3"):
+    wrong.obsm["model"] = np.full(wrong.obsm["model"].shape, np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"vector of model not finite, the first is row 0.*Compute"):
         load_screen(wrong, spec)
-    missing = data.copy()
-    missing.obs["gem"] = missing.obs["gem"].where(np.arange(len(missing)) != 2)
-    with pytest.raises(ValueError, match=r"column gem: 1 of .* have no value, the first is row 2"):
-        load_screen(missing, spec)
-    blank = data.copy()
-    blank.obs["target"] = blank.obs["target"].astype(str).where(np.arange(len(blank)) != 4, "")
-    with pytest.raises(ValueError, match=r"column target: 1 of .* have no value, the first is row 4"):
-        load_screen(blank, spec)
     nan = data.copy()
-    nan.X.data[0] = np.nan
-    with pytest.raises(ValueError, match="1 values of the matrix are not finite"):
+    nan.X.data[:] = np.nan
+    with pytest.raises(ValueError, match="values of the matrix that are not finite"):
         load_screen(nan, spec)
     one = data[np.isin(data.obs["target"], [spec.control, "gene0"])].copy()
-    with pytest.raises(ValueError, match="1 perturbations beside the control"):
+    with pytest.raises(ValueError, match="1 perturbations and the control"):
         load_screen(one, spec)
 
 
-@pytest.mark.parametrize(("field", "value"), [("control", ""), ("values", "logs")])
+def test_a_cell_that_lacks_something_costs_its_own_row_and_is_reported_by_name(data, spec, screen):
+    faulty = data.copy()
+    faulty.obs["target"] = faulty.obs["target"].astype(str).where(~np.isin(np.arange(len(data)), [4, 6]), "")
+    faulty.obs["gem"] = faulty.obs["gem"].where(np.arange(len(data)) != 2)
+    counts = faulty.X.tolil()
+    counts[7] = 0
+    counts[4] = 0  # lacks two things, and is counted once
+    faulty.X = counts.tocsr()
+    faulty.X[9, 0] = np.nan
+    faulty.obsm["model"] = faulty.obsm["model"].copy()
+    faulty.obsm["model"][11, 0] = np.inf
+    found = load_screen(faulty, spec)
+    lost = [2, 4, 6, 7, 9, 11]
+    assert {each.reason: each.names for each in found.excluded} == {
+        "no value in target": ("cell4", "cell6"), "no value in gem": ("cell2",), "no counts at all": ("cell7",),
+        "values of the matrix that are not finite": ("cell9",), "vector of model not finite": ("cell11",),
+    }  # fmt: skip
+    assert str(found.excluded[0]) == "2 rows left out, no value in target: cell4, cell6"
+    kept = np.setdiff1d(np.arange(len(data)), lost)
+    assert found.n_rows == len(data) - 6
+    np.testing.assert_array_equal(found.counts.toarray(), data.X[kept].toarray())
+    np.testing.assert_array_equal(found.embeddings["model"], screen.embeddings["model"][kept])
+    np.testing.assert_array_equal(found.perturbation_of_row, screen.perturbation_of_row[kept])
+    np.testing.assert_array_equal(found.batch_of_row, screen.batch_of_row[kept])
+    assert screen.excluded == ()
+
+
+def pairs(data, spec):
+    """Rows 0 to 3 have two guides, in either order; row 4 a guide and the control; row 5 one guide twice."""
+    changed = data.copy()
+    labels = changed.obs["target"].astype(str).to_numpy().copy()
+    labels[:6] = ["gene0|gene1", "gene1|gene0", "gene0 | gene1", "gene1|gene2", f"gene3|{spec.control}", "gene4|gene4"]
+    changed.obs["target"] = labels
+    return changed
+
+
+def test_rows_of_several_guides_are_left_out_combined_or_counted_for_each_as_declared(data, spec):
+    changed = pairs(data, spec)
+    found = {
+        several: load_screen(changed, dataclasses.replace(spec, separator="|", several=several))
+        for several in ("exclude", "combination", "each")
+    }
+    for screen in found.values():
+        names = np.asarray([*screen.perturbations, spec.control])[screen.perturbation_of_row]
+        assert {"gene3", "gene4"} <= set(names[:10].tolist())
+    assert str(found["exclude"].excluded[0]).startswith("4 rows left out, several perturbations: cell0, cell1, cell2")
+    assert found["exclude"].n_rows == len(data) - 4
+    combined = found["combination"]
+    assert combined.n_rows == len(data)
+    assert set(combined.perturbations) - set(found["exclude"].perturbations) == {"gene0|gene1", "gene1|gene2"}
+    assert (combined.perturbation_of_row == combined.perturbations.index("gene0|gene1")).sum() == 3
+    assert combined.notes == ("4 rows with several perturbations count as a perturbation of their own",)
+    each = found["each"]
+    assert each.n_rows == len(data) + 4
+    assert each.perturbations == found["exclude"].perturbations
+    np.testing.assert_array_equal(each.embeddings["model"][0], each.embeddings["model"][1])
+
+
+def test_guides_in_several_columns_are_read_as_those_in_one(data, spec):
+    changed = pairs(data, spec)
+    one = load_screen(changed, dataclasses.replace(spec, separator="|", several="combination"))
+    halves = [value.partition("|") for value in changed.obs["target"]]
+    changed.obs["target"] = [first.strip() for first, _, _ in halves]
+    changed.obs["second"] = [second.strip() or None for _, _, second in halves]
+    two = load_screen(changed, dataclasses.replace(spec, more_perturbations=("second",), several="combination"))
+    assert [name.replace("+", "|") for name in two.perturbations] == list(one.perturbations)
+    np.testing.assert_array_equal(two.perturbation_of_row, one.perturbation_of_row)
+
+
+def test_labels_that_look_like_several_perturbations_are_reported_where_no_separator_is_declared(data, spec):
+    screen = load_screen(pairs(data, spec), spec)
+    assert len(screen.notes) == 1
+    assert "whose parts are perturbations too" in screen.notes[0]
+    assert "set separator='|'" in screen.notes[0]
+    assert load_screen(data, spec).notes == ()
+
+
+@pytest.mark.parametrize(("field", "value"), [("control", ""), ("values", "logs"), ("several", "both")])
 def test_a_spec_that_cannot_work_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"spec\.{field}"):
         ScreenSpec(**{"perturbation": "a", "control": "b", "batch": "c", field: value})

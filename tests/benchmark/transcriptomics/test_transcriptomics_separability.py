@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -77,6 +78,21 @@ def test_cosine_votes_are_those_of_a_loop(parts):
         weights = np.exp(cosines[nearest] / 0.07)
         expected = [weights[labels[nearest] == label].sum() / weights.sum() for label in classes]
         np.testing.assert_allclose(votes[row], expected, atol=1e-9)
+
+
+def test_cosine_votes_after_components_are_those_of_the_published_order(parts):
+    """Length 1 first, then components, then inner products; here as a loop with scikit-learn's components."""
+    train, labels, test, _ = parts
+    scale = np.random.default_rng(4).lognormal(0, 1, (240, 1))  # lengths differ, so the order of the steps matters
+    train, test = train * scale[:160] + 2, test * scale[160:] + 2
+    classes, votes = knn_scores(train, labels, test, n_neighbours=15, n_components=3, distance="cosine")
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (train, test)]
+    pca = PCA(3, svd_solver="full").fit(unit[0])
+    similarity = pca.transform(unit[1]) @ pca.transform(unit[0]).T
+    nearest = np.argsort(-similarity, axis=1)[:, :15]
+    weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
+    expected = np.stack([(weights * (labels[nearest] == label)).sum(axis=1) for label in classes], axis=1)
+    np.testing.assert_allclose(votes, expected / expected.sum(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_components_are_fitted_on_training_rows_alone(parts):

@@ -75,6 +75,7 @@ def _rows(scored: Scored, screen: Screen, label: str) -> Iterator[Score]:
         made = score(
             scored.task, label, scored.metric, math.nan if row["value"] is None else row["value"], None,
             split="batch" if scored.task in FITTED else "", n_test=row["n"], n_classes=n_classes,
+            chance=row["chance"], chance_majority=row["chance_majority"],
         )  # fmt: skip
         yield {**made, "seed": row["seed"], "ci_low": row["ci_low"], "ci_high": row["ci_high"]}
 

@@ -1,8 +1,8 @@
 """Six tasks that an embedding of a perturbation screen should solve, from mixing of batches to decoding new biology.
 
     batch_mixing          T1  how many batches the neighbours of a row are of
-    linear_separability   T2  perturbations told by a linear map, in unseen batches
-    nearest_neighbours    T3  perturbations told by the neighbours, in unseen batches
+    linear_separability   T2  perturbations predicted by a linear map, in unseen batches
+    nearest_neighbours    T3  perturbations predicted by the neighbours, in unseen batches
     known_relations       T4  related perturbations are among the most alike or most opposite pairs
     perturbation_signal   T5  perturbations whose rows resemble each other, and differ from the controls
     reconstruction        T6  features decoded, for unseen perturbations in unseen batches
@@ -16,7 +16,7 @@ Shapes: N rows, D dimensions, P perturbations, R draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY, ilisi
 from cytolake.benchmark.transcriptomics.embeddings import DRAWN_BY_SEED, EmbeddingConfig, Vectors, embed
-from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall
+from cytolake.benchmark.transcriptomics.known_relations import HIGH, LOW, known_relation_recall
 from cytolake.benchmark.transcriptomics.perturbation_signal import are_null, consistency, magnitude
 from cytolake.benchmark.transcriptomics.perturbation_split import (
     TRAIN_SHARE,
@@ -57,6 +57,7 @@ from cytolake.benchmark.transcriptomics.separability import (
     linear_scores,
     top_credit,
 )
+from cytolake.benchmark.transcriptomics.signal_targets import Targets
 from cytolake.embed.alignment.held_out_controls import hold_out_controls
 from cytolake.statistics.false_discovery import benjamini_hochberg
 from cytolake.statistics.named_null import p_values_against
@@ -85,6 +86,9 @@ SETTINGS_OF = {
 }
 """Fields of `BenchmarkConfig` that a task reads: scores that agree in these can be compared."""
 SEED_DRAWS = 1000
+NO_EFFECT_INTEGRITY = 0.5
+"""Structural integrity of decoded features that show no effect of any perturbation."""
+RANDOM_RECALL = LOW + 1 - HIGH
 OVER_SEEDS = -1
 """`seed` of the rows that hold the mean over seeds."""
 SCHEMA = pa.schema(
@@ -98,6 +102,8 @@ SCHEMA = pa.schema(
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),
+        pa.field("chance", pa.float64()),
+        pa.field("chance_majority", pa.float64()),
     ]
 )
 
@@ -174,6 +180,12 @@ class Score:
     """What it is a mean of: rows, pairs, perturbations or features."""
     draws: Floats | None
     """(R,) the value of each resample; None where there is nothing to resample."""
+    chance: float | None = None
+    """What an embedding that knows nothing scores: any class is as likely, no effect is there. None: not known."""
+    chance_majority: float | None = None
+    """What guessing the most frequent class of the training rows scores; None where there are no classes."""
+    targets: Targets | None = None
+    """The test of each perturbation, for the share of those that pass it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +204,16 @@ class Scored:
     def value(self) -> float:
         """Mean over seeds; NaN where a seed has none."""
         return float(np.mean([score.value for score in self.scores]))
+
+    @property
+    def chance(self) -> float | None:
+        """Mean over seeds of what an embedding that knows nothing scores."""
+        return _mean_known([score.chance for score in self.scores])
+
+    @property
+    def chance_majority(self) -> float | None:
+        """Mean over seeds of what guessing the most frequent class scores."""
+        return _mean_known([score.chance_majority for score in self.scores])
 
     @property
     def draws(self) -> Floats | None:
@@ -266,7 +288,8 @@ def benchmark_embeddings(
 
     Returns:
         Rows of `SCHEMA`, in the order of the arguments; `seed` -1 is the mean over seeds. `value` is null where a
-        metric is not defined, the interval where there is nothing to resample.
+        metric is not defined, the interval where there is nothing to resample. `chance` is what an embedding that knows
+        nothing scores, `chance_majority` what guessing the most frequent class does; both null where not known.
 
     Raises:
         ImportError: scanpy or scvi-tools is missing and needed.
@@ -371,9 +394,9 @@ def run_task(task: str, trial: Trial) -> list[Score]:
 def rows_of(scored: Scored) -> list[dict[str, Any]]:
     """Rows of `SCHEMA` of one metric: each seed, and the mean."""
     seeds = zip(scored.seeds, scored.scores, strict=True)
-    rows = [_row(scored, seed, score.value, score.draws, score.n) for seed, score in seeds]
+    rows = [_row(scored, seed, score, score.n) for seed, score in seeds]
     n = round(float(np.mean([score.n for score in scored.scores])))
-    return [*rows, _row(scored, OVER_SEEDS, scored.value, scored.draws, n)]
+    return [*rows, _row(scored, OVER_SEEDS, scored, n)]
 
 
 def check_asked(tasks: Sequence[str], seeds: Sequence[int], relations: Relations) -> None:
@@ -399,7 +422,10 @@ def _batch_mixing(trial: Trial) -> list[Score]:
     rows = trial.parts.test1 if config.mixing_rows == "test1" else np.arange(screen.n_rows)
     rows = downsample(rows, screen.batch_of_row[rows], config.max_mixing_rows, trial.seed)
     mixing = ilisi(trial.vectors[rows], screen.batch_of_row[rows], config.perplexity)
-    return [_mean(trial, "ilisi", mixing.lisi, rows), _mean(trial, "ilisi_normalised", mixing.normalised, rows)]
+    return [
+        replace(_mean(trial, "ilisi", mixing.lisi, rows), chance=float(mixing.chance.mean())),
+        replace(_mean(trial, "ilisi_normalised", mixing.normalised, rows), chance=1.0),
+    ]
 
 
 def _linear_separability(trial: Trial) -> list[Score]:
@@ -414,7 +440,7 @@ def _linear_separability(trial: Trial) -> list[Score]:
             standardise=standardise,
             regularisation=trial.config.regularisation,
         )
-        scores += _accuracies(trial, classes, logits, test, suffix)
+        scores += _accuracies(trial, classes, logits, train, test, suffix)
         scores.append(Score(f"converged{suffix}", float(converged), 1, None))
     return scores
 
@@ -430,7 +456,7 @@ def _nearest_neighbours(trial: Trial) -> list[Score]:
         n_neighbours=config.n_neighbours,
         distance=config.distance,
     )
-    return _accuracies(trial, classes, votes, test, "")
+    return _accuracies(trial, classes, votes, train, test, "")
 
 
 def _known_relations(trial: Trial) -> list[Score]:
@@ -446,7 +472,7 @@ def _known_relations(trial: Trial) -> list[Score]:
             )
         recalled = found.recalled.astype(np.float64)
         resampled = resampled_pairs(recalled, found.pairs, len(screen.perturbations), draws)
-        scores.append(Score(f"recall_{source}", found.value, len(recalled), resampled))
+        scores.append(Score(f"recall_{source}", found.value, len(recalled), resampled, chance=RANDOM_RECALL))
     return scores
 
 
@@ -460,14 +486,22 @@ def _perturbation_signal(trial: Trial) -> list[Score]:
         ),
     }
     scores = []
+    n_rows = np.bincount(screen.perturbation_of_row[~screen.is_control], minlength=len(screen.perturbations))
     for name, (values, p_values) in found.items():
-        scores.append(_share(trial, f"{name}_share", p_values))
-        scores.append(_share(trial, f"{name}_share_q", benjamini_hochberg(p_values)))
+        targets = Targets(name, screen.perturbations, values, p_values, n_rows.astype(np.intp))
+        share = _share(trial, f"{name}_share", p_values)
+        scores.append(replace(share, chance=_level(config.significant, config.signal_draws), targets=targets))
+        # Where nothing differs, no q-value is low but by chance of all tests together.
+        scores.append(replace(_share(trial, f"{name}_share_q", benjamini_hochberg(p_values)), chance=0.0))
         if config.null_perturbations:
             is_null = are_null(screen, config.null_perturbations)
             against = np.where(is_null, np.nan, p_values_against(values, is_null))
-            scores.append(_share(trial, f"{name}_share_of_named_null", against))
-            scores.append(_share(trial, f"{name}_share_of_named_null_q", benjamini_hochberg(against)))
+            share = _share(trial, f"{name}_share_of_named_null", against)
+            n_null = int((is_null & ~np.isnan(values)).sum())
+            scores.append(replace(share, chance=_level(config.significant, n_null)))
+            scores.append(
+                replace(_share(trial, f"{name}_share_of_named_null_q", benjamini_hochberg(against)), chance=0.0)
+            )
     return scores
 
 
@@ -482,16 +516,20 @@ def _reconstruction(trial: Trial) -> list[Score]:
     def resampled(numerator: Floats, denominator: Floats) -> Floats:
         return resampled_ratio(numerator, denominator, groups_J, n_groups, draws)
 
+    no_skill = float(found.spread.sum() / found.n_rows.sum())  # the mean of the rows judged
     scores = [
-        Score("mse", found.mse, n, resampled(found.squared, found.n_rows)),
+        Score("mse", found.mse, n, resampled(found.squared, found.n_rows), chance=no_skill),
         Score("mae", found.mae, n, resampled(found.absolute, found.n_rows)),
-        Score("r2", found.r2, n, 1 - resampled(found.squared, found.spread)),
+        Score("r2", found.r2, n, 1 - resampled(found.squared, found.spread), chance=0.0),
     ]
     for name, each_G in (("pearson", found.pearson), ("spearman", found.spearman)):
-        scores.append(_over_units(trial, name, each_G))
+        scores.append(replace(_over_units(trial, name, each_G), chance=0.0))
     n_batches = len(np.unique(screen.batch_of_row[trial.parts.test2]))
-    scores.append(Score("structural_integrity", found.integrity, n_batches, None))
-    scores.append(Score("structural_integrity_profiles", found.profile_integrity, n_batches, None))
+    for name, value in (
+        ("structural_integrity", found.integrity),
+        ("structural_integrity_profiles", found.profile_integrity),
+    ):
+        scores.append(Score(name, value, n_batches, None, chance=NO_EFFECT_INTEGRITY))
     return scores
 
 
@@ -505,14 +543,29 @@ _RUN: dict[str, Callable[[Trial], list[Score]]] = {
 }
 
 
-def _accuracies(trial: Trial, classes: Codes, scores_MK: Floats, rows: Codes, suffix: str) -> list[Score]:
+def _accuracies(trial: Trial, classes: Codes, scores_MK: Floats, train: Codes, rows: Codes, suffix: str) -> list[Score]:
+    """Shares of rows whose class is among the first 1 and 5, over rows and as the mean of classes, each with its
+    chance: every class scored alike, and classes by their training rows."""
+    n_codes = len(trial.screen.perturbations) + 1
     labels = trial.screen.perturbation_of_row[rows]
-    credits = {top: top_credit(scores_MK, classes, labels, top) for top in (1, 5)}
-    of_class = group_means(credits[1][:, None], labels - CONTROL, len(trial.screen.perturbations) + 1)[:, 0]
-    return [
-        *(_mean(trial, f"top{top}{suffix}", credit, rows) for top, credit in credits.items()),
-        _over_units(trial, f"balanced_top1{suffix}", of_class),
-    ]
+    frequent_K = np.bincount(np.searchsorted(classes, trial.screen.perturbation_of_row[train]), minlength=len(classes))
+    guesses = {"chance": np.zeros(len(classes)), "chance_majority": frequent_K.astype(np.float64)}
+    of_rows, of_classes = [], []
+    for top in (1, 5):
+        credit = top_credit(scores_MK, classes, labels, top)
+        guessed = {
+            name: top_credit(np.broadcast_to(guess, scores_MK.shape), classes, labels, top)
+            for name, guess in guesses.items()
+        }
+        means = {name: float(each.mean()) for name, each in guessed.items()}
+        of_rows.append(replace(_mean(trial, f"top{top}{suffix}", credit, rows), **means))
+        balanced = {
+            name: group_means(each[:, None], labels - CONTROL, n_codes)[:, 0]
+            for name, each in {"value": credit, **guessed}.items()
+        }
+        score = _over_units(trial, f"balanced_top{top}{suffix}", balanced.pop("value"))
+        of_classes.append(replace(score, **{name: float(np.nanmean(each)) for name, each in balanced.items()}))
+    return [*of_rows, *of_classes]
 
 
 def _mean(trial: Trial, metric: str, values: Floats, rows: Codes) -> Score:
@@ -538,6 +591,11 @@ def _share(trial: Trial, metric: str, p_values: Floats) -> Score:
     return _over_units(trial, metric, hits)
 
 
+def _level(significant: float, n_draws: int) -> float:
+    """Share of perturbations without an effect whose p-value, in steps of 1 / (1 + draws), is significant."""
+    return float(np.floor(significant * (1 + n_draws) + 1e-9) / (1 + n_draws))
+
+
 def _groups(screen: Screen, rows: Codes) -> tuple[Codes, int]:
     """Number of each row's group of one batch and one perturbation, and how many such groups there could be."""
     n_labels = len(screen.perturbations) + 1
@@ -545,17 +603,24 @@ def _groups(screen: Screen, rows: Codes) -> tuple[Codes, int]:
     return groups, n_labels * len(screen.batches)
 
 
-def _row(scored: Scored, seed: int, value: float, draws: Floats | None, n: int) -> dict[str, Any]:
-    is_known = bool(np.isfinite(value))
-    low, high = percentile_interval(draws) if is_known else (None, None)
+def _row(scored: Scored, seed: int, of: Score | Scored, n: int) -> dict[str, Any]:
+    is_known = bool(np.isfinite(of.value))
+    low, high = percentile_interval(of.draws) if is_known else (None, None)
     return {
         "embedding": scored.embedding,
         "post_processing": scored.post_processing,
         "task": scored.task,
         "metric": scored.metric,
         "seed": seed,
-        "value": value if is_known else None,
+        "value": of.value if is_known else None,
         "ci_low": low,
         "ci_high": high,
         "n": n,
+        "chance": of.chance,
+        "chance_majority": of.chance_majority,
     }
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None

@@ -42,11 +42,16 @@ from cytolake.benchmark.transcriptomics.embeddings import (
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.post_processing import check_method
 from cytolake.benchmark.transcriptomics.screen import Screen, ScreenSpec, load_screen
+from cytolake.benchmark.transcriptomics.signal_targets import target_rows, targets_of
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import DIGEST_BYTES, content_id, representation_id
 
 Progress = Callable[[str, int, int], None]
 NO_BLOCK, POOLING = -1, "all"
+PROTOCOL = 2
+"""Changes where the tasks do, so that scores of another version stand in no ranking with these."""
+FIRST_SPEC = frozenset({"perturbation", "control", "batch", "values", "layer", "matrix_key", "gene_name", "embeddings"})
+"""Fields of the first version of `ScreenSpec`: later ones count for a screen's identity where they are set."""
 SPLIT = "batch"
 """`scores.split` of tasks that are fitted on some batches and scored on others, whatever the column's name."""
 
@@ -74,6 +79,21 @@ class ScreenScores:
     n_new: int
     """How many of the rows this run wrote."""
     left_out: tuple[LeftOut, ...]
+
+    def notes(self) -> list[str]:
+        """Rows of the file that were left out, with the reason and names, and what to know of the labels."""
+        found = (json.loads(row["details"]) for row in self.rows)
+        return list(dict.fromkeys(note for details in found for note in details.get("notes", [])))
+
+    def target_rows(self) -> list[dict[str, Any]]:
+        """What perturbation_signal says of each perturbation, as `signal_targets.SCHEMA` has it."""
+        names = {identity: name for name, identity in self.representation_ids.items()}
+        rows = []
+        for row in self.rows:
+            targets = targets_of(json.loads(row["details"]))
+            if targets is not None:
+                rows += target_rows(names[row["representation_id"]], row["alignment"], row["seed"], targets)
+        return rows
 
     def reasons(self) -> Iterator[tuple[str, str]]:
         """What is left out (tasks and embeddings), and why; each reason once."""
@@ -113,7 +133,7 @@ def score_expression_screen(
         config: Settings. A setting that a task reads starts a new ranking of it, and only this task is computed again;
             embeddings made by different `config.embedding` stand in one ranking.
         name: What rankings call the screen; the file's name where empty.
-        progress: Told the embedding, and its tasks done and to do.
+        progress: Called with the embedding, and its tasks done and to do.
 
     Returns:
         Rows of `scores`: one for each seed, and with seed -1 the mean over seeds, which the leaderboard reads.
@@ -191,7 +211,12 @@ class _Asked:
     @property
     def pack_id(self) -> str:
         """Of the screen. Which embeddings are read does not change what they are judged by."""
-        where = asdict(replace(self.spec, embeddings=()))
+        unset = ScreenSpec(perturbation="-", control="-", batch="-")
+        where = {
+            name: value
+            for name, value in asdict(replace(self.spec, embeddings=())).items()
+            if name in FIRST_SPEC or value != getattr(unset, name)
+        }
         return content_id(EXPRESSION, self.content, json.dumps(where, sort_keys=True))
 
     def model_id(self, embedding: str) -> str:
@@ -205,7 +230,7 @@ class _Asked:
         """Scores of one protocol are comparable: all that a task is given but the embedding."""
         settings = {name: value for name, value in asdict(self.config).items() if name in SETTINGS_OF[task]}
         relations = self.relations if task == "known_relations" else {}
-        return content_id(self.pack_id, task, json.dumps([self.seeds, settings, relations], sort_keys=True))
+        return content_id(self.pack_id, task, json.dumps([PROTOCOL, self.seeds, settings, relations], sort_keys=True))
 
     def representation(self, screen: Screen, embedding: str) -> dict[str, Any]:
         """Its row of `representations`."""
@@ -230,16 +255,25 @@ class _Asked:
         """Rows of `scores` of one task: each seed, and the mean."""
         scored_at = datetime.now(UTC)
         # Whether a fit converged is nothing to be ranked by.
-        converged = {each.metric: [score.value for score in each.scores] for each in scored if _tells_of_fit(each)}
+        converged = {each.metric: [score.value for score in each.scores] for each in scored if _is_of_fit(each)}
         rows = []
         for each in scored:
-            if _tells_of_fit(each):
+            if _is_of_fit(each):
                 continue
             label, metric, n_classes = self._labelled(each, screen)
             identity, protocol = self.representation_id(each.embedding), self.protocol(each.task)
             fit = converged.get("converged_standardised" if metric.endswith("_standardised") else "converged")
             details = {"screen": self.name, "n_rows": screen.n_rows, "seeds": list(each.seeds)}
+            details |= {"notes": [*map(str, screen.excluded), *screen.notes]}
+            details |= {} if fit is None else {"converged": fit}
+            targets = {
+                seed: score.targets.details()
+                for seed, score in zip(each.seeds, each.scores, strict=True)
+                if score.targets is not None
+            }
             for row in rows_of(each):
+                of_row = {name: row[name] for name in ("chance", "chance_majority") if row[name] is not None}
+                of_row |= targets.get(row["seed"], {})
                 rows.append(
                     {
                         "score_id": content_id(identity, protocol, label, metric, each.post_processing, row["seed"]),
@@ -259,7 +293,7 @@ class _Asked:
                         "scored_at": scored_at,
                         "alignment": each.post_processing,
                         "protocol": protocol,
-                        "details": json.dumps(details | ({} if fit is None else {"converged": fit}), sort_keys=True),
+                        "details": json.dumps(details | of_row, sort_keys=True),
                     }
                 )
         return rows
@@ -312,7 +346,7 @@ def _shown(embedding: str, config: EmbeddingConfig) -> str:
     return f"{embedding} ({', '.join(f'{name}={value}' for name, value in changed.items())})" if changed else embedding
 
 
-def _tells_of_fit(scored: Scored) -> bool:
+def _is_of_fit(scored: Scored) -> bool:
     return scored.metric.startswith("converged")
 
 

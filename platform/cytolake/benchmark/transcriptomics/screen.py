@@ -8,6 +8,7 @@ Shapes: N rows, G features (genes), D dimensions of an embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
+
+from cytolake.benchmark.transcriptomics.screen_rows import Excluded, Several, exclusion, labelled_rows
 
 Values = Literal["counts", "features", "scaled"]
 Codes = NDArray[np.intp]
@@ -46,6 +49,13 @@ class ScreenSpec:
     """Column of `var` with the features' names; its index where None."""
     embeddings: tuple[str, ...] = ()
     """Keys of `obsm` to be benchmarked."""
+    more_perturbations: tuple[str, ...] = ()
+    """Further columns of `obs` with perturbations, where a row may have several (such as a second guide)."""
+    separator: str = ""
+    """What stands between several perturbations in one value, such as `|`; empty where a value is one perturbation."""
+    several: Several = "exclude"
+    """Rows with several perturbations: `exclude` them (they are counted), take them as a perturbation of their own
+    (`combination`), or count them for `each`."""
 
     def __post_init__(self) -> None:
         for name in ("perturbation", "control", "batch"):
@@ -53,6 +63,8 @@ class ScreenSpec:
                 raise ValueError(f"spec.{name} is empty, expected a name in the data.")
         if self.values not in get_args(Values):
             raise ValueError(f"spec.values is {self.values!r}, expected one of {', '.join(get_args(Values))}.")
+        if self.several not in get_args(Several):
+            raise ValueError(f"spec.several is {self.several!r}, expected one of {', '.join(get_args(Several))}.")
         if self.layer is not None and self.matrix_key is not None:
             raise ValueError(
                 f"spec.layer is {self.layer!r} and spec.matrix_key is {self.matrix_key!r}, expected one matrix. Leave "
@@ -62,7 +74,7 @@ class ScreenSpec:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """Rows of a screen, in the order of the AnnData."""
+    """Rows of a screen, in the order of the AnnData, without those that lack something."""
 
     features: Any
     """(N, G) float32, scipy CSR where the data were sparse, else an array; None where the data have embeddings and no
@@ -81,6 +93,10 @@ class Screen:
     """(N,) place in `batches`."""
     embeddings: dict[str, NDArray[np.float32]]
     """(N, D) for each key of `obsm` that the spec names."""
+    excluded: tuple[Excluded, ...] = ()
+    """Rows of the AnnData that are not here, and why."""
+    notes: tuple[str, ...] = ()
+    """What to know of the labels."""
 
     @property
     def is_control(self) -> NDArray[np.bool_]:
@@ -100,6 +116,9 @@ class Screen:
 def load_screen(data: Any, spec: ScreenSpec) -> Screen:
     """Read and check a screen; sparse matrices stay sparse, and the AnnData is not changed.
 
+    A row without a perturbation, a batch or a count, or with a value or vector that is not finite, is left out and
+    reported in `Screen.excluded`.
+
     Args:
         data: AnnData, or the path of a `.h5ad`.
         spec: Where things are.
@@ -107,8 +126,9 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
     Raises:
         ImportError: scanpy is missing and the values are counts.
         ValueError: A column, layer or embedding that is not there; no control; a single perturbation or batch; values
-            that are not finite, or counts that are no counts; no matrix, but where the spec names embeddings and the
-            values are no counts: then only what decodes or makes embeddings of features cannot be done.
+            of most rows that are not finite, or counts that are no counts; no matrix, but where the spec names
+            embeddings and the values are no counts: then only what decodes or makes embeddings of features cannot be
+            done.
     """
     if isinstance(data, str | Path):
         import anndata
@@ -119,8 +139,25 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
         data = anndata.read_h5ad(path)
     else:
         where = "the AnnData"
-    perturbation_N = _labels(data.obs, spec.perturbation, "spec.perturbation", where)
-    batch_N = _labels(data.obs, spec.batch, "spec.batch", where)
+    names = [str(name) for name in data.obs_names]
+    columns = {each: _column(data.obs, each, "spec.perturbation", where)
+               for each in (spec.perturbation, *spec.more_perturbations)}  # fmt: skip
+    batch_of_all = _column(data.obs, spec.batch, "spec.batch", where)
+    batch_of_all = ["" if value is None or value != value else str(value).strip() for value in batch_of_all]
+    labelled = labelled_rows(columns, names, spec.control, spec.separator, spec.several)
+    matrix = _matrix(data, spec, where)
+    vectors = {key: _vectors(data, key, "spec.embeddings", where) for key in spec.embeddings}
+    has_no_batch = np.asarray([not value for value in batch_of_all])
+    is_bad = ~np.isin(np.arange(len(names)), labelled.rows)
+    lacking = []
+    for reason, which in (
+        (f"no value in {spec.batch}", has_no_batch),
+        *_unusable(matrix, vectors, spec, where),
+    ):
+        lacking.append(exclusion(reason, which & ~is_bad, names))  # a row counts for the first reason alone
+        is_bad |= which
+    is_kept = ~is_bad[labelled.rows]
+    rows, perturbation_N = labelled.rows[is_kept], labelled.labels[is_kept]
     is_control = perturbation_N == spec.control
     if not is_control.any():
         shown = ", ".join(np.unique(perturbation_N)[:5].tolist())
@@ -129,14 +166,16 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
             "compare with: correct spec.control."
         )
     perturbations = tuple(np.unique(perturbation_N[~is_control]).tolist())
-    batches, batch_of_row = np.unique(batch_N, return_inverse=True)
+    batches, batch_of_row = np.unique([batch_of_all[row] for row in rows.tolist()], return_inverse=True)
     if len(perturbations) < 2:
         raise ValueError(
-            f"{where}, column {spec.perturbation}: {len(perturbations)} perturbations beside the control, expected 2 "
+            f"{where}, column {spec.perturbation}: {len(perturbations)} perturbations and the control, expected 2 "
             "or more. Correct spec.perturbation."
         )
     codes = np.where(is_control, CONTROL, np.searchsorted(np.asarray(perturbations), perturbation_N))
-    matrix = _matrix(data, spec, where)
+    if not np.array_equal(rows, np.arange(len(names))):
+        matrix = None if matrix is None else matrix[rows]
+        vectors = {key: each[rows] for key, each in vectors.items()}
     screen = Screen(
         features=matrix,
         counts=None,
@@ -145,7 +184,9 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
         perturbation_of_row=codes.astype(np.intp),
         batches=tuple(batches.tolist()),
         batch_of_row=batch_of_row.astype(np.intp),
-        embeddings={key: _vectors(data, key, "spec.embeddings", where) for key in spec.embeddings},
+        embeddings=vectors,
+        excluded=(*labelled.excluded, *(each for each in lacking if each.n)),
+        notes=labelled.notes,
     )
     if spec.values == "features" or matrix is None:
         return screen
@@ -252,18 +293,48 @@ def import_scanpy() -> ModuleType:
     return module
 
 
-def _labels(table: Any, column: str, field: str, where: str, *, may_be_blank: bool = False) -> NDArray[np.str_]:
+def _column(table: Any, column: str, field: str, where: str) -> list[Any]:
     if column not in table.columns:
         raise ValueError(f"{where}: no column {column!r}, found {', '.join(map(str, table.columns))}. Correct {field}.")
-    missing = table[column].isna().to_numpy()
-    if not may_be_blank:
-        missing = missing | np.asarray([value == "" for value in table[column]])
-    if missing.any():
+    values: list[Any] = table[column].astype(object).to_numpy().tolist()
+    return values
+
+
+def _unusable(
+    matrix: Any, vectors: dict[str, NDArray[np.float32]], spec: ScreenSpec, where: str
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Reasons to leave rows out, and which (N,).
+
+    Raises:
+        ValueError: A reason that holds for most rows is a fault of the file.
+    """
+    if matrix is not None:
+        values = _finite_rows(matrix)
+        if not values.all():
+            yield _unless_most(~values, "values of the matrix that are not finite", where, "Correct the matrix.")
+        if spec.values == "counts":
+            totals = np.asarray(matrix.sum(axis=1)).ravel()
+            yield "no counts at all", totals == 0
+    for key, each in vectors.items():
+        bad = ~np.isfinite(each).all(axis=1)
+        yield _unless_most(bad, f"vector of {key} not finite", where, "Compute the embedding again.")
+
+
+def _finite_rows(matrix: Any) -> NDArray[np.bool_]:
+    if not sparse.issparse(matrix):
+        return np.asarray(np.isfinite(matrix).all(axis=1))
+    is_finite = np.ones(matrix.shape[0], bool)
+    is_finite[np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[~np.isfinite(matrix.data)]] = False
+    return is_finite
+
+
+def _unless_most(which: NDArray[np.bool_], reason: str, where: str, advice: str) -> tuple[str, NDArray[np.bool_]]:
+    if which.mean() > 0.5:
         raise ValueError(
-            f"{where}, column {column}: {int(missing.sum())} of {len(missing)} rows have no value, the first is row "
-            f"{int(np.flatnonzero(missing)[0])}. Fill them in or leave the rows out."
+            f"{where}: {int(which.sum())} of {len(which)} rows have {reason}, the first is row "
+            f"{int(np.flatnonzero(which)[0])}. Expected few such rows, which are left out. {advice}"
         )
-    return np.asarray(table[column].astype(str).to_numpy(), dtype=np.str_)
+    return reason, which
 
 
 def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
@@ -282,12 +353,7 @@ def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
             f"{where}: X is empty, expected a matrix. Name a layer in spec.layer or a key of obsm in spec.matrix_key; "
             "or name embeddings in spec.embeddings and say spec.values='features', which scores them without one."
         )
-    matrix = sparse.csr_matrix(matrix, dtype=np.float32) if sparse.issparse(matrix) else np.asarray(matrix, np.float32)
-    values = matrix.data if sparse.issparse(matrix) else matrix
-    if not np.isfinite(values).all():
-        n_bad = int((~np.isfinite(values)).sum())
-        raise ValueError(f"{where}: {n_bad} values of the matrix are not finite. Leave their rows or features out.")
-    return matrix
+    return sparse.csr_matrix(matrix, dtype=np.float32) if sparse.issparse(matrix) else np.asarray(matrix, np.float32)
 
 
 def _feature_names(data: Any, spec: ScreenSpec, where: str, n_features: int) -> tuple[str, ...]:
@@ -295,17 +361,10 @@ def _feature_names(data: Any, spec: ScreenSpec, where: str, n_features: int) -> 
         return tuple(f"{spec.matrix_key}_{i}" for i in range(n_features))
     if spec.gene_name is None:
         return tuple(str(name) for name in data.var_names)
-    return tuple(_labels(data.var, spec.gene_name, "spec.gene_name", where, may_be_blank=True).tolist())
+    return tuple(str(name) for name in _column(data.var, spec.gene_name, "spec.gene_name", where))
 
 
 def _vectors(data: Any, key: str, field: str, where: str) -> NDArray[np.float32]:
     if key not in data.obsm:
         raise ValueError(f"{where}: no obsm {key!r}, found {', '.join(data.obsm) or 'none'}. Correct {field}.")
-    vectors = dense(data.obsm[key])
-    bad = np.asarray(~np.isfinite(vectors).all(axis=1))
-    if bad.any():
-        raise ValueError(
-            f"{where}, obsm {key}: {int(bad.sum())} of {len(bad)} vectors are not finite, the first is row "
-            f"{int(np.flatnonzero(bad)[0])}. Compute the embedding again, or leave the rows out."
-        )
-    return vectors
+    return dense(data.obsm[key])

@@ -1,4 +1,4 @@
-"""T2 and T3: are perturbations told apart in batches that were not seen, by a linear map or by the neighbours?
+"""T2 and T3: can a linear map, or the neighbours, predict perturbations in batches that were not seen?
 
 Shapes: N training rows, M test rows, D dimensions, K classes.
 """
@@ -81,7 +81,8 @@ def knn_scores(
 ) -> tuple[Codes, Floats]:
     """Votes of the nearest training rows, after principal components of the training rows.
 
-    A vote weighs 1 / (distance + 1e-5), or exp(cosine / 0.07).
+    A vote weighs 1 / (distance + 1e-5), or exp(similarity / 0.07). As published, `cosine` brings vectors to length 1
+    first, and then takes the inner product of their components, which are centred and no longer of length 1.
 
     Args:
         train_ND: (N, D) rows, controls included.
@@ -89,24 +90,28 @@ def knn_scores(
         test_MD: (M, D)
         n_neighbours: Made odd downwards, at most N; the square root of N where None.
         n_components: Fewer where D or N are smaller; None keeps the vectors as they are.
-        distance: `cosine` takes vectors of length 1.
+        distance: `cosine` of the vectors, approximated by their components.
 
     Returns:
         (K,) classes ascending, and (M, K) shares of the votes.
+
+    Source: Tx-Evaluation's weighted nearest neighbours (Bendidi et al. 2024, arXiv 2410.13956).
     """
     from sklearn.decomposition import PCA
 
+    if distance == "cosine":
+        train_ND, test_MD = _unit(train_ND), _unit(test_MD)
     if n_components is not None and n_components < train_ND.shape[1]:
         pca = PCA(min(n_components, len(train_ND)), svd_solver="covariance_eigh").fit(train_ND)
         train_ND, test_MD = pca.transform(train_ND), pca.transform(test_MD)
     if distance == "cosine":
-        train_ND, test_MD = _unit(train_ND), _unit(test_MD)
+        train_ND, test_MD = _with_inner_products_as_distances(train_ND, test_MD)
     k = min(n_neighbours if n_neighbours is not None else round(len(train_ND) ** 0.5), len(train_ND))
     k = max(1, k - 1 + k % 2)
     classes, codes = np.unique(labels_N, return_inverse=True)
     votes = np.empty((len(test_MD), len(classes)))
     for block, distances, found in nearest(train_ND, test_MD, k):
-        # Of vectors of length 1, cosine = 1 - distance^2 / 2; the constant factor exp(1 / T) goes with the total.
+        # similarity = constant of the query - distance^2 / 2, and the constant goes with the total.
         weights = 1 / (distances + CLOSEST) if distance == "euclidean" else np.exp(-(distances**2) / 2 / TEMPERATURE)
         place = np.arange(len(found))[:, None] * len(classes) + codes[found]
         of_class = np.bincount(place.ravel(), weights.ravel(), len(found) * len(classes)).reshape(-1, len(classes))
@@ -125,6 +130,16 @@ def top_credit(scores_MK: Floats, classes: Codes, labels_M: Codes, top: int) -> 
     own = scores_MK[np.arange(len(labels_M)), np.where(is_known, place, 0)][:, None]
     n_better, n_equal = (scores_MK > own).sum(axis=1), (scores_MK == own).sum(axis=1)
     return np.where(is_known, np.clip((top - n_better) / n_equal, 0.0, 1.0), 0.0)
+
+
+def _with_inner_products_as_distances(
+    references_ND: NDArray[np.floating], queries_MD: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Both with one dimension more, in which references are all as far from the origin: the nearest have the greatest
+    inner product, and distance^2 = constant of the query - 2 inner products."""
+    squares_N = np.square(references_ND.astype(np.float64)).sum(axis=1)
+    more_N = np.sqrt(np.maximum(squares_N.max() - squares_N, 0.0))
+    return np.column_stack([references_ND, more_N]), np.column_stack([queries_MD, np.zeros(len(queries_MD))])
 
 
 def _unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
