@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from scipy.stats.contingency import association
 
 from cytolake.benchmark.guard_rails import (
     batch_leakage,
     dose_response,
     false_positives_of_groups,
     false_positives_of_wells,
-    label_confounding,
     random_groups,
 )
 from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig
@@ -228,49 +226,6 @@ def test_dose_inputs_that_cannot_work_are_refused():
         dose_response(broken, compounds, doses, plates, is_control)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_cramers_v_is_scipys(seed):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 5, size=80)
-    batches = np.where(random.random(80) < 0.5, labels % 3, random.integers(0, 3, size=80))
-    result = label_confounding([f"L{x}" for x in labels], [f"B{x}" for x in batches])
-    table = pd.crosstab(labels, batches).to_numpy()
-    assert result.cramers_v == pytest.approx(association(table, method="cramer"), abs=1e-12)
-    assert 0 <= result.cramers_v_corrected < result.cramers_v
-
-
-def test_the_corrected_v_of_labels_at_random_is_near_zero_and_the_plain_one_is_not():
-    random = np.random.default_rng(0)
-    labels, batches = ([f"{x}" for x in random.integers(0, n, size=300)] for n in (40, 10))
-    result = label_confounding(labels, batches)
-    assert result.cramers_v > 0.3
-    assert result.cramers_v_corrected < 0.15
-
-
-def test_labels_of_one_batch_are_named_loudly():
-    labels, batches = ["a", "a", "b", "b", "c"], ["X", "Y", "X", "X", "Y"]
-    result = label_confounding(labels, batches)
-    assert result.warning.startswith("WARNING: LABEL CONFOUNDED WITH BATCH. 2 of 3 labels")
-    assert "b (X), c (Y)" in result.warning
-    assert result.table.to_pylist() == [
-        {"label": "a", "n_wells": 2, "n_batches": 2, "only_batch": None},
-        {"label": "b", "n_wells": 2, "n_batches": 1, "only_batch": "X"},
-        {"label": "c", "n_wells": 1, "n_batches": 1, "only_batch": "Y"},
-    ]
-
-
-def test_labels_in_every_batch_need_no_warning_and_one_batch_needs_another():
-    spread = label_confounding(["a", "b"] * 4, ["X"] * 4 + ["Y"] * 4)
-    assert (spread.warning, spread.cramers_v) == ("", 0.0)
-    tied = label_confounding(["a", "b"] * 4, ["X", "Y"] * 4)
-    assert tied.cramers_v == 1.0
-    single = label_confounding(["a", "b"], ["X", "X"])
-    assert "ALL WELLS ARE OF ONE BATCH" in single.warning
-    assert math.isnan(single.cramers_v)
-    with pytest.raises(ValueError, match="0 labels and 0 batches"):
-        label_confounding([], [])
-
-
 def test_groups_that_cannot_be_tested_are_an_error():
     vectors, batches = make_wells(2, 10)
     with pytest.raises(ValueError, match="no group of 20 control wells has 2 finite wells"):
@@ -293,8 +248,6 @@ def test_real_plates_leak_and_real_doses_act(real_data):
     weeks = wells["Metadata_Plate"].str.split("_").str[0].tolist()
     compounds, doses = wells["Metadata_Compound"].tolist(), wells["Metadata_Concentration"].tolist()
     is_control = np.asarray([name == "DMSO" for name in compounds])
-    confounded = label_confounding(compounds, weeks)
-    assert "LABEL CONFOUNDED WITH BATCH" in confounded.warning
     result = dose_response(features, compounds, doses, weeks, is_control, n_draws=199)
     assert result.increasing.total == 19
     assert result.increasing.low > 0.05

@@ -10,7 +10,8 @@ import pytest
 import zarr
 
 from cytolake.screens import storage
-from cytolake.screens.images.pixels import focus_of, read_site, resolve_sharpest
+from cytolake.screens.images.focus import focus_of
+from cytolake.screens.images.pixels import read_site, resolve_sharpest
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 

@@ -62,7 +62,8 @@ def test_an_image_has_the_metrics_and_verdicts_that_ingest_stored_for_it(judged)
         assert sent == stored
         n_compared += len(sent)
         assert verdict.qc_id == PROFILE.qc_id
-    assert n_compared == 6 * 2 * (len([rule for rule in PROFILE.rules if rule.level == "site"]) - 3)
+    # Three rules need the plate, and `debris` needs sites of more objects than these have.
+    assert n_compared == 6 * 2 * (len([rule for rule in PROFILE.rules if rule.level == "site"]) - 4)
 
 
 def test_what_fails_alone_fails_on_its_plate_too():
@@ -102,6 +103,14 @@ def test_the_spoilt_channel_is_named_with_the_reason():
     assert saturation.startswith("ER: saturated: ")
     assert "(saturated_share 0.0" in saturation
     assert "limit 0.004)" in saturation
+
+
+def test_a_rule_of_fluorescence_is_named_as_not_judged_in_brightfield():
+    verdict = judge_pixels(cells(), ("DNA", "phase contrast"), PROFILE)
+    reasons = {left.rule: left.reason for left in verdict.not_judged}
+    assert reasons["noise"] == "not judged in Brightfield: made for fluorescence; Brightfield is brightfield"
+    assert "noise" not in {each.rule for each in verdict.channels[1].verdicts}
+    assert "noise" in {each.rule for each in verdict.channels[0].verdicts}
 
 
 def test_a_sound_image_passes():

@@ -3,7 +3,8 @@
 - Batch leakage: can the plate or batch of a well be told from its vector?
 - False positives: are control wells called as often as the level of the test says?
 - Dose: does a compound's distance from the controls grow with its concentration?
-- Confounding: are labels tied to batches, so that a score on the label may be a score on the batch?
+
+What labels and positions have in common is in `confounding`.
 
 Shapes: N wells, D features, K batches, B draws.
 """
@@ -47,14 +48,6 @@ DOSE_SCHEMA = pa.schema(
         pa.field("n_wells", pa.int64(), nullable=False),
         pa.field("n_doses", pa.int64(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-    ]
-)
-CONFOUNDING_SCHEMA = pa.schema(
-    [
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("n_wells", pa.int64(), nullable=False),
-        pa.field("n_batches", pa.int64(), nullable=False),
-        pa.field("only_batch", pa.string()),
     ]
 )
 
@@ -115,20 +108,6 @@ class DoseResponse:
     """The same with q (Benjamini-Hochberg over the compounds) up to alpha."""
     median_spearman: float
     """Of those tested; NaN where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Confounding:
-    """How far labels and batches go together."""
-
-    table: pa.Table
-    """`CONFOUNDING_SCHEMA`, sorted by label; `only_batch` names the batch of a label that is in no other."""
-    cramers_v: float
-    """0 where labels are spread alike over batches, 1 where one tells the other; NaN for one label or one batch."""
-    cramers_v_corrected: float
-    """The same less what chance gives with few wells; Bergsma 2013, doi:10.1016/j.jkss.2012.10.002."""
-    warning: str
-    """Empty where every label is in two batches or more."""
 
 
 def batch_leakage(
@@ -417,72 +396,6 @@ def dose_response(
     )
     median = float(np.median(np.asarray(rhos, np.float64))) if rhos else math.nan
     return DoseResponse(pa.Table.from_pylist(table_rows, schema=DOSE_SCHEMA), increasing, discovered, median)
-
-
-def label_confounding(labels: Sequence[str], batches: Sequence[str]) -> Confounding:
-    """In how many batches each label occurs, and how strongly labels and batches go together.
-
-    Args:
-        labels: (N,) what a benchmark predicts or groups by, of each well.
-        batches: (N,)
-
-    Raises:
-        ValueError: Arguments of different lengths, or no well.
-    """
-    if len(labels) != len(batches) or not len(labels):
-        raise ValueError(f"{len(labels)} labels and {len(batches)} batches, expected as many of each, 1 or more.")
-    names, of_label = np.unique(np.asarray([str(x) for x in labels]), return_inverse=True)
-    batch_names, of_batch = np.unique(np.asarray([str(x) for x in batches]), return_inverse=True)
-    # Only the cells that hold a well: a table of all labels by all batches could be large and nearly empty.
-    cells, observed = np.unique(of_label * len(batch_names) + of_batch, return_counts=True)
-    row, column = cells // len(batch_names), cells % len(batch_names)
-    n, n_of_label, n_of_batch = len(labels), np.bincount(of_label), np.bincount(of_batch)
-    n_batches = np.bincount(row, minlength=len(names))
-    only = {int(r): str(batch_names[c]) for r, c in zip(row, column, strict=True) if n_batches[r] == 1}
-    # chi^2 / n = sum of observed^2 / (row total x column total) - 1
-    phi_square = max(float((observed**2 / (n_of_label[row] * n_of_batch[column])).sum()) - 1, 0.0)
-    table = pa.Table.from_pylist(
-        [
-            {
-                "label": str(name),
-                "n_wells": int(n_of_label[i]),
-                "n_batches": int(n_batches[i]),
-                "only_batch": only.get(i),
-            }
-            for i, name in enumerate(names)
-        ],
-        schema=CONFOUNDING_SCHEMA,
-    )
-    v, corrected = _cramers_v(phi_square, n, len(names), len(batch_names))
-    return Confounding(table, v, corrected, _warning(names.tolist(), only, len(batch_names), v))
-
-
-def _warning(names: Sequence[str], only: dict[int, str], n_batches: int, v: float) -> str:
-    if not only:
-        return ""
-    if n_batches == 1:
-        return (
-            "WARNING: ALL WELLS ARE OF ONE BATCH. No score on these wells says whether it would hold in another batch."
-        )
-    shown = ", ".join(f"{names[i]} ({batch})" for i, batch in list(only.items())[:5])
-    more = f" and {len(only) - 5} more" if len(only) > 5 else ""
-    return (
-        f"WARNING: LABEL CONFOUNDED WITH BATCH. {len(only)} of {len(names)} labels occur in one batch only: "
-        f"{shown}{more}; Cramer's V is {v:.2f}. A score on these labels may be a score on the batch. Replicate them "
-        "over batches, or report the score without them."
-    )
-
-
-def _cramers_v(phi_square: float, n: int, n_rows: int, n_columns: int) -> tuple[float, float]:
-    least = min(n_rows, n_columns) - 1
-    if least < 1:
-        return math.nan, math.nan
-    v = math.sqrt(min(phi_square / least, 1.0))
-    if n < 2:
-        return v, math.nan
-    corrected = max(phi_square - (n_rows - 1) * (n_columns - 1) / (n - 1), 0.0)
-    least_corrected = min(k - (k - 1) ** 2 / (n - 1) for k in (n_rows, n_columns)) - 1
-    return v, math.sqrt(min(corrected / least_corrected, 1.0)) if least_corrected > 0 else math.nan
 
 
 def _spearman_test(

@@ -26,6 +26,10 @@ class ChannelVocabulary:
     names: tuple[str, ...]
     aliases: Mapping[str, str] = field(repr=False)
     """Folded spelling to name, for `cytolake.screens.channel_names`; every name is among the spellings."""
+    modalities: Mapping[str, str] = field(repr=False)
+    """Name to how it is imaged: fluorescence, brightfield or phase."""
+    default_modality: str
+    """Of names that are not in the vocabulary."""
 
     def canonical(self, name: str) -> str:
         """The vocabulary's spelling of a stain; a name it does not know comes back trimmed.
@@ -85,7 +89,8 @@ def channel_vocabulary() -> ChannelVocabulary:
     Raises:
         CatalogError: Two stains share a spelling.
     """
-    entries = _load("channels.yaml")["channels"]
+    declared = _load("channels.yaml")
+    entries, default = declared["channels"], str(declared["default_modality"])
     spellings = {str(entry["name"]): [str(alias) for alias in entry.get("aliases", ())] for entry in entries}
     if len(spellings) != len(entries):
         raise CatalogError("catalog/channels.yaml: a stain is there twice. Keep one of them.")
@@ -93,7 +98,12 @@ def channel_vocabulary() -> ChannelVocabulary:
         aliases = channel_names.alias_table(spellings)
     except ValueError as error:
         raise CatalogError(f"catalog/channels.yaml: {error}") from error
-    return ChannelVocabulary(names=tuple(spellings), aliases=aliases)
+    return ChannelVocabulary(
+        names=tuple(spellings),
+        aliases=aliases,
+        modalities={str(entry["name"]): str(entry.get("modality", default)) for entry in entries},
+        default_modality=default,
+    )
 
 
 @cache

@@ -217,7 +217,7 @@ class Catalog:
             wells: Positions such as `B03`.
             perturbations: As in wells.perturbation.
             passes_qc: A profile of catalog/qc.yaml: crops of sites that fail one of its rules in any channel are left
-                out. A site that the profile has not judged passes.
+                out, also by a rule that fails most controls of a plate. A site that the profile has not judged passes.
             columns: Of the table crops; all by default.
 
         Raises:

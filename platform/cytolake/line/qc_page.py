@@ -5,8 +5,6 @@ Every number is a row of qc_verdicts or qc_metrics; pictures are read from the s
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,25 +16,25 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from cytolake.catalog import Catalog, CatalogError
-from cytolake.catalog.qc.levels import median_and_sd, plate_shape
-from cytolake.catalog.qc.verdicts import QcRule, profile_of
+from cytolake.catalog.qc.control_failures import failing_controls
+from cytolake.catalog.qc.levels import median_and_sd
+from cytolake.catalog.qc.rules import QcRule
+from cytolake.catalog.qc.verdicts import profile_of
 from cytolake.line.page import write_page
-from cytolake.screens.images.pixels import read_site, site_image
-from cytolake.screens.plate import ScreenError
+from cytolake.line.plate_maps import PlateGrid, PlateMap, limit_colour, measured_colour, share_colour
+from cytolake.line.qc_pictures import in_turn, pictures_of, treatment
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
 PAGE_FILE = "qc.html"
-THUMBNAIL_PX = 220
 ROWS_SHOWN = 40
 """Of each plate's failed wells and failed sites; the tables hold them all."""
+REASONS_SHOWN = 3
+"""Of why a rule did not judge, the most frequent."""
 ALL_CHANNELS = "all channels"
-FINE_DETAIL = {"focus_slope", "laplacian_variance", "tenengrad", "noise_share"}
-"""Metrics whose failure shows only at full resolution: the picture is the middle of the field then."""
 MEASURED = {
     "mean": "mean, counts",
     "background_floor": "background, counts",
@@ -46,18 +44,6 @@ MEASURED = {
     "object_count": "objects",
 }
 """Metrics that are drawn as they are, with what a reader calls them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Map:
-    """One small plate: a picture with one pixel for each well."""
-
-    picture: str
-    """Data URI of a PNG."""
-    says: str
-    """Alternative text, shown by a pointer that rests on it."""
-    note: str
-    n_failed: int = 0
 
 
 @dataclass(slots=True)
@@ -72,16 +58,16 @@ class _Plate:
     n_judged_sites: int = 0
     n_failed_sites: int = 0
     n_failed_wells: int = 0
-    failed_map: _Map | None = None
+    failed_map: PlateMap | None = None
     rules: list[tuple[str, int]] = field(default_factory=list)
     """Rules that failed on it and how often, most frequent first."""
     plate_rows: list[Row] = field(default_factory=list)
     channels: list[str] = field(default_factory=list)
     """Columns of the maps of limits."""
-    limits: list[tuple[str, list[_Map | None]]] = field(default_factory=list)
+    limits: list[tuple[str, list[PlateMap | None]]] = field(default_factory=list)
     stains: list[str] = field(default_factory=list)
     """Columns of the maps of measurements."""
-    measured: list[tuple[str, list[_Map | None]]] = field(default_factory=list)
+    measured: list[tuple[str, list[PlateMap | None]]] = field(default_factory=list)
     wells: list[Row] = field(default_factory=list)
     n_well_rows: int = 0
     sites: list[Row] = field(default_factory=list)
@@ -136,10 +122,12 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
     tally = _Tally()
     worst: list[Row] = []
     typical: dict[str, str] = {}
+    suspended: list[str] = []
     for plate_id, named in verdicts_of.items():
         with _tables_of(catalog, qc_id, plate_id, rules) as tables:
             tally.add(tables)
             plates.append(_plate(tables, named, list(says)))
+            suspended += [_suspension(row, named["plate"]) for row in _query(tables, _SUSPENDED)]
             worst += _query(tables, _WORST.format(n_worst=n_worst))
             for row in _query(tables, _TYPICAL):
                 typical[plate_id] = row["site_id"]
@@ -160,7 +148,8 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
         rules=tally.rows(says),
         channels=tally.channels,
         plates=plates,
-        pictures=_pictures(catalog, _in_turn(worst, n_worst), typical),
+        pictures=[_shown(row) for row in pictures_of(catalog, in_turn(worst, n_worst), typical)],
+        suspended=suspended,
         n_shown=ROWS_SHOWN,
     )
 
@@ -172,14 +161,14 @@ def _quoted(text: str) -> str:
 _SCORED = """
 with judged as (
     select coalesce(v.level, 'site') as level, v.plate_id, coalesce(s.well_id, v.well_id, '') as well_id, v.site_id,
-           v.channel, v.rule, v.metric, v.value, v.threshold, v.is_pass,
+           v.channel, v.rule, v.metric, v.value, v.threshold, v.is_pass, coalesce(v.reason, '') as reason,
            coalesce(k.is_outside, false) as is_outside, coalesce(k.statistic, 'value') as statistic
     from verdicts v left join sites s on s.site_id = v.site_id left join rules k on k.rule = v.rule
 ), centred as (
     select *, median(case when isfinite(value) then value end) over (partition by level, rule, channel) as middle
     from judged
 )
-select level, plate_id, well_id, site_id, channel, rule, metric, statistic, value, threshold, is_pass,
+select level, plate_id, well_id, site_id, channel, rule, metric, statistic, value, threshold, is_pass, reason,
        not is_pass or (threshold is not null and value is not null) as is_judged,
        case when threshold is null or value is null then null
             when is_pass then greatest(0, least(1, raw)) else greatest(1.001, raw) end as score
@@ -199,6 +188,8 @@ select * from (
     from scored where level = 'site' and not is_pass
 ) where place <= {n_worst}
 """
+
+_SUSPENDED = f"select * from ({failing_controls('verdicts')}) order by n_failed desc, rule, channel"
 
 _TYPICAL = """
 with passed as (
@@ -243,6 +234,14 @@ def _query(tables: duckdb.DuckDBPyConnection, query: str) -> list[Row]:
     return rows
 
 
+def _suspension(row: Row, plate: str) -> str:
+    unit = "sites of negative controls" if row["level"] == "site" else "negative-control wells"
+    return (
+        f"{row['rule'].replace('_', ' ')} fails {row['n_failed']} of {row['n_judged']} {unit} of plate {plate}"
+        f"{' in ' + row['channel'] if row['channel'] else ''}."
+    )
+
+
 class _Tally:
     """Verdicts of all plates by rule, failures also by channel."""
 
@@ -251,6 +250,8 @@ class _Tally:
         self.failed: Counter[tuple[str, str]] = Counter()
         self.not_judged: Counter[tuple[str, str]] = Counter()
         self.by_channel: Counter[tuple[str, str, str]] = Counter()
+        self.reasons: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        """Why verdicts were not given."""
 
     @property
     def channels(self) -> list[str]:
@@ -261,13 +262,16 @@ class _Tally:
         for row in _query(
             tables,
             "select level, rule, channel, count(*) filter (is_judged) as judged, "
-            "count(*) filter (not is_pass) as failed, count(*) filter (not is_judged) as not_judged from scored "
+            "count(*) filter (not is_pass) as failed, count(*) filter (not is_judged) as not_judged, "
+            "coalesce(list(distinct reason) filter (not is_judged and reason <> ''), []) as reasons from scored "
             "group by all",
         ):
             key = (row["level"], row["rule"])
             self.judged[key] += row["judged"]
             self.failed[key] += row["failed"]
             self.not_judged[key] += row["not_judged"]
+            for reason in row["reasons"]:
+                self.reasons[key][reason] += row["not_judged"]
             if row["judged"]:
                 self.by_channel[*key, row["channel"] or ALL_CHANNELS] += row["failed"]
 
@@ -283,6 +287,7 @@ class _Tally:
                 "judged": self.judged[level, rule],
                 "failed": self.failed[level, rule],
                 "not_judged": self.not_judged[level, rule],
+                "reasons": [reason for reason, _ in self.reasons[level, rule].most_common(REASONS_SHOWN)],
                 "channels": [self.by_channel.get((level, rule, channel)) for channel in self.channels],
             }
             for level, rule in keys
@@ -296,7 +301,7 @@ def _in_order(channels: set[str]) -> list[str]:
 
 def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _Plate:
     wells = _query(tables, "select * from wells")
-    grid = _Grid(wells)
+    grid = PlateGrid(wells)
     told = {row["well_id"]: row for row in wells}
     plate = _Plate(plate_id=named["plate_id"], name=named["plate"], screen=named["screen"], batch=named["batch"] or "")
     by_well = _query(
@@ -314,7 +319,7 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
     plate.n_failed_sites = sum(row["failed"] for row in by_well)
     plate.n_failed_wells = sum(row["is_failed"] for row in by_well)
     shares = {row["well_id"]: row["failed"] / row["n"] for row in by_well if row["n"]}
-    plate.failed_map = grid.map(shares, _share_colour, f"{named['plate']}: share of each well's sites that failed", "")
+    plate.failed_map = grid.map(shares, share_colour, f"{named['plate']}: share of each well's sites that failed", "")
     _add_rules(tables, plate, grid, order)
     _add_measured(tables, plate, grid)
     failed = _query(
@@ -324,7 +329,7 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
     )
     for row in failed:
         row["well"] = told.get(row["well_id"], {}).get("well", "")
-        row["treatment"] = _treatment(told.get(row["well_id"], {}))
+        row["treatment"] = treatment(told.get(row["well_id"], {}))
     plate.rules = Counter(row["rule"] for row in failed if row["level"] == "site").most_common(4)
     plate.wells = [_shown(row) for row in failed if row["level"] == "well"]
     plate.sites = [_shown(row) for row in failed if row["level"] == "site"]
@@ -337,11 +342,6 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
     return plate
 
 
-def _treatment(well: Row) -> str:
-    control = f"{well['control']} control" if well.get("control") else ""
-    return " · ".join(part for part in (well.get("perturbation"), control) if part)
-
-
 def _shown(row: Row) -> Row:
     return row | {
         "channel": row["channel"] or ALL_CHANNELS,
@@ -349,6 +349,7 @@ def _shown(row: Row) -> Row:
         "value": _number(row["value"]),
         "threshold": _number(row["threshold"]),
         "verdict": ("pass" if row["is_pass"] else "fail") if row["is_judged"] else "not judged",
+        "why": row["reason"] if not row["is_judged"] else "",
     }
 
 
@@ -358,7 +359,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _add_rules(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid, order: list[str]) -> None:
+def _add_rules(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: PlateGrid, order: list[str]) -> None:
     rows = _query(
         tables,
         """
@@ -372,7 +373,7 @@ def _add_rules(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid, or
         found[row["rule"]][row["channel"] or ALL_CHANNELS].append(row)
     plate.channels = _in_order({channel for of_rule in found.values() for channel in of_rule})
     for rule in sorted(found, key=lambda rule: (order.index(rule) if rule in order else len(order), rule)):
-        maps: list[_Map | None] = []
+        maps: list[PlateMap | None] = []
         for channel in plate.channels:
             here = found[rule].get(channel, [])
             limit = next((row["threshold"] for row in here if row["threshold"] is not None), None)
@@ -381,7 +382,7 @@ def _add_rules(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid, or
             maps.append(
                 grid.map(
                     {row["well_id"]: row["score"] for row in here},
-                    _limit_colour,
+                    limit_colour,
                     f"{rule}, {channel}: {n_failed} {unit} failed, limit {_number(limit)}",
                     "no limit" if limit is None else f"limit {_number(limit)}",
                     n_failed,
@@ -392,14 +393,14 @@ def _add_rules(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid, or
         plate.limits.append((rule, maps))
 
 
-def _add_measured(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid) -> None:
+def _add_measured(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: PlateGrid) -> None:
     means = ", ".join(f"avg(m.{metric}) as {metric}" for metric in MEASURED)
     rows = _query(
         tables, f"select s.well_id, m.channel, {means} from metrics m join sites s using (site_id) group by all"
     )
     plate.stains = sorted({row["channel"] for row in rows})
     for metric, name in MEASURED.items():
-        maps: list[_Map | None] = []
+        maps: list[PlateMap | None] = []
         for channel in plate.stains:
             values = {
                 row["well_id"]: row[metric] for row in rows if row["channel"] == channel and row[metric] is not None
@@ -411,7 +412,7 @@ def _add_measured(tables: duckdb.DuckDBPyConnection, plate: _Plate, grid: _Grid)
             maps.append(
                 grid.map(
                     {well: (value - low) / max(high - low, 1e-12) for well, value in values.items()},
-                    _measured_colour,
+                    measured_colour,
                     f"{name}, {channel}: {_number(low)} to {_number(high)}",
                     f"{_number(low)} – {_number(high)}",
                 )
@@ -425,145 +426,3 @@ def _usual_range(values: Floats) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     median, sd = median_and_sd(values)
     return (max(low, median - 3 * sd), min(high, median + 3 * sd)) if sd > 0 else (low, high)
-
-
-class _Grid:
-    """Draws one value for each well of a plate."""
-
-    def __init__(self, wells: list[Row]) -> None:
-        self.place = {
-            row["well_id"]: (row["row"], row["column"]) for row in wells if None not in (row["row"], row["column"])
-        }
-        rows, columns = zip(*self.place.values(), strict=True) if self.place else ((0,), (0,))
-        self.shape = plate_shape(max(rows), max(columns))
-
-    def map(self, values: dict[str, float | None], colour: Any, says: str, note: str, n_failed: int = 0) -> _Map | None:
-        """The map, None where no well with a value has a place. Wells without one are left clear."""
-        pixels = np.zeros((*self.shape, 4), np.uint8)
-        placed = [(self.place[well], value) for well, value in values.items() if well in self.place]
-        if not placed:
-            return None
-        for (row, column), value in placed:
-            pixels[row, column] = (*(colour(value) if value is not None else NO_LIMIT_COLOUR), 255)
-        return _Map(picture=_data_uri(Image.fromarray(pixels), "png"), says=says, note=note, n_failed=n_failed)
-
-
-NO_LIMIT_COLOUR = (150, 156, 162)
-CALM, NEAR, BEYOND, FAR = ((198, 213, 226), (44, 120, 178), (240, 140, 30), (165, 20, 30))
-
-# Readers with any colour vision see it alike: Nunez, Anderton and Renslow 2018, doi:10.1371/journal.pone.0199239.
-CIVIDIS = ((0, 34, 78), (66, 78, 108), (125, 124, 120), (187, 175, 113), (254, 232, 56))
-
-
-def _limit_colour(score: float) -> tuple[int, int, int]:
-    """Pale to blue up to the limit, orange to red from there to three times as far."""
-    return _between(CALM, NEAR, score) if score <= 1 else _between(BEYOND, FAR, (score - 1) / 2)
-
-
-def _share_colour(share: float) -> tuple[int, int, int]:
-    return CALM if share == 0 else _between(BEYOND, FAR, share)
-
-
-def _measured_colour(share: float) -> tuple[int, int, int]:
-    place = min(1.0, max(0.0, share)) * (len(CIVIDIS) - 1)
-    index = min(int(place), len(CIVIDIS) - 2)
-    return _between(CIVIDIS[index], CIVIDIS[index + 1], place - index)
-
-
-def _between(first: tuple[int, int, int], last: tuple[int, int, int], share: float) -> tuple[int, int, int]:
-    share = min(1.0, max(0.0, share))
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, last, strict=True))
-    return red, green, blue
-
-
-def _in_turn(rows: list[Row], n: int) -> list[Row]:
-    """The n sites to show: the worst of each rule, then the second of each; every site once."""
-    by_rule: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (-row["score"], row["site_id"], row["channel"])):
-        by_rule[row["rule"]].append(row)
-    queues = [iter(by_rule[rule]) for rule in sorted(by_rule)]
-    chosen: dict[str, Row] = {}
-    while queues and len(chosen) < n:
-        for queue in list(queues):
-            found = next((row for row in queue if row["site_id"] not in chosen), None)
-            if found is None:
-                queues.remove(queue)
-            elif len(chosen) < n:
-                chosen[found["site_id"]] = found
-    return list(chosen.values())
-
-
-def _pictures(catalog: Catalog, chosen: list[Row], typical: dict[str, str]) -> list[Row]:
-    if not chosen:
-        return []
-    plates = sorted({row["plate_id"] for row in chosen})
-    wanted = {row["site_id"] for row in chosen} | {typical[plate] for plate in plates if plate in typical}
-    sites = {
-        row["site_id"]: row
-        for row in catalog.sql(
-            "select s.*, w.perturbation, w.control from sites s join shown using (site_id) "
-            "left join wells w using (well_id)",
-            shown=pa.table({"site_id": sorted(wanted)}),
-        ).to_pylist()
-    }
-    contrasts = _contrasts(catalog, plates)
-    calm: dict[str, NDArray[Any]] = {}
-    pictures = []
-    for row in chosen:
-        site = sites.get(row["site_id"])
-        if site is None:  # verdicts of a site that is in the catalog no more
-            continue
-        picture = _shown(row) | {"plate": site["plate"], "well": site["well"], "site": site["site"], "problem": ""}
-        picture["treatment"] = _treatment(site)
-        picture["is_middle"] = row["metric"] in FINE_DETAIL
-        picture["failed"] = picture["typical"] = ""
-        try:
-            pixels = read_site(site_image(site), is_corrected=False)
-            picture["failed"] = _thumbnail(pixels, site, row, contrasts)
-            other = typical.get(row["plate_id"], "")
-            if other in sites:
-                if other not in calm:
-                    calm = {other: read_site(site_image(sites[other]), is_corrected=False)}  # one at a time in memory
-                picture["typical"] = _thumbnail(calm[other], sites[other], row, contrasts)
-        except (ScreenError, OSError) as error:
-            picture["problem"] = str(error)
-        pictures.append(picture)
-    return pictures
-
-
-def _contrasts(catalog: Catalog, plates: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Counts drawn black and white, by plate and stain: the same for all its sites, so an empty one looks empty."""
-    rows = catalog.sql(
-        "select plate_id, channel, median(p01) as low, quantile_cont(p99, 0.8) as high from qc_metrics "
-        "join drawn using (plate_id) group by all",
-        drawn=pa.table({"plate_id": plates}),
-    ).to_pylist()
-    return {(row["plate_id"], row["channel"]): (row["low"], row["high"]) for row in rows}
-
-
-def _thumbnail(
-    pixels: NDArray[Any], site: Row, verdict: Row, contrasts: dict[tuple[str, str], tuple[float, float]]
-) -> str:
-    """The failed channel, or the mean of all of them, as a picture of at most THUMBNAIL_PX."""
-    names = list(site["channels"])
-    if verdict["channel"] in names:
-        index = names.index(verdict["channel"])
-        names, pixels = names[index : index + 1], pixels[index : index + 1]
-    height, width = pixels.shape[1:]
-    if verdict["metric"] in FINE_DETAIL:
-        size = min(THUMBNAIL_PX, height, width)
-        top, left = (height - size) // 2, (width - size) // 2
-        pixels = pixels[:, top : top + size, left : left + size]
-    stretched = []
-    for name, channel in zip(names, pixels, strict=True):
-        low, high = contrasts.get((verdict["plate_id"], name), (float(channel.min()), float(channel.max())))
-        stretched.append(np.clip((channel.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1))
-    picture = Image.fromarray((255 * np.mean(stretched, axis=0)).astype(np.uint8))
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
-    return _data_uri(picture, "jpeg")
-
-
-def _data_uri(picture: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

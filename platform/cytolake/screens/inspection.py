@@ -36,6 +36,8 @@ from cytolake.screens.storage import is_uri
 if TYPE_CHECKING:
     from rich.console import Console
 
+N_FOCUS_SITES = 4
+"""Of a screen with z = sharpest: their planes are read."""
 N_SAMPLED_SITES = 3  # of each plate: first, middle and last, which an export cut short does not have all
 N_SAMPLED_PLATES_MAX = 32
 _N_PREFIX_TRIALS = 20
@@ -148,6 +150,8 @@ def inspect_screen(
     crop_size: int = 64,
 ) -> Inspection:
     """Look at a screen as an ingest would, and read the headers of a few images. Writes nothing.
+
+    With `z` sharpest the planes of up to four sites are read too.
 
     A screen that cannot be ingested is an answer, not an error: then `plates` is empty and `problems` says why.
 
@@ -448,12 +452,44 @@ def _advice(
         )
     if source.z == "keep" and any(site.z for plate in plates for site in plate.sites):
         told.append("Each focal plane is a site of its own; set z to max (projection) or sharpest to have one.")
+    if source.z == "sharpest":
+        told += _focus_advice(plates)
     if plates and not any(plate.wells for plate in plates):
         told.append(
             "Nothing says what was done to the wells; write a platemap.csv with columns plate, well, perturbation, "
             "control, or set plate_map."
         )
     return told
+
+
+def _focus_advice(plates: Sequence[Plate]) -> list[str]:
+    """On how many of some sites, whose planes are read, the measures of focus disagree."""
+    from cytolake.screens.images.focus import MEASURES  # scipy takes a moment to import
+    from cytolake.screens.images.pixels import choose_plane
+
+    series = [site for plate in plates for site in plate.sites if site.z == "sharpest" and max(site.planes) > 1]
+    last = len(series) - 1
+    sampled = [series[i] for i in sorted({round(i * last / max(N_FOCUS_SITES - 1, 1)) for i in range(N_FOCUS_SITES)})]
+    n_read, split = 0, []
+    for site in sampled if series else ():
+        try:
+            chosen, choice = choose_plane(site)
+        except ScreenError:  # an ingest puts such a site into quarantine
+            continue
+        n_read += 1
+        if choice is not None and not choice.is_unanimous:
+            names = [site.plane_names[plane] for plane in choice.of_measures]
+            of_each = ", ".join(f"{m.replace('_', ' ')} {name}" for m, name in zip(MEASURES, names, strict=True))
+            split.append(f"plate {site.plate}, well {site.well}, site {site.site}: {of_each}; {chosen.z} is taken")
+    if not n_read:
+        return []
+    if not split:
+        return [f"Sharpest plane: all measures of focus agree on {_count(n_read, 'sampled site')}."]
+    return [
+        f"Sharpest plane: the measures of focus disagree on {len(split)} of {_count(n_read, 'sampled site')}. The "
+        f"plane with the best median rank is taken there: {split[0]}. Where planes far apart are named, look at the "
+        "images, or set z to max."
+    ]
 
 
 def _fields_that_differ(source: ScreenSource) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, channel_vocabulary, table_contract
 from cytolake.catalog.qc.metrics import METRICS, measure_site
-from cytolake.catalog.qc.verdicts import QcProfile, QcRule, profile_of
+from cytolake.catalog.qc.rules import QcRule
+from cytolake.catalog.qc.verdicts import QcProfile, profile_of
 from cytolake.serving.problems import ServingError
 
 
@@ -76,7 +77,7 @@ class NotJudged:
     rule: str
     level: str
     is_partly: bool
-    """Its absolute limit was applied; the one relative to the plate was not."""
+    """Its absolute limit was applied, and the one relative to the plate was not; or it judged some channels only."""
     reason: str
     """Such as `not judged: needs the plate`."""
 
@@ -146,7 +147,7 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
     if pixels_CHW.dtype.kind == "f" and not np.isfinite(pixels_CHW).all():
         raise ServingError(status=422, detail="the image holds NaN or infinite pixels. Send finite intensities.")
     names = [channel_vocabulary().canonical(name) for name in channels]
-    measured = measure_site(pixels_CHW)
+    measured = measure_site(pixels_CHW, names)
     metrics = table_contract("qc_metrics").rows(
         {"site_id": "sent", "plate_id": "sent", "channel": name, "channel_index": index, **values}
         for index, (name, values) in enumerate(zip(names, measured, strict=True))
@@ -155,7 +156,8 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
     alone = replace(profile, min_sites=max(2, profile.min_sites))
     # judge() looks for the wells' places: without any, rules of wells and plates are left out.
     says = {rule.name: rule.says for rule in profile.rules}
-    found = [_verdict(row, says) for row in alone.judge(metrics).to_pylist() if row["threshold"] is not None]
+    rows = alone.judge(metrics).to_pylist()
+    found = [_verdict(row, says) for row in rows if row["threshold"] is not None]
     qualities = []
     for index, (name, values) in enumerate(zip(names, measured, strict=True)):
         verdicts = tuple(verdict for verdict in found if verdict.channel_index == index)
@@ -174,7 +176,7 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
         qc_id=profile.qc_id,
         is_pass=all(quality.is_pass for quality in qualities),
         channels=tuple(qualities),
-        not_judged=tuple(left for rule in profile.rules if (left := _not_judged(rule)) is not None),
+        not_judged=tuple(left for rule in profile.rules if (left := _not_judged(rule, rows)) is not None),
     )
 
 
@@ -261,9 +263,16 @@ def _verdict(row: Mapping[str, Any], says: Mapping[str, str]) -> RuleVerdict:
     return RuleVerdict(**{name: row[name] for name in columns}, says=says.get(row["rule"], ""))
 
 
-def _not_judged(rule: QcRule) -> NotJudged | None:
-    """Why one image is not enough for the rule; None where it is."""
+def _not_judged(rule: QcRule, rows: Sequence[Mapping[str, Any]]) -> NotJudged | None:
+    """Why one image is not enough for the rule, or the rule not made for it; None where all channels were judged."""
     is_alone = rule.level == "site" and not rule.joint and rule.absolute is not None
+    of_rule = [row for row in rows if row["rule"] == rule.name]
+    unsuited = [row for row in of_rule if row["threshold"] is None] if is_alone else []
+    if unsuited:
+        is_partly = len(unsuited) < len(of_rule)
+        names = f" in {', '.join(row['channel'] for row in unsuited)}" if is_partly else ""
+        reason = f"not judged{names}: {unsuited[0]['reason']}"
+        return NotJudged(rule=rule.name, level=rule.level, is_partly=is_partly, reason=reason)
     if is_alone and rule.mads is None:
         return None
     if is_alone:

@@ -17,6 +17,7 @@ from cytolake.embed.align import align_representation
 from cytolake.embed.alignment.kept import load_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
 from cytolake.line.leaderboard_page import encoder_name
+from cytolake.screens.positions import name_of_well
 
 CONFIG = ProfileBenchmarkConfig(draws=99, seeds=(0, 1))
 DIM, N_PLATES, N_GENES = 16, 4, 30
@@ -39,8 +40,8 @@ def plate_map(plate, batch, compounds=True):
     return [
         {
             "well_id": f"{plate}-{i:02d}", "plate_id": plate, "screen": "s", "plate": plate, "batch": batch,
-            "well": f"A{i + 1:02d}", "row": 0, "column": i, "is_negative_control": "control" in each,
-            "has_images": True, **each,
+            "well": name_of_well(*divmod(i, 12)), "row": i // 12, "column": i % 12,
+            "is_negative_control": "control" in each, "has_images": True, **each,
         }
         for i, each in enumerate(treatments)
     ]  # fmt: skip
@@ -232,16 +233,42 @@ def test_what_a_screen_does_not_allow_is_left_out_with_its_reason(tmp_path):
     assert {row["benchmark"] for row in scores.rows} >= {"activity_map"}
 
 
-def test_labels_that_go_with_batches_are_warned_of_loudly(tmp_path):
+def warnings_of(root, wells):
+    catalog = write(root, wells, {"trained": np.random.default_rng(1).normal(size=(len(wells), DIM))})
+    config = ProfileBenchmarkConfig(draws=99, tasks=("leakage",), alignments=("none",))
+    return score_profiles(catalog, ["trained"], config).warnings
+
+
+def test_labels_that_go_with_batches_and_layouts_that_repeat_are_warned_of(tmp_path):
     wells = [well for p in range(2) for well in plate_map(f"p{p}", f"b{p}")]
     for well in wells:
         if "gene" in well and int(well["gene"][4:]) % 2 != int(well["plate"][1:]):
             well["perturbation"] = ""
-    catalog = write(tmp_path / "root", wells, {"trained": np.random.default_rng(1).normal(size=(192, DIM))})
-    config = ProfileBenchmarkConfig(draws=99, tasks=("leakage",), alignments=("none",))
-    (warning,) = score_profiles(catalog, ["trained"], config).warnings
-    assert "gene0" in warning
-    assert "b0" in warning
+    _, tied, controls, repeated = warnings_of(tmp_path / "root", wells)
+    assert tied.startswith("perturbation is confounded with batch: 30 of 34 values that two or more wells have")
+    assert controls.startswith("control can be predicted from the row alone")
+    assert "gene0 (s/b0)" in tied
+    assert repeated.startswith(
+        "the same layout on every plate: 4 of 4 values of perturbation, 10 of 10 values of pathway"
+    )
+
+
+def test_treatments_in_column_blocks_of_one_plate_are_warned_of(tmp_path):
+    wells = plate_map("p0", "b0")
+    for well in wells:
+        well |= {"perturbation": f"drug{well['column'] // 3}", "is_negative_control": well["column"] < 3}
+    once, drugs, _, controls = warnings_of(tmp_path / "root", wells)
+    assert once == "one batch only: no statement about batches is possible."
+    assert drugs.startswith("perturbation can be predicted from the column alone (balanced accuracy 1.00, chance 0.33")
+    assert controls.startswith("control can be predicted from the column alone")
+
+
+def test_a_table_with_one_row_for_each_gene_is_not_warned_of(tmp_path):
+    wells = [well for p in range(2) for well in plate_map(f"p{p}", f"b{p}", compounds=False)]
+    for i, well in enumerate(wells):
+        well |= {"perturbation": f"gene{i}", "gene": f"gene{i}", "pathway": f"pathway{i // 8}"}
+        well |= {"control": "", "is_negative_control": False}
+    assert warnings_of(tmp_path / "root", wells) == ()
 
 
 @pytest.mark.parametrize(

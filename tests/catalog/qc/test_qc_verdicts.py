@@ -16,7 +16,8 @@ import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
 from cytolake.catalog.qc.levels import Places, places
 from cytolake.catalog.qc.metrics import METRICS, measure_site
-from cytolake.catalog.qc.verdicts import QcConfig, QcProfile, QcRule, judge_sites, parse_profile, profile_of, qc_profile
+from cytolake.catalog.qc.rules import QcRule
+from cytolake.catalog.qc.verdicts import QcConfig, QcProfile, judge_sites, parse_profile, profile_of, qc_profile
 from cytolake.screens.simulated.cells import CHANNELS
 from cytolake.screens.simulated.imaging import ARTEFACTS
 from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, simulated_wells

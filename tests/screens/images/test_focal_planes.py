@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tifffile
+from scipy.ndimage import gaussian_filter
 
 from cytolake.screens.images.pixels import read_site, resolve_sharpest
 from cytolake.screens.sources import ScreenSource, list_plates
@@ -47,12 +48,12 @@ def test_the_projection_is_the_maximum_over_the_planes_that_keep_lists(tmp_path,
 
 def test_the_sharpest_plane_is_one_of_those_that_keep_lists_for_all_channels(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path, ROWS[:6])
-    blurred = {"1": 8, "2": 1, "10": 4}  # each pixel of plane 2 is its own, of the others one for a block
+    blurs_px = {"1": 8, "2": 0, "10": 4}
     rng = np.random.default_rng(0)
     for channel in ("DNA", "ER"):
-        for z, block in blurred.items():
-            small = rng.integers(100, 1000, (24 // block, 32 // block), dtype=np.uint16)
-            pixels = np.kron(small, np.ones((block, block), np.uint16))
+        cells = gaussian_filter(rng.normal(size=(24, 32)), 1.5)
+        for z, blur_px in blurs_px.items():
+            pixels = (10_000 + 20_000 * gaussian_filter(cells, blur_px)).astype(np.uint16)
             tifffile.imwrite(tmp_path / f"images/P1_B02_1_0_{z}_{channel}.tif", pixels, photometric="minisblack")
     (site,) = listed(tmp_path, "sharpest").sites
     assert (site.z, site.planes) == ("sharpest", (3, 3))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from cytolake.benchmark.guard_rails import label_confounding
+from cytolake.benchmark.confounding import confounding_warnings
 from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.compared_controls import compared_controls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
@@ -219,12 +219,16 @@ def _relations(wells: Wells, config: ProfileBenchmarkConfig) -> tuple[list[Relat
 
 
 def _warnings(wells: Wells, config: ProfileBenchmarkConfig) -> Iterator[str]:
-    rows = [i for i in wells.treated if wells.perturbation[i]]
-    experiments = wells.experiments()
-    if rows and len(set(experiments)) > 1:
-        warning = label_confounding([wells.perturbation[i] for i in rows], [experiments[i] for i in rows]).warning
-        if warning:
-            yield warning
+    is_control = wells.is_control.tolist()
+    labels = {
+        name: ["" if control else each for each, control in zip(getattr(wells, name), is_control, strict=True)]
+        for name in ("perturbation", "pathway")
+    }
+    labels["control"] = ["negative control" if control else "treated" for control in is_control]
+    held = [
+        "negative control" if control else each for each, control in zip(wells.perturbation, is_control, strict=True)
+    ]
+    yield from confounding_warnings(wells.place, held, labels, seed=config.seed)
     names = wells.plate if config.align_by == "plate" else wells.batch
     n_controls = dict.fromkeys(names, 0)
     for name, control in zip(names, wells.is_control.tolist(), strict=True):

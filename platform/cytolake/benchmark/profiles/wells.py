@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cytolake.benchmark.confounding import WellPlace
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 
@@ -35,6 +36,7 @@ class Wells:
     pathway: tuple[str, ...]
     dose: Floats
     is_control: NDArray[np.bool_]
+    place: tuple[WellPlace, ...]
 
     @property
     def treated(self) -> list[int]:
@@ -50,7 +52,9 @@ class Wells:
     def identity(self) -> str:
         """Changes with any well or any fact about one."""
         numbers = [self.dose.tolist(), self.is_control.tolist()]
-        names = [getattr(self, each.name) for each in fields(self) if each.name not in ("dose", "is_control")]
+        # No benchmark reads the place.
+        apart = ("dose", "is_control", "place")
+        names = [getattr(self, each.name) for each in fields(self) if each.name not in apart]
         return content_id(json.dumps([*names, *numbers]))
 
     def table(self) -> pa.Table:
@@ -70,7 +74,7 @@ def read_wells(catalog: Catalog, representation_id: str) -> Wells:
         raise ValueError(f"representation {representation_id} has no profiles. Run jobs/embed.py first.")
     columns = [
         "well_id", "screen", "plate", "batch", "perturbation", "gene", "guide", "compound", "pathway", "dose",
-        "is_negative_control",
+        "is_negative_control", "row", "column",
     ]  # fmt: skip
     table = catalog.table("wells", columns=columns)
     rows = table.filter(pc.is_in(table["well_id"], value_set=ids.combine_chunks())).sort_by("well_id").to_pylist()
@@ -83,10 +87,12 @@ def read_wells(catalog: Catalog, representation_id: str) -> Wells:
     def texts(name: str) -> tuple[str, ...]:
         return tuple(row[name] or "" for row in rows)
 
+    plates = tuple(f"{row['screen']}/{row['plate']}" for row in rows)
+    batches = tuple(f"{row['screen']}/{row['batch'] or row['plate']}" for row in rows)
     return Wells(
         well_id=texts("well_id"),
-        plate=tuple(f"{row['screen']}/{row['plate']}" for row in rows),
-        batch=tuple(f"{row['screen']}/{row['batch'] or row['plate']}" for row in rows),
+        plate=plates,
+        batch=batches,
         perturbation=texts("perturbation"),
         gene=texts("gene"),
         guide=texts("guide"),
@@ -94,6 +100,10 @@ def read_wells(catalog: Catalog, representation_id: str) -> Wells:
         pathway=texts("pathway"),
         dose=np.asarray([math.nan if row["dose"] is None else row["dose"] for row in rows], np.float64),
         is_control=np.asarray([bool(row["is_negative_control"]) for row in rows]),
+        place=tuple(
+            WellPlace(plate, row["row"], row["column"], batch)
+            for plate, batch, row in zip(plates, batches, rows, strict=True)
+        ),
     )
 
 

@@ -181,7 +181,7 @@ def judge_with_detector(
             sites = PlateSites(catalog, plate, detector.features_key)
             measured = sites.measure(sites.site_ids)
             verdicts = detector.predict([site.deviations for site in measured])
-            shared = {"qc_id": qc_id, "plate_id": plate, "judged_at": datetime.now(UTC)}
+            shared = {"qc_id": qc_id, "plate_id": plate, "judged_at": datetime.now(UTC), "reason": ""}
             rows = [shared | row for row in _rows(detector, measured, verdicts, well_share)]
             catalog.append(
                 "qc_verdicts",

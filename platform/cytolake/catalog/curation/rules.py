@@ -29,6 +29,7 @@ from cytolake.catalog.curation.near_duplicates import (
 )
 from cytolake.catalog.curation.stored_vectors import StoredVectors, find_representation, stored_vectors
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.qc.control_failures import failing_controls
 from cytolake.catalog.qc.verdicts import Progress, QcConfig, judge_sites, qc_profile
 from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.tables import Catalog
@@ -156,6 +157,8 @@ class QcStep:
     """A site with more channels than this failing any of the rules loses its crops."""
     levels: tuple[str, ...] = ("site",)
     """Whose failures count: site, well, plate. A failing well or plate loses all its crops."""
+    even_if_controls_fail: bool = False
+    """Exclude by a rule also on plates where it fails most negative controls (`qc.control_failures`)."""
 
     def __post_init__(self) -> None:
         _check(self, "max_failed_channels", self.max_failed_channels >= 0, "0 or more")
@@ -201,8 +204,12 @@ class QcStep:
         names = ", ".join("'" + rule.replace("'", "''") + "'" for rule in self.rules)
         channels = f"HAVING count(DISTINCT channel_index) > {self.max_failed_channels}" if level == "site" else ""
         return catalog.sql(
-            f"SELECT {level}_id, string_agg(DISTINCT rule, ', ' ORDER BY rule) AS rules FROM qc_verdicts "
-            f"WHERE qc_id = '{self.qc_id}' AND NOT is_pass AND coalesce(level, 'site') = '{level}' "
+            f"WITH judged AS (SELECT * REPLACE (coalesce(level, 'site') AS level, coalesce(channel, '') AS channel) "
+            f"FROM qc_verdicts WHERE qc_id = '{self.qc_id}'), "
+            f"suspended AS ({failing_controls('judged')}) "
+            f"SELECT {level}_id, string_agg(DISTINCT rule, ', ' ORDER BY rule) AS rules FROM judged "
+            f"{'' if self.even_if_controls_fail else 'ANTI JOIN suspended USING (plate_id, level, rule, channel)'} "
+            f"WHERE NOT is_pass AND level = '{level}' "
             f"{f'AND rule IN ({names})' if names else ''} GROUP BY {level}_id {channels}"
         )
 

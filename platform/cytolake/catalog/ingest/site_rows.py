@@ -84,9 +84,12 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
     corners = crop_grid(height, width, crop_size)
     windows = [(y, x, crop_size) for y, x in corners]
     if pixels is recorded:
-        metrics_of_channels, shares = measure_with_windows(recorded, windows)
+        metrics_of_channels, shares = measure_with_windows(recorded, windows, site.channels)
     else:
-        metrics_of_channels, shares = measure_site(recorded), foreground_shares(pixels, windows)
+        metrics_of_channels, shares = (
+            measure_site(recorded, site.channels),
+            foreground_shares(pixels, windows, site.channels),
+        )
     return SiteRows(
         sites=[
             keys

@@ -12,11 +12,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+
+from cytolake.catalog.qc.modality import is_transmitted
+from cytolake.catalog.qc.transmitted_light import transmitted_foreground
 
 Counts = NDArray[Any]  # any real type
 Image = NDArray[np.float32]  # one channel, scaled to 0..1
@@ -52,11 +55,14 @@ BACKGROUND_GRID = 8  # cells along each side: 24 px on a 192 px site, as wide as
 BLOB_SIGMAS = tuple(1.2 * 2 ** (k / 2) for k in range(7))  # quartered px; 6 differences: discs of 7 to 40 px radius
 
 
-def measure_site(pixels: Counts) -> list[dict[str, float]]:
+def measure_site(pixels: Counts, channels: Sequence[str] | None = None) -> list[dict[str, float]]:
     """Measure every channel of one site.
 
     Args:
         pixels: (C, H, W), raw counts of any real type. NaN and infinity count as 0 and as the largest float32.
+        channels: Their C names, which say where light is transmitted (`modality`); None: all are fluorescence. In
+            transmitted light foreground is what differs from a bright background, `brightest_share` is of that
+            difference, and the channel does not count in `common_brightness`.
 
     Returns:
         One dict for each channel, keys METRICS, every value finite. A constant channel has slope, variances, count and
@@ -65,24 +71,24 @@ def measure_site(pixels: Counts) -> list[dict[str, float]]:
         vary.
 
     Raises:
-        ValueError: The array is not (C, H, W), or an axis is empty.
+        ValueError: The array is not (C, H, W), an axis is empty, or there are as many names missing.
     """
-    return measure_with_windows(pixels, ())[0]
+    return measure_with_windows(pixels, (), channels)[0]
 
 
 def measure_with_windows(
-    pixels: Counts, windows: Sequence[tuple[int, int, int]]
+    pixels: Counts, windows: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None
 ) -> tuple[list[dict[str, float]], NDArray[np.float64]]:
     """`measure_site` and `foreground_shares` of the same pixels, which share the costliest step.
 
     Args, Returns, Raises: As those two.
     """
-    _check(pixels, windows)
+    _check(pixels, windows, channels)
     measured = []
     shares = np.zeros((len(pixels), len(windows)))
     common, n_common = np.zeros((), np.float32), 0
     for index, channel in enumerate(pixels):
-        metrics, lit, mask = _measure_channel(_finite(channel))
+        metrics, lit, mask = _measure_channel(_finite(channel), channels[index] if channels else None)
         measured.append(metrics)
         if mask is not None and len(windows):
             shares[index] = _shares(mask, windows)
@@ -95,7 +101,9 @@ def measure_with_windows(
     return measured, shares.max(axis=0)
 
 
-def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -> NDArray[np.float64]:
+def foreground_shares(
+    pixels: Counts, windows: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None
+) -> NDArray[np.float64]:
     """Share of each window that is above background, in the channel that shows most there.
 
     The threshold is the site's, one for each channel, so an empty window of a full site reads 0.
@@ -103,6 +111,7 @@ def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -
     Args:
         pixels: (C, H, W), raw counts.
         windows: (y, x, size) of each square, inside the site.
+        channels: As `measure_site`.
 
     Returns:
         (len(windows),), 0..1.
@@ -110,20 +119,24 @@ def foreground_shares(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -
     Raises:
         ValueError: The array is not (C, H, W), an axis is empty, or a window is not inside the site.
     """
-    _check(pixels, windows)
+    _check(pixels, windows, channels)
     shares = np.zeros((len(pixels), len(windows)))
     for index, channel in enumerate(map(_finite, pixels)):
         scaled, low, span = _scale(channel)
         if span > 0:
-            mask = _foreground(scaled, low / span, (_percentiles(channel, low) - low) / span)[0]
+            percentiles = _percentiles(channel, low)
+            is_bright = channels is not None and is_transmitted(channels[index], percentiles.tolist())
+            mask = _foreground(scaled, low / span, (percentiles - low) / span, is_bright).mask
             shares[index] = _shares(mask, windows)
     best: NDArray[np.float64] = shares.max(axis=0)
     return best
 
 
-def _check(pixels: Counts, windows: Sequence[tuple[int, int, int]]) -> None:
+def _check(pixels: Counts, windows: Sequence[tuple[int, int, int]], channels: Sequence[str] | None) -> None:
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ValueError(f"a site of shape {pixels.shape}; expected (channels, height, width), none of them 0.")
+    if channels is not None and len(channels) != len(pixels):
+        raise ValueError(f"{len(channels)} channel names for {len(pixels)} channels, expected as many. Name each.")
     _, height, width = pixels.shape
     for y, x, size in windows:
         if size < 1 or y < 0 or x < 0 or y + size > height or x + size > width:
@@ -140,7 +153,9 @@ def _shares(mask: NDArray[np.bool_], windows: Sequence[tuple[int, int, int]]) ->
     return [(summed[y + s, x + s] - summed[y, x + s] - summed[y + s, x] + summed[y, x]) / s**2 for y, x, s in windows]
 
 
-def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None, NDArray[np.bool_] | None]:
+def _measure_channel(
+    channel: Counts, name: str | None
+) -> tuple[dict[str, float], Image | None, NDArray[np.bool_] | None]:
     """Every metric of one channel but `common_brightness`; the halved image over its typical lit level; foreground."""
     scaled, low, span = _scale(channel)
     if span == 0:
@@ -152,7 +167,8 @@ def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None, N
         return flat, None, None
     percentiles = _percentiles(channel, low)
     sd = float(scaled.std(dtype=np.float64))
-    mask, background, noise_sd = _foreground(scaled, low / span, (percentiles - low) / span)
+    is_bright = name is not None and is_transmitted(name, percentiles.tolist())
+    mask, background, noise_sd, difference = _foreground(scaled, low / span, (percentiles - low) / span, is_bright)
     halved = _halve(scaled)
     quartered = _halve(halved)
     floor = float(np.percentile(quartered, 2))
@@ -172,7 +188,9 @@ def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None, N
         "focus_slope": _focus_slope(scaled),
         "laplacian_variance": laplacian_variance,
         "noise_share": min(1.0, noise_sd / sd),
-        "brightest_share": _brightest_share(scaled, mask, background),
+        "brightest_share": _brightest_share(scaled, mask, background)
+        if difference is None
+        else _brightest_share(difference / max(float(difference.max()), 1e-12), mask, 0.0),
         "background_level": low + span * background,
         "tenengrad": tenengrad,
         "background_floor": low + span * floor,
@@ -180,7 +198,7 @@ def _measure_channel(channel: Counts) -> tuple[dict[str, float], Image | None, N
         "object_count": float(_count_objects(quartered, floor, typical, noise_sd)),
         "common_brightness": 0.0,
     }
-    return metrics, lit / np.float32(typical) if typical > 0 else None, mask
+    return metrics, lit / np.float32(typical) if typical > 0 and not is_bright else None, mask
 
 
 def _finite(channel: Counts) -> Counts:
@@ -221,26 +239,35 @@ def _halve(image: Image) -> Image:
     return np.asarray((rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25), np.float32)
 
 
-def _foreground(
-    scaled: Image, pedestal: float, percentiles: NDArray[np.float64]
-) -> tuple[NDArray[np.bool_], float, float]:
+class _Foreground(NamedTuple):
+    mask: NDArray[np.bool_]
+    background: float
+    noise_sd: float
+    difference: Image | None
+    """From the background of transmitted light; None for fluorescence."""
+
+
+def _foreground(scaled: Image, pedestal: float, percentiles: NDArray[np.float64], is_bright: bool) -> _Foreground:
     """Foreground mask, background level and noise sd of one channel in 0..1.
 
     Background is the 5th percentile of the cells of a coarse grid: it holds while one cell in twenty is empty. Where
-    the whole range is small against the level it stands on (transmitted light, or nothing there), cells are darker and
-    brighter than their surroundings, so foreground is texture above noise.
+    the whole range is small against the level it stands on (an empty field), foreground is texture above noise.
     """
     p01, p50, p99 = percentiles.tolist()
-    background = float(np.percentile(_coarse_grid(scaled), 5))
+    coarse = _coarse_grid(scaled)
+    background = float(np.percentile(coarse, 5))
     noise_sd = _noise_sd(scaled)
     smooth = ndimage.uniform_filter(scaled, 3, mode="nearest")
+    floor = max(NOISE_SDS * noise_sd / 3, CONTRAST_SHARE * (p99 - p01))  # 3: nine pixels averaged
+    if is_bright:
+        mask, difference = transmitted_foreground(smooth, coarse, floor)
+        return _Foreground(mask, background, noise_sd, difference)
     if p99 - p01 < FLAT_CONTRAST * (p50 + pedestal):
         spread = ndimage.uniform_filter(smooth**2, 9, mode="nearest")
         spread -= ndimage.uniform_filter(smooth, 9, mode="nearest") ** 2
-        floor = max(NOISE_SDS * noise_sd / 3, CONTRAST_SHARE * (p99 - p01))
-        return spread > floor**2, background, noise_sd
-    threshold = max(NOISE_SDS * noise_sd / 3, CONTRAST_SHARE * (p99 - background))  # 3: nine pixels averaged
-    return smooth > background + max(threshold, 1e-6), background, noise_sd
+        return _Foreground(spread > floor**2, background, noise_sd, None)
+    threshold = max(NOISE_SDS * noise_sd / 3, CONTRAST_SHARE * (p99 - background))
+    return _Foreground(smooth > background + max(threshold, 1e-6), background, noise_sd, None)
 
 
 def _coarse_grid(scaled: Image) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ Letters: C channels of the site, H height and W width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
+from cytolake.screens.images.focus import FocusChoice, PlaneFocus, measure_focus, sharpest_plane
 from cytolake.screens.images.image_files import (
     ImageFileError,
     Window,
@@ -31,7 +32,7 @@ from cytolake.screens.storage import StoredFile, is_uri, stored_file
 if TYPE_CHECKING:
     from cytolake.screens.images.zarr_images import ZarrImage
 
-__all__ = ["SITE_BYTES_MAX", "Window", "focus_of", "read_site", "resolve_sharpest", "site_image"]
+__all__ = ["SITE_BYTES_MAX", "Window", "choose_plane", "read_site", "resolve_sharpest", "site_image"]
 
 SITE_BYTES_MAX = 4 * 2**30  # decoded; 5 channels of a 20,000 x 20,000 stitched well in 16 bit are 3.7 GiB
 
@@ -67,41 +68,38 @@ def read_site(
 def resolve_sharpest(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> SiteImage:
     """The plain site of the focal plane that is sharpest over all channels; any other site comes back as it is.
 
-    Every plane is read once. For each channel `focus_of` the planes is divided by its sum, so that a bright channel has
-    no more to say than a faint one, and the plane with the largest sum over the channels is taken for all of them. A
-    channel of one plane keeps it; one with another number of planes than the rest has its own sharpest.
+    Raises:
+        ScreenError: As for `read_site`.
+    """
+    return choose_plane(site, bytes_max)[0]
+
+
+def choose_plane(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> tuple[SiteImage, FocusChoice | None]:
+    """`resolve_sharpest`, and what each measure of focus says; None where the site is none of `z="sharpest"`.
+
+    Every plane is read once, and no two are kept. Each channel counts alike, so that a bright one has no more to say
+    than a faint one, and one plane is taken for all of them (`focus.sharpest_plane`). A channel of one plane keeps it;
+    one with another number of planes than the rest has its own sharpest.
 
     Raises:
         ScreenError: As for `read_site`.
     """
     if site.z != "sharpest":
-        return site
+        return site, None
     _check_paths(site)
     n_planes = max(site.planes, default=1)
-    scores = [_shares(focus) for focus in _focus_of_planes(site, bytes_max)]
-    common = [score for score in scores if len(score) == n_planes]
-    sharpest = int(np.argmax(np.sum(common, axis=0)))
-    name = site.plane_names[sharpest] if sharpest < len(site.plane_names) else str(sharpest)
+    series = _focus_of_planes(site, bytes_max)
+    choice = sharpest_plane([planes for planes in series if len(planes) == n_planes])
+    name = site.plane_names[choice.plane] if choice.plane < len(site.plane_names) else str(choice.plane)
     paths = site.image_paths
     if site.reader == "files":
         chosen = []
         first = 0
-        for n, score in zip(site.planes, scores, strict=True):
-            chosen.append(paths[first + (sharpest if n == n_planes else int(np.argmax(score)))])
+        for n, planes in zip(site.planes, series, strict=True):
+            chosen.append(paths[first + (choice.plane if n == n_planes else sharpest_plane([planes]).plane)])
             first += n
         paths = tuple(chosen)
-    return replace(site, z=name, planes=(), plane_names=(), image_paths=paths)
-
-
-def focus_of(plane_HW: np.ndarray) -> float:
-    """How sharp a plane is: the mean squared difference of pixels two apart, in both directions. 0 is flat.
-
-    Source: Brenner et al. 1976, doi:10.1177/24.1.1254907.
-    """
-    plane_HW = plane_HW.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # floats can be infinite
-        down, across = plane_HW[2:] - plane_HW[:-2], plane_HW[:, 2:] - plane_HW[:, :-2]
-        return float(sum(np.mean(np.square(step), dtype=np.float64) for step in (down, across) if step.size))
+    return replace(site, z=name, planes=(), plane_names=(), image_paths=paths), choice
 
 
 def site_image(row: Mapping[str, Any]) -> SiteImage:
@@ -160,13 +158,6 @@ def _check_paths(site: SiteImage) -> None:
             "one for each channel, or none",
             "List the plate again.",
         )
-
-
-def _shares(focus: Sequence[float]) -> np.ndarray:
-    """Share of each plane in the focus of all, none for one that is not finite; all alike where none has any."""
-    focus_Z = np.nan_to_num(np.array(focus), nan=0, posinf=0)
-    total = focus_Z.sum()
-    return focus_Z / total if total > 0 else np.full(len(focus_Z), 1 / len(focus_Z))
 
 
 def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -246,18 +237,20 @@ def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple
     return pixels_CHW, shape
 
 
-def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[float]]:
-    """`focus_of` each plane of each channel."""
+def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:
+    """What is measured of each plane of each channel."""
     if site.reader == "ome-zarr":
         from cytolake.screens.images.zarr_images import read_planes
 
         with _told(site, "", site.image_paths[0]):
             image, planes, whole = _open_zarr(site, None, bytes_max)
-            focus = [[focus_of(plane_HW) for plane_HW in p] for p in read_planes(image, site.timepoint, planes, whole)]
+            focus = [
+                [measure_focus(plane_HW) for plane_HW in p] for p in read_planes(image, site.timepoint, planes, whole)
+            ]
         return [list(of_channel) for of_channel in zip(*focus, strict=True)]
     n_planes = site.planes or (1,) * len(site.channels)
     first = [sum(n_planes[:channel]) for channel in range(len(n_planes))]
-    found: list[list[float]] = [[] for _ in n_planes]
+    found: list[list[PlaneFocus]] = [[] for _ in n_planes]
     for plane in range(max(n_planes)):
         has_plane = [channel for channel, n in enumerate(n_planes) if plane < n]
         one = replace(
@@ -270,7 +263,7 @@ def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[float]]:
         )
         # all channels at once, so that those of another size or type are told by name
         for channel, plane_HW in zip(has_plane, read_site(one, None, bytes_max), strict=True):
-            found[channel].append(focus_of(plane_HW))
+            found[channel].append(measure_focus(plane_HW))
     return found
 
 

@@ -1,0 +1,427 @@
+"""Confounding: can a label be predicted without any image, from where its wells are or from their plate or batch?
+
+If it can, a score of the label may be a score of the position. Three looks at the layout:
+
+- `position_confounding`: what a classifier reaches that sees one fact about a well's place, against random layouts.
+- `batch_confounding.label_confounding`: labels that occur in one batch (or on one plate) only.
+- `same_positions`: labels whose wells are at the same positions on every plate.
+
+`confounding_warnings` says in plain sentences what a reader of scores must know of them.
+
+Shapes: N wells, K classes, V values of a factor, B batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.benchmark.batch_confounding import Unit, label_confounding, only_one
+from cytolake.benchmark.split import Split, classes_in_both, hold_out_groups, hold_out_wells
+from cytolake.catalog.ids import content_id
+from cytolake.catalog.qc.levels import plate_shape
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+Factor = Literal["row", "column", "edge", "well", "plate", "batch"]
+Smoothing = Callable[[Floats], Floats]
+
+ALPHA = 0.05
+LEAST_GAIN, LEAST_FACTOR = 0.1, 2.0
+"""Less above chance, as a share of what is above it, and less than this multiple of it, is of no consequence."""
+N_SPLITS = 5
+HELD_OUT_SHARE = 0.25
+MAX_CLASSES = 500
+"""Of more classes, as many are taken at random: the tables of all classes by all positions stay small."""
+MAX_WELLS = 20_000
+"""Of more wells, as many are taken at random."""
+BANDWIDTH_WELLS = 0.5
+"""Of the Gaussian weights by distance: a direct neighbour counts exp(-2) of a well at the same position."""
+TIE = 1e-9
+
+_SEEN: dict[Factor, str] = {
+    "row": "the row", "column": "the column", "edge": "the distance to the plate's edge",
+    "well": "the position on the plate", "plate": "the plate", "batch": "the batch",
+}  # fmt: skip
+_ADVICE: dict[Factor, str] = {
+    "row": "position effects. Compare with the split `row`, or randomise positions.",
+    "column": "position effects. Compare with the split `column_block`, or randomise positions.",
+    "edge": "edge effects. Leave the edge wells out and compare, or randomise positions.",
+    "well": "position effects. Compare with the split `column_block`, or randomise positions.",
+    "plate": "plate effects. Compare with the split `plate`, or replicate the labels over plates.",
+    "batch": "batch effects. Compare with the split `batch`, or replicate the labels over batches.",
+}
+
+
+class WellPlace(NamedTuple):
+    """Where a well is."""
+
+    plate: str
+    row: int | None
+    """0 is A; None where the well has no position."""
+    column: int | None
+    """0 is the first column."""
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class PositionConfounding:
+    """What a classifier reaches that sees one fact about a well's place and nothing else."""
+
+    label: str
+    """What is predicted, such as `pathway`."""
+    factor: Factor
+    """What is seen: `edge` is the distance to the plate's edge in wells, `well` the row and the column together."""
+    balanced_accuracy: float
+    """On held-out wells, mean over splits."""
+    chance: float
+    """1 / K."""
+    null_low: float
+    """95 % range of the balanced accuracy over random layouts of the same wells; low end."""
+    null_high: float
+    p_value: float
+    """Share of random layouts that reach as much, over all factors of the label by Holm's method."""
+    n_wells: int
+    n_classes: int
+    n_classes_in_all: int
+    """More than `n_classes` where a random sample of the classes was tested, or a class has one well."""
+
+    @property
+    def is_confounded(self) -> bool:
+        """Random layouts do not reach the accuracy, and it is far enough above chance to matter for a score."""
+        is_large = (
+            self.balanced_accuracy - self.chance >= LEAST_GAIN * (1 - self.chance)
+            or self.balanced_accuracy >= LEAST_FACTOR * self.chance
+        )
+        return self.p_value <= ALPHA and is_large
+
+    @property
+    def sentence(self) -> str:
+        """What it means, for a page or a terminal."""
+        seen = _SEEN[self.factor]
+        numbers = (
+            f"(balanced accuracy {self.balanced_accuracy:.2f}, chance {self.chance:.2f}, random layouts "
+            f"{self.null_low:.2f} to {self.null_high:.2f})"
+        )
+        if not self.is_confounded:
+            return f"{self.label} cannot be predicted from {seen} alone {numbers}."
+        part = "" if self.balanced_accuracy - self.chance >= 0.5 * (1 - self.chance) else "in part "
+        return (
+            f"{self.label} can be predicted {part}from {seen} alone {numbers}: scores of this label may be "
+            f"{_ADVICE[self.factor]}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamePositions:
+    """How many labels have their wells at the same positions on every plate."""
+
+    label: str
+    n_same: int
+    n_repeated: int
+    """Labels on two plates or more."""
+
+    @property
+    def is_by_design(self) -> bool:
+        """At least half of the labels; of random layouts next to none would be."""
+        return self.n_repeated > 0 and 2 * self.n_same >= self.n_repeated
+
+
+def position_confounding(
+    wells: Sequence[WellPlace],
+    labels: Sequence[str],
+    *,
+    label: str = "label",
+    splits: Sequence[Split] | None = None,
+    n_draws: int = 199,
+    seed: int = 0,
+) -> list[PositionConfounding]:
+    """Predict a label from row, column, distance to the edge, position, plate and batch, each on its own.
+
+    The classifier is Bayes' rule with equal classes: it predicts the class of which the largest share of training wells
+    has the value; classes that tie share the credit, so that a value without a training well gives chance. The position
+    counts training wells by their distance (Gaussian weights), and so falls back on the nearest. Random layouts
+    exchange the positions of each plate's wells, and for plate and batch those of all wells.
+
+    Args:
+        wells: N places. Those without a row or column count for plate and batch only.
+        labels: N; "" where a well has none and does not count.
+        label: Name of the label, for the result.
+        splits: Of the N wells, those of the scores in question. By default plates are held out, or wells of each class
+            where no two plates share two classes. Plate and batch always hold out wells of each class: a plate that is
+            held out predicts nothing.
+        n_draws: Random layouts.
+        seed: Of the draws.
+
+    Returns:
+        One for each factor of two values or more, in the order of `Factor`; `batch` is left out where each plate is a
+        batch. None where fewer than two classes are in the train and the test part of a split.
+
+    Raises:
+        ValueError: Arguments of different lengths, or a split of other wells.
+    """
+    if len(wells) != len(labels) or any(len(split.is_test) != len(wells) for split in splits or ()):
+        raise ValueError(
+            f"{len(wells)} wells, {len(labels)} labels and splits of "
+            f"{sorted({len(split.is_test) for split in splits or ()}) or 'none'}, expected as many of each."
+        )
+    rng = np.random.default_rng(int(content_id("position confounding", seed), 16))
+    names = sorted({str(each) for each in labels} - {""})
+    taken = sorted(rng.choice(names, MAX_CLASSES, replace=False)) if len(names) > MAX_CLASSES else names
+    code_of = {name: code for code, name in enumerate(taken)}
+    label_N = np.asarray([code_of.get(str(each), -1) for each in labels], np.int64)
+    labelled = np.flatnonzero(label_N >= 0)
+    if len(labelled) > MAX_WELLS:
+        label_N[rng.choice(labelled, len(labelled) - MAX_WELLS, replace=False)] = -1
+    found: list[PositionConfounding] = []
+    for task in _tasks(wells, label_N, splits):
+        found += _test(task, label, len(names), n_draws, rng)
+    return _holm(found)
+
+
+def same_positions(wells: Sequence[WellPlace], labels: Sequence[str], *, label: str = "label") -> SamePositions:
+    """Count the labels on two plates or more that hold the same positions on each of them.
+
+    Args:
+        wells: N places; those without a row or column do not count.
+        labels: N; "" where a well has none.
+        label: Name of the label, for the result.
+    """
+    positions: dict[str, dict[str, set[tuple[int, int]]]] = {}
+    for well, name in zip(wells, labels, strict=True):
+        if name and well.row is not None and well.column is not None:
+            positions.setdefault(str(name), {}).setdefault(well.plate, set()).add((well.row, well.column))
+    repeated = [list(of_plate.values()) for of_plate in positions.values() if len(of_plate) > 1]
+    n_same = sum(all(here == first for here in others) for first, *others in repeated)
+    return SamePositions(label, n_same, len(repeated))
+
+
+def confounding_warnings(
+    wells: Sequence[WellPlace], treatments: Sequence[str], labels: Mapping[str, Sequence[str]], *, seed: int = 0
+) -> list[str]:
+    """What a reader of scores must know of the layout: at most two sentences for each label, and two for all.
+
+    Args:
+        wells: N places.
+        treatments: N, what each well holds, controls too; "" where unknown. A table in which nothing is held by two
+            wells (such as one row for each gene, at positions that were made up) has no layout to warn of.
+        labels: N values of each label by its name, "" where a well has none.
+        seed: Of the random layouts.
+    """
+    sentences: list[str] = []
+    by_design: list[SamePositions] = []
+    known = [name for name in treatments if name]
+    if len(set(known)) == len(known):
+        return []
+    if len({well.batch for well in wells}) == 1:
+        sentences.append(only_one("batch"))
+    for label, values in labels.items():
+        rows = [i for i, name in enumerate(values) if name]
+        places, names = [wells[i] for i in rows], [values[i] for i in rows]
+        if len(set(names)) < 2:
+            continue
+        found = [each for each in position_confounding(places, names, label=label, seed=seed) if each.is_confounded]
+        of_place = {each.factor: each for each in found if each.factor not in ("plate", "batch")}
+        same = same_positions(places, names, label=label)
+        if of_place:
+            clearest = _clearest(of_place)
+            if clearest.factor != "well" or not same.is_by_design:
+                sentences.append(clearest.sentence)
+        if same.is_by_design:
+            by_design.append(same)
+        unit: Unit = "batch" if len({well.batch for well in places}) > 1 else "plate"
+        groups = [getattr(well, unit) for well in places]
+        tied = label_confounding(names, groups, label=label, unit=unit).warning if len(set(groups)) > 1 else ""
+        weaker = [each.sentence for each in found if each.factor in ("plate", "batch")]
+        sentences += [tied] if tied else weaker[-1:]
+    if by_design:
+        counts = ", ".join(f"{each.n_same} of {each.n_repeated} values of {each.label}" for each in by_design)
+        sentences.append(
+            f"the same layout on every plate: {counts} are in the same wells on all of their plates. Position and "
+            "label are confounded by design, and no split of these wells separates them. Randomise positions between "
+            "plates."
+        )
+    return sentences
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Factors that are tested on the same splits and random layouts."""
+
+    values: dict[Factor, tuple[Codes, int, Smoothing | None]]
+    """(N,) value of each well, how many values there are, and how counts are spread over neighbouring values."""
+    group: Codes
+    """(N,) wells of one group are exchanged by a random layout."""
+    label: Codes
+    """(N,)"""
+    splits: list[Split]
+
+
+def _tasks(wells: Sequence[WellPlace], label_N: Codes, splits: Sequence[Split] | None) -> list[_Task]:
+    plate_N, batch_N = (_codes([getattr(well, name) for well in wells]) for name in ("plate", "batch"))
+    tasks = []
+    placed = np.asarray([well.row is not None and well.column is not None for well in wells], bool) & (label_N >= 0)
+    if placed.any():
+        here = np.flatnonzero(placed)
+        row, column = (np.asarray([getattr(wells[i], name) for i in here], np.int64) for name in ("row", "column"))
+        width = int(column.max()) + 1
+        values: dict[Factor, tuple[Codes, int, Smoothing | None]] = {
+            "row": (row, int(row.max()) + 1, None),
+            "column": (column, width, None),
+            "edge": _with_size(_to_edge(row, column, plate_N[here])),
+            "well": (row * width + column, (int(row.max()) + 1) * width, _nearby(int(row.max()) + 1, width)),
+        }
+        given = [replace(split, is_test=split.is_test[here]) for split in splits or ()]
+        chosen = given if splits is not None else _default_splits(label_N[here], plate_N[here])
+        tasks.append(_Task(_varied(values), plate_N[here], label_N[here], chosen))
+    here = np.flatnonzero(label_N >= 0)
+    plate, batch = plate_N[here], batch_N[here]
+    values = {"plate": _with_size(plate)}
+    if len(np.unique(plate)) != len(np.unique(batch)):
+        values["batch"] = _with_size(batch)
+    tasks.append(_Task(_varied(values), np.zeros(len(here), np.int64), label_N[here], _well_splits(label_N[here])))
+    return tasks
+
+
+def _default_splits(label_N: Codes, plate_N: Codes) -> list[Split]:
+    if len(np.unique(plate_N)) > 1:
+        splits = hold_out_groups([f"{plate:09d}" for plate in plate_N.tolist()], HELD_OUT_SHARE, range(N_SPLITS))
+        if all(len(classes_in_both(label_N, split.is_test)) > 1 for split in splits):
+            return splits
+    return _well_splits(label_N)
+
+
+def _well_splits(label_N: Codes) -> list[Split]:
+    names = [str(i) for i in range(len(label_N))]
+    return hold_out_wells(names, [f"{code:09d}" for code in label_N.tolist()], HELD_OUT_SHARE, range(N_SPLITS))
+
+
+def _test(
+    task: _Task, label: str, n_classes_in_all: int, n_draws: int, rng: np.random.Generator
+) -> list[PositionConfounding]:
+    """Accuracy of each factor, and of each in random layouts."""
+    parts = [_part(task.label, split.is_test) for split in task.splits]
+    parts = [part for part in parts if part.n_classes > 1]
+    if not parts or not task.values:
+        return []
+    observed = {factor: _accuracy(parts, *values) for factor, values in task.values.items()}
+    null: dict[Factor, list[float]] = {factor: [] for factor in task.values}
+    by_group = np.argsort(task.group, kind="stable")
+    for _ in range(n_draws):
+        order = np.empty(len(by_group), np.int64)
+        order[by_group] = np.lexsort((rng.random(len(by_group)), task.group))
+        for factor, (value, size, smoothing) in task.values.items():
+            null[factor].append(_accuracy(parts, value[order], size, smoothing))
+    n_classes = max(part.n_classes for part in parts)
+    chance = float(np.mean([1 / part.n_classes for part in parts]))
+    results = []
+    for factor, accuracy in observed.items():
+        low, high = np.quantile(null[factor], [0.025, 0.975])
+        p_value = (1 + sum(each >= accuracy - TIE for each in null[factor])) / (1 + n_draws)
+        results.append(
+            PositionConfounding(
+                label, factor, accuracy, chance, float(low), float(high), p_value, len(task.label), n_classes,
+                n_classes_in_all,
+            )
+        )  # fmt: skip
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One split, with classes numbered from 0."""
+
+    train: Codes
+    train_label: Codes
+    test: Codes
+    test_label: Codes
+    n_classes: int
+
+
+def _part(label_N: Codes, is_test: NDArray[np.bool_]) -> _Part:
+    classes = classes_in_both(label_N, is_test)
+    used = np.isin(label_N, classes)
+    train, test = np.flatnonzero(used & ~is_test), np.flatnonzero(used & is_test)
+    coded = np.searchsorted(classes, label_N)
+    return _Part(train, coded[train], test, coded[test], len(classes))
+
+
+def _accuracy(parts: Sequence[_Part], value_N: Codes, size: int, smoothing: Smoothing | None) -> float:
+    return float(np.mean([_balanced_accuracy(part, value_N, size, smoothing) for part in parts]))
+
+
+def _balanced_accuracy(part: _Part, value_N: Codes, size: int, smoothing: Smoothing | None) -> float:
+    shape = (part.n_classes, size)
+    train_KV = _counts(part.train_label, value_N[part.train], shape)
+    test_KV = _counts(part.test_label, value_N[part.test], shape)
+    share_KV = train_KV / train_KV.sum(axis=1, keepdims=True)
+    if smoothing is not None:
+        share_KV = smoothing(share_KV)
+    is_best_KV = share_KV >= share_KV.max(axis=0) * (1 - TIE)
+    right_K = (test_KV * is_best_KV / is_best_KV.sum(axis=0)).sum(axis=1)
+    return float(np.mean(right_K / test_KV.sum(axis=1)))
+
+
+def _counts(label: Codes, value: Codes, shape: tuple[int, int]) -> Floats:
+    flat = np.bincount(label * shape[1] + value, minlength=shape[0] * shape[1])
+    return flat.reshape(shape).astype(np.float64)
+
+
+def _nearby(height: int, width: int) -> Smoothing:
+    """Spread counts over a plate with Gaussian weights."""
+    over_rows, over_columns = (
+        np.exp(-np.square(np.subtract.outer(np.arange(n), np.arange(n))) / (2 * BANDWIDTH_WELLS**2))
+        for n in (height, width)
+    )
+
+    def spread(counts_KV: Floats) -> Floats:
+        return np.asarray(over_rows @ counts_KV.reshape(-1, height, width) @ over_columns).reshape(counts_KV.shape)
+
+    return spread
+
+
+def _to_edge(row: Codes, column: Codes, plate: Codes) -> Codes:
+    """Wells between a well and the nearest edge of the smallest standard plate that holds the plate's wells."""
+    distance = np.zeros(len(row), np.int64)
+    for name in np.unique(plate).tolist():
+        here = plate == name
+        height, width = plate_shape(int(row[here].max()), int(column[here].max()))
+        y, x = row[here], column[here]
+        distance[here] = np.min([y, x, height - 1 - y, width - 1 - x], axis=0)
+    return distance
+
+
+def _with_size(value: Codes) -> tuple[Codes, int, Smoothing | None]:
+    return value, int(value.max(initial=0)) + 1, None
+
+
+def _varied(
+    values: dict[Factor, tuple[Codes, int, Smoothing | None]],
+) -> dict[Factor, tuple[Codes, int, Smoothing | None]]:
+    return {factor: each for factor, each in values.items() if len(np.unique(each[0])) > 1}
+
+
+def _codes(names: Sequence[str]) -> Codes:
+    return np.unique(np.asarray(names, str), return_inverse=True)[1].astype(np.int64)
+
+
+def _holm(found: list[PositionConfounding]) -> list[PositionConfounding]:
+    """The p-values adjusted so that one of all is at or under alpha by chance with probability alpha.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6:65-70.
+    """
+    adjusted, highest = list(found), 0.0
+    for place, i in enumerate(np.argsort([each.p_value for each in found], kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(found) - place) * found[i].p_value))
+        adjusted[i] = replace(found[i], p_value=highest)
+    return adjusted
+
+
+def _clearest(of_place: Mapping[Factor, PositionConfounding]) -> PositionConfounding:
+    """The simplest factor that predicts nine tenths of what the best does."""
+    best = max(each.balanced_accuracy for each in of_place.values())
+    return next(each for each in of_place.values() if each.balanced_accuracy >= 0.9 * best)

@@ -1,0 +1,91 @@
+"""How a channel was imaged: fluorescence, brightfield or phase contrast. Rules of quality control depend on it.
+
+A declared stain has its modality in catalog/channels.yaml, and a QC config or profile may set another. A name that is
+declared nowhere is recognised by its pixels where they are plain, and has the declared default otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolake.catalog.declared import channel_vocabulary
+from cytolake.catalog.errors import CatalogError
+
+Modality = Literal["fluorescence", "brightfield", "phase"]
+MODALITIES: tuple[str, ...] = get_args(Modality)
+TRANSMITTED = ("brightfield", "phase")
+"""Objects are darker and brighter than a bright background."""
+
+
+def declared_modality(channel: str) -> str:
+    """Modality of a stain of catalog/channels.yaml; empty for a name that it does not have."""
+    vocabulary = channel_vocabulary()
+    return vocabulary.modalities.get(vocabulary.canonical(channel), "")
+
+
+def is_transmitted(channel: str, percentiles: Sequence[float]) -> bool:
+    """Whether an image of the channel is of transmitted light.
+
+    Args:
+        channel: Its name.
+        percentiles: 1st, 50th and 99th of its counts; looked at where the name is not declared.
+    """
+    modality = declared_modality(channel)
+    if modality:
+        return modality in TRANSMITTED
+    return bool(_looks_transmitted(np.asarray([percentiles], np.float64))[0])
+
+
+def modality_of(channel: str, percentiles_N3: NDArray[np.float64], set_by_hand: Mapping[str, str]) -> str:
+    """Modality of one channel of a plate.
+
+    Args:
+        channel: Its name.
+        percentiles_N3: (N, 3), 1st, 50th and 99th percentile of each site, counts. A name that is not declared is
+            brightfield where most sites look so.
+        set_by_hand: Channel to modality, from `parse_modalities`: before what is declared.
+    """
+    known = set_by_hand.get(channel) or declared_modality(channel)
+    if known:
+        return known
+    measured = percentiles_N3[np.isfinite(percentiles_N3).all(axis=1)]
+    if len(measured) and np.mean(_looks_transmitted(measured)) > 0.5:
+        return "brightfield"
+    return channel_vocabulary().default_modality
+
+
+def parse_modalities(pairs: Sequence[str], place: str) -> dict[str, str]:
+    """Channel to modality, from texts such as `Phase1: phase`.
+
+    Args:
+        pairs: The texts.
+        place: Where they were found, for errors.
+
+    Raises:
+        CatalogError: A text of another form, another modality, or a channel twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, colon, modality = (part.strip() for part in pair.rpartition(":"))
+        channel = channel_vocabulary().canonical(name)
+        if not colon or not channel or modality not in MODALITIES or channel in found:
+            raise CatalogError(
+                f"{place}: found {pair!r}, expected each channel once as CHANNEL: MODALITY, such as 'TL20: phase'; a "
+                f"modality is {', '.join(MODALITIES)}. Correct the entry."
+            )
+        found[channel] = modality
+    return found
+
+
+def _looks_transmitted(percentiles_N3: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,), True where most pixels are at the bright end: what is there is darker than the background.
+
+    Stained cells on a dark background leave the median near the dark end; a crowded field has it in the middle.
+    """
+    p01, p50, p99 = percentiles_N3.T
+    is_dark_tailed = p50 - p01 > 2 * (p99 - p50)
+    return np.asarray(is_dark_tailed & (p50 - p01 > 0.1 * p50), np.bool_)
