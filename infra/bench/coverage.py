@@ -16,6 +16,7 @@ from inputs.plate_effects import candidate, plate_deviations
 from numpy.typing import NDArray
 from scipy import stats
 
+from cytolake.benchmark.confounding import WellPlace
 from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
@@ -80,6 +81,7 @@ def _asked(random: np.random.Generator, n_plates: int, means: Numbers) -> Asked:
         pathway=tuple(f"pathway{gene // GENES_OF_PATHWAY}" if gene >= 0 else "" for _, gene in places),
         dose=np.full(n, np.nan),
         is_control=np.asarray([gene < 0 for _, gene in places]),
+        place=tuple(WellPlace(plate, None, None, plate) for plate in plates),
     )
     pairs = tuple(
         (f"gene{a}", f"gene{b}")

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 import cytolake
+from cytolake.benchmark.confounding import WellPlace, confounding_warnings
+from cytolake.benchmark.probe_data import check_label
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.line.choice_text import headline, how_measured, measures
@@ -76,7 +78,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         key=key,
         headline=headline(inputs.choice),
         how=how_measured(inputs.choice),
-        warnings=(),
+        warnings=_layout_warnings(catalog, inputs.choice.representation_id, inputs.choice.label),
         measures=measures([inputs.choice, *inputs.others]),
         facts=inputs.facts,
         counts=_counts(catalog, inputs.curation_id),
@@ -177,6 +179,26 @@ def _block_text(choice: BlockChoice) -> str:
         else f"Every transformer block, {what}. The ring marks the chosen block, the highest of several, which "
         "reads high."
     )
+
+
+def _layout_warnings(catalog: Catalog, representation_id: str, label: str) -> list[str]:
+    """What the layout of the plates says of the label that was predicted."""
+    check_label(label)
+    crops = catalog.sql(
+        f"""
+        select w.plate_id, w.screen, w.plate, w.batch, w.row, w."column", w.perturbation, w.is_negative_control,
+               w."{label}" as label
+        from wells w join profiles p using (well_id) where p.representation_id = '{representation_id}'
+        order by w.well_id
+        """
+    ).to_pylist()
+    places = [
+        WellPlace(f"{row['screen']}/{row['plate']}", row["row"], row["column"], f"{row['screen']}/{row['batch']}")
+        for row in crops
+    ]
+    held = ["negative control" if row["is_negative_control"] else row["perturbation"] or "" for row in crops]
+    labels = ["" if row["is_negative_control"] or row["label"] is None else str(row["label"]) for row in crops]
+    return confounding_warnings(places, held, {label: labels}) if places else []
 
 
 def _units(inputs: ReportInputs) -> str:

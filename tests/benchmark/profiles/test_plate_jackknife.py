@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cytolake.benchmark.confounding import WellPlace
 from cytolake.benchmark.profiles.asked import Asked, Score, score
 from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
@@ -26,6 +27,7 @@ def make_asked(value_of_plate: np.ndarray, wells_each: int = 3) -> Asked:
     wells = Wells(
         well_id=tuple(f"w{i}" for i in range(n)), plate=plates, batch=plates, perturbation=("p",) * n, gene=texts,
         guide=texts, compound=texts, pathway=texts, dose=np.full(n, np.nan), is_control=np.zeros(n, bool),
+        place=tuple(WellPlace(plate, None, None, plate) for plate in plates),
     )  # fmt: skip
     compared = ComparedControls(vectors, wells.is_control, False)
     return Asked(vectors, wells, [], {}, GeneSets(), ProfileBenchmarkConfig(draws=99), "none", compared)
