@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
 
-.PHONY: demo test test-slow openapi fuzz lint install clean help bench-loader bench-recall bench-map bench-transcriptomics bench-prompts
+.PHONY: demo test test-slow openapi fuzz lint install clean help bench-loader bench-recall bench-map bench-nulls bench-transcriptomics bench-prompts
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
@@ -68,7 +68,7 @@ $(ORACLES)/.installed: $(INSTALLED)
 	@$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps efaar_benchmarking
 	@touch $@
 
-bench-recall bench-map: $(ORACLES)/.installed
+bench-recall bench-map bench-nulls: $(ORACLES)/.installed
 	@PYTHONPATH=platform $(ORACLES)/bin/python infra/bench/$(@:bench-%=%).py
 
 $(VENV)/.scvi: $(INSTALLED)

@@ -267,6 +267,9 @@ def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "openphenom" in page
     assert "Compound gene" in page
+    (tmp_path / "unexpressed.txt").write_text("no gene\n")
+    named = ["--null-perturbations", tmp_path / "unexpressed.txt", "--set", "tasks=consistency", "--root", root]
+    assert "1 of 1 are no perturbation or gene of the screen (no gene)" in run("score", identity, *named)
     n_scores = cytolake.catalog.open(root).table("scores").num_rows
     assert f"{n_scores} scores" in run("score", identity, *settings)
     assert cytolake.catalog.open(root).table("scores").num_rows == n_scores
@@ -275,6 +278,8 @@ def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
 def test_what_cannot_be_scored_is_told(root, tmp_path):
     assert "no representation has this id" in run("score", "missing", "--root", root, code=2)
     assert "has no field" in run("score", "missing", "--set", "speed=1", "--root", root, code=2)
+    absent = tmp_path / "unexpressed.txt"
+    assert "found no names" in run("score", "missing", "--null-perturbations", absent, "--root", root, code=2)
     metadata, embeddings, *_ = rxrx3_core_files(tmp_path)
     twice = ["--rxrx3-core", metadata, "--rxrx1", metadata]
     assert "expected one of --rxrx3-core" in run(

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, names_in
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import NUISANCES
 from cytolake.benchmark.split import SplitBy
@@ -117,6 +117,13 @@ def score(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Of ProfileBenchmarkConfig: --set alignments=none,centre."),
     ] = None,
+    null_perturbations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file, a name a line: perturbations or genes that should do nothing, such as genes that "
+            "are not expressed. Consistency and magnitude are then tested against theirs."
+        ),
+    ] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write them as an HTML page too.")] = None,
     root: Root = DEFAULT_ROOT,
@@ -127,6 +134,8 @@ def score(
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told():
         config = apply_overrides(ProfileBenchmarkConfig(), set_ or [])
+        if null_perturbations is not None:
+            config = dataclasses.replace(config, null_perturbations=tuple(names_in(null_perturbations)))
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
         for each in found:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.special import softmax
 
 from cytolake.benchmark.guard_rails import (
     batch_leakage,
@@ -17,7 +19,9 @@ from cytolake.benchmark.guard_rails import (
     false_positives_of_wells,
     random_groups,
 )
+from cytolake.benchmark.linear_probe import linear_probe
 from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig
+from cytolake.benchmark.split import hold_out_wells
 
 CONFIG = SignalConfig(n_draws=199)
 
@@ -42,10 +46,25 @@ def test_shifted_batches_leak_and_equal_ones_are_at_chance():
     assert shifted.balanced_accuracy.value > 0.9
 
 
-def test_wells_at_chance_are_called_leaky_rarely():
-    """The interval leaves out what another training set would change, so a little more often than it says."""
-    called = [batch_leakage(*make_wells(seed=seed), seeds=(0,), bootstrap_draws=200).leaks for seed in range(30)]
-    assert np.mean(called) < 0.15
+def test_p_values_of_leakage_are_uniform_where_batches_are_alike():
+    p_values = [
+        batch_leakage(*make_wells(3, 12, seed=seed), seeds=(0,), bootstrap_draws=1, n_draws=199).p_value
+        for seed in range(150)
+    ]
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_the_p_value_of_leakage_is_the_share_of_permuted_labels_that_fit_as_well():
+    vectors, batches = make_wells(3, 8, shift=0.8)
+    found = batch_leakage(vectors, batches, seeds=(0,), bootstrap_draws=1, n_draws=4999)
+    (split,) = hold_out_wells([str(i) for i in range(24)], batches, 0.25, (0,))
+    label = np.repeat(np.arange(3), 8)
+    train, test = np.flatnonzero(~split.is_test), np.flatnonzero(split.is_test)
+    probe = linear_probe(vectors[train].astype(np.float32), label[train], regularisation=0.1)
+    probability = softmax(probe.logits(vectors[test].astype(np.float32)).astype(np.float64), axis=1)
+    sums = [probability[np.arange(6), list(order)].sum() for order in permutations(label[test])]
+    expected = np.mean(np.asarray(sums) >= probability[np.arange(6), label[test]].sum() - 1e-9)
+    assert abs(found.p_value - expected) < 3 * np.sqrt(expected * (1 - expected) / 4999) + 1e-3
 
 
 def test_controls_alone_show_whether_perturbations_or_batches_are_told():
@@ -191,6 +210,43 @@ def test_compounds_that_act_by_dose_are_found_and_others_at_alpha():
     assert inert.increasing.low <= 0.05 <= inert.increasing.high
     p_values = inert.table["p_value"].to_numpy()
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_doses_tied_to_plates_are_no_evidence_of_a_response():
+    """Without an effect; high doses lie on a plate of wide spread, where all wells are far from the controls."""
+    random = np.random.default_rng(0)
+    rows = [(f"C{c:02d}", float(p + d), f"P{p}", False) for p in range(3) for c in range(60) for d in range(4)]
+    rows += [("DMSO", math.nan, f"P{p}", True) for p in range(3) for _ in range(10)]
+    compounds, doses, plates, control = (list(column) for column in zip(*rows, strict=True))
+    spread = np.asarray([1 + int(plate[1]) for plate in plates])
+    vectors = random.normal(size=(len(rows), 6)) * spread[:, None]
+    table = dose_response(vectors, compounds, doses, plates, np.asarray(control), n_draws=199).table
+    assert np.median(table["spearman"].to_numpy()) > 0.3
+    assert stats.kstest(table["p_value"].to_numpy(), "uniform").pvalue > 0.01
+
+
+def test_one_dose_a_plate_cannot_be_tested():
+    vectors, compounds, doses, _, is_control = make_doses()
+    plates = [f"P{dose}" for dose in np.nan_to_num(doses)]
+    names = sorted(set(plates) - {"P0.0"})
+    plates = [
+        names[i % len(names)] if is_one else p for i, (p, is_one) in enumerate(zip(plates, is_control, strict=True))
+    ]
+    found = dose_response(vectors, compounds, doses, plates, is_control)
+    assert set(found.table["reason"].to_pylist()) == {"fewer than 20 orders of doses within batches"}
+    assert found.table["spearman"].null_count == 0
+    assert (found.increasing.total, found.table["p_value"].null_count) == (0, 8)
+
+
+def test_q_values_stand_next_to_the_p_values():
+    found = dose_response(*make_doses(20, slope=0.4), n_draws=199)
+    p_values, q_values = (found.table[name].to_numpy() for name in ("p_value", "q_value"))
+    np.testing.assert_allclose(q_values, stats.false_discovery_control(p_values))
+    assert found.discovered.hits == (q_values <= 0.05).sum() <= found.increasing.hits
+    vectors, plates = make_wells(4, 40)
+    wells = false_positives_of_wells(vectors, plates, all_of(plates))
+    q_values = stats.false_discovery_control(wells.p_values)
+    assert (wells.discovered.hits, wells.rate.hits) == ((q_values <= 0.05).sum(), (wells.p_values <= 0.05).sum())
 
 
 def test_an_effect_that_falls_with_dose_is_not_called():

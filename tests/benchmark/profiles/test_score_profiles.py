@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,10 +11,16 @@ import pytest
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import leaderboard
+from cytolake.benchmark.profiles.asked import Asked
+from cytolake.benchmark.profiles.compared_controls import ComparedControls, compared_controls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
+from cytolake.benchmark.profiles.gene_sets import read_gene_sets
 from cytolake.benchmark.profiles.score import score_profiles
+from cytolake.benchmark.profiles.tasks import TASKS
+from cytolake.benchmark.profiles.wells import Wells
 from cytolake.catalog.declared import table_contract
 from cytolake.embed.align import align_representation
+from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.kept import load_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
 from cytolake.line.leaderboard_page import encoder_name
@@ -215,6 +222,11 @@ def test_profiles_aligned_in_the_tables_score_as_those_aligned_on_the_way(catalo
         if (row["representation_id"], row["alignment"]) == ("trained", "pca_cs")
     }
     got = {(row["benchmark"], row["label"], row["metric"]): row["value"] for row in of_aligned}
+    # Nothing can be compared with the controls that these vectors were aligned on.
+    of_controls = {"activity_map", "batch_leakage", "perturbation_magnitude"}
+    expected = {key: value for key, value in expected.items() if key[0] not in of_controls}
+    for task in ("activity", "leakage", "magnitude"):
+        assert "aligned on these controls when it was written" in found.left_out[f"{task}, none"]
     assert got == pytest.approx(expected, abs=0.02)  # stored as float32: a rank or a draw may change places
     ranked = [encoder_name(row) for row in leaderboard(catalog).to_pylist() if row["representation_id"] == aligned]
     assert ranked
@@ -289,3 +301,73 @@ def test_a_config_that_cannot_work_is_refused(change, said):
 def test_representations_that_are_not_there_are_named_as_such(catalog):
     with pytest.raises(ValueError, match="none of 1 representations has a pooling"):
         score_profiles(catalog, ["missing"], CONFIG)
+
+
+def without_effects(n_plates=3, n_controls=24, n_perturbations=24, dim=32):
+    """Wells of which none has an effect, though all that are treated share one; each perturbation twice on a plate."""
+    names = ["control"] * n_controls + [f"p{i:02d}" for i in range(n_perturbations)] * 2
+    plates = [f"plate {p}" for p in range(n_plates) for _ in names]
+    names *= n_plates
+    blank = ("",) * len(names)
+    is_control = np.asarray([name == "control" for name in names])
+    wells = Wells(
+        well_id=tuple(f"w{i:04d}" for i in range(len(names))), plate=tuple(plates), batch=tuple(plates),
+        perturbation=tuple(names), gene=blank, guide=blank, compound=blank, pathway=blank,
+        dose=np.full(len(names), np.nan), is_control=is_control,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    plate = np.unique(plates, return_inverse=True)[1]
+    return wells, rng.normal(size=(len(names), dim)) + 3 * rng.normal(size=(n_plates, dim))[plate]
+
+
+def asked_of(wells, profiles, variant, config):
+    fitted = fit_alignment(profiles, wells.plate, wells.is_control, AlignmentConfig(variant=variant))
+    compared = compared_controls(profiles, wells, variant, config)
+    gene_sets = read_gene_sets(wells, config, {})
+    return Asked(fitted.apply(profiles, wells.plate), wells, [], {}, gene_sets, config, variant, compared)
+
+
+@pytest.mark.parametrize("task", ["magnitude", "activity"])
+def test_aligned_wells_without_an_effect_do_not_differ_from_the_controls(task):
+    """From the controls that `pca_cs` was fitted on, most do."""
+    wells, profiles = without_effects(dim=64)
+    config = ProfileBenchmarkConfig(draws=200)
+    asked = asked_of(wells, profiles, "pca_cs", config)
+    seen = replace(asked, compared=ComparedControls(asked.vectors, wells.is_control, False))
+    share = {
+        name: np.mean([p <= 0.05 for p in p_values_of(TASKS[task](each)).values()])
+        for name, each in (("held out", asked), ("seen", seen))
+    }
+    assert share["held out"] < 0.3
+    assert share["seen"] > share["held out"] + 0.2
+
+
+def p_values_of(scores):
+    return next(row["details"]["p_values"] for row in scores if row["metric"] == "share_significant")
+
+
+def test_a_shift_that_all_wells_share_makes_them_distinct_and_not_consistent():
+    wells, profiles = without_effects()
+    profiles[~wells.is_control] += 3
+    asked = asked_of(wells, profiles, "pca_cs", ProfileBenchmarkConfig(draws=200))
+    distinct, consistent = (p_values_of(TASKS[task](asked)) for task in ("magnitude", "consistency"))
+    assert max(distinct.values()) <= 0.05
+    assert np.mean([p <= 0.05 for p in consistent.values()]) < 0.25
+
+
+@pytest.mark.parametrize("task", ["consistency", "magnitude"])
+def test_null_perturbations_that_are_named_are_the_null(task):
+    wells, profiles = without_effects()
+    names = tuple(f"p{i:02d}" for i in range(20))
+    acting = np.asarray([name in ("p20", "p21") for name in wells.perturbation])
+    profiles[acting] += 3 * np.random.default_rng(1).normal(size=profiles.shape[1])
+    rows = list(
+        TASKS[task](asked_of(wells, profiles, "pca_cs", ProfileBenchmarkConfig(draws=200, null_perturbations=names)))
+    )
+    details = rows[0]["details"]
+    assert details["null"] == "20 null perturbations"
+    assert set(details["p_values"]) == set(details["q_values"]) == {"p20", "p21", "p22", "p23"}
+    assert details["p_values"]["p20"] == details["p_values"]["p21"] == round(1 / 21, 4)
+    assert all(q >= p for p, q in zip(details["p_values"].values(), details["q_values"].values(), strict=True))
+    with pytest.raises(ValueError, match=r"1 of 1 are no perturbation or gene of the screen \(nobody\)"):
+        list(TASKS[task](asked_of(wells, profiles, "pca_cs", ProfileBenchmarkConfig(null_perturbations=("nobody",)))))

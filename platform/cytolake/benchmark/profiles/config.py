@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from cytolake.embed.alignment.variants import MissingControls, Variant
@@ -12,6 +13,22 @@ Task = Literal[
     "false_positives", "dose", "clusters", "compound_gene", "batch_mixing", "linear_separability", "nearest_neighbours",
     "reconstruction",
 ]  # fmt: skip
+
+
+def names_in(path: Path) -> list[str]:
+    """Names in a text file, one a line; empty lines do not count.
+
+    Raises:
+        ValueError: No such file, or no name in it.
+    """
+    names = (
+        list(dict.fromkeys(filter(None, map(str.strip, path.read_text("utf-8").splitlines()))))
+        if path.is_file()
+        else []
+    )
+    if not names:
+        raise ValueError(f"{path}: found no names, expected a text file with one a line.")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -305,9 +305,11 @@ def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequ
         benchmark, label, "mean_average_precision", found.mean.value, found.mean, split=" ".join(across),
         n_test=len(scored), normalised=kept(of_group),
     )  # fmt: skip
+    if not tested:  # every group can be placed in too few ways
+        return
     yield score(
         benchmark, label, "share_significant", found.share_significant(), None, split=" ".join(across),
-        n_test=len(scored), p_values=kept({str(row[key]): row["p_value"] for row in tested}),
+        n_test=len(tested), p_values=kept({str(row[key]): row["p_value"] for row in tested}),
         q_values=kept({str(row[key]): row["adjusted_p_value"] for row in tested}),
     )  # fmt: skip
 
