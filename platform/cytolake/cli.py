@@ -116,6 +116,14 @@ def score(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Of ProfileBenchmarkConfig: --set alignments=none,centre."),
     ] = None,
+    chromosome_arms: Annotated[
+        Path | None,
+        typer.Option(help="Table of gene, arm and unexpressed: what each arm's genes share is taken out first."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Parquet of Metadata_Plate, Metadata_Well and CellProfiler's columns, to be predicted."),
+    ] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write them as an HTML page too.")] = None,
     root: Root = DEFAULT_ROOT,
@@ -126,6 +134,8 @@ def score(
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told():
         config = apply_overrides(ProfileBenchmarkConfig(), set_ or [])
+        files = {"chromosome_arms": chromosome_arms, "features": features}
+        config = dataclasses.replace(config, **{name: str(path) for name, path in files.items() if path is not None})
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
         for each in found:

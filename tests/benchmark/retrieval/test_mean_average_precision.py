@@ -149,10 +149,10 @@ def test_inert_perturbations_are_rarely_significant_and_active_ones_are():
     p = np.asarray(inert.groups["p_value"], float)
     for level in (0.05, 0.2):
         assert np.mean(p <= level) <= level + 3 * np.sqrt(level * (1 - level) / 200)
-    assert inert.share_significant() < 0.05
+    assert inert.share_significant().value < 0.05
     assert abs(np.mean(np.asarray(inert.groups["mean_normalised_average_precision"]))) < 0.05
     table, vectors, is_control = screen(20, signal=2.0, seed=2)
-    assert phenotypic_activity(table, vectors, is_control).share_significant() > 0.9
+    assert phenotypic_activity(table, vectors, is_control).share_significant().value > 0.9
 
 
 def test_activity_is_the_grammar_on_treated_wells_and_controls():
@@ -185,7 +185,7 @@ def test_consistency_leaves_doses_of_one_compound_out_and_finds_mechanisms():
     alone = average_precision(treated, vectors[~is_control], rules)
     assert got.rows.filter(pa.array(~is_control)).equals(alone)
     assert set(alone["n_positives"].to_pylist()) == {4}  # the mechanism's other perturbation, on 4 plates
-    assert got.share_significant() == 1
+    assert got.share_significant().value == 1
     assert got.mean.low > 0.8
     random = phenotypic_consistency(table, np.random.default_rng(0).normal(size=vectors.shape), included=~is_control)
     assert random.mean.high < 0.3

@@ -1,8 +1,9 @@
-"""The two questions asked most: has a perturbation an effect, and do perturbations of one mechanism have the same?
+"""Has a perturbation an effect, and do perturbations of one mechanism, or of one target, have the same?
 
 Phenotypic activity: do the replicates of a perturbation find each other before they find negative controls? Phenotypic
-consistency: do perturbations of one target or mechanism find each other before they find those of others? The names and
-rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2.
+consistency: do perturbations of one target or mechanism find each other before they find those of others? Phenotypic
+match: do perturbations of one target but of two kinds, such as a compound and a knock-out, find each other? The names
+and rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2.
 
 Shapes: N rows, D features.
 """
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.benchmark.retrieval.average_precision import average_precision
 from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_groups, mean_average_precision
 from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO
@@ -55,11 +57,13 @@ class Retrieval:
     """One row for each perturbation or label; see `mean_average_precision`."""
     mean: Interval
     """Mean over the groups of their mean average precision, groups (or clusters of them) resampled."""
+    normalised: Interval
+    """The same of the normalised average precision: 0 is what chance gives, however many positives there are."""
 
-    def share_significant(self, level: float = 0.05) -> float:
+    def share_significant(self, level: float = 0.05) -> Share:
         """Share of the groups with a p-value whose adjusted p-value is below the level."""
         adjusted = np.asarray(self.groups["adjusted_p_value"].drop_null(), np.float64)
-        return float(np.mean(adjusted < level))
+        return share_of(int(np.sum(adjusted < level)), len(adjusted))
 
 
 def phenotypic_activity(
@@ -149,6 +153,35 @@ def phenotypic_consistency(
     return _retrieval(rules, rows, taken, (label,), None, null or NullConfig())
 
 
+def phenotypic_match(
+    metadata: Metadata,
+    vectors: NDArray[np.floating],
+    *,
+    label: str = "gene",
+    kind: str = "kind",
+    null: NullConfig | None = None,
+    block_mb: int = 128,
+) -> Retrieval:
+    """Do perturbations of one target find those of another kind before they find that kind's perturbations of others?
+
+    Args:
+        metadata: N perturbations, none of them a control.
+        vectors: (N, D) profiles.
+        label: Column of the target.
+        kind: Column of the kind, such as compound or gene; rows of one kind are never compared.
+        null: How means are compared with chance.
+        block_mb: Megabytes of similarities at once.
+
+    Raises:
+        ValueError: No target has perturbations of two kinds; see also `average_precision`.
+
+    Source: gene-compound matching of Chandrasekaran et al. 2024, doi:10.1038/s41592-024-02241-6.
+    """
+    rules = PairRules(pos_sameby=(label,), pos_diffby=(kind,), neg_diffby=(label, kind))
+    rows = average_precision(metadata, vectors, rules, block_mb=block_mb)
+    return _retrieval(rules, rows, rows, (label,), None, null or NullConfig())
+
+
 def _retrieval(
     rules: PairRules, rows: pa.Table, grouped: pa.Table, sameby: tuple[str, ...], cluster: str | None, null: NullConfig
 ) -> Retrieval:
@@ -163,8 +196,11 @@ def _retrieval(
     )
     if cluster is not None and cluster not in sameby:
         groups = groups.append_column(cluster, _of_groups(grouped, sameby[0], cluster))
-    interval = bootstrap_over_groups(groups, cluster=cluster, n_draws=null.bootstrap_draws, seed=null.seed)
-    return Retrieval(rules, rows, groups, interval)
+    mean, normalised = (
+        bootstrap_over_groups(groups, value=value, cluster=cluster, n_draws=null.bootstrap_draws, seed=null.seed)
+        for value in ("mean_average_precision", "mean_normalised_average_precision")
+    )
+    return Retrieval(rules, rows, groups, mean, normalised)
 
 
 def _of_groups(rows: pa.Table, group: str, name: str) -> pa.ChunkedArray:
