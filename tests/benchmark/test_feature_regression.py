@@ -55,15 +55,18 @@ def test_what_the_embedding_holds_is_predicted_up_to_the_noise_and_nothing_else_
 @pytest.mark.parametrize("dim", [8, 300])  # fewer features than wells, and more
 def test_errors_are_those_of_scikit_learns_ridge_in_a_loop(dim):
     vectors, features, plates = screen(seed=1, dim=dim)
-    found = feature_regression(vectors, features, NAMES, plates, FeatureRegressionConfig(strengths=(0.3,)))
+    found = feature_regression(vectors, features, NAMES, plates, config=FeatureRegressionConfig(strengths=(0.3,)))
     plate = np.asarray(plates)
+    for values in (vectors, features):
+        for name in set(plates):
+            values[plate == name] -= values[plate == name].mean(axis=0)
     error, total = np.zeros(len(NAMES)), np.zeros(len(NAMES))
     for name in sorted(set(plates)):
         test = plate == name
         scaler = StandardScaler().fit(vectors[~test])
         ridge = Ridge(alpha=0.3 * (~test).sum()).fit(scaler.transform(vectors[~test]), features[~test])
         error += np.square(features[test] - ridge.predict(scaler.transform(vectors[test]))).sum(axis=0)
-        total += np.square(features[test] - features[test].mean(axis=0)).sum(axis=0)
+        total += np.square(features[test]).sum(axis=0)
     assert list(found.r2.values()) == pytest.approx(1 - error / total, abs=1e-9)
 
 
@@ -85,13 +88,32 @@ def test_each_feature_gets_the_strength_that_suits_it_on_training_plates():
     assert found.strength[NAMES[0]] <= 0.01 < 10 <= found.strength[NAMES[3]]
 
 
-def test_what_is_predicted_for_a_plate_knows_nothing_of_its_features():
+def test_offsets_of_plates_in_vectors_and_features_change_nothing():
     vectors, features, plates = screen(seed=4)
-    changed = features + 100.0 * (np.asarray(plates) == "P0")[:, None]
-    before = family(feature_regression(vectors, features, NAMES, plates), ALL).of_plate["P0"]
-    after = family(feature_regression(vectors, changed, NAMES, plates), ALL).of_plate["P0"]
-    assert before > 0
-    assert after < -1000  # an offset that this plate alone has is not in the prediction
+    of_plate = np.unique(plates, return_inverse=True)[1]
+    rng = np.random.default_rng(0)
+    shifted = feature_regression(
+        vectors + 50 * rng.normal(size=(N_PLATES, vectors.shape[1]))[of_plate],
+        features + 50 * rng.normal(size=(N_PLATES, len(NAMES)))[of_plate],
+        NAMES,
+        plates,
+    )
+    assert shifted.r2 == pytest.approx(feature_regression(vectors, features, NAMES, plates).r2, abs=1e-9)
+
+
+def test_features_in_the_embedding_itself_are_predicted_whatever_their_plate():
+    _, features, plates = screen(seed=9)
+    found = feature_regression(features, features, NAMES, plates)
+    assert min(found.r2.values()) > 0.999
+
+
+def test_a_batch_is_held_out_with_all_of_its_plates():
+    vectors, features, plates = screen(seed=10)
+    batches = [{"P0": "A", "P1": "A", "P2": "B", "P3": "B"}[plate] for plate in plates]
+    found = feature_regression(vectors, features, NAMES, plates, held_out=batches)
+    assert found.n_plates == 2
+    assert set(family(found, ALL).of_plate) == {"A", "B"}
+    assert found.r2[NAMES[0]] > 0.6
 
 
 @pytest.mark.parametrize("n_plates", [3, 4, 8])
@@ -110,7 +132,7 @@ def test_intervals_over_few_plates_cover_the_score_of_many(n_plates):
 def test_more_plates_than_folds_are_held_out_in_groups_of_plates():
     vectors, features, _ = screen(seed=6)
     plates = [f"P{i % 12:02d}" for i in range(len(vectors))]
-    found = feature_regression(vectors, features, NAMES, plates, FeatureRegressionConfig(max_folds=3))
+    found = feature_regression(vectors, features, NAMES, plates, config=FeatureRegressionConfig(max_folds=3))
     assert found.n_plates == 12
     assert found.r2[NAMES[0]] > 0.6
 
@@ -152,7 +174,7 @@ def test_a_family_is_the_word_after_the_compartment(name, place):
     ("change", "said"),
     [
         ({"names": ["x"]}, "1 names and 240 plates"),
-        ({"plates": ["P"] * 240}, "1 plates of 2 wells or more"),
+        ({"plates": ["P"] * 240}, "1 plates with 2 wells or more on a plate have"),
         ({"features": np.full((240, 4), np.nan)}, "a vector or a feature is not finite"),
         ({"features": np.ones((240, 4))}, "0 of 4 features vary"),
     ],

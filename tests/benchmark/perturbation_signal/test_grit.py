@@ -1,4 +1,4 @@
-"""Grit: that of a loop over wells, 0 of nothing, and what plates alone give beside it."""
+"""Grit: that of a loop over wells, 0 of nothing, and what plates alone give."""
 
 from __future__ import annotations
 
