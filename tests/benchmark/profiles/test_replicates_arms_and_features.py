@@ -197,7 +197,7 @@ def test_features_that_the_vectors_hold_are_predicted_on_held_out_plates_and_bat
     assert abs(planted["Texture"]["value"]) < 0.1
     details = json.loads(planted["AreaShape"]["details"])
     n_measured = 3 * (N_GENES + N_CONTROLS)
-    assert planted["AreaShape"]["n_test"] == details["n_wells"] == n_measured
+    assert planted["AreaShape"]["n_test"] == details["n_matched_wells"] == n_measured
     assert details["n_wells_without_features"] == N_GENES + N_CONTROLS
     assert (details["n_incomplete_features"], details["n_rows_of_other_wells"]) == (1, 0)
     assert set(details["of_compartment"]) == {"Cells"}

@@ -9,7 +9,12 @@ from cytolake.benchmark.retrieval.average_precision import average_precision
 from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_groups, mean_average_precision
 from cytolake.benchmark.retrieval.null_distribution import exact_null, normalise
 from cytolake.benchmark.retrieval.pairs import PairRules
-from cytolake.benchmark.retrieval.phenotypic import NullConfig, phenotypic_activity, phenotypic_consistency
+from cytolake.benchmark.retrieval.phenotypic import (
+    NullConfig,
+    phenotypic_activity,
+    phenotypic_consistency,
+    phenotypic_match,
+)
 
 
 def screen(
@@ -212,6 +217,32 @@ def test_activity_with_clusters_carries_the_compound_of_each_group():
     assert got.groups["moa"].to_pylist() == ["of p9", "of p8"]
     with pytest.raises(ValueError, match="perturbation p9 has several values of plate"):
         phenotypic_activity(table, vectors, is_control, cluster="plate")
+
+
+def test_perturbations_of_two_kinds_find_each_other_by_target_and_their_own_kind_does_not_count():
+    rng = np.random.default_rng(8)
+    targets = [f"t{i}" for i in range(12)]
+    of_target = rng.normal(size=(12, 20))
+    table = pa.table(
+        {
+            "gene": targets * 4,
+            "kind": ["gene"] * 24 + ["compound"] * 24,
+            "reagent": [f"r{i}" for i in range(48)],
+        }
+    )
+    vectors = np.tile(of_target, (4, 1)) + 0.5 * rng.normal(size=(48, 20))
+    vectors[24:36] = rng.normal(size=(12, 20))  # one of two compounds does nothing
+    found = phenotypic_match(table, vectors, null=NullConfig(match_draws=199))
+    assert set(found.rows["n_positives"].to_pylist()) == {2}
+    assert set(found.rows["n_total"].to_pylist()) == {24}
+    assert set(found.groups["null"].to_pylist()) == {"permuted"}
+    assert found.share_significant().value > 0.8
+    vectors[24:] = rng.normal(size=(24, 20))
+    noise = phenotypic_match(table, vectors, null=NullConfig(match_draws=199))
+    assert noise.share_significant().value == 0
+    assert abs(noise.normalised.value) < 0.15
+    with pytest.raises(ValueError, match=r"of 1 kinds \(gene\), expected 2 to match"):
+        phenotypic_match(table.slice(0, 24), vectors[:24])
 
 
 def test_questions_that_cannot_be_asked_are_refused():

@@ -205,4 +205,9 @@ def _retrieval_scores(
 
 
 def _null(config: ProfileBenchmarkConfig) -> NullConfig:
-    return NullConfig(null_size=10 * config.draws, seed=config.seed, bootstrap_draws=config.draws)
+    return NullConfig(
+        null_size=10 * config.draws,
+        match_draws=max(19, config.draws - 1),
+        seed=config.seed,
+        bootstrap_draws=config.draws,
+    )
