@@ -134,8 +134,11 @@ def score(
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told():
         config = apply_overrides(ProfileBenchmarkConfig(), set_ or [])
-        files = {"chromosome_arms": chromosome_arms, "features": features}
-        config = dataclasses.replace(config, **{name: str(path) for name, path in files.items() if path is not None})
+        config = dataclasses.replace(
+            config,
+            chromosome_arms=str(chromosome_arms or config.chromosome_arms),
+            features=str(features or config.features),
+        )
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
         for each in found:

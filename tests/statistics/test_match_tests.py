@@ -1,4 +1,4 @@
-"""Matches of two kinds: exact under no effect whatever depends on what, powerful where targets match, right in a loop."""
+"""Matches of two kinds: exact where nothing matches, powerful where targets match, and right in a loop."""
 
 from __future__ import annotations
 

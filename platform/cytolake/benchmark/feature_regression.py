@@ -243,7 +243,10 @@ def _family_score(
     r2_F = _r2(error_PF.sum(axis=0), total_PF.sum(axis=0))
     names = sorted(set(compartments))
     is_of = {name: np.asarray([each == name for each in compartments]) for name in names}
-    of_plate = {name: _median(_r2(*each)) for name, *each in zip(plates, error_PF, total_PF, strict=True)}
+    of_plate = {
+        plate: _median(_r2(error_F, total_F))
+        for plate, error_F, total_F in zip(plates, error_PF, total_PF, strict=True)
+    }
     return FamilyScore(
         family=family,
         n_features=len(r2_F),

@@ -36,5 +36,7 @@ def aggregated(vectors: Floats, keys: Sequence[Key | None], aggregation: Aggrega
             rows_of.setdefault(key, []).append(row)
     if not rows_of:
         return [], np.empty((0, vectors.shape[1]))
-    reduce = np.median if aggregation == "median" else np.mean
-    return list(rows_of), np.stack([np.asarray(reduce(vectors[rows], axis=0)) for rows in rows_of.values()])
+    groups = [vectors[rows] for rows in rows_of.values()]
+    if aggregation == "median":
+        return list(rows_of), np.stack([np.median(each, axis=0) for each in groups])
+    return list(rows_of), np.stack([each.mean(axis=0) for each in groups])

@@ -6,6 +6,7 @@ Shapes: W wells, F features.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,17 @@ def feature_regression_of_families(asked: Asked) -> Iterator[Score]:
             config=FeatureRegressionConfig(seed=asked.config.seed),
         )
         for family in found.families:
+            details: dict[str, Any] = {
+                "n_features": family.n_features,
+                "of_compartment": kept(family.of_compartment),
+                f"of_{split}": kept(family.of_plate),
+                "n_matched_wells": len(rows),
+                "n_wells_without_features": len(wells.well_id) - len(rows),
+                "n_rows_of_other_wells": table.n_unmatched,
+                "n_incomplete_features": len(table.names) - len(complete),
+                "n_constant_features": found.n_constant,
+            }
             yield score(
                 BENCHMARK, family.family, "median_r2", family.median_r2.value, family.median_r2, split=split,
-                n_test=len(rows), n_features=family.n_features, of_compartment=kept(family.of_compartment),
-                **{f"of_{split}": kept(family.of_plate)}, n_matched_wells=len(rows),
-                n_wells_without_features=len(wells.well_id) - len(rows), n_rows_of_other_wells=table.n_unmatched,
-                n_incomplete_features=len(table.names) - len(complete), n_constant_features=found.n_constant,
+                n_test=len(rows), **details,
             )  # fmt: skip

@@ -6,6 +6,7 @@ Shapes: W wells, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def percent_replicating(asked: Asked) -> Iterator[Score]:
             seed=asked.config.seed,
         )
         tested = [row for row in found.table.to_pylist() if not row["reason"]]
-        details = {
+        details: dict[str, Any] = {
             name: kept({row["perturbation"]: row[column] for row in tested})
             for name, column in (
                 ("median_correlation", "median_correlation"), ("p_values", "p_value"), ("q_values", "q_value"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,8 +101,9 @@ def sibling_retrieval(asked: Asked) -> Iterator[Score]:
             dose = float(wells.dose[i]) if is_compound and math.isfinite(wells.dose[i]) else 0.0
             keys[i] = (COMPOUND if is_compound else GENE, reagent, targets[i], dose)
     named, profiles_TD = aggregated(asked.vectors, keys, how)
-    kinds, reagents, genes = ([key[i] for key in named] for i in range(3))
-    table = pa.table({"kind": kinds, "reagent": reagents, "gene": genes}) if named else None
+    kinds = [kind for kind, *_ in named]
+    columns = {"kind": kinds, "reagent": [key[1] for key in named], "gene": [key[2] for key in named]}
+    table = pa.table(columns) if named else None
     null = _null(asked.config)
     reasons = []
     for label, kind in (("guides", GENE), ("compounds", COMPOUND), ("compounds_and_genes", None)):
@@ -186,8 +188,9 @@ def _retrieval_scores(
     key = found.groups.column_names[0]
     scored = [row for row in found.groups.to_pylist() if row["mean_average_precision"] is not None]
     of_group = {str(row[key]): row for row in scored}
-    details = {"aggregation": aggregation} if aggregation else {}
+    details: dict[str, Any] = {"aggregation": aggregation} if aggregation else {}
     normalised = {name: row["mean_normalised_average_precision"] for name, row in of_group.items()}
+    tested = {name: row for name, row in of_group.items() if row["p_value"] is not None}
     share = found.share_significant()
     for metric, interval in (
         ("mean_average_precision", found.mean),
@@ -198,9 +201,9 @@ def _retrieval_scores(
             normalised=kept(normalised), **details,
         )  # fmt: skip
     yield score(
-        benchmark, label, "share_significant", share.value, share, split=" ".join(across), n_test=len(scored),
-        p_values=kept({name: row["p_value"] for name, row in of_group.items()}),
-        q_values=kept({name: row["adjusted_p_value"] for name, row in of_group.items()}), **details,
+        benchmark, label, "share_significant", share.value, share, split=" ".join(across), n_test=share.total,
+        p_values=kept({name: row["p_value"] for name, row in tested.items()}),
+        q_values=kept({name: row["adjusted_p_value"] for name, row in tested.items()}), **details,
     )  # fmt: skip
 
 
