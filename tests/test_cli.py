@@ -275,6 +275,42 @@ def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
     assert cytolake.catalog.open(root).table("scores").num_rows == n_scores
 
 
+def test_chromosome_arms_and_measured_features_are_options_of_score(tmp_path):
+    """Two arms of 10 genes that share one vector each; a feature that the vectors hold."""
+    random = np.random.default_rng(0)
+    wells = [
+        (f"P{plate}", name_of_well(i // 24, i % 24), f"G{i:02d}" if i < 20 else "", "" if i < 20 else "negative")
+        for plate in (1, 2)
+        for i in range(30)
+    ]
+    plates, names, genes, _ = zip(*wells, strict=True)
+    lines = [f"{plate},{well},{gene},{gene},{control}" for plate, well, gene, control in wells]
+    (tmp_path / "wells.csv").write_text("\n".join(["plate,well,perturbation,gene,control", *lines]) + "\n")
+    (tmp_path / "arms.csv").write_text("\n".join(["gene,arm", *(f"G{i:02d},{i // 10 + 1}p" for i in range(20))]) + "\n")
+    shared = 5 * random.normal(size=(2, 6))
+    vectors = random.normal(size=(60, 6)) + np.stack(
+        [shared[int(gene[1:]) // 10] if gene else np.zeros(6) for gene in genes]
+    )
+    place = {"Metadata_Plate": plates, "Metadata_Well": names}
+    pq.write_table(pa.table(place | {f"f{d}": vectors[:, d] for d in range(6)}), tmp_path / "vectors.parquet")
+    pq.write_table(pa.table(place | {"Cells_Intensity_Mean": vectors @ np.ones(6)}), tmp_path / "features.parquet")
+    root = ["--root", tmp_path / "lake"]
+    run(
+        "import", tmp_path / "vectors.parquet", "--name", "x", "--wells", tmp_path / "wells.csv", "--screen", "s", *root
+    )
+    options = ["--features", tmp_path / "features.parquet", "--chromosome-arms", tmp_path / "arms.csv"]
+    settings = ["--set", "tasks=feature_regression,percent_replicating", "--set", "draws=99", *root]
+    few = run("score", "x", *options, *settings, code=2)
+    assert "no chromosome arm has 21 genes among the 20 that were perturbed (1p has the most, 10)" in few
+    page = tmp_path / "page.html"
+    said = run("score", "x", *options, *settings, "--set", "min_arm_genes=10", "--page", page)
+    assert "median r2 of Intensity, held out by plate, alignment none, chromosome_arms" in said
+    assert "alignment pca_cs, chromosome_arms" in said
+    assert "not scored" not in said
+    assert "alignment none, chromosome_arms" in page.read_text(encoding="utf-8")
+    assert "of perturbation, alignment none x " in run("score", "x", *settings)
+
+
 def test_what_cannot_be_scored_is_told(root, tmp_path):
     assert "no representation has this id" in run("score", "missing", "--root", root, code=2)
     assert "has no field" in run("score", "missing", "--set", "speed=1", "--root", root, code=2)

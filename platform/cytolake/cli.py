@@ -124,6 +124,14 @@ def score(
             "are not expressed. Consistency and magnitude are then tested against theirs."
         ),
     ] = None,
+    chromosome_arms: Annotated[
+        Path | None,
+        typer.Option(help="Table of gene, arm and unexpressed: what each arm's genes share is taken out first."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Parquet of Metadata_Plate, Metadata_Well and CellProfiler's columns, to be predicted."),
+    ] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write them as an HTML page too.")] = None,
     root: Root = DEFAULT_ROOT,
@@ -136,6 +144,11 @@ def score(
         config = apply_overrides(ProfileBenchmarkConfig(), set_ or [])
         if null_perturbations is not None:
             config = dataclasses.replace(config, null_perturbations=tuple(names_in(null_perturbations)))
+        config = dataclasses.replace(
+            config,
+            chromosome_arms=str(chromosome_arms or config.chromosome_arms),
+            features=str(features or config.features),
+        )
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
         for each in found:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cytolake.benchmark.leaderboard import BEST_OF_THESE, EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.benchmark.profiles.feature_tasks import BENCHMARK as FEATURE_REGRESSION
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.transcriptomics.benchmark import FITTED
 from cytolake.catalog import Catalog
@@ -32,13 +33,23 @@ ABOUT = {
     "perturbation_magnitude": "Share of perturbations farther from the controls than random wells are (p up to 0.05).",
     "replicate_consistency": "How far the same perturbation in another experiment is told from others there.",
     "activity_map": "Do replicates of a perturbation find each other before they find controls?",
+    "percent_replicating": "Share of perturbations whose replicates correlate (median of all pairs) more than 95 % of "
+    "sets of as many wells of different perturbations, drawn from the whole screen or from the same plates. Chance is "
+    "0.05.",
+    "grit": "Mean over perturbations of how far replicates correlate with each other beyond what they correlate with "
+    "controls, in standard deviations of the latter. Chance is 0.",
     "mechanism_map": "Do perturbations of one pathway find each other before those of others?",
     "mechanism_nearest": "Is the nearest other perturbation of the same pathway (nsc), in another batch too (nscb)?",
+    "sibling_retrieval": "Do reagents of one target gene find each other before those of other genes: its guides, its "
+    "compounds, and its compounds its guides?",
     "cluster_separation": "Are the genes of a pathway, complex or other cluster set apart from the rest? Share of "
     "clusters whose cosines within differ from those to other genes (q up to 0.05), and the mean Kolmogorov-Smirnov "
     "statistic.",
     "compound_gene": "Do the known targets of a compound rank first among genes, by how much their knockout looks like "
     "it?",
+    "feature_regression": "How much of the measured features of a well, such as CellProfiler's, a linear map predicts "
+    "from its embedding on held-out plates: median R2 of the features of each family. 0 is what each plate's mean "
+    "gives; the interval is over plates (or batches).",
     "dose_response": "Share of compounds whose distance from the controls grows with dose.",
     "batch_leakage": "Guard rail: can the plate be told from the controls' profiles? Least is best; below chance is no "
     "merit, as alignment centres these very wells.",
@@ -56,6 +67,8 @@ ABOUT = {
 }
 CLASS_DETAILS = {
     "normalised": "normalised average precision of each",
+    "grit": "grit of each",
+    "of_compartment": "median R2 of each compartment",
     "recall": "share told correctly of each",
     "spearman": "correlation of dose and distance of each",
     "p_values": "p-value of each",
@@ -63,6 +76,7 @@ CLASS_DETAILS = {
     "of_compound": "score of each compound",
 }
 """Details that hold a number for each class, and what it is."""
+Q_VALUES = ", and its q-value: p adjusted for the number tested (Benjamini-Hochberg)"
 MAX_CLASSES_SHOWN = 60
 
 
@@ -152,7 +166,7 @@ def _how(row: Mapping[str, Any]) -> str:
     n_wells = json.loads(row["details"] or "{}").get("n_wells")
     parts = [f"{metric.replace('_', ' ')} of {label}"]
     if split:
-        is_held_out = is_probe or benchmark in FITTED
+        is_held_out = is_probe or benchmark in (*FITTED, FEATURE_REGRESSION)
         parts.append(f"held out by {split}" if is_held_out else f"across {split}{'es' if split.endswith('h') else 's'}")
     if not is_probe:
         parts.append(f"alignment {alignment}")
@@ -249,6 +263,11 @@ def _ranking(
     details = json.loads(first["details"] or "{}")
     for name, about in CLASS_DETAILS.items():
         if details.get(name):
-            classes = [(key, f"{value:.3f}") for key, value in details[name].items()][:MAX_CLASSES_SHOWN]
-            return _Ranking(_how(first), rows, missing, curve, classes, f"{first['label']}: {about}")
+            q_values = details.get("q_values", {})
+            classes = [
+                (key, f"{value:.3f}, q {q_values[key]:.3f}" if key in q_values else f"{value:.3f}")
+                for key, value in details[name].items()
+            ]
+            shown = f"{first['label']}: {about}{Q_VALUES if q_values else ''}"
+            return _Ranking(_how(first), rows, missing, curve, classes[:MAX_CLASSES_SHOWN], shown)
     return _Ranking(_how(first), rows, missing, curve, [], "")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import cytolake.catalog
+from cytolake.benchmark.confounding import WellPlace
 from cytolake.benchmark.leaderboard import leaderboard
 from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.compared_controls import ComparedControls, compared_controls
@@ -314,6 +315,7 @@ def without_effects(n_plates=3, n_controls=24, n_perturbations=24, dim=32):
         well_id=tuple(f"w{i:04d}" for i in range(len(names))), plate=tuple(plates), batch=tuple(plates),
         perturbation=tuple(names), gene=blank, guide=blank, compound=blank, pathway=blank,
         dose=np.full(len(names), np.nan), is_control=is_control,
+        place=tuple(WellPlace(plate, None, None, plate) for plate in plates),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     plate = np.unique(plates, return_inverse=True)[1]

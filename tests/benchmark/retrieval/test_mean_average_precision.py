@@ -9,7 +9,12 @@ from cytolake.benchmark.retrieval.average_precision import average_precision
 from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_groups, mean_average_precision
 from cytolake.benchmark.retrieval.null_distribution import exact_null, normalise
 from cytolake.benchmark.retrieval.pairs import PairRules
-from cytolake.benchmark.retrieval.phenotypic import NullConfig, phenotypic_activity, phenotypic_consistency
+from cytolake.benchmark.retrieval.phenotypic import (
+    NullConfig,
+    phenotypic_activity,
+    phenotypic_consistency,
+    phenotypic_match,
+)
 
 
 def screen(
@@ -149,10 +154,10 @@ def test_inert_perturbations_are_rarely_significant_and_active_ones_are():
     p = np.asarray(inert.groups["p_value"], float)
     for level in (0.05, 0.2):
         assert np.mean(p <= level) <= level + 3 * np.sqrt(level * (1 - level) / 200)
-    assert inert.share_significant() < 0.05
+    assert inert.share_significant().value < 0.05
     assert abs(np.mean(np.asarray(inert.groups["mean_normalised_average_precision"]))) < 0.05
     table, vectors, is_control = screen(20, signal=2.0, seed=2)
-    assert phenotypic_activity(table, vectors, is_control).share_significant() > 0.9
+    assert phenotypic_activity(table, vectors, is_control).share_significant().value > 0.9
 
 
 def test_activity_is_the_grammar_on_treated_wells_and_controls():
@@ -185,7 +190,7 @@ def test_consistency_leaves_doses_of_one_compound_out_and_finds_mechanisms():
     alone = average_precision(treated, vectors[~is_control], rules)
     assert got.rows.filter(pa.array(~is_control)).equals(alone)
     assert set(alone["n_positives"].to_pylist()) == {4}  # the mechanism's other perturbation, on 4 plates
-    assert got.share_significant() == 1
+    assert got.share_significant().value == 1
     assert got.mean.low > 0.8
     random = phenotypic_consistency(table, np.random.default_rng(0).normal(size=vectors.shape), included=~is_control)
     assert random.mean.high < 0.3
@@ -212,6 +217,32 @@ def test_activity_with_clusters_carries_the_compound_of_each_group():
     assert got.groups["moa"].to_pylist() == ["of p9", "of p8"]
     with pytest.raises(ValueError, match="perturbation p9 has several values of plate"):
         phenotypic_activity(table, vectors, is_control, cluster="plate")
+
+
+def test_perturbations_of_two_kinds_find_each_other_by_target_and_their_own_kind_does_not_count():
+    rng = np.random.default_rng(8)
+    targets = [f"t{i}" for i in range(12)]
+    of_target = rng.normal(size=(12, 20))
+    table = pa.table(
+        {
+            "gene": targets * 4,
+            "kind": ["gene"] * 24 + ["compound"] * 24,
+            "reagent": [f"r{i}" for i in range(48)],
+        }
+    )
+    vectors = np.tile(of_target, (4, 1)) + 0.5 * rng.normal(size=(48, 20))
+    vectors[24:36] = rng.normal(size=(12, 20))  # one of two compounds does nothing
+    found = phenotypic_match(table, vectors, null=NullConfig(match_draws=199))
+    assert set(found.rows["n_positives"].to_pylist()) == {2}
+    assert set(found.rows["n_total"].to_pylist()) == {24}
+    assert set(found.groups["null"].to_pylist()) == {"permuted"}
+    assert found.share_significant().value > 0.8
+    vectors[24:] = rng.normal(size=(24, 20))
+    noise = phenotypic_match(table, vectors, null=NullConfig(match_draws=199))
+    assert noise.share_significant().value == 0
+    assert abs(noise.normalised.value) < 0.15
+    with pytest.raises(ValueError, match=r"of 1 kinds \(gene\), expected 2 to match"):
+        phenotypic_match(table.slice(0, 24), vectors[:24])
 
 
 def test_questions_that_cannot_be_asked_are_refused():

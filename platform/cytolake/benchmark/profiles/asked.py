@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.perturbation_signal.shares import Share
+from cytolake.benchmark.profiles.aggregation import aggregated
 from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
-from cytolake.benchmark.profiles.gene_sets import GeneSets
+from cytolake.benchmark.profiles.feature_table import FeatureTable
+from cytolake.benchmark.profiles.gene_sets import GeneSets, knocked_out
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.relation_files import Relations, rename
 
@@ -45,6 +47,8 @@ class Asked:
     """The same profiles, aligned on half of the controls: where treated wells are compared with controls."""
     pixel_statistics: Floats | None = None
     """(W, S) of the same wells, not aligned."""
+    features: FeatureTable | None = None
+    """Of the same wells, as `config.features` has them."""
 
 
 def score(
@@ -75,25 +79,18 @@ def score(
     }
 
 
-def gene_means(asked: Asked, rows: Sequence[int] | None = None) -> tuple[list[str], Floats]:
-    """Genes sorted by name, and (G, D) the mean over each one's guides of the mean of the guide's wells.
+def gene_profiles(asked: Asked) -> tuple[list[str], Floats]:
+    """Genes sorted by name, and (G, D) profiles: wells to guides and guides to genes, by `config.gene_aggregation`.
 
-    Args:
-        asked: With the profiles.
-        rows: Of which wells; of all that are no negative controls where None.
+    Wells with a compound do not count: their gene is the compound's target, which nobody knocked out.
     """
-    vectors, wells = asked.vectors, asked.wells
-    genes = rename(wells.gene, asked.aliases)
-    by_guide: dict[tuple[str, str], list[int]] = {}
-    for i in wells.treated if rows is None else rows:
-        if genes[i]:
-            by_guide.setdefault((genes[i], wells.guide[i]), []).append(i)
-    of_gene: dict[str, list[Floats]] = {}
-    for (gene, _), of_guide in sorted(by_guide.items()):
-        of_gene.setdefault(gene, []).append(vectors[of_guide].mean(axis=0))
-    if not of_gene:
-        return [], np.empty((0, vectors.shape[1]))
-    return list(of_gene), np.stack([np.mean(each, axis=0) for each in of_gene.values()])
+    wells, how = asked.wells, asked.config.gene_aggregation
+    genes = rename(knocked_out(wells), asked.aliases)
+    knockouts = [i for i, gene in enumerate(genes) if gene]
+    of_guide = [(genes[i], wells.guide[i]) for i in knockouts]
+    guides, guides_ND = aggregated(asked.vectors[knockouts], of_guide, how)
+    order = sorted(range(len(guides)), key=guides.__getitem__)
+    return aggregated(guides_ND[order], [guides[i][0] for i in order], how)
 
 
 def finite(value: float) -> float | None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from cytolake.benchmark.profiles.aggregation import Aggregation
+from cytolake.embed.alignment.chromosome_arms import MIN_GENES
 from cytolake.embed.alignment.variants import MissingControls, Variant
 
 Task = Literal[
-    "relations", "consistency", "magnitude", "replicates", "activity", "mechanism", "nsc", "nscb", "leakage",
-    "false_positives", "dose", "clusters", "compound_gene", "batch_mixing", "linear_separability", "nearest_neighbours",
-    "reconstruction",
+    "relations", "consistency", "magnitude", "replicates", "percent_replicating", "grit", "activity", "mechanism",
+    "nsc", "nscb", "sibling_retrieval", "leakage", "false_positives", "dose", "clusters", "compound_gene",
+    "feature_regression", "batch_mixing", "linear_separability", "nearest_neighbours", "reconstruction",
 ]  # fmt: skip
 
 
@@ -47,6 +49,20 @@ class ProfileBenchmarkConfig:
     """Perturbations that should do nothing, such as knockouts of genes that the cells do not express, by name or gene.
     Where given, `consistency` and `magnitude` compare with theirs, as EFAAR_benchmarking does, and not with random
     wells and controls. 19 or more make a p-value of 0.05 possible."""
+    treatment_aggregation: Aggregation = "median"
+    """Wells to treatments in `mechanism`, `nsc`, `nscb` and `sibling_retrieval`. BBBC021's protocol (Ljosa et al. 2013,
+    doi:10.1177/1087057113503553) and the consensus profiles of JUMP take medians."""
+    gene_aggregation: Aggregation = "mean"
+    """Wells to guides and guides to genes in `relations` and `clusters`, wells to doses and genes in `compound_gene`,
+    wells of one plate or batch in `replicates`. EFAAR's maps take means."""
+    chromosome_arms: str = ""
+    """CSV or Parquet with the columns gene and arm, and `unexpressed` (true or false). Where given, what an arm's
+    unexpressed genes have in common is taken out of the aligned profiles of all knock-outs on the arm."""
+    min_arm_genes: int = MIN_GENES
+    """An arm with fewer (unexpressed) genes in the screen is not corrected."""
+    features: str = ""
+    """Parquet table with Metadata_Plate, Metadata_Well (Metadata_Screen where plates of several screens share a name)
+    and columns as CellProfiler names them, a row for each well; `feature_regression` predicts it."""
     relation_files: tuple[str, ...] = ()
     """Tables with the columns entity1 and entity2: hu.MAP, Reactome, StringDB, or your copy of CORUM or SIGNOR."""
     gene_aliases: str = ""
@@ -85,6 +101,12 @@ class ProfileBenchmarkConfig:
             )
         if self.align_by not in ("plate", "batch"):
             raise ValueError(f"profiles.align_by is {self.align_by!r}, expected plate or batch.")
-        for name, least in (("draws", 19), ("min_genes", 3), ("min_cluster_genes", 2), ("seed", 0)):
+        for name in ("treatment_aggregation", "gene_aggregation"):
+            if getattr(self, name) not in get_args(Aggregation):
+                raise ValueError(
+                    f"profiles.{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(Aggregation))}."
+                )
+        least_of = {"draws": 19, "min_genes": 3, "min_cluster_genes": 2, "min_arm_genes": 1, "seed": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"profiles.{name} is {getattr(self, name)}, expected {least} or more.")

@@ -1,8 +1,9 @@
-"""What is known of a screen's genes: clusters that belong together, and the targets of compounds."""
+"""What is known of a screen's genes: clusters that belong together, targets of compounds, and chromosome arms."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,19 +30,25 @@ class GeneSets:
     """For each source its clusters: name to genes, sorted."""
     truth: pa.Table | None = None
     """Known activities of compounds on genes, as `compound_gene_activity` takes them; None where no file was given."""
+    arm_of_gene: Mapping[str, str] = field(default_factory=dict)
+    """Chromosome arm of each gene, such as 17p; empty where no file was given."""
+    unexpressed: frozenset[str] | None = None
+    """Genes that the cells do not express; None where the file of arms does not say."""
 
     @property
     def identity(self) -> str:
-        """Changes with any cluster or activity."""
+        """Changes with any cluster, activity or arm."""
         rows = None if self.truth is None else self.truth.to_pydict()
-        return content_id("gene sets", json.dumps([self.clusters, rows]))
+        unexpressed = None if self.unexpressed is None else sorted(self.unexpressed)
+        return content_id("gene sets", json.dumps([self.clusters, rows, self.arm_of_gene, unexpressed]))
 
 
 def read_gene_sets(wells: Wells, config: ProfileBenchmarkConfig, aliases: Mapping[str, str]) -> GeneSets:
     """The files of the config and the pathways of the wells, with genes spelled as the aliases have them.
 
     Raises:
-        ValueError: A file that cannot be read, or two cluster files of one name.
+        ValueError: A file that cannot be read, two cluster files of one name, or no arm with enough genes of the
+            screen.
     """
     clusters: dict[str, dict[str, tuple[str, ...]]] = {}
     for path in map(Path, config.cluster_files):
@@ -55,7 +62,21 @@ def read_gene_sets(wells: Wells, config: ProfileBenchmarkConfig, aliases: Mappin
     truth = None
     if config.compound_gene_truth:
         truth = _read_truth(Path(config.compound_gene_truth), set(rename(wells.gene, aliases)), aliases)
-    return GeneSets(clusters, truth)
+    arms: dict[str, str] = {}
+    unexpressed: frozenset[str] | None = None
+    if config.chromosome_arms:
+        arms, unexpressed = _read_arms(Path(config.chromosome_arms), aliases)
+        _check_arms(config, arms, unexpressed, set(rename(knocked_out(wells), aliases)))
+    return GeneSets(clusters, truth, arms, unexpressed)
+
+
+def knocked_out(wells: Wells) -> list[str]:
+    """(W,) gene of each well where it was the gene that was perturbed; empty for controls and for wells of compounds,
+    whose gene is the compound's target."""
+    return [
+        "" if control or compound else gene
+        for gene, compound, control in zip(wells.gene, wells.compound, wells.is_control.tolist(), strict=True)
+    ]
 
 
 def genes_of_pathways(wells: Wells, aliases: Mapping[str, str]) -> dict[str, set[str]]:
@@ -96,3 +117,47 @@ def _read_csv(path: Path) -> pa.Table:
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a table of {', '.join(TRUTH_COLUMNS)} ({error}). Correct the file.") from None
+
+
+def _read_arms(path: Path, aliases: Mapping[str, str]) -> tuple[dict[str, str], frozenset[str] | None]:
+    """Arm of each gene, and the genes that are not expressed where the table says."""
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a table of gene and arm ({error}). Correct the file.") from None
+    if not {"gene", "arm"} <= set(table.column_names):
+        raise ValueError(
+            f"{path}: found the columns {', '.join(table.column_names)}, expected gene, arm and, where known, "
+            "unexpressed (true or false). Rename them."
+        )
+    arms: dict[str, str] = {}
+    genes = [aliases.get(str(gene), str(gene)) for gene in table["gene"].to_pylist()]
+    for row, (gene, arm) in enumerate(zip(genes, table["arm"].to_pylist(), strict=True)):
+        if not gene or gene == "None" or not arm or arms.setdefault(gene, str(arm)) != str(arm):
+            raise ValueError(
+                f"{path}: row {row} has the gene {gene!r} and the arm {arm!r}, and before it the arm "
+                f"{arms.get(gene, 'none')}. Expected two names, and one arm for each gene."
+            )
+    if "unexpressed" not in table.column_names:
+        return arms, None
+    flags = table["unexpressed"]
+    if not pa.types.is_boolean(flags.type) or flags.null_count:
+        raise ValueError(
+            f"{path}: the column unexpressed is {flags.type} with {flags.null_count} empty values, expected true or "
+            "false in every row."
+        )
+    return arms, frozenset(gene for gene, flag in zip(genes, flags.to_pylist(), strict=True) if flag)
+
+
+def _check_arms(
+    config: ProfileBenchmarkConfig, arms: Mapping[str, str], unexpressed: Collection[str] | None, genes: Collection[str]
+) -> None:
+    """Refuse arms that no profile would be corrected by, before anything is scored."""
+    counts = Counter(arms[g] for g in sorted(genes) if g and g in arms and (unexpressed is None or g in unexpressed))
+    if not counts or max(counts.values()) < config.min_arm_genes:
+        most = "none has any" if not counts else "{} has the most, {}".format(*counts.most_common(1)[0])
+        raise ValueError(
+            f"{config.chromosome_arms}: no chromosome arm has {config.min_arm_genes} "
+            f"{'' if unexpressed is None else 'unexpressed '}genes among the {len(set(genes) - {''})} that were "
+            f"perturbed ({most}). Check that gene symbols are those of the screen, or lower profiles.min_arm_genes."
+        )

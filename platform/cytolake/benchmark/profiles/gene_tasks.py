@@ -13,7 +13,8 @@ import numpy as np
 from cytolake.benchmark.compound_gene import MAX, CompoundGeneConfig, compound_gene_activity
 from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.perturbation_signal.shares import share_of
-from cytolake.benchmark.profiles.asked import Asked, Score, gene_means, kept, score
+from cytolake.benchmark.profiles.aggregation import aggregated
+from cytolake.benchmark.profiles.asked import Asked, Score, gene_profiles, kept, score
 from cytolake.benchmark.relations.clusters import cluster_tests
 
 SIGNIFICANT_Q = 0.05
@@ -21,14 +22,14 @@ SIGNIFICANT_Q = 0.05
 
 def cluster_separation(asked: Asked) -> Iterator[Score]:
     """Share of the clusters of each source that stand apart, and the mean statistic."""
-    genes, means_GD = gene_means(asked)
+    genes, profiles_GD = gene_profiles(asked)
     clusters = asked.gene_sets.clusters
     if not clusters:
         raise ValueError("no clusters: set benchmark.profiles.cluster_files, or give wells a pathway.")
     if len(genes) < asked.config.min_genes:
         raise ValueError(f"{len(genes)} genes with profiles, expected {asked.config.min_genes} or more.")
     tests = {
-        source: cluster_tests(means_GD, genes, of_source, asked.config.min_cluster_genes)
+        source: cluster_tests(profiles_GD, genes, of_source, asked.config.min_cluster_genes)
         for source, of_source in clusters.items()
     }
     if not any(tests.values()):
@@ -46,7 +47,8 @@ def cluster_separation(asked: Asked) -> Iterator[Score]:
             yield score(
                 "cluster_separation", source, metric, interval.value, interval, n_test=len(found),
                 n_classes=len({gene for test in found for gene in test.genes}), statistics=kept(statistics),
-                q_values=kept({test.cluster: test.q_value for test in found}),
+                p_values=kept({test.cluster: test.p_value for test in found}),
+            q_values=kept({test.cluster: test.q_value for test in found}), aggregation=asked.config.gene_aggregation,
             )  # fmt: skip
 
 
@@ -63,19 +65,21 @@ def compound_gene(asked: Asked) -> Iterator[Score]:
     wells, truth = asked.wells, asked.gene_sets.truth
     if truth is None:
         raise ValueError("no known targets of compounds: set benchmark.profiles.compound_gene_truth.")
-    knockouts = [i for i in wells.treated if not wells.compound[i]]  # a compound's well may name its target as gene
-    genes, means_GD = gene_means(asked, knockouts)
+    genes, profiles_GD = gene_profiles(asked)
     rows = [i for i in wells.treated if wells.compound[i] and 0 < wells.dose[i] < math.inf]
     if not genes or not rows:
         raise ValueError(
             f"{len(genes)} genes with wells of no compound, and {len(rows)} wells of a compound with a dose, expected "
             "some of both."
         )
+    treatments, profiles = aggregated(
+        asked.vectors[rows], [(wells.compound[i], float(wells.dose[i])) for i in rows], asked.config.gene_aggregation
+    )
     found = compound_gene_activity(
-        asked.vectors[rows],
-        [wells.compound[i] for i in rows],
-        [float(wells.dose[i]) for i in rows],
-        means_GD,
+        profiles,
+        [compound for compound, _ in treatments],
+        [dose for _, dose in treatments],
+        profiles_GD,
         genes,
         truth,
         CompoundGeneConfig(bootstrap_draws=asked.config.draws, seed=asked.config.seed),
@@ -91,4 +95,5 @@ def compound_gene(asked: Asked) -> Iterator[Score]:
             "compound_gene", "gene", metric, interval.value, interval, n_test=len(of_compound), n_classes=len(genes),
             z_score=summary[metric]["z_score"], random=summary[metric]["baseline"],
             of_compound=kept({row["compound"]: row[metric] for row in of_compound}), not_in_map=found.n_not_in_map,
+            aggregation=asked.config.gene_aggregation,
         )  # fmt: skip

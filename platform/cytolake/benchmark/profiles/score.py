@@ -25,20 +25,31 @@ from cytolake.benchmark.confounding import confounding_warnings
 from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.compared_controls import compared_controls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
-from cytolake.benchmark.profiles.gene_sets import PATHWAY_SOURCE, GeneSets, genes_of_pathways, read_gene_sets
+from cytolake.benchmark.profiles.feature_table import FeatureTable, read_feature_table
+from cytolake.benchmark.profiles.feature_tasks import BENCHMARK as FEATURE_REGRESSION
+from cytolake.benchmark.profiles.gene_sets import (
+    PATHWAY_SOURCE,
+    GeneSets,
+    genes_of_pathways,
+    knocked_out,
+    read_gene_sets,
+)
 from cytolake.benchmark.profiles.plate_jackknife import with_plate_intervals
 from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
-from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations
+from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations, rename
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.embed.alignment.chromosome_arms import fit_chromosome_arms
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.kept import ALIGNED, keep_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
+ARMS = "chromosome_arms"
+"""What the alignment of a score is called besides its variant, where what the genes of an arm share was taken out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,8 @@ def score_profiles(
         progress: Told the representations done and to do.
 
     Raises:
-        ValueError: No such representation or no profiles, or a relation file that cannot be read.
+        ValueError: No such representation or no profiles, a file of the config that cannot be read, chromosome arms of
+            too few genes, or features of other wells.
     """
     listed = ", ".join(f"'{each}'" for each in representation_ids) or "''"
     found = catalog.table("representations", where=f"representation_id in ({listed})").to_pylist()
@@ -88,7 +100,8 @@ def score_profiles(
     gene_sets = read_gene_sets(wells, config, aliases)
     is_decoded = "reconstruction" in config.tasks
     statistics_id = _statistics_id(catalog, wells, {str(row["pack_id"]) for row in found}) if is_decoded else ""
-    known = (*(repr(each) for each in relations), gene_sets.identity)
+    features = read_feature_table(catalog, Path(config.features), wells) if config.features else None
+    known = (*(repr(each) for each in relations), gene_sets.identity, *([features.identity] if features else []))
     protocol = content_id(repr(asdict(config)), wells.identity, *known)
     protocols = ", ".join(f"'{each}'" for each in (protocol, _decoding(protocol, statistics_id)))
     there = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
@@ -96,7 +109,7 @@ def score_profiles(
     todo = [each for each in ids if each not in done]
     as_they_are = replace(config, alignments=("none",))
     is_aligned = {row["representation_id"] for row in found if row["kind"] == ALIGNED}
-    about = (wells, relations, aliases, gene_sets, statistics_id)
+    about = (wells, relations, aliases, gene_sets, features, statistics_id)
     tasks = (
         (catalog, each, *about, as_they_are if each in is_aligned else config, protocol, each in is_aligned)
         for each in todo
@@ -119,6 +132,7 @@ def score_representation(
     relations: Sequence[Relations],
     aliases: dict[str, str],
     gene_sets: GeneSets,
+    features: FeatureTable | None,
     statistics_id: str,
     config: ProfileBenchmarkConfig,
     protocol: str,
@@ -137,22 +151,33 @@ def score_representation(
         for variant in config.alignments:
             try:
                 aligned_WD, alignment_id = _aligned(catalog, profiles_WD, wells, variant, config)
+                alignment: str = variant
+                about: dict[str, Any] = {"alignment_id": alignment_id} if alignment_id else {}
+                if gene_sets.arm_of_gene:
+                    alignment = f"{variant}, {ARMS}"
+                    aligned_WD, about[ARMS] = _without_arms(aligned_WD, wells, aliases, gene_sets, config)
             except ValueError as error:
                 left_out[f"all, {variant}"] = str(error)
                 continue
             compared = compared_controls(profiles_WD, wells, variant, config, is_aligned=is_aligned)
-            asked = Asked(aligned_WD, wells, relations, aliases, gene_sets, config, variant, compared, statistics_WG)
+            if gene_sets.arm_of_gene and not compared.reason:
+                compared = replace(
+                    compared, vectors=_without_arms(compared.vectors, wells, aliases, gene_sets, config)[0]
+                )
+            asked = Asked(
+                aligned_WD, wells, relations, aliases, gene_sets, config, alignment, compared, statistics_WG, features
+            )
             for task in config.tasks:
                 try:
                     scores = with_plate_intervals(task, TASKS[task], asked)
                 except ValueError as error:
-                    left_out[f"{task}, {variant}"] = str(error)
+                    left_out[f"{task}, {alignment}"] = str(error)
                     continue
                 for score in scores:
-                    details = {**score.pop("details"), "n_wells": len(wells.well_id)}
-                    if alignment_id:
-                        details["alignment_id"] = alignment_id
-                    key = [score[name] for name in ("benchmark", "label", "metric")] + [variant]
+                    details = {**score.pop("details"), "n_wells": len(wells.well_id), **about}
+                    key = [score[name] for name in ("benchmark", "label", "metric")] + [alignment]
+                    if score["benchmark"] == FEATURE_REGRESSION:
+                        key.append(score["split"])
                     if "seed" in score:
                         key.append(score["seed"])
                     rows.append(
@@ -162,7 +187,7 @@ def score_representation(
                             "seed": -1,
                             "held_out": "",
                             **score,
-                            "alignment": variant,
+                            "alignment": alignment,
                             "protocol": _decoding(protocol, statistics_id) if task == "reconstruction" else protocol,
                             "details": json.dumps(details, sort_keys=True),
                             "scored_at": scored_at,
@@ -200,6 +225,24 @@ def _aligned(
     groups = wells.plate if config.align_by == "plate" else wells.batch
     fitted = fit_alignment(profiles_WD, groups, wells.is_control, settings)
     return fitted.apply(profiles_WD, groups), keep_alignment(catalog.root, fitted)
+
+
+def _without_arms(
+    profiles_WD: Floats, wells: Wells, aliases: dict[str, str], gene_sets: GeneSets, config: ProfileBenchmarkConfig
+) -> tuple[Floats, dict[str, Any]]:
+    """Profiles less what the (unexpressed) genes of their gene's arm have in common, and what was corrected."""
+    genes = rename(knocked_out(wells), aliases)
+    arms = fit_chromosome_arms(
+        profiles_WD, genes, gene_sets.arm_of_gene, unexpressed=gene_sets.unexpressed, min_genes=config.min_arm_genes
+    )
+    corrected_WD = arms.apply(profiles_WD, genes, without_arm="keep")
+    return corrected_WD, {
+        "arms": len(arms.arms),
+        "wells": int(arms.is_corrected(genes).sum()),
+        "arms_of_too_few_genes": len(arms.skipped),
+        "genes_without_arm": len({gene for gene in genes if gene and gene not in gene_sets.arm_of_gene}),
+        "genes_averaged": "all" if gene_sets.unexpressed is None else "unexpressed",
+    }
 
 
 def _relations(wells: Wells, config: ProfileBenchmarkConfig) -> tuple[list[Relations], dict[str, str]]:

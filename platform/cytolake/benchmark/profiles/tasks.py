@@ -1,30 +1,29 @@
 """The benchmarks of well profiles: each a function of profiles and wells that gives scores, or says why it cannot.
 
-Shapes: W wells, D features, G genes, T treatments.
+Shapes: W wells, D features, G genes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
 from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalConfig, consistency, magnitude
 from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
-from cytolake.benchmark.profiles.asked import Asked, Floats, Score, finite, gene_means, kept, score
+from cytolake.benchmark.profiles import retrieval_tasks
+from cytolake.benchmark.profiles.aggregation import aggregated
+from cytolake.benchmark.profiles.asked import Asked, Floats, Score, finite, gene_profiles, kept, score
 from cytolake.benchmark.profiles.compared_controls import ComparedControls
-from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
+from cytolake.benchmark.profiles.config import Task
 from cytolake.benchmark.profiles.embedding_tasks import embedding_task
+from cytolake.benchmark.profiles.feature_tasks import feature_regression_of_families
 from cytolake.benchmark.profiles.gene_tasks import cluster_separation, compound_gene
-from cytolake.benchmark.profiles.permuted_p_values import with_permuted_activity, with_permuted_labels
+from cytolake.benchmark.profiles.replicate_tasks import grit_of_replicates, percent_replicating
 from cytolake.benchmark.relations.recall import RecallConfig, RelationRecall, relationship_recall
-from cytolake.benchmark.retrieval.mechanism_of_action import nearest_mechanism
-from cytolake.benchmark.retrieval.phenotypic import NullConfig, Retrieval, phenotypic_activity, phenotypic_consistency
 
 GUARD_RAILS = ("batch_leakage", "false_positives")
 """Benchmarks where less is better; no representation is chosen by them."""
@@ -42,7 +41,7 @@ def is_guard_rail(benchmark: str, label: str) -> bool:
 
 
 def _relation_recall(asked: Asked) -> Iterator[Score]:
-    genes, means_GD = gene_means(asked)
+    genes, profiles_GD = gene_profiles(asked)
     if len(genes) < asked.config.min_genes:
         raise ValueError(
             f"{len(genes)} genes with profiles, expected {asked.config.min_genes} or more for tails of pairs."
@@ -52,7 +51,7 @@ def _relation_recall(asked: Asked) -> Iterator[Score]:
     settings = RecallConfig(
         min_entities=asked.config.min_genes, bootstrap_draws=asked.config.draws, seed=asked.config.seed
     )
-    for found in relationship_recall(means_GD, genes, asked.relations, settings):
+    for found in relationship_recall(profiles_GD, genes, asked.relations, settings):
         if not found.n_pairs:
             continue
         low, high = (round(100 * each) for each in found.thresholds)
@@ -60,7 +59,7 @@ def _relation_recall(asked: Asked) -> Iterator[Score]:
             "relation_recall", found.source, f"recall_{low:02d}_{high:02d}", found.recall.value, found.recall,
             n_test=found.n_pairs, n_classes=found.n_genes, random=finite(found.random),
             random_p_value=finite(found.random_p_value), attainable=_attainable(found), n_low=found.n_low,
-            n_high=found.n_high,
+            n_high=found.n_high, aggregation=asked.config.gene_aggregation,
         )  # fmt: skip
 
 
@@ -132,10 +131,13 @@ def _replicates(asked: Asked) -> Iterator[Score]:
     rows = [i for i in wells.treated if wells.perturbation[i]]
     experiments = wells.experiments(rows)
     across = "batch" if experiments is wells.batch else "plate"
+    keys, profiles = aggregated(
+        asked.vectors[rows], [(wells.perturbation[i], experiments[i]) for i in rows], asked.config.gene_aggregation
+    )
     found = replicate_consistency(
-        asked.vectors[rows],
-        [wells.perturbation[i] for i in rows],
-        [experiments[i] for i in rows],
+        profiles,
+        [perturbation for perturbation, _ in keys],
+        [experiment for _, experiment in keys],
         bootstrap_draws=asked.config.draws,
         seed=asked.config.seed,
     )
@@ -146,78 +148,8 @@ def _replicates(asked: Asked) -> Iterator[Score]:
     ):
         yield score(
             "replicate_consistency", "perturbation", metric, interval.value, interval, split=across,
-            n_test=found.n_pairs, n_classes=found.n_perturbations,
+            n_test=found.n_pairs, n_classes=found.n_perturbations, aggregation=asked.config.gene_aggregation,
         )  # fmt: skip
-
-
-def _activity(asked: Asked) -> Iterator[Score]:
-    wells, compared = asked.wells, asked.compared.checked()
-    table = wells.table()
-    is_named = np.asarray([bool(name) for name in wells.perturbation])
-    rows = compared.is_control | (is_named & ~wells.is_control)
-    plates: dict[str, set[str]] = {}
-    for i in wells.treated:
-        if wells.perturbation[i]:
-            plates.setdefault(wells.perturbation[i], set()).add(wells.plate[i])
-    # Replicates of one plate share more than the perturbation, so they don't count where others are to be had.
-    across = ("plate",) if plates and all(len(of) > 1 for of in plates.values()) else ()
-    found = phenotypic_activity(
-        table.filter(pa.array(rows)),
-        compared.vectors[rows],
-        compared.is_control[rows],
-        positives_differ=across,
-        null=_null(asked.config),
-    )
-    named = [(wells.perturbation[i], wells.plate[i]) for i in np.flatnonzero(rows)]
-    found = with_permuted_activity(
-        found, compared.vectors[rows], [name for name, _ in named], [plate for _, plate in named],
-        compared.is_control[rows], asked.config.draws - 1, asked.config.seed,
-    )  # fmt: skip
-    yield from _retrieval_scores("activity_map", "perturbation", found, across)
-
-
-def _mechanism(asked: Asked) -> Iterator[Score]:
-    names, pathways, means_TD, _ = _treatments(asked)
-    table = pa.table({"perturbation": names, "moa": pathways})
-    found = phenotypic_consistency(table, means_TD, null=_null(asked.config))
-    found = with_permuted_labels(found, means_TD, pathways, names, asked.config.draws - 1, asked.config.seed)
-    yield from _retrieval_scores("mechanism_map", "pathway", found, ())
-
-
-def _nearest(asked: Asked) -> Iterator[Score]:
-    yield _nearest_mechanism(asked, "nsc")
-
-
-def _nearest_elsewhere(asked: Asked) -> Iterator[Score]:
-    yield _nearest_mechanism(asked, "nscb")
-
-
-def _nearest_mechanism(asked: Asked, protocol: str) -> Score:
-    names, pathways, means_TD, batches = _treatments(asked)
-    found = nearest_mechanism(
-        means_TD, names, pathways, normalisation=asked.alignment, batches=batches if protocol == "nscb" else None,
-        n_draws=asked.config.draws, seed=asked.config.seed,
-    )  # fmt: skip
-    return score(
-        "mechanism_nearest", "pathway", protocol, found.accuracy.value, found.accuracy, n_test=found.n_scored,
-        n_classes=len(found.mechanisms), recall=kept(found.recall),
-    )  # fmt: skip
-
-
-def _treatments(asked: Asked) -> tuple[list[str], list[str], Floats, list[set[str]]]:
-    """Names, pathways, (T, D) means and batches of what was done to wells, doses apart."""
-    wells = asked.wells
-    rows_of: dict[tuple[str, str, float], list[int]] = {}
-    for i in wells.treated:
-        name = wells.gene[i] or wells.compound[i] or wells.perturbation[i]
-        if name and wells.pathway[i]:
-            dose = float(wells.dose[i]) if math.isfinite(wells.dose[i]) else 0.0
-            rows_of.setdefault((name, wells.pathway[i], dose), []).append(i)
-    if not rows_of:
-        raise ValueError("no treated well has a pathway; fill the column pathway of the plate map.")
-    means_TD = np.stack([asked.vectors[rows].mean(axis=0) for rows in rows_of.values()])
-    batches = [{wells.batch[i] for i in rows} for rows in rows_of.values()]
-    return [name for name, _, _ in rows_of], [pathway for _, pathway, _ in rows_of], means_TD, batches
 
 
 def _leakage(asked: Asked) -> Iterator[Score]:
@@ -273,15 +205,19 @@ TASKS: dict[Task, Callable[[Asked], Iterator[Score]]] = {
     "consistency": _consistency,
     "magnitude": _magnitude,
     "replicates": _replicates,
-    "activity": _activity,
-    "mechanism": _mechanism,
-    "nsc": _nearest,
-    "nscb": _nearest_elsewhere,
+    "percent_replicating": percent_replicating,
+    "grit": grit_of_replicates,
+    "activity": retrieval_tasks.activity,
+    "mechanism": retrieval_tasks.mechanism,
+    "nsc": retrieval_tasks.nearest("nsc"),
+    "nscb": retrieval_tasks.nearest("nscb"),
+    "sibling_retrieval": retrieval_tasks.sibling_retrieval,
     "leakage": _leakage,
     "false_positives": _false_positives,
     "dose": _dose,
     "clusters": cluster_separation,
     "compound_gene": compound_gene,
+    "feature_regression": feature_regression_of_families,
     "batch_mixing": embedding_task("batch_mixing"),
     "linear_separability": embedding_task("linear_separability"),
     "nearest_neighbours": embedding_task("nearest_neighbours"),
@@ -293,26 +229,3 @@ def _attainable(found: RelationRecall) -> float:
     """Recall if known pairs filled the tails: below 1 where few genes make known pairs a large part of all."""
     low, high = found.thresholds
     return min(1.0, (low + 1 - high) * found.n_null_pairs / found.n_pairs)
-
-
-def _retrieval_scores(benchmark: str, label: str, found: Retrieval, across: Sequence[str]) -> Iterator[Score]:
-    groups = found.groups.to_pylist()
-    scored = [row for row in groups if row["mean_average_precision"] is not None]
-    key = "perturbation" if label == "perturbation" else "moa"
-    tested = [row for row in scored if row["p_value"] is not None]
-    of_group = {str(row[key]): row["mean_normalised_average_precision"] for row in scored}
-    yield score(
-        benchmark, label, "mean_average_precision", found.mean.value, found.mean, split=" ".join(across),
-        n_test=len(scored), normalised=kept(of_group),
-    )  # fmt: skip
-    if not tested:  # every group can be placed in too few ways
-        return
-    yield score(
-        benchmark, label, "share_significant", found.share_significant(), None, split=" ".join(across),
-        n_test=len(tested), p_values=kept({str(row[key]): row["p_value"] for row in tested}),
-        q_values=kept({str(row[key]): row["adjusted_p_value"] for row in tested}),
-    )  # fmt: skip
-
-
-def _null(config: ProfileBenchmarkConfig) -> NullConfig:
-    return NullConfig(null_size=10 * config.draws, seed=config.seed, bootstrap_draws=config.draws)

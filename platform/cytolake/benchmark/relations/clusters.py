@@ -19,6 +19,7 @@ from scipy import stats
 
 from cytolake.benchmark.relations.cosine_blocks import Floats, round_to_grid, unit_vectors
 from cytolake.benchmark.relations.recall import check_map
+from cytolake.statistics.false_discovery import benjamini_hochberg
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,7 @@ def cluster_tests(
         rows = sorted(row_of[gene] for gene in set(genes) if gene in row_of)
         if min_genes <= len(rows) < len(entities):
             tests.append(_test(name, np.asarray(rows), unit_ND, entities))
-    if not tests:
-        return []
-    q_values = stats.false_discovery_control([test.p_value for test in tests])
+    q_values = benjamini_hochberg([test.p_value for test in tests])
     return [replace(test, q_value=float(q)) for test, q in zip(tests, q_values, strict=True)]
 
 

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 
 from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO, TIE, exact_null, is_exact, sampled_null
 from cytolake.benchmark.retrieval.pairs import Metadata, as_table, column, column_codes, joint_codes
+from cytolake.statistics.false_discovery import benjamini_hochberg
 
 Floats = NDArray[np.float64]
 
@@ -80,9 +80,7 @@ def mean_average_precision(
             p_value[of], nulls[of] = _p_value(
                 means[0, of], sizes[rows], null_size, seed, exact_up_to, count_ties=count_ties
             )
-    adjusted = np.full(n_groups, np.nan)
-    if has.any():
-        adjusted[has] = false_discovery_control(p_value[has], method="bh")
+    adjusted = benjamini_hochberg(p_value)
     reason = np.full(n_groups, "no row with positives and negatives", dtype=object)
     reason[has] = None
     groups = table.select(list(sameby)).take(first_rows)

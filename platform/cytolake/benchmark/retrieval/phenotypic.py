@@ -1,8 +1,9 @@
-"""The two questions asked most: has a perturbation an effect, and do perturbations of one mechanism have the same?
+"""Has a perturbation an effect, and do perturbations of one mechanism, or of one target, have the same?
 
 Phenotypic activity: do the replicates of a perturbation find each other before they find negative controls? Phenotypic
-consistency: do perturbations of one target or mechanism find each other before they find those of others? The names and
-rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2.
+consistency: do perturbations of one target or mechanism find each other before they find those of others? Phenotypic
+match: do perturbations of one target but of two kinds, such as a compound and a knock-out, find each other? The names
+and rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2.
 
 Shapes: N rows, D features.
 """
@@ -10,17 +11,20 @@ Shapes: N rows, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.benchmark.retrieval.average_precision import average_precision
 from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_groups, mean_average_precision
 from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO
 from cytolake.benchmark.retrieval.pairs import Metadata, PairRules, as_table, column_codes
+from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.match_tests import match_tests
 
 CONTROL_OF_ITS_OWN = "_control_row"
 
@@ -33,13 +37,21 @@ class NullConfig:
     """Draws of a sampled null distribution; no p-value is below 1 / (1 + draws)."""
     exact_up_to: int = EXACT_UP_TO
     """Placements of positives that are listed rather than sampled."""
+    match_draws: int = 999
+    """Permutations of targets in `phenotypic_match`."""
     seed: int = 0
     """Of the draws and of the bootstrap."""
     bootstrap_draws: int = 1000
     """Resamples behind the interval of the overall mean."""
 
     def __post_init__(self) -> None:
-        for name, least in (("null_size", 1), ("exact_up_to", 0), ("seed", 0), ("bootstrap_draws", 1)):
+        for name, least in (
+            ("null_size", 1),
+            ("exact_up_to", 0),
+            ("match_draws", 19),
+            ("seed", 0),
+            ("bootstrap_draws", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"null.{name} is {getattr(self, name)}, expected {least} or more.")
 
@@ -55,11 +67,13 @@ class Retrieval:
     """One row for each perturbation or label; see `mean_average_precision`."""
     mean: Interval
     """Mean over the groups of their mean average precision, groups (or clusters of them) resampled."""
+    normalised: Interval
+    """The same of the normalised average precision: 0 is what chance gives, however many positives there are."""
 
-    def share_significant(self, level: float = 0.05) -> float:
+    def share_significant(self, level: float = 0.05) -> Share:
         """Share of the groups with a p-value whose adjusted p-value is below the level."""
         adjusted = np.asarray(self.groups["adjusted_p_value"].drop_null(), np.float64)
-        return float(np.mean(adjusted < level))
+        return share_of(int(np.sum(adjusted < level)), len(adjusted))
 
 
 def phenotypic_activity(
@@ -149,6 +163,67 @@ def phenotypic_consistency(
     return _retrieval(rules, rows, taken, (label,), None, null or NullConfig())
 
 
+def phenotypic_match(
+    metadata: Metadata,
+    vectors: NDArray[np.floating],
+    *,
+    label: str = "gene",
+    kind: str = "kind",
+    reagent: str = "reagent",
+    null: NullConfig | None = None,
+    block_mb: int = 128,
+) -> Retrieval:
+    """Do perturbations of one target find those of another kind before they find that kind's perturbations of others?
+
+    p-values are from targets permuted among reagents (see `match_tests`), for doses of a compound look alike.
+
+    Args:
+        metadata: N perturbations, none of them a control.
+        vectors: (N, D) profiles.
+        label: Column of the target.
+        kind: Column of the kind, two of them, such as compound and gene; rows of one kind are never compared.
+        reagent: Column of what has one target whatever its dose, such as the compound or the guide.
+        null: How means are compared with chance.
+        block_mb: Megabytes of similarities at once.
+
+    Raises:
+        ValueError: Not two kinds, no target with perturbations of both, or a reagent of several targets; see also
+            `average_precision`.
+
+    Source: gene-compound matching of Chandrasekaran et al. 2024, doi:10.1038/s41592-024-02241-6.
+    """
+    null = null or NullConfig()
+    table = as_table(metadata)
+    kinds = np.asarray(table[kind].to_pylist(), dtype=str)
+    reagents_of = {name: len(set(table.filter(pa.array(kinds == name))[reagent].to_pylist())) for name in set(kinds)}
+    if len(reagents_of) != 2:
+        raise ValueError(
+            f"perturbations of {len(reagents_of)} kinds ({', '.join(sorted(reagents_of))}), expected 2 to match."
+        )
+    rules = PairRules(pos_sameby=(label,), pos_diffby=(kind,), neg_diffby=(label, kind))
+    rows = average_precision(table, vectors, rules, block_mb=block_mb)
+    found = _retrieval(rules, rows, rows, (label,), None, null)
+    first, second = (np.flatnonzero(kinds == name) for name in sorted(reagents_of, key=lambda k: (reagents_of[k], k)))
+    targets, names = (np.asarray(table[name].to_pylist(), dtype=str) for name in (label, reagent))
+    tests = match_tests(
+        vectors[first], targets[first], vectors[second], targets[second], names[second], null.match_draws, null.seed
+    )
+    return replace(found, groups=_with_p_values(found.groups, {test.target: test.p_value for test in tests}))
+
+
+def _with_p_values(groups: pa.Table, p_of: dict[str, float]) -> pa.Table:
+    """Groups with the p-values of a permutation test in place of those of ranks placed at random."""
+    p_values = np.asarray([p_of.get(str(name), np.nan) for name in groups[groups.column_names[0]].to_pylist()])
+    columns = {
+        "p_value": pa.array(p_values, mask=np.isnan(p_values)),
+        "adjusted_p_value": pa.array(benjamini_hochberg(p_values), mask=np.isnan(p_values)),
+        "null": pa.array([None if np.isnan(p) else "permuted" for p in p_values], pa.string()),
+    }
+    for name, values in columns.items():
+        groups = groups.set_column(groups.column_names.index(name), name, values)
+    return groups
+
+
 def _retrieval(
     rules: PairRules, rows: pa.Table, grouped: pa.Table, sameby: tuple[str, ...], cluster: str | None, null: NullConfig
 ) -> Retrieval:
@@ -163,8 +238,11 @@ def _retrieval(
     )
     if cluster is not None and cluster not in sameby:
         groups = groups.append_column(cluster, _of_groups(grouped, sameby[0], cluster))
-    interval = bootstrap_over_groups(groups, cluster=cluster, n_draws=null.bootstrap_draws, seed=null.seed)
-    return Retrieval(rules, rows, groups, interval)
+    mean, normalised = (
+        bootstrap_over_groups(groups, value=value, cluster=cluster, n_draws=null.bootstrap_draws, seed=null.seed)
+        for value in ("mean_average_precision", "mean_normalised_average_precision")
+    )
+    return Retrieval(rules, rows, groups, mean, normalised)
 
 
 def _of_groups(rows: pa.Table, group: str, name: str) -> pa.ChunkedArray:
