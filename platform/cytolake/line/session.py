@@ -48,8 +48,9 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Ray's C++ core warns of its own library's actors (ray#53727); its failures reach Python as exceptions.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's C++ core warns of its own library's actors (ray#53727). Its errors are shown: after a minute without Ray's
+    # control store it ends this process with status 1, and a line at this level is all that says why.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
 
     if ray.is_initialized():
