@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,10 @@ def test_a_job_that_ray_ends_from_below_python_says_why():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "PYTHONPATH": str(Path(cytolake.__file__).parents[1]),
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "2",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     }
     done = subprocess.run(
         [sys.executable, "-c", LOSES_ITS_CONTROL_STORE], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
-    assert "Failed to connect to GCS" in done.stdout + done.stderr
+    assert re.search(r"Ray's control store at [\d.]+:\d+ does not answer .* status 1", done.stderr)
