@@ -16,7 +16,7 @@ from cytolake.catalog.content import OF_PIXELS, content_of, plate_contents
 from cytolake.catalog.curation import curate as curating
 from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
 from cytolake.catalog.ids import representation_id
-from cytolake.packs import build
+from cytolake.packs import built_of
 from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
 from cytolake.train.config import PretrainConfig, run_key
@@ -102,7 +102,7 @@ def test_what_an_earlier_version_wrote_under_other_ids_is_found_and_not_made_aga
     """As of before ids were hashed from rows: other ids, and no metrics among what a curation pinned."""
     with monkeypatch.context() as before:
         before.setattr(curating, "TABLES_READ", ("crops", "plates", "sites", "wells"))
-        for module in (curating, build):
+        for module in (curating, built_of):
             before.setattr(module, "content_of", lambda *_: "versions")
         old = make(tmp_path, 0)
     shutil.rmtree(tmp_path / "screen")  # so that making it again must fail

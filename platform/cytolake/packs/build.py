@@ -10,7 +10,6 @@ The folder is built beside the packs under a hidden name and renamed when it is 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -29,8 +28,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
-from cytolake.catalog.content import OF_PIXELS, content_of
 from cytolake.catalog.ids import content_id
+from cytolake.packs.built_of import CONTENT, content_of_crops, find_pack, source_dtypes
 from cytolake.packs.checksums import Progress, write_checksums
 from cytolake.packs.eight_bit import SAMPLE_PIXELS, Scale, choose_scale, to_uint8
 from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, PixelKind
@@ -38,10 +37,6 @@ from cytolake.packs.sampler import sample_order
 from cytolake.packs.shards import Compression, PackError, WrittenFile, array_path, create_array, crop_shape, write_shard
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
-
-CONTENT = 2
-"""Version of what a pack's crops and their order are; part of its id. The layout of its files, FORMAT, is not. Ids of
-version 1 hashed the Delta versions of tables, which other screens may share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +89,12 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
         PackError: No such curation, crops of several sizes, a source that is gone or changed since the ingest, or a
             disk that is full.
     """
-    there = _find_pack(catalog.root / "packs", curation_id, config)
+    there = find_pack(catalog.root / "packs", curation_id, config.shuffle_seed, config.pixels)
     if there is not None:
         return Pack.open(there)
     kept = _kept_crops(catalog, curation_id)
-    pack_id = content_id("pack", CONTENT, curation_id, kept.content, config.shuffle_seed, config.pixels)
+    content = content_of_crops(catalog, kept.table_versions, kept.crops)
+    pack_id = content_id("pack", CONTENT, curation_id, content, config.shuffle_seed, config.pixels)
     path = catalog.root / "packs" / pack_id
     if path.is_dir():
         return Pack.open(path)  # says what is wrong with it
@@ -120,7 +116,7 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
             "table_versions": kept.table_versions,
             "shuffle_seed": config.shuffle_seed,
             "pixels": config.pixels,
-            "source_dtypes": _source_dtypes(kept.sites),
+            "source_dtypes": source_dtypes(kept.sites),
             "scales": [
                 {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
                 for (plate_id, channel), scale in sorted(scales.items())
@@ -158,8 +154,6 @@ class _Kept:
 
     curation: str
     table_versions: dict[str, int]
-    content: str
-    """Hash of the crops' ids and of what is known of the pixels of their plates."""
     crops: pa.Table
     """crop_id, well_id, plate_id, y, x, size, and `site`: number in `sites`. In the order of their ids."""
     sites: list[dict[str, Any]]
@@ -203,27 +197,6 @@ class _Plan:
     """For each group (N, 2): the read task, and the position in its scratch file, of each row of the group's array."""
 
 
-def _find_pack(packs: Path, curation_id: str, config: PackConfig) -> Path | None:
-    """The folder of a pack in this catalog with these crops in this order."""
-    for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
-        try:
-            described = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # damaged: `Pack.open` says so where it is asked for by its id
-        found = (described.get("curation_id"), described.get("shuffle_seed"), described.get("pixels", "native"))
-        if found == (curation_id, config.shuffle_seed, config.pixels):
-            return file.parent
-    return None
-
-
-def _source_dtypes(sites: list[dict[str, Any]]) -> dict[str, str]:
-    """Numpy name of the pixel type of each plate, for `Pack.full_scale`; empty for a plate of several types."""
-    of_plate: dict[str, set[str]] = defaultdict(set)
-    for site in sites:
-        of_plate[site["plate_id"]].add(site["dtype"])
-    return {plate: next(iter(names)) if len(names) == 1 else "" for plate, names in sorted(of_plate.items())}
-
-
 def _silent(what: str, done: int, total: int) -> None:
     pass
 
@@ -258,20 +231,9 @@ def _kept_crops(catalog: Catalog, curation_id: str) -> _Kept:
     return _Kept(
         curation=kept.column("curation")[0].as_py(),
         table_versions=versions,
-        content=_content(catalog, versions, crops),
         crops=crops.drop_columns(["site_id"]).append_column("site", site_numbers),
         sites=sites.to_pylist(),
     )
-
-
-def _content(catalog: Catalog, versions: dict[str, int], crops: pa.Table) -> str:
-    ids = hashlib.blake2b(digest_size=16)
-    for batch in crops.select(["crop_id"]).to_batches(max_chunksize=1_000_000):
-        ids.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
-    # A curation of before ids were hashed from rows did not pin the metrics: they are as they are now.
-    pinned = catalog.at({name: catalog.versions()[name] for name in OF_PIXELS} | versions)
-    plates = frozenset(crops.column("plate_id").unique().to_pylist())
-    return content_id(ids.hexdigest(), content_of(pinned, OF_PIXELS, plates))
 
 
 def _plan(kept: _Kept, config: PackConfig) -> _Plan:
