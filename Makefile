@@ -32,10 +32,11 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 # Tests with Ray wait much for processes to start, so they run one by one beside the others, which run one process a CPU
-# and give way to them. What they print comes last.
+# and give way to them. What they print comes last, and says so where they were killed before their end.
 test: lint
 	@with_ray=$$(mktemp); status=0; \
-	RAY_worker_niceness=0 $(BIN)/pytest -m "ray and not slow and not gpu" >$$with_ray 2>&1 & ray=$$!; \
+	RAY_worker_niceness=0 $(BIN)/python infra/pytest_with_summary.py \
+		$(BIN)/pytest -m "ray and not slow and not gpu" >$$with_ray 2>&1 & ray=$$!; \
 	nice $(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not ray" || status=1; \
 	wait $$ray || status=1; \
 	cat $$with_ray; rm -f $$with_ray; \

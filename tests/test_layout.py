@@ -40,10 +40,11 @@ RANK = {
 
 WITHIN_A_RANK = {
     ("packs", "catalog"), ("catalog", "tracking"), ("benchmark", "embed"), ("performance_prediction", "benchmark"),
-    ("serving", "performance_prediction"),
+    ("serving", "performance_prediction"), ("packs", "models"),
 }  # fmt: skip
-"""Who may import whom on its own level: a pack is built from a curation; `champion` names a representation; what is
-benchmarked is aligned first; what is predicted is a benchmark's score; a search tells how well it will do."""
+"""Who may import whom on its own level: a pack is built from a curation, and read as a model takes crops; `champion`
+names a representation; what is benchmarked is aligned first; what is predicted is a benchmark's score; a search tells
+how well it will do."""
 
 LOOKS_UP = {("line", "recipes")}
 """Inside a function only: a command is given a recipe's name."""

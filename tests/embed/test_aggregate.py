@@ -230,11 +230,12 @@ def test_well_means_are_those_of_a_loop_whatever_the_order_of_crops():
     vectors = random.normal(size=(50, 4)).astype(np.float32)
     wells = random.choice(["A01", "B02", "C03"], size=50).tolist()
     names, means, counts = well_means(vectors, wells)
+    rounding = 50 * 2**-24 * np.abs(vectors).max()  # of a mean of 50 numbers, in any order
     assert names == ["A01", "B02", "C03"]
     for name, mean, count in zip(names, means, counts, strict=True):
         here = np.asarray(wells) == name
         assert count == here.sum()
-        np.testing.assert_allclose(mean, vectors[here].mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(mean, vectors[here].mean(axis=0), rtol=0, atol=rounding)
     order = random.permutation(50)
     _, shuffled, _ = well_means(vectors[order], np.asarray(wells)[order].tolist())
-    np.testing.assert_allclose(means, shuffled, rtol=1e-6)
+    np.testing.assert_allclose(means, shuffled, rtol=0, atol=rounding)

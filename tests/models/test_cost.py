@@ -57,8 +57,8 @@ def test_parameters_are_those_of_the_real_modules(name):
     objective = build_objective(model, config, 0)
     cost = training_cost(model, config, 3)
     encoder = sum(weight.numel() for weight in objective.encoder.parameters())
-    trained = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
-    frozen = sum(weight.numel() for weight in objective.parameters() if not weight.requires_grad)
+    frozen = sum(weight.numel() for name, weight in objective.named_parameters() if name.startswith("teacher."))
+    trained = sum(weight.numel() for weight in objective.parameters()) - frozen
     assert (cost.encoder_parameters, cost.other_parameters) == (encoder, trained - encoder)
     assert cost.teacher_parameters == frozen
     assert cost.trained_parameters == sum(parameter_units(model, config).values())

@@ -12,13 +12,12 @@ from torch.nn import functional
 from cytolake.models import CheckpointError, collate, load_encoder, save_encoder
 from cytolake.models.published_chada import load_published_chada
 
-WIDTH, DEPTH, HEADS, HIDDEN, SIDE, PATCH, MOST = 24, 2, 2, 40, 3, 4, 10
+WIDTH, DEPTH, HEADS, HIDDEN, SIDE, PATCH, MOST = 24, 2, 2, 40, 4, 4, 10
 COUNTS = (3, 1, 10, 2)
 
 
-@pytest.fixture
-def theirs() -> dict[str, torch.Tensor]:
-    """Random weights in the published layout."""
+def published_weights() -> dict[str, torch.Tensor]:
+    """Random weights in the published layout, for crops of 16 px."""
     random = torch.Generator().manual_seed(0)
     shapes = {
         "cls_token": (1, 1, WIDTH),
@@ -42,6 +41,11 @@ def theirs() -> dict[str, torch.Tensor]:
             **{f"blocks.{block}.norm{i}.{what}": (WIDTH,) for i in (1, 2) for what in ("weight", "bias")},
         }
     return {name: 0.3 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def theirs() -> dict[str, torch.Tensor]:
+    return published_weights()
 
 
 def padded_cls(theirs: dict[str, torch.Tensor], images: list[np.ndarray], n_padded: int) -> torch.Tensor:

@@ -41,10 +41,10 @@ PLATES = {  # dtype, channels
 }
 
 
-def write_plate(folder: Path, name: str) -> Plate:
+def write_plate(folder: Path, name: str, *, seed: int = 0) -> Plate:
     """Two wells of two sites of 40 x 56 pixels, one TIFF for each channel."""
     dtype, channels = PLATES[name]
-    rng = np.random.default_rng(len(name))
+    rng = np.random.default_rng([len(name), seed])
     sites = []
     for well in ("A01", "B02"):
         for site in ("1", "2"):

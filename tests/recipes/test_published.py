@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from cytolake.models import SIZES, published_size
@@ -28,7 +30,8 @@ def test_every_published_size_has_a_recipe():
 )
 def test_hyper_parameters_are_those_published(name, size, learning_rate, minibatch_size, epochs, drop_path, gpus):
     config = build_recipe(name).pretrain
-    assert config.model == published_size(size, config.model.architecture, config.model.channels)
+    sized = published_size(size, config.model.architecture, config.model.channels)
+    assert config.model == dataclasses.replace(sized, noise_floor=255 * 1e-5**0.5)
     assert (config.optimiser, config.betas, config.weight_decay) == ("lion", (0.9, 0.95), 0.05)
     assert (config.learning_rate, config.minibatch_size, config.epochs) == (learning_rate, minibatch_size, epochs)
     assert (config.model.drop_path, config.warmup_share, config.workers) == (drop_path, 0.1, gpus)

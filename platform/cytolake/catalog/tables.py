@@ -114,6 +114,19 @@ class Catalog:
         found = {name: open_table(self._path(name)) for name in ("plates", *table_names())}
         return {name: table.version() for name, table in sorted(found.items()) if table is not None}
 
+    def state(self) -> dict[str, tuple[str, int]]:
+        """Id and Delta version of every table that exists: two states with other rows are never equal.
+
+        A table gets its id, at random, when it is made: versions alone are the same in catalogs of other screens, and
+        in one that was deleted and made again.
+        """
+        return {name: (self.table_id(name), version) for name, version in self.versions().items()}
+
+    def table_id(self, name: str) -> str:
+        """Delta's id of a table, empty where there is none."""
+        found = open_table(self._path(name))
+        return "" if found is None else str(found.metadata().id)
+
     def at(self, versions: Mapping[str, int] | str) -> Catalog:
         """The same catalog as it was, for reading.
 

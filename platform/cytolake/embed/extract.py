@@ -30,6 +30,7 @@ from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
 from cytolake.models.precision import PRECISIONS, EncoderPrecision, multiply_in
+from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 
 Progress = Callable[[str, int, int], None]
@@ -363,7 +364,8 @@ class EmbedCrops:
         for kind, encoder in self.encoders.items():
             groups = self.poolings[kind]
             with multiply_in(self.precision, next(encoder.parameters()).device):
-                pooled = _pooled(encoder, images, channels, [pooling for group in groups for pooling in group])
+                batch_of_crops = crop_batch(self.pack, rows, encoder.config, images)
+                pooled = _pooled(encoder, batch_of_crops, [pooling for group in groups for pooling in group])
             for group in groups:
                 columns[_column(kind, group)] = _vectors(_by_place(pooled, group).reshape(len(rows), -1))
         if self.statistics is not None:
@@ -383,11 +385,13 @@ def embed_crops(
 
     Args:
         encoder: On the device to run on.
-        images: One (C_i, S, S) array of raw counts for each crop.
+        images: One (C_i, S, S) array of raw counts for each crop, in the type of its source, or of fractions in [0, 1]:
+            an encoder that scales by the range of the type (`ModelConfig.input_scaling`) takes it from there.
         channels: Its stains.
         poolings: Which; `channel_mean` is wider than the others and cannot be asked for with them.
     """
-    return _by_place(_pooled(encoder, images, channels, poolings), poolings)
+    batch = collate(images, [encoder.config.channel_indices(names) for names in channels])
+    return _by_place(_pooled(encoder, batch, poolings), poolings)
 
 
 def embed_rows(
@@ -412,19 +416,15 @@ def embed_rows(
     parts = []
     for first in range(0, len(rows), minibatch_size):
         part = rows[first : first + minibatch_size]
-        identities = [encoder.config.channel_indices(pack.channels(int(row))) for row in part]
-        batch = collate(pack.read(part), identities).to(device)
+        batch = crop_batch(pack, part, encoder.config).to(device)
         if change is not None:
             batch = change(batch, part)
         parts.append(encoder.pooled_blocks(batch, (pooling,))[pooling].float().cpu().numpy())
     return np.concatenate(parts, axis=1)
 
 
-def _pooled(
-    encoder: Encoder, images: Sequence[NDArray[Any]], channels: Sequence[tuple[str, ...]], poolings: Sequence[str]
-) -> dict[str, NDArray[np.float32]]:
+def _pooled(encoder: Encoder, batch: CropBatch, poolings: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """(n_blocks, B, D) of each pooling, from one pass."""
-    batch = collate(images, [encoder.config.channel_indices(names) for names in channels])
     pooled = encoder.pooled_blocks(batch.to(next(encoder.parameters()).device), poolings)
     return {pooling: vectors.float().cpu().numpy() for pooling, vectors in pooled.items()}
 

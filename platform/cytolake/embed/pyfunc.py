@@ -21,7 +21,8 @@ class ServedVectors:
         self.encoder = load_encoder(folder / ENCODER_FILE).trim(self.card.block + 1)
 
     def predict(self, crops: NDArray[Any], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """(B, D) vectors of (B, C, S, S) raw crops.
+        """(B, D) vectors of (B, C, S, S) raw crops; fractions in [0, 1] where the encoder scales by the pixel type's
+        range (`input_scaling` is `unit_range`), since MLflow's signature has no integers: others are refused.
 
         Channels are the card's, in its order. A channel-adaptive encoder takes any number of channels; where it is not
         the card's number their stains are not known here, and they count as unknown.

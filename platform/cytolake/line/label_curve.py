@@ -49,7 +49,12 @@ def measure_label_curve(
     mark = _mark(catalog, config)
     sites = labelled_sites(catalog, config.train, progress)
     found = label_efficiency(sites.examples, sites.plates, sites.features, config.curve)
-    rows = score_rows(found, "site statistics", sites.features_key)
+    # Of these sites and labels: measured again with others, the scores are other rows.
+    examples = [
+        f"{each.label} {plate} {each.deviations.tobytes().hex()}"
+        for each, plate in zip(sites.examples, sites.plates, strict=True)
+    ]
+    rows = score_rows(found, "site statistics", content_id(sites.features_key, *examples))
     scores = table_contract("scores").rows(rows)
     catalog.append("scores", scores, transaction=f"label efficiency/{rows[0]['score_id']}")
     path = catalog.root / LABEL_EFFICIENCY_FILE
@@ -137,5 +142,5 @@ _DASHES = ("none", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 
 
 def _mark(catalog: Catalog, config: LabelCurveConfig) -> str:
-    versions = {name: version for name, version in catalog.versions().items() if name in ("plates", "qc_labels")}
-    return f"<!-- {content_id(cytolake.__version__, repr(config), json.dumps(versions))} -->\n"
+    state = {name: of_table for name, of_table in catalog.state().items() if name in ("plates", "qc_labels")}
+    return f"<!-- {content_id(cytolake.__version__, repr(config), json.dumps(state))} -->\n"

@@ -58,7 +58,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
 
     A section whose data is missing is left out, never faked. A page of the same inputs and tables is left as it is.
     """
-    key = content_id(cytolake.__version__, repr(inputs), json.dumps(catalog.versions()), _label_efficiency(path.parent))
+    key = content_id(cytolake.__version__, repr(inputs), json.dumps(catalog.state()), _label_efficiency(path.parent))
     if path.is_file() and f'content="{key}"' in path.read_text(encoding="utf-8")[:500]:
         return path
     sections = [

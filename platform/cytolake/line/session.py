@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import cytolake
+
+CHECK_CONTROL_STORE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +52,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Ray's C++ core warns of its own library's actors (ray#53727); its failures reach Python as exceptions.
+    # Ray's C++ core warns of its own library's actors (ray#53727); its failures reach Python as exceptions, but for
+    # one: see `_watch_control_store`.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
@@ -83,10 +88,39 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    is_over = threading.Event()
+    address = ray.get_runtime_context().gcs_address
+    threading.Thread(target=_watch_control_store, args=(address, is_over), daemon=True).start()
     try:
         yield
     finally:
+        is_over.set()
         ray.shutdown()
+
+
+def _watch_control_store(address: str, is_over: threading.Event) -> None:
+    """Say on stderr when Ray's control store (GCS) is gone.
+
+    After a minute without it (`RAY_gcs_rpc_server_reconnect_timeout_s`) Ray's core ends this process with status 1,
+    from below Python: no exception, and at our log level no word.
+    """
+    host, _, port = address.rpartition(":")
+    n_refused = 0
+    while not is_over.wait(CHECK_CONTROL_STORE_S):
+        try:
+            socket.create_connection((host, int(port)), timeout=CHECK_CONTROL_STORE_S).close()
+            n_refused = 0
+        except OSError as error:
+            n_refused += 1
+            if n_refused == 2:
+                print(
+                    f"Ray's control store at {address} does not answer ({error}). Unless it comes back, Ray ends this "
+                    "job within a minute with status 1. Look for a machine short of memory, or for who stopped Ray: "
+                    "gcs_server.out in the logs of its session (on one machine: /tmp/ray/session_latest/logs). Then "
+                    "run the job again: it goes on where it was.",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 @contextmanager

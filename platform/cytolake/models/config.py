@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Architecture = Literal["mae_vit", "ca_mae_vit", "chada_vit"]
 BlockKind = Literal["sequential", "parallel", "post_norm"]
 ChannelCode = Literal["stain", "order"]
+InputScaling = Literal["standardise", "unit_range", "as_is"]
 Positions = Literal["sin_cos", "learned"]
 
 
@@ -51,15 +52,22 @@ class ModelConfig:
     """Chance to skip a block in training, growing linearly from 0 at the first block to this at the last."""
     positions: Positions = "sin_cos"
     """`sin_cos`: fixed, for crops of any size. `learned`: as ChAda-ViT was published, interpolated for other sizes."""
-    standardise: bool = True
-    """Give each channel of each crop mean 0 and standard deviation 1. False takes intensities as they come, which must
-    then be scaled to [0, 1] by the caller, as ChAda-ViT was published."""
+    input_scaling: InputScaling = "standardise"
+    """What is made of raw counts before the first layer. `standardise`: each channel of each crop gets mean 0 and
+    standard deviation 1, see `noise_floor`. `unit_range`: counts are divided by the largest one of their source's pixel
+    type, 255 for 8 bits and 65,535 for 16, as ChAda-ViT was published. `as_is`: nothing, and anything but fractions in
+    [0, 1] is refused: encoders that were saved with `standardise=False` before scalings had names."""
+    noise_floor: float = 0.0
+    """Counts that are added, in squares, to the standard deviation of a channel where `input_scaling` is `standardise`:
+    a channel of sd s is divided by sqrt(s^2 + noise_floor^2). A count of fractions in [0, 1] is 1 / 255. 0 gives every
+    channel that is not constant unit variance, its noise too. See decisions/0012."""
 
     def __post_init__(self) -> None:
         for name, kind in (
             ("architecture", Architecture),
             ("block", BlockKind),
             ("channel_code", ChannelCode),
+            ("input_scaling", InputScaling),
             ("positions", Positions),
         ):
             if getattr(self, name) not in get_args(kind):
@@ -84,6 +92,11 @@ class ModelConfig:
         check_width(self.width, self.heads, "model width", "heads")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"model drop_path is {self.drop_path}: expected 0 <= drop_path < 1.")
+        if self.noise_floor < 0 or (self.noise_floor > 0 and self.input_scaling != "standardise"):
+            raise ValueError(
+                f"model noise_floor is {self.noise_floor}, input_scaling {self.input_scaling!r}: expected 0 or more "
+                "counts, and 0 unless input_scaling is standardise."
+            )
         if self.mlp_ratio <= 0 or self.layer_scale < 0:
             raise ValueError(
                 f"model mlp_ratio is {self.mlp_ratio}, layer_scale {self.layer_scale}: expected more than 0, and 0 or "
@@ -94,6 +107,16 @@ class ModelConfig:
     def is_fused(self) -> bool:
         """All channels of a patch are one token."""
         return self.architecture == "mae_vit"
+
+    @property
+    def standardise(self) -> bool:
+        """Each channel of each crop gets mean 0 and unit standard deviation, or less where there is a noise floor."""
+        return self.input_scaling == "standardise"
+
+    @property
+    def needs_counts(self) -> bool:
+        """Crops must come in counts of their source: a linear change of a channel changes what the encoder sees."""
+        return not self.standardise or self.noise_floor > 0
 
     @property
     def n_patches(self) -> int:
@@ -132,15 +155,28 @@ class ModelConfig:
             )
 
     def to_json(self) -> str:
-        """All fields as JSON with sorted keys: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """All fields as JSON with sorted keys: equal configs give equal text.
+
+        A scaling that earlier versions had is written as they wrote it: ids of models and runs are hashes of this text.
+        """
+        return json.dumps(self.fields(), sort_keys=True)
+
+    def fields(self) -> dict[str, Any]:
+        """Name and value of what `to_json` writes."""
+        fields = dataclasses.asdict(self)
+        if self.noise_floor == 0 and self.input_scaling != "unit_range":
+            del fields["noise_floor"], fields["input_scaling"]
+            fields["standardise"] = self.standardise
+        return fields
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Raises ValueError or TypeError where the text is not a config of this version."""
         fields = json.loads(text)
         fields["channels"] = tuple(fields["channels"])
-        return cls(**fields)
+        if "standardise" in fields:
+            fields["input_scaling"] = "standardise" if fields.pop("standardise") else "as_is"
+        return cls(**{"noise_floor": 0.0, **fields})
 
 
 def check_width(width: int, heads: int, what: str, heads_name: str) -> None:

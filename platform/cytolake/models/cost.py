@@ -19,11 +19,13 @@ from functools import lru_cache
 from types import MappingProxyType
 
 import torch
+from torch import nn
 
 from cytolake.models.config import BlockKind, ModelConfig
 from cytolake.models.encoder import Encoder
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig, build_objective
 from cytolake.models.objectives.contrast import PROJECTED_WIDTH
+from cytolake.models.objectives.teacher import Teacher
 from cytolake.models.transformer import Block
 
 _MLP_RATIO = 4  # of decoders, see objectives/decoders.py
@@ -118,7 +120,7 @@ class TrainingCost:
 
     @property
     def trained_parameters(self) -> int:
-        """All that the optimiser moves."""
+        """All but a teacher's; among them the few biases that stay 0 because they have no gradient."""
         return self.encoder_parameters + self.other_parameters
 
 
@@ -180,8 +182,9 @@ def parameter_units(model: ModelConfig, objective: ObjectiveConfig) -> dict[str,
         built = build_objective(model, objective, 0)
     units = {"": 0}
     blocks = [name for name, module in built.named_modules() if isinstance(module, Block)]
+    of_teachers = _of_teachers(built)
     for name, weight in built.named_parameters():
-        if weight.requires_grad:
+        if id(weight) not in of_teachers:
             owner = next((block for block in blocks if name.startswith(f"{block}.")), "")
             units[owner] = units.get(owner, 0) + weight.numel()
     return units
@@ -446,10 +449,17 @@ def _sizes_of(model: ModelConfig, objective: ObjectiveConfig) -> tuple[int, int,
     with torch.device("meta"):
         built = build_objective(model, objective, 0)
     in_encoders = {id(weight) for part in built.modules() if isinstance(part, Encoder) for weight in part.parameters()}
-    sizes = {(trained, inside): 0 for trained in (True, False) for inside in (True, False)}
+    of_teachers = _of_teachers(built)
+    sizes = {(taught, inside): 0 for taught in (True, False) for inside in (True, False)}
     for weight in built.parameters():
-        sizes[weight.requires_grad, id(weight) in in_encoders] += weight.numel()
-    return sizes[True, True], sizes[True, False], sizes[False, True], sizes[False, False]
+        sizes[id(weight) in of_teachers, id(weight) in in_encoders] += weight.numel()
+    return sizes[False, True], sizes[False, False], sizes[True, True], sizes[True, False]
+
+
+def _of_teachers(objective: nn.Module) -> set[int]:
+    """Which weights, by their `id`, belong to a teacher: no gradient reaches them, and no optimiser holds them."""
+    teachers = [part for part in objective.modules() if isinstance(part, Teacher)]
+    return {id(weight) for part in teachers for weight in part.parameters()}
 
 
 def _shares(model: ModelConfig, n_channels: int | Mapping[int, float]) -> dict[int, float]:

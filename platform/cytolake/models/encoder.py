@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from cytolake.models.config import ModelConfig, wrong_channels
-from cytolake.models.crops import CropBatch, standardise
+from cytolake.models.crops import CropBatch, floor_of, scaled, standardise
 from cytolake.models.runs import Runs, by_length, join_runs, longer, split_runs, to_device
 from cytolake.models.transformer import build_block, grid_positions, initialise
 
@@ -178,11 +178,11 @@ class Encoder(nn.Module):
         return trimmed.to(self.cls_token.device).train(self.training)
 
     def patches(self, batch: CropBatch) -> Patches:
-        """Standardise and cut.
+        """Scale and cut.
 
         Raises:
-            ValueError: Crops that do not divide into patches, channels that a `mae_vit` was not built for, or an
-                identity, or more channels, than a `chada_vit` has.
+            ValueError: Crops whose range `input_scaling` needs and nothing says, or that do not divide into patches,
+                channels that a `mae_vit` was not built for, or an identity, or more channels, than a `chada_vit` has.
         """
         height, width = batch.pixels.shape[-2:]
         if height != width or height % self.config.patch_size:
@@ -193,12 +193,13 @@ class Encoder(nn.Module):
             )
         side = width // self.config.patch_size
         device = batch.pixels.device
+        counts, floor = scaled(batch, self.config.input_scaling), floor_of(batch, self.config.noise_floor)
         if self.config.is_fused:
-            channels = batch.pixels
+            channels = counts
             order_BC = self._order_of_channels(batch)
             if order_BC is not None:
                 channels = channels.take_along_dim(to_device(order_BC, device)[:, :, None, None], dim=1)
-            pixels = self.cut(channels).transpose(1, 2).flatten(2)  # (B, N, C * size * size)
+            pixels = self.cut(channels, floor).transpose(1, 2).flatten(2)  # (B, N, C * size * size)
             crops = torch.arange(len(batch), device=device)
             return Patches(pixels.flatten(0, 1), None, None, ((len(batch), side**2),), crops, side)
         self._check_identities(batch)
@@ -208,7 +209,9 @@ class Encoder(nn.Module):
         cut, identities, of_crop = [], [], []
         first = 0
         for n, n_channels in crops_of_count:
-            cut.append(self.cut(batch.pixels[order_there[first : first + n], :n_channels]).flatten(0, 2))
+            which = order_there[first : first + n]
+            floors = None if floor is None else floor[which]
+            cut.append(self.cut(counts[which, :n_channels], floors).flatten(0, 2))
             identities.append(batch.channel_index[order[first : first + n], :n_channels].flatten())
             of_crop.append(torch.arange(n_channels).repeat(n))
             first += n
@@ -221,11 +224,14 @@ class Encoder(nn.Module):
             side,
         )
 
-    def cut(self, pixels: Tensor) -> Tensor:
-        """(B, C, S, S) raw counts to (B, C, N, size * size) standardised patches."""
+    def cut(self, pixels: Tensor, floor: Tensor | None = None) -> Tensor:
+        """(B, C, S, S) intensities to (B, C, N, size * size) patches, standardised where the config says so.
+
+        `floor` is (B, 1, 1, 1), see `standardise`.
+        """
         size = self.config.patch_size
         side = pixels.shape[-1] // size
-        pixels = (standardise(pixels) if self.config.standardise else pixels.float()).reshape(
+        pixels = (standardise(pixels, floor) if self.config.standardise else pixels.float()).reshape(
             *pixels.shape[:2], side, size, side, size
         )  # B C row y column x
         return pixels.transpose(3, 4).flatten(4, 5).flatten(2, 3)

@@ -37,8 +37,9 @@ def load_published_chada(path: str | Path, *, heads: int) -> Encoder:
     them: the authors' factory builds 2, their class by default 12, and either accepts the weights and gives other
     features. It must be said here, and is kept in every file that `save_encoder` writes of the result.
 
-    The encoder takes intensities that are already scaled to [0, 1]. Tokens attend to the tokens that the crop has and
-    to no padding, which gives the published outputs.
+    The weights were trained on intensities in [0, 1] (the authors' augmentations clamp to it); the encoder divides
+    counts by the range of their pixel type to get there, see `ModelConfig.input_scaling`. Tokens attend to the tokens
+    that the crop has and to no padding, which gives the published outputs.
 
     Args:
         path: `.safetensors`, or a file of `torch.save` that holds nothing but tensors and plain values. Of a training
@@ -69,7 +70,7 @@ def load_published_chada(path: str | Path, *, heads: int) -> Encoder:
             mlp_ratio=len(theirs["blocks.0.linear1.bias"]) / width,
             block="post_norm",
             positions="learned",
-            standardise=False,
+            input_scaling="unit_range",
         )
         ours = {
             "patch_embedding.weight": theirs["token_learner.proj.weight"].flatten(1),

@@ -82,7 +82,7 @@ class SequentialBlock(Block):
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.query_norm = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else None
-        self.key_norm = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.key_norm = _key_norm(width // heads) if qk_norm else None
         self.attention_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
@@ -90,8 +90,11 @@ class SequentialBlock(Block):
         self.mlp_gain = _gain(width, layer_scale)
 
     def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        query, key, value = self._heads(self.qkv(self.attention_norm(tokens_TD)), 3)
-        if self.query_norm is not None and self.key_norm is not None:
+        normed_TD = self.attention_norm(tokens_TD)
+        if self.query_norm is None or self.key_norm is None:
+            query, key, value = self._heads(_unnormed_qkv(self.qkv, normed_TD), 3)
+        else:
+            query, key, value = self._heads(self.qkv(normed_TD), 3)
             query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
         return query, key, value, tokens_TD[:, :0]
 
@@ -115,7 +118,7 @@ class ParallelBlock(Block):
         self.entry = nn.Linear(width, 3 * width + mlp_width, bias=False)  # queries, keys, values, MLP
         self.mlp_bias = nn.Parameter(torch.zeros(mlp_width))
         self.query_norm = nn.LayerNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.key_norm = _key_norm(width // heads)
         self.attention_out = nn.Linear(width, width)
         self.mlp_out = nn.Linear(mlp_width, width)
         self.gain = _gain(width, layer_scale)
@@ -149,7 +152,7 @@ class PostNormBlock(Block):
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.ReLU(), nn.Linear(mlp_width, width))
 
     def before(self, tokens_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        query, key, value = self._heads(self.qkv(self.attention_norm(tokens_TD)), 3)
+        query, key, value = self._heads(_unnormed_qkv(self.qkv, self.attention_norm(tokens_TD)), 3)
         return query, key, value, tokens_TD[:, :0]
 
     def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
@@ -226,6 +229,23 @@ def attend_in_one_call(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, ru
     )
     assert isinstance(mixed_THd, Tensor)  # a pair only where asked for
     return mixed_THd.flatten(1)
+
+
+def _key_norm(width: int) -> nn.LayerNorm:
+    """A norm of keys whose bias stays where it is: 0 in a new model, and whatever an older checkpoint has.
+
+    One vector added to all keys of a crop adds one number to all scores of a query, which a softmax takes away: the
+    bias has no gradient, and an optimiser that divides by the gradient's size would move it by rounding errors.
+    """
+    norm = nn.LayerNorm(width, eps=1e-6)
+    norm.bias.requires_grad_(False)
+    return norm
+
+
+def _unnormed_qkv(qkv: nn.Linear, tokens_TD: Tensor) -> Tensor:
+    """(T, 3 D) queries, keys and values; the keys' bias gets a gradient of exactly 0, for the reason of `_key_norm`."""
+    query_D, key_D, value_D = qkv.bias.chunk(3)
+    return functional.linear(tokens_TD, qkv.weight, torch.cat([query_D, key_D.detach(), value_D]))
 
 
 def _gain(width: int, first: float) -> nn.Parameter | None:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.packs.built_of import CONTENT, content_of_crops, find_pack, source_dtypes
 from cytolake.packs.checksums import Progress, write_checksums
 from cytolake.packs.eight_bit import SAMPLE_PIXELS, Scale, choose_scale, to_uint8
 from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, PixelKind
@@ -36,9 +37,6 @@ from cytolake.packs.sampler import sample_order
 from cytolake.packs.shards import Compression, PackError, WrittenFile, array_path, create_array, crop_shape, write_shard
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
-
-CONTENT = 1
-"""Version of what a pack's crops and their order are; part of its id. The layout of its files, FORMAT, is not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +74,10 @@ class PackConfig:
 def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress: Progress | None = None) -> Pack:
     """Copy the pixels that a curation kept into a pack, `<root>/packs/<pack_id>`.
 
-    A pack that is there already is opened instead, however it is laid out: its id is the hash of the curation, the
-    shuffle and the kind of pixels. Runs as Ray tasks; on a cluster the catalog's root must be a folder that all nodes
-    see.
+    A pack of this curation, shuffle and kind of pixels that is there already is opened instead, however it is laid out.
+    Its id is the hash of these, of the crops, and of what the catalog knows of their pixels (`content.OF_PIXELS`); one
+    that an earlier version wrote keeps the id it has. Runs as Ray tasks; on a cluster the catalog's root must be a
+    folder that all nodes see.
 
     Args:
         catalog: Holds the curation. Crops and sites are read at the versions that the curation pinned.
@@ -90,12 +89,15 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
         PackError: No such curation, crops of several sizes, a source that is gone or changed since the ingest, or a
             disk that is full.
     """
-    kind = () if config.pixels == "native" else (config.pixels,)  # native packs keep the id they had before uint8
-    pack_id = content_id("pack", CONTENT, curation_id, config.shuffle_seed, *kind)
+    there = find_pack(catalog.root / "packs", curation_id, config.shuffle_seed, config.pixels)
+    if there is not None:
+        return Pack.open(there)
+    kept = _kept_crops(catalog, curation_id)
+    content = content_of_crops(catalog, kept.table_versions, kept.crops)
+    pack_id = content_id("pack", CONTENT, curation_id, content, config.shuffle_seed, config.pixels)
     path = catalog.root / "packs" / pack_id
     if path.is_dir():
-        return Pack.open(path)
-    kept = _kept_crops(catalog, curation_id)
+        return Pack.open(path)  # says what is wrong with it
     plan = _plan(kept, config)
     _remove_leftovers(path.parent, pack_id)
     _check_room(path.parent, plan, config)
@@ -114,6 +116,7 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
             "table_versions": kept.table_versions,
             "shuffle_seed": config.shuffle_seed,
             "pixels": config.pixels,
+            "source_dtypes": source_dtypes(kept.sites),
             "scales": [
                 {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
                 for (plate_id, channel), scale in sorted(scales.items())

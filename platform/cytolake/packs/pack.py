@@ -8,6 +8,7 @@ channels C among the crops `crops_c{C}.zarr`, a sharded Zarr v3 array (N, C, S, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,9 @@ class Pack:
         """What `read` gives: counts as in the source, or counts scaled to 8 bits."""
         self.index = index
         """One row for each crop, in the pack's order: see INDEX_SCHEMA."""
+        self._source_dtypes: dict[str, str] = described.get("source_dtypes", {})
+        """Numpy name of the pixel type of each plate's sources; empty for one of several types, and in packs of earlier
+        versions, which did not note it."""
         self._scales = {
             (each["plate_id"], each["channel"]): Scale(each["offset"], each["step"])
             for each in described.get("scales", [])
@@ -182,6 +186,18 @@ class Pack:
         if self.pixels == "native":
             return crops
         return [to_counts(crop, *self._offsets_steps(int(row))) for row, crop in zip(rows, crops, strict=True)]
+
+    def full_scale(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[float, ...]:
+        """For each row the largest count that its source's pixel type holds, 255 or 65,535 of cameras.
+
+        NaN where that is not known: sources of fractions, a plate of several types, or a pack of an earlier version.
+        """
+        of_plate: dict[str, float] = {}
+        plates = self.index.column("plate_id").take(pa.array(self._checked(rows))).to_pylist()
+        for plate in set(plates):
+            dtype = np.dtype(self._source_dtypes.get(plate) or "float32")
+            of_plate[plate] = float(np.iinfo(dtype).max) if dtype.kind in "iu" else math.nan
+        return tuple(of_plate[plate] for plate in plates)
 
     def scale(self, plate_id: str, channel: str) -> Scale:
         """What a value of a pack of 8 bits stands for, for one plate and stain; (0, 1) in a pack of native pixels.

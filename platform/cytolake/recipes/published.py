@@ -18,6 +18,7 @@ from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.line.config import Line, ScreensConfig
 from cytolake.models import ModelConfig, published_size
 from cytolake.models.augment import AugmentConfig
+from cytolake.models.crops import REFERENCE_NOISE_FLOOR
 from cytolake.models.objectives import DinoConfig, MaeConfig, ObjectiveConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
@@ -60,7 +61,7 @@ def mae_vit_g8() -> Line:
 
 def ca_mae_s16() -> Line:
     """Channel-agnostic MAE ViT-S/16 with a decoder for each stain, 16 GPUs: one model for any stains."""
-    model = published_size("s16", "ca_mae_vit", _STAINS)
+    model = dataclasses.replace(published_size("s16", "ca_mae_vit", _STAINS), noise_floor=REFERENCE_NOISE_FLOOR)
     mae = dataclasses.replace(_MAE, decoder="per_channel")
     return _line(
         "ca_mae_s16", model, mae, learning_rate=1e-4, epochs=100, minibatch_size=2048, workers=16, compile=True
@@ -117,7 +118,8 @@ def chada_vit_moyen() -> Line:
 
 
 def _mae_vit(size: str, **pretrain: Any) -> Line:
-    return _line(f"mae_vit_{size}", published_size(size, "mae_vit", _STAINS), _MAE, **pretrain)
+    model = dataclasses.replace(published_size(size, "mae_vit", _STAINS), noise_floor=REFERENCE_NOISE_FLOOR)
+    return _line(f"mae_vit_{size}", model, _MAE, **pretrain)
 
 
 def _line(name: str, model: ModelConfig, mae: MaeConfig, **pretrain: Any) -> Line:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cytolake.models import Encoder, collate, load_encoder
+from cytolake.models.crops import check_ranges, range_of
 from cytolake.models.precision import EncoderPrecision, multiply_in
 from cytolake.tracking import ChampionCard, TrackingConfig, resolve_alias
 
@@ -36,6 +37,10 @@ class Champion:
             ValueError: A fixed-stain encoder and other stains than its own.
         """
         return self.encoder.config.channel_indices(channels)
+
+    def check_pixels(self, image: NDArray[Any]) -> None:
+        """Raises ValueError for intensities of a range that this encoder's scaling does not take."""
+        check_ranges([range_of(image)], self.encoder.config.input_scaling)
 
     def tokens_of(self, n_channels: int) -> int:
         """Tokens of a crop of so many channels."""

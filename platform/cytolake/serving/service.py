@@ -251,6 +251,7 @@ class Service:
                 )
             try:
                 indices.append(champion.channel_indices(stains))
+                champion.check_pixels(image)
             except ValueError as error:
                 raise ServingError(status=422, detail=f"{name}: {error}") from error
         asked_at = time.monotonic()

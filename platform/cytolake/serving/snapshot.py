@@ -165,7 +165,7 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
     pinned = catalog.at(versions)
     crops = add_wells(pinned, pinned.table("crops").sort_by("crop_id").combine_chunks())
     crops = add_quality(pinned, crops).combine_chunks()
-    named = json.dumps({name: versions.get(name) for name in ROW_TABLES}, sort_keys=True)
+    named = json.dumps({name: [catalog.table_id(name), versions.get(name)] for name in ROW_TABLES}, sort_keys=True)
     return Snapshot(
         versions=dict(versions),
         key=hashlib.sha256(f"{catalog.place} {named}".encode()).hexdigest()[:16],

@@ -173,5 +173,6 @@ def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
 def run_key(pack_id: str, config: PretrainConfig) -> str:
     """32 hex digits over the pack and all of the config that changes what is learned: the name of the run's folder."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in OPERATION}
+    fields["model"] = config.model.fields()
     text = json.dumps({"pack_id": pack_id, "config": fields}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -13,10 +13,11 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from cytolake.models import CropBatch, ModelConfig, collate, masking_noise
+from cytolake.models import CropBatch, ModelConfig, masking_noise
 from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.objectives import ObjectiveConfig, View
 from cytolake.models.seeding import sample_bits
+from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 from cytolake.packs.sampler import GlobalMinibatch, Rows, minibatches
 
@@ -141,7 +142,9 @@ class _Reader:
         if view > 0 and self._partners is not None:
             shown = self._partners.of(rows, settings.seed, epochs)
         crops = changed_view(
-            collate(self._pack.read(shown), [self._identities_of(row) for row in shown.tolist()]),
+            crop_batch(
+                self._pack, shown, settings.model, identities=[self._identities_of(row) for row in shown.tolist()]
+            ),
             settings.augment,
             settings.objective,
             seed=settings.seed,

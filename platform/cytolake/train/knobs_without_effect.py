@@ -16,6 +16,7 @@ from torch import Tensor
 from cytolake.models import CropBatch, ModelConfig, build_encoder, collate
 from cytolake.models.augment import KNOBS, NOTHING, AugmentConfig
 from cytolake.models.objectives import ObjectiveConfig
+from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 from cytolake.train.config import PretrainConfig, with_vocabulary
 from cytolake.train.feed import changed_view
@@ -40,8 +41,9 @@ def crops_to_compare(model: ModelConfig, pack: Pack | None = None) -> CropBatch:
         spread = np.linspace(0, pack.n_crops - 1, min(_N_REAL, pack.n_crops)).round().astype(int).tolist()
         rows = sorted({*spread, *pack.first_of_each_channel_set()})
         start = (pack.crop_size - side) // 2
-        images = [image[:, start : start + side, start : start + side] for image in pack.read(rows)]
-        return collate(images, [model.channel_indices(pack.channels(row)) for row in rows])
+        whole = crop_batch(pack, np.asarray(rows, np.int64), model)
+        window = whole.pixels[..., start : start + side, start : start + side]
+        return dataclasses.replace(whole, pixels=window.contiguous())
     channels = model.channels if model.is_fused else model.channels[:3]
     random = np.random.default_rng(0)
     drawn = random.gamma(2, 300, (_N_REAL, len(channels), side, side)).astype(np.uint16)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cytolake.models import collate, masking_noise
+from cytolake.models import masking_noise
 from cytolake.models.objectives import MaskedAutoencoder, Objective, View
+from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 from cytolake.train.config import PretrainConfig
 from cytolake.train.run_folder import PICTURES_FOLDER, RECONSTRUCTIONS_FILE, write_arrays
@@ -33,7 +34,7 @@ def draw_pictures(
         return
     rows = np.unique(np.linspace(0, pack.n_crops - 1, N_PICTURES).astype(int))
     names = [tuple(pack.channels(int(row))) for row in rows]
-    crops = collate(pack.read(rows), [config.model.channel_indices(each) for each in names])
+    crops = crop_batch(pack, rows, config.model)
     device = next(objective.parameters()).device
     noise = masking_noise(config.seed, 0, rows, config.model.n_tokens(crops.pixels.shape[1]))
     was_training = objective.training

@@ -55,7 +55,8 @@ class Questions:
         """Changes with anything asked: answers of another key do not count."""
         names = ("label", "split", "split_seeds", "nuisances", "block", "crops", "regularisation")
         asked = {name: getattr(self.config, name) for name in names}
-        return content_id(json.dumps(asked), *self.classes, *self.data.crop_ids)[:16]
+        labels = {name: codes.tolist() for name, codes in self.labels.items()}  # a plate map may be corrected
+        return content_id(json.dumps([asked, labels]), *self.classes, *self.data.crop_ids)[:16]
 
     def __call__(self, encoder_path: Path) -> dict[str, Any]:
         """`label` and `told` class of every crop in a test part, their `confusion` (K, K) over all splits, and `ami`,

@@ -34,7 +34,7 @@ def test_two_workers_are_one(tmp_path):
                 if kind == "state":  # copies, which must not drift apart
                     assert torch.equal(*shared), where
                 mean = (shared[0] + shared[1]) / 2
-                # A bias before a batch normalisation has no effect, and of its gradient only rounding is left.
+                # Both sum the same terms in another order: an error by the size of the largest gradients, not its own.
                 assert (mean - value).abs().max() <= 1e-4 * value.abs().max() + 1e-5 * largest, where
 
 

@@ -147,20 +147,22 @@ class EncoderFeatures:
         return tuple(f"encoder_{i}" for i in range(self._encoder.config.width))
 
     def measure(self, sites: Sequence[Pixels], channels: Sequence[tuple[str, ...]], scale: PlateScale) -> list[Numbers]:
-        from cytolake.models import collate
+        from cytolake.models.crops import collate, range_of
 
         config, found = self._encoder.config, []
         for pixels, names in zip(sites, channels, strict=True):
-            windows_CTSS = _windows(
-                _at_least(scale.apply(pixels, names), config.crop_size), config.crop_size, self._windows
-            )
+            # An encoder with a scaling of its own takes counts, not shares of the plate's range.
+            seen = np.float32(pixels) if config.needs_counts else scale.apply(pixels, names)
+            windows_CTSS = _windows(_at_least(seen, config.crop_size), config.crop_size, self._windows)
             identities = config.channel_indices(names)
             if config.architecture == "mae_vit":
                 images, alone = list(windows_CTSS.swapaxes(0, 1)), [identities] * windows_CTSS.shape[1]
             else:
                 images = [window[None] for windows_TSS in windows_CTSS for window in windows_TSS]
                 alone = [(identity,) for identity in identities for _ in range(windows_CTSS.shape[1])]
-            pooled = self._encoder.pooled_blocks(collate(images, alone))["mean"][self._block].double().numpy()
+            ranges = [range_of(pixels)] * len(images) if config.needs_counts else None
+            batch = collate(images, alone, ranges)
+            pooled = self._encoder.pooled_blocks(batch)["mean"][self._block].double().numpy()
             if config.architecture == "mae_vit":
                 found.append(np.repeat(pooled.mean(axis=0, keepdims=True), len(names), axis=0))
             else:

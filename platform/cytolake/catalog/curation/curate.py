@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from cytolake.catalog.content import content_of
 from cytolake.catalog.curation.rules import (
     RULES,
     CapStep,
@@ -33,12 +34,12 @@ from cytolake.catalog.ids import content_id
 from cytolake.catalog.qc.verdicts import Progress
 from cytolake.catalog.tables import Catalog
 
-TABLES_READ = ("crops", "plates", "sites", "wells")
-"""By every curation; rules may read more."""
+TABLES_READ = ("crops", "plates", "qc_metrics", "sites", "wells")
+"""By every curation; rules may read more. The metrics distinguish pixels in files of the same names and sizes."""
 
 GROW_ONLY = frozenset({"embeddings", "representations"})
-"""Rows of a representation never change once it is there, so its id stands for them in the curation's id. Their table's
-version does not count: otherwise the embeddings of what a curation kept would make it another curation."""
+"""Rows of a representation never change once it is there, so its id stands for them in the curation's id. The tables
+themselves do not count: otherwise the embeddings of what a curation kept would make it another curation."""
 
 _TYPES: dict[str, tuple[Any, str]] = {
     "int": (int, "a whole number"),
@@ -132,8 +133,9 @@ def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = N
     """Choose crops of all ingested plates, and write each with the reason why it was excluded, if it was.
 
     Sites that the QC profile has not judged yet are judged first. The curation's id is the hash of its rules and of the
-    Delta version of every table read (of embeddings: the ids of the representations), so the same again finds its rows
-    there and writes nothing. Rules that take long run as Ray tasks where Ray runs; that changes no result.
+    rows of every table read (of embeddings: the ids of the representations), so the same again finds its rows there and
+    writes nothing, and the same rules on another screen have another id. Rules that take long run as Ray tasks where
+    Ray runs; that changes no result.
 
     Args:
         catalog: Where crops are read and choices written.
@@ -149,12 +151,14 @@ def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = N
     tables = {*TABLES_READ, *(table for step in spec.steps for table in step.tables)}
     versions = {name: version for name, version in catalog.versions().items() if name in tables}
     rules = spec.as_json()
-    hashed = {name: version for name, version in versions.items() if name not in GROW_ONLY}
-    curation_id = content_id("curation", rules, json.dumps(hashed, sort_keys=True))
-    there = catalog.table("curation_runs", where=f"curation_id = '{curation_id}'").to_pylist()
-    if there:
-        return _from_row(there[0])
-    considered = _considered(catalog.at(versions), spec)
+    runs = [run for run in catalog.table("curation_runs").to_pylist() if run["curation"] == spec.name]
+    if same := [run for run in runs if run["spec"] == rules and _is_of(run, versions)]:
+        return _from_row(same[0])  # without reading the tables; also a run of before ids were hashed from rows
+    pinned = catalog.at(versions)
+    curation_id = content_id("curation", 2, rules, content_of(pinned, tables - GROW_ONLY))
+    if same := [run for run in runs if run["curation_id"] == curation_id]:
+        return _from_row(same[0])
+    considered = _considered(pinned, spec)
     reasons = np.full(considered.crops.num_rows, "", object)
     details = np.full(considered.crops.num_rows, "", object)
     steps = []
@@ -179,6 +183,12 @@ def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = N
         )
     _write(catalog, curation, considered, reasons, details, rules, json.dumps(versions, sort_keys=True))
     return curation
+
+
+def _is_of(run: dict[str, Any], versions: dict[str, int]) -> bool:
+    """Whether a run in this catalog read its tables at the versions that they have now."""
+    then = {name: version for name, version in json.loads(run["table_versions"]).items() if name not in GROW_ONLY}
+    return then == {name: versions.get(name) for name in then}
 
 
 def _declared_steps(declared: Any, path: Path) -> tuple[Rule, ...]:

@@ -76,4 +76,4 @@ def augment(
     pixels = change_optics(pixels, config, draws)
     pixels = change_intensity(pixels, np.asarray(crops.n_channels), config, draws)
     pixels = erase(pixels, config, draws)
-    return change_channels(CropBatch(pixels, crops.channel_index, crops.n_channels), config, draws)
+    return change_channels(dataclasses.replace(crops, pixels=pixels), config, draws)

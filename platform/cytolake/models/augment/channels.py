@@ -5,6 +5,8 @@ Shapes: B crops, C channels.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -22,7 +24,7 @@ def change_channels(crops: CropBatch, config: AugmentConfig, draws: Draws) -> Cr
     is_channel = np.arange(n)[None, :] < n_channels[:, None]
     if config.identity_drop > 0:
         is_unknown = torch.from_numpy(draws.uniform(Draw.IDENTITY_DROP, n) < config.identity_drop)
-        crops = CropBatch(crops.pixels, crops.channel_index.masked_fill(is_unknown, 0), crops.n_channels)
+        crops = replace(crops, channel_index=crops.channel_index.masked_fill(is_unknown, 0))
     is_kept = is_channel
     if config.channel_drop > 0:
         is_kept = kept_channels(draws.uniform(Draw.CHANNEL_DROP, n), is_channel, config.channel_drop)
@@ -30,7 +32,7 @@ def change_channels(crops: CropBatch, config: AugmentConfig, draws: Draws) -> Cr
             shown = torch.from_numpy(is_kept).to(crops.pixels.device)[:, :, None, None]
             # Not a product: 0 times a negative intensity would be -0.
             blank = torch.where(shown, crops.pixels, torch.zeros_like(crops.pixels[:1, :1]))
-            crops, is_kept = CropBatch(blank, crops.channel_index, crops.n_channels), is_channel
+            crops, is_kept = replace(crops, pixels=blank), is_channel
     place = np.tile(np.arange(float(n)), (len(crops), 1))
     if config.channel_shuffle > 0:
         is_shuffled = draws.happens(Draw.CHANNEL_SHUFFLE, 1, config.channel_shuffle)
@@ -59,4 +61,4 @@ def _reorder(crops: CropBatch, order_BC: np.ndarray, n_channels: np.ndarray) -> 
     pixels = crops.pixels[crop, order.to(device)]
     pixels.masked_fill_(is_padding.to(device)[:, :, None, None], 0)
     channel_index = crops.channel_index.take_along_dim(order, dim=1).masked_fill(is_padding, 0)
-    return CropBatch(pixels, channel_index, tuple(n_channels.tolist()))
+    return replace(crops, pixels=pixels, channel_index=channel_index, n_channels=tuple(n_channels.tolist()))

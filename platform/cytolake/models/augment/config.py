@@ -40,9 +40,9 @@ class AugmentConfig:
     changed at all. Every knob has its own draws and its own probability: none is coupled to another, as brightness,
     contrast, saturation and hue are in the usual colour jitter.
 
-    An encoder that standardises (`ModelConfig.standardise`) gives each channel of each crop mean 0 and sd 1, so it
-    cannot see `gain` and `offset`; it does see `gamma`, `contrast`, `noise` and all the others. With
-    `standardise=False` it sees them all.
+    An encoder that standardises (`ModelConfig.input_scaling`) gives each channel of each crop mean 0 and sd 1, so it
+    cannot see `gain` and `offset` (but for what a `noise_floor` leaves of the gain of dim channels); it does see
+    `gamma`, `contrast`, `noise` and all the others. With `unit_range` it sees them all.
 
     Source: the families of transforms of Bendidi et al. 2023, arXiv 2304.11718, with hue, saturation and gray, which
     mean nothing for fluorescence, replaced by gain, offset and bleed-through of each channel.

@@ -23,7 +23,8 @@ class BarlowTwins(PairObjective):
 
     def __init__(self, model: ModelConfig, config: BarlowTwinsConfig) -> None:
         widths = (config.hidden_width, config.hidden_width, config.projected_width)
-        super().__init__(model, config.pooling, widths, normalised=True)
+        # Correlations do not see a shift of all projections.
+        super().__init__(model, config.pooling, widths, normalised=True, is_shift_lost=True)
         self.config = config
 
     def losses(self, first_BZ: Tensor, second_BZ: Tensor) -> dict[str, Tensor]:

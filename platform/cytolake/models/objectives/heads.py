@@ -45,14 +45,23 @@ class MinibatchNorm(nn.Module):
         return (centred * (variance + _EPSILON).rsqrt() * self.weight + self.bias).to(values_BH.dtype)
 
 
-def mlp(widths: tuple[int, ...], *, normalised: bool) -> nn.Sequential:
-    """Linear layers of these widths, input first, with a ReLU between, after a `MinibatchNorm` where `normalised`."""
+def mlp(widths: tuple[int, ...], *, normalised: bool, is_shift_lost: bool = False) -> nn.Sequential:
+    """Linear layers of these widths, input first, with a ReLU between, after a `MinibatchNorm` where `normalised`.
+
+    A bias that has no gradient stays 0, where an optimiser that divides by the gradient's size would move it by
+    rounding errors: each one before a `MinibatchNorm`, which takes the mean away, and the last one where
+    `is_shift_lost`: what follows does not change when one vector is added to the outputs of all crops and views.
+    """
     layers: list[nn.Module] = []
     for entry, out in itertools.pairwise(widths):
         layers += [nn.Linear(entry, out), *([MinibatchNorm(out)] if normalised else []), nn.ReLU()]
     n_after_last_linear = 2 if normalised else 1
     head = nn.Sequential(*layers[:-n_after_last_linear])
     initialise(head)
+    linear = [part for part in head if isinstance(part, nn.Linear)]
+    for i, part in enumerate(linear):
+        if normalised if i + 1 < len(linear) else is_shift_lost:
+            part.bias.requires_grad_(False)
     return head
 
 
@@ -89,6 +98,14 @@ class PrototypeHead(nn.Module):
         prototypes_KZ = torch.where(is_frozen, self.prototypes.detach(), self.prototypes)
         with without_autocast(pooled_BD):
             return unit_BZ @ functional.normalize(prototypes_KZ.float(), dim=-1).T
+
+
+def freeze_final_shift(encoder: Encoder) -> None:
+    """Keep the bias of the encoder's last norm at 0, under a head whose first layer a `MinibatchNorm` follows.
+
+    It shifts the features of all crops alike, which that norm takes away: see `mlp` for what would move it.
+    """
+    encoder.norm.bias.requires_grad_(False)
 
 
 def pooled_features(encoder: Encoder, crops: CropBatch, pooling: Pooling) -> Tensor:

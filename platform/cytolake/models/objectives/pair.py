@@ -9,7 +9,7 @@ from torch import Tensor
 from cytolake.models.config import ModelConfig
 from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import Pooling
-from cytolake.models.objectives.heads import mlp, pooled_features
+from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.workers import check_several_crops
 
@@ -17,11 +17,21 @@ from cytolake.models.objectives.workers import check_several_crops
 class PairObjective(Objective):
     """What SimCLR, VICReg and Barlow Twins share; they differ in the projector and in the loss of two projections."""
 
-    def __init__(self, model: ModelConfig, pooling: Pooling, widths: tuple[int, ...], *, normalised: bool) -> None:
-        """`widths` and `normalised` are of the projector's layers, see `mlp`."""
+    def __init__(
+        self,
+        model: ModelConfig,
+        pooling: Pooling,
+        widths: tuple[int, ...],
+        *,
+        normalised: bool,
+        is_shift_lost: bool,
+    ) -> None:
+        """`widths`, `normalised` and `is_shift_lost` are of the projector, see `mlp`."""
         super().__init__()
         self.encoder = Encoder(model)
-        self.projector = mlp((model.width, *widths), normalised=normalised)
+        if normalised:
+            freeze_final_shift(self.encoder)
+        self.projector = mlp((model.width, *widths), normalised=normalised, is_shift_lost=is_shift_lost)
         self._pooling: Pooling = pooling
 
     @property

@@ -22,7 +22,8 @@ class SimClr(PairObjective):
     """Losses: `loss` alone, see `nt_xent`."""
 
     def __init__(self, model: ModelConfig, config: SimClrConfig) -> None:
-        super().__init__(model, config.pooling, (config.hidden_width, config.projected_width), normalised=False)
+        widths = (config.hidden_width, config.projected_width)
+        super().__init__(model, config.pooling, widths, normalised=False, is_shift_lost=False)
         self.config = config
 
     def losses(self, first_BZ: Tensor, second_BZ: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ class VicReg(PairObjective):
 
     def __init__(self, model: ModelConfig, config: VicRegConfig) -> None:
         widths = (config.hidden_width, config.hidden_width, config.projected_width)
-        super().__init__(model, config.pooling, widths, normalised=True)
+        # A difference of views, variances and covariances: none of them sees a shift of all projections.
+        super().__init__(model, config.pooling, widths, normalised=True, is_shift_lost=True)
         self.config = config
 
     def losses(self, first_BZ: Tensor, second_BZ: Tensor) -> dict[str, Tensor]:

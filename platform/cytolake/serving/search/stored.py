@@ -35,7 +35,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, CatalogError
-from cytolake.catalog.commits import open_table
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.quality import add_quality
 from cytolake.serving.search.approximate import FILE_NAME, MIN_ROWS, Cells, build_in_background
@@ -80,7 +79,7 @@ def read_index(catalog: Catalog, representation_id: str, dim: int) -> CropIndex:
     versions = {table: everything[table] for table in TABLES if table in everything}
     pinned = catalog.at(versions)
     # A table that was deleted and made again counts its versions from 0: its id tells it from the first one.
-    source = {table: [_table_id(catalog, table), version] for table, version in versions.items()}
+    source = {table: [catalog.table_id(table), version] for table, version in versions.items()}
     maker = _Maker(pinned, representation_id, dim, source)
     try:
         store = catalog.root / FOLDER
@@ -158,11 +157,6 @@ class _Maker:
     @property
     def _is_ours(self) -> pc.Expression:
         return pc.field("representation_id") == self.representation_id
-
-
-def _table_id(catalog: Catalog, table: str) -> str:
-    found = open_table(f"{catalog.place}/tables/{table}")
-    return "" if found is None else str(found.metadata().id)
 
 
 def _folder_of_vectors(maker: _Maker, store: Path) -> Path:

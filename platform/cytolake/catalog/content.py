@@ -1,0 +1,56 @@
+"""What tables say of each plate, as hashes: equal for equal rows, in any catalog and however they were written.
+
+A Delta version counts commits: the tables of two catalogs with other screens have the same versions after as many
+commits. What names a choice of crops or their pixels is therefore hashed from rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from cytolake.catalog.declared import table_contract
+from cytolake.catalog.ids import content_id
+from cytolake.catalog.tables import Catalog
+
+OF_PIXELS = ("plates", "qc_metrics", "sites")
+"""Tables that differ where pixels do: names and sizes of files, and the statistics of every site and channel, which an
+ingest measures on every pixel."""
+
+_PLACES = {"plates": {"source"}, "sites": {"image_paths", "illumination_paths"}}
+"""Columns that say where the files are, which a copy elsewhere changes; the content_hash of plates has their names."""
+
+
+def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
+    """For each plate that a table has rows of, a hash of these rows in any order.
+
+    Left out are times, at which a row was written; where files lie; and nulls, so that a column that a later version
+    adds changes nothing. One pass of DuckDB over the table: MD5 of each row, added up, 128 bits.
+
+    Args:
+        catalog: Pinned, or as it is now.
+        table: One with a column plate_id.
+    """
+    schema = table_contract(table).schema
+    names = sorted(
+        field.name
+        for field in schema
+        if not pa.types.is_timestamp(field.type) and field.name not in _PLACES.get(table, ())
+    )
+    row = " || ".join(f"coalesce('{name}=' || \"{name}\"::varchar || chr(31), '')" for name in names)
+    sums = ", ".join(f"sum(md5_number_{half}(text))::varchar AS {half}" for half in ("lower", "upper"))
+    found = catalog.sql(
+        f"SELECT plate_id, count(*) AS n, {sums} FROM (SELECT plate_id, {row} AS text FROM {table}) GROUP BY plate_id"
+    )
+    return {each["plate_id"]: content_id(each["n"], each["lower"], each["upper"]) for each in found.to_pylist()}
+
+
+def content_of(catalog: Catalog, tables: Iterable[str], plate_ids: frozenset[str] | None = None) -> str:
+    """One hash of what several tables say of some plates, or of all: see `plate_contents`."""
+    parts = []
+    for table in sorted(tables):
+        for plate, content in sorted(plate_contents(catalog, table).items()):
+            if plate_ids is None or plate in plate_ids:
+                parts += [table, plate, content]
+    return content_id("content", *parts)

@@ -1,0 +1,59 @@
+"""What a pack is built of: the hash that names it, a pack that is there of the same, the types of its sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cytolake.catalog import Catalog
+from cytolake.catalog.content import OF_PIXELS, content_of
+from cytolake.catalog.ids import content_id
+from cytolake.packs.pack import PACK_FILE, PixelKind
+
+CONTENT = 2
+"""Version of what a pack's crops and their order are; part of its id. The layout of its files, FORMAT, is not. Ids of
+version 1 hashed the Delta versions of tables, which other screens may share."""
+
+
+def find_pack(packs: Path, curation_id: str, shuffle_seed: int, pixels: PixelKind) -> Path | None:
+    """The folder of a pack in this catalog with these crops in this order."""
+    for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
+        try:
+            described = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # damaged: `Pack.open` says so where it is asked for by its id
+        found = (described.get("curation_id"), described.get("shuffle_seed"), described.get("pixels", "native"))
+        if found == (curation_id, shuffle_seed, pixels):
+            return file.parent
+    return None
+
+
+def content_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Table) -> str:
+    """Hash of crops and of what the catalog knows of the pixels of their plates.
+
+    Args:
+        catalog: Not pinned.
+        versions: That the curation pinned.
+        crops: Columns crop_id and plate_id, in the order of the ids.
+    """
+    ids = hashlib.blake2b(digest_size=16)
+    for batch in crops.select(["crop_id"]).to_batches(max_chunksize=1_000_000):
+        ids.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
+    # A curation of before ids were hashed from rows did not pin the metrics: they are as they are now.
+    pinned = catalog.at({name: catalog.versions()[name] for name in OF_PIXELS} | dict(versions))
+    plates = frozenset(crops.column("plate_id").unique().to_pylist())
+    return content_id(ids.hexdigest(), content_of(pinned, OF_PIXELS, plates))
+
+
+def source_dtypes(sites: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Numpy name of the pixel type of each plate, for `Pack.full_scale`; empty for a plate of several types."""
+    of_plate: dict[str, set[str]] = defaultdict(set)
+    for site in sites:
+        of_plate[site["plate_id"]].add(site["dtype"])
+    return {plate: next(iter(names)) if len(names) == 1 else "" for plate, names in sorted(of_plate.items())}
