@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Literal, get_args
 from cytolake.models import ModelConfig
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import ObjectiveConfig
+from cytolake.models.stored_fields import ADDED_LATER, stored_fields
+from cytolake.train.optimiser import Schedule
 
 Precision = Literal["auto", "bf16", "fp32"]
 Optimiser = Literal["adamw", "lion"]
@@ -47,7 +48,11 @@ class PretrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the optimiser's moments. He et al. 2022, table 8."""
     learning_rate: float = 1e-3
-    """Peak of the one-cycle schedule."""
+    """Peak of the schedule."""
+    schedule: Schedule = field(default="linear_warmup", metadata=ADDED_LATER)
+    """`linear_warmup`: a straight line up from nearly 0, then half a cosine down to 0 (Kenyon-Dean et al. 2024).
+    `one_cycle`: half a cosine up from peak / 25, then half a cosine down to peak / 250,000, as torch's
+    `OneCycleLR(anneal_strategy="cos")`, which the public config of Kraus et al. 2024 names with 0.1 warm-up."""
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05
@@ -100,7 +105,7 @@ class PretrainConfig:
             raise ValueError(
                 f"pretrain.precision is {self.precision!r}: choose one of {', '.join(get_args(Precision))}."
             )
-        for name, kind in (("optimiser", Optimiser), ("parallel", Parallel)):
+        for name, kind in (("optimiser", Optimiser), ("parallel", Parallel), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
                     f"pretrain.{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}."
@@ -163,6 +168,6 @@ class PretrainConfig:
 
 def run_key(pack_id: str, config: PretrainConfig) -> str:
     """32 hex digits over the pack and all of the config that changes what is learned: the name of the run's folder."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in OPERATION}
+    fields = {name: value for name, value in stored_fields(config).items() if name not in OPERATION}
     text = json.dumps({"pack_id": pack_id, "config": fields}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
