@@ -212,7 +212,9 @@ def torch_one_cycle(n_steps: int, peak: float, warmup_share: float) -> list[floa
     return rates
 
 
-@pytest.mark.parametrize(("n_steps", "warmup_share"), [(200, 0.1), (205, 0.1), (37, 0.3), (7, 0.1), (1, 0.1), (50, 0.0)])
+@pytest.mark.parametrize(
+    ("n_steps", "warmup_share"), [(200, 0.1), (205, 0.1), (37, 0.3), (7, 0.1), (1, 0.1), (50, 0.0)]
+)
 def test_one_cycle_is_torch_s_step_for_step(n_steps, warmup_share):
     ours = [learning_rate_at(step, n_steps, 0.02, warmup_share, "one_cycle") for step in range(n_steps)]
     np.testing.assert_allclose(ours, torch_one_cycle(n_steps, 0.02, warmup_share), rtol=1e-12)
