@@ -13,7 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cytolake.models import SIZES, ModelConfig, collate, masking_noise, published_size
 from cytolake.models.cost import DEVICES, device_peak_tflops, find_device, parameter_units, training_cost
-from cytolake.models.objectives import DinoConfig, MaeConfig, Objective, ObjectiveConfig, View, build_objective
+from cytolake.models.objectives import (
+    DinoConfig,
+    MaeConfig,
+    MoCoV2PlusConfig,
+    Objective,
+    ObjectiveConfig,
+    View,
+    build_objective,
+)
 
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito", "WGA")
 PUBLISHED_MAE = ObjectiveConfig(mae=MaeConfig(decoder_width=512, decoder_depth=8, decoder_heads=16))
@@ -36,6 +44,12 @@ CASES = {
     "contrastive": (SMALL, ObjectiveConfig(mae=dataclasses.replace(SMALL_MAE, contrastive_weight=0.1))),
     "simclr": (SMALL, ObjectiveConfig(name="simclr")),
     "byol": (SMALL, ObjectiveConfig(name="byol")),
+    "moco_v2_plus": (
+        SMALL,
+        ObjectiveConfig(name="moco_v2_plus", moco_v2_plus=MoCoV2PlusConfig(queue_size=4096, projected_width=16)),
+    ),
+    "moco_v3": (SMALL, ObjectiveConfig(name="moco_v3")),
+    "simsiam": (SMALL, ObjectiveConfig(name="simsiam")),
     "dino": (SMALL, ObjectiveConfig(name="dino", dino=DinoConfig(n_local_views=3, hidden_width=64, n_prototypes=96))),
 }
 

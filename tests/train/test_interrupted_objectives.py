@@ -16,8 +16,11 @@ from cytolake.models.objectives import (
     ByolConfig,
     DinoConfig,
     MaeConfig,
+    MoCoV2PlusConfig,
+    MoCoV3Config,
     ObjectiveConfig,
     SimClrConfig,
+    SimSiamConfig,
     VicRegConfig,
 )
 from cytolake.packs.pack import Pack
@@ -42,6 +45,10 @@ OBJECTIVES = (
     ObjectiveConfig(name="byol", byol=ByolConfig(**NARROW)),
     ObjectiveConfig(name="vicreg", vicreg=VicRegConfig(**NARROW)),
     ObjectiveConfig(name="barlow_twins", barlow_twins=BarlowTwinsConfig(**NARROW)),
+    # longer than the pack, so that the run shortens it
+    ObjectiveConfig(name="moco_v2_plus", moco_v2_plus=MoCoV2PlusConfig(queue_size=100, **NARROW)),
+    ObjectiveConfig(name="moco_v3", moco_v3=MoCoV3Config(**NARROW)),
+    ObjectiveConfig(name="simsiam", simsiam=SimSiamConfig(predictor_width=8, **NARROW)),
 )
 
 

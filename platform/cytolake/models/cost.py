@@ -27,7 +27,7 @@ from cytolake.models.objectives.contrast import PROJECTED_WIDTH
 from cytolake.models.transformer import Block
 
 _MLP_RATIO = 4  # of decoders, see objectives/decoders.py
-_TEACHER_VIEWS = 2  # of a crop: BYOL's two, DINO's two large ones (Grill et al. 2020; Caron et al. 2021)
+_TEACHER_VIEWS = 2  # of a crop: both of BYOL and of MoCo, DINO's two large ones (see objectives/)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +437,12 @@ def _views_work(
         blocks.append(_encoder_blocks(model, length + 1, n=_TEACHER_VIEWS, is_trained=False))
         products.append(_patch_embedding(model, _TEACHER_VIEWS * length, is_trained=False))
         products.append(_Product(_TEACHER_VIEWS, teacher_heads, 1, n_backward=0))
-    return _Work(blocks, products, tokens * (_pixels(model) + model.width))
+    kept = tokens * (_pixels(model) + model.width)
+    if objective.name == "moco_v2_plus":  # a query's cosines with all keys; their log-softmax is kept
+        queue = objective.moco_v2_plus.queue_size
+        products.append(_Product(objective.n_views, objective.moco_v2_plus.projected_width, queue, n_backward=1))
+        kept += objective.n_views * queue
+    return _Work(blocks, products, kept)
 
 
 @lru_cache(maxsize=32)

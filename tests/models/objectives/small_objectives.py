@@ -13,8 +13,11 @@ from cytolake.models.objectives import (
     ByolConfig,
     DinoConfig,
     MaeConfig,
+    MoCoV2PlusConfig,
+    MoCoV3Config,
     ObjectiveConfig,
     SimClrConfig,
+    SimSiamConfig,
     VicRegConfig,
     View,
 )
@@ -28,6 +31,9 @@ _PARTS = {
     "byol": ByolConfig(hidden_width=32, projected_width=8),
     "vicreg": VicRegConfig(hidden_width=32, projected_width=8),
     "barlow_twins": BarlowTwinsConfig(hidden_width=32, projected_width=8),
+    "moco_v2_plus": MoCoV2PlusConfig(hidden_width=32, projected_width=8, queue_size=16),
+    "moco_v3": MoCoV3Config(hidden_width=32, projected_width=8),
+    "simsiam": SimSiamConfig(hidden_width=32, projected_width=16, predictor_width=8),
 }
 
 CONFIGS = {name: ObjectiveConfig(name=name, **_PARTS) for name in _PARTS}

@@ -1,9 +1,9 @@
 """What stands between an encoder and a loss, and is thrown away after training.
 
-Batch normalisation is part of the published heads of BYOL, VICReg and Barlow Twins, so it is here too, with the
-statistics of all workers' crops: a head then computes the same however many workers share the minibatch. It keeps no
-running averages, which only an evaluation of the head would need, so it has no state beside its weights. The heads of
-SimCLR, as its equation has it, and of DINO have none.
+Batch normalisation is part of the published heads of BYOL, VICReg, Barlow Twins, MoCo v3 and SimSiam, so it is here
+too, with the statistics of all workers' crops: a head then computes the same however many workers share the minibatch.
+It keeps no running averages, which only an evaluation of the head would need, so its weights are all its state. The
+heads of SimCLR, as its equation has it, of DINO and of MoCo v2 have none.
 
 Shapes: B crops of this worker, D width of the encoder, H hidden width, Z projected width, K prototypes.
 """
@@ -32,26 +32,37 @@ class MinibatchNorm(nn.Module):
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167; over all workers as SimCLR and BYOL have it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, has_gain: bool = True) -> None:
+        """Without `has_gain` it does not scale and shift what it normalised, and has no weights."""
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width)) if has_gain else None
+        self.bias = nn.Parameter(torch.zeros(width)) if has_gain else None
 
     def forward(self, values_BH: Tensor) -> Tensor:
         """(B, H) with mean 0 and variance 1 over the crops of all workers, scaled and shifted, in the input's type."""
         values = values_BH.float()
         centred = values - mean_over_workers(values.mean(dim=0))
         variance = mean_over_workers(centred.square().mean(dim=0))
-        return (centred * (variance + _EPSILON).rsqrt() * self.weight + self.bias).to(values_BH.dtype)
+        normed = centred * (variance + _EPSILON).rsqrt()
+        if self.weight is not None and self.bias is not None:
+            normed = normed * self.weight + self.bias
+        return normed.to(values_BH.dtype)
 
 
-def mlp(widths: tuple[int, ...], *, normalised: bool) -> nn.Sequential:
-    """Linear layers of these widths, input first, with a ReLU between, after a `MinibatchNorm` where `normalised`."""
+def mlp(widths: tuple[int, ...], *, normalised: bool, normalises_output: bool = False) -> nn.Sequential:
+    """Linear layers of these widths, input first, with a ReLU between, after a `MinibatchNorm` where `normalised`.
+
+    With `normalises_output` one without gain follows the last layer too, as in MoCo v3 and SimSiam.
+    """
     layers: list[nn.Module] = []
     for entry, out in itertools.pairwise(widths):
         layers += [nn.Linear(entry, out), *([MinibatchNorm(out)] if normalised else []), nn.ReLU()]
     n_after_last_linear = 2 if normalised else 1
-    head = nn.Sequential(*layers[:-n_after_last_linear])
+    layers = layers[:-n_after_last_linear]
+    if normalises_output:
+        layers[-1] = nn.Linear(widths[-2], widths[-1], bias=False)  # a bias would be subtracted again
+        layers.append(MinibatchNorm(widths[-1], has_gain=False))
+    head = nn.Sequential(*layers)
     initialise(head)
     return head
 

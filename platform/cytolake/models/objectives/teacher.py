@@ -36,9 +36,9 @@ class Teacher(nn.Module):
                 mine.lerp_(new, 1 - momentum)
 
 
-def momentum_at(share_done: float, first: float) -> float:
-    """From `first` at the beginning to 1 at the end of a run, along half a cosine.
+def momentum_at(share_done: float, first: float, last: float = 1.0) -> float:
+    """From `first` at the beginning to `last` at the end of a run, along half a cosine.
 
     Source: Grill et al. 2020 (BYOL), arXiv 2006.07733, section 3.3; DINO and solo-learn have the same.
     """
-    return 1 - (1 - first) * (math.cos(math.pi * min(share_done, 1.0)) + 1) / 2
+    return last - (last - first) * (math.cos(math.pi * min(share_done, 1.0)) + 1) / 2
