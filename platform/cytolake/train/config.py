@@ -128,6 +128,12 @@ class PretrainConfig:
         if self.epochs < 1 or (self.steps is not None and self.steps < 1):
             raise ValueError(f"pretrain.epochs is {self.epochs}, pretrain.steps is {self.steps}: expected 1 or more.")
         self.augment.check_model(self.model)
+        self.objective.check_model(self.model)
+        if self.model.is_convolutional and (self.parallel == "fsdp" or self.compile or self.recompute):
+            raise ValueError(
+                f"pretrain.parallel is {self.parallel}, compile {self.compile}, recompute {self.recompute}: those are "
+                "for transformer blocks, and a resnet has none. Expected ddp, false and false."
+            )
         self._check_shares()
         if self.learning_rate <= 0 or self.gradient_clip <= 0 or self.weight_decay < 0:
             raise ValueError(

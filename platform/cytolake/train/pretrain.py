@@ -248,7 +248,7 @@ def _train(
 
 
 def _with_vocabulary(config: PretrainConfig) -> PretrainConfig:
-    if config.model.architecture == "mae_vit" or config.model.channels:
+    if config.model.is_fused or config.model.channels:
         return config
     names = tuple(channel_vocabulary().names)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, channels=names))

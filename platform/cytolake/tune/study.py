@@ -143,7 +143,11 @@ def study_trials(config: StudyConfig, base: PretrainConfig) -> tuple[list[StudyT
     skipped: dict[str, str] = {}
     base = dataclasses.replace(base, workers=config.workers, min_workers=None, evaluate_every=None)
     for objective in config.objectives:
-        trained = dataclasses.replace(base, objective=dataclasses.replace(base.objective, name=objective))  # type: ignore[arg-type]
+        try:
+            trained = dataclasses.replace(base, objective=dataclasses.replace(base.objective, name=objective))  # type: ignore[arg-type]
+        except ValueError as error:  # a masked autoencoder of a ResNet
+            skipped[objective] = str(error)
+            continue
         for knob in config.knobs:
             if knob == MASK_RATIO and objective != "mae":
                 skipped[f"{objective}, {knob}"] = "only the masked autoencoder masks"

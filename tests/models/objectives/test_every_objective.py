@@ -8,7 +8,16 @@ import math
 
 import pytest
 import torch
-from tests.models.objectives.small_objectives import CONFIGS, MODEL, NEW, mixed_crops, views_of
+from tests.models.objectives.small_objectives import (
+    CONFIGS,
+    MODEL,
+    NEW,
+    RESNET,
+    mixed_crops,
+    on_resnet,
+    pair_crops,
+    views_of,
+)
 
 from cytolake.models import build_encoder
 from cytolake.models.objectives import (
@@ -78,6 +87,31 @@ def test_crops_with_fixed_channels_train_too(name):
     objective = build_objective(model, CONFIGS[name], 0)
     objective(views_of(CONFIGS[name], [crop for crop in mixed_crops(9) if len(crop) == 2]))["loss"].backward()
     assert objective.encoder.patch_embedding.weight.grad.abs().max() > 0
+
+
+@new_objectives
+def test_a_resnet_trains_with_it_and_goes_on_from_its_state_with_the_same_losses(name):
+    config = on_resnet(CONFIGS[name])
+    first, resumed = (build_objective(RESNET, config, seed) for seed in (0, 1))
+    views = views_of(config, pair_crops(4))
+    for objective in (first, resumed):
+        objective.train()
+    first(views)["loss"].backward()
+    assert [key for key, weight in first.named_parameters() if weight.requires_grad == (weight.grad is None)] == []
+    first.after_step(0.1)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    later = [objective(views) for objective in (first, resumed)]
+    assert {key: value.item() for key, value in later[0].items()} == {k: v.item() for k, v in later[1].items()}
+    # running statistics of whatever is kept have moved
+    mean = first.kept_encoder.net.bn1.running_mean
+    assert not torch.equal(mean, torch.zeros_like(mean))
+
+
+def test_a_masked_autoencoder_of_a_resnet_and_a_cls_token_of_one_are_refused():
+    with pytest.raises(ValueError, match="objective mae hides tokens, and a resnet has none"):
+        build_objective(RESNET, ObjectiveConfig(), 0)
+    with pytest.raises(ValueError, match=r"objective.dino.pooling is cls, which resnet does not have. Take mean"):
+        build_objective(RESNET, ObjectiveConfig(name="dino"), 0)
 
 
 @pytest.mark.parametrize("name", [name for name in NEW if name not in ("dino", "moco_v2_plus")])

@@ -90,6 +90,26 @@ class ObjectiveConfig:
             return self.dino.global_scale, None
         return self.dino.local_scale, self.dino.local_size
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse what the objective cannot train, before a run begins.
+
+        Raises:
+            ValueError: A masked autoencoder of a ResNet, or a pooling that the model does not have.
+        """
+        if self.name == "mae":
+            if model.is_convolutional:
+                raise ValueError(
+                    "objective mae hides tokens, and a resnet has none. Take simclr, byol, vicreg, barlow_twins, dino, "
+                    "moco_v2_plus, moco_v3 or simsiam, or a vision transformer (model.architecture=mae_vit)."
+                )
+            return
+        pooling = getattr(self, self.name).pooling
+        if pooling not in model.poolings:
+            raise ValueError(
+                f"objective.{self.name}.pooling is {pooling}, which {model.architecture} does not have. "
+                f"Take {' or '.join(model.poolings)}."
+            )
+
     def fitted_to(self, n_crops: int, minibatch_size: int) -> ObjectiveConfig:
         """The same with the queue of `moco_v2_plus` no longer than the whole minibatches that so many crops fill."""
         most = max(minibatch_size, n_crops - n_crops % minibatch_size)
@@ -107,6 +127,7 @@ def build_objective(model: ModelConfig, config: ObjectiveConfig, seed: int) -> O
     Raises:
         ValueError: Settings of the objective that do not fit the model.
     """
+    config.check_model(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         match config.name:

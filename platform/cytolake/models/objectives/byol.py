@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import ByolConfig
 from cytolake.models.objectives.heads import mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.objectives.workers import check_several_crops, gather_rows
+from cytolake.models.workers import check_several_crops, gather_rows
 
 
 class Byol(Objective):
@@ -28,8 +28,8 @@ class Byol(Objective):
     def __init__(self, model: ModelConfig, config: ByolConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(model)
-        self.projector = mlp((model.width, config.hidden_width, config.projected_width), normalised=True)
+        self.encoder = new_encoder(model)
+        self.projector = mlp((model.vector_width, config.hidden_width, config.projected_width), normalised=True)
         self.predictor = mlp((config.projected_width, config.hidden_width, config.projected_width), normalised=True)
         self.teacher = Teacher(self.encoder, self.projector)
 

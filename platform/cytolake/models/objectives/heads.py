@@ -20,8 +20,8 @@ from torch.nn import functional
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import Pooling
-from cytolake.models.objectives.workers import mean_over_workers
 from cytolake.models.transformer import initialise
+from cytolake.models.workers import mean_over_workers
 
 _EPSILON = 1e-5  # of variances, as torch's own batch normalisation has it
 
@@ -104,8 +104,7 @@ class PrototypeHead(nn.Module):
 
 def pooled_features(encoder: Encoder, crops: CropBatch, pooling: Pooling) -> Tensor:
     """(B, D) one vector for each crop, with gradients."""
-    cls_BD, mean_BD = encoder.features(crops)
-    return cls_BD if pooling == "cls" else mean_BD
+    return encoder.final_vectors(crops, pooling)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import MoCoV2PlusConfig
 from cytolake.models.objectives.heads import mlp, pooled_features, without_autocast
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.objectives.workers import check_several_crops, gather_in_minibatch_order
+from cytolake.models.workers import check_several_crops, gather_in_minibatch_order
 
 
 class MoCoV2Plus(Objective):
@@ -43,8 +43,8 @@ class MoCoV2Plus(Objective):
     def __init__(self, model: ModelConfig, config: MoCoV2PlusConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(model)
-        self.projector = mlp((model.width, config.hidden_width, config.projected_width), normalised=False)
+        self.encoder = new_encoder(model)
+        self.projector = mlp((model.vector_width, config.hidden_width, config.projected_width), normalised=False)
         self.teacher = Teacher(self.encoder, self.projector)
         keys = functional.normalize(torch.randn(2, config.queue_size, config.projected_width), dim=-1)
         self.register_buffer("queue", keys)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import MoCoV3Config
 from cytolake.models.objectives.heads import mlp, pooled_features, without_autocast
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.objectives.workers import check_several_crops, gather_rows
+from cytolake.models.workers import check_several_crops, gather_rows
 
 
 class MoCoV3(Objective):
@@ -28,10 +28,10 @@ class MoCoV3(Objective):
     def __init__(self, model: ModelConfig, config: MoCoV3Config) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(model)
+        self.encoder = new_encoder(model)
         hidden, projected = config.hidden_width, config.projected_width
         inner = (hidden,) * (config.projector_layers - 1)
-        self.projector = mlp((model.width, *inner, projected), normalised=True, normalises_output=True)
+        self.projector = mlp((model.vector_width, *inner, projected), normalised=True, normalises_output=True)
         self.predictor = mlp((projected, hidden, projected), normalised=True, normalises_output=True)
         self.teacher = Teacher(self.encoder, self.projector)
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import Pooling
 from cytolake.models.objectives.heads import mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
-from cytolake.models.objectives.workers import check_several_crops
+from cytolake.models.workers import check_several_crops
 
 
 class PairObjective(Objective):
@@ -20,8 +20,8 @@ class PairObjective(Objective):
     def __init__(self, model: ModelConfig, pooling: Pooling, widths: tuple[int, ...], *, normalised: bool) -> None:
         """`widths` and `normalised` are of the projector's layers, see `mlp`."""
         super().__init__()
-        self.encoder = Encoder(model)
-        self.projector = mlp((model.width, *widths), normalised=normalised)
+        self.encoder = new_encoder(model)
+        self.projector = mlp((model.vector_width, *widths), normalised=normalised)
         self._pooling: Pooling = pooling
 
     @property

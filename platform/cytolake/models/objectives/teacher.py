@@ -14,7 +14,8 @@ from cytolake.models.encoder import Encoder
 class Teacher(nn.Module):
     """An encoder and a head that are means of the student's over its last steps, most recent ones first.
 
-    Its weights need no gradient and are part of the state. It never skips blocks, whatever the student does.
+    Its weights need no gradient and are part of the state. It never skips blocks, whatever the student does. Batch
+    normalisation, where the encoder has it, takes its statistics from the crops in training, as published.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module) -> None:
@@ -26,7 +27,11 @@ class Teacher(nn.Module):
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in evaluation mode: drop-path would blur what the student is to match."""
-        return super().train(False)
+        super().train(False)
+        for part in self.encoder.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.train(mode)
+        return self
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, head: nn.Module, momentum: float) -> None:
