@@ -59,8 +59,6 @@ CASES = {
             dino=DinoConfig(n_local_views=1, local_size=32, pooling="mean", hidden_width=64, n_prototypes=96),
         ),
     ),
-    "dino", dino=DinoConfig(n_local_views=1, local_size=32, pooling="mean", hidden_width=64)),
-    ),
     "dino": (SMALL, ObjectiveConfig(name="dino", dino=DinoConfig(n_local_views=3, hidden_width=64, n_prototypes=96))),
 }
 

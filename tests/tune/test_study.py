@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
-from tests.embed.small_screen import SmallScreen, make_small_screen
+from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 from tests.tune.small_training import SMALL_TRAINING
 
 from cytolake.line.study_page import study_text, write_study
+from cytolake.models import ModelConfig
+from cytolake.models.objectives import ObjectiveConfig
 from cytolake.tracking import TrackingConfig
 from cytolake.train.pretrain import finished_run
 from cytolake.tune.study import DENSITY, StudyConfig, pin_questions, run_study, study_trials
@@ -43,6 +45,15 @@ def test_strength_0_is_trained_once_and_what_makes_no_sense_not_at_all():
     trials, _ = study_trials(several, BASE)
     assert len(trials) == 12
     assert len({trial.pretrain for trial in trials}) == 10  # two seeds of strength 0 are shared
+
+
+def test_objectives_that_a_resnet_cannot_take_are_skipped_with_the_reason():
+    model = ModelConfig(architecture="resnet", channels=CHANNELS, crop_size=SIZE)
+    base = dataclasses.replace(BASE, model=model, objective=ObjectiveConfig(name="simsiam"))
+    config = dataclasses.replace(CONFIG, objectives=("mae", "simsiam", "moco_v2_plus"), knobs=("noise",))
+    trials, skipped = study_trials(config, base)
+    assert {trial.objective for trial in trials} == {"simsiam", "moco_v2_plus"}
+    assert "a resnet has none" in skipped["mae"]
 
 
 def test_every_encoder_is_asked_the_same(small: SmallScreen):
