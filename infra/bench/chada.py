@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cytolake.models import CropBatch, Encoder, ModelConfig, build_encoder, collate, standardise
+from cytolake.models import CropBatch, ModelConfig, VisionTransformer, build_encoder, collate, standardise
 from cytolake.models.runs import to_device
 from cytolake.models.transformer import Block
 
@@ -44,7 +44,7 @@ MODEL = ModelConfig(
 )
 
 
-def padded_tokens(encoder: Encoder, batch: CropBatch, n_channels: int) -> Tensor:
+def padded_tokens(encoder: VisionTransformer, batch: CropBatch, n_channels: int) -> Tensor:
     """(B, 1 + L, D) final tokens of a `chada_vit`, cls first; those of padded channels mean nothing."""
     config = encoder.config
     device = batch.pixels.device
@@ -88,13 +88,13 @@ def flops(n_channels: Sequence[int], config: ModelConfig) -> float:
     )
 
 
-def packed_loss(encoder: Encoder, batch: CropBatch) -> Tensor:
+def packed_loss(encoder: VisionTransformer, batch: CropBatch) -> Tensor:
     """Mean over tokens of a number that depends on all of a token's final features."""
     tokens_TD, _ = encoder(batch)
     return _projected(tokens_TD).mean()
 
 
-def padded_loss(encoder: Encoder, batch: CropBatch) -> Tensor:
+def padded_loss(encoder: VisionTransformer, batch: CropBatch) -> Tensor:
     """The same over the tokens that are no padding."""
     tokens_BLD = padded_tokens(encoder, batch, PADDED_TO)
     device = tokens_BLD.device
@@ -109,7 +109,9 @@ def _projected(tokens: Tensor) -> Tensor:
     return (tokens.float() * direction_D).sum(dim=-1).square()
 
 
-def step(encoder: Encoder, batch: CropBatch, loss_of: Callable[[Encoder, CropBatch], Tensor]) -> tuple[float, float]:
+def step(
+    encoder: VisionTransformer, batch: CropBatch, loss_of: Callable[[VisionTransformer, CropBatch], Tensor]
+) -> tuple[float, float]:
     """Loss and seconds of one forward and backward."""
     encoder.zero_grad()
     started = time.perf_counter()
@@ -118,7 +120,7 @@ def step(encoder: Encoder, batch: CropBatch, loss_of: Callable[[Encoder, CropBat
     return loss.item(), time.perf_counter() - started
 
 
-def largest_gradient_difference(encoder: Encoder, batch: CropBatch) -> float:
+def largest_gradient_difference(encoder: VisionTransformer, batch: CropBatch) -> float:
     """Of any weight, as a share of the largest gradient."""
     gradients = []
     for loss_of in (packed_loss, padded_loss):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 import cytolake.catalog
 from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.line.session import RayConfig, ray_session
-from cytolake.models import CropBatch, Encoder, ModelConfig, build_encoder, collate, save_encoder
+from cytolake.models import CropBatch, ModelConfig, VisionTransformer, build_encoder, collate, save_encoder
 from cytolake.packs.pack import Pack
 
 BAR = 0.9
@@ -42,7 +42,7 @@ MODEL = ModelConfig(
 """ViT-S/16: 320 tokens of a crop of five stains."""
 
 
-def bare(encoder: Encoder, batches: Sequence[CropBatch]) -> tuple[NDArray[np.float32], float]:
+def bare(encoder: VisionTransformer, batches: Sequence[CropBatch]) -> tuple[NDArray[np.float32], float]:
     """(N, D) mean of the final patch tokens, and seconds."""
     started = time.perf_counter()
     with torch.inference_mode():

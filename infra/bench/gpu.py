@@ -45,7 +45,7 @@ sys.path[:0] = [str(_CHECKOUT), str(_CHECKOUT / "platform")]
 
 from infra.bench.chada import PADDED_TO, packed_loss, padded_loss, real_mix  # noqa: E402
 
-from cytolake.models import CropBatch, Encoder, ModelConfig, build_encoder, masking_noise, published_size  # noqa: E402
+from cytolake.models import CropBatch, ModelConfig, VisionTransformer, build_encoder, masking_noise, published_size  # noqa: E402
 from cytolake.models import transformer as transformer_module  # noqa: E402
 from cytolake.models.cost import training_cost  # noqa: E402
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig, View, build_objective  # noqa: E402
@@ -422,7 +422,7 @@ def measure_chada(plan: Plan, peak: float) -> list[dict[str, Any]]:
 
 
 def _timed_chada(
-    plan: Plan, encoder: Encoder, batches: list[CropBatch], form: str, name: str, flops: float, peak: float
+    plan: Plan, encoder: VisionTransformer, batches: list[CropBatch], form: str, name: str, flops: float, peak: float
 ) -> dict[str, Any]:
     device = plan.device
     is_packed = form.startswith("packed")

@@ -435,7 +435,7 @@ def _write_mlmodel(folder: Path, card: ModelCard, model_id: str, location: str) 
     from mlflow.types import Schema, TensorSpec
 
     # A fixed-stain encoder takes its stains in order; a channel-adaptive one takes any number of them.
-    n_channels = len(card.channels) if card.architecture == "mae_vit" else -1
+    n_channels = len(card.channels) if card.architecture in ("mae_vit", "resnet") else -1
     crops = TensorSpec(np.dtype("float32"), (-1, n_channels, card.crop_size, card.crop_size), "crops")
     vectors = TensorSpec(np.dtype("float32"), (-1, card.dim), "embeddings")
     # Unnamed specs let a caller pass a bare array.

@@ -12,19 +12,22 @@ from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_scr
 
 from cytolake.catalog.ids import representation_id
 from cytolake.embed import extract
-from cytolake.embed.extract import EmbedConfig, EmbedCrops, embed_crops, embed_pack
+from cytolake.embed.extract import EmbedConfig, EmbedCrops, VectorGroup, embed_crops, embed_pack, groups_of
 from cytolake.embed.pixel_statistics import PixelStatistics
 from cytolake.models import (
     POOLINGS,
     CheckpointError,
-    Encoder,
     ModelConfig,
+    VisionTransformer,
     build_encoder,
     collate,
     load_encoder,
     save_encoder,
 )
 from cytolake.packs.pack import Pack
+
+MAIN = "trained mean, cls of 0, 1"
+"""Column of an actor's vectors of all blocks and poolings of one width."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_an_actor_gives_what_the_encoder_gives_alone_for_each_crop(mixed):
     rows = np.asarray([5, 0, 3])
     actor = EmbedCrops(str(mixed.pack.path), {"trained": str(mixed.checkpoints["trained"])}, None, 1, False)
     batch = actor(pa.table({"row": rows}))
-    found = np.asarray(batch["trained"].to_pylist()).reshape(3, 2 * 2, 16)
+    found = np.asarray(batch[MAIN].to_pylist()).reshape(3, 2 * 2, 16)
     encoder = load_encoder(mixed.checkpoints["trained"])
     for i, row in enumerate(rows.tolist()):
         channels = encoder.config.channel_indices(mixed.pack.channels(row))
@@ -60,7 +63,7 @@ def test_bf16_is_another_rounding_of_the_same_vectors(mixed):
         )(pa.table({"row": np.asarray([5, 0, 3])}))
         for precision in ("fp32", "bf16")
     ]
-    fp32, bf16 = (np.asarray(batch["trained"].to_pylist()).reshape(-1, 16) for batch in batches)
+    fp32, bf16 = (np.asarray(batch[MAIN].to_pylist()).reshape(-1, 16) for batch in batches)
     assert 1e-5 < np.abs(fp32 - bf16).max() < 0.1
     assert ((fp32 * bf16).sum(axis=1) / np.linalg.norm(fp32, axis=1) / np.linalg.norm(bf16, axis=1)).min() > 0.999
 
@@ -170,26 +173,26 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
 def test_one_pass_gives_every_pooling(mixed, tmp_path, monkeypatch):
     small = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=1)
     checkpoints = {"trained": str(small.checkpoints["trained"])}
-    poolings = {"trained": (POOLINGS, ("channel_mean",))}
-    actor = EmbedCrops(str(small.pack.path), checkpoints, None, 1, False, poolings)
+    groups = {"trained": groups_of(load_encoder(small.checkpoints["trained"]), channel_mean=True)}
+    actor = EmbedCrops(str(small.pack.path), checkpoints, None, 1, False, groups)
     passes = []
-    run_blocks = Encoder.run_blocks
-    monkeypatch.setattr(Encoder, "run_blocks", lambda *given: passes.append(1) or run_blocks(*given))
+    run_blocks = VisionTransformer.run_blocks
+    monkeypatch.setattr(VisionTransformer, "run_blocks", lambda *given: passes.append(1) or run_blocks(*given))
     batch = actor(pa.table({"row": np.arange(2)}))
     assert passes == [1]
-    assert {name: batch[name].type.list_size for name in ("trained", "trained channel_mean")} == {
-        "trained": 2 * 2 * 16, "trained channel_mean": 2 * 2 * 16,
+    assert {name: batch[name].type.list_size for name in (MAIN, "trained channel_mean of 0, 1")} == {
+        MAIN: 2 * 2 * 16, "trained channel_mean of 0, 1": 2 * 2 * 16,
     }  # fmt: skip
 
 
 def test_a_pack_of_several_stain_sets_and_a_fused_encoder_have_no_channel_means(mixed, tmp_path):
     trained = {"trained": mixed.checkpoints["trained"]}
     sources = list(extract._sources(mixed.catalog, mixed.pack, trained, "", channel_mean=True))
-    assert [source.poolings for source in sources] == [POOLINGS, ("all",)]
+    assert [source.group for source in sources] == [VectorGroup(POOLINGS, (0, 1)), None]
     fused = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=1, architecture="mae_vit")
     trained = {"trained": fused.checkpoints["trained"]}
     sources = list(extract._sources(fused.catalog, fused.pack, trained, "", channel_mean=True))
-    assert [source.poolings for source in sources] == [POOLINGS, ("all",)]
+    assert [source.group for source in sources] == [VectorGroup(POOLINGS, (0, 1)), None]
 
 
 def test_ids_of_representations_are_those_of_earlier_versions():

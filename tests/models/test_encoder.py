@@ -271,7 +271,7 @@ def test_an_identity_beyond_the_vocabulary_and_a_crop_of_another_size_are_refuse
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "resnet"}, "choose one of mae_vit, ca_mae_vit, chada_vit"),
+        ({"architecture": "vgg"}, "choose one of mae_vit, ca_mae_vit, chada_vit, resnet"),
         ({"architecture": "mae_vit", "channels": ()}, "needs its input stains"),
         ({"patch_size": 5}, "do not divide"),
         ({"heads": 3}, "multiple of 4 and of heads"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cytolake.models import SIZES, Encoder, published_size
+from cytolake.models import SIZES, VisionTransformer, published_size
 
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito", "WGA")
 
@@ -16,7 +16,7 @@ STAINS = ("DNA", "ER", "RNA", "AGP", "Mito", "WGA")
 )
 def test_parameters_of_every_size(size, millions):
     with torch.device("meta"):
-        encoder = Encoder(published_size(size, channels=STAINS))
+        encoder = VisionTransformer(published_size(size, channels=STAINS))
     assert sum(weight.numel() for weight in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.002)
 
 

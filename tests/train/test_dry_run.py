@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pytest
 from rich.console import Console
@@ -169,3 +170,21 @@ def test_everything_is_told_in_print():
     sizes = " ".join(f"{n / 1e9:.1f} GB" for n in (on.state_bytes, on.activation_bytes, on.memory_bytes))
     assert f"256 32 {sizes} fits {on.crops_per_s:,.0f} {on.hours:,.1f}" in text
     assert "too much" in text
+
+
+def test_a_resnet_s_run_is_predicted_without_a_plan_for_sharding():
+    config = PretrainConfig(
+        model=ModelConfig(architecture="resnet", channels=STAINS[:3], crop_size=32),
+        objective=ObjectiveConfig(name="moco_v3"),
+        minibatch_size=512,
+        epochs=200,
+    )
+    found = dry_run(config, n_crops=50_000)
+    assert found.n_steps == 50_000 * 200 // 512
+    assert found.cost.encoder_parameters == pytest.approx(11.17e6, rel=0.001)
+    # Two views and two of the teacher: forward, backward and twice forward.
+    assert found.cost.training_flops == pytest.approx((2 * 3 + 2) * found.cost.inference_flops, rel=0.05)
+    text = io.StringIO()
+    Console(file=text, width=200).print(dry_run_tables(found))
+    assert "resnet18 with a small stem, 3 stains, crops of 32 px" in text.getvalue()
+    assert "FSDP" not in text.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from cytolake.models import ModelConfig, load_encoder
 from cytolake.models.augment import AugmentConfig
@@ -16,12 +17,16 @@ from cytolake.models.objectives import (
     ByolConfig,
     DinoConfig,
     MaeConfig,
+    MoCoV2PlusConfig,
+    MoCoV3Config,
     ObjectiveConfig,
     SimClrConfig,
+    SimSiamConfig,
     VicRegConfig,
 )
 from cytolake.packs.pack import Pack
-from cytolake.tracking import TrackingConfig
+from cytolake.tracking import TrackingConfig, run_params
+from cytolake.train.checkpoint import newest_checkpoint
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import PretrainError, pretrain
 
@@ -42,7 +47,19 @@ OBJECTIVES = (
     ObjectiveConfig(name="byol", byol=ByolConfig(**NARROW)),
     ObjectiveConfig(name="vicreg", vicreg=VicRegConfig(**NARROW)),
     ObjectiveConfig(name="barlow_twins", barlow_twins=BarlowTwinsConfig(**NARROW)),
+    # longer than the pack, so that the run shortens it
+    ObjectiveConfig(name="moco_v2_plus", moco_v2_plus=MoCoV2PlusConfig(queue_size=100, **NARROW)),
+    ObjectiveConfig(name="moco_v3", moco_v3=MoCoV3Config(**NARROW)),
+    ObjectiveConfig(name="simsiam", simsiam=SimSiamConfig(predictor_width=8, **NARROW)),
 )
+
+
+ON_RESNET = (
+    ObjectiveConfig(name="byol", byol=ByolConfig(**NARROW)),
+    ObjectiveConfig(name="moco_v2_plus", moco_v2_plus=MoCoV2PlusConfig(queue_size=12, **NARROW)),
+)
+TRANSFORMER = ModelConfig(channels=STAINS, crop_size=16, patch_size=4, width=16, depth=2, heads=2, drop_path=0.1)
+RESNET = ModelConfig(architecture="resnet", channels=STAINS, crop_size=16)
 
 
 def losses(runs: Path) -> list[dict[str, float]]:
@@ -51,12 +68,17 @@ def losses(runs: Path) -> list[dict[str, float]]:
     return [{name: row[name] for name in row if name not in timed} for row in json.loads(history.read_text())]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: each.name)
-def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_path, monkeypatch, objective):
-    pack = make_pack(24, (STAINS[:1], STAINS, STAINS[:2]))
+@pytest.mark.parametrize(
+    ("objective", "model"),
+    [(each, TRANSFORMER) for each in OBJECTIVES] + [(each, RESNET) for each in ON_RESNET],
+    ids=lambda each: getattr(each, "name", "") or each.architecture,
+)
+def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_path, monkeypatch, objective, model):
+    is_mixed = not model.is_fused
+    pack = make_pack(24, (STAINS[:1], STAINS, STAINS[:2]) if is_mixed else (STAINS,))
     config = PretrainConfig(
-        model=ModelConfig(channels=STAINS, crop_size=16, patch_size=4, width=16, depth=2, heads=2, drop_path=0.1),
-        objective=objective, augment=AugmentConfig(rotation_deg=20, noise=0.1, channel_drop=0.2), steps=6,
+        model=model,
+        objective=objective, augment=AugmentConfig(rotation_deg=20, noise=0.1, channel_drop=0.2 * is_mixed), steps=6,
         minibatch_size=6, workers=0, threads=1, precision="fp32", log_every=1, checkpoint_every=2, optimiser="lion",
         learning_rate=1e-4,
     )  # fmt: skip
@@ -80,4 +102,30 @@ def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_pat
     values = np.array([list(row.values()) for row in losses(tmp_path / "whole")])
     assert np.isfinite(values).all()
     # what is kept is a plain encoder of the model's config
-    assert dataclasses.replace(load_encoder(whole.checkpoint).config, drop_path=0.1) == config.model
+    assert dataclasses.replace(load_encoder(whole.checkpoint).config, drop_path=model.drop_path) == config.model
+
+
+def test_a_queue_longer_than_the_pack_is_shortened_and_the_log_says_so(make_pack, tmp_path, caplog):
+    config = PretrainConfig(
+        model=TRANSFORMER, objective=OBJECTIVES[6], steps=2, minibatch_size=5, workers=0, threads=1, precision="fp32"
+    )
+    result = pretrain(make_pack(24, (STAINS,)), config, tmp_path / "runs", TrackingConfig())
+    assert "has 24 crops: the queue of moco_v2_plus holds 20 keys instead of" in caplog.text
+    assert run_params(TrackingConfig().at(tmp_path), result.run_id)["queue_size"] == "20"
+    with safe_open(newest_checkpoint(result.run_folder) / "shard_0_of_1.safetensors", framework="np") as file:
+        assert file.get_slice("model/queue").get_shape() == [2, 20, 16]
+        assert int(file.get_tensor("model/oldest")) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"objective": ObjectiveConfig()}, "objective mae hides tokens"),
+        ({"parallel": "fsdp"}, "those are for transformer blocks"),
+        ({"compile": True}, "those are for transformer blocks"),
+        ({"augment": AugmentConfig(channel_drop=0.1)}, "resnet needs all its stains"),
+    ],
+)
+def test_what_a_resnet_cannot_do_stops_before_training(change, said):
+    with pytest.raises(ValueError, match=said):
+        PretrainConfig(**({"model": RESNET, "objective": ON_RESNET[0]} | change))

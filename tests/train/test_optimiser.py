@@ -196,18 +196,41 @@ def test_the_directions_of_a_weight_normed_layer_decay_and_their_lengths_do_not(
     assert decayed_names(nn.Sequential(layer)) == {"0.parametrizations.weight.original1"}
 
 
-def test_the_cycle_is_that_of_torch_but_for_the_shape_of_its_warm_up():
-    n_steps = 200
-    weight = nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([weight], lr=1.0)
+def torch_one_cycle(n_steps: int, peak: float, warmup_share: float) -> list[float]:
+    """Learning rates of torch's own OneCycleLR with cosines."""
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=1.0, total_steps=n_steps, pct_start=0.1, anneal_strategy="cos", cycle_momentum=False
+        optimiser,
+        max_lr=peak,
+        total_steps=n_steps,
+        pct_start=warmup_share,
+        anneal_strategy="cos",
+        cycle_momentum=False,
     )
     rates = []
     for _ in range(n_steps):
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         theirs.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "warmup_share"), [(200, 0.1), (205, 0.1), (37, 0.3), (7, 0.1), (1, 0.1), (50, 0.0)]
+)
+def test_one_cycle_is_torch_s_step_for_step(n_steps, warmup_share):
+    ours = [learning_rate_at(step, n_steps, 0.02, warmup_share, "one_cycle") for step in range(n_steps)]
+    np.testing.assert_allclose(ours, torch_one_cycle(n_steps, 0.02, warmup_share), rtol=1e-12)
+
+
+def test_one_cycle_has_a_rate_where_torch_divides_by_0():
+    assert learning_rate_at(0, 10, 1.0, 0.1, "one_cycle") == 1.0  # the peak is the first step
+    assert learning_rate_at(0, 1, 1.0, 0.999, "one_cycle") > 0
+
+
+def test_the_linear_warm_up_differs_from_one_cycle_by_a_tenth_of_the_peak_at_most():
+    n_steps = 200
+    rates = torch_one_cycle(n_steps, 1.0, 0.1)
     ours = [learning_rate_at(step, n_steps, 1.0, 0.1) for step in range(n_steps)]
     np.testing.assert_allclose(ours[:20], rates[:20], atol=0.11)
     np.testing.assert_allclose(ours[20:], rates[20:], atol=math.pi / n_steps)

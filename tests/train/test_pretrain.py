@@ -13,6 +13,7 @@ import pytest
 from cytolake.models import ModelConfig, build_encoder, load_encoder, model_id
 from cytolake.models.cost import training_cost
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
+from cytolake.models.stored_fields import stored_fields
 from cytolake.packs.pack import Pack
 from cytolake.packs.sampler import minibatches
 from cytolake.tracking import TrackingConfig, metric_history, run_params
@@ -279,6 +280,12 @@ def test_identity_of_a_run_is_what_it_learns_from_not_how_it_is_run():
     for change in ({"seed": 1}, {"learning_rate": 2e-3}, {"steps": 13}, {"model": dataclasses.replace(MODEL, heads=4)}):
         assert run_key("pack", dataclasses.replace(CONFIG, **change)) != key
     assert run_key("other", CONFIG) != key
+    assert run_key("pack", dataclasses.replace(CONFIG, schedule="one_cycle")) != key
+
+
+def test_a_run_that_was_begun_before_a_setting_existed_keeps_its_folder():
+    assert "schedule" in dataclasses.asdict(CONFIG)
+    assert "schedule" not in stored_fields(CONFIG)
 
 
 @pytest.mark.parametrize(

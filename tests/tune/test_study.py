@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
-from tests.embed.small_screen import SmallScreen, make_small_screen
+from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 from tests.tune.small_training import SMALL_TRAINING
 
 from cytolake.line.study_page import study_summary, study_text, write_study
+from cytolake.models import ModelConfig
+from cytolake.models.objectives import ObjectiveConfig
 from cytolake.tracking import TrackingConfig
 from cytolake.train.pretrain import finished_run
 from cytolake.tune.questions import DENSITY, pin_questions
@@ -58,6 +60,15 @@ def test_knobs_that_change_nothing_the_encoder_gets_are_not_trained():
     assert "does not depend on the order of the channels" in skipped["simclr, channel_shuffle"]
     # One training cannot stand for several strengths: its luck would count several times.
     assert skipped["simclr, flip_rotate"] == "has 2 different settings at these strengths, and a curve needs three"
+
+
+def test_objectives_that_a_resnet_cannot_take_are_skipped_with_the_reason():
+    model = ModelConfig(architecture="resnet", channels=CHANNELS, crop_size=SIZE)
+    base = dataclasses.replace(BASE, model=model, objective=ObjectiveConfig(name="simsiam"))
+    config = dataclasses.replace(CONFIG, objectives=("mae", "simsiam", "moco_v2_plus"), knobs=("noise",))
+    trials, skipped = study_trials(config, base)
+    assert {trial.objective for trial in trials} == {"simsiam", "moco_v2_plus"}
+    assert "a resnet has none" in skipped["mae"]
 
 
 def test_every_encoder_is_asked_the_same(small: SmallScreen):

@@ -3,7 +3,7 @@
 Ray Data hands row numbers of the pack to actors that hold the encoders; the driver writes bounded appends to the
 `embeddings` table. Rows of `representations` come last: a representation that is there is whole.
 
-Shapes: B crops, R representations of one encoder, D features.
+Shapes: B crops, R representations of one width of one encoder, D features.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id, representation_id
 from cytolake.embed.aggregate import append_profiles
 from cytolake.embed.cell_count import append_cell_counts
-from cytolake.embed.pixel_statistics import ALL, VARIANTS, PixelStatistics
 from cytolake.embed.pixel_statistics import MODEL as PIXEL_STATISTICS_MODEL
+from cytolake.embed.pixel_statistics import VARIANTS, PixelStatistics
 from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
@@ -72,6 +72,27 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorGroup:
+    """Vectors of one width that an encoder gives: poolings, outer, of blocks, inner; -1 is no block."""
+
+    poolings: tuple[str, ...]
+    blocks: tuple[int, ...]
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Pooling and block of each vector, in the order in which they are returned and stored."""
+        return [(pooling, block) for pooling in self.poolings for block in self.blocks]
+
+
+def groups_of(encoder: Encoder, *, channel_mean: bool = False) -> list[VectorGroup]:
+    """What an encoder gives, by width: the blocks of a vision transformer are alike, the stages of a ResNet are not."""
+    widths = encoder.config.block_widths
+    blocks = {width: tuple(block for block, each in enumerate(widths) if each == width) for width in widths}
+    groups = [VectorGroup(encoder.config.poolings, each) for each in blocks.values()]
+    return groups + ([VectorGroup((CHANNEL_MEAN,), tuple(range(encoder.n_blocks)))] if channel_mean else [])
+
+
+@dataclass(frozen=True, slots=True)
 class _Source:
     """Representations of one width of one encoder (or the pixel statistics), and what is still to be written."""
 
@@ -81,19 +102,17 @@ class _Source:
     """Its rows for `representations`, in the order of the vectors that an actor returns."""
     todo: NDArray[np.int64]
     """Rows of the pack without vectors yet."""
+    group: VectorGroup
+    """What of the encoder it holds, or which form of the pixel statistics."""
 
     @property
     def dim(self) -> int:
         return int(self.rows[0]["dim"])
 
     @property
-    def poolings(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(row["pooling"] for row in self.rows))
-
-    @property
     def column(self) -> str:
         """Its vectors in what an actor returns."""
-        return _column(self.kind, self.poolings)
+        return _column(self.kind, self.group)
 
 
 def embed_pack(
@@ -172,16 +191,15 @@ def _sources(
             "kind": kind,
             "model_id": identity,
             "architecture": encoder.config.architecture,
-            "dim": encoder.config.width,
             "checkpoint": str(Path(checkpoint).resolve()),
             "run_id": run_id if kind == "trained" else "",
         }
-        blocks = range(encoder.n_blocks)
-        places = [{"block": block, "pooling": pooling} for pooling in POOLINGS for block in blocks]
-        yield _source(catalog, pack, shared, places)
-        if channel_mean and has_channel_mean(encoder.config, channel_sets):
-            shared = {**shared, "dim": len(channel_sets[0]) * encoder.config.width}
-            yield _source(catalog, pack, shared, [{"block": block, "pooling": CHANNEL_MEAN} for block in blocks])
+        with_channels = channel_mean and has_channel_mean(encoder.config, channel_sets)
+        for group in groups_of(encoder, channel_mean=with_channels):
+            dim = encoder.config.block_widths[group.blocks[0]]
+            if CHANNEL_MEAN in group.poolings:
+                dim *= len(channel_sets[0])
+            yield _source(catalog, pack, {**shared, "dim": dim}, group)
     statistics = PixelStatistics(channel_sets)
     for variant in VARIANTS:
         shared = {
@@ -192,20 +210,21 @@ def _sources(
             "checkpoint": "",
             "run_id": "",
         }
-        yield _source(catalog, pack, shared, [{"block": -1, "pooling": variant}])
+        yield _source(catalog, pack, shared, VectorGroup((variant,), (-1,)))
 
 
-def _source(catalog: Catalog, pack: Pack, shared: dict[str, Any], places: Sequence[dict[str, Any]]) -> _Source:
+def _source(catalog: Catalog, pack: Pack, shared: dict[str, Any], group: VectorGroup) -> _Source:
     rows = [
         {
-            "representation_id": representation_id(shared["model_id"], place["block"], place["pooling"], pack.pack_id),
+            "representation_id": representation_id(shared["model_id"], block, pooling, pack.pack_id),
             **shared,
-            **place,
+            "block": block,
+            "pooling": pooling,
             "pack_id": pack.pack_id,
             "curation_id": pack.curation_id,
             "created_at": datetime.now(UTC),
         }
-        for place in places
+        for pooling, block in group.places
     ]
     # An append holds all representations of a source, so one of them tells which crops are there.
     first = rows[0]["representation_id"]
@@ -218,11 +237,11 @@ def _source(catalog: Catalog, pack: Pack, shared: dict[str, Any], places: Sequen
             f"{known[0]} one. Training changed nothing, or the checkpoints are exchanged: check the run's loss curve."
         )
     if known:
-        return _Source(shared["kind"], shared["checkpoint"], rows, np.empty(0, dtype=np.int64))
+        return _Source(shared["kind"], shared["checkpoint"], rows, np.empty(0, dtype=np.int64), group)
     done = catalog.table("embeddings", columns=["crop_id"], where=f"representation_id = '{first}'")["crop_id"]
     is_done = pc.is_in(pack.index["crop_id"], value_set=done.combine_chunks())
     todo = np.flatnonzero(~np.asarray(is_done.to_numpy(zero_copy_only=False), dtype=bool))
-    return _Source(shared["kind"], shared["checkpoint"], rows, todo.astype(np.int64))
+    return _Source(shared["kind"], shared["checkpoint"], rows, todo.astype(np.int64), group)
 
 
 def _channel_sets(pack: Pack) -> list[tuple[str, ...]]:
@@ -262,9 +281,7 @@ def _embed(
             fn_constructor_kwargs={
                 "pack_path": str(pack.path),
                 "checkpoints": {source.kind: source.checkpoint for source in sources if source.checkpoint},
-                "poolings": {
-                    kind: tuple(source.poolings for source in sources if source.kind == kind) for kind in ENCODER_KINDS
-                },
+                "groups": {kind: [source.group for source in sources if source.kind == kind] for kind in ENCODER_KINDS},
                 "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
                 "threads": max(1, round(config.cpus_per_actor)),
                 "cuda": config.gpus_per_actor > 0,
@@ -342,7 +359,7 @@ class EmbedCrops:
         statistics: PixelStatistics | None,
         threads: int,
         cuda: bool,
-        poolings: Mapping[str, Sequence[tuple[str, ...]]] | None = None,
+        groups: Mapping[str, Sequence[VectorGroup]] | None = None,
         precision: EncoderPrecision = "fp32",
     ) -> None:
         import torch
@@ -353,25 +370,26 @@ class EmbedCrops:
         self.encoders = {kind: load_encoder(path).to(device) for kind, path in checkpoints.items()}
         self.precision = precision
         self.statistics = statistics
-        self.poolings = poolings or dict.fromkeys(checkpoints, (POOLINGS,))
+        self.groups = groups or {kind: groups_of(encoder) for kind, encoder in self.encoders.items()}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """`row` and, for each encoder and width, all its vectors end to end: pooling by pooling, block by block."""
+        """`row` and, for each encoder and width, all its vectors end to end, in the order of `VectorGroup`."""
         rows = np.asarray(batch["row"].to_numpy(), dtype=np.int64)
         images = self.pack.read(rows)
         channels = [tuple(self.pack.channels(int(row))) for row in rows]
         columns: dict[str, Any] = {"row": batch["row"]}
         for kind, encoder in self.encoders.items():
-            groups = self.poolings[kind]
+            groups = self.groups[kind]
+            poolings = list(dict.fromkeys(pooling for group in groups for pooling in group.poolings))
             with multiply_in(self.precision, next(encoder.parameters()).device):
-                batch_of_crops = crop_batch(self.pack, rows, encoder.config, images)
-                pooled = _pooled(encoder, batch_of_crops, [pooling for group in groups for pooling in group])
+                pooled = _pooled(encoder, crop_batch(self.pack, rows, encoder.config, images), poolings)
             for group in groups:
                 columns[_column(kind, group)] = _vectors(_by_place(pooled, group).reshape(len(rows), -1))
         if self.statistics is not None:
             measured = self.statistics.measure(images, channels)
             for variant in VARIANTS:
-                columns[_column(PIXEL_STATISTICS, (variant,))] = _vectors(self.statistics.variant(measured, variant))
+                form = VectorGroup((variant,), (-1,))
+                columns[_column(PIXEL_STATISTICS, form)] = _vectors(self.statistics.variant(measured, variant))
         return pa.table(columns)
 
 
@@ -381,7 +399,7 @@ def embed_crops(
     channels: Sequence[tuple[str, ...]],
     poolings: Sequence[str] = POOLINGS,
 ) -> NDArray[np.float32]:
-    """(B, R, D) every block of poolings of one width of raw crops, in the order of the `representations` rows.
+    """(B, R, D) every block of an encoder whose blocks have one width, in the order of the `representations` rows.
 
     Args:
         encoder: On the device to run on.
@@ -391,7 +409,8 @@ def embed_crops(
         poolings: Which; `channel_mean` is wider than the others and cannot be asked for with them.
     """
     batch = collate(images, [encoder.config.channel_indices(names) for names in channels])
-    return _by_place(_pooled(encoder, batch, poolings), poolings)
+    group = VectorGroup(tuple(poolings), tuple(range(encoder.n_blocks)))
+    return _by_place(_pooled(encoder, batch, poolings), group)
 
 
 def embed_rows(
@@ -401,8 +420,8 @@ def embed_rows(
     pooling: str = "mean",
     change: Callable[[CropBatch, NDArray[np.int64]], CropBatch] | None = None,
     minibatch_size: int = 64,
-) -> NDArray[np.float32]:
-    """(n_blocks, N, D) one pooling of every block of some crops of a pack, in this process.
+) -> list[NDArray[np.float32]]:
+    """(N, D) for each block in turn: one pooling of some crops of a pack, in this process.
 
     Args:
         encoder: On the device to run on.
@@ -413,31 +432,29 @@ def embed_rows(
         minibatch_size: Crops in one forward pass.
     """
     device = next(encoder.parameters()).device
-    parts = []
+    parts: list[list[NDArray[np.float32]]] = []
     for first in range(0, len(rows), minibatch_size):
         part = rows[first : first + minibatch_size]
         batch = crop_batch(pack, part, encoder.config).to(device)
         if change is not None:
             batch = change(batch, part)
-        parts.append(encoder.pooled_blocks(batch, (pooling,))[pooling].float().cpu().numpy())
-    return np.concatenate(parts, axis=1)
+        parts.append([block.float().cpu().numpy() for block in encoder.pooled_blocks(batch, (pooling,))[pooling]])
+    return [np.concatenate(blocks) for blocks in zip(*parts, strict=True)]
 
 
-def _pooled(encoder: Encoder, batch: CropBatch, poolings: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """(n_blocks, B, D) of each pooling, from one pass."""
+def _pooled(encoder: Encoder, batch: CropBatch, poolings: Sequence[str]) -> dict[str, list[NDArray[np.float32]]]:
+    """(B, D) of each block in turn, by pooling, from one pass."""
     pooled = encoder.pooled_blocks(batch.to(next(encoder.parameters()).device), poolings)
-    return {pooling: vectors.float().cpu().numpy() for pooling, vectors in pooled.items()}
+    return {pooling: [block.float().cpu().numpy() for block in blocks] for pooling, blocks in pooled.items()}
 
 
-def _by_place(pooled: Mapping[str, NDArray[np.float32]], poolings: Sequence[str]) -> NDArray[np.float32]:
+def _by_place(pooled: Mapping[str, Sequence[NDArray[np.float32]]], group: VectorGroup) -> NDArray[np.float32]:
     """(B, R, D)"""
-    return np.ascontiguousarray(np.concatenate([pooled[pooling] for pooling in poolings]).swapaxes(0, 1))
+    return np.stack([pooled[pooling][block] for pooling, block in group.places], axis=1)
 
 
-def _column(kind: str, poolings: Sequence[str]) -> str:
-    if kind == PIXEL_STATISTICS:
-        return kind if ALL in poolings else f"{kind} {poolings[0]}"
-    return f"{kind} {CHANNEL_MEAN}" if CHANNEL_MEAN in poolings else kind
+def _column(kind: str, group: VectorGroup) -> str:
+    return f"{kind} {', '.join(group.poolings)} of {', '.join(map(str, group.blocks))}"
 
 
 def _vectors(matrix: NDArray[np.float32]) -> pa.FixedSizeListArray:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.embed.extract import embed_crops
-from cytolake.models import POOLINGS, load_encoder
+from cytolake.models import collate, load_encoder
 from cytolake.tracking import CARD_FILE, ENCODER_FILE, read_card
 
 
@@ -28,9 +27,9 @@ class ServedVectors:
         the card's number their stains are not known here, and they count as unknown.
         """
         names = self.card.channels if crops.shape[1] == len(self.card.channels) else ("",) * crops.shape[1]
-        vectors = embed_crops(self.encoder, list(crops), [names] * len(crops))
-        place = POOLINGS.index(self.card.pooling) * self.encoder.n_blocks + self.card.block
-        return np.ascontiguousarray(vectors[:, place])
+        batch = collate(list(crops), [self.encoder.config.channel_indices(names)] * len(crops))
+        vectors = self.encoder.pooled_blocks(batch, (self.card.pooling,))[self.card.pooling][self.card.block]
+        return np.asarray(vectors.float().numpy(), dtype=np.float32)
 
 
 def _load_pyfunc(path: str) -> ServedVectors:

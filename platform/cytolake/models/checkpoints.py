@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.models.encoder import Encoder
 
@@ -74,7 +75,7 @@ def load_encoder(path: str | Path, expect: ModelConfig | None = None) -> Encoder
                 f"{path}: a checkpoint of another model: found {found}, expected {wanted}. "
                 "Choose the checkpoint of this recipe, or the recipe of this checkpoint."
             )
-    encoder = Encoder(config)
+    encoder = new_encoder(config)
     put_weights(encoder, weights, path)
     if model_id(encoder) != metadata.get("model_id"):
         raise CheckpointError(

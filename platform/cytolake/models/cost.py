@@ -26,10 +26,11 @@ from cytolake.models.encoder import Encoder
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig, build_objective
 from cytolake.models.objectives.contrast import PROJECTED_WIDTH
 from cytolake.models.objectives.teacher import Teacher
+from cytolake.models.resnet_cost import resnet_work
 from cytolake.models.transformer import Block
 
 _MLP_RATIO = 4  # of decoders, see objectives/decoders.py
-_TEACHER_VIEWS = 2  # of a crop: BYOL's two, DINO's two large ones (Grill et al. 2020; Caron et al. 2021)
+_TEACHER_VIEWS = 2  # of a crop: both of BYOL and of MoCo, DINO's two large ones (see objectives/)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def training_cost(
     mean = _Sums()
     for n, weight in share.items():
         length = model.n_tokens(n)
-        alone = _Work([_encoder_blocks(model, length + 1)], [_patch_embedding(model, length)])
+        alone = _Work(*_encoder_pass(model, model.crop_size, n))
         if mae is not None:
             work = _mae_work(model, mae, n, objective.n_views)
         else:
@@ -374,6 +375,23 @@ def _encoder_blocks(model: ModelConfig, length: int, *, n: float = 1, is_trained
     )
 
 
+def _encoder_pass(
+    model: ModelConfig, size: int, n_channels: int, *, n: float = 1, is_trained: bool = True
+) -> tuple[list[_Blocks], list[_Product]]:
+    """The encoder on `n` views of `size` px."""
+    if not model.is_convolutional:
+        length = dataclasses.replace(model, crop_size=size).n_tokens(n_channels)
+        blocks = _encoder_blocks(model, length + 1, n=n, is_trained=is_trained)
+        return [blocks], [_patch_embedding(model, n * length, is_trained=is_trained)]
+    layers = resnet_work(model, size).convolutions
+    backward = [2 * is_trained] * len(layers)
+    backward[0] = int(is_trained)  # pixels need no gradient
+    return [], [
+        _Product(n * layer.places, layer.inputs, layer.outputs, n_backward=each)
+        for layer, each in zip(layers, backward, strict=True)
+    ]
+
+
 def _patch_embedding(model: ModelConfig, tokens: float, *, is_trained: bool = True) -> _Product:
     return _Product(tokens, _pixels(model), model.width, n_backward=int(is_trained))  # pixels need no gradient
 
@@ -427,20 +445,30 @@ def _views_work(
     model: ModelConfig, n_channels: int, objective: ObjectiveConfig, heads: int, teacher: int, teacher_heads: int
 ) -> _Work:
     """The encoder on all views, a teacher's on two. Heads multiply each of their weights once for a view."""
-    views = {model.n_tokens(n_channels): objective.n_views}
+    views = {model.crop_size: objective.n_views}
     if objective.name == "dino":
-        views = {model.n_tokens(n_channels): _TEACHER_VIEWS}
-        local = dataclasses.replace(model, crop_size=objective.dino.local_size).n_tokens(n_channels)
+        local = objective.dino.local_size
+        views = {model.crop_size: _TEACHER_VIEWS}
         views[local] = views.get(local, 0) + objective.n_views - _TEACHER_VIEWS
-    blocks = [_encoder_blocks(model, length + 1, n=n) for length, n in views.items()]
-    tokens = sum(length * n for length, n in views.items())
-    products = [_patch_embedding(model, tokens), _Product(objective.n_views, heads, 1)]
+    passes = [_encoder_pass(model, size, n_channels, n=n) for size, n in views.items()]
     if teacher:
-        length = model.n_tokens(n_channels)
-        blocks.append(_encoder_blocks(model, length + 1, n=_TEACHER_VIEWS, is_trained=False))
-        products.append(_patch_embedding(model, _TEACHER_VIEWS * length, is_trained=False))
+        passes.append(_encoder_pass(model, model.crop_size, n_channels, n=_TEACHER_VIEWS, is_trained=False))
+    blocks = [part for of_pass, _ in passes for part in of_pass]
+    products = [part for _, of_pass in passes for part in of_pass]
+    products.append(_Product(objective.n_views, heads, 1))
+    if teacher:
         products.append(_Product(_TEACHER_VIEWS, teacher_heads, 1, n_backward=0))
-    return _Work(blocks, products, tokens * (_pixels(model) + model.width))
+    kept, maps = 0.0, 0.0
+    if model.is_convolutional:
+        maps = sum(n * resnet_work(model, size).kept for size, n in views.items())
+    else:
+        tokens = sum(n * dataclasses.replace(model, crop_size=size).n_tokens(n_channels) for size, n in views.items())
+        kept = tokens * (_pixels(model) + model.width)
+    if objective.name == "moco_v2_plus":  # a query's cosines with all keys; their log-softmax is kept
+        queue = objective.moco_v2_plus.queue_size
+        products.append(_Product(objective.n_views, objective.moco_v2_plus.projected_width, queue, n_backward=1))
+        kept += objective.n_views * queue
+    return _Work(blocks, products, kept, maps)
 
 
 @lru_cache(maxsize=32)
@@ -471,7 +499,8 @@ def _shares(model: ModelConfig, n_channels: int | Mapping[int, float]) -> dict[i
     for n in counts:
         if model.is_fused and n != len(model.channels):
             raise ValueError(
-                f"crops of {n} channels for a mae_vit of {len(model.channels)} ({', '.join(model.channels)}). "
+                f"crops of {n} channels for a {model.architecture} of {len(model.channels)} "
+                f"({', '.join(model.channels)}). "
                 "Name as many stains in model.channels, or take a chada_vit, which takes any number."
             )
         model.check_number_of_channels(n)

@@ -1,4 +1,4 @@
-"""The encoder: crops to tokens to one vector for each block.
+"""The encoder: crops to one vector for each block; and the vision transformer, by way of tokens.
 
 Shapes: B crops, C channels, S side of a crop in pixels, N patches of a channel, P pixels of a token, L tokens of a
 crop, T tokens of all crops in runs of equal length (see `runs`), D width. `mae_vit` has L = N tokens of
@@ -9,24 +9,93 @@ channel.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from cytolake.models.config import ModelConfig, wrong_channels
+from cytolake.models.config import POOLINGS, ModelConfig, wrong_channels
 from cytolake.models.crops import CropBatch, floor_of, scaled, standardise
 from cytolake.models.runs import Runs, by_length, join_runs, longer, split_runs, to_device
 from cytolake.models.transformer import build_block, grid_positions, initialise
 
-POOLINGS = ("mean", "cls")
-"""Vectors of width D that every crop has."""
 CHANNEL_MEAN = "channel_mean"
 """The mean of each channel's patch tokens, channel after channel: width C * D; see `has_channel_mean`."""
+
+
+OfBlocks: TypeAlias = "Tensor | tuple[Tensor, ...]"
+"""(B, D) of each block in turn, whose D may differ; one tensor (n_blocks, B, D) where it is the same."""
+
+
+class Encoder(nn.Module):
+    """What every encoder is to the rest of the package, whatever its layers. Made by `build.new_encoder`."""
+
+    config: ModelConfig
+    recomputes: bool = False
+    """Compute a block's inside again in the backward pass rather than keep it: less memory, a third more time."""
+
+    @property
+    def n_blocks(self) -> int:
+        raise NotImplementedError
+
+    def final_vectors(self, batch: CropBatch, pooling: str) -> Tensor:
+        """(B, D) one vector of each crop from the last layer, with gradients; `pooling` is one of `config.poolings`."""
+        raise NotImplementedError
+
+    def pooled_blocks(self, batch: CropBatch, poolings: Sequence[str] | None = None) -> Mapping[str, OfBlocks]:
+        """Frozen features: the pooled output of every block by pooling, from one pass, without gradients.
+
+        Args:
+            batch: Raw crops.
+            poolings: Which; None means `config.poolings`.
+        """
+        raise NotImplementedError
+
+    def trim(self, n_blocks: int) -> Encoder:
+        """A copy with the first `n_blocks` blocks: the features of block n_blocks - 1 at the price of those blocks.
+
+        Raises:
+            ValueError: Not 1 <= n_blocks <= self.n_blocks.
+        """
+        if not 1 <= n_blocks <= self.n_blocks:
+            raise ValueError(
+                f"cannot keep {n_blocks} blocks of an encoder with {self.n_blocks}: expected 1 to {self.n_blocks}."
+            )
+        return self._trimmed(n_blocks)
+
+    def _trimmed(self, n_blocks: int) -> Encoder:
+        raise NotImplementedError
+
+    def _intensities(self, pixels: Tensor, floor: Tensor | None) -> Tensor:
+        """Scaled counts as the first layer takes them, float32; `floor` is (B, 1, 1, 1), see `standardise`."""
+        return standardise(pixels, floor) if self.config.standardise else pixels.float()
+
+    def _fused_channels(self, batch: CropBatch, counts: Tensor) -> Tensor:
+        """(B, C, S, S) counts of crops that must have exactly the model's stains, in the model's order."""
+        order_BC = self._order_of_channels(batch)
+        if order_BC is None:
+            return counts
+        return counts.take_along_dim(to_device(order_BC, counts.device)[:, :, None, None], dim=1)
+
+    def _order_of_channels(self, batch: CropBatch) -> Tensor | None:
+        """(B, C) where in each crop the model's stains are, in the model's order; None where all have that order."""
+        wanted = torch.arange(1, len(self.config.channels) + 1)
+        order_BC = batch.channel_index.argsort(dim=1)
+        found_BC = batch.channel_index.take_along_dim(order_BC, dim=1)
+        if {*batch.n_channels} != {len(wanted)} or not bool((found_BC == wanted).all()):
+            for i, (indices, n_channels) in enumerate(zip(batch.channel_index.tolist(), batch.n_channels, strict=True)):
+                real = indices[:n_channels]
+                if sorted(real) != wanted.tolist():
+                    raise wrong_channels(self.config, self._names(real), f"crop {i} of the minibatch")
+        return None if torch.equal(found_BC, batch.channel_index) else order_BC
+
+    def _names(self, indices: list[int]) -> list[str]:
+        names = dict(enumerate(self.config.channels, start=1))
+        return [names.get(index, "unknown" if index == 0 else f"identity {index}") for index in indices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +120,7 @@ class Patches:
         return of_crop_BX[self.order.argsort()] if len(self.runs) > 1 else of_crop_BX
 
 
-class Encoder(nn.Module):
+class VisionTransformer(Encoder):
     """Vision transformer over raw crops; `config.architecture` chooses how channels become tokens.
 
     Source: He et al. 2022, arXiv 2111.06377 (`mae_vit`); Kraus et al. 2024, arXiv 2404.10242 (`ca_mae_vit`);
@@ -65,8 +134,6 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.recomputes = False
-        """Compute a block's inside again in the backward pass rather than keep it: less memory, a third more time."""
         fused = len(config.channels) if config.is_fused else 1
         self.patch_embedding = nn.Linear(fused * config.patch_size**2, config.width)
         if config.positions == "learned":
@@ -117,8 +184,12 @@ class Encoder(nn.Module):
         cls_BD, mean_BD = cls_and_mean(self.norm(tokens), longer(patches.runs, 1))
         return patches.in_minibatch_order(cls_BD), patches.in_minibatch_order(mean_BD)
 
+    def final_vectors(self, batch: CropBatch, pooling: str) -> Tensor:
+        cls_BD, mean_BD = self.features(batch)
+        return cls_BD if pooling == "cls" else mean_BD
+
     @torch.no_grad()
-    def pooled_blocks(self, batch: CropBatch, poolings: Sequence[str] = POOLINGS) -> dict[str, Tensor]:
+    def pooled_blocks(self, batch: CropBatch, poolings: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Frozen features: the pooled output of every block, from one pass, without drop-path and without gradients.
 
         Each token is layer-normed (no learned gain) before pooling, so that blocks have one scale and a few large
@@ -126,7 +197,7 @@ class Encoder(nn.Module):
 
         Args:
             batch: Raw crops.
-            poolings: Which; of `mean`, `cls` and `channel_mean`.
+            poolings: Which; of `mean`, `cls` and `channel_mean`. None means the first two.
 
         Returns:
             `mean`: (n_blocks, B, D) float32, mean over the crop's own patch tokens. `cls`: the same shape, cls token.
@@ -136,6 +207,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: A pooling of another name, or `channel_mean` where `has_channel_mean` says no.
         """
+        poolings = POOLINGS if poolings is None else poolings
         if unknown := set(poolings) - {*POOLINGS, CHANNEL_MEAN}:
             raise ValueError(
                 f"pooling {', '.join(sorted(unknown))} is not known: choose of {', '.join((*POOLINGS, CHANNEL_MEAN))}."
@@ -161,17 +233,8 @@ class Encoder(nn.Module):
                 self.train()
         return {pooling: torch.stack(kept) for pooling, kept in pooled.items()}
 
-    def trim(self, n_blocks: int) -> Encoder:
-        """A copy with the first `n_blocks` blocks: the features of block n_blocks - 1 at the price of those blocks.
-
-        Raises:
-            ValueError: Not 1 <= n_blocks <= self.n_blocks.
-        """
-        if not 1 <= n_blocks <= self.n_blocks:
-            raise ValueError(
-                f"cannot keep {n_blocks} blocks of an encoder with {self.n_blocks}: expected 1 to {self.n_blocks}."
-            )
-        trimmed = Encoder(dataclasses.replace(self.config, depth=n_blocks))
+    def _trimmed(self, n_blocks: int) -> Encoder:
+        trimmed = VisionTransformer(dataclasses.replace(self.config, depth=n_blocks))
         trimmed.load_state_dict(
             {name: value for name, value in self.state_dict().items() if name in trimmed.state_dict()}, strict=True
         )
@@ -195,11 +258,8 @@ class Encoder(nn.Module):
         device = batch.pixels.device
         counts, floor = scaled(batch, self.config.input_scaling), floor_of(batch, self.config.noise_floor)
         if self.config.is_fused:
-            channels = counts
-            order_BC = self._order_of_channels(batch)
-            if order_BC is not None:
-                channels = channels.take_along_dim(to_device(order_BC, device)[:, :, None, None], dim=1)
-            pixels = self.cut(channels, floor).transpose(1, 2).flatten(2)  # (B, N, C * size * size)
+            # (B, N, C * size * size)
+            pixels = self.cut(self._fused_channels(batch, counts), floor).transpose(1, 2).flatten(2)
             crops = torch.arange(len(batch), device=device)
             return Patches(pixels.flatten(0, 1), None, None, ((len(batch), side**2),), crops, side)
         self._check_identities(batch)
@@ -231,9 +291,8 @@ class Encoder(nn.Module):
         """
         size = self.config.patch_size
         side = pixels.shape[-1] // size
-        pixels = (standardise(pixels, floor) if self.config.standardise else pixels.float()).reshape(
-            *pixels.shape[:2], side, size, side, size
-        )  # B C row y column x
+        pixels = self._intensities(pixels, floor).reshape(*pixels.shape[:2], side, size, side, size)
+        # B C row y column x
         return pixels.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
     def embed(self, patches: Patches, places: Tensor | None = None) -> Tensor:
@@ -281,18 +340,6 @@ class Encoder(nn.Module):
         resized = functional.interpolate(grid_1Dyx, size=(side, side), mode="bicubic", align_corners=False)
         return resized[0].flatten(1).T
 
-    def _order_of_channels(self, batch: CropBatch) -> Tensor | None:
-        """(B, C) where in each crop the model's stains are, in the model's order; None where all have that order."""
-        wanted = torch.arange(1, len(self.config.channels) + 1)
-        order_BC = batch.channel_index.argsort(dim=1)
-        found_BC = batch.channel_index.take_along_dim(order_BC, dim=1)
-        if {*batch.n_channels} != {len(wanted)} or not bool((found_BC == wanted).all()):
-            for i, (indices, n_channels) in enumerate(zip(batch.channel_index.tolist(), batch.n_channels, strict=True)):
-                real = indices[:n_channels]
-                if sorted(real) != wanted.tolist():
-                    raise wrong_channels(self.config.channels, self._names(real), f"crop {i} of the minibatch")
-        return None if torch.equal(found_BC, batch.channel_index) else order_BC
-
     def _vocabulary_order(self, batch: CropBatch) -> Tensor:
         """(B, C) where in each crop its channels are, in the order of the model's vocabulary."""
         order_BC = batch.channel_index.argsort(dim=1)
@@ -317,10 +364,6 @@ class Encoder(nn.Module):
                 f"model knows 0 (unknown) to {highest}. "
                 "Take them from the model's own ModelConfig.channel_indices(names)."
             )
-
-    def _names(self, indices: list[int]) -> list[str]:
-        names = dict(enumerate(self.config.channels, start=1))
-        return [names.get(index, "unknown" if index == 0 else f"identity {index}") for index in indices]
 
 
 def cls_and_mean(tokens_TD: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
@@ -348,12 +391,3 @@ def has_channel_mean(config: ModelConfig, channel_sets: Iterable[Sequence[str]])
         return False
     (names,) = sets
     return len(set(names)) == len(names) > 0 and set(names) <= set(config.channels)
-
-
-def build_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """A new encoder on the CPU. Its weights are a function of (config, seed): it is the untrained twin of any run with
-    that config and seed, whatever the objective. The global random state is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(config)

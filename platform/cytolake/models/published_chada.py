@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cytolake.models.checkpoints import CheckpointError, put_weights, read_weights
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
+from cytolake.models.encoder import VisionTransformer
 
 _OF_BLOCK = {
     "self_attn.in_proj_weight": "qkv.weight",
@@ -30,7 +30,7 @@ _OF_BLOCK = {
 }
 
 
-def load_published_chada(path: str | Path, *, heads: int) -> Encoder:
+def load_published_chada(path: str | Path, *, heads: int) -> VisionTransformer:
     """Read a ChAda-ViT checkpoint of its authors' layout, in evaluation mode, on the CPU.
 
     Width, depth, patch size, crop size and number of channels are read off the weights. The number of heads is not in
@@ -90,7 +90,7 @@ def load_published_chada(path: str | Path, *, heads: int) -> Encoder:
             f"{', '.join(sorted(theirs)[:3]) or 'none'}). Expected the authors' own layout with token_learner, "
             "channel_token, pos_embed and blocks.*; for a cytolake encoder use load_encoder."
         ) from error
-    encoder = Encoder(config)
+    encoder = VisionTransformer(config)
     put_weights(encoder, ours, path)
     return encoder.eval()
 

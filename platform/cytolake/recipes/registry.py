@@ -8,6 +8,7 @@ from collections.abc import Callable
 from cytolake.line.config import Line
 from cytolake.line.overrides import RecipeError
 from cytolake.recipes.demo import demo
+from cytolake.recipes.natural_images import natural_images
 from cytolake.recipes.published import (
     ca_mae_s16,
     chada_vit_moyen,
@@ -26,6 +27,7 @@ RECIPES: dict[str, Callable[[], Line]] = {
     for recipe in (
         demo,
         real_screens,
+        natural_images,
         mae_vit_s16,
         mae_vit_b16,
         mae_vit_b8,

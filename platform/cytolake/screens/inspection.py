@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytolake.screens.channel_names import ARROW, canonical
+from cytolake.screens.images.colour_files import colour_header
 from cytolake.screens.images.image_files import ImageFileError, read_shape
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
@@ -304,7 +305,7 @@ def _sample(plate: Plate) -> _Sample:
     for site in (plate.sites[i] for i in chosen):
         for channel, path in _first_paths(site):
             try:
-                (height, width), dtype = _zarr_shape(path) if site.reader == "ome-zarr" else read_shape(path)
+                (height, width), dtype = _SHAPES[site.reader](path)
             except ImageFileError as error:
                 problems.append(_unreadable(site, channel, path, error))
             except Exception as error:  # any decoder may fail in any way on a damaged header
@@ -318,8 +319,8 @@ def _sample(plate: Plate) -> _Sample:
 
 
 def _first_paths(site: SiteImage) -> list[tuple[str, str]]:
-    """Channel and path of one image for each channel; of an OME-Zarr site the one image."""
-    if site.reader == "ome-zarr":
+    """Channel and path of one image for each channel; the one image of a site that has all channels in one."""
+    if site.reader != "files":
         return [("", site.image_paths[0])]
     firsts, first = [], 0
     for channel, n in zip(site.channels, site.planes or (1,) * len(site.channels), strict=True):
@@ -333,6 +334,15 @@ def _zarr_shape(path: str) -> tuple[tuple[int, int], Any]:
 
     image = open_image(path)
     return (image.n("y"), image.n("x")), image.dtype
+
+
+def _colour_shape(path: str) -> tuple[tuple[int, int], Any]:
+    _, shape, dtype = colour_header(path)
+    return shape, dtype
+
+
+_SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape}
+"""Height and width, and pixel type, of an image by the reader of its site."""
 
 
 def _unreadable(site: SiteImage, channel: str, path: str, error: ImageFileError) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Reader = Literal["ome-zarr", "files"]
+Reader = Literal["ome-zarr", "files", "colour"]
 WELLS_ONLY: Literal["table"] = "table"
 """In place of a reader: a published table of wells named the plate, and its images are not here."""
 
@@ -28,7 +28,8 @@ class SiteImage:
     """Stain names in the order of the pixels' first axis, spelled as in catalog/channels.yaml where known."""
     reader: Reader
     image_paths: tuple[str, ...]
-    """`ome-zarr`: one path, the image group. `files`: one path for each channel, or for each plane of each channel."""
+    """`ome-zarr`: one path, the image group. `files`: one path for each channel, or for each plane of each channel.
+    `colour`: one path, a file with all channels."""
     planes: tuple[int, ...] = ()
     """How many focal planes each channel is projected from; empty where every channel is one plane."""
     plane_names: tuple[str, ...] = ()

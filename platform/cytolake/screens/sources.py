@@ -20,6 +20,7 @@ from cytolake.screens.layouts import (
     screen_files,
     try_layout,
 )
+from cytolake.screens.layouts.class_folders import N_PLATES
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
@@ -58,6 +59,9 @@ class ScreenSource:
     it has, with a `missing_channel` problem. Empty means: those that most sites of its plate have."""
     channel_names: tuple[str, ...] = ()
     """`FOUND -> NAME` for channels that the source names by their dye or number, such as `Alexa 488 -> ER`."""
+    n_plates: int = N_PLATES
+    """Plates that the images of `class-folders` without splits are dealt to, every class evenly; more where they do
+    not fit. Holding out plates then holds out images."""
     z: Planes = "keep"
     """Focal planes: `keep` each as a site; `max`, the maximum over them; `sharpest`, the one most in focus."""
     illumination: str = ""
@@ -71,6 +75,8 @@ class ScreenSource:
             raise ValueError(f"screen {self.screen}: found an empty path, expected its folder. Set `path`.")
         if not self.layout.strip():
             raise ValueError(f"screen {self.screen}: found an empty layout, expected a preset or auto. Set `layout`.")
+        if self.n_plates < 1:
+            raise ValueError(f"screen {self.screen}: found n_plates {self.n_plates}, expected 1 or more.")
         if self.z not in ("keep", "max", "sharpest"):
             raise ValueError(f"screen {self.screen}: found z {self.z!r}, expected keep, max or sharpest. Correct `z`.")
         if (self.layout == REGEX) != bool(self.pattern):
@@ -198,7 +204,13 @@ def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
     """
     source = opened.source
     plates, problems = list_by_layout(
-        opened.preset, source.screen, opened.folder, opened.files, source.index, source.path_prefix
+        opened.preset,
+        source.screen,
+        opened.folder,
+        opened.files,
+        source.index,
+        source.path_prefix,
+        source.n_plates,
     )
     plates, repeated = _without_repeats(plates)
     return plates, problems + repeated

@@ -44,9 +44,7 @@ class Champion:
 
     def tokens_of(self, n_channels: int) -> int:
         """Tokens of a crop of so many channels."""
-        config = self.encoder.config
-        per_channel = (config.crop_size // config.patch_size) ** 2
-        return 1 + per_channel * (1 if config.architecture == "mae_vit" else n_channels)
+        return 1 + self.encoder.config.n_tokens(n_channels)
 
     def embed(self, images: Sequence[NDArray[Any]], indices: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """One forward pass: the vectors that the embedding job would write for the same pixels, in fp32 to the last
@@ -61,7 +59,7 @@ class Champion:
         """
         with torch.inference_mode(), multiply_in(self.precision, self.device):
             batch = collate(images, indices).to(self.device)
-            vectors_BD = self.encoder.pooled_blocks(batch)[self.card.pooling][self.card.block]
+            vectors_BD = self.encoder.pooled_blocks(batch, (self.card.pooling,))[self.card.pooling][self.card.block]
         return np.asarray(vectors_BD.float().cpu().numpy(), dtype=np.float32)
 
 
@@ -87,15 +85,17 @@ def load_champion(tracking: TrackingConfig, alias: str, device: str, precision: 
             "Promote the representation without alignment, or update cytolake here."
         )
     encoder = load_encoder(card.encoder_path)
-    if not 0 <= card.block < encoder.n_blocks or card.pooling not in ("mean", "cls"):
+    config = encoder.config
+    if not 0 <= card.block < encoder.n_blocks or card.pooling not in config.poolings:
         raise ValueError(
             f"{whose}: the card names block {card.block}, pooling {card.pooling!r}; the encoder has blocks 0 to "
-            f"{encoder.n_blocks - 1} and poolings mean and cls. Promote the representation again."
+            f"{encoder.n_blocks - 1} and pooling {' and '.join(config.poolings)}. Promote the representation again."
         )
-    if card.crop_size != encoder.config.crop_size or card.dim != encoder.config.width:
+    width = config.block_widths[card.block]
+    if card.crop_size != config.crop_size or card.dim != width:
         raise ValueError(
             f"{whose}: the card says crops of {card.crop_size} px and {card.dim} values, the encoder "
-            f"{encoder.config.crop_size} px and {encoder.config.width}. Promote the representation again."
+            f"{config.crop_size} px and {width}. Promote the representation again."
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,6 +12,8 @@ from cytolake.catalog.declared import channel_vocabulary
 from cytolake.models import ModelConfig
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import ObjectiveConfig
+from cytolake.models.stored_fields import ADDED_LATER, stored_fields
+from cytolake.train.optimiser import Schedule
 
 Precision = Literal["auto", "bf16", "fp32"]
 Optimiser = Literal["adamw", "lion"]
@@ -48,7 +50,11 @@ class PretrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the optimiser's moments. He et al. 2022, table 8."""
     learning_rate: float = 1e-3
-    """Peak of the one-cycle schedule."""
+    """Peak of the schedule."""
+    schedule: Schedule = field(default="linear_warmup", metadata=ADDED_LATER)
+    """`linear_warmup`: a straight line up from nearly 0, then half a cosine down to 0 (Kenyon-Dean et al. 2024).
+    `one_cycle`: half a cosine up from peak / 25, then half a cosine down to peak / 250,000, as torch's
+    `OneCycleLR(anneal_strategy="cos")`, which the public config of Kraus et al. 2024 names with 0.1 warm-up."""
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05
@@ -101,7 +107,7 @@ class PretrainConfig:
             raise ValueError(
                 f"pretrain.precision is {self.precision!r}: choose one of {', '.join(get_args(Precision))}."
             )
-        for name, kind in (("optimiser", Optimiser), ("parallel", Parallel)):
+        for name, kind in (("optimiser", Optimiser), ("parallel", Parallel), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
                     f"pretrain.{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}."
@@ -124,6 +130,12 @@ class PretrainConfig:
         if self.epochs < 1 or (self.steps is not None and self.steps < 1):
             raise ValueError(f"pretrain.epochs is {self.epochs}, pretrain.steps is {self.steps}: expected 1 or more.")
         self.augment.check_model(self.model)
+        self.objective.check_model(self.model)
+        if self.model.is_convolutional and (self.parallel == "fsdp" or self.compile or self.recompute):
+            raise ValueError(
+                f"pretrain.parallel is {self.parallel}, compile {self.compile}, recompute {self.recompute}: those are "
+                "for transformer blocks, and a resnet has none. Expected ddp, false and false."
+            )
         self._check_shares()
         if self.learning_rate <= 0 or self.gradient_clip <= 0 or self.weight_decay < 0:
             raise ValueError(
@@ -172,7 +184,7 @@ def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
 
 def run_key(pack_id: str, config: PretrainConfig) -> str:
     """32 hex digits over the pack and all of the config that changes what is learned: the name of the run's folder."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in OPERATION}
+    fields = {name: value for name, value in stored_fields(config).items() if name not in OPERATION}
     fields["model"] = config.model.fields()
     text = json.dumps({"pack_id": pack_id, "config": fields}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

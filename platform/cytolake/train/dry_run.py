@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rich.console import Group
 from rich.table import Table
 
+from cytolake.models import ModelConfig
 from cytolake.models.cost import DEVICES, Device, TrainingCost, find_device, parameter_units, training_cost
 from cytolake.packs.pack import Pack
 from cytolake.train.config import PretrainConfig, with_vocabulary
@@ -199,7 +200,8 @@ def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, 
 def dry_run_tables(found: DryRun) -> Group:
     """What `jobs/pretrain.py --dry-run` prints."""
     warnings = [f"[yellow]augment.{name} {why}[/]" for name, why in found.without_effect.items()]
-    return Group(_facts(found), *warnings, "", _memory_table(found), "", _plan_table(found))
+    plan = [] if found.config.model.is_convolutional else ["", _plan_table(found)]  # which is not sharded
+    return Group(_facts(found), *warnings, "", _memory_table(found), *plan)
 
 
 def _on_gpus(
@@ -269,6 +271,8 @@ def _facts(found: DryRun) -> Table:
         parameters += f", teacher {cost.teacher_parameters / 1e6:,.1f} M"
     recomputed = f" and {cost.recompute_flops / 1e9:,.0f} to recompute" if config.recompute else ""
     source = "as given" if found.is_mfu_given else "as published runs reach"
+    if model.is_convolutional and not found.is_mfu_given:
+        source = "as published runs of vision transformers reach"
     if found.n_samples is None or found.gpu_hours is None:
         run = f"{config.epochs} epochs of a pack that is not there yet; no pretrain.steps"
         hours = f"{found.gpu_hours_per_million:,.4g} for each million crops of the pack"
@@ -281,8 +285,7 @@ def _facts(found: DryRun) -> Table:
     shown.add_column()
     shown.add_row(
         "model",
-        f"{model.architecture} of {model.depth} x {model.width}, {model.heads} heads, patches of "
-        f"{model.patch_size} px, crops of {model.crop_size} px",
+        _described(model),
     )
     shown.add_row(
         "training",
@@ -297,6 +300,15 @@ def _facts(found: DryRun) -> Table:
     shown.add_row("run", run)
     shown.add_row("GPU-hours", hours)
     return shown
+
+
+def _described(model: ModelConfig) -> str:
+    if model.is_convolutional:
+        return f"{model.resnet} with a {model.stem} stem, {len(model.channels)} stains, crops of {model.crop_size} px"
+    return (
+        f"{model.architecture} of {model.depth} x {model.width}, {model.heads} heads, patches of "
+        f"{model.patch_size} px, crops of {model.crop_size} px"
+    )
 
 
 def _memory_table(found: DryRun) -> Table:

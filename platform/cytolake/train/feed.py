@@ -169,7 +169,7 @@ class _Reader:
 
 def _n_tokens(model: ModelConfig, crops: CropBatch) -> int:
     """Patch tokens of crops of any size."""
-    n_patches = (crops.pixels.shape[-1] // model.patch_size) ** 2
+    n_patches = model.n_patches_of(crops.pixels.shape[-1])
     return n_patches * (len(crops) if model.is_fused else sum(crops.n_channels))
 
 

@@ -107,7 +107,8 @@ class _Worker:
 
     def _build(self) -> Objective:
         config = self.config
-        objective = build_objective(config.model, config.objective, config.seed).to(self.device)
+        fitted = config.objective.fitted_to(self.pack.n_crops, config.minibatch_size)
+        objective = build_objective(config.model, fitted, config.seed).to(self.device)
         objective.encoder.recomputes = config.recompute
         if config.parallel == "fsdp" and is_distributed():
             shard(objective)

@@ -14,6 +14,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from cytolake.models.objectives.heads import PrototypeHead
 
+Schedule = Literal["linear_warmup", "one_cycle"]
+
+_FIRST_DIVISOR, _LAST_DIVISOR = 25.0, 1e4  # torch.optim.lr_scheduler.OneCycleLR's div_factor and final_div_factor
+
 
 class Lion(torch.optim.Optimizer):
     """Moves every weight by the learning rate, in the direction of the sign of a mean of its gradients.
@@ -145,18 +149,36 @@ def decayed_names(objective: nn.Module) -> set[str]:
     return names
 
 
-def learning_rate_at(step: float, n_steps: float, peak: float, warmup_share: float) -> float:
-    """One cycle: a straight line up to `peak` over the first `warmup_share` of the steps, then half a cosine to 0.
+def learning_rate_at(
+    step: float, n_steps: float, peak: float, warmup_share: float, schedule: Schedule = "linear_warmup"
+) -> float:
+    """The learning rate of one step, see `PretrainConfig.schedule`.
 
     Step 0 is the first one and already learns; the last one still learns a little. Steps may be counted in parts of
     whole ones, where minibatches differ in size.
 
-    Kenyon-Dean et al. 2024 write of a linear warm-up; the public config of Kraus et al. 2024 names torch's
-    `OneCycleLR(anneal_strategy="cos")`, which rises along half a cosine from peak / 25. The two differ by at most a
-    tenth of the peak in the warm-up, and by a step's worth after it.
+    Sources: Kenyon-Dean et al. 2024, arXiv 2411.02572, write of a linear warm-up; Smith & Topin 2018, arXiv 1708.07120,
+    in the form of torch's `OneCycleLR` with its own divisors. The two differ by at most a tenth of the peak in the
+    warm-up, and by a step's worth after it.
     """
+    if schedule == "one_cycle":
+        return _one_cycle(step, n_steps, peak, warmup_share)
     n_warmup = max(1, round(n_steps * warmup_share))
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
     done = (step - n_warmup + 1) / (n_steps - n_warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _one_cycle(step: float, n_steps: float, peak: float, warmup_share: float) -> float:
+    first, last = peak / _FIRST_DIVISOR, peak / _FIRST_DIVISOR / _LAST_DIVISOR
+    top, end = warmup_share * n_steps - 1, n_steps - 1  # the steps at which the peak and the lowest rate are reached
+    if step < top:
+        return _along_cosine(first, peak, step / top)
+    if end <= top or step == top:
+        return peak
+    return _along_cosine(peak, last, (step - top) / (end - top))
+
+
+def _along_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cytolake.models import Encoder
+from cytolake.models import Encoder, new_encoder
 from cytolake.models.objectives import Objective
 from cytolake.models.transformer import Block
 from cytolake.train.config import Parallel
@@ -79,6 +79,6 @@ def encoder_on_cpu(encoder: Encoder, keeps: bool) -> Encoder | None:
             whole[name] = gathered.detach().cpu()
     if not keeps:
         return None
-    copied = Encoder(encoder.config)
+    copied = new_encoder(encoder.config)
     copied.load_state_dict(whole)
     return copied

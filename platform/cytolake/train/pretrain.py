@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import threading
 import time
@@ -34,6 +35,8 @@ from cytolake.train.run_folder import (
 )
 
 Progress = Callable[[str, int, int], None]
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainError(RuntimeError):
@@ -203,6 +206,7 @@ def _plan(pack_path: str | Path, config: PretrainConfig, runs_root: str | Path) 
 def _training(plan: _Plan, tracking: TrackingConfig, tags: Mapping[str, str] | None) -> Iterator[Run]:
     """The run's folder with its untrained encoder, and its MLflow run."""
     pack, config, folder = plan.pack, plan.config, plan.folder
+    queue = _queue_params(pack, config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STOPPED_FILE).unlink(missing_ok=True)
     save_encoder(build_encoder(config.model, config.seed).eval(), folder / UNTRAINED_FILE)
@@ -213,6 +217,7 @@ def _training(plan: _Plan, tracking: TrackingConfig, tags: Mapping[str, str] | N
         **{f"delta_version.{table}": version for table, version in sorted(pack.table_versions.items())},
         "n_samples": plan.n_samples,
         **_identity_params(config),
+        **queue,
     }
     with pretraining_run(tracking.at(folder.parent.parent), folder, params, all_tags) as run:
         yield run
@@ -363,6 +368,24 @@ def _watch(folder: Path, run: Run, n_samples: int, progress: Progress | None) ->
 def _identity_params(config: PretrainConfig) -> dict[str, Any]:
     """Settings for MLflow, which refuses another value of the same setting when a run goes on."""
     return {name: value for name, value in flatten_config(config).items() if name not in OPERATION}
+
+
+def _queue_params(pack: Pack, config: PretrainConfig) -> dict[str, Any]:
+    """Keys in the queue of a run that has one, as long as the pack allows; logs where that is less than configured."""
+    if config.objective.name != "moco_v2_plus":
+        return {}
+    wanted = config.objective.moco_v2_plus.queue_size
+    used = config.objective.fitted_to(pack.n_crops, config.minibatch_size).moco_v2_plus.queue_size
+    if used < wanted:
+        logger.warning(
+            "pack %s has %d crops: the queue of moco_v2_plus holds %d keys instead of "
+            "pretrain.objective.moco_v2_plus.queue_size=%d, which would be older keys of the same crops.",
+            pack.pack_id,
+            pack.n_crops,
+            used,
+            wanted,
+        )
+    return {"queue_size": used}
 
 
 def _median(history: list[dict[str, float]], name: str) -> float:

@@ -59,6 +59,7 @@ class TrainingStep:
             self._n_samples / config.minibatch_size,
             config.learning_rate,
             config.warmup_share,
+            config.schedule,
         )
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate

@@ -166,8 +166,8 @@ def audit_encoders(
     tasks = [_task(catalog, pack, label, split, config) for label, split in config.labels]
     loaded = {name: load_encoder(path) for name, path in encoders.items()}
     for name, encoder in loaded.items():
-        if not 0 <= block < encoder.config.depth:
-            raise ValueError(f"encoder {name} has blocks 0 to {encoder.config.depth - 1}, requested block {block}.")
+        if not 0 <= block < encoder.n_blocks:
+            raise ValueError(f"encoder {name} has blocks 0 to {encoder.n_blocks - 1}, block {block} was requested.")
     total, done = len(loaded) * (1 + len(config.knobs) * len(config.strengths)), 0
     rows: list[AuditRow] = []
     skipped: dict[str, str] = {}

@@ -20,7 +20,7 @@ from cytolake.benchmark.qc.encoders import (
     features_of_key,
 )
 from cytolake.benchmark.qc.features import feature_names, measure_sites, plate_reference, plate_scale
-from cytolake.models import Encoder, save_encoder
+from cytolake.models import VisionTransformer, save_encoder
 from cytolake.models.checkpoints import CheckpointError
 from cytolake.models.config import ModelConfig
 
@@ -47,7 +47,7 @@ def checkpoint(folder: Path, seed: int = 0, **changes: object) -> Path:
     torch.manual_seed(seed)
     config = {"channels": ("DNA", "ER"), "crop_size": 32, "width": 32, "depth": 2, "heads": 2} | changes
     path = folder / f"encoder-{seed}.safetensors"
-    save_encoder(Encoder(ModelConfig(**config)), path)
+    save_encoder(VisionTransformer(ModelConfig(**config)), path)
     return path
 
 

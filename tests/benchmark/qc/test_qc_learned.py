@@ -25,7 +25,7 @@ from cytolake.benchmark.qc.plates import PlateSites, Spoiling
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.curation.rules import QcStep
 from cytolake.catalog.qc.labels import read_label_sheet
-from cytolake.models import Encoder, save_encoder
+from cytolake.models import VisionTransformer, save_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
@@ -244,11 +244,11 @@ def test_labels_that_name_channels_spoil_only_those(labelled, tmp_path):
 
 def test_an_encoder_can_stand_beside_the_statistics_and_must_be_the_same_when_judging(labelled, tmp_path):
     path = tmp_path / "encoder.safetensors"
-    save_encoder(Encoder(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)
+    save_encoder(VisionTransformer(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)
     config = replace(CONFIG, features=FeatureConfig(checkpoint=str(path), windows_per_side=1, reference_sites=4))
     detector = train_detector(labelled, config)
     assert "encoder_15" in detector.features
-    save_encoder(Encoder(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)
+    save_encoder(VisionTransformer(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)
     qc_plates._extractors.cache_clear()  # as another process would find it
     with pytest.raises(FeatureError, match="as at its training"):
         judge_with_detector(labelled, detector)

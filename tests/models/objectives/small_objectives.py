@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +14,19 @@ from cytolake.models.objectives import (
     ByolConfig,
     DinoConfig,
     MaeConfig,
+    MoCoV2PlusConfig,
+    MoCoV3Config,
     ObjectiveConfig,
     SimClrConfig,
+    SimSiamConfig,
     VicRegConfig,
     View,
 )
 
 MODEL = ModelConfig(channels=("DNA", "ER", "RNA"), crop_size=16, patch_size=4, width=16, depth=1, heads=2)
+
+RESNET = ModelConfig(architecture="resnet", channels=("DNA", "ER"), crop_size=16)
+"""For `pair_crops`."""
 
 _PARTS = {
     "mae": MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=0.5, contrastive_weight=0.5),
@@ -28,6 +35,9 @@ _PARTS = {
     "byol": ByolConfig(hidden_width=32, projected_width=8),
     "vicreg": VicRegConfig(hidden_width=32, projected_width=8),
     "barlow_twins": BarlowTwinsConfig(hidden_width=32, projected_width=8),
+    "moco_v2_plus": MoCoV2PlusConfig(hidden_width=32, projected_width=8, queue_size=16),
+    "moco_v3": MoCoV3Config(hidden_width=32, projected_width=8),
+    "simsiam": SimSiamConfig(hidden_width=32, projected_width=16, predictor_width=8),
 }
 
 CONFIGS = {name: ObjectiveConfig(name=name, **_PARTS) for name in _PARTS}
@@ -45,6 +55,17 @@ def mixed_crops(n: int) -> list[np.ndarray]:
         blob = 1000 * np.exp(-((y - a) ** 2 + (x - b) ** 2) / size**2)
         crops.append(np.stack([(c + 1) * blob + random.uniform(0, 100, (16, 16)) for c in range(1 + i % 3)]))
     return crops
+
+
+def pair_crops(n: int) -> list[np.ndarray]:
+    """The same of 2 channels all."""
+    return [crop for crop in mixed_crops(3 * n) if len(crop) == 2]
+
+
+def on_resnet(config: ObjectiveConfig) -> ObjectiveConfig:
+    """The same objective of mean-pooled vectors, which a ResNet has alone."""
+    part = dataclasses.replace(getattr(config, config.name), pooling="mean")
+    return dataclasses.replace(config, **{config.name: part})
 
 
 def views_of(

@@ -8,16 +8,28 @@ import math
 
 import pytest
 import torch
-from tests.models.objectives.small_objectives import CONFIGS, MODEL, NEW, mixed_crops, views_of
+from tests.models.objectives.small_objectives import (
+    CONFIGS,
+    MODEL,
+    NEW,
+    RESNET,
+    mixed_crops,
+    on_resnet,
+    pair_crops,
+    views_of,
+)
 
 from cytolake.models import build_encoder
 from cytolake.models.objectives import (
     BarlowTwinsConfig,
     ByolConfig,
     DinoConfig,
+    MoCoV2PlusConfig,
+    MoCoV3Config,
     Objective,
     ObjectiveConfig,
     SimClrConfig,
+    SimSiamConfig,
     VicRegConfig,
     build_objective,
 )
@@ -77,9 +89,34 @@ def test_crops_with_fixed_channels_train_too(name):
     assert objective.encoder.patch_embedding.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", [name for name in NEW if name != "dino"])
+@new_objectives
+def test_a_resnet_trains_with_it_and_goes_on_from_its_state_with_the_same_losses(name):
+    config = on_resnet(CONFIGS[name])
+    first, resumed = (build_objective(RESNET, config, seed) for seed in (0, 1))
+    views = views_of(config, pair_crops(4))
+    for objective in (first, resumed):
+        objective.train()
+    first(views)["loss"].backward()
+    assert [key for key, weight in first.named_parameters() if weight.requires_grad == (weight.grad is None)] == []
+    first.after_step(0.1)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    later = [objective(views) for objective in (first, resumed)]
+    assert {key: value.item() for key, value in later[0].items()} == {k: v.item() for k, v in later[1].items()}
+    # running statistics of whatever is kept have moved
+    mean = first.kept_encoder.net.bn1.running_mean
+    assert not torch.equal(mean, torch.zeros_like(mean))
+
+
+def test_a_masked_autoencoder_of_a_resnet_and_a_cls_token_of_one_are_refused():
+    with pytest.raises(ValueError, match="objective mae hides tokens, and a resnet has none"):
+        build_objective(RESNET, ObjectiveConfig(), 0)
+    with pytest.raises(ValueError, match=r"objective.dino.pooling is cls, which resnet does not have. Take mean"):
+        build_objective(RESNET, ObjectiveConfig(name="dino"), 0)
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if name not in ("dino", "moco_v2_plus")])
 def test_training_lowers_the_loss_and_features_do_not_collapse(name):
-    """The same of DINO, whose centre must settle first, is in test_dino.py."""
+    """The same of DINO, whose centre must settle first, and of MoCo v2+, whose queue must fill, is in their files."""
     objective = build_objective(MODEL, CONFIGS[name], 0)
     crops = views_of(CONFIGS[name], mixed_crops(8))[0].crops
     before = objective.encoder.pooled_blocks(crops)["mean"][-1].std(dim=0).mean()
@@ -140,7 +177,7 @@ def test_only_dino_has_views_of_a_part_of_the_crop():
 
 
 def test_what_the_data_feed_asks():
-    assert [CONFIGS[name].masks_tokens for name in CONFIGS] == [True, False, False, False, False, False]
+    assert [CONFIGS[name].masks_tokens for name in CONFIGS] == [True] + [False] * len(NEW)
     assert all(config.compares_crops for config in CONFIGS.values())
     plain = ObjectiveConfig()
     assert (plain.name, plain.n_views, plain.compares_crops) == ("mae", 1, False)
@@ -157,6 +194,10 @@ def test_what_the_data_feed_asks():
         (lambda: VicRegConfig(covariance_weight=-1.0), "vicreg covariance_weight is -1.0"),
         (lambda: BarlowTwinsConfig(projected_width=0), "barlow_twins projected_width is 0"),
         (lambda: BarlowTwinsConfig(off_diagonal_weight=-1.0), "off_diagonal_weight is -1.0"),
+        (lambda: MoCoV2PlusConfig(queue_size=0), "moco_v2_plus queue_size is 0"),
+        (lambda: MoCoV2PlusConfig(last_momentum=1.0), "last_momentum is 1.0: expected 0 <= last_momentum < 1"),
+        (lambda: MoCoV3Config(projector_layers=0), "moco_v3 projector_layers is 0"),
+        (lambda: SimSiamConfig(predictor_width=-1), "simsiam predictor_width is -1"),
         (lambda: DinoConfig(n_local_views=-1), "n_local_views is -1"),
         (lambda: DinoConfig(local_scale=(0.4, 0.1)), "local_scale is 0.4 to 0.1"),
         (lambda: DinoConfig(warmup_share=1.5), "warmup_share is 1.5"),

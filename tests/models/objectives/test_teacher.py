@@ -9,7 +9,18 @@ from tests.models.objectives.small_objectives import CONFIGS, MODEL, mixed_crops
 from cytolake.models.objectives import build_objective
 from cytolake.models.objectives.teacher import Teacher, momentum_at
 
-with_teacher = pytest.mark.parametrize(("name", "head"), [("dino", "head"), ("byol", "projector")])
+with_teacher = pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("dino", "head"),
+        ("byol", "projector"),
+        ("moco_v2_plus", "projector"),
+        ("moco_v3", "projector"),
+    ],
+)
+
+
+MOMENTA = {"dino": (0.9995,), "byol": (0.99,), "moco_v2_plus": (0.99, 0.999), "moco_v3": (0.99,)}
 
 
 def test_momentum_rises_from_its_first_value_to_1_along_half_a_cosine():
@@ -17,6 +28,12 @@ def test_momentum_rises_from_its_first_value_to_1_along_half_a_cosine():
     assert momentum_at(0.25, 0.99) == pytest.approx(1 - 0.01 * (1 + 2**-0.5) / 2)
     assert momentum_at(0.5, 0.99) == pytest.approx(0.995)
     assert momentum_at(1.0, 0.99) == 1.0
+
+
+def test_momentum_of_moco_v2_plus_ends_below_1_as_published():
+    assert momentum_at(0.0, 0.99, 0.999) == pytest.approx(0.99)
+    assert momentum_at(0.5, 0.99, 0.999) == pytest.approx(0.9945)
+    assert momentum_at(1.0, 0.99, 0.999) == pytest.approx(0.999)
 
 
 @with_teacher
@@ -30,7 +47,7 @@ def test_the_teacher_follows_a_student_that_stands_still_as_the_schedule_says(na
     left = 1.0
     for step in range(1, 5):
         objective.after_step(step / 4)
-        left *= momentum_at(step / 4, {"dino": 0.9995, "byol": 0.99}[name])
+        left *= momentum_at(step / 4, *MOMENTA[name])
         pairs = [*zip(teacher.encoder.parameters(), objective.encoder.parameters(), strict=True)]
         pairs += zip(teacher.head.parameters(), student.parameters(), strict=True)
         for own, new in pairs:

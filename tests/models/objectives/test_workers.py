@@ -8,13 +8,23 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing
-from tests.models.objectives.small_objectives import CONFIGS, MODEL, mixed_crops, views_of
+from tests.models.objectives.small_objectives import (
+    CONFIGS,
+    MODEL,
+    RESNET,
+    mixed_crops,
+    on_resnet,
+    pair_crops,
+    views_of,
+)
 from torch import Tensor
 
 from cytolake.models.objectives import build_objective
-from cytolake.models.objectives.workers import check_several_crops, gather_rows, mean_over_workers
+from cytolake.models.workers import check_several_crops, gather_rows, mean_over_workers
 
 N_CROPS = 6
+ON_RESNET = " on a resnet"
+NAMES = (*CONFIGS, f"byol{ON_RESNET}", f"moco_v2_plus{ON_RESNET}")
 
 
 def test_two_workers_are_one(tmp_path):
@@ -24,7 +34,7 @@ def test_two_workers_are_one(tmp_path):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for name in CONFIGS:
+    for name in NAMES:
         whole = _two_steps(name, list(range(N_CROPS)))
         for kind, values in whole.items():
             largest = max(value.abs().max() for value in values.values())
@@ -40,7 +50,7 @@ def test_two_workers_are_one(tmp_path):
 
 def test_a_worker_alone_does_not_have_the_loss_of_all():
     """Else the test above could not fail."""
-    for name in ("simclr", "byol", "vicreg", "barlow_twins"):
+    for name in ("simclr", "byol", "vicreg", "barlow_twins", "moco_v3", "simsiam"):
         whole = _two_steps(name, list(range(N_CROPS)))["losses"]["loss"]
         halves = [_two_steps(name, half)["losses"]["loss"] for half in ([0, 1, 2], [3, 4, 5])]
         assert abs((halves[0] + halves[1]) / 2 - whole) > 1e-3 * whole, name
@@ -61,10 +71,11 @@ def test_one_crop_is_refused():
 def _two_steps(name: str, mine: list[int]) -> dict[str, dict[str, Tensor]]:
     """Losses, the mean over workers of the gradients, and after a step with these the losses and state again."""
     is_shared = torch.distributed.is_initialized()
-    config = CONFIGS[name]
-    objective = build_objective(MODEL, config, 0)
+    config, model, crops = CONFIGS[name.removesuffix(ON_RESNET)], MODEL, mixed_crops(N_CROPS)
+    if name.endswith(ON_RESNET):
+        config, model, crops = on_resnet(config), RESNET, pair_crops(N_CROPS)
+    objective = build_objective(model, config, 0)
     optimiser = torch.optim.SGD([weight for weight in objective.parameters() if weight.requires_grad], 0.01)
-    crops = mixed_crops(N_CROPS)
     views = views_of(config, [crops[i] for i in mine], mine)
     losses = objective(views)
     losses["loss"].backward()
@@ -93,7 +104,6 @@ def _worker(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    half = N_CROPS // 2
-    mine = list(range(half * rank, half * (rank + 1)))
-    torch.save({name: _two_steps(name, mine) for name in CONFIGS}, f"{folder}/{rank}.pt")
+    mine = list(range(rank, N_CROPS, 2))  # as the sampler shares them
+    torch.save({name: _two_steps(name, mine) for name in NAMES}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ TABLE = {
 
 def test_the_declared_presets_are_those_that_the_readme_promises():
     assert {preset.name for preset in layout_presets()} == {
-        *("index-csv", "ome-zarr", "imagexpress", "cellvoyager", "phenix", "load-data", "rxrx"),
+        *("index-csv", "ome-zarr", "imagexpress", "cellvoyager", "phenix", "load-data", "rxrx", "class-folders"),
         *("bbbc006", "bbbc021", "bbbc022"),
     }
 

@@ -115,8 +115,8 @@ def features_of_key(key: str) -> tuple[FeatureConfig, list[FeatureExtractor]]:
 class EncoderFeatures:
     """An encoder of ours: mean over the patch tokens of one block.
 
-    A `chada_vit` sees each channel by itself. A `mae_vit` must see all its stains at once: what it says of the site is
-    then said of every channel.
+    A `chada_vit` sees each channel by itself. A `mae_vit` or `resnet` must see all its stains at once: what it says of
+    the site is then said of every channel.
     """
 
     def __init__(self, checkpoint: str | Path, block: int = -1, windows_per_side: int = 2) -> None:
@@ -144,7 +144,7 @@ class EncoderFeatures:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(f"encoder_{i}" for i in range(self._encoder.config.width))
+        return tuple(f"encoder_{i}" for i in range(self._encoder.config.block_widths[self._block]))
 
     def measure(self, sites: Sequence[Pixels], channels: Sequence[tuple[str, ...]], scale: PlateScale) -> list[Numbers]:
         from cytolake.models.crops import collate, range_of
@@ -155,15 +155,15 @@ class EncoderFeatures:
             seen = np.float32(pixels) if config.needs_counts else scale.apply(pixels, names)
             windows_CTSS = _windows(_at_least(seen, config.crop_size), config.crop_size, self._windows)
             identities = config.channel_indices(names)
-            if config.architecture == "mae_vit":
+            if config.is_fused:
                 images, alone = list(windows_CTSS.swapaxes(0, 1)), [identities] * windows_CTSS.shape[1]
             else:
                 images = [window[None] for windows_TSS in windows_CTSS for window in windows_TSS]
                 alone = [(identity,) for identity in identities for _ in range(windows_CTSS.shape[1])]
             ranges = [range_of(pixels)] * len(images) if config.needs_counts else None
-            batch = collate(images, alone, ranges)
-            pooled = self._encoder.pooled_blocks(batch)["mean"][self._block].double().numpy()
-            if config.architecture == "mae_vit":
+            blocks = self._encoder.pooled_blocks(collate(images, alone, ranges), ("mean",))["mean"]
+            pooled = blocks[self._block].double().numpy()
+            if config.is_fused:
                 found.append(np.repeat(pooled.mean(axis=0, keepdims=True), len(names), axis=0))
             else:
                 found.append(pooled.reshape(len(names), windows_CTSS.shape[1], -1).mean(axis=1))

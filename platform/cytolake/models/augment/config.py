@@ -175,10 +175,10 @@ class AugmentConfig:
         if model.is_fused and loses_stains:
             raise ValueError(
                 f"augment channel_drop is {self.channel_drop} in mode {self.channel_drop_mode!r} and identity_drop "
-                f"{self.identity_drop}, but mae_vit needs all its stains ({', '.join(model.channels)}). Set "
-                "channel_drop_mode='blank' and identity_drop=0, or take a chada_vit."
+                f"{self.identity_drop}, but {model.architecture} needs all its stains ({', '.join(model.channels)}). "
+                "Set channel_drop_mode='blank' and identity_drop=0, or take a chada_vit."
             )
-        if self.size is not None and self.size % model.patch_size:
+        if self.size is not None and self.size % model.size_step:
             raise ValueError(
-                f"augment size is {self.size} px: expected a multiple of the model's patch_size, {model.patch_size} px."
+                f"augment size is {self.size} px: expected a multiple of the model's patch_size, {model.size_step} px."
             )

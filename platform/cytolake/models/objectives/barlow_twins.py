@@ -13,7 +13,7 @@ from cytolake.models.config import ModelConfig
 from cytolake.models.objectives.config import BarlowTwinsConfig
 from cytolake.models.objectives.heads import without_autocast
 from cytolake.models.objectives.pair import PairObjective
-from cytolake.models.objectives.workers import gather_rows
+from cytolake.models.workers import gather_rows
 
 _EPSILON = 1e-5  # of variances, as the batch normalisation of the authors' code has it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -16,16 +17,23 @@ from cytolake.models.objectives.config import (
     ByolConfig,
     DinoConfig,
     MaeConfig,
+    MoCoV2PlusConfig,
+    MoCoV3Config,
     SimClrConfig,
+    SimSiamConfig,
     VicRegConfig,
 )
 from cytolake.models.objectives.dino import Dino
 from cytolake.models.objectives.mae import MaskedAutoencoder
+from cytolake.models.objectives.moco_v2_plus import MoCoV2Plus
+from cytolake.models.objectives.moco_v3 import MoCoV3
 from cytolake.models.objectives.objective import Objective
 from cytolake.models.objectives.simclr import SimClr
+from cytolake.models.objectives.simsiam import SimSiam
 from cytolake.models.objectives.vicreg import VicReg
+from cytolake.models.stored_fields import ADDED_LATER
 
-ObjectiveName = Literal["mae", "dino", "simclr", "byol", "vicreg", "barlow_twins"]
+ObjectiveName = Literal["mae", "dino", "simclr", "byol", "vicreg", "barlow_twins", "moco_v2_plus", "moco_v3", "simsiam"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +47,9 @@ class ObjectiveConfig:
     byol: ByolConfig = field(default_factory=ByolConfig)
     vicreg: VicRegConfig = field(default_factory=VicRegConfig)
     barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    moco_v2_plus: MoCoV2PlusConfig = field(default_factory=MoCoV2PlusConfig, metadata=ADDED_LATER)
+    moco_v3: MoCoV3Config = field(default_factory=MoCoV3Config, metadata=ADDED_LATER)
+    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ObjectiveName):
@@ -79,6 +90,33 @@ class ObjectiveConfig:
             return self.dino.global_scale, None
         return self.dino.local_scale, self.dino.local_size
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse what the objective cannot train, before a run begins.
+
+        Raises:
+            ValueError: A masked autoencoder of a ResNet, or a pooling that the model does not have.
+        """
+        if self.name == "mae":
+            if model.is_convolutional:
+                raise ValueError(
+                    "objective mae hides tokens, and a resnet has none. Take simclr, byol, vicreg, barlow_twins, dino, "
+                    "moco_v2_plus, moco_v3 or simsiam, or a vision transformer (model.architecture=mae_vit)."
+                )
+            return
+        pooling = getattr(self, self.name).pooling
+        if pooling not in model.poolings:
+            raise ValueError(
+                f"objective.{self.name}.pooling is {pooling}, which {model.architecture} does not have. "
+                f"Take {' or '.join(model.poolings)}."
+            )
+
+    def fitted_to(self, n_crops: int, minibatch_size: int) -> ObjectiveConfig:
+        """The same with the queue of `moco_v2_plus` no longer than the whole minibatches that so many crops fill."""
+        most = max(minibatch_size, n_crops - n_crops % minibatch_size)
+        if self.name != "moco_v2_plus" or self.moco_v2_plus.queue_size <= most:
+            return self
+        return dataclasses.replace(self, moco_v2_plus=dataclasses.replace(self.moco_v2_plus, queue_size=most))
+
 
 def build_objective(model: ModelConfig, config: ObjectiveConfig, seed: int) -> Objective:
     """A new encoder with what trains it, on the CPU.
@@ -89,6 +127,7 @@ def build_objective(model: ModelConfig, config: ObjectiveConfig, seed: int) -> O
     Raises:
         ValueError: Settings of the objective that do not fit the model.
     """
+    config.check_model(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         match config.name:
@@ -104,3 +143,9 @@ def build_objective(model: ModelConfig, config: ObjectiveConfig, seed: int) -> O
                 return VicReg(model, config.vicreg)
             case "barlow_twins":
                 return BarlowTwins(model, config.barlow_twins)
+            case "moco_v2_plus":
+                return MoCoV2Plus(model, config.moco_v2_plus)
+            case "moco_v3":
+                return MoCoV3(model, config.moco_v3)
+            case "simsiam":
+                return SimSiam(model, config.simsiam)

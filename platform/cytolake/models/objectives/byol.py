@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import ByolConfig
 from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.objectives.workers import check_several_crops, gather_rows
+from cytolake.models.workers import check_several_crops, gather_rows
 
 
 class Byol(Objective):
@@ -28,11 +28,11 @@ class Byol(Objective):
     def __init__(self, model: ModelConfig, config: ByolConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(model)
+        self.encoder = new_encoder(model)
         freeze_final_shift(self.encoder)
         widths = (config.hidden_width, config.projected_width)
         # The predictor's own normalisation takes a shift of the projections away again.
-        self.projector = mlp((model.width, *widths), normalised=True, is_shift_lost=True)
+        self.projector = mlp((model.vector_width, *widths), normalised=True, is_shift_lost=True)
         self.predictor = mlp((config.projected_width, *widths), normalised=True)
         self.teacher = Teacher(self.encoder, self.projector)
 

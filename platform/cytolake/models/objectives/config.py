@@ -192,6 +192,81 @@ class BarlowTwinsConfig:
             raise ValueError(f"barlow_twins off_diagonal_weight is {self.off_diagonal_weight}: expected 0 or more.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoCoV2PlusConfig:
+    """A view finds its other view among the keys of a queue. He et al. 2020, arXiv 1911.05722; v2: Chen et al. 2020,
+    arXiv 2003.04297; v2+, with a symmetric loss: Chen & He 2021, arXiv 2011.10566.
+
+    Widths, temperature, queue and momenta as Bendidi et al. 2023, arXiv 2304.11718.
+    """
+
+    pooling: Pooling = "mean"
+    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    hidden_width: int = 2048
+    """Of the projector. Chen et al. 2020, section 3; Bendidi et al. 2023."""
+    projected_width: int = 256
+    """Of queries and keys. Bendidi et al. 2023; He et al. 2020: 128."""
+    temperature: float = 0.2
+    """What cosines are divided by. Chen et al. 2020, table 2; Bendidi et al. 2023."""
+    queue_size: int = 32_768
+    """Keys that are kept of each view. Bendidi et al. 2023; He et al. 2020: 65,536, of 1.28 million images. On a pack
+    of fewer crops a run shortens its queue to the crops that fill whole minibatches, and logs so: a longer one would
+    hold older keys of every crop itself as negatives."""
+    momentum: float = 0.99
+    """What the teacher keeps of itself in the first step. Bendidi et al. 2023; He et al. 2020: 0.999 throughout."""
+    last_momentum: float = 0.999
+    """The same in the last step, reached along half a cosine. Bendidi et al. 2023."""
+
+    def __post_init__(self) -> None:
+        _check_pooling("moco_v2_plus", self.pooling)
+        _check_positive(self, "moco_v2_plus", ("hidden_width", "projected_width", "temperature", "queue_size"))
+        _check_momentum(self, "moco_v2_plus", ("momentum", "last_momentum"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoCoV3Config:
+    """Predict what a slow teacher makes of the other view, and of no other crop. Chen et al. 2021, arXiv 2104.02057."""
+
+    pooling: Pooling = "mean"
+    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`, as published."""
+    hidden_width: int = 4096
+    """Of projector and predictor. Chen et al. 2021, section 4.3."""
+    projected_width: int = 256
+    """Of queries and keys. Chen et al. 2021, section 4.3."""
+    projector_layers: int = 3
+    """Linear layers of the projector. Chen et al. 2021, section 4.3; 2 for ResNet-50 in their code."""
+    temperature: float = 0.2
+    """What cosines are divided by. Chen et al. 2021's code, for vision transformers; 1.0 for ResNet-50."""
+    momentum: float = 0.99
+    """What the teacher keeps of itself in the first step; rises to 1. Chen et al. 2021, section 4.3 and code."""
+
+    def __post_init__(self) -> None:
+        _check_pooling("moco_v3", self.pooling)
+        _check_positive(self, "moco_v3", ("hidden_width", "projected_width", "projector_layers", "temperature"))
+        _check_momentum(self, "moco_v3", ("momentum",))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimSiamConfig:
+    """Predict the projection of the other view, without a teacher. Chen & He 2021, arXiv 2011.10566."""
+
+    pooling: Pooling = "mean"
+    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    hidden_width: int = 2048
+    """Of the projector. Chen & He 2021, section 3; Bendidi et al. 2023."""
+    projected_width: int = 2048
+    """Of predictions and targets. Chen & He 2021, section 3; Bendidi et al. 2023."""
+    projector_layers: int = 3
+    """Linear layers of the projector. Chen & He 2021, section 3; 2 for CIFAR in their appendix D."""
+    predictor_width: int = 512
+    """Of the predictor's hidden layer, a bottleneck. Chen & He 2021, section 3; Bendidi et al. 2023."""
+
+    def __post_init__(self) -> None:
+        _check_pooling("simsiam", self.pooling)
+        names = ("hidden_width", "projected_width", "projector_layers", "predictor_width")
+        _check_positive(self, "simsiam", names)
+
+
 def _check_pooling(objective: str, pooling: str) -> None:
     if pooling not in get_args(Pooling):
         raise ValueError(f"{objective} pooling {pooling!r} is not known: choose one of {', '.join(get_args(Pooling))}.")

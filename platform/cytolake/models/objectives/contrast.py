@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cytolake.models.objectives.workers import gather_rows
 from cytolake.models.transformer import initialise
+from cytolake.models.workers import gather_rows
 
 TEMPERATURE = 0.2
 PROJECTED_WIDTH = 64

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import N_GLOBAL_VIEWS, DinoConfig
 from cytolake.models.objectives.heads import PrototypeHead, pooled_features
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.objectives.workers import mean_over_workers
+from cytolake.models.workers import mean_over_workers
 
 
 class Dino(Objective):
@@ -36,14 +37,14 @@ class Dino(Objective):
     def __init__(self, model: ModelConfig, config: DinoConfig) -> None:
         """Raises ValueError for local views that do not divide into the model's patches."""
         super().__init__()
-        if config.n_local_views > 0 and config.local_size % model.patch_size:
+        if config.n_local_views > 0 and config.local_size % model.size_step:
             raise ValueError(
                 f"objective.dino.local_size is {config.local_size} px: local views do not divide into patches of "
-                f"{model.patch_size} px. Take a multiple of model.patch_size."
+                f"{model.size_step} px. Take a multiple of model.patch_size."
             )
         self.config = config
-        self.encoder = Encoder(model)
-        self.head = PrototypeHead(model.width, config.hidden_width, config.bottleneck_width, config.n_prototypes)
+        self.encoder = new_encoder(model)
+        self.head = PrototypeHead(model.vector_width, config.hidden_width, config.bottleneck_width, config.n_prototypes)
         self.teacher = Teacher(self.encoder, self.head)
         self.register_buffer("centre", torch.zeros(config.n_prototypes))
         self.register_buffer("share_done", torch.zeros(()))

@@ -1,9 +1,9 @@
 """What stands between an encoder and a loss, and is thrown away after training.
 
-Batch normalisation is part of the published heads of BYOL, VICReg and Barlow Twins, so it is here too, with the
-statistics of all workers' crops: a head then computes the same however many workers share the minibatch. It keeps no
-running averages, which only an evaluation of the head would need, so it has no state beside its weights. The heads of
-SimCLR, as its equation has it, and of DINO have none.
+Batch normalisation is part of the published heads of BYOL, VICReg, Barlow Twins, MoCo v3 and SimSiam, so it is here
+too, with the statistics of all workers' crops: a head then computes the same however many workers share the minibatch.
+It keeps no running averages, which only an evaluation of the head would need, so its weights are all its state. The
+heads of SimCLR, as its equation has it, of DINO and of MoCo v2 have none.
 
 Shapes: B crops of this worker, D width of the encoder, H hidden width, Z projected width, K prototypes.
 """
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cytolake.models.crops import CropBatch
-from cytolake.models.encoder import Encoder
+from cytolake.models.encoder import Encoder, VisionTransformer
 from cytolake.models.objectives.config import Pooling
-from cytolake.models.objectives.workers import mean_over_workers
 from cytolake.models.transformer import initialise
+from cytolake.models.workers import mean_over_workers
 
 _EPSILON = 1e-5  # of variances, as torch's own batch normalisation has it
 
@@ -32,21 +32,29 @@ class MinibatchNorm(nn.Module):
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167; over all workers as SimCLR and BYOL have it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, has_gain: bool = True) -> None:
+        """Without `has_gain` it does not scale and shift what it normalised, and has no weights."""
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width)) if has_gain else None
+        self.bias = nn.Parameter(torch.zeros(width)) if has_gain else None
 
     def forward(self, values_BH: Tensor) -> Tensor:
         """(B, H) with mean 0 and variance 1 over the crops of all workers, scaled and shifted, in the input's type."""
         values = values_BH.float()
         centred = values - mean_over_workers(values.mean(dim=0))
         variance = mean_over_workers(centred.square().mean(dim=0))
-        return (centred * (variance + _EPSILON).rsqrt() * self.weight + self.bias).to(values_BH.dtype)
+        normed = centred * (variance + _EPSILON).rsqrt()
+        if self.weight is not None and self.bias is not None:
+            normed = normed * self.weight + self.bias
+        return normed.to(values_BH.dtype)
 
 
-def mlp(widths: tuple[int, ...], *, normalised: bool, is_shift_lost: bool = False) -> nn.Sequential:
+def mlp(
+    widths: tuple[int, ...], *, normalised: bool, is_shift_lost: bool = False, normalises_output: bool = False
+) -> nn.Sequential:
     """Linear layers of these widths, input first, with a ReLU between, after a `MinibatchNorm` where `normalised`.
+
+    With `normalises_output` one without gain follows the last layer too, as in MoCo v3 and SimSiam.
 
     A bias that has no gradient stays 0, where an optimiser that divides by the gradient's size would move it by
     rounding errors: each one before a `MinibatchNorm`, which takes the mean away, and the last one where
@@ -56,7 +64,11 @@ def mlp(widths: tuple[int, ...], *, normalised: bool, is_shift_lost: bool = Fals
     for entry, out in itertools.pairwise(widths):
         layers += [nn.Linear(entry, out), *([MinibatchNorm(out)] if normalised else []), nn.ReLU()]
     n_after_last_linear = 2 if normalised else 1
-    head = nn.Sequential(*layers[:-n_after_last_linear])
+    layers = layers[:-n_after_last_linear]
+    if normalises_output:
+        layers[-1] = nn.Linear(widths[-2], widths[-1], bias=False)  # a bias would be subtracted again
+        layers.append(MinibatchNorm(widths[-1], has_gain=False))
+    head = nn.Sequential(*layers)
     initialise(head)
     linear = [part for part in head if isinstance(part, nn.Linear)]
     for i, part in enumerate(linear):
@@ -101,17 +113,19 @@ class PrototypeHead(nn.Module):
 
 
 def freeze_final_shift(encoder: Encoder) -> None:
-    """Keep the bias of the encoder's last norm at 0, under a head whose first layer a `MinibatchNorm` follows.
+    """Keep the bias of a vision transformer's last norm at 0, under a head whose first layer a `MinibatchNorm` follows.
 
     It shifts the features of all crops alike, which that norm takes away: see `mlp` for what would move it.
     """
-    encoder.norm.bias.requires_grad_(False)
+    if isinstance(
+        encoder, VisionTransformer
+    ):  # the last norms of a ResNet stand before a ReLU, so theirs has a gradient
+        encoder.norm.bias.requires_grad_(False)
 
 
 def pooled_features(encoder: Encoder, crops: CropBatch, pooling: Pooling) -> Tensor:
     """(B, D) one vector for each crop, with gradients."""
-    cls_BD, mean_BD = encoder.features(crops)
-    return cls_BD if pooling == "cls" else mean_BD
+    return encoder.final_vectors(crops, pooling)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:

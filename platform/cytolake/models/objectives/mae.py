@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder, Patches, cls_and_mean
+from cytolake.models.encoder import Patches, VisionTransformer, cls_and_mean
 from cytolake.models.masking import Mask, draw_mask
 from cytolake.models.objectives.config import MaeConfig
 from cytolake.models.objectives.contrast import Projection, contrastive_loss
@@ -39,12 +39,13 @@ class Reconstruction:
 class MaskedAutoencoder(Objective):
     """Encoder and decoder with the loss that trains them."""
 
+    encoder: VisionTransformer
     compiled_for_one_shape: ClassVar = ("distances",)
 
     def __init__(self, model: ModelConfig, config: MaeConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(model)
+        self.encoder = VisionTransformer(model)
         self.decoder = build_decoder(model, config)
         self.projection = Projection(model.width) if config.contrastive_weight > 0 else None
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
-from cytolake.models.encoder import Encoder
 from cytolake.models.objectives.config import Pooling
 from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
-from cytolake.models.objectives.workers import check_several_crops
+from cytolake.models.workers import check_several_crops
 
 
 class PairObjective(Objective):
@@ -28,10 +28,10 @@ class PairObjective(Objective):
     ) -> None:
         """`widths`, `normalised` and `is_shift_lost` are of the projector, see `mlp`."""
         super().__init__()
-        self.encoder = Encoder(model)
+        self.encoder = new_encoder(model)
         if normalised:
             freeze_final_shift(self.encoder)
-        self.projector = mlp((model.width, *widths), normalised=normalised, is_shift_lost=is_shift_lost)
+        self.projector = mlp((model.vector_width, *widths), normalised=normalised, is_shift_lost=is_shift_lost)
         self._pooling: Pooling = pooling
 
     @property

@@ -15,7 +15,7 @@ from cytolake.models.config import ModelConfig
 from cytolake.models.objectives.config import SimClrConfig
 from cytolake.models.objectives.heads import without_autocast
 from cytolake.models.objectives.pair import PairObjective
-from cytolake.models.objectives.workers import gather_rows
+from cytolake.models.workers import gather_rows
 
 
 class SimClr(PairObjective):

@@ -14,7 +14,8 @@ from cytolake.models.encoder import Encoder
 class Teacher(nn.Module):
     """An encoder and a head that are means of the student's over its last steps, most recent ones first.
 
-    Its weights need no gradient and are part of the state. It never skips blocks, whatever the student does.
+    Its weights need no gradient and are part of the state. It never skips blocks, whatever the student does. Batch
+    normalisation, where the encoder has it, takes its statistics from the crops in training, as published.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module) -> None:
@@ -26,7 +27,11 @@ class Teacher(nn.Module):
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in evaluation mode: drop-path would blur what the student is to match."""
-        return super().train(False)
+        super().train(False)
+        for part in self.encoder.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.train(mode)
+        return self
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, head: nn.Module, momentum: float) -> None:
@@ -36,9 +41,9 @@ class Teacher(nn.Module):
                 mine.lerp_(new, 1 - momentum)
 
 
-def momentum_at(share_done: float, first: float) -> float:
-    """From `first` at the beginning to 1 at the end of a run, along half a cosine.
+def momentum_at(share_done: float, first: float, last: float = 1.0) -> float:
+    """From `first` at the beginning to `last` at the end of a run, along half a cosine.
 
     Source: Grill et al. 2020 (BYOL), arXiv 2006.07733, section 3.3; DINO and solo-learn have the same.
     """
-    return 1 - (1 - first) * (math.cos(math.pi * min(share_done, 1.0)) + 1) / 2
+    return last - (last - first) * (math.cos(math.pi * min(share_done, 1.0)) + 1) / 2

@@ -16,7 +16,7 @@ from cytolake.models.config import ModelConfig
 from cytolake.models.objectives.config import VicRegConfig
 from cytolake.models.objectives.heads import without_autocast
 from cytolake.models.objectives.pair import PairObjective
-from cytolake.models.objectives.workers import gather_rows
+from cytolake.models.workers import gather_rows
 
 _EPSILON = 1e-4  # Bardes et al. 2022, equation 2
 

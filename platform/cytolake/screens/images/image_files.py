@@ -67,7 +67,7 @@ def read_plane(path: str, window: Window | None, bytes_max: int) -> tuple[np.nda
         ImageFileError: The file cannot be read, is damaged or cut, is not one grey plane, is past `bytes_max` decoded,
             or ends before the window does.
     """
-    with _opened(path) as (file, size, head):
+    with opened_file(path) as (file, size, head):
         if head.startswith(_TIFF_SIGNATURES):
             return _read_tiff(file, size, window, bytes_max)
         if head.startswith(_PNG_SIGNATURE):
@@ -96,7 +96,7 @@ def read_shape(path: str) -> tuple[tuple[int, int], np.dtype[Any]]:
     Raises:
         ImageFileError: As for `read_plane`.
     """
-    with _opened(path) as (file, size, head):
+    with opened_file(path) as (file, size, head):
         if head.startswith(_TIFF_SIGNATURES):
             with _tiff_page(file, size, 2**63) as (_, page):
                 return (page.shape[0], page.shape[1]), np.dtype(page.dtype)
@@ -114,7 +114,7 @@ def read_function_image(path: str, shape: tuple[int, int], bytes_max: int) -> np
     Raises:
         ImageFileError: It cannot be read, has another shape than the images, or a value that is not above 0.
     """
-    with _opened(path) as (file, _, head):
+    with opened_file(path) as (file, _, head):
         values = _read_npy(file, shape, bytes_max) if head.startswith(b"\x93NUMPY") else None
     if values is None:
         values, found = read_plane(path, None, bytes_max)
@@ -182,7 +182,7 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[tuple[BinaryIO, int, bytes]]:
+def opened_file(path: str) -> Iterator[tuple[BinaryIO, int, bytes]]:
     """The open file at its start, its size and its first bytes."""
     try:
         with open_file(path) as file:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 
 import numpy as np
 
+from cytolake.screens.images.colour_files import read_colour
 from cytolake.screens.images.focus import FocusChoice, PlaneFocus, measure_focus, sharpest_plane
 from cytolake.screens.images.image_files import (
     ImageFileError,
@@ -60,7 +61,7 @@ def read_site(
     if site.z == "sharpest":
         site = resolve_sharpest(site, bytes_max)
     _check_paths(site)
-    read = _read_zarr if site.reader == "ome-zarr" else _read_files
+    read = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}[site.reader]
     pixels_CHW, shape = read(site, window, bytes_max)
     return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
 
@@ -106,13 +107,13 @@ def site_image(row: Mapping[str, Any]) -> SiteImage:
     """The site of a row of the `sites` table; columns it does not need are ignored, and newer ones may be null.
 
     Raises:
-        ValueError: A reader that is neither `ome-zarr` nor `files`.
+        ValueError: A reader that is not known.
     """
     reader = str(row["reader"])
-    if reader not in ("ome-zarr", "files"):
+    if reader not in get_args(Reader):
         raise ValueError(
             f"plate {row['plate']}, well {row['well']}, site {row['site']}: found reader {reader!r}, "
-            "expected ome-zarr or files. Ingest the screen again with this version."
+            f"expected one of {', '.join(get_args(Reader))}. Ingest the screen again with this version."
         )
     return SiteImage(
         screen=str(row["screen"]),
@@ -141,13 +142,13 @@ def _texts(cell: Any) -> tuple[str, ...]:
 def _check_paths(site: SiteImage) -> None:
     n_paths, n_channels = len(site.image_paths), len(site.channels)
     planes = site.planes or (1,) * n_channels
-    expected = 1 if site.reader == "ome-zarr" else sum(planes)
+    expected = sum(planes) if site.reader == "files" else 1
     if n_paths != expected or len(planes) != n_channels or not n_channels or min(planes) < 1:
         _fail(
             site,
             "shape_mismatch",
             f"{n_paths} paths for {n_channels} channels" + (f" of {site.planes} planes" if site.planes else ""),
-            "one image group (ome-zarr), or one file for each channel and plane",
+            "one image (ome-zarr, colour), or one file for each channel and plane",
             "List the plate again.",
         )
     if site.illumination_paths and len(site.illumination_paths) != n_channels:
@@ -235,6 +236,11 @@ def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple
         first += n_planes
     assert pixels_CHW is not None  # _check_paths: at least one channel of at least one plane
     return pixels_CHW, shape
+
+
+def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    with _told(site, "", site.image_paths[0]):
+        return read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
 
 
 def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
-READERS = ("index-csv", "ome-zarr", "imagexpress", "cellvoyager")
+READERS = ("index-csv", "ome-zarr", "imagexpress", "cellvoyager", "class-folders")
 """Layouts that are read by code of their own."""
 PLACES = ("plate", "well", "row", "column", "site", "channel", "z", "timepoint")
 """Named groups of a path pattern that say where an image belongs. Every other group that no template asks for says

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cytolake.screens.files import REQUIRED, list_indexed_plates
 from cytolake.screens.imagexpress import has_imagexpress_images, list_imagexpress_plates
 from cytolake.screens.layouts.cellvoyager import list_cellvoyager_plates, measurement_files
+from cytolake.screens.layouts.class_folders import N_PLATES, list_class_folders, try_class_folders
 from cytolake.screens.layouts.paths import list_by_paths, match_path
 from cytolake.screens.layouts.preset import LayoutPreset, PathRule
 from cytolake.screens.layouts.wide_tables import NO_TABLE, find_tables, list_by_tables
@@ -28,6 +29,7 @@ BUILT_IN = tuple(
             ("ome-zarr", "OME-Zarr HCS plates.", "P1.zarr/B/03/0"),
             ("cellvoyager", "A CellVoyager measurement folder.", "MeasurementData.mlf"),
             ("imagexpress", "An ImageXpress export.", "TimePoint_1/P1_B03_s1_w1.tif"),
+            ("class-folders", "Natural images, a folder for each class.", "train/cat/0001.png"),
         )
     )
 )
@@ -101,6 +103,9 @@ def try_layout(
     if preset.read == "cellvoyager":
         found = measurement_files(files)
         return Trial(fits=bool(found), said=", ".join(found[:3]) or "no .mlf file")
+    if preset.read == "class-folders":
+        fits, said = try_class_folders(files)
+        return Trial(fits=fits, said=said)
     fits = has_imagexpress_images(files)
     said = "names with a MetaXpress GUID or in TimePoint_ folders"
     return Trial(fits=fits, said=said if fits else f"no {said}")
@@ -125,6 +130,7 @@ def list_by_layout(
     files: Sequence[str] | None,
     index: str = INDEX,
     prefixes: Sequence[str] = (),
+    n_plates: int = N_PLATES,
 ) -> tuple[list[Plate], list[Problem]]:
     """Plates of a screen, and problems that belong to none of them.
 
@@ -135,6 +141,7 @@ def list_by_layout(
         files: `screen_files` of it; None to have it listed where the layout needs it.
         index: As for `try_layout`.
         prefixes: What absolute paths in tables stand for; see `path_prefixes.below_screen`.
+        n_plates: Plates that a folder of classes without splits is dealt to.
 
     Raises:
         ScreenError: A table that cannot be used.
@@ -147,7 +154,10 @@ def list_by_layout(
         return list_zarr_plates(screen, folder)
     files = screen_files(folder) if files is None else files
     named = [path for path in files if _can_be_named(path)]
-    plates, problems = _list_files(preset, screen, folder, named, index, prefixes)
+    if preset.read == "class-folders":
+        plates, problems = list_class_folders(screen, folder, named, n_plates)
+    else:
+        plates, problems = _list_files(preset, screen, folder, named, index, prefixes)
     return plates, problems + [_bad_name(screen, path) for path in files if not _can_be_named(path)]
 
 

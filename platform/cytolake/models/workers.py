@@ -41,6 +41,12 @@ def gather_rows(rows_BX: Tensor) -> tuple[Tensor, int]:
     return rows_AX, torch.distributed.get_rank() * len(rows_BX)
 
 
+def gather_in_minibatch_order(rows_BX: Tensor) -> Tensor:
+    """(A, X) the rows of all workers in the order of the minibatch's crops: worker r has every n-th of n, from r on."""
+    rows_AX, _ = gather_rows(rows_BX)
+    return rows_AX.unflatten(0, (n_workers(), len(rows_BX))).transpose(0, 1).flatten(0, 1)
+
+
 def mean_over_workers(values: Tensor) -> Tensor:
     """The mean of a tensor that every worker has, of any shape; equal on all."""
     if n_workers() == 1:
