@@ -25,7 +25,7 @@ def crops(n: int = 3, size: int = 16, order: tuple[int, ...] = (1, 2, 3)) -> Cro
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_with_the_standard_stem_it_is_torchvision_s_network(name):
     torchvision = pytest.importorskip("torchvision")
-    encoder = build_encoder(dataclasses.replace(SMALL, resnet=name, stem="standard", standardise=False), 0).eval()
+    encoder = build_encoder(dataclasses.replace(SMALL, resnet=name, stem="standard", input_scaling="as_is"), 0).eval()
     theirs = getattr(torchvision.models, name)(weights=None).eval()
     theirs.fc = torch.nn.Identity()
     for part in encoder.modules():  # statistics as after some training
