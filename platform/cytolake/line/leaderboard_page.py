@@ -28,9 +28,10 @@ ABOUT = {
     "linear_probe": "A linear probe of single crops, on plates, batches or wells it never saw.",
     "relation_recall": "Known pairs of genes among the most alike and the most opposite pairs of the map; a random map "
     "scores the width of both tails.",
-    "perturbation_consistency": "Share of perturbations whose replicates are more alike than random wells are "
-    "(p up to 0.05).",
-    "perturbation_magnitude": "Share of perturbations farther from the controls than random wells are (p up to 0.05).",
+    "perturbation_consistency": "Share of perturbations whose replicates are more alike than random treated wells of "
+    "the same plates (significant: p up to 0.05; discovered: q, Benjamini-Hochberg, up to 0.05).",
+    "perturbation_magnitude": "Share of perturbations that differ from the controls of their plates, of which half are "
+    "kept out of the alignment for this (significant: p up to 0.05; discovered: q up to 0.05).",
     "replicate_consistency": "How far the same perturbation in another experiment is told from others there.",
     "activity_map": "Do replicates of a perturbation find each other before they find controls?",
     "percent_replicating": "Share of perturbations whose replicates correlate (median of all pairs) more than 95 % of "
@@ -51,8 +52,8 @@ ABOUT = {
     "from its embedding on held-out plates: median R2 of the features of each family. 0 is what each plate's mean "
     "gives; the interval is over plates (or batches).",
     "dose_response": "Share of compounds whose distance from the controls grows with dose.",
-    "batch_leakage": "Guard rail: can the plate be told from the controls' profiles? Least is best; below chance is no "
-    "merit, as alignment centres these very wells.",
+    "batch_leakage": "Guard rail: can the plate be predicted from the profiles of controls that the alignment was not "
+    "fitted on? Least is best.",
     "false_positives": "Guard rail: control wells called as different from the controls of other plates. Least is "
     "best; the test promises 0.05.",
     "batch_mixing": "Of how many batches are the nearest neighbours? High is well mixed, and noise mixes as well: "

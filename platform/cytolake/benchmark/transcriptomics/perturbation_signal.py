@@ -29,7 +29,7 @@ def consistency(screen: Screen, vectors: NDArray[np.floating], n_draws: int, see
     Returns:
         (P,) values, and (P,) p = (1 + draws as high or higher) / (1 + draws); both NaN below 2 rows.
     """
-    perturbed = np.flatnonzero(~screen.is_control)
+    perturbed = np.flatnonzero(screen.perturbation_of_row >= 0)
     values, p_values = (np.full(len(screen.perturbations), np.nan) for _ in range(2))
     for test in consistency_tests(
         vectors[perturbed],
