@@ -30,7 +30,7 @@ def score(root, wells, vectors, tasks, **fields):
     import_wells(catalog, table)
     labels = {name: tuple(table[name].to_pylist()) for name in ("screen", "plate", "well")}
     made = import_embeddings(catalog, ExternalTable("x", np.asarray(vectors, np.float32), labels), "x")
-    config = ProfileBenchmarkConfig(draws=99, alignments=("none",), tasks=tasks, **fields)
+    config = ProfileBenchmarkConfig(**{"draws": 99, "alignments": ("none",), "tasks": tasks, **fields})
     scores = score_profiles(catalog, [made], config)
     return {(row["benchmark"], row["label"], row["metric"]): row for row in scores.rows}, scores.left_out
 
@@ -149,12 +149,12 @@ def test_wells_of_compounds_are_no_knock_outs_of_the_target_that_they_name(tmp_p
     assert recall["genes alone"][1:] == (20, "mean")
 
 
-def siblings(rng, strength, n_genes=20):
-    """Two guides of every gene, and of each of the first ten two compounds that look like its knock-out."""
+def siblings(rng, strength, n_genes=20, n_targets=10):
+    """Two guides of every gene, and of each of the first ones two compounds that look like its knock-out."""
     treatments = [{"gene": f"G{i:02d}", "guide": f"G{i:02d}_{k}"} for i in range(n_genes) for k in (1, 2)]
     treatments += [
         {"compound": f"drug{i}{k}", "gene": f"G{i:02d}", "dose": dose}
-        for i in range(10)
+        for i in range(n_targets)
         for k in "ab"
         for dose in (1.0, 10.0)
     ]
@@ -167,9 +167,16 @@ LABELS = ("guides", "compounds", "compounds_and_genes")
 
 
 def test_siblings_of_one_target_find_each_other_where_they_look_alike_and_not_elsewhere(tmp_path):
-    planted, _ = score(tmp_path / "planted", *siblings(np.random.default_rng(3), 2.0), ("sibling_retrieval",))
-    noise, _ = score(tmp_path / "noise", *siblings(np.random.default_rng(4), 0.0), ("sibling_retrieval",))
-    for label, n_genes in zip(LABELS, (20, 10, 10), strict=True):
+    planted, noise = (
+        score(
+            tmp_path / name,
+            *siblings(np.random.default_rng(3), strength, n_genes=40, n_targets=32),
+            ("sibling_retrieval",),
+            draws=499,
+        )[0]
+        for name, strength in (("planted", 2.0), ("noise", 0.0))
+    )
+    for label, n_genes in zip(LABELS, (40, 32, 32), strict=True):
         row = planted["sibling_retrieval", label, "mean_average_precision"]
         assert row["value"] > 0.9
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
