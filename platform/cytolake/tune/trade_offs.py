@@ -162,9 +162,8 @@ def trade_offs(
             "Leave the class out, or hold out other plates."
         )
     found = trend(recall_SRK, n_permutations, seed)
-    q_values = np.where(
-        found.correlation < 0, *(_q_of_direction(found.p_value, s * found.correlation) for s in (-1, 1))
-    )
+    rising, falling = (_q_of_direction(found.p_value, sign * found.correlation) for sign in (1, -1))
+    q_values = np.where(found.correlation < 0, falling, rising)
     spearman = _spearman(recall_SRK)
     by_chance = _spread_by_chance(recall_SRK, min(n_permutations, 999), seed)
     mean_SK = recall_SRK.mean(axis=1)
