@@ -7,7 +7,7 @@ class by sd .06 at all its strengths, as seeds of real trainings do.
 from __future__ import annotations
 
 import numpy as np
-from infra.bench.inputs.null_checks import NullCheck, share_below_level
+from inputs.null_checks import NullCheck, share_below_level
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -50,7 +50,7 @@ def checks() -> list[NullCheck]:
             n_simulations=n_studies,
             power=gap_power,
             reference_power=plain_power,
-            reference="the gap itself, deviations of classes exchanged within seeds; half of the classes +.03, half -.03",
+            reference="the plain gap, exchanged alike; half of the classes gain .03, half lose it",
         ),
         NullCheck(
             name="no-free-lunch gap, one common response",
