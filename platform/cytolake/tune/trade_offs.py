@@ -53,8 +53,6 @@ class TradeOffs:
     """What one setting does to all classes."""
 
     classes: list[ClassEffect]
-    pairs: list[tuple[str, str]]
-    """(improved, worsened): every pair of classes with significant effects of opposite sign."""
     gap: Gap
     """No-free-lunch gap and its null."""
     best: float
@@ -78,6 +76,11 @@ class TradeOffs:
     def worsened(self) -> list[str]:
         """Classes whose recall falls with the value."""
         return [each.name for each in self.classes if each.q_value < self.level and each.trend < 0]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(improved, worsened): every pair of classes with significant effects of opposite sign."""
+        return [(one, other) for one in self.improved for other in self.worsened]
 
     @property
     def verdict(self) -> str:
@@ -162,9 +165,8 @@ def trade_offs(
             "Leave the class out, or hold out other plates."
         )
     found = trend(recall_SRK, n_permutations, seed)
-    q_values = np.where(
-        found.correlation < 0, *(_q_of_direction(found.p_value, s * found.correlation) for s in (-1, 1))
-    )
+    rising, falling = (_q_of_direction(found.p_value, sign * found.correlation) for sign in (1, -1))
+    q_values = np.where(found.correlation < 0, falling, rising)
     spearman = _spearman(recall_SRK)
     by_chance = _spread_by_chance(recall_SRK, min(n_permutations, 999), seed)
     mean_SK = recall_SRK.mean(axis=1)
@@ -185,12 +187,8 @@ def trade_offs(
         for k, name in enumerate(classes)
     ]
     best = best_value(recall_SRK.mean(axis=2), n_permutations, seed)
-    improved, worsened = (
-        [each.name for each in effects if each.q_value < level and sign * each.trend > 0] for sign in (1, -1)
-    )
     return TradeOffs(
         classes=effects,
-        pairs=[(one, other) for one in improved for other in worsened],
         gap=gap_against_chance(recall_SRK, n_permutations, seed),
         best=float(values[best.place]),
         best_gain=best.gain,
