@@ -726,7 +726,7 @@ def qc_compare_encoders(
     table: Annotated[Path | None, typer.Option(help="Also write every score to this .csv or .parquet file.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Compare encoders as eyes of the artefact detector with pixel statistics, on plates held out.
+    """Compare encoders as features of the artefact detector with pixel statistics, on plates held out.
 
     Pixel statistics are always in it. A model of timm without a weights file has random weights and is called
     untrained; nothing is downloaded. An encoder of ours comes with its untrained counterpart.

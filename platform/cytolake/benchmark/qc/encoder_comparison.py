@@ -1,6 +1,6 @@
-"""Transfer against self-supervised encoders as eyes of an artefact detector, against pixel statistics.
+"""Transfer against self-supervised encoders as features of an artefact detector, compared with pixel statistics.
 
-Every encoder is frozen and looked at alone, on the same labelled sites, with the same heads, draws of labels, plates
+Every encoder is frozen and used alone, on the same labelled sites, with the same heads, draws of labels, plates
 held out and resamples. Differences to pixel statistics are therefore taken draw by draw.
 
 Source: the question is that of Masud, Cohen, Bendidi, Bollot and Genovesio 2022, arXiv 2208.04592; protocol, baseline

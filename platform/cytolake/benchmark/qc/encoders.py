@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -338,7 +337,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
             ) from error
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch raises errors of many kinds here, also pickle's own
         raise FeatureError(
             f"timm model {name}: {path}: not a file of weights alone ({str(error).splitlines()[0]}). Expected "
             "safetensors, or torch.save(model.state_dict(), path)."

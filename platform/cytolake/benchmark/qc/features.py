@@ -1,6 +1,6 @@
 """What an artefact detector sees of a site: numbers of every channel, read against the site's own plate.
 
-The statistics vector is the baseline that every encoder has to beat: several artefacts are told by five numbers. It
+The statistics vector is the baseline that every encoder has to beat: five numbers show several artefacts. It
 holds the metrics of `qc_metrics`, and what those leave out: seams, light that falls to one side, the lowest waves, and
 how alike the channels are (a swapped channel is a good image in the wrong place).
 
@@ -201,7 +201,7 @@ class PlateReference:
 
 
 def plate_reference(sites: Sequence[RawFeatures]) -> PlateReference:
-    """Learn what is usual from sites of one plate, sound ones for the most part. Labels are not asked for.
+    """Learn what is usual from sites of one plate, sound ones for the most part. No labels are needed.
 
     Deviations are 1.4826 times the median absolute deviation, and never less than a fiftieth of the median or of what
     the plate's other features vary by: a feature that never moves must not shout when it does by a rounding error.

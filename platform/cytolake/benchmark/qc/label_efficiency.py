@@ -1,8 +1,8 @@
 """How many labels an artefact detector needs: its scores on plates that no label is from, by labels of each class.
 
-Every seed holds out other plates and draws other labels from the rest; with more labels it keeps those it had. Spoilt
-sites are few on real plates, so each held-out site has a weight that makes the spoilt ones as rare as `prevalence`
-says: nothing is thrown away, and precision and calibration read as they would in use.
+Every seed holds out other plates (or other wells of one plate) and draws other labels from the rest; with more labels
+it keeps those it had. Spoilt sites are few on real plates, so each held-out site has a weight that makes the spoilt
+ones as rare as `prevalence` says: nothing is thrown away, and precision and calibration read as they would in use.
 
 Source: the curves are those of Masud et al. 2022, arXiv 2208.04592; splits by plate, weights by prevalence, calibration
 and intervals are ours.
