@@ -79,7 +79,8 @@ def transcriptomics_text(rows: Sequence[Mapping[str, Any]]) -> Group:
             shown.add_row(
                 "", _name(row), value if place else f"[bold]{value}[/]", _interval(row), f"[dim]{_chances(row)}[/]"
             )
-        parts += [Text.assemble((ranking.task, "bold"), f"  {_how(ranking)}"), shown]
+        screen = f"screen {json.loads(ranking.rows[0]['details'])['screen']} {ranking.rows[0]['screen_id'][:8]}"
+        parts += [Text.assemble((ranking.task, "bold"), f"  {_how(ranking)}, {screen}"), shown]
     return Group(*parts)
 
 
@@ -110,7 +111,13 @@ def write_transcriptomics(
             "name": task.replace("_", " ").capitalize(),
             "about": about,
             "rankings": [
-                {"name": _how(ranking), "is_ranked": ranking.is_ranked, "rows": [_cells(row) for row in ranking.rows]}
+                {
+                    "name": _how(ranking),
+                    "is_ranked": ranking.is_ranked,
+                    "has_merit": ranking.is_ranked and task != NO_MERIT,
+                    "has_classes": any(_chance(row, "chance_majority") is not None for row in ranking.rows),
+                    "rows": [_cells(row) for row in ranking.rows],
+                }
                 for ranking in rankings
                 if ranking.task == task
             ],
@@ -144,9 +151,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     above: dict[str, int] = {}
     n_judged: dict[str, int] = {}
     for ranking in rankings:
-        name = _name(ranking.rows[0])
-        first[name] = first.get(name, 0) + 1
+        top = ranking.rows[0]["value"]
         for row in ranking.rows:
+            first[_name(row)] = first.get(_name(row), 0) + (row["value"] == top)
             name = _name(row)
             verdict = _is_above_chance(row)
             if verdict is not None:
@@ -186,11 +193,11 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _how(ranking: _Ranking) -> str:
+    """What a ranking is of, after its task's name."""
     row = ranking.rows[0]
     parts = [f"{ranking.metric.replace('_', ' ')} of {ranking.label}"]
     if ranking.task in FITTED:
         parts.append(f"held out by {row['split']}")
-    parts.append(f"screen {json.loads(row['details'])['screen']} {row['screen_id'][:8]}")
     if ranking.metric in ERRORS:
         parts.append("an error: least is best")
     if ranking.task == NO_MERIT:
