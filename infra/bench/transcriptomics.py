@@ -137,9 +137,11 @@ def main() -> int:
         ):  # fmt: skip
             found[each.embedding, task, each.metric] = each
         console.print(f"{task} scored after {time.perf_counter() - started:.0f} s")
-    shown = Table("task", "metric", *knowing, *NOISE, title="mean over seeds, 95 % interval", box=None)
+    shown = Table("task", "metric", *knowing, *NOISE, "chance", title="mean over seeds, 95 % interval", box=None)
     for task, metric in SHOWN:
-        shown.add_row(task, metric, *(interval(found[name, task, metric]) for name in (*knowing, *NOISE)))
+        chances = (found["pca", task, metric].chance, found["pca", task, metric].chance_majority)
+        chance = ", most frequent class ".join(f"{each:.3f}" for each in chances if each is not None)
+        shown.add_row(task, metric, *(interval(found[name, task, metric]) for name in (*knowing, *NOISE)), chance)
     console.print(shown)
     compared = Table("task", "metric", "embedding", *NOISE, title="above noise by, 95 % interval", box=None)
     n_held, n_claimed = 0, 0

@@ -45,10 +45,13 @@ TASKS: Mapping[str, str] = {
     "perturbation_signal": "Share of perturbations whose rows are more alike than those of other perturbations "
     "(consistent), or differ from the controls (distinct), by permutation tests.",
     "reconstruction": "Features decoded by a small network, of perturbations and batches that it never saw. Chance is "
-    "the mean of the rows judged; of structural integrity, no effect of any perturbation.",
+    "the mean of each feature over the training rows (R2 is about the mean of all values, so this is far above 0 where "
+    "features differ in theirs); of structural integrity, whose interval is over seeds alone, no effect at all.",
     "batch_mixing": "Of how many batches the nearest neighbours are, 1 where batches are dealt at random. No merit "
     "without the other tasks: noise mixes as well.",
 }
+OVER_SEEDS_ALONE = ("structural_integrity", "structural_integrity_profiles")
+"""Metrics with nothing to resample: their intervals are too narrow to hold against chance."""
 MAX_TARGETS = 300
 SIGNIFICANT_Q = 0.05
 
@@ -79,7 +82,8 @@ def transcriptomics_text(rows: Sequence[Mapping[str, Any]]) -> Group:
             shown.add_row(
                 "", _name(row), value if place else f"[bold]{value}[/]", _interval(row), f"[dim]{_chances(row)}[/]"
             )
-        parts += [Text.assemble((ranking.task, "bold"), f"  {_how(ranking)}"), shown]
+        screen = f"screen {json.loads(ranking.rows[0]['details'])['screen']} {ranking.rows[0]['screen_id'][:8]}"
+        parts += [Text.assemble((ranking.task, "bold"), f"  {_how(ranking)}, {screen}"), shown]
     return Group(*parts)
 
 
@@ -110,7 +114,13 @@ def write_transcriptomics(
             "name": task.replace("_", " ").capitalize(),
             "about": about,
             "rankings": [
-                {"name": _how(ranking), "is_ranked": ranking.is_ranked, "rows": [_cells(row) for row in ranking.rows]}
+                {
+                    "name": _how(ranking),
+                    "is_ranked": ranking.is_ranked,
+                    "has_merit": ranking.is_ranked and task != NO_MERIT,
+                    "has_classes": any(_chance(row, "chance_majority") is not None for row in ranking.rows),
+                    "rows": [_cells(row) for row in ranking.rows],
+                }
                 for ranking in rankings
                 if ranking.task == task
             ],
@@ -144,9 +154,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     above: dict[str, int] = {}
     n_judged: dict[str, int] = {}
     for ranking in rankings:
-        name = _name(ranking.rows[0])
-        first[name] = first.get(name, 0) + 1
+        top = ranking.rows[0]["value"]
         for row in ranking.rows:
+            first[_name(row)] = first.get(_name(row), 0) + (row["value"] == top)
             name = _name(row)
             verdict = _is_above_chance(row)
             if verdict is not None:
@@ -186,11 +196,11 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _how(ranking: _Ranking) -> str:
+    """What a ranking is of, after its task's name."""
     row = ranking.rows[0]
     parts = [f"{ranking.metric.replace('_', ' ')} of {ranking.label}"]
     if ranking.task in FITTED:
         parts.append(f"held out by {row['split']}")
-    parts.append(f"screen {json.loads(row['details'])['screen']} {row['screen_id'][:8]}")
     if ranking.metric in ERRORS:
         parts.append("an error: least is best")
     if ranking.task == NO_MERIT:
@@ -216,6 +226,8 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 def _is_above_chance(row: Mapping[str, Any]) -> bool | None:
     """Whether the whole interval lies above what knowing nothing reaches; None where either is not known."""
+    if row["metric"] in OVER_SEEDS_ALONE:
+        return None
     chances = [each for each in (_chance(row), _chance(row, "chance_majority")) if each is not None]
     return bool(row["ci_low"] > max(chances)) if chances and row["ci_low"] is not None else None
 
@@ -235,7 +247,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each embedding (first seed) the perturbations with both tests, the most distinct first."""
+    """For each embedding (first seed) the perturbations with both tests, the most distinct first; of embeddings the one
+    of the most findings."""
     if not rows:
         return []
     first_seed = min(row["seed"] for row in rows)
@@ -268,7 +281,7 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return tables
+    return sorted(tables, key=lambda table: -sum(table["counts"].values()))
 
 
 def _test_cells(row: Mapping[str, Any]) -> list[str]:

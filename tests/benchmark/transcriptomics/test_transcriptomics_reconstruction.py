@@ -15,6 +15,7 @@ from cytolake.benchmark.transcriptomics.reconstruction import (
     judge,
     learning_rate_factor,
     make_decoder,
+    no_skill,
     structural_integrity,
     train_decoder,
 )
@@ -207,3 +208,13 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing():
 def test_a_decoder_that_cannot_be_trained_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"decoder\.{field}"):
         DecoderConfig(**{field: value})
+
+
+def test_no_skill_is_the_mean_of_the_training_rows_judged_as_any_prediction(screen):
+    """Features differ in their means, so even that explains much of the deviation from the mean of all values."""
+    split = split_screen(screen, 0)
+    mean = screen.dense_rows(split.train).astype(np.float64).mean(axis=0)
+    found = judge(screen, lambda rows, block: np.tile(mean[block], (len(rows), 1)), split.test2, DecoderConfig())
+    guess = no_skill(screen, split.train, split.test2, DecoderConfig(minibatch_size=7))
+    assert (guess.mse, guess.mae, guess.r2) == pytest.approx((found.mse, found.mae, found.r2))
+    assert guess.r2 > 0.1

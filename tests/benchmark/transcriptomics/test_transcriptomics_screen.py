@@ -191,7 +191,7 @@ def test_rows_of_several_guides_are_left_out_combined_or_counted_for_each_as_dec
     assert combined.n_rows == len(data)
     assert set(combined.perturbations) - set(found["exclude"].perturbations) == {"gene0|gene1", "gene1|gene2"}
     assert (combined.perturbation_of_row == combined.perturbations.index("gene0|gene1")).sum() == 3
-    assert combined.notes == ("4 rows with several perturbations count as a perturbation of their own",)
+    assert combined.notes == ("4 rows with several perturbations: counted as perturbations of their own",)
     each = found["each"]
     assert each.n_rows == len(data) + 4
     assert each.perturbations == found["exclude"].perturbations

@@ -34,7 +34,7 @@ from cytolake.benchmark.transcriptomics.perturbation_split import (
     split_screen,
 )
 from cytolake.benchmark.transcriptomics.post_processing import Alignment, post_process
-from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig, judge, train_decoder
+from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig, judge, no_skill, train_decoder
 from cytolake.benchmark.transcriptomics.resampling import (
     mean_over_seeds,
     percentile_interval,
@@ -516,11 +516,11 @@ def _reconstruction(trial: Trial) -> list[Score]:
     def resampled(numerator: Floats, denominator: Floats) -> Floats:
         return resampled_ratio(numerator, denominator, groups_J, n_groups, draws)
 
-    no_skill = float(found.spread.sum() / found.n_rows.sum())  # the mean of the rows judged
+    guess = no_skill(screen, trial.parts.train, trial.parts.test2, decoder)
     scores = [
-        Score("mse", found.mse, n, resampled(found.squared, found.n_rows), chance=no_skill),
-        Score("mae", found.mae, n, resampled(found.absolute, found.n_rows)),
-        Score("r2", found.r2, n, 1 - resampled(found.squared, found.spread), chance=0.0),
+        Score("mse", found.mse, n, resampled(found.squared, found.n_rows), chance=guess.mse),
+        Score("mae", found.mae, n, resampled(found.absolute, found.n_rows), chance=guess.mae),
+        Score("r2", found.r2, n, 1 - resampled(found.squared, found.spread), chance=guess.r2),
     ]
     for name, each_G in (("pearson", found.pearson), ("spearman", found.spearman)):
         scores.append(replace(_over_units(trial, name, each_G), chance=0.0))

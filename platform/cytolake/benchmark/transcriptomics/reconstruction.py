@@ -243,6 +243,36 @@ def judge(screen: Screen, predict: Predict, rows: Codes, config: DecoderConfig) 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class NoSkill:
+    """Errors of predicting each feature's mean over the training rows, whatever the row."""
+
+    mse: float
+    mae: float
+    r2: float
+    """About the mean of all values, as `Reconstruction.r2`: high where features differ in their means."""
+
+
+def no_skill(screen: Screen, train: Codes, rows: Codes, config: DecoderConfig) -> NoSkill:
+    """What a decoder of an embedding that knows nothing can reach on some rows.
+
+    Args:
+        screen: Truth.
+        train: Rows whose mean is predicted.
+        rows: Rows it is judged on.
+        config: Size of a minibatch.
+    """
+    mean_G = np.asarray(screen.features[train].mean(axis=0), np.float64).ravel()
+    grand_mean = float(np.asarray(screen.features[rows].mean(axis=0), np.float64).mean())
+    sums = np.zeros(3)
+    for minibatch in _minibatches(rows, config.minibatch_size):
+        truth = screen.dense_rows(minibatch).astype(np.float64)
+        error = mean_G - truth
+        sums += np.square(error).sum(), np.abs(error).sum(), np.square(truth - grand_mean).sum()
+    squared, absolute, spread = sums / (len(rows) * len(mean_G))
+    return NoSkill(float(squared), float(absolute), float(1 - squared / spread) if spread > 0 else float("nan"))
+
+
 @dataclass(slots=True)
 class _CentredNorms:
     """Sums over rows of one batch from which |P' - T'| and |T'| follow, without holding the rows."""

@@ -83,8 +83,8 @@ def labelled_rows(
         rows, labels = kept, [joined[code[row]] for row in kept.tolist()]
     n_several = int((n_parts > 1).sum())
     if n_several and several != "exclude":
-        how = "count as a perturbation of their own" if several == "combination" else "count for each of them"
-        notes.append(f"{n_several:,} rows with several perturbations {how}")
+        how = "counted as perturbations of their own" if several == "combination" else "counted for each"
+        notes.append(f"{n_several:,} row{'' if n_several == 1 else 's'} with several perturbations: {how}")
     if not separator:
         notes += _unseparated(labels)
     return LabelledRows(
@@ -124,7 +124,8 @@ def _unseparated(labels: Sequence[str]) -> list[str]:
         if found:
             n_rows = sum(counts[name] for name in found)
             return [
-                f"{n_rows:,} rows have labels such as {found[0]!r}, whose parts are perturbations too: each counts as "
-                f"a perturbation of its own. If they are several, set separator={separator!r} and several"
+                f"{n_rows:,} row{'' if n_rows == 1 else 's'} with a label such as {found[0]!r}, whose parts are "
+                "perturbations too: such a label counts as a perturbation of its own. If it is several, set "
+                f"separator={separator!r} and several"
             ]
     return []
