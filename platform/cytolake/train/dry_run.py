@@ -197,8 +197,9 @@ def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, 
 
 def dry_run_tables(found: DryRun) -> Group:
     """What `jobs/pretrain.py --dry-run` prints."""
-    plan = [] if found.config.model.is_convolutional else ["", _plan_table(found)]  # which is not sharded
-    return Group(_facts(found), "", _memory_table(found), *plan)
+    if found.config.model.is_convolutional:  # which is not sharded
+        return Group(_facts(found), "", _memory_table(found))
+    return Group(_facts(found), "", _memory_table(found), "", _plan_table(found))
 
 
 def _on_gpus(

@@ -163,7 +163,7 @@ def audit_encoders(
     loaded = {name: load_encoder(path) for name, path in encoders.items()}
     for name, encoder in loaded.items():
         if not 0 <= block < encoder.n_blocks:
-            raise ValueError(f"encoder {name} has blocks 0 to {encoder.n_blocks - 1}, asked for block {block}.")
+            raise ValueError(f"encoder {name} has blocks 0 to {encoder.n_blocks - 1}, block {block} was requested.")
     total, done = len(loaded) * (1 + len(config.knobs) * len(config.strengths)), 0
     rows: list[AuditRow] = []
     skipped: dict[str, str] = {}
