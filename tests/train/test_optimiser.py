@@ -191,6 +191,15 @@ def test_a_frozen_teacher_is_no_business_of_the_optimiser_and_prototypes_decay()
     assert [name for name in decayed_names(objective) if name.endswith("prototypes")]
 
 
+def test_of_a_resnet_convolutions_decay_and_norms_do_not():
+    model = ModelConfig(architecture="resnet", channels=("DNA", "ER"), crop_size=16)
+    objective = build_objective(model, ObjectiveConfig(name="simsiam"), 0)
+    decayed = {name for name in decayed_names(objective) if name.startswith("encoder.")}
+    matrices_of = {f"encoder.{name}" for name, weight in objective.encoder.named_parameters() if weight.ndim == 4}
+    assert decayed == matrices_of
+    assert len(decayed) == 20  # He et al. 2016: 17 convolutions, and 3 of shortcuts
+
+
 def test_the_directions_of_a_weight_normed_layer_decay_and_their_lengths_do_not():
     layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
     assert decayed_names(nn.Sequential(layer)) == {"0.parametrizations.weight.original1"}

@@ -100,7 +100,7 @@ def test_a_knob_that_an_encoder_cannot_take_is_told(tmp_path):
 
 
 def test_what_cannot_be_audited_is_told(small: SmallScreen):
-    with pytest.raises(ValueError, match="blocks 0 to 1, requested block 2"):
+    with pytest.raises(ValueError, match="blocks 0 to 1, block 2 was requested"):
         audit_encoders(small.catalog, small.pack, small.checkpoints, 2, "mean", CONFIG)
     for change, told in (
         ({"knobs": ("hue",)}, "audit.knobs has hue"),

@@ -187,7 +187,7 @@ def _sources(
                 "encoder after training and the one before it."
             )
         seen[identity] = kind
-        shared = {
+        of_encoder = {
             "kind": kind,
             "model_id": identity,
             "architecture": encoder.config.architecture,
@@ -199,7 +199,7 @@ def _sources(
             dim = encoder.config.block_widths[group.blocks[0]]
             if CHANNEL_MEAN in group.poolings:
                 dim *= len(channel_sets[0])
-            yield _source(catalog, pack, {**shared, "dim": dim}, group)
+            yield _source(catalog, pack, {**of_encoder, "dim": dim}, group)
     statistics = PixelStatistics(channel_sets)
     for variant in VARIANTS:
         shared = {

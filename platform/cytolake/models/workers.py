@@ -44,7 +44,7 @@ def gather_rows(rows_BX: Tensor) -> tuple[Tensor, int]:
 def gather_in_minibatch_order(rows_BX: Tensor) -> Tensor:
     """(A, X) the rows of all workers in the order of the minibatch's crops: worker r has every n-th of n, from r on."""
     rows_AX, _ = gather_rows(rows_BX)
-    return rows_AX.unflatten(0, (n_workers(), len(rows_BX))).transpose(0, 1).flatten(0, 1)
+    return rows_AX.view(n_workers(), *rows_BX.shape).transpose(0, 1).flatten(0, 1)
 
 
 def mean_over_workers(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cytolake.screens.images.image_files import (
     ImageFileError,
@@ -104,7 +104,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
                 yield image
         except ImageFileError:
             raise
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise ImageFileError(
                 "unsupported_file",
                 f"a file that starts with bytes {head[:8].hex(' ')}",

@@ -96,8 +96,8 @@ def _images(files: Sequence[str]) -> tuple[list[_Image], str]:
         return [], f"images {found} folders deep, expected all in CLASS/ or all in SPLIT/CLASS/"
     images = []
     for path in paths:
-        *split, label, _ = path.split("/")
-        images.append(_Image(path, *split, label) if split else _Image(path, "", label))
+        split, _, label = path.rpartition("/")[0].rpartition("/")
+        images.append(_Image(path, split, label))
     labels = {image.label for image in images}
     if len(labels) < 2:
         return [], f"one folder of images, {next(iter(labels))}, expected one for each of several classes"
