@@ -164,13 +164,17 @@ def write_encoder_page(path: Path, title: str, comparison: EncoderComparison) ->
             }
             for encoder in comparison.encoders
         ],
-        kinds=[(kind.replace("_", " "), comparison.n_of_label.get(kind, 0)) for kind in kinds],
+        encoders=[encoder.label for encoder in comparison.encoders],
         by_kind=[
             {
-                "encoder": encoder.label,
-                "values": [_kind_cell(comparison.curves[encoder.label, first].of_kind.get(kind)) for kind in kinds],
+                "kind": kind.replace("_", " "),
+                "n": comparison.n_of_label[kind],
+                "values": [
+                    _kind_cell(comparison.curves[encoder.label, first].of_kind.get(kind))
+                    for encoder in comparison.encoders
+                ],
             }
-            for encoder in comparison.encoders
+            for kind in kinds
         ],
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def wide() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("head", ORACLES)
-def test_a_linear_head_on_more_features_than_rows_is_the_one_in_all_features(head, wide):
+def test_a_linear_head_is_scikit_learns_also_on_more_features_than_rows(head, wide):
     train, tested = wide
     label = np.repeat([0, 1], 10)
     config = DetectorConfig(head=head, strengths=(0.03,))

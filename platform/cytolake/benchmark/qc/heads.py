@@ -126,16 +126,7 @@ def _linear(
     fit: Callable[[Numbers, Labels, float], tuple[Numbers, Numbers]], both_MD: Numbers, label_M: Labels, strength: float
 ) -> Arrays:
     mean, scale = _mean_and_scale(both_MD)
-    scaled_MD = (both_MD - mean) / scale
-    axes_RD = None
-    if scaled_MD.shape[1] > len(scaled_MD):
-        # With an L2 penalty the weights lie in the span of the rows: the fit along its axes is the fit in all features.
-        _, size, axes_RD = np.linalg.svd(scaled_MD, full_matrices=False)
-        axes_RD = axes_RD[size > 1e-10 * max(size.max(), 1e-300)]
-        scaled_MD = scaled_MD @ axes_RD.T
-    weight, bias = fit(scaled_MD, label_M, strength)
-    if axes_RD is not None:
-        weight = weight @ axes_RD
+    weight, bias = fit((both_MD - mean) / scale, label_M, strength)
     if len(weight) == 1:  # two classes: scikit-learn keeps only the second's log odds
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
     return {"mean": mean, "scale": scale, "weight": weight, "bias": bias}
