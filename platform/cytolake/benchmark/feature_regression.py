@@ -221,7 +221,7 @@ def _chosen_strengths(x_WD: Floats, y_WF: Floats, plate_W: Codes, config: Featur
         fit = _Ridge(x_WD[~is_test], y_WF[~is_test])
         for i, strength in enumerate(strengths):
             error_SF[i] += np.square(y_WF[is_test] - fit.predict(x_WD[is_test], strength)).sum(axis=0)
-    return np.asarray(strengths)[error_SF.argmin(axis=0)]
+    return np.asarray(np.asarray(strengths)[error_SF.argmin(axis=0)], np.float64)
 
 
 def _folds(plate_W: Codes, max_folds: int) -> Iterator[Rows]:

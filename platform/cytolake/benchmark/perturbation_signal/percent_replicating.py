@@ -164,7 +164,7 @@ class _Nulls:
         return self.found[key]
 
     def _draw(self, plates: tuple[int, ...]) -> Floats | None:
-        rng = np.random.default_rng(int(content_id("percent replicating", self.seed, plates), 16))
+        rng = np.random.default_rng(int(content_id("percent replicating", self.seed, str(plates)), 16))
         at_once = max(1, CELLS_AT_ONCE // (len(plates) * self.unit.shape[1]))
         medians: list[Floats] = []
         n_left = self.n_draws

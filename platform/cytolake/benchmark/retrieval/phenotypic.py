@@ -206,8 +206,9 @@ def phenotypic_match(
     first, second = (np.flatnonzero(kinds == name) for name in sorted(reagents_of, key=lambda k: (reagents_of[k], k)))
     targets, names = (np.asarray(table[name].to_pylist(), dtype=str) for name in (label, reagent))
     tests = match_tests(
-        vectors[first], targets[first], vectors[second], targets[second], names[second], null.match_draws, null.seed
-    )
+        vectors[first], targets[first].tolist(), vectors[second], targets[second].tolist(), names[second].tolist(),
+        null.match_draws, null.seed,
+    )  # fmt: skip
     return replace(found, groups=_with_p_values(found.groups, {test.target: test.p_value for test in tests}))
 
 

@@ -557,14 +557,16 @@ def _accuracies(trial: Trial, classes: Codes, scores_MK: Floats, train: Codes, r
             name: top_credit(np.broadcast_to(guess, scores_MK.shape), classes, labels, top)
             for name, guess in guesses.items()
         }
-        means = {name: float(each.mean()) for name, each in guessed.items()}
-        of_rows.append(replace(_mean(trial, f"top{top}{suffix}", credit, rows), **means))
+        score = _mean(trial, f"top{top}{suffix}", credit, rows)
+        chance, majority = (float(guessed[name].mean()) for name in ("chance", "chance_majority"))
+        of_rows.append(replace(score, chance=chance, chance_majority=majority))
         balanced = {
             name: group_means(each[:, None], labels - CONTROL, n_codes)[:, 0]
             for name, each in {"value": credit, **guessed}.items()
         }
-        score = _over_units(trial, f"balanced_top{top}{suffix}", balanced.pop("value"))
-        of_classes.append(replace(score, **{name: float(np.nanmean(each)) for name, each in balanced.items()}))
+        score = _over_units(trial, f"balanced_top{top}{suffix}", balanced["value"])
+        chance, majority = (float(np.nanmean(balanced[name])) for name in ("chance", "chance_majority"))
+        of_classes.append(replace(score, chance=chance, chance_majority=majority))
     return [*of_rows, *of_classes]
 
 

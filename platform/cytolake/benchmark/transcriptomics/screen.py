@@ -316,7 +316,7 @@ def _unusable(
             totals = np.asarray(matrix.sum(axis=1)).ravel()
             yield "no counts at all", totals == 0
     for key, each in vectors.items():
-        bad = ~np.isfinite(each).all(axis=1)
+        bad = np.asarray(~np.isfinite(each).all(axis=1), np.bool_)
         yield _unless_most(bad, f"vector of {key} not finite", where, "Compute the embedding again.")
 
 
