@@ -6,4 +6,4 @@ from cytolake.line.command import run_job
 from cytolake.line.stages import promote
 
 if __name__ == "__main__":
-    run_job(promote, __doc__, force_field="promote_without_gain")
+    run_job(promote, __doc__, can_force=True)

@@ -55,8 +55,7 @@ DETECTOR = "qc/detector.safetensors"
 """Where `qc train` puts the detector, below the root."""
 
 for _job in stages.JOBS:
-    _force = "promote_without_gain" if _job is stages.promote else ""
-    app.command(_job.__name__.replace("_", "-"))(job_command(_job, _job.__doc__, force_field=_force))
+    app.command(_job.__name__.replace("_", "-"))(job_command(_job, _job.__doc__, can_force=_job is stages.promote))
 
 
 @app.command()

@@ -342,7 +342,8 @@ def _unit_scores(counts: WellCounts, units: Units, data: ProbeData) -> Numbers:
     total = np.bincount(cell, weights=counts.total[tested], minlength=n_cells).reshape(-1, n_classes)
     recall_UK = np.divide(correct, total, out=np.zeros_like(correct), where=total > 0)
     n_present_U = (total > 0).sum(axis=1)
-    return np.divide(recall_UK.sum(axis=1), n_present_U, out=np.full(len(n_present_U), np.nan), where=n_present_U > 0)
+    no_score = np.full(len(n_present_U), np.nan)
+    return np.asarray(np.divide(recall_UK.sum(axis=1), n_present_U, out=no_score, where=n_present_U > 0), np.float64)
 
 
 def _recall_by_class(splits: Sequence[WellCounts], data: ProbeData) -> dict[str, float]:

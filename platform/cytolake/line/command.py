@@ -38,13 +38,13 @@ _Force = Annotated[
 ]
 
 
-def run_job(job: Job, about: str | None, dry_run: Job | None = None, *, force_field: str = "") -> None:
+def run_job(job: Job, about: str | None, dry_run: Job | None = None, *, can_force: bool = False) -> None:
     """Run a job from this process's command line; the body of every file in jobs/."""
-    typer.run(job_command(job, about, dry_run, force_field=force_field))
+    typer.run(job_command(job, about, dry_run, can_force=can_force))
 
 
 def job_command(
-    job: Job, about: str | None, dry_run: Job | None = None, *, force_field: str = ""
+    job: Job, about: str | None, dry_run: Job | None = None, *, can_force: bool = False
 ) -> Callable[..., None]:
     """The command of a job: build the config from the recipe, run; bad input ends in a sentence and exit code 2.
 
@@ -52,7 +52,7 @@ def job_command(
         job: What to run.
         about: Its help.
         dry_run: What to run instead with `--dry-run`; None gives the command no such option.
-        force_field: Field of the config that holds the reason given with `--force`; empty gives no such option.
+        can_force: Whether it takes `--force REASON`, which becomes `promote_without_gain`.
     """
 
     def run(
@@ -64,7 +64,7 @@ def job_command(
         with bad_input_told(traceback):
             line = apply_overrides(build_recipe(recipe), set_ or [])
             if force:
-                line = dataclasses.replace(line, **{force_field: force})
+                line = dataclasses.replace(line, promote_without_gain=force)
             if show:
                 console.print(escape(show_config(line)), end="")
                 return
@@ -95,7 +95,7 @@ def job_command(
     ) -> None:
         run(recipe, set_, show, traceback, force=force)
 
-    chosen = with_force if force_field else plain if dry_run is None else with_dry_run
+    chosen = with_force if can_force else plain if dry_run is None else with_dry_run
     chosen.__doc__ = about
     return chosen
 

@@ -11,7 +11,7 @@ from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import DinoConfig, MoCoV2PlusConfig, ObjectiveConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
-from cytolake.tune.study import StudyConfig
+from cytolake.tune.study_config import StudyConfig
 
 
 def natural_images() -> Line:

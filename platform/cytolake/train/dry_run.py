@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from cytolake.models import ModelConfig
@@ -200,7 +200,9 @@ def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, 
 def dry_run_tables(found: DryRun) -> Group:
     """What `jobs/pretrain.py --dry-run` prints."""
     warnings = [f"[yellow]augment.{name} {why}[/]" for name, why in found.without_effect.items()]
-    plan = [] if found.config.model.is_convolutional else ["", _plan_table(found)]  # which is not sharded
+    plan: list[RenderableType] = (
+        [] if found.config.model.is_convolutional else ["", _plan_table(found)]
+    )  # which is not sharded
     return Group(_facts(found), *warnings, "", _memory_table(found), *plan)
 
 

@@ -76,14 +76,15 @@ def changes_input(
         seed=0,
     ).eval()
     if not model.standardise:  # such a model is trained on [0, 1], where a code of channels is no trifle
-        crops = CropBatch(crops.pixels / crops.pixels.max().clamp(min=1), crops.channel_index, crops.n_channels)
+        shares = crops.pixels / crops.pixels.max().clamp(min=1)
+        crops = dataclasses.replace(crops, pixels=shares, full_scale=(1.0,) * len(crops))
     objective = objective or ObjectiveConfig()
     kinds = {objective.view_crop(view): view for view in range(objective.n_views)}
     decodes_stains = objective.masks_tokens and not model.is_fused
 
     def seen(config: AugmentConfig, batch: CropBatch, draws: np.ndarray, view: int) -> list[Tensor]:
         crops = changed_view(batch, config, objective, seed=0, epochs=0, sample_index=draws, view=view)
-        tokens = [each.float() for each in small.features(crops)]
+        tokens = [small.final_vectors(crops, pooling).float() for pooling in small.config.poolings]
         stains = crops.channel_index.sort(dim=1, descending=True).values
         return [*tokens, stains.float()] if decodes_stains else tokens
 

@@ -113,8 +113,7 @@ def _name_of(path: Path) -> str:
 
 
 def _ours(catalog: Catalog, name: str, path: Path, block: int, windows: FeatureConfig) -> list[ComparedEncoder]:
-    from cytolake.models import load_encoder, save_encoder
-    from cytolake.models.encoder import build_encoder
+    from cytolake.models import build_encoder, load_encoder, save_encoder
 
     config = load_encoder(path).config
     counterpart = build_encoder(config, seed=0)

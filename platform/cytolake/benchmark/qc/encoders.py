@@ -151,7 +151,7 @@ class EncoderFeatures:
         config, found = self._encoder.config, []
         for pixels, names in zip(sites, channels, strict=True):
             # An encoder with a scaling of its own takes counts, not shares of the plate's range.
-            seen = np.float32(pixels) if config.needs_counts else scale.apply(pixels, names)
+            seen = np.asarray(pixels, np.float32) if config.needs_counts else scale.apply(pixels, names)
             windows_CTSS = _windows(_at_least(seen, config.crop_size), config.crop_size, self._windows)
             identities = config.channel_indices(names)
             if config.is_fused:
@@ -206,7 +206,7 @@ class TimmFeatures:
             if str(weights) == UNTRAINED
             else _load(self._model, Path(weights) if weights else _from_hub(name), name)
         )
-        config: dict[str, Any] = self._model.pretrained_cfg
+        config: Any = self._model.pretrained_cfg
         n_planes, height, width = config["input_size"]
         if height != width:
             raise FeatureError(f"timm model {name}: it takes images of {height} x {width} px, expected square ones.")
@@ -230,7 +230,7 @@ class TimmFeatures:
             scaled = _at_least(scale.apply(pixels, names), self._size)
             windows_CTSS = _windows(scaled, self._size, self._windows_per_side)
             grey = torch.from_numpy(windows_CTSS.reshape(-1, 1, self._size, self._size))
-            vectors = np.concatenate([self._vectors(part) for part in grey.split(_WINDOWS_AT_ONCE)])
+            vectors = np.concatenate([self._vectors(part) for part in torch.split(grey, _WINDOWS_AT_ONCE)])
             found.append(vectors.reshape(*windows_CTSS.shape[:2], -1).mean(axis=1))
         return found
 
