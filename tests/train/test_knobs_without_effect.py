@@ -39,7 +39,7 @@ def unseen(objective: str = "simclr", **model) -> set[str]:
     ("objective", "model", "expected"),
     [
         ("simclr", {"architecture": "mae_vit"}, {"gain", "offset", "channel_shuffle"}),
-        ("simclr", {"architecture": "mae_vit", "standardise": False}, {"channel_shuffle"}),
+        ("simclr", {"architecture": "mae_vit", "input_scaling": "as_is"}, {"channel_shuffle"}),
         ("mae", {"architecture": "chada_vit"}, {"gain", "offset", "channel_shuffle"}),
         ("simclr", {"architecture": "chada_vit", "channel_code": "order"}, {"gain", "offset", "identity_drop"}),
         ("simclr", {"architecture": "ca_mae_vit"}, {"gain", "offset", "channel_shuffle", "identity_drop"}),

@@ -43,13 +43,14 @@ def percent_replicating(asked: Asked) -> Iterator[Score]:
 
 def grit_of_replicates(asked: Asked) -> Iterator[Score]:
     """Mean grit of the perturbations."""
-    wells = asked.wells
-    rows = np.flatnonzero([bool(each) or bool(c) for each, c in zip(wells.perturbation, wells.is_control, strict=True)])
+    wells, compared = asked.wells, asked.compared.checked()  # controls of the alignment look alike for its sake
+    is_named = np.asarray([bool(name) for name in wells.perturbation])
+    rows = np.flatnonzero(compared.is_control | (is_named & ~wells.is_control))
     found = grit(
-        asked.vectors[rows],
+        compared.vectors[rows],
         [wells.perturbation[i] for i in rows],
         [wells.plate[i] for i in rows],
-        wells.is_control[rows],
+        compared.is_control[rows],
         bootstrap_draws=asked.config.draws,
         seed=asked.config.seed,
     )

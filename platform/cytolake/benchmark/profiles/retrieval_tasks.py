@@ -124,6 +124,8 @@ def sibling_retrieval(asked: Asked) -> Iterator[Score]:
             of_kind, profiles = table.filter(pa.array(rows)), profiles_TD[rows]
             if kind:
                 found = phenotypic_consistency(of_kind, profiles, label="gene", perturbation="reagent", null=null)
+                labels, units = (of_kind[name].to_pylist() for name in ("gene", "reagent"))
+                found = with_permuted_labels(found, profiles, labels, units, asked.config.draws - 1, asked.config.seed)
             else:
                 found = phenotypic_match(of_kind, profiles, label="gene", kind="kind", null=null)
         except ValueError as error:
