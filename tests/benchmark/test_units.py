@@ -102,6 +102,14 @@ def test_many_plates_are_scored_in_groups():
     assert {len(found) for found in of_plate.values()} == {1}
 
 
+def test_plates_that_are_not_named_are_fitted_on_and_never_scored():
+    data = make_data(n_plates=6)
+    units = held_out_units(data, "plate", 0.25, seed=0, only=("P0", "s/P2", "P5"))
+    assert units.names == ("s/P0", "s/P2", "s/P5")
+    held_out = np.any([units.is_held_out((fold,)) for fold in range(units.n_folds)], axis=0)
+    assert {data.plates[well] for well in np.flatnonzero(held_out)} == set(units.names)
+
+
 def test_what_cannot_be_held_out_is_refused_with_what_to_do():
     data = make_data(n_plates=1)
     with pytest.raises(ValueError, match=r"have 1 of these \(s/P0\), expected 2 or more.*probe\.split=well"):

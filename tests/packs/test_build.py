@@ -209,6 +209,23 @@ def test_shards_and_tasks_do_not_change_what_is_in_a_pack(catalog, curation, pac
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_plates_can_be_left_out_of_a_pack_to_train_on(catalog, curation, pack):
+    without = build_pack(
+        catalog, curation.curation_id, PackConfig(sites_per_task=2, exclude_plates=("counts8", "S/wide"))
+    )
+    plates = {row["plate_id"]: row["plate"] for row in catalog.table("plates").to_pylist()}
+    assert {plates[each] for each in without.index["plate_id"].to_pylist()} == {"counts16", "fractions"}
+    left = [row for row in pack.index.to_pylist() if plates[row["plate_id"]] in ("counts16", "fractions")]
+    assert set(without.index["crop_id"].to_pylist()) == {row["crop_id"] for row in left}
+    assert without.pack_id != pack.pack_id
+    again = build_pack(catalog, curation.curation_id, PackConfig(exclude_plates=("S/wide", "counts8")))
+    assert again.pack_id == without.pack_id
+    assert build_pack(catalog, curation.curation_id, CONFIG).pack_id == pack.pack_id
+    for names, why in ((("P9",), "keeps no crop of them"), (tuple(PLATES), "no other plate is left")):
+        with pytest.raises(PackError, match=why):
+            build_pack(catalog, curation.curation_id, PackConfig(exclude_plates=names))
+
+
 def test_a_pack_that_is_there_is_opened_without_its_sources(catalog, curation, pack, sources):
     shutil.rmtree(sources)
     assert build_pack(catalog, curation.curation_id, CONFIG).index.equals(pack.index)

@@ -32,7 +32,7 @@ from cytolake.benchmark.linear_probe import (
 from cytolake.benchmark.probe_data import ProbeData, standardise_by_plate_controls
 from cytolake.benchmark.split import hold_out_wells
 from cytolake.benchmark.unit_scores import Candidate, UnitScores
-from cytolake.benchmark.units import Units, held_out_units
+from cytolake.benchmark.units import Units, group_names, held_out_units
 
 Numbers = NDArray[np.float64]
 MAX_SHARED_FOLDS = 6
@@ -115,6 +115,7 @@ class _CrossValidation:
         rows: list[dict[str, Any]] = []
         in_all, in_any = set(range(len(self.data.classes))), set[int]()
         n_train_units: list[float] = []
+        n_never_held_out = _n_never_held_out(self.data, self.config, units)
         for deal in deals:
             self._shared.clear()
             for fold in range(deal.n_folds):
@@ -124,7 +125,7 @@ class _CrossValidation:
                 in_any |= set(classes.tolist())
                 probe = self._fit(train, strength)
                 self.n_not_converged += not probe.converged
-                n_train_units.append(float((deal.fold != fold).sum()))
+                n_train_units.append(float((deal.fold != fold).sum()) + n_never_held_out)
                 held_out = [name for name, of in zip(deal.names, deal.fold, strict=True) if of == fold]
                 for metric, each in _count(probe, self.vectors[test], self.data, test).items():
                     counts[metric].append(each)
@@ -306,7 +307,7 @@ def check_units(data: ProbeData, config: ProbeConfig) -> list[Units]:
     """
     deals: list[Units] = []
     for seed in config.seeds:
-        units = held_out_units(data, config.split, config.held_out_share, seed)
+        units = held_out_units(data, config.split, config.held_out_share, seed, config.only)
         if deals and (units.n_folds == len(units.names) or units.names != deals[0].names):
             continue
         for fold in range(units.n_folds):
@@ -320,6 +321,14 @@ def check_units(data: ProbeData, config: ProbeConfig) -> list[Units]:
                 )
         deals.append(units)
     return deals
+
+
+def _n_never_held_out(data: ProbeData, config: ProbeConfig, units: Units) -> int:
+    """Plates or batches that every probe is fitted on, since `config.only` does not name them."""
+    if not config.only:
+        return 0
+    groups = group_names(data, config.split)
+    return len({groups[well] for well in np.flatnonzero((data.label_of_well >= 0) & (units.of_well < 0))})
 
 
 def _rounded(values: Numbers) -> list[float | None]:

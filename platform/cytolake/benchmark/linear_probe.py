@@ -46,6 +46,9 @@ class ProbeConfig:
     """One deal of the units into folds for each; where every fold is one plate, all deals are the same."""
     held_out_share: float = 0.25
     """Share of the plates, batches or wells that are held out together; at least one."""
+    only: tuple[str, ...] = ()
+    """Plates or batches (as `plate`, or `screen/plate`) that are scored; probes are fitted on the others as well. Empty
+    means all."""
     choose_by: ChooseBy = "wells"
     """Score that chooses a block: of wells (mean of a well's crops), as users rank them, or of single crops."""
     include_controls: bool = False

@@ -11,6 +11,7 @@ W wells, U units, F folds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ class Units:
         return np.asarray((self.of_well >= 0) & np.isin(self.fold[self.of_well], folds))
 
 
-def held_out_units(data: ProbeData, kind: SplitBy, held_out_share: float, seed: int) -> Units:
+def held_out_units(data: ProbeData, kind: SplitBy, held_out_share: float, seed: int, only: Sequence[str] = ()) -> Units:
     """Find the units of the wells that have a class, and deal them into folds.
 
     Args:
@@ -58,6 +59,7 @@ def held_out_units(data: ProbeData, kind: SplitBy, held_out_share: float, seed: 
         kind: What a unit is.
         held_out_share: Share of the units in one fold; there are three folds or more where there are units for them.
         seed: Of the deal, and of the sets of wells.
+        only: Plates, batches, ... that are held out at all, by their name or what follows its `/`; all by default.
 
     Raises:
         ValueError: Fewer than two units, or positions that the plate map does not have.
@@ -67,7 +69,11 @@ def held_out_units(data: ProbeData, kind: SplitBy, held_out_share: float, seed: 
         name_of_well = _well_sets(data, used, kind, seed)
     else:
         groups = group_names(data, kind)
-        name_of_well = {int(well): groups[well] for well in used}
+        name_of_well = {
+            int(well): groups[well]
+            for well in used
+            if not only or groups[well] in only or groups[well].rsplit("/", 1)[-1] in only
+        }
     names = sorted(set(name_of_well.values()), key=natural_order)
     if len(names) < 2:
         raise ValueError(

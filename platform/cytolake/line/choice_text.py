@@ -51,9 +51,10 @@ def how_measured(choice: BlockChoice) -> str:
         texts.append(f"Intervals are 95 % over {_units(choice)} (Student's t).")
     if choice.split in WITHIN_PLATES:
         texts.append("The held-out wells are of plates that the probe saw, so scores read higher than for a new plate.")
-    texts.append(
-        "The encoder was trained without labels on crops of the plates that are held out too, unless excluded."
-    )
+    if choice.encoder_saw_units:
+        texts.append("The encoder was trained, without labels, on crops of all plates (see hold_out_plates).")
+    else:
+        texts.append("These plates were held out of pretraining too.")
     return " ".join(texts)
 
 

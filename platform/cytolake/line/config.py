@@ -84,6 +84,9 @@ class Line:
     qc: QcConfig = field(default_factory=QcConfig)
     curate: CurateConfig = field(default_factory=CurateConfig)
     pack: PackConfig = field(default_factory=PackConfig)
+    hold_out_plates: tuple[str, ...] = ()
+    """Plates that the encoder is not trained on, as `plate` or `screen/plate`; probes then score these alone. Empty:
+    the encoder is trained, without labels, on all plates, and only the probe holds plates out."""
     pretrain: PretrainConfig
     training_probe: TrainingProbeConfig | None = None
     """Probe the encoder every `pretrain.evaluate_every` steps while it is trained; None means not."""

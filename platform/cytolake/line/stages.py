@@ -108,7 +108,7 @@ def curate(line: Line, console: Console) -> None:
 def pretrain(line: Line, console: Console) -> None:
     """Train an encoder on the newest pack of the recipe's curation."""
     with _session(line, console) as session:
-        session.pretrain(session.newest_pack())
+        session.pretrain(session.training_pack(session.newest_pack()))
 
 
 def embed(line: Line, console: Console) -> None:
@@ -237,7 +237,7 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         session.simulate()
         session.ingest()
         curation, pack, qc_id = session.curate()
-        trained = session.pretrain(pack)
+        trained = session.pretrain(session.training_pack(pack))
         embedded = session.embed(pack, trained)
         if line.promote_by.benchmark:
             console.print(session.benchmark(pack, embedded))
@@ -417,6 +417,18 @@ class Session:
             )
         return build_pack(self.catalog, found[0]["curation_id"], self.line.pack)
 
+    def training_pack(self, pack: Pack) -> Pack:
+        """The pack to train on: without the plates that are held out of pretraining too."""
+        excluded = self.line.hold_out_plates
+        if not excluded:
+            return pack
+        return build_pack(self.catalog, pack.curation_id, dataclasses.replace(self.line.pack, exclude_plates=excluded))
+
+    @property
+    def probe_config(self) -> ProbeConfig:
+        """The recipe's probe; of plates that were held out of pretraining, where there are such."""
+        return dataclasses.replace(self.line.probe, only=self.line.hold_out_plates or self.line.probe.only)
+
     def pretrain(self, pack: Pack) -> PretrainResult:
         """Train, or read back the finished run of the same pack and config."""
         with self._stage("pretrain") as told:
@@ -443,10 +455,11 @@ class Session:
         Raises:
             MissingInputError: There is none.
         """
-        result = finished_run(pack.pack_id, self.line.pretrain, self.catalog.root / "runs")
+        trained_on = self.training_pack(pack)
+        result = finished_run(trained_on.pack_id, self.line.pretrain, self.catalog.root / "runs")
         if result is None:
             raise MissingInputError(
-                f"{self.line.root_path}: no finished pretraining run of this recipe on pack {pack.pack_id}. Run "
+                f"{self.line.root_path}: no finished pretraining run of this recipe on pack {trained_on.pack_id}. Run "
                 "jobs/pretrain.py with the same recipe, root and --set first."
             )
         return result
@@ -484,7 +497,7 @@ class Session:
     def probe(self, representation_ids: list[str]) -> BlockChoice:
         """Linear probes of all representations; the best trained block."""
         with self._stage("probe") as told:
-            choice = search_blocks(self.catalog, representation_ids, self.line.probe, told.report)
+            choice = search_blocks(self.catalog, representation_ids, self.probe_config, told.report)
             told.outcome = f"block {choice.block}, {choice.pooling} pooling: {choice.score:.3f} by {choice.protocol}"
         return choice
 
@@ -493,13 +506,13 @@ class Session:
 
         A split that the screen does not allow is left out with its reason.
         """
-        config = self.line.probe
+        config = self.probe_config
         if (choice.benchmark, choice.label) != (config.benchmark, config.label):
             return ()  # chosen by a ranking of profiles
         level: Literal["wells", "crops"] = "crops" if config.choose_by == "wells" else "wells"
         found = [search_blocks(self.catalog, representation_ids, dataclasses.replace(config, choose_by=level))]
         for split in self.line.also_held_out_by:
-            if split == config.split:
+            if split == config.split or config.only:  # a batch has plates that the encoder was trained on
                 continue
             with self._stage(f"probe {split}") as told:
                 try:

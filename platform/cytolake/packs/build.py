@@ -58,6 +58,9 @@ class PackConfig:
     shard_mb: int = 64
     """Uncompressed size of a shard, MB: what a task that writes one holds in memory. A shard is one file."""
     sites_per_task: int = 16
+    exclude_plates: tuple[str, ...] = ()
+    """Plates whose crops are left out, as `plate` or `screen/plate`: of a pack to train on, where plates are held out
+    of pretraining too."""
 
     def __post_init__(self) -> None:
         for name, least in (("shuffle_seed", 0), ("shard_mb", 1), ("compression_level", 1), ("sites_per_task", 1)):
@@ -89,10 +92,10 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
         PackError: No such curation, crops of several sizes, a source that is gone or changed since the ingest, or a
             disk that is full.
     """
-    there = find_pack(catalog.root / "packs", curation_id, config.shuffle_seed, config.pixels)
+    there = find_pack(catalog.root / "packs", curation_id, config.shuffle_seed, config.pixels, config.exclude_plates)
     if there is not None:
         return Pack.open(there)
-    kept = _kept_crops(catalog, curation_id)
+    kept = _kept_crops(catalog, curation_id, config.exclude_plates)
     content = content_of_crops(catalog, kept.table_versions, kept.crops)
     pack_id = content_id("pack", CONTENT, curation_id, content, config.shuffle_seed, config.pixels)
     path = catalog.root / "packs" / pack_id
@@ -116,6 +119,7 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
             "table_versions": kept.table_versions,
             "shuffle_seed": config.shuffle_seed,
             "pixels": config.pixels,
+            "exclude_plates": sorted(config.exclude_plates),
             "source_dtypes": source_dtypes(kept.sites),
             "scales": [
                 {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
@@ -201,7 +205,7 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def _kept_crops(catalog: Catalog, curation_id: str) -> _Kept:
+def _kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, ...]) -> _Kept:
     kept = catalog.table("curations", where=f"curation_id = '{curation_id}' AND is_kept")
     if kept.num_rows == 0:
         known = catalog.sql("SELECT DISTINCT curation, curation_id FROM curations ORDER BY ALL LIMIT 20").to_pylist()
@@ -212,18 +216,20 @@ def _kept_crops(catalog: Catalog, curation_id: str) -> _Kept:
     versions: dict[str, int] = json.loads(kept.column("table_versions")[0].as_py())
     pinned = catalog.at(versions)
     crops = pinned.sql(
-        "SELECT crop_id, well_id, plate_id, site_id, y, x, size FROM crops SEMI JOIN kept USING (crop_id) "
-        "ORDER BY crop_id",
+        "SELECT crop_id, well_id, plate_id, screen, plate, site_id, y, x, size FROM crops SEMI JOIN kept "
+        "USING (crop_id) ORDER BY crop_id",
         kept=kept.select(["crop_id"]),
     )
+    n_found = crops.num_rows
+    crops = _without_plates(crops, exclude_plates).drop_columns(["screen", "plate"])
     sites = pinned.sql(
         "SELECT * FROM sites WHERE site_id IN (SELECT site_id FROM kept) "
         "ORDER BY screen, plate, well, site, timepoint, z, site_id",
         kept=crops,
     )
     site_numbers = pc.index_in(crops.column("site_id"), sites.column("site_id").combine_chunks())
-    if crops.num_rows != kept.num_rows or site_numbers.null_count:
-        n_there = crops.num_rows - site_numbers.null_count
+    if n_found != kept.num_rows or site_numbers.null_count:
+        n_there = n_found - site_numbers.null_count
         raise PackError(
             f"curation {curation_id}: {kept.num_rows} crops kept, {n_there} of them in the tables crops and sites at "
             "the versions it pinned. The tables were changed by hand or vacuumed: curate again: jobs/curate.py."
@@ -234,6 +240,23 @@ def _kept_crops(catalog: Catalog, curation_id: str) -> _Kept:
         crops=crops.drop_columns(["site_id"]).append_column("site", site_numbers),
         sites=sites.to_pylist(),
     )
+
+
+def _without_plates(crops: pa.Table, names: tuple[str, ...]) -> pa.Table:
+    """Crops of all plates but these."""
+    if not names:
+        return crops
+    plates = crops.group_by(["plate_id", "screen", "plate"]).aggregate([]).to_pylist()
+    known = {name: row["plate_id"] for row in plates for name in (row["plate"], f"{row['screen']}/{row['plate']}")}
+    unknown = [name for name in names if name not in known]
+    left = {row["plate_id"] for row in plates} - {known[name] for name in names if name in known}
+    if unknown or not left:
+        raise PackError(
+            f"plates {', '.join(unknown or names)} cannot be left out: "
+            + ("the curation keeps no crop of them" if unknown else "no other plate is left")
+            + f". There are: {', '.join(sorted(row['screen'] + '/' + row['plate'] for row in plates)[:12])}."
+        )
+    return crops.filter(pc.is_in(crops["plate_id"], value_set=pa.array(sorted(left), pa.string())))
 
 
 def _plan(kept: _Kept, config: PackConfig) -> _Plan:

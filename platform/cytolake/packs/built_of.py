@@ -21,15 +21,22 @@ CONTENT = 2
 version 1 hashed the Delta versions of tables, which other screens may share."""
 
 
-def find_pack(packs: Path, curation_id: str, shuffle_seed: int, pixels: PixelKind) -> Path | None:
+def find_pack(
+    packs: Path, curation_id: str, shuffle_seed: int, pixels: PixelKind, exclude_plates: Iterable[str] = ()
+) -> Path | None:
     """The folder of a pack in this catalog with these crops in this order."""
     for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
         try:
             described = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             continue  # damaged: `Pack.open` says so where it is asked for by its id
-        found = (described.get("curation_id"), described.get("shuffle_seed"), described.get("pixels", "native"))
-        if found == (curation_id, shuffle_seed, pixels):
+        found = (
+            described.get("curation_id"),
+            described.get("shuffle_seed"),
+            described.get("pixels", "native"),
+            described.get("exclude_plates", []),
+        )
+        if found == (curation_id, shuffle_seed, pixels, sorted(exclude_plates)):
             return file.parent
     return None
 

@@ -75,6 +75,8 @@ class BlockChoice:
     """Of the rows of `scores` behind the choice."""
     n_candidates: int = 1
     """Trained blocks and poolings that there were to choose from."""
+    encoder_saw_units: bool = True
+    """Whether the encoder was trained, without labels, on what is held out of the probes."""
     is_nested: bool = True
     """False where the score was read off what chose the block, and so reads high."""
     dropped_classes: tuple[str, ...] = ()
@@ -343,6 +345,7 @@ def _choose(
         baseline_unit_scores=tuple(tuple(chosen_elsewhere(candidates[kind]).score.tolist()) for kind in kinds),
         protocol_id=scores[chosen["representation_id"]]["protocol"],
         n_candidates=len(candidates["trained"]),
+        encoder_saw_units=not config.only,
         dropped_classes=tuple(name for name in data.classes if name not in tested),
     )
 
