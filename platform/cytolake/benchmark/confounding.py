@@ -267,7 +267,9 @@ def _tasks(wells: Sequence[WellPlace], label_N: Codes, splits: Sequence[Split] |
     placed = np.asarray([well.row is not None and well.column is not None for well in wells], bool) & (label_N >= 0)
     if placed.any():
         here = np.flatnonzero(placed)
-        row, column = (np.asarray([getattr(wells[int(i)], name) for i in here], np.int64) for name in ("row", "column"))
+        row, column = (
+            np.asarray([getattr(wells[i], name) for i in here.tolist()], np.int64) for name in ("row", "column")
+        )
         width = int(column.max()) + 1
         values: dict[Factor, tuple[Codes, int, Smoothing | None]] = {
             "row": (row, int(row.max()) + 1, None),

@@ -117,8 +117,9 @@ def _scores(planes: Sequence[PlaneFocus]) -> Floats:
         ]
     )
     totals_M1 = scores_MP.sum(axis=1, keepdims=True)
-    is_measured = (totals_M1 > 0) & np.isfinite(totals_M1)
-    return np.asarray(np.divide(scores_MP, totals_M1, out=np.zeros_like(scores_MP), where=is_measured), np.float64)
+    is_known_M1 = (totals_M1 > 0) & np.isfinite(totals_M1)
+    shares_MP: Floats = np.divide(scores_MP, totals_M1, out=np.zeros_like(scores_MP), where=is_known_M1)
+    return shares_MP
 
 
 def _ratio(detail_P: Floats, contrast_P: Floats) -> Floats:
