@@ -53,7 +53,7 @@ class Published:
         plate = {row["crop_id"]: row["plate_id"] for row in self.catalog.table("crops").to_pylist()}
         pixels = self.catalog.crop_pixels(crop_ids)
         images = [np.float32(image / range_of[plate[crop]]) for crop, image in zip(crop_ids, pixels, strict=True)]
-        return padded_cls(self.weights, images, MOST).numpy()
+        return padded_cls(self.weights, images, MOST).detach().numpy()
 
 
 @pytest.fixture(scope="module")
