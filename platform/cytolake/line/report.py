@@ -91,8 +91,8 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
 
 
 _UNITS_TEXT = (
-    "One dot is the score on one unit that was held out; lines join the dots of one unit, so a gain is a line that "
-    "falls to the right on every unit."
+    "One dot is the score on one plate (or batch, or whatever was held out); lines join the dots of one plate, so a "
+    "gain is a line that falls to the right on every plate."
 )
 _UMAP_TEXT = (
     "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule."

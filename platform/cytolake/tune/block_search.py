@@ -61,7 +61,7 @@ class BlockChoice:
     baselines: tuple[Baseline, ...]
     """Each the best of its kind, chosen in the same way."""
     gain: float
-    """Score minus that of the best baseline, which is chosen among all of their candidates by the other units too."""
+    """Score minus that of the best baseline."""
     gain_low: float | None
     gain_high: float | None
     unit: str = ""
@@ -320,7 +320,9 @@ def _choose(
     kinds = [kind for kind in (*BASELINES, CELL_COUNT) if kind in by_kind]
     chosen, ours = best["trained"], chosen_elsewhere(candidates["trained"])
     score = chosen_score(candidates["trained"])
-    over = gain(candidates["trained"], [each for kind in kinds for each in candidates[kind]])
+    # The highest of the baselines, read off the same units: what luck there is in that makes the gain smaller.
+    highest = max(kinds, key=lambda kind: chosen_elsewhere(candidates[kind]).value)
+    over = gain(candidates["trained"], candidates[highest])
     tested = _classes_of_all(scores[chosen["representation_id"]])
     return BlockChoice(
         representation_id=chosen["representation_id"],
