@@ -261,10 +261,9 @@ def _dose(asked: Asked) -> Iterator[Score]:
     yield score(
         "dose_response", "dose", "share_increasing", found.increasing.value, found.increasing,
         n_test=found.increasing.total, median_spearman=finite(found.median_spearman), discovered=found.discovered.hits,
-        **{
-            column: kept({row["compound"]: row[key] for row in tested})
-            for column, key in (("spearman", "spearman"), ("p_values", "p_value"), ("q_values", "q_value"))
-        },
+        spearman=kept({row["compound"]: row["spearman"] for row in tested}),
+        p_values=kept({row["compound"]: row["p_value"] for row in tested}),
+        q_values=kept({row["compound"]: row["q_value"] for row in tested}),
     )  # fmt: skip
 
 
