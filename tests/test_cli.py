@@ -243,7 +243,7 @@ def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
     arguments = ["import", embeddings, "--name", "openphenom", "--rxrx3-core", metadata, "--root", root]
     said = run(*arguments)
     assert "141 wells without images came in, 0 were there" in said
-    identity = said.rsplit(" ", 1)[-1]
+    identity = said.split(" is representation ")[1].split()[0]
     assert "0 wells without images came in, 141 were there" in run(*arguments)
     assert "3" in run("tables", "--root", root)  # plates
 
@@ -308,7 +308,7 @@ def test_chromosome_arms_and_measured_features_are_options_of_score(tmp_path):
     assert "alignment pca_cs, chromosome_arms" in said
     assert "not scored" not in said
     assert "alignment none, chromosome_arms" in page.read_text(encoding="utf-8")
-    assert "of perturbation, alignment none x " in run("score", "x", *settings)
+    assert "of perturbation, alignment none, 60 wells x " in run("score", "x", *settings)
 
 
 def test_what_cannot_be_scored_is_told(root, tmp_path):

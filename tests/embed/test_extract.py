@@ -13,7 +13,7 @@ from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_scr
 from cytolake.catalog.ids import representation_id
 from cytolake.embed import extract
 from cytolake.embed.extract import EmbedConfig, EmbedCrops, VectorGroup, embed_crops, embed_pack, groups_of
-from cytolake.embed.pixel_statistics import PixelStatistics
+from cytolake.embed.pixel_statistics import VARIANTS, PixelStatistics
 from cytolake.models import (
     POOLINGS,
     CheckpointError,
@@ -185,14 +185,18 @@ def test_one_pass_gives_every_pooling(mixed, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+FORMS = [VectorGroup((name,), (-1,)) for name in VARIANTS]
+"""Of the pixel statistics."""
+
+
 def test_a_pack_of_several_stain_sets_and_a_fused_encoder_have_no_channel_means(mixed, tmp_path):
     trained = {"trained": mixed.checkpoints["trained"]}
     sources = list(extract._sources(mixed.catalog, mixed.pack, trained, "", channel_mean=True))
-    assert [source.group for source in sources] == [VectorGroup(POOLINGS, (0, 1)), None]
+    assert [source.group for source in sources] == [VectorGroup(POOLINGS, (0, 1)), *FORMS]
     fused = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=1, architecture="mae_vit")
     trained = {"trained": fused.checkpoints["trained"]}
     sources = list(extract._sources(fused.catalog, fused.pack, trained, "", channel_mean=True))
-    assert [source.group for source in sources] == [VectorGroup(POOLINGS, (0, 1)), None]
+    assert [source.group for source in sources] == [VectorGroup(POOLINGS, (0, 1)), *FORMS]
 
 
 def test_ids_of_representations_are_those_of_earlier_versions():

@@ -22,7 +22,7 @@ from cytolake.catalog import Catalog
 from cytolake.catalog.curation.curate import CurateConfig, curate
 from cytolake.embed.extract import EmbedConfig, embed_pack, embed_rows
 from cytolake.embed.pyfunc import ServedVectors
-from cytolake.models import Encoder, collate, load_encoder, save_encoder
+from cytolake.models import VisionTransformer, collate, load_encoder, save_encoder
 from cytolake.models.published_chada import load_published_chada
 from cytolake.packs.build import build_pack
 from cytolake.packs.crop_batches import crop_batch
@@ -44,7 +44,7 @@ class Published:
     """By kind of pixels. Crops of 8 and of 16 bits have as many channels: a pack of native pixels holds both in 16."""
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> VisionTransformer:
         return load_encoder(self.checkpoint)
 
     def wanted(self, crop_ids: list[str]) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_an_encoder_saved_before_scalings_had_names_refuses_counts(published, tm
     """It would read counts of thousands where fractions were trained: cosines of .3 with the right vectors."""
     config = replace(published.encoder.config, input_scaling="as_is")
     assert '"standardise": false' in config.to_json()  # what such files have
-    old = Encoder(config)
+    old = VisionTransformer(config)
     old.load_state_dict(published.encoder.state_dict())
     save_encoder(old, tmp_path / "old.safetensors")
     loaded = load_encoder(tmp_path / "old.safetensors")
@@ -160,5 +160,5 @@ def test_a_pack_that_does_not_know_its_sources_types_is_refused_and_still_standa
     pack = Pack.open(folder)
     with pytest.raises(ValueError, match="make it again"):
         embed_rows(published.encoder, pack, np.arange(3))
-    standardising = Encoder(replace(published.encoder.config, input_scaling="standardise", noise_floor=0.8))
+    standardising = VisionTransformer(replace(published.encoder.config, input_scaling="standardise", noise_floor=0.8))
     assert np.isfinite(embed_rows(standardising, pack, np.arange(3))).all()

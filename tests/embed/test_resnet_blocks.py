@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
-from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key, probe_representation
+from cytolake.benchmark.cross_validation import probe_representation
+from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors
 from cytolake.benchmark.qc.encoders import EncoderFeatures
 from cytolake.embed import extract
@@ -20,7 +21,7 @@ from cytolake.serving.champion import load_champion
 from cytolake.tracking import ModelCard, TrackingConfig, promote
 
 WIDTHS = (64, 128, 256, 512, 512)
-PROBE = ProbeConfig(seeds=(0,), regularisation=(0.1,), bootstrap_draws=20)
+PROBE = ProbeConfig(seeds=(0,), regularisation=(0.1,))
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def add_verdicts(lake, crop, **failed):
     rows = [
         common
         | {"channel": "DNA", "channel_index": 0, "rule": rule, "metric": "sd", "value": 2.0, "threshold": 1.0}
-        | {"is_pass": rule not in failed, "judged_at": datetime(2026, 1, 1, tzinfo=UTC)}
+        | {"reason": None, "is_pass": rule not in failed, "judged_at": datetime(2026, 1, 1, tzinfo=UTC)}
         for rule in ("defocus", "saturation", "noise")
     ]
     lake.catalog.append("qc_verdicts", table_contract("qc_verdicts").rows(rows), transaction="verdicts")

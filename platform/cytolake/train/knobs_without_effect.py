@@ -128,7 +128,10 @@ def why_without_effect(knob: str, model: ModelConfig, objective: ObjectiveConfig
 def _picked(crops: CropBatch, places: np.ndarray) -> CropBatch:
     picked = torch.from_numpy(places)
     return CropBatch(
-        crops.pixels[picked], crops.channel_index[picked], tuple(crops.n_channels[place] for place in places.tolist())
+        crops.pixels[picked],
+        crops.channel_index[picked],
+        tuple(crops.n_channels[place] for place in places.tolist()),
+        tuple(crops.full_scale[place] for place in places.tolist()) if crops.full_scale else (),
     )
 
 

@@ -224,9 +224,9 @@ def test_profiles_aligned_in_the_tables_score_as_those_aligned_on_the_way(catalo
     }
     got = {(row["benchmark"], row["label"], row["metric"]): row["value"] for row in of_aligned}
     # Nothing can be compared with the controls that these vectors were aligned on.
-    of_controls = {"activity_map", "batch_leakage", "perturbation_magnitude"}
+    of_controls = {"activity_map", "batch_leakage", "grit", "perturbation_magnitude"}
     expected = {key: value for key, value in expected.items() if key[0] not in of_controls}
-    for task in ("activity", "leakage", "magnitude"):
+    for task in ("activity", "grit", "leakage", "magnitude"):
         assert "aligned on these controls when it was written" in found.left_out[f"{task}, none"]
     assert got == pytest.approx(expected, abs=0.02)  # stored as float32: a rank or a draw may change places
     ranked = [encoder_name(row) for row in leaderboard(catalog).to_pylist() if row["representation_id"] == aligned]

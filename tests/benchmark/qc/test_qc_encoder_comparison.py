@@ -28,7 +28,7 @@ from cytolake.benchmark.qc.features import RELATIONS
 from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
 from cytolake.benchmark.qc.learned import LabelledSites
 from cytolake.catalog import Catalog
-from cytolake.models import Encoder, save_encoder
+from cytolake.models import build_encoder, save_encoder
 from cytolake.models.config import ModelConfig
 
 MODEL = "test_vit"
@@ -84,7 +84,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def our_checkpoint(folder: Path) -> Path:
     torch.manual_seed(0)
     path = folder / "run-7" / "encoder.safetensors"
-    save_encoder(Encoder(ModelConfig(channels=("DNA", "ER"), crop_size=32, width=32, depth=2, heads=2)), path)
+    save_encoder(
+        build_encoder(ModelConfig(channels=("DNA", "ER"), crop_size=32, width=32, depth=2, heads=2), seed=0), path
+    )
     return path
 
 

@@ -24,7 +24,8 @@ def add(catalog: Catalog, representation: str, kind: str, curation: str, day: in
     }  # fmt: skip
     catalog.append("curations", curations.rows([kept]), transaction=f"curation {curation}")
     row = dict.fromkeys(representations.schema.names) | {
-        "representation_id": representation, "kind": kind, "block": 3, "pooling": "mean", "dim": 2,
+        "representation_id": representation, "kind": kind, "block": 3, "dim": 2,
+        "pooling": "all" if kind == "pixel_statistics" else "mean",
         "curation_id": f"id of {curation}", "created_at": datetime(2026, 1, day, tzinfo=UTC),
     }  # fmt: skip
     catalog.append("representations", representations.rows([row]), transaction=representation)

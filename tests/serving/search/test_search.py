@@ -423,7 +423,7 @@ def judge(lake, qc_id, failed, day=1, channels=("DNA",)) -> None:
         {"qc_id": qc_id, "level": "site", "channel": channel, "channel_index": index, "rule": rule, "metric": "sd"}
         | {key: site[key] for key in ("site_id", "well_id", "plate_id")}
         | {"value": 1.0, "threshold": 0.0, "is_pass": rule not in failed.get(site["site_id"], ())}
-        | {"judged_at": datetime(2026, 1, day, tzinfo=UTC)}
+        | {"reason": None, "judged_at": datetime(2026, 1, day, tzinfo=UTC)}
         for site in lake.catalog.table("sites").to_pylist()
         for index, channel in enumerate(channels)
         for rule in ("defocus", "empty", "noise")
