@@ -37,7 +37,6 @@ SMALL = (
     "pretrain.objective.moco_v2_plus.queue_size=32",
     "probe.seeds=[0]",
     "probe.regularisation=[0.1]",
-    "probe.bootstrap_draws=20",
     "embed.actors=1",
     "study.objectives=[simsiam]",
     "study.knobs=[contrast]",
