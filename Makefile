@@ -53,6 +53,10 @@ openapi: $(INSTALLED)
 fuzz: $(INSTALLED)
 	@$(BIN)/pytest --hypothesis-profile=new_cases -m "not slow and not gpu" tests/screens
 
+# A file named coverage.py would be taken for the package of that name by whatever a bench imports.
+bench-coverage: $(INSTALLED)
+	@$(BIN)/python infra/bench/interval_coverage.py
+
 bench-%: $(INSTALLED)
 	@$(BIN)/python infra/bench/$*.py
 

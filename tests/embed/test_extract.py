@@ -87,7 +87,7 @@ def embedded(mixed: SmallScreen, local_ray: None) -> tuple[SmallScreen, list[dic
 def test_every_block_pooling_and_baseline_has_one_vector_for_each_crop(embedded):
     small, rows = embedded
     assert sorted((row["kind"], row["block"], row["pooling"]) for row in rows) == sorted(
-        [("pixel_statistics", -1, "all")]
+        [("pixel_statistics", -1, form) for form in VARIANTS]
         + [(kind, block, pooling) for kind in ("trained", "untrained") for block in (0, 1) for pooling in POOLINGS]
     )
     for row in rows:
@@ -149,7 +149,7 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
     ids = {row["representation_id"] for row in rows}
     assert ids > {row["representation_id"] for source in before for row in source.rows}
     n_vectors = small.catalog.dataset("embeddings").count_rows()
-    assert n_vectors == small.pack.n_crops * len(rows) == small.pack.n_crops * (2 * 2 * 3 + 1)
+    assert n_vectors == small.pack.n_crops * len(rows) == small.pack.n_crops * (2 * 2 * 3 + len(VARIANTS))
     new = [row for row in rows if row["pooling"] == "channel_mean"]
     assert {(row["kind"], row["block"], row["dim"]) for row in new} == {
         (kind, block, 2 * 16) for kind in ("trained", "untrained") for block in (0, 1)

@@ -16,7 +16,7 @@ from cytolake.embed import extract
 from cytolake.embed.export import export_anndata, representations_of
 from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.line.training_probe import TrainingProbe
-from cytolake.models import load_encoder
+from cytolake.models import collate, load_encoder
 from cytolake.serving.champion import load_champion
 from cytolake.tracking import ModelCard, TrackingConfig, promote
 
@@ -48,7 +48,8 @@ def test_every_stage_and_the_pooled_vector_are_stored_with_their_own_width(small
     crop_ids = small.pack.index["crop_id"].to_pylist()
     for kind in ("trained", "untrained"):
         encoder = load_encoder(small.checkpoints[kind])
-        blocks = extract._pooled(encoder, images, [CHANNELS] * len(images), ("mean",))["mean"]
+        batch = collate(images, [encoder.config.channel_indices(CHANNELS)] * len(images))
+        blocks = extract._pooled(encoder, batch, ("mean",))["mean"]
         for row in rows:
             if row["kind"] == kind:
                 vectors = read_vectors(small.catalog, row["representation_id"], crop_ids)

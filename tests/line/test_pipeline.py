@@ -31,7 +31,7 @@ SMALL = (
     "screens.simulate.genes_per_pathway=2",
     "screens.simulate.guides_per_gene=1",
     "screens.simulate.n_compounds=0",
-    "screens.simulate.n_negative_controls=2",
+    "screens.simulate.n_negative_controls=4",
     "screens.simulate.n_positive_controls=0",
     "screens.simulate.sites_per_well=2",
     "screens.simulate.site_size_px=128",
@@ -84,12 +84,14 @@ def test_the_pipeline_promotes_what_it_chose_and_writes_a_page(line, first):
     ).replace("https://matplotlib.org", ""), "the page must not load anything from elsewhere"
 
 
-def test_the_page_and_the_printed_text_say_that_no_gain_is_shown_and_why_it_was_promoted(first):
-    result, printed = first
+def test_the_page_and_the_printed_text_say_that_no_gain_is_shown_and_the_page_why_it_was_promoted(first):
+    result, _ = first
     page = result.report.read_text(encoding="utf-8")
     assert result.choice.gain_low is None  # two plates
-    for text in (page, printed):
-        assert "2 plates are too few for an interval, so no gain is shown" in _unwrapped(text)
+    text = io.StringIO()
+    stages.print_choice(Console(file=text, width=120), result.choice, result.others)
+    for shown in (page, text.getvalue()):
+        assert "2 plates are too few for an interval, so no gain is shown" in _unwrapped(shown)
     assert "four steps train nothing" in page
     assert result.card.forced == "four steps train nothing"
     assert [each.metric for each in result.others] == ["balanced_accuracy", "balanced_accuracy_wells"]

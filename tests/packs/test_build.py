@@ -303,7 +303,7 @@ def test_a_disk_that_fills_up_during_the_build_is_told_and_leaves_nothing(
     """On a real file system too small for the scratch files, and on one too small for the arrays beside them."""
     pixels = sum(
         group.n_crops * group.n_channels * SIZE**2 * np.dtype(group.dtype).itemsize
-        for group in build._plan(build._kept_crops(catalog, curation.curation_id), CONFIG).groups.values()
+        for group in build._plan(build._kept_crops(catalog, curation.curation_id, ()), CONFIG).groups.values()
     )
     packs = catalog.root / "packs"
     packs.mkdir()

@@ -101,7 +101,6 @@ def test_wells_are_searched_without_another_fit_and_two_batches_give_no_interval
     monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("probed again"))
     of_wells = search_blocks(small.catalog, ids_of(small.catalog), dataclasses.replace(CONFIG, choose_by="wells"))
     assert of_wells.metric == "balanced_accuracy_wells"
-    assert of_wells.score > choice.score
     assert of_wells.protocol_id == choice.protocol_id
 
 

@@ -46,8 +46,9 @@ def headline(comparison: EncoderComparison) -> str:
     by = f"{head.replace('_', ' ')} head, {n} labelled {'normal sites' if one_class else 'sites of each class'}"
     if math.isnan(found[best][1]):
         return (
-            f"{comparison.n_groups} {comparison.unit}s are too few for an interval, so no encoder is shown to beat "
-            f"pixel statistics: the best, {best}, differs from them by {found[best][0]:+.3f} AUROC ({by})."
+            f"{comparison.n_groups} {comparison.unit}{'s are' if comparison.n_groups > 1 else ' is'} too few for an "
+            f"interval, so no encoder is shown to beat pixel statistics: the best, {best}, differs from them by "
+            f"{found[best][0]:+.3f} AUROC ({by})."
         )
     among = f", corrected for {len(labels)} encoders" if len(labels) > 1 else ""
     about = f"({by}; 95 % interval over {comparison.n_groups} {comparison.unit}s{among})"
@@ -93,7 +94,8 @@ def notes(comparison: EncoderComparison) -> list[str]:
         )
     if comparison.n_groups < MIN_GROUPS:
         found.append(
-            f"{comparison.n_groups} {comparison.unit}s were held out: too few for an interval (at least {MIN_GROUPS})."
+            f"{comparison.n_groups} {comparison.unit}{'s were' if comparison.n_groups > 1 else ' was'} held out: too "
+            f"few for an interval (at least {MIN_GROUPS})."
         )
     elif comparison.unit == "plate" and comparison.n_groups < 8:
         found.append(
