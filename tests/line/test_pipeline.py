@@ -239,11 +239,11 @@ def test_a_ranking_of_the_leaderboard_can_choose_what_is_promoted(line, first):
     card = resolve_alias(line.tracking.at(line.root), "by_activity").card
     ranked = leaderboard(
         cytolake.catalog.open(line.root),
-        LeaderboardFilter(benchmark="activity_map", metric=by.metric, alignment="pca_cs"),
+        LeaderboardFilter(benchmark="activity_map", metric=by.metric, alignment="pca_cs", all_blocks=True),
     ).to_pylist()
     best = next(row for row in ranked if row["kind"] == "trained")
     assert (card.representation_id, card.score) == (best["representation_id"], best["value"])
-    assert "activity_map, mean_average_precision of perturbation" in card.reason
+    assert "activity map, mean average precision, perturbation" in card.reason
     assert "alignment pca_cs" in card.reason
 
 
