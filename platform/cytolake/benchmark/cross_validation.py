@@ -356,7 +356,7 @@ def _unit_scores(counts: WellCounts, units: Units, data: ProbeData) -> Numbers:
 
 
 def _recall_by_class(splits: Sequence[WellCounts], data: ProbeData) -> dict[str, float]:
-    """Share of each class told correctly, over all splits; classes that were never tested are left out."""
+    """Share of each class predicted correctly, over all splits; classes that were never tested are left out."""
     correct, total = (
         np.bincount(np.maximum(data.label_of_well, 0), weights=each * (data.label_of_well >= 0), minlength=1)
         for each in (sum(split.correct for split in splits), sum(split.total for split in splits))

@@ -108,7 +108,7 @@ _RECONSTRUCTION_TEXT = (
 )
 _LABELS_TEXT = (
     "How well the learned detector ranks sites with artefacts on plates that it never saw, by the number of labelled "
-    "sites of each class; the band is the 95 % interval (bootstrap over plates). Labels are those of table qc_labels "
+    "sites of each class; the band is the 95 % interval over plates. Labels are those of table qc_labels "
     "(cytolake qc label), or, as in the demo, artefacts of ten kinds put into sites. All metrics are in the table "
     "scores."
 )
