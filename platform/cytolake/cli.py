@@ -377,7 +377,7 @@ def import_table(
     ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Take another tool's embeddings into the catalog, to be ranked beside cytolake's own."""
+    """Take another tool's embeddings into the catalog, to be ranked with cytolake's own."""
     from cytolake.catalog.ingest.published_wells import import_wells
     from cytolake.embed.external import import_embeddings, read_external, wells_matched
     from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map

@@ -199,7 +199,7 @@ def test_a_plate_name_of_two_screens_needs_the_screen(tmp_path):
 
 @pytest.mark.parametrize("name", ["", " ", "chada_vit", "pixel_statistics"])
 def test_a_name_that_could_be_taken_for_a_model_of_ours_is_refused(catalog, tmp_path, name):
-    with pytest.raises(ValueError, match=r"expected one that tells the model apart"):
+    with pytest.raises(ValueError, match=r"expected one that names the model"):
         import_embeddings(catalog, read_parquet_table(as_parquet(well_table(), tmp_path)), name)
 
 

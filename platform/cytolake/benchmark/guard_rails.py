@@ -152,7 +152,7 @@ def batch_leakage(
     if len(used) < 2:
         raise ValueError(
             f"{len(used)} batches have 2 wells or more ({', '.join(names[used].tolist()) or 'none'}), expected at "
-            "least 2 to tell apart. Give plates as batches, or all wells where controls are few."
+            "least 2. Give plates as batches, or all wells where controls are few."
         )
     rows = np.asarray(chosen, np.intp)[keep]
     wells, label = matrix[rows].astype(np.float32), np.searchsorted(used, of_well[keep])

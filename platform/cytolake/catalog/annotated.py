@@ -54,7 +54,7 @@ def to_anndata(
         if not rows.num_rows:
             remedy = f"Run jobs/embed.py for its pack {known[identity]['pack_id']} first."
             if known[identity]["kind"] == "aligned":
-                remedy = "It was aligned at the level of wells: ask for level='well', or for the one it was made from."
+                remedy = "It was aligned at the level of wells: use level='well', or the one that it was made from."
             raise CatalogError(f"representation {identity}: no rows in {vectors_table}. {remedy}")
     obs = _observations(catalog, level, vectors)
     matrices = [_matrix(obs[key], rows, int(known[i]["dim"]), i) for i, rows in zip(ids, vectors, strict=True)]

@@ -66,7 +66,7 @@ def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
     if wanted and wanted != place:
         if place or (folder / "tables").is_dir():
             raise CatalogError(
-                f"{folder}: its tables are in {place or folder / 'tables'}, asked for {wanted}. Leave `tables` out, or "
+                f"{folder}: its tables are in {place or folder / 'tables'}, expected {wanted}. Leave `tables` out, or "
                 "use another root."
             )
         if create:

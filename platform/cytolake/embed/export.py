@@ -207,8 +207,8 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
         model_id = _encoder(catalog, row)
         if has_blocks and encoder not in ("", model_id):
             raise ValueError(
-                f"representations of the models {encoder} and {model_id} in one file: nobody could tell whose "
-                "block_0_mean it has. Export each model to a file of its own."
+                f"representations of the models {encoder} and {model_id} in one file: block_0_mean would be "
+                "ambiguous. Export each model to a file of its own."
             )
         encoder = model_id if has_blocks else encoder
         form = "" if row["pooling"] == "all" else f"_{row['pooling']}"

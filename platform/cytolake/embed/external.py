@@ -271,7 +271,7 @@ def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, scre
     """
     if not name.strip() or name in (*get_args(Architecture), PIXEL_STATISTICS):
         raise ValueError(
-            f"name {name!r}: expected one that tells the model apart, and not one of cytolake's own architectures "
+            f"name {name!r}: expected one that names the model, and not one of cytolake's own architectures "
             f"({', '.join((*get_args(Architecture), PIXEL_STATISTICS))}). Choose another, such as efficientnet_b0."
         )
     source = pinned(catalog)

@@ -63,7 +63,7 @@ def read_wells_of_plate_map(path: Path, screen: str) -> pa.Table:
     if not screen or not found.has_plates:
         raise ValueError(
             f"{path}: found screen {screen!r} and {'a' if found.has_plates else 'no'} column of plates, expected both: "
-            "no images tell where the wells are. Give --screen, and a column plate."
+            "there are no images that show where the wells are. Give --screen, and a column plate."
         )
     names = dict.fromkeys(name for row in found.rows for name in row.cells if name.lower() != "screen")
     return pa.table(

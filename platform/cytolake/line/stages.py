@@ -179,7 +179,7 @@ def study(line: Line, console: Console) -> None:
 
 
 def predict_performance(line: Line, console: Console) -> None:
-    """Learn to tell how well queries of the promoted representation, or prompts of a table, do before they are used."""
+    """Predict how well queries of the promoted representation, or prompts of a table, will do before they are used."""
     config = line.performance
     tracking = line.tracking.at(line.root_path)
     sections = []
@@ -605,7 +605,7 @@ class Session:
                 objective=objective_text(self.line.pretrain),
                 commands=(
                     ("serve it", serve_command(self.line)),
-                    ("ask it", "curl -s localhost:8000/v1/models/champion"),
+                    ("query it", "curl -s localhost:8000/v1/models/champion"),
                     ("query the tables", f"{_program('cytolake')} tables --root {self.line.root_path}"),
                     ("see the runs", _mlflow_command(self.line)),
                 ),

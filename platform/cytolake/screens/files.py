@@ -124,7 +124,7 @@ def plates_of_rows(
                     file=row.path,
                     problem="unknown_position",
                     found=f"neither plate, well nor site{_place(row, ' in ')}",
-                    expected="at least a site, to tell where the image belongs",
+                    expected="at least a site, to know where the image belongs",
                     next_step=f"Fill in plate, well and site in {row.listing or 'its name'}, or remove it.",
                 )
             )

@@ -152,7 +152,7 @@ def _refused_name(screen: str, file: str, name: str) -> ScreenError:
             problem="path_outside_screen",
             found=repr(name),
             expected="the name of a plate map, without folders",
-            next_step="Put the map into platemap/ beside the list, and name it without its folder.",
+            next_step="Put the map into platemap/ next to the list, and name it without its folder.",
         )
     )
 

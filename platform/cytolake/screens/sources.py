@@ -312,7 +312,7 @@ def open_folder(source: ScreenSource) -> SourceFolder:
                     "empty_folder",
                     "no object below this prefix",
                     "plates or images",
-                    "Correct `path`, or copy the screen there; a prefix is spelled with its upper and lower case.",
+                    "Correct `path`, or copy the screen there; upper and lower case matter in a prefix.",
                 )
             )
         return folder

@@ -384,7 +384,7 @@ def _describe(snapshot: Snapshot, rows: NDArray[np.int64], form: str, condition:
         return file(as_curation(snapshot, rows, condition), "application/yaml", "selection.yaml")
     if len(rows) > MAX_DESCRIBED:
         raise ServingError(
-            status=422, detail=f"{len(rows):,} crops, at most {MAX_DESCRIBED:,} come as JSON. Ask for form=csv."
+            status=422, detail=f"{len(rows):,} crops, at most {MAX_DESCRIBED:,} come as JSON. Request form=csv."
         )
     return JSONResponse({"crops": _described(snapshot, rows)}, headers=_keyed(snapshot))
 

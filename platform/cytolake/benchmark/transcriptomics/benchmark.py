@@ -468,7 +468,7 @@ def _known_relations(trial: Trial) -> list[Score]:
         if not len(found.pairs):
             raise ValueError(
                 f"known_relations: of {source}'s pairs none has both ends among the {len(screen.perturbations)} "
-                "perturbations. Expected names spelled alike: correct the relations, or leave the source out."
+                "perturbations. Expected the same names: correct the relations, or leave the source out."
             )
         recalled = found.recalled.astype(np.float64)
         resampled = resampled_pairs(recalled, found.pairs, len(screen.perturbations), draws)

@@ -65,7 +65,7 @@ def read_harmony_channels(
                 file=file,
                 problem="unreadable_file",
                 found=str(error),
-                expected="the index that Harmony writes beside the images",
+                expected="the index that Harmony writes next to the images",
                 next_step="Copy it again; until then channels have numbers for names.",
             )
         ]
