@@ -28,6 +28,20 @@ SELECTION_SHARPNESS = 0.5
 """How fast a candidate's weight falls with each standard error that it lies behind the best of the other units."""
 
 
+_PLURALS = {
+    "plate": "plates",
+    "batch": "batches",
+    "row": "rows",
+    "column": "columns",
+    "column_block": "blocks of columns",
+}
+
+
+def units_in_words(unit: str) -> str:
+    """Several units of a kind, for sentences: `plates`, `batches`, ...; wells are held out in sets."""
+    return _PLURALS.get(unit, "sets of wells")
+
+
 @dataclass(frozen=True, slots=True)
 class UnitScores:
     """How one representation did on every unit, each by probes that did not see the unit."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cytolake.benchmark.leaderboard import BEST_OF_THESE, EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC
 from cytolake.benchmark.profiles.feature_tasks import BENCHMARK as FEATURE_REGRESSION
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.transcriptomics.benchmark import FITTED
@@ -175,6 +176,8 @@ def _how(row: Mapping[str, Any]) -> str:
         parts.append(f"screen {json.loads(row['details'])['screen']} {row['screen_id'][:8]}")
     if n_wells:
         parts.append(f"{n_wells:,} wells")
+    if (chance := chance_of(row)) is not None:
+        parts.append(f"chance {chance:.3f}")
     if is_guard_rail(benchmark, label):
         parts.append("guard rail: least is best")
     if metric in ERRORS:
@@ -182,6 +185,15 @@ def _how(row: Mapping[str, Any]) -> str:
     if benchmark in WITHOUT_MERIT:
         parts.append("no merit alone: noise mixes as well")
     return ", ".join(parts)
+
+
+def chance_of(row: Mapping[str, Any]) -> float | None:
+    """What a representation that knows nothing scores, where a number says so; `ABOUT` says it of other benchmarks."""
+    details = json.loads(row["details"] or "{}")
+    known = details.get("chance", details.get("random"))
+    if known is None and row["metric"] in (CROP_METRIC, WELL_METRIC) and row["n_classes"]:
+        known = 1 / row["n_classes"]  # of balanced accuracy
+    return None if known is None else float(known)
 
 
 def _task(row: Mapping[str, Any]) -> tuple[str, ...]:

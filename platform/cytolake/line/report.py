@@ -14,9 +14,10 @@ import pyarrow as pa
 import cytolake
 from cytolake.benchmark.confounding import WellPlace, confounding_warnings
 from cytolake.benchmark.probe_data import check_label
+from cytolake.benchmark.unit_scores import units_in_words
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.line.choice_text import headline, how_measured, measures
+from cytolake.line.choice_text import headline, how_measured, measures, why_no_interval
 from cytolake.line.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
 from cytolake.line.page import write_page
 from cytolake.line.qc_page import PAGE_FILE
@@ -77,7 +78,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         title=inputs.title,
         key=key,
         headline=headline(inputs.choice),
-        how=how_measured(inputs.choice),
+        how=" ".join([how_measured(inputs.choice), why_no_interval(inputs.others)]).strip(),
         warnings=_layout_warnings(catalog, inputs.choice.representation_id, inputs.choice.label),
         measures=measures([inputs.choice, *inputs.others]),
         facts=inputs.facts,
@@ -173,8 +174,9 @@ def _block_text(choice: BlockChoice) -> str:
     return (
         f"Every transformer block, {what}. The ring marks the chosen block. The highest of several points is a little "
         "high by luck, so the score on top of the page is not read from this figure: there, each block is chosen on "
-        f"other {choice.unit or 'unit'}s than it is scored on. The untrained encoder, pixel statistics and the cell "
-        "count show what needs no learning."
+        f"other {units_in_words(choice.unit)} than it is scored on. The same holds for the baselines: the line of "
+        "pixel statistics is their best form over all, which the other "
+        f"{units_in_words(choice.unit)} need not have chosen."
         if choice.is_nested
         else f"Every transformer block, {what}. The ring marks the chosen block, the highest of several, which "
         "reads high."

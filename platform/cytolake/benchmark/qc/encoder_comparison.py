@@ -132,12 +132,18 @@ class EncoderComparison:
         return points[n_labels or max(points)]
 
     def difference(
-        self, encoder: str, head: str, metric: str = METRIC, n_labels: int = 0, level: float = 0.95
+        self,
+        encoder: str,
+        head: str,
+        metric: str = METRIC,
+        n_labels: int = 0,
+        level: float = 0.95,
+        baseline: str = STATISTICS,
     ) -> tuple[float, float, float]:
-        """Score minus that of pixel statistics with the same head, labels, splits and resamples; and its interval."""
-        point, baseline = (self.point(name, head, metric, n_labels) for name in (encoder, STATISTICS))
-        value = point.value - baseline.value
-        draws = point.draws - baseline.draws
+        """Score minus that of the baseline with the same head, labels, splits and resamples; and its interval."""
+        point, other = (self.point(name, head, metric, n_labels) for name in (encoder, baseline))
+        value = point.value - other.value
+        draws = point.draws - other.draws
         return value, *few_groups_interval(value, draws, self.n_groups, (-1.0, 1.0), level)
 
 
