@@ -246,6 +246,19 @@ def test_a_file_of_another_model_is_refused_before_anything_is_measured(catalog,
         compared_encoders(catalog, [f"resnet18={weights}"], FeatureConfig())
 
 
+def test_an_encoder_of_other_stains_is_refused_before_anything_is_measured(catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(qc_plates, "_measure_part", lambda *_: pytest.fail("a site was measured"))
+    path = tmp_path / "encoder.safetensors"
+    config = ModelConfig(channels=("DNA", "Mito"), crop_size=32, width=32, depth=2, heads=2)
+    save_encoder(one_step(build_encoder(config, seed=0)), path)
+    config = replace(CONFIG, features=FeatureConfig(windows_per_side=1, reference_sites=7))  # not in the store
+    encoders = compared_encoders(catalog, [f"other={path}"], config.features)
+    with pytest.raises(
+        FeatureError, match=r"encoder other: plate .* has the channels DNA.*exactly DNA, Mito\. Leave the"
+    ):
+        compare_encoders(catalog, encoders, config)
+
+
 def test_encoders_of_the_catalog_are_found_by_alias_with_their_block(catalog, tmp_path, monkeypatch):
     class Card:
         encoder_path, block = our_checkpoint(tmp_path), 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,36 @@ def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureC
             "one or more, each once, such as resnet18=weights.safetensors or champion; NAME=FILE gives a name."
         )
     return found
+
+
+def check_channels(catalog: Catalog, encoders: Sequence[ComparedEncoder], plate_ids: Collection[str]) -> None:
+    """Refuse encoders that cannot take the stains of some plate, before anything is measured.
+
+    Raises:
+        FeatureError: Such an encoder.
+        CheckpointError: A checkpoint that cannot be used.
+    """
+    from cytolake.models import load_encoder
+
+    plates = catalog.table("plates", columns=["plate_id", "plate", "channels"]).to_pylist()
+    for encoder in encoders:
+        if not encoder.features.checkpoint:
+            continue
+        config = load_encoder(encoder.features.checkpoint).config
+        for plate in plates:
+            if plate["plate_id"] not in plate_ids:
+                continue
+            try:
+                config.channel_indices(plate["channels"])
+            except ValueError as error:
+                stains = (
+                    f"exactly {', '.join(config.channels)}" if config.is_fused else f"{config.max_channels} or fewer"
+                )
+                raise FeatureError(
+                    f"encoder {encoder.label}: plate {plate['plate']} has the channels "
+                    f"{', '.join(plate['channels']) or 'none'}, expected {stains}. Leave the encoder out, or give one "
+                    "that takes any channels (chada_vit)."
+                ) from error
 
 
 def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[ComparedEncoder]:

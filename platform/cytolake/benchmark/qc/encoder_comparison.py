@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder
+from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder, check_channels
 from cytolake.benchmark.qc.detector import HEADS, DetectorConfig, Example, Head
 from cytolake.benchmark.qc.detector_scores import few_groups_interval
 from cytolake.benchmark.qc.encoders import FeatureConfig
@@ -199,9 +199,11 @@ def compare_encoders(
     Raises:
         CatalogError: As `comparison_plan`.
         ValueError: Too few labels of a class, or of plates (or wells), for any split.
-        ScreenError, FeatureError, CheckpointError: A site or an encoder that cannot be read.
+        ScreenError, CheckpointError: A site or an encoder that cannot be read.
+        FeatureError: An encoder that cannot be had, or that cannot take the stains of a plate.
     """
     plan, measured = comparison_plan(catalog, config), {}
+    check_channels(catalog, encoders, plan)
     for encoder in encoders:
         measured[encoder.label] = measure_plan(
             catalog,
