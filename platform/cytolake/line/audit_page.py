@@ -102,6 +102,7 @@ def write_audit(
                 ),
                 "n_train": f"{audit.n_train[label]:,}",
                 "n_test": f"{audit.n_test[label]:,}",
+                "interval_over": next(row.interval_over for row in audit.rows if row.label == label) or "wells",
             }
             for label in labels
         ],
