@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.intervals import MIN_GROUPS, Interval
+from cytolake.benchmark.intervals import MIN_GROUPS, ROUNDING, Interval
 from cytolake.catalog.ids import content_id
 
 Floats = NDArray[np.float64]
@@ -211,6 +211,7 @@ class _Distances:
         below = np.cumsum(np.where(is_query, weight, 0.0))[self.ends]
         both = np.cumsum(weight)[self.ends] / 2
         gap = 2 * np.abs(below - both)  # F - G, for both = (F + G) / 2
+        gap = np.where(gap > ROUNDING, gap, 0.0)
         return np.asarray([gap.max(), gap**2 @ np.diff(both, prepend=0.0)])
 
 
