@@ -16,7 +16,7 @@ from cytolake.catalog.declared import table_contract
 from cytolake.line.figures import block_curves
 from cytolake.line.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.tracking import TrackingConfig
-from cytolake.tune.promotion import PromoteBy, choose_by, promote_choice
+from cytolake.tune.promotion import NoGainError, PromoteBy, check_gain, choose_by, promote_choice
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 ENCODERS = {"trained": 3, "untrained": 3, "pixel_statistics": 0}
@@ -179,6 +179,19 @@ def test_promotion_takes_the_leader_and_says_why(catalog):
     )
     with pytest.raises(ValueError, match="for: pixel_statistics"):
         choose_by(catalog, ids[:-1], by)
+
+
+def test_an_interval_that_is_not_over_plates_shows_no_gain(catalog):
+    """Of two plates: the interval is over perturbations, which share what their plates do."""
+    details = json.dumps({"no_plate_interval": "2 plates, expected 3 or more"})
+    values = {"trained0": 0.9, "untrained0": 0.4, "pixel_statistics-1": 0.2}
+    few = [score(name, value, protocol="two plates", hours=3, details=details) for name, value in values.items()]
+    catalog.append("scores", rows("scores", few), transaction="two plates")
+    by = PromoteBy(benchmark="activity_map", metric="m", label="perturbation", alignment="pca_cs")
+    choice = choose_by(catalog, list(values), by)
+    assert (choice.score, choice.gain, choice.gain_low) == (0.9, pytest.approx(0.5), None)
+    with pytest.raises(NoGainError, match="too few for an interval"):
+        check_gain(choice, "")
 
 
 def test_what_was_aligned_is_ranked_by_name_and_never_promoted(catalog, tmp_path):

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from cytolake.benchmark.intervals import few_groups_interval
 from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder, check_channels
 from cytolake.benchmark.qc.detector import HEADS, DetectorConfig, Example, Head
-from cytolake.benchmark.qc.detector_scores import few_groups_interval
 from cytolake.benchmark.qc.encoders import FeatureConfig
 from cytolake.benchmark.qc.features import RELATIONS
 from cytolake.benchmark.qc.label_efficiency import (
