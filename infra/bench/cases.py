@@ -1,8 +1,8 @@
 """Faults of real folders and tables, each as a small input: does one pass in silence?
 
-An input is read right, or what is wrong with it is reported: as a row of `quarantine`, a refusal, a hint of `inspect`. A
-label that is lost or invented, a site that counts twice, a well that no plate has, without a word about it, counts as
-one silent wrong result, and so does a Python traceback. The figure is their number; the bar is 0.
+An input is read right, or what is wrong with it is reported: as a row of `quarantine`, a refusal, a hint of `inspect`.
+A label that is lost or invented, a site that counts twice, a well that no plate has, without a word about it, counts
+as one silent wrong result, and so does a Python traceback. The figure is their number; the bar is 0.
 
 The kinds of faults are from public bug reports on vendor exports, LoadData tables, plate maps and OME-Zarr plates.
 """
@@ -121,21 +121,19 @@ def case(function: Callable[[Lab], None]) -> Callable[[Lab], None]:
 @case
 def a_replicate_column_of_a_wide_table(lab: Lab) -> None:
     """BBBC021's table, which has a column Replicate, another plate and wells that differ."""
-    header = (
-        "TableNumber,ImageNumber,Image_FileName_DAPI,Image_PathName_DAPI,Image_FileName_Tubulin,Image_PathName_Tubulin"
-    )
-    header += ",Image_FileName_Actin,Image_PathName_Actin,Image_Metadata_Plate_DAPI,Image_Metadata_Well_DAPI,Replicate"
+    stains = ("DAPI", "Tubulin", "Actin")
+    header = "TableNumber,ImageNumber,"
+    header += ",".join(f"Image_FileName_{stain},Image_PathName_{stain}" for stain in stains)
+    header += ",Image_Metadata_Plate_DAPI,Image_Metadata_Well_DAPI,Replicate"
     header += ",Image_Metadata_Compound,Image_Metadata_Concentration"
     rows = []
     for number, (well, compound, dose) in enumerate((("B02", "DMSO", "0"), ("B03", "taxol", "0.3")), 1):
         files = []
-        for channel in ("DAPI", "Tubulin", "Actin"):
-            name = f"{well}_{channel}.tif"
-            write_tiff(lab.screen / "Week1_22123" / name, counts(name))
+        for stain in stains:
+            name = f"{well}_{stain}.tif"
+            write_tiff(lab.screen / "Week1/Week1_22123" / name, counts(name))
             files += [name, "Week1/Week1_22123"]
         rows.append(",".join(["0", str(number), *files, "Week1_22123", well, "1", compound, dose]))
-        for channel in ("DAPI", "Tubulin", "Actin"):
-            write_tiff(lab.screen / "Week1/Week1_22123" / f"{well}_{channel}.tif", counts(f"{well}_{channel}.tif"))
     (lab.screen / "BBBC021_v1_image.csv").write_text("\n".join([header, *rows]) + "\n")
     lab.ingest()
     found = lab.rows("select well, compound, replicate from wells where has_images order by well")
