@@ -30,9 +30,10 @@ from cytolake.line.config import DEFAULT_ROOT
 from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
+from cytolake.line.rows_out import Format, write_rows
 from cytolake.line.session import RayConfig, cluster_session, ray_session
 from cytolake.packs.pack import Pack
-from cytolake.recipes import RECIPES
+from cytolake.recipes import RECIPE_FILE, RECIPES, build_recipe
 from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource
@@ -97,16 +98,18 @@ def tables(root: Root = DEFAULT_ROOT) -> None:
 
 
 @app.command()
-def sql(query: str, root: Root = DEFAULT_ROOT, rows: Annotated[int, typer.Option(help="Rows to print.")] = 40) -> None:
+def sql(
+    query: str,
+    root: Root = DEFAULT_ROOT,
+    rows: Annotated[int, typer.Option(help="Rows of a table to print; the other formats have all.")] = 40,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="By default what the output's name ends in, else a table.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file: .csv, .json (lines) or .parquet.")] = None,
+) -> None:
     """Run one read-only SQL query over the tables of a catalog."""
     with bad_input_told():
-        found = cytolake.catalog.open(root).sql(query)
-        shown = Table(*found.column_names, box=None, header_style="dim")
-        for row in found.slice(0, rows).to_pylist():
-            shown.add_row(*(str(value) for value in row.values()))
-        Console().print(shown)
-        if found.num_rows > rows:
-            Console().print(f"[dim]{found.num_rows - rows:,} more rows[/]")
+        write_rows(cytolake.catalog.open(root).sql(query), format_, output, rows)
 
 
 @app.command()
@@ -531,6 +534,36 @@ def inspect(
             render(found, console)
     if not found.can_ingest:
         raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(help="Folder of a screen, or s3://bucket/folder.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of ScreenSource, such as --set layout=phenix."),
+    ] = None,
+    recipe_file: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path(RECIPE_FILE),
+) -> None:
+    """Look at a screen and write a recipe for it: layout, channels, crop size, label and split."""
+    from cytolake.line.first_recipe import propose_recipe, recipe_name, recipe_text, write_recipe
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        folder = path if is_uri(path) else str(Path(path).expanduser().resolve())
+        name = recipe_name(folder)
+        source = apply_overrides(ScreenSource(screen=name, path=path), set_ or [])
+        proposal = propose_recipe(source, name)
+        text = recipe_text(proposal, str(recipe_file))
+        write_recipe(recipe_file, text)
+        build_recipe(str(recipe_file))
+    console.print(escape(text), end="")
+    for problem in proposal.inspection.problems:
+        console.print(f"[yellow]{problem.n:,} x {problem.problem}[/]  {escape(problem.example)}")
+    for advice in proposal.inspection.advice:
+        console.print(f"[cyan]Hint[/]  {escape(advice)}")
+    told = "" if recipe_file == Path(RECIPE_FILE) else f" --recipe {recipe_file}"
+    console.print(f"\nwritten to {escape(str(recipe_file))}. Next: cytolake ingest{escape(told)}")
 
 
 @app.command()

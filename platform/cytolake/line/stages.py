@@ -142,6 +142,30 @@ def benchmark(line: Line, console: Console) -> None:
         console.print(session.benchmark(pack, session.representation_ids(pack, session.finished_run(pack))))
 
 
+def report(line: Line, console: Console) -> None:
+    """Write the pages of QC, report and leaderboard again, from what the tables hold."""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        trained = session.finished_run(pack)
+        ids = session.representation_ids(pack, trained)
+        choice = session.choose(ids)
+        card: ChampionCard | None
+        try:
+            card = resolve_alias(line.tracking.at(line.root_path), line.alias)
+        except LookupError:  # nothing was promoted yet
+            card = None
+        if card is not None and card.representation_id != choice.representation_id:
+            console.print(
+                f"[yellow]{escape(line.alias)} is the representation {card.representation_id}, not the one that the "
+                f"report shows[/], {choice.representation_id}. `cytolake promote` moves it."
+            )
+            card = None
+        qc_id = judge_sites(session.catalog, line.qc)
+        write_qc_page(session.catalog, qc_id, session.catalog.root / REPORT_FOLDER)
+        session.report(pack.curation_id, qc_id, trained, ids, choice, session.compare(ids, choice), card)
+        session.leaderboard_page(pack)
+
+
 def sweep(line: Line, console: Console) -> None:
     """Search for the best settings of the training: Optuna proposes, trials that fall behind are stopped early."""
     with _session(line, console) as session:
@@ -228,7 +252,10 @@ def pipeline(line: Line, console: Console) -> None:
         console.print(f"[bold]{name:<9}[/]{escape(place)}")
 
 
-JOBS = (ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, predict_performance, pipeline)
+JOBS = (
+    *(ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, report, predict_performance),
+    pipeline,
+)
 
 
 def run_pipeline(line: Line, console: Console) -> PipelineResult:
@@ -249,13 +276,13 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         except NoGainError as error:  # the report is what shows why
             refusal = str(error)
         session.label_curve()
-        report = session.report(curation, qc_id, trained, embedded, choice, others, card)
+        page = session.report(curation.curation_id, qc_id, trained, embedded, choice, others, card)
     return PipelineResult(
         choice=choice,
         others=others,
         card=card,
         refusal=refusal,
-        report=report,
+        report=page,
         run_folder=trained.run_folder,
         seconds=session.seconds,
     )
@@ -351,6 +378,11 @@ class Session:
         if line.screens.simulate is not None:
             name = line.screens.simulate.screen
             sources.append(ScreenSource(screen=name, path=str(line.screens_path / name), layout="ome-zarr"))
+        if not sources:
+            raise MissingInputError(
+                f"recipe {line.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
+                "that folder; or set screens.sources."
+            )
         with self._stage("ingest") as told:
             report = ingest_screens(self.catalog, sources, line.ingest, told.report)
             told.outcome = (
@@ -569,20 +601,26 @@ class Session:
                 warnings, left_out = found.warnings, found.left_out
                 told.outcome = f"{len(found.rows):,} scores of well profiles in the scores table"
             print_caveats(self.console, found)
+        self.leaderboard_page(pack, warnings, left_out)
+        return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
+
+    def leaderboard_page(
+        self, pack: Pack, warnings: tuple[str, ...] = (), left_out: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the page of all rankings that the pack's representations are in."""
         page = write_leaderboard(
             self.catalog,
             self.catalog.root / REPORT_FOLDER / LEADERBOARD_FILE,
             title=f"Leaderboard: {self.line.name}",
             pack_id=pack.pack_id,
             warnings=warnings,
-            left_out=left_out,
+            left_out=left_out or {},
         )
         self.console.print(f"leaderboard {escape(str(page))}")
-        return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
 
     def report(
         self,
-        curation: Curation,
+        curation_id: str,
         qc_id: str,
         trained: PretrainResult,
         embedded: list[str],
@@ -596,7 +634,7 @@ class Session:
             inputs = ReportInputs(
                 title=f"cytolake: {self.line.name}",
                 qc_id=qc_id,
-                curation_id=curation.curation_id,
+                curation_id=curation_id,
                 run_folder=trained.run_folder,
                 representation_ids=tuple(embedded),
                 choice=choice,
