@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from cytolake.catalog.ingest.wells import parse_control, well_rows
+from cytolake.catalog.ingest.wells import well_rows
 from cytolake.screens.plate import Plate, SiteImage
+from cytolake.screens.well_labels import parse_control
 
 
 def plate(*wells: dict[str, str], imaged: tuple[str, ...] = ()) -> Plate:

@@ -20,12 +20,14 @@ from cytolake.catalog import ids
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.plate_content import content_number
-from cytolake.catalog.ingest.wells import LABELS, well_rows
+from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import PLATE_TABLES, Catalog
 from cytolake.screens.plate import WELLS_ONLY, Plate
 from cytolake.screens.positions import well_name
+from cytolake.screens.sources import default_batch
+from cytolake.screens.well_labels import TEXT_LABELS
 
-FACTS = ("batch", "perturbation", *LABELS, "dose", "control")
+FACTS = ("batch", "perturbation", *TEXT_LABELS, "dose", "control")
 """Columns of `wells` in which a well of the table must agree with one that is there."""
 
 
@@ -112,7 +114,7 @@ def _plate(screen: str, name: str, wells: Sequence[dict[str, str]], source: str)
     plate = Plate(
         screen=screen,
         plate=name,
-        batch=batches.pop() or name,
+        batch=batches.pop() or default_batch(screen, name),
         source=source,
         reader=WELLS_ONLY,
         channels=(),
