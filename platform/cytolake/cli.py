@@ -331,7 +331,9 @@ def transcriptomics(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="A .h5ad file, or a .parquet file of Metadata_* and feature columns.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .h5ad file, or a .parquet or .csv file of Metadata_* and feature columns.")
+    ],
     representation: Annotated[
         list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
     ] = None,
@@ -340,7 +342,7 @@ def export(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
-    from cytolake.embed.export import export_anndata, export_parquet, representations_of
+    from cytolake.embed.export import export_anndata, export_csv, export_parquet, representations_of
 
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
@@ -349,10 +351,12 @@ def export(
             export_anndata(catalog, ids, path, level=level)
         elif path.suffix == ".parquet" and len(ids) == 1:
             export_parquet(catalog, ids[0], path, level=level)
+        elif path.name.lower().endswith((".csv", ".csv.gz")) and len(ids) == 1:
+            export_csv(catalog, ids[0], path, level=level)
         else:
             raise ValueError(
                 f"{path}: found {len(ids)} representations, expected one or more for .h5ad and exactly one for "
-                ".parquet. Give --representation ID, as in the table representations."
+                ".parquet, .csv and .csv.gz. Give --representation ID, as in the table representations."
             )
     Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {path}")
 
