@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
-from cytolake.screens.positions import PLATE_FORMATS, name_of_well, natural_order, site_name, well_name, whole_number
+from cytolake.screens.plate_format import ASSIGNED_FORMATS
+from cytolake.screens.positions import (
+    expected_well,
+    name_of_well,
+    natural_order,
+    site_name,
+    well_name,
+    whole_number,
+)
 from cytolake.screens.site_groups import ImageFile, group_sites
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.tables import read_table
@@ -195,7 +203,7 @@ def _list_plate(
                 row,
                 "bad_well_name",
                 repr(row.well),
-                "a row letter and a column number, such as B03",
+                expected_well(row.well),
                 f"Correct the well in {source}.",
             )
             continue
@@ -287,7 +295,7 @@ def _assign_wells(rows: list[ImageRow]) -> dict[str, str]:
     if any(row.well for row in rows):
         return {}
     names = sorted({row.site for row in rows}, key=natural_order)
-    for n_rows, n_columns in PLATE_FORMATS:
+    for n_rows, n_columns in ASSIGNED_FORMATS:
         if len(names) <= n_rows * n_columns:
             return {name: name_of_well(*divmod(i, n_columns)) for i, name in enumerate(names)}
     return {}  # more positions than a 1536-well plate: each row becomes a bad well name

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from cytolake.screens.label_vocabulary import fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
-from cytolake.screens.positions import well_name, well_position
+from cytolake.screens.positions import expected_well, well_name, well_position
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.spreadsheet_damage import likely_original
 from cytolake.screens.tables import TableRow, read_table
@@ -99,7 +99,7 @@ def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: 
                 file=file,
                 problem="missing_plate" if well else "bad_well_name",
                 found=f"{'no plate' if well else repr(row.cells[well_column])} in line {row.line}",
-                expected="the plate's name" if well else "a row letter and a column number, such as B03",
+                expected="the plate's name" if well else expected_well(row.cells[well_column]),
                 next_step="Correct the row of the plate map.",
             )
         )

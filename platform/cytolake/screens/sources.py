@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cytolake.screens import storage
-from cytolake.screens.channel_names import canonical, canonical_names, renamed
+from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
+from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
 from cytolake.screens.label_vocabulary import LABELS, fold_column, label_vocabulary, nfc
@@ -251,7 +252,10 @@ def complete_plates(
     source, folder, files = opened.source, opened.folder, opened.files
     problems = list(others)
     names = [_names_of_channels(source, plate, vocabulary) for plate in found]
-    plates = [_rename_channels(plate, renamed) for plate, renamed in zip(found, names, strict=True)]
+    plates = [
+        _report_other_assays(_rename_channels(plate, renamed), renamed)
+        for plate, renamed in zip(found, names, strict=True)
+    ]
     required = tuple(canonical(channel, vocabulary) for channel in source.channels)
     plates = [_report_missing_channels(plate, required) for plate in plates]
     if source.illumination and source.illumination != OFF and "{" not in source.illumination and files is None:
@@ -289,7 +293,31 @@ def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[s
             _problem(source, "duplicate_channel", str(error), "one name for each channel", f"Plate {plate.plate}.")
         ) from error
     declared = canonical_names(tuple(given.values()), vocabulary)
-    return {name: declared[new] for name, new in given.items()}
+    other = names_otherwise(tuple(given.values()), vocabulary) if vocabulary else {}
+    by_user = {pair.partition(ARROW)[0].strip() for pair in source.channel_names}
+    return {
+        name: other[new].otherwise if new in other and name not in by_user else declared[new]
+        for name, new in given.items()
+    }
+
+
+def _report_other_assays(plate: Plate, names: Mapping[str, str]) -> Plate:
+    """The plate with a problem for each channel that is not what its short name means in the declared assay."""
+    problems = [
+        Problem(
+            screen=plate.screen,
+            plate=plate.plate,
+            channel=new,
+            problem="ambiguous_channel",
+            found=f"channel {old} on a plate with {', '.join(other for other in names if other != old)}",
+            expected=f"stains of {ambiguous.assay} with it, in which {old} is declared",
+            next_step=f"It is named {new}, an unknown stain. Set channel_names to say what it is: "
+            f"['{old}{ARROW}NAME'], or ['{old}{ARROW}{old}'] for that of {ambiguous.assay}.",
+        )
+        for old, new in names.items()
+        if (ambiguous := ambiguous_names().get(fold(old))) is not None and ambiguous.otherwise == new
+    ]
+    return replace(plate, problems=(*plate.problems, *problems)) if problems else plate
 
 
 def open_folder(source: ScreenSource) -> SourceFolder:
