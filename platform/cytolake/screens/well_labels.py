@@ -345,9 +345,9 @@ def _near_label(folded: str) -> str:
 
 
 _LIKE = {
-    "perturb": "perturbation", "treatment": "perturbation", "sirna": "guide", "sgrna": "guide",
-    "compoundname": "compound", "drug": "compound", "genesymbol": "gene", "genename": "gene",
-    "concentration": "dose", "controltype": "control",
+    "concentration": "dose", "controltype": "control", "perturb": "perturbation", "treatment": "perturbation",
+    "sirna": "guide", "sgrna": "guide", "genesymbol": "gene", "genename": "gene", "compoundname": "compound",
+    "drug": "compound",
 }  # fmt: skip
 """Word in a column's name -> the label that it is like."""
 
