@@ -178,6 +178,30 @@ def score(
     _print_rankings(rows)
 
 
+@app.command()
+def probe(
+    representation: Annotated[list[str], typer.Argument(metavar="ID_OR_NAME...", help="Or the name of an import.")],
+    label: Annotated[str, typer.Option(help="Column of wells to predict.")] = "perturbation",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of ProbeConfig: --set split=well.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Predict a label of wells on held-out plates from any stored representation, such as an import."""
+    from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+    from cytolake.benchmark.stored_probe import probe_stored
+    from cytolake.embed.external import find_representation
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        config = apply_overrides(ProbeConfig(label=label), set_ or [])
+        catalog = cytolake.catalog.open(root)
+        for each in representation:
+            result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
+            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in METRICS]
+            console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
+
+
 @app.command(name="leaderboard")
 def show_leaderboard(
     root: Root = DEFAULT_ROOT,
@@ -363,7 +387,9 @@ def export(
 
 @app.command(name="import")
 def import_table(
-    paths: Annotated[list[Path], typer.Argument(help="A .parquet or .h5ad file, or DeepProfiler's .npz files.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="A .parquet, .csv, .csv.gz or .h5ad file, or DeepProfiler's .npz files.")
+    ],
     name: Annotated[str, typer.Option(help="What the leaderboard calls it, such as efficientnet_b0.")],
     key: Annotated[str, typer.Option(help="Of obsm in an .h5ad file; X where empty.")] = "",
     screen: Annotated[str, typer.Option(help="Of all rows, where plates of several screens share a name.")] = "",
@@ -378,6 +404,9 @@ def import_table(
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="RxRx: leave out wells and vectors without a counterpart.")
+    ] = False,
+    leave_out_missing: Annotated[
+        bool, typer.Option("--leave-out-missing", help="Leave out features that lack a value in some row.")
     ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -400,7 +429,9 @@ def import_table(
             ((release, source),) = given
             of_wells, table = read_release(release, source, paths[0], screen=screen, allow_missing=allow_missing)
         else:
-            table = read_external(paths, key)
+            table = read_external(paths, key, leave_out_missing=leave_out_missing)
+            if table.n_left_out:
+                console.print(f"{table.n_left_out:,} features that lack values in some rows were left out")
             if wells is not None:
                 source, of_wells = wells, read_wells_of_plate_map(wells, screen)
         catalog = cytolake.catalog.open(root, create=of_wells is not None)
