@@ -202,6 +202,28 @@ def probe(
             console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
 
 
+@app.command()
+def recall(
+    representation: Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="Of an import by gene or perturbation.")],
+    relations: Annotated[list[Path], typer.Option(help="Tables of known pairs, as for relation_recall.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Report how many known pairs are in the tails of an imported map of genes; for wells, see `score`."""
+    from cytolake.benchmark.relations.recall import relationship_recall
+    from cytolake.benchmark.relations.relation_files import read_relations
+    from cytolake.embed.perturbation_profiles import read_perturbations
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        found = read_perturbations(cytolake.catalog.open(root), representation)
+        rows = relationship_recall(found.vectors, found.names, [read_relations(path) for path in relations])
+    for row in rows:
+        console.print(
+            f"{escape(row.source)}, thresholds {row.thresholds}: recall {row.recall.value:.3f} "
+            f"[{row.recall.low:.3f}, {row.recall.high:.3f}], shuffled {row.random:.3f}, {row.n_pairs:,} pairs"
+        )
+
+
 @app.command(name="leaderboard")
 def show_leaderboard(
     root: Root = DEFAULT_ROOT,
@@ -405,6 +427,12 @@ def import_table(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="RxRx: leave out wells and vectors without a counterpart.")
     ] = False,
+    by: Annotated[
+        Literal["well", "gene", "perturbation"],
+        typer.Option(
+            help="What a row is of; by gene or perturbation there are no wells, and --screen names the study."
+        ),
+    ] = "well",
     leave_out_missing: Annotated[
         bool, typer.Option("--leave-out-missing", help="Leave out features that lack a value in some row.")
     ] = False,
@@ -416,6 +444,16 @@ def import_table(
     from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map
 
     console = Console(highlight=False, soft_wrap=True)
+    if by != "well":
+        from cytolake.embed.perturbation_profiles import import_perturbations, read_perturbation_table
+
+        with bad_input_told():
+            if len(paths) != 1 or rxrx3_core or rxrx1 or wells or pack_id:
+                raise ValueError(f"--by {by}: expected one file, and no wells or pack. Leave the other options out.")
+            profiles = read_perturbation_table(paths[0], by)
+            made = import_perturbations(cytolake.catalog.open(root, create=True), profiles, name, screen=screen)
+        console.print(f"{name} is representation {made}: {len(profiles.names):,} {by}s")
+        return
     releases: dict[Release, Path | None] = {"rxrx3-core": rxrx3_core, "rxrx1": rxrx1}
     given = [(release, path) for release, path in releases.items() if path is not None]
     with bad_input_told():

@@ -94,4 +94,5 @@ def test_what_cannot_be_understood_is_a_problem_and_an_empty_field():
     assert [(p.well, p.problem, p.found) for p in problems] == [
         ("A01", "unknown_control", "control perhaps"),
         ("A01", "bad_dose", "dose 10 uM"),
+        ("", "no_perturbation", "no well with a perturbation, gene or compound"),
     ]
