@@ -181,6 +181,52 @@ def score(
     _print_rankings(rows)
 
 
+@app.command()
+def probe(
+    representation: Annotated[list[str], typer.Argument(metavar="ID_OR_NAME...", help="Or the name of an import.")],
+    label: Annotated[str, typer.Option(help="Column of wells to predict.")] = "perturbation",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of ProbeConfig: --set split=well.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Predict a label of wells on held-out plates from any stored representation, such as an import."""
+    from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+    from cytolake.benchmark.stored_probe import probe_stored
+    from cytolake.embed.external import find_representation
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        config = apply_overrides(ProbeConfig(label=label), set_ or [])
+        catalog = cytolake.catalog.open(root)
+        for each in representation:
+            result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
+            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in METRICS]
+            console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
+
+
+@app.command()
+def recall(
+    representation: Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="Of an import by gene or perturbation.")],
+    relations: Annotated[list[Path], typer.Option(help="Tables of known pairs, as for relation_recall.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Report how many known pairs are in the tails of an imported map of genes; for wells, see `score`."""
+    from cytolake.benchmark.relations.recall import relationship_recall
+    from cytolake.benchmark.relations.relation_files import read_relations
+    from cytolake.embed.perturbation_profiles import read_perturbations
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        found = read_perturbations(cytolake.catalog.open(root), representation)
+        rows = relationship_recall(found.vectors, found.names, [read_relations(path) for path in relations])
+    for row in rows:
+        console.print(
+            f"{escape(row.source)}, thresholds {row.thresholds}: recall {row.recall.value:.3f} "
+            f"[{row.recall.low:.3f}, {row.recall.high:.3f}], shuffled {row.random:.3f}, {row.n_pairs:,} pairs"
+        )
+
+
 @app.command(name="leaderboard")
 def show_leaderboard(
     root: Root = DEFAULT_ROOT,
@@ -334,7 +380,9 @@ def transcriptomics(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="A .h5ad file, or a .parquet file of Metadata_* and feature columns.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .h5ad file, or a .parquet or .csv file of Metadata_* and feature columns.")
+    ],
     representation: Annotated[
         list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
     ] = None,
@@ -343,7 +391,7 @@ def export(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
-    from cytolake.embed.export import export_anndata, export_parquet, representations_of
+    from cytolake.embed.export import export_anndata, export_csv, export_parquet, representations_of
 
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
@@ -352,17 +400,21 @@ def export(
             export_anndata(catalog, ids, path, level=level)
         elif path.suffix == ".parquet" and len(ids) == 1:
             export_parquet(catalog, ids[0], path, level=level)
+        elif path.name.lower().endswith((".csv", ".csv.gz")) and len(ids) == 1:
+            export_csv(catalog, ids[0], path, level=level)
         else:
             raise ValueError(
                 f"{path}: found {len(ids)} representations, expected one or more for .h5ad and exactly one for "
-                ".parquet. Give --representation ID, as in the table representations."
+                ".parquet, .csv and .csv.gz. Give --representation ID, as in the table representations."
             )
     Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {path}")
 
 
 @app.command(name="import")
 def import_table(
-    paths: Annotated[list[Path], typer.Argument(help="A .parquet or .h5ad file, or DeepProfiler's .npz files.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="A .parquet, .csv, .csv.gz or .h5ad file, or DeepProfiler's .npz files.")
+    ],
     name: Annotated[str, typer.Option(help="What the leaderboard calls it, such as efficientnet_b0.")],
     key: Annotated[str, typer.Option(help="Of obsm in an .h5ad file; X where empty.")] = "",
     screen: Annotated[str, typer.Option(help="Of all rows, where plates of several screens share a name.")] = "",
@@ -378,6 +430,15 @@ def import_table(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="RxRx: leave out wells and vectors without a counterpart.")
     ] = False,
+    by: Annotated[
+        Literal["well", "gene", "perturbation"],
+        typer.Option(
+            help="What a row is of; by gene or perturbation there are no wells, and --screen names the study."
+        ),
+    ] = "well",
+    leave_out_missing: Annotated[
+        bool, typer.Option("--leave-out-missing", help="Leave out features that lack a value in some row.")
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Take another tool's embeddings into the catalog, to be ranked with cytolake's own."""
@@ -386,6 +447,16 @@ def import_table(
     from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map
 
     console = Console(highlight=False, soft_wrap=True)
+    if by != "well":
+        from cytolake.embed.perturbation_profiles import import_perturbations, read_perturbation_table
+
+        with bad_input_told():
+            if len(paths) != 1 or rxrx3_core or rxrx1 or wells or pack_id:
+                raise ValueError(f"--by {by}: expected one file, and no wells or pack. Leave the other options out.")
+            profiles = read_perturbation_table(paths[0], by)
+            made = import_perturbations(cytolake.catalog.open(root, create=True), profiles, name, screen=screen)
+        console.print(f"{name} is representation {made}: {len(profiles.names):,} {by}s")
+        return
     releases: dict[Release, Path | None] = {"rxrx3-core": rxrx3_core, "rxrx1": rxrx1}
     given = [(release, path) for release, path in releases.items() if path is not None]
     with bad_input_told():
@@ -399,7 +470,9 @@ def import_table(
             ((release, source),) = given
             of_wells, table = read_release(release, source, paths[0], screen=screen, allow_missing=allow_missing)
         else:
-            table = read_external(paths, key)
+            table = read_external(paths, key, leave_out_missing=leave_out_missing)
+            if table.n_left_out:
+                console.print(f"{table.n_left_out:,} features that lack values in some rows were left out")
             if wells is not None:
                 source, of_wells = wells, read_wells_of_plate_map(wells, screen)
         catalog = cytolake.catalog.open(root, create=of_wells is not None)

@@ -21,6 +21,7 @@ from cytolake.line.choice_text import headline, how_measured, measures, why_no_i
 from cytolake.line.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
 from cytolake.line.page import write_page
 from cytolake.line.qc_page import PAGE_FILE
+from cytolake.screens.plate_format import plate_format
 from cytolake.train.evaluation import read_evaluations
 from cytolake.tune.block_search import BlockChoice, held_out_text
 
@@ -449,7 +450,7 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
     image = None
     for axes, (screen, plate) in zip(flat, shown, strict=False):
         here = [row for row in rows if (row["screen"], row["plate"]) == (screen, plate)]
-        height, width = _plate_shape(max(row["row"] for row in here), max(row["column"] for row in here))
+        height, width = plate_format(max(row["row"] for row in here), max(row["column"] for row in here))
         grid = np.full((height, width), np.nan)
         for row in here:
             grid[row["row"], row["column"]] = row["failed"]
@@ -475,11 +476,3 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
         bar.set_label("share failed", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return as_png(figure)
-
-
-def _plate_shape(last_row: int, last_column: int) -> tuple[int, int]:
-    """Rows and columns of the smallest standard plate that holds the well."""
-    for height, width in ((8, 12), (16, 24), (32, 48)):
-        if last_row < height and last_column < width:
-            return height, width
-    return last_row + 1, last_column + 1

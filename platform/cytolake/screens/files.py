@@ -15,12 +15,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
-from cytolake.screens.positions import PLATE_FORMATS, name_of_well, natural_order, site_name, well_name, whole_number
+from cytolake.screens.plate_format import ASSIGNED_FORMATS
+from cytolake.screens.positions import (
+    expected_well,
+    name_of_well,
+    natural_order,
+    site_name,
+    well_name,
+    whole_number,
+)
 from cytolake.screens.site_groups import ImageFile, group_sites
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.tables import read_table
+from cytolake.screens.well_facts import facts_of_wells
 
 REQUIRED = ("path", "plate", "well", "site", "channel")
 OF_THE_IMAGE = (*REQUIRED, "z", "timepoint", "pixel_size_um", "illumination", "shape", "dtype")
@@ -113,9 +123,11 @@ def plates_of_rows(
     """
     problems: list[Problem] = []
     by_plate: dict[str, list[ImageRow]] = {}
+    forms: dict[str, str] = {}  # a plate's name in NFC -> as it is first written
     for row in rows:
         if row.plate or row.well or row.site:
-            by_plate.setdefault(row.plate or folder.name, []).append(row)
+            name = row.plate or folder.name
+            by_plate.setdefault(forms.setdefault(nfc(name), name), []).append(row)
         else:
             problems.append(
                 Problem(
@@ -180,7 +192,7 @@ def _list_plate(
             )
         )
     images: list[ImageFile] = []
-    wells: dict[str, dict[str, dict[str, None]]] = {}
+    said: list[tuple[tuple[str, str], Mapping[str, str]]] = []
     channels: dict[str, None] = {}
     functions: dict[str, str] = {}  # illumination as named -> absolute, "" where it could not be had
     for row in rows:
@@ -191,7 +203,7 @@ def _list_plate(
                 row,
                 "bad_well_name",
                 repr(row.well),
-                "a row letter and a column number, such as B03",
+                expected_well(row.well),
                 f"Correct the well in {source}.",
             )
             continue
@@ -233,11 +245,9 @@ def _list_plate(
                 illumination=functions.get(row.illumination, ""),
             )
         )
-        said = wells.setdefault(well, {})
-        for column, value in row.said.items():
-            values = said.setdefault(column, {})
-            if value:
-                values.setdefault(value)
+        said.append(((plate, well), row.said))
+    facts, conflicts = facts_of_wells(said, join=" | ")
+    problems += [conflict.problem(screen, rows[0].listing) for conflict in conflicts]
     sites, repeated = group_sites(screen, plate, images, tuple(channels))
     problems += repeated
     if not sites:
@@ -252,11 +262,7 @@ def _list_plate(
             reader="files",
             channels=tuple(channels),
             sites=sites,
-            wells=tuple(
-                {"well": well, **{column: " | ".join(values) for column, values in said.items()}}
-                for well, said in wells.items()
-                if any(said.values())
-            ),
+            wells=tuple({"well": well, **of_well} for (_, well), of_well in facts.items() if any(of_well.values())),
             problems=tuple(problems),
             pixel_size_um=_positive(pixel_sizes_um.pop()) if len(pixel_sizes_um) == 1 else None,
         ),
@@ -289,7 +295,7 @@ def _assign_wells(rows: list[ImageRow]) -> dict[str, str]:
     if any(row.well for row in rows):
         return {}
     names = sorted({row.site for row in rows}, key=natural_order)
-    for n_rows, n_columns in PLATE_FORMATS:
+    for n_rows, n_columns in ASSIGNED_FORMATS:
         if len(names) <= n_rows * n_columns:
             return {name: name_of_well(*divmod(i, n_columns)) for i, name in enumerate(names)}
     return {}  # more positions than a 1536-well plate: each row becomes a bad well name

@@ -19,6 +19,7 @@ from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import natural_order, site_name, well_name, whole_number
 from cytolake.screens.site_groups import ImageFile, group_sites
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.units import micrometres
 
 _IMAGE_NAME = re.compile(
     r"(?P<plate>.+)_(?P<well>[A-Z]{1,2}[0-9]{2})(?:_s(?P<site>[0-9]+))?(?:_w(?P<wavelength>[0-9]+?))?(?P<thumbnail>_thumb)?"
@@ -28,7 +29,6 @@ _IMAGE_NAME = re.compile(
 _TIMEPOINT = re.compile(r"TimePoint_([0-9]+)", re.IGNORECASE)
 _ZSTEP = re.compile(r"ZStep_([0-9]+)", re.IGNORECASE)
 _PROPERTY = re.compile(r'<(?:custom-)?prop id="([^"]+)" type="[^"]*" value="([^"]*)"')
-_MICROMETRES = {"um": 1.0, "µm": 1.0, "nm": 1e-3, "mm": 1e3}
 
 
 def has_imagexpress_images(files: Sequence[str]) -> bool:
@@ -167,7 +167,7 @@ def _metaseries(path: str) -> dict[str, str]:
 
 
 def _pixel_size_um(said: dict[str, str]) -> float | None:
-    unit = _MICROMETRES.get(said.get("spatial-calibration-units", ""))
+    unit = micrometres(said.get("spatial-calibration-units", ""))
     if unit is None or said.get("spatial-calibration-state", "on") != "on":
         return None
     try:

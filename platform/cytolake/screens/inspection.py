@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cytolake.screens.channel_names import ARROW, canonical
 from cytolake.screens.images.colour_files import colour_header
 from cytolake.screens.images.image_files import ImageFileError, read_shape
+from cytolake.screens.label_vocabulary import fold_column
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
@@ -33,6 +34,7 @@ from cytolake.screens.sources import (
     unreadable_folder,
 )
 from cytolake.screens.storage import is_uri
+from cytolake.screens.well_labels import ColumnUse, PlateLabels, read_labels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,6 +70,19 @@ class ChannelFound:
     is_known: bool
     """Whether catalog/channels.yaml has it; an encoder has no identity of its own for other stains."""
     n_sites: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnFound:
+    """One column of the plate map, or of the tables that list the images."""
+
+    column: str
+    becomes: str
+    """`label gene`, `place`, `annotation`, or `nothing` where all its cells are empty."""
+    n_plates: int
+    n_values: int
+    """Different values, of the plate with the most."""
+    example: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +131,8 @@ class Inspection:
     layouts: tuple[LayoutFound, ...]
     plates: tuple[PlateFound, ...]
     channels: tuple[ChannelFound, ...]
+    columns: tuple[ColumnFound, ...]
+    """What is said about wells, and what each column of it becomes."""
     problems: tuple[ProblemFound, ...]
     crop_size: int
     advice: tuple[str, ...]
@@ -188,6 +205,8 @@ def inspect_screen(
     except (OSError, PathRefusedError) as error:
         raw, plates, problems = [], [], [unreadable_folder(source, error)]
 
+    labels = [read_labels(plate) for plate in plates]
+    problems += [problem for each in labels for problem in each.problems]
     used = opened.preset.name if opened else ""
     sampled = [_sample(plate) if i < N_SAMPLED_PLATES_MAX else _Sample() for i, plate in enumerate(plates)]
     problems += [problem for sample in sampled for problem in sample.problems]
@@ -206,8 +225,12 @@ def inspect_screen(
             )
             for preset, trial in trials
         ),
-        plates=tuple(_plate_found(plate, sample, crop_size) for plate, sample in zip(plates, sampled, strict=True)),
+        plates=tuple(
+            _plate_found(plate, sample, len(of_plate.problems), crop_size)
+            for plate, sample, of_plate in zip(plates, sampled, labels, strict=True)
+        ),
         channels=_channels(raw, plates, vocabulary),
+        columns=_columns(labels, source.label_columns),
         problems=_by_kind(problems),
         crop_size=crop_size,
         advice=tuple(_advice(source, trials, used, plates, vocabulary, prefix)),
@@ -262,6 +285,20 @@ def render(inspection: Inspection, console: Console) -> None:
             channels.add_row(escape(channel.found), name, f"{channel.n_sites:,}")
         console.print()
         console.print(channels)
+
+    if inspection.columns:
+        columns = table("column of the plate map", "becomes", "plates", "values", "such as", right=("plates", "values"))
+        for column in inspection.columns[: 4 * _N_SHOWN]:
+            colour = "green" if column.becomes.startswith("label") else "dim"
+            columns.add_row(
+                escape(column.column),
+                f"[{colour}]{column.becomes}[/]",
+                f"{column.n_plates:,}",
+                f"{column.n_values:,}",
+                escape(column.example[:40]),
+            )
+        console.print()
+        console.print(columns)
 
     if inspection.problems:
         problems = table("rows", "problem", "the first one", right=("rows",))
@@ -360,7 +397,7 @@ def _unreadable(site: SiteImage, channel: str, path: str, error: ImageFileError)
     )
 
 
-def _plate_found(plate: Plate, sample: _Sample, crop_size: int) -> PlateFound:
+def _plate_found(plate: Plate, sample: _Sample, n_label_problems: int, crop_size: int) -> PlateFound:
     wells = {site.well for site in plate.sites}
     in_map = {row["well"] for row in plate.wells}
     n_crops = n_bytes = 0
@@ -387,8 +424,35 @@ def _plate_found(plate: Plate, sample: _Sample, crop_size: int) -> PlateFound:
         sizes=tuple(f"{height} x {width} {dtype}" for height, width, dtype, _ in sample.sizes),
         n_crops=n_crops,
         n_bytes=n_bytes,
-        n_problems=sum(1 for problem in plate.problems if problem.plate in ("", plate.plate)) + len(sample.problems),
+        n_problems=sum(1 for problem in plate.problems if problem.plate in ("", plate.plate))
+        + len(sample.problems)
+        + n_label_problems,
     )
+
+
+def _columns(labels: Sequence[PlateLabels], declared: Mapping[str, str]) -> tuple[ColumnFound, ...]:
+    """Columns of all plates; one that the user declared for a label is that label, not the copy under its name."""
+    found: dict[str, list[ColumnUse]] = {}
+    for of_plate in labels:
+        names = {fold_column(column): label for label, column in declared.items()}
+        there = {fold_column(use.column) for use in of_plate.columns}
+        for use in of_plate.columns:
+            label = names.get(fold_column(use.column))
+            if use.column in declared and fold_column(declared[use.column]) in there - {fold_column(use.column)}:
+                continue
+            found.setdefault(use.column, []).append(replace(use, becomes=f"label {label}") if label else use)
+    order = ("label", "annotation", "place", "nothing")
+    columns = [
+        ColumnFound(
+            column=column,
+            becomes=" or ".join(dict.fromkeys(use.becomes for use in uses)),
+            n_plates=len(uses),
+            n_values=max(use.n_values for use in uses),
+            example=next((use.example for use in uses if use.example), ""),
+        )
+        for column, uses in found.items()
+    ]
+    return tuple(sorted(columns, key=lambda each: order.index(each.becomes.partition(" ")[0])))
 
 
 def _channels(raw: Sequence[Plate], plates: Sequence[Plate], vocabulary: Mapping[str, str]) -> tuple[ChannelFound, ...]:
@@ -503,11 +567,12 @@ def _focus_advice(plates: Sequence[Plate]) -> list[str]:
 
 
 def _fields_that_differ(source: ScreenSource) -> dict[str, Any]:
-    values = {each.name: (getattr(source, each.name), each.default) for each in fields(source)}
+    usual = ScreenSource(screen=source.screen, path=source.path)
+    values = {each.name: (getattr(source, each.name), getattr(usual, each.name)) for each in fields(source)}
     return {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
         for name, (value, default) in values.items()
-        if value != default
+        if value != default or name in ("screen", "path")
     }
 
 

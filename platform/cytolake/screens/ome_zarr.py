@@ -17,7 +17,7 @@ from cytolake.screens.images.ome_metadata import (
     read_groups,
 )
 from cytolake.screens.plate import Plate, Problem, SiteImage
-from cytolake.screens.positions import site_name, well_name
+from cytolake.screens.positions import expected_well, site_name, well_name
 from cytolake.screens.site_groups import site_order
 from cytolake.screens.source_folder import SourceFolder
 
@@ -115,7 +115,7 @@ def _list_plate(
             report(
                 "bad_well_name",
                 repr(well_path),
-                "a row letter and a column number, such as B/03",
+                expected_well(well_path.replace("/", "")),
                 "Rename the well in the plate metadata and on disk.",
                 well=well_path,
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-N_ROWS_MAX, N_COLUMNS_MAX = 32, 48  # a 1536-well plate: A..Z, AA..AF
+from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
+
 N_DIGITS_MAX = 9  # of a count; more is no count but a barcode in the wrong column
-PLATE_FORMATS = ((8, 12), (16, 24), (N_ROWS_MAX, N_COLUMNS_MAX))
 
 _LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9][0-9]?)")
 _ROW_COLUMN = re.compile(r"[rR]0*([1-9][0-9]?)[\s_-]?[cC]0*([1-9][0-9]?)")  # Opera Phenix: r03c11
@@ -17,9 +17,14 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 @lru_cache(maxsize=4096)  # a plate has at most 1536 wells and ten thousands of images
 def well_name(text: str) -> str:
-    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate."""
+    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate.
+
+    `"AA01"` and `"aa1"` are row 27; `"Aa1"` is refused, see `expected_well`.
+    """
     text = text.strip()
     if match := _LETTER_NUMBER.fullmatch(text):
+        if _is_mixed(match[1]):
+            return ""
         letters, column = match[1].upper(), int(match[2])
         row = _row_number(letters)
     elif match := _ROW_COLUMN.fullmatch(text):
@@ -27,6 +32,17 @@ def well_name(text: str) -> str:
     else:
         return ""
     return name_of_well(row, column - 1) if row < N_ROWS_MAX and column <= N_COLUMNS_MAX else ""
+
+
+def expected_well(text: str) -> str:
+    """What an error that refuses `text` as a well says was expected."""
+    match = _LETTER_NUMBER.fullmatch(text.strip())
+    if match is not None and _is_mixed(match[1]):
+        return (
+            f"rows after Z in two capital letters, such as {match[1].upper()}{int(match[2]):02d}: {match[1]} may as "
+            f"well be a quarter of row {match[1][0].upper()}, as some robots write it"
+        )
+    return "a row letter and a column number, such as B03"
 
 
 def name_of_well(row: int, column: int) -> str:
@@ -94,6 +110,10 @@ def well_at(row: str, column: str, first_row: int = 1, first_column: int = 1) ->
         return well_name(f"{letters}{x - first_column + 1}") if letters.isalpha() else ""
     y, x = y - first_row, x - first_column
     return name_of_well(y, x) if 0 <= y < N_ROWS_MAX and 0 <= x < N_COLUMNS_MAX else ""
+
+
+def _is_mixed(letters: str) -> bool:
+    return len(letters) == 2 and letters.upper() != letters and letters.lower() != letters
 
 
 def _row_number(letters: str) -> int:

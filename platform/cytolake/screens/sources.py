@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cytolake.screens import storage
-from cytolake.screens.channel_names import canonical, canonical_names, renamed
+from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
+from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
+from cytolake.screens.label_vocabulary import LABELS, fold_column, label_vocabulary, nfc
 from cytolake.screens.layouts import (
     BUILT_IN,
     LayoutPreset,
@@ -24,6 +26,7 @@ from cytolake.screens.layouts.class_folders import N_PLATES
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.well_labels import declare_labels
 
 AUTO, REGEX = "auto", "regex"
 PLATE_MAP = "platemap.csv"
@@ -48,6 +51,9 @@ class ScreenSource:
     plate_map: str = ""
     """CSV of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
     `platemap.csv` there or beside the plate, where it exists."""
+    label_columns: Mapping[str, str] = field(default_factory=dict)
+    """Label -> column of the plate map or table that holds it, such as `{perturbation: Treatment}`, before the names of
+    catalog/labels.yaml. Labels: perturbation, gene, pathway, guide, compound, dose, replicate, control."""
     index: str = "index.csv"
     """CSV that lists the images, relative to `path`: for `index-csv`, and for presets that read a table, whose usual
     names are looked for while this is index.csv."""
@@ -83,6 +89,11 @@ class ScreenSource:
             raise ValueError(
                 f"screen {self.screen}: found layout {self.layout!r} and pattern {self.pattern!r}, expected a pattern "
                 "with layout regex and with no other. Set both `layout` and `pattern`, or neither."
+            )
+        if unknown := sorted(set(self.label_columns) - set(LABELS)):
+            raise ValueError(
+                f"screen {self.screen}: found label_columns for {', '.join(unknown)}, expected labels out of "
+                f"{', '.join(LABELS)}. Correct `label_columns`: label first, then its column."
             )
         try:
             renamed((), self.channel_names)
@@ -241,7 +252,10 @@ def complete_plates(
     source, folder, files = opened.source, opened.folder, opened.files
     problems = list(others)
     names = [_names_of_channels(source, plate, vocabulary) for plate in found]
-    plates = [_rename_channels(plate, renamed) for plate, renamed in zip(found, names, strict=True)]
+    plates = [
+        _report_other_assays(_rename_channels(plate, renamed), renamed)
+        for plate, renamed in zip(found, names, strict=True)
+    ]
     required = tuple(canonical(channel, vocabulary) for channel in source.channels)
     plates = [_report_missing_channels(plate, required) for plate in plates]
     if source.illumination and source.illumination != OFF and "{" not in source.illumination and files is None:
@@ -265,7 +279,7 @@ def complete_plates(
         if not is_one_plate:
             problems += plates_without_images(plate_map, [plate.plate for plate in plates])
         plates = [_annotate(plate, plate_map) for plate in plates]
-    plates = [_name_batch(plate) for plate in plates]
+    plates = [_name_batch(declare_labels(plate, source.label_columns)) for plate in plates]
     plates[0] = replace(plates[0], problems=(*plates[0].problems, *problems))
     return plates
 
@@ -279,7 +293,31 @@ def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[s
             _problem(source, "duplicate_channel", str(error), "one name for each channel", f"Plate {plate.plate}.")
         ) from error
     declared = canonical_names(tuple(given.values()), vocabulary)
-    return {name: declared[new] for name, new in given.items()}
+    other = names_otherwise(tuple(given.values()), vocabulary) if vocabulary else {}
+    by_user = {pair.partition(ARROW)[0].strip() for pair in source.channel_names}
+    return {
+        name: other[new].otherwise if new in other and name not in by_user else declared[new]
+        for name, new in given.items()
+    }
+
+
+def _report_other_assays(plate: Plate, names: Mapping[str, str]) -> Plate:
+    """The plate with a problem for each channel that is not what its short name means in the declared assay."""
+    problems = [
+        Problem(
+            screen=plate.screen,
+            plate=plate.plate,
+            channel=new,
+            problem="ambiguous_channel",
+            found=f"channel {old} on a plate with {', '.join(other for other in names if other != old)}",
+            expected=f"stains of {ambiguous.assay} with it, in which {old} is declared",
+            next_step=f"It is named {new}, an unknown stain. Set channel_names to say what it is: "
+            f"['{old}{ARROW}NAME'], or ['{old}{ARROW}{old}'] for that of {ambiguous.assay}.",
+        )
+        for old, new in names.items()
+        if (ambiguous := ambiguous_names().get(fold(old))) is not None and ambiguous.otherwise == new
+    ]
+    return replace(plate, problems=(*plate.problems, *problems)) if problems else plate
 
 
 def open_folder(source: ScreenSource) -> SourceFolder:
@@ -366,7 +404,7 @@ def _without_repeats(plates: list[Plate]) -> tuple[list[Plate], list[Problem]]:
     kept: dict[str, Plate] = {}
     problems = []
     for plate in plates:
-        first = kept.setdefault(plate.plate, plate)
+        first = kept.setdefault(nfc(plate.plate), plate)
         if first is not plate:
             problems.append(
                 Problem(
@@ -459,15 +497,36 @@ def _annotate(plate: Plate, plate_map: PlateMap) -> Plate:
     """The plate with its rows of the map; what an index CSV said about a well fills in what the map leaves open."""
     rows, problems = wells_of_plate(plate_map, plate.plate, plate.sites)
     from_index = {row["well"]: row for row in plate.wells}
-    merged = [{**from_index.pop(row["well"], {}), **row} for row in rows]
+    merged = [_filled_in(row, from_index.pop(row["well"], {})) for row in rows]
     return replace(plate, wells=(*merged, *from_index.values()), problems=(*plate.problems, *problems))
 
 
+def _filled_in(row: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """A row of the map with the cells of others, of columns that it lacks or says nothing in.
+
+    `Metadata_gene` and `gene` are one column.
+    """
+    if not others:
+        return dict(row)
+    says_nothing = label_vocabulary().says_nothing
+    said = {fold_column(column) for column, cell in row.items() if not says_nothing(cell)}
+    added = {column: cell for column, cell in others.items() if fold_column(column) not in said}
+    kept = {c: cell for c, cell in row.items() if not (says_nothing(cell) and c in added)}
+    return {**added, **kept}
+
+
+def default_batch(screen: str, plate: str) -> str:
+    """The batch of a plate whose source names none: it is one of its own, also among plates of other screens."""
+    return f"{screen}/{plate}"
+
+
 def _name_batch(plate: Plate) -> Plate:
-    """The plate with the batch that its wells name, if they name one."""
-    batches = Counter(row["batch"] for row in plate.wells if row.get("batch"))
+    """The plate with the batch that its wells name, or one of its own."""
+    vocabulary = label_vocabulary()
+    column = vocabulary.place_column(dict.fromkeys(column for row in plate.wells for column in row), "batch")
+    batches = Counter(batch for row in plate.wells if (batch := vocabulary.value(row.get(column or "", ""))))
     if not batches:
-        return plate
+        return replace(plate, batch=default_batch(plate.screen, plate.plate)) if plate.batch == plate.plate else plate
     batch = batches.most_common(1)[0][0]
     if len(batches) == 1:
         return replace(plate, batch=batch)

@@ -232,7 +232,14 @@ def test_a_table_that_cannot_be_used_is_refused_with_the_row(catalog, table, sai
 
 def test_a_plate_without_a_batch_is_one_of_its_own(catalog):
     import_wells(catalog, wells_table().drop_columns(["batch"]))
-    assert set(catalog.table("wells")["batch"].to_pylist()) == {"P1", "P2"}
+    assert set(catalog.table("wells")["batch"].to_pylist()) == {"S/P1", "S/P2"}
+
+
+def test_wells_with_the_default_batch_of_earlier_versions_are_recognised(catalog):
+    earlier = wells_table()
+    earlier = earlier.set_column(earlier.column_names.index("batch"), "batch", earlier["plate"])
+    assert import_wells(catalog, earlier) > 0
+    assert import_wells(catalog, wells_table().drop_columns(["batch"])) == 0
 
 
 def test_quality_control_passes_over_plates_without_images(catalog, tmp_path):

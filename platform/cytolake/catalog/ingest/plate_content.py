@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def content_hash(plate: Plate) -> str:
             sizes[path] = [text for name, facts in _files(path, objects) for text in (name, facts)]
         return [_below(path, plate.source), *sizes[path]]
 
-    parts: list[str] = [plate.screen, plate.plate, plate.batch, str(plate.pixel_size_um), *plate.channels]
+    parts: list[str] = [plate.screen, plate.plate, _named_batch(plate), str(plate.pixel_size_um), *plate.channels]
     for site in sorted(plate.sites, key=lambda site: (site.well, site.site, site.timepoint, site.z)):
         parts += ["site", site.well, site.site, str(site.timepoint), site.z, *site.channels]
         for path in site.image_paths:
@@ -49,6 +50,12 @@ def content_hash(plate: Plate) -> str:
     for problem in sorted(plate.problems, key=str):
         parts += ["problem", problem.problem, problem.well, problem.site, problem.channel, problem.found]
     return content_id("plate content", *parts)
+
+
+def _named_batch(plate: Plate) -> str:
+    """The batch that the rows name, or the plate's name; so it was hashed when that was the default batch."""
+    named = Counter(row["batch"] for row in plate.wells if row.get("batch"))
+    return named.most_common(1)[0][0] if named else plate.plate
 
 
 def content_number(plate_content: str, crop_size: int) -> int:

@@ -11,9 +11,9 @@ from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
 from cytolake.screens.plate import Problem
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.storage import UnreachableError
+from cytolake.screens.units import micrometres
 
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
-_METRES = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "nm": 1e-3}
 _ALIKE_MAX = 2000  # images in a row that tell nothing new; Harmony 5 repeats the same few channels for each image
 
 
@@ -78,7 +78,8 @@ def _number(text: str) -> str:
 
 
 def _micrometres(text: str, unit: str) -> str:
+    factor = micrometres(unit)
     try:
-        return f"{float(text) * _METRES[unit]:.6g}"
-    except (ValueError, KeyError):
+        return f"{float(text) * factor:.6g}" if factor else ""
+    except ValueError:
         return ""

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from cytolake.screens.files import ImageRow, plates_of_rows
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.layouts.harmony import read_harmony_channels
 from cytolake.screens.layouts.preset import PLACES, PathRule, WellTable, template_names
-from cytolake.screens.layouts.well_facts import Place, facts_of_wells
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import site_name, well_at, well_name, whole_number
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import read_table
+from cytolake.screens.well_facts import Conflict, Place, facts_of_wells, with_conflicts
 
 Groups = dict[str, str]
 
@@ -64,12 +65,14 @@ def list_by_paths(
         )
         if name and number:
             rows[-1] = _unlike(rows[-1], number, companions, images_folder)
+    conflicts: list[Conflict] = []
+    wells_file = ""
     if rule.wells is not None:
-        facts, ragged = _read_wells(screen, folder, rule.wells, files)
+        wells_file, facts, conflicts, ragged = _read_wells(screen, folder, rule.wells, files)
         problems += ragged
         rows = _with_facts(rows, facts) if facts else rows
     plates, others = plates_of_rows(screen, folder, without_lone_planes(rows))
-    return plates, problems + others
+    return with_conflicts(plates, conflicts, screen, wells_file), problems + others
 
 
 def match_path(rule: PathRule, folder: SourceFolder, path: str) -> Groups | None:
@@ -144,16 +147,17 @@ def _said(rule: PathRule, groups: Groups) -> dict[str, str]:
 
 def _read_wells(
     screen: str, folder: SourceFolder, table: WellTable, files: Sequence[str]
-) -> tuple[dict[Place, Groups], list[Problem]]:
+) -> tuple[str, dict[Place, Groups], list[Conflict], list[Problem]]:
+    """The table's file, what it says of the wells, where its rows disagree, and rows that cannot be used."""
     file = next((path for path in files if table.files.fullmatch(path)), None)
     if file is None:
-        return {}, []
+        return "", {}, [], []
     columns, rows, ragged = read_table(folder, file, screen)
     taken: dict[str, str] = {}
     for name, candidates in table.columns.items():
         column = next((each for each in candidates if each in columns), None)
         if column is None:
-            return {}, []
+            return "", {}, [], []
         taken[name] = column
     places = []
     for row in rows:
@@ -161,8 +165,8 @@ def _read_wells(
         well = well_name(table.well.format_map(values))
         others = {name: value for name, value in row.cells.items() if name and name not in taken.values()}
         places.append(((table.plate.format_map(values), well), others))
-    return facts_of_wells(places), ragged
+    return file, *facts_of_wells(places), ragged
 
 
 def _with_facts(rows: list[ImageRow], facts: dict[Place, Groups]) -> list[ImageRow]:
-    return [replace(row, said={**row.said, **facts.get((row.plate, well_name(row.well)), {})}) for row in rows]
+    return [replace(row, said={**row.said, **facts.get((nfc(row.plate), well_name(row.well)), {})}) for row in rows]

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cytolake.screens.files import ImageRow, plates_of_rows
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.layouts.paths import without_lone_planes
 from cytolake.screens.layouts.preset import TableRule, template_names
-from cytolake.screens.layouts.well_facts import facts_of_wells
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import site_name, well_at, well_name, whole_number
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import TableRow, read_header, read_table
+from cytolake.screens.well_facts import Conflict, facts_of_wells, with_conflicts
 
 NO_TABLE = "no table of such a name"
 
@@ -83,11 +84,14 @@ def list_by_tables(
     """
     rows: list[ImageRow] = []
     ragged: list[Problem] = []
+    conflicts: dict[str, list[Conflict]] = {}
     for file in tables:
-        found, problems = _image_rows(screen, folder, rule, file, prefixes)
+        found, problems, conflicts[file] = _image_rows(screen, folder, rule, file, prefixes)
         rows += found
         ragged += problems
     plates, others = plates_of_rows(screen, folder, without_lone_planes(rows), prefixes)
+    for file, of_table in conflicts.items():
+        plates = with_conflicts(plates, of_table, screen, file)
     return plates, ragged + others
 
 
@@ -104,7 +108,7 @@ def _candidates(rule: TableRule, files: Sequence[str]) -> list[str]:
 
 def _image_rows(
     screen: str, folder: SourceFolder, rule: TableRule, file: str, prefixes: Sequence[str]
-) -> tuple[list[ImageRow], list[Problem]]:
+) -> tuple[list[ImageRow], list[Problem], list[Conflict]]:
     columns, rows, ragged = read_table(folder, file, screen)
     channels = _channels(rule, columns)
     spelled = {column.casefold(): column for column in columns}
@@ -114,19 +118,19 @@ def _image_rows(
         if (column := next((spelled[each.casefold()] for each in candidates if each.casefold() in spelled), None))
     }
     about = {
-        column: match["name"] if "name" in match.re.groupindex else column
+        column: match.groupdict().get("name") or column  # a group of another alternative took no part
         for column in columns
         if rule.about_well is not None and (match := rule.about_well.fullmatch(column))
     }
     places = [_place(rule, row, taken, channels) for row in rows]
-    facts = facts_of_wells(
+    facts, conflicts = facts_of_wells(
         ((place["plate"], place["well"]), {name: row.cells[column] for column, name in about.items()})
         for row, place in zip(rows, places, strict=True)
     )
     found: dict[tuple[str, str, str], str] = {}  # plate, folder and file as the table has them -> where the file lies
     images = []
     for row, place in zip(rows, places, strict=True):
-        said = dict(facts[place["plate"], place["well"]])
+        said = dict(facts[nfc(place["plate"]), place["well"]])
         if place["batch"]:
             said["batch"] = place["batch"]
         for channel in channels:
@@ -144,7 +148,7 @@ def _image_rows(
                     said=said,
                 )
             )
-    return images, ragged
+    return images, ragged, conflicts
 
 
 def _channels(rule: TableRule, columns: Sequence[str]) -> list[_Channel]:
