@@ -18,8 +18,17 @@ OF_PIXELS = ("plates", "qc_metrics", "sites")
 """Tables that differ where pixels do: names and sizes of files, and the statistics of every site and channel, which an
 ingest measures on every pixel."""
 
-_PLACES = {"plates": {"source"}, "sites": {"image_paths", "illumination_paths"}}
-"""Columns that say where the files are, which a copy elsewhere changes; the content_hash of plates has their names."""
+_LEFT_OUT = {
+    "plates": {
+        *("source", "state", "why", "acquisition", "id_names", "pixels_hash", "files_hash", "labels_hash"),
+        *("labels_source", "wells_edition", "sites_edition"),
+    },
+    "wells": {"edition"},
+    "sites": {"image_paths", "illumination_paths", "checksum", "edition"},
+    "crops": {"edition"},
+}
+"""Columns that say where the files are, which a copy elsewhere changes (content_hash of plates has their names), or how
+the rows came about; and hashes of what other columns and tables say."""
 
 
 def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
@@ -36,7 +45,7 @@ def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
     names = sorted(
         field.name
         for field in schema
-        if not pa.types.is_timestamp(field.type) and field.name not in _PLACES.get(table, ())
+        if not pa.types.is_timestamp(field.type) and field.name not in _LEFT_OUT.get(table, ())
     )
     row = " || ".join(f"coalesce('{name}=' || \"{name}\"::varchar || chr(31), '')" for name in names)
     sums = ", ".join(f"sum(md5_number_{half}(text))::varchar AS {half}" for half in ("lower", "upper"))

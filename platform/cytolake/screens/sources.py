@@ -463,6 +463,11 @@ def _annotate(plate: Plate, plate_map: PlateMap) -> Plate:
     return replace(plate, wells=(*merged, *from_index.values()), problems=(*plate.problems, *problems))
 
 
+def label_plate(plate: Plate, plate_map: PlateMap) -> Plate:
+    """The plate with what a plate map says of it: wells, batch, and where the two disagree as problems."""
+    return _name_batch(_annotate(plate, plate_map))
+
+
 def _name_batch(plate: Plate) -> Plate:
     """The plate with the batch that its wells name, if they name one."""
     batches = Counter(row["batch"] for row in plate.wells if row.get("batch"))
