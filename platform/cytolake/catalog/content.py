@@ -31,7 +31,7 @@ _LEFT_OUT = {
 the rows came about; and hashes of what other columns and tables say."""
 
 
-def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
+def plate_contents(catalog: Catalog, table: str, leave_out: Iterable[str] = ()) -> dict[str, str]:
     """For each plate that a table has rows of, a hash of these rows in any order.
 
     Left out are times, at which a row was written; where files lie; and nulls, so that a column that a later version
@@ -40,12 +40,12 @@ def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
     Args:
         catalog: Pinned, or as it is now.
         table: One with a column plate_id.
+        leave_out: More columns that do not count.
     """
     schema = table_contract(table).schema
+    left_out = {*_LEFT_OUT.get(table, ()), *leave_out}
     names = sorted(
-        field.name
-        for field in schema
-        if not pa.types.is_timestamp(field.type) and field.name not in _LEFT_OUT.get(table, ())
+        field.name for field in schema if not pa.types.is_timestamp(field.type) and field.name not in left_out
     )
     row = " || ".join(f"coalesce('{name}=' || \"{name}\"::varchar || chr(31), '')" for name in names)
     sums = ", ".join(f"sum(md5_number_{half}(text))::varchar AS {half}" for half in ("lower", "upper"))

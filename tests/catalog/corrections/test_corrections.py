@@ -10,7 +10,7 @@ import tifffile
 from tests.catalog.small_plate import CONFIG, commit, write_plate
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, ids, table_contract
+from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename, replace_plate, restore, retract
 from cytolake.catalog.corrections import replace as replacing
 from cytolake.catalog.ingest import plates as ingesting
@@ -19,27 +19,6 @@ from cytolake.catalog.ingest.plates import ingest_plates, stage_well
 
 EDITED = ("wells", "sites", "crops", "qc_metrics")
 MAP = "plate,well,gene,compound,control\nP1,A01,KRAS,,\nP1,A02,,DMSO,negcon\nP1,B01,MYC,,\n"
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
-    commit(catalog, write_plate(tmp_path / "source"))
-    return catalog
-
-
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch):
-    """Wells are staged in this process."""
-
-    def read_wells(tasks, config):
-        for task in tasks:
-            sites = [ingesting._site_from_json(site) for site in task["sites"]]
-            of = ids.PlateIds(*task["of"])
-            stage_well(ingesting.Staging(task["staging"]), sites, task["batch"], config.crop_size, of)
-            yield {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
-
-    monkeypatch.setattr(ingesting, "_read_wells", read_wells)
 
 
 def rows_of(catalog, name, *left_out):

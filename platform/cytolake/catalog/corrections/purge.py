@@ -22,6 +22,7 @@ from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import VISIBLE
 from cytolake.screens.storage import file_system
 
+LOG = "_delta_log"
 _KEPT = ("plate_id", "screen", "plate", "acquisition", "id_names")
 """Columns of a purged plate's row: an ingest must know that the plate stays out."""
 
@@ -123,10 +124,10 @@ def _remove_files(path: str, plate_ids: frozenset[str]) -> int:
     """Remove the files of a table that the newest version does not name and that hold rows of these plates."""
     system = file_system(path)
     base = system._strip_protocol(path)
-    if not system.exists(f"{base}/_delta_log"):
+    if not system.exists(f"{base}/{LOG}"):
         return 0
     removed = 0
-    added, current = _files_of_log(system, f"{base}/_delta_log")
+    added, current = files_of_log(system, f"{base}/{LOG}")
     for name, ends in added.items():
         file = f"{base}/{name}"
         if name in current or not _may_hold(ends, plate_ids) or not system.exists(file):
@@ -139,7 +140,7 @@ def _remove_files(path: str, plate_ids: frozenset[str]) -> int:
     return removed
 
 
-def _files_of_log(system: Any, log: str) -> tuple[dict[str, tuple[Any, Any]], set[str]]:
+def files_of_log(system: Any, log: str) -> tuple[dict[str, tuple[Any, Any]], set[str]]:
     """Every file that a log ever added, with its least and greatest plate id, and those that are there now."""
     added: dict[str, tuple[Any, Any]] = {}
     current: set[str] = set()

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from cytolake.catalog.corrections.plate_rows import Row, acquisition_of, name_of, plate_named, plates_named
+from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import PlateIds, content_id
 from cytolake.catalog.ingest.commit import Incoming, ids_of
@@ -16,6 +17,7 @@ from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import GONE, VISIBLE, state_of
 from cytolake.screens.plate import Plate, Problem, ScreenError
+from cytolake.screens.sources import ScreenSource, list_plates
 
 
 def replace_plate(
@@ -42,7 +44,7 @@ def replace_plate(
         CatalogError: No such plate, files that are those the catalog has, not one readable site, or another process
             corrected the plate meanwhile.
     """
-    known = _to_replace(catalog, name)
+    known = plate_to_replace(catalog, name)
     content = plate_content(listed)
     is_visible = state_of(known) == VISIBLE
     if is_visible and (known["pixels_hash"], known["files_hash"]) == (content.pixels_hash, content.files_hash):
@@ -80,11 +82,32 @@ def replace_plate(
     return outcome
 
 
+def plate_in_source(source: ScreenSource, name: str) -> Plate:
+    """A plate as a screen's folder has it now.
+
+    Args:
+        source: The folder, and how it is laid out.
+        name: Of the plate there. Where the folder has one plate alone, it is that one whatever its name.
+
+    Raises:
+        ScreenError: The folder cannot be read.
+        CatalogError: It has several plates, none of this name.
+    """
+    found = list_plates(source, channel_vocabulary().aliases, layout_presets())
+    chosen = [plate for plate in found if plate.plate == name] or (found if len(found) == 1 else [])
+    if not chosen:
+        raise CatalogError(
+            f"{source.path}: found the plates {', '.join(plate.plate for plate in found[:8])}, expected {name}. Give "
+            "the plate's name there with --found-as."
+        )
+    return chosen[0]
+
+
 _ALL = (VISIBLE, "retracted", "replaced", "purged")
 
 
-def _to_replace(catalog: Catalog, name: str) -> Row:
-    """The visible acquisition, or the newest hidden one."""
+def plate_to_replace(catalog: Catalog, name: str) -> Row:
+    """The row of the visible acquisition of a plate, or of the newest hidden one."""
     rows = plates_named(catalog, name, _ALL)
     visible = [row for row in rows if state_of(row) == VISIBLE]
     return visible[0] if visible else plate_named(catalog, name, _ALL)
