@@ -23,6 +23,8 @@ from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import NUISANCES
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.commands.catalog import catalog as catalog_commands
+from cytolake.commands.plates import plates as plates_commands
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
@@ -50,6 +52,8 @@ app.add_typer(qc, name="qc")
 app.add_typer(curation, name="curation")
 app.add_typer(pack, name="pack")
 app.add_typer(keys, name="keys")
+app.add_typer(plates_commands, name="plates")
+app.add_typer(catalog_commands, name="catalog")
 
 Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
 DETECTOR = "qc/detector.safetensors"

@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cytolake.catalog.commits import Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
+from cytolake.catalog.commits import Replaced, Rows, commit_rows, create_table, open_table
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError, ClaimedError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.query import parse_query, run_query
+from cytolake.catalog.visibility import (
+    DERIVED_TABLES,
+    PLATE_TABLES,
+    VISIBLE,
+    Visibility,
+    read_visibility,
+    shown_part,
+)
 from cytolake.screens.storage import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-PLATE_TABLES = ("wells", "sites", "crops", "qc_metrics")
-"""Tables that an ingest writes before `plates`: rows of a plate show only once `plates` has it."""
-
 
 PLACE_FILE = "catalog.json"
 """In a catalog's folder, where its tables lie somewhere else."""
@@ -260,12 +263,13 @@ class Catalog:
         parsed = parse_query(query)
         return run_query(parsed, {**self._datasets(parsed.tables - views.keys(), {}), **views})
 
-    def append(self, name: str, rows: pa.Table, *, transaction: str) -> bool:
+    def append(self, name: str, rows: Rows, *, transaction: str) -> bool:
         """Append rows in one atomic commit.
 
         Args:
             name: As in catalog/tables/.
-            rows: Exactly the contract's columns; see `TableContract.conform` for the types it takes.
+            rows: The contract's columns; see `TableContract.conform` for the types it takes. Or a function that gives
+                them in parts.
             transaction: Names what is written. The same one again, from any process, changes nothing.
 
         Returns:
@@ -277,6 +281,20 @@ class Catalog:
                 kept this one out for about 20 seconds.
         """
         return self._commit(name, rows, marks={transaction: 1})
+
+    def rows_of_plate(self, name: str, row: Mapping[str, Any]) -> ds.Dataset:
+        """Rows of one acquisition in a table, whatever its state: those of the edition that its row names.
+
+        Args:
+            name: A table of plates' parts, such as wells.
+            row: Of `plates`, of any state.
+        """
+        table = open_table(self._path(name))
+        contract = table_contract(name)
+        if table is None:
+            return ds.dataset(contract.empty())
+        alone = table_contract("plates").rows([{**row, "state": VISIBLE}])
+        return shown_part(name, table, contract, Visibility(alone))
 
     def committed(self, name: str, transactions: Iterable[str]) -> set[str]:
         """Which of some transactions `append` has committed to a table by now; also where this catalog is pinned."""
@@ -307,9 +325,19 @@ class Catalog:
 
         Returns:
             False where the plate showed already, or other content of it was claimed meanwhile.
+
+        Raises:
+            CatalogError: Another plate has its name.
         """
         contents = {plate_id: content}
-        return self._commit("plates", row, marks=_marks(contents), claims=_claims(contents))
+        return self._commit(
+            "plates",
+            row,
+            marks=_marks(contents),
+            claims=_claims(contents),
+            check=lambda: self._check_names(row),
+            touches=_names(row),
+        )
 
     def show_plates(self, rows: pa.Table, contents: Mapping[str, int]) -> bool:
         """`show_plate` of several plates in one commit: all of them show, or none.
@@ -324,6 +352,63 @@ class Catalog:
             claims=_claims(contents),
             check=lambda: self._check_hidden("plates", contents),
         )
+
+    def change_plates(
+        self, before: pa.Table, after: pa.Table, *, shows: Mapping[str, int] | None = None, mark: str = ""
+    ) -> bool:
+        """Put rows of `plates` in place of others, in one commit: the switch that a correction turns.
+
+        Args:
+            before: Rows of `plates` as they were read, of every state.
+            after: The rows instead; those of other plates are added.
+            shows: Plates that `write_plate` wrote, as for `show_plates`: they must be claimed with this content.
+            mark: Names the change, where it may be repeated; the same one again changes nothing.
+
+        Returns:
+            False where `mark` had been committed before, or other content of a plate was claimed meanwhile.
+
+        Raises:
+            CatalogError: The plates were changed since they were read, or another plate has the name of one.
+        """
+        plate_ids = tuple(sorted({*before["plate_id"].to_pylist(), *after["plate_id"].to_pylist()}))
+        shows = shows or {}
+        change = mark or f"change/{content_id(*plate_ids)}"
+        version = 1 if mark else int(datetime.datetime.now(datetime.UTC).timestamp() * 1e6)
+
+        def check() -> None:
+            self._check_unchanged(before, plate_ids)
+            self._check_names(after)
+
+        return self._commit(
+            "plates",
+            after,
+            marks={change: version, **_marks(shows)},
+            claims=_claims(shows),
+            replace=Replaced("plate_id", plate_ids, lambda: None, always=True),
+            check=check,
+            touches=_names(after),
+        )
+
+    def _check_unchanged(self, before: pa.Table, plate_ids: Sequence[str]) -> None:
+        plates = read_visibility(self._path("plates"), None).plates
+        found = {row["plate_id"]: row for row in plates.to_pylist() if row["plate_id"] in plate_ids}
+        if found != {row["plate_id"]: row for row in before.to_pylist()}:
+            names = sorted({f"{row['screen']}/{row['plate']}" for row in before.to_pylist()})
+            raise ClaimedError(
+                f"plates {', '.join(names)}: another process corrected them meanwhile. Nothing was changed: look at "
+                "them with `cytolake plates`, then run the command again."
+            )
+
+    def _check_names(self, rows: pa.Table) -> None:
+        """That no other visible plate has the name of a visible one of these rows."""
+        ours = set(rows["plate_id"].to_pylist())
+        names = {(row["screen"], row["plate"]) for row in Visibility(rows).visible.to_pylist()}
+        for row in read_visibility(self._path("plates"), None).visible.to_pylist():
+            if row["plate_id"] not in ours and (row["screen"], row["plate"]) in names:
+                raise CatalogError(
+                    f"screen {row['screen']}, plate {row['plate']}: another plate that is visible has this name, from "
+                    f"{row['source']}. Rename or retract one of them: `cytolake plates rename`."
+                )
 
     def write_plate(self, name: str, rows: Rows, *, plate_id: str, content: int) -> bool:
         """Commit one plate's rows of one table, in place of rows that an ingest of other content left behind.
@@ -368,7 +453,8 @@ class Catalog:
         )
 
     def _check_hidden(self, name: str, plate_ids: Collection[str]) -> None:
-        for plate_id in sorted(set(plate_ids).intersection(self._visible_plates().to_pylist())):
+        known = read_visibility(self._path("plates"), None).plates.column("plate_id").to_pylist()
+        for plate_id in sorted(set(plate_ids).intersection(known)):
             raise CatalogError(
                 f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
                 "Ingest the plate under another name, or into another catalog root."
@@ -439,20 +525,29 @@ class Catalog:
         """One table as an Arrow dataset, for reading by columns and filters: see `pyarrow.dataset`."""
         return self._datasets(frozenset({table_contract(name).name}), {})[name]
 
+    def visibility(self) -> Visibility:
+        """The table plates with rows of every state, and what is visible by it."""
+        return self._visibility(None)
+
+    def _visibility(self, version: int | None) -> Visibility:
+        if version is None and self.pinned is not None:
+            if "plates" not in self.pinned:
+                return Visibility(table_contract("plates").empty())
+            version = self.pinned["plates"]
+        return read_visibility(self._path("plates"), version)
+
     def _datasets(self, names: frozenset[str], versions: Mapping[str, int | None]) -> dict[str, ds.Dataset]:
         """The tables among these names. `plates` is read first, for the reason given in `versions`."""
         ours = [name for name in table_names() if name in names]
-        visible = self._visible_plates() if set(ours) & set(PLATE_TABLES) else None
-        return {
-            name: self._whole_dataset(name, versions.get(name), visible if name in PLATE_TABLES else None)
-            for name in ours
-        }
+        is_of_plates = not {"plates", *PLATE_TABLES, *DERIVED_TABLES}.isdisjoint(ours)
+        visibility = self._visibility(None) if is_of_plates else None
+        return {name: self._dataset(name, versions.get(name), visibility) for name in ours}
 
-    def _visible_plates(self) -> pa.Array:
-        return self._whole_dataset("plates").to_table(columns=["plate_id"]).column("plate_id").combine_chunks()
-
-    def _whole_dataset(self, name: str, version: int | None = None, visible: pa.Array | None = None) -> ds.Dataset:
-        """One table, or the part of it whose plates are among `visible`."""
+    def _dataset(self, name: str, version: int | None, visibility: Visibility | None) -> ds.Dataset:
+        """The visible part of one table."""
+        if name == "plates":
+            assert visibility is not None
+            return ds.dataset((visibility if version is None else self._visibility(version)).visible)
         contract = table_contract(name)
         if version is None and self.pinned is not None:
             table = open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
@@ -460,10 +555,8 @@ class Catalog:
             table = open_table(self._path(name), version)
         if table is None:
             return ds.dataset(contract.empty())
-        dataset = table.to_pyarrow_dataset().replace_schema(contract.schema)  # columns added later read as null
-        if visible is None or plates_of_files(table) <= set(visible.to_pylist()):
-            return dataset
-        return dataset.filter(pc.field("plate_id").isin(visible))
+        is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
+        return shown_part(name, table, contract, visibility if is_filtered else None)
 
 
 def _plate_application(plate_id: str) -> str:
@@ -472,6 +565,12 @@ def _plate_application(plate_id: str) -> str:
 
 def _claim_application(plate_id: str) -> str:
     return f"claim/{plate_id}"
+
+
+def _names(rows: pa.Table) -> list[str]:
+    """Applications that stand for the names of visible plates: two commits that give one name cannot both win."""
+    names = {(row["screen"], row["plate"]) for row in Visibility(rows).visible.to_pylist()}
+    return sorted(f"name/{content_id(*name)}" for name in names)
 
 
 def _marks(contents: Mapping[str, int]) -> dict[str, int]:

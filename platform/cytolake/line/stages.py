@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import typer
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
@@ -32,6 +33,7 @@ from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.qc.verdicts import judge_sites
+from cytolake.catalog.stale import check_curation
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.external import EXTERNAL
 from cytolake.embed.extract import embed_pack
@@ -68,6 +70,8 @@ from cytolake.tune.sweep import SweepResult, run_sweep
 REPORT_FOLDER = "report"
 REPORT_FILE = f"{REPORT_FOLDER}/index.html"
 MAX_PROBLEMS_PRINTED = 8
+EXIT_REFUSED = 1
+"""Of an ingest that refused a plate, or found not one readable site in it."""
 
 
 class MissingInputError(LookupError):
@@ -96,7 +100,9 @@ def ingest(line: Line, console: Console) -> None:
     """Read plates into the catalog: images, plate map, QC metrics, crop grid."""
     with _session(line, console, create=True) as session:
         session.simulate()
-        session.ingest()
+        report = session.ingest()
+    if report.refused or report.without_sites:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def curate(line: Line, console: Console) -> None:
@@ -386,11 +392,16 @@ class Session:
         with self._stage("ingest") as told:
             report = ingest_screens(self.catalog, sources, line.ingest, told.report)
             told.outcome = (
-                f"{len(report.ingested)} plates in, {len(report.skipped)} there already; {report.n_sites:,} sites, "
+                f"{len(report.ingested)} plates in, {len(report.skipped)} there already, "
+                f"{len(report.refused)} refused; {report.n_sites:,} sites, "
                 f"{report.n_crops:,} crops, {report.n_quarantined} rows in quarantine"
             )
         for problem in report.refused[:MAX_PROBLEMS_PRINTED]:
             self.console.print(f"  [yellow]refused[/] {escape(str(problem))}")
+        for name in report.without_sites:
+            self.console.print(f"  [yellow]0 sites[/] {escape(name)}: not one image could be read; see quarantine")
+        for problem in report.left_out:
+            self.console.print(f"  [dim]left out {escape(str(problem))}[/]")
         if report.n_quarantined:
             self.console.print(
                 f"  [yellow]quarantine[/] {_program('cytolake')} sql "
@@ -436,6 +447,7 @@ class Session:
 
         Raises:
             MissingInputError: The catalog has none.
+            CatalogError: Labels or pixels of its plates were corrected since.
         """
         name = self.line.curate.name
         found = self.catalog.sql(
@@ -447,6 +459,7 @@ class Session:
                 f"{self.line.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root "
                 "first."
             )
+        check_curation(self.catalog, found[0]["curation_id"])
         return build_pack(self.catalog, found[0]["curation_id"], self.line.pack)
 
     def training_pack(self, pack: Pack) -> Pack:

@@ -520,6 +520,11 @@ def default_batch(screen: str, plate: str) -> str:
     return f"{screen}/{plate}"
 
 
+def label_plate(plate: Plate, plate_map: PlateMap) -> Plate:
+    """The plate with what a plate map says of it: wells, batch, and where the two disagree as problems."""
+    return _name_batch(_annotate(plate, plate_map))
+
+
 def _name_batch(plate: Plate) -> Plate:
     """The plate with the batch that its wells name, or one of its own."""
     vocabulary = label_vocabulary()

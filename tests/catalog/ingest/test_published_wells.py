@@ -15,7 +15,7 @@ from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.catalog.ingest.published_wells import import_wells
 from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
-from cytolake.catalog.tables import PLATE_TABLES
+from cytolake.catalog.visibility import PLATE_TABLES
 
 ROWS = [
     {"well": "a1", "gene": "TP53", "guide": "TP53_1", "dose": None, "control": "", "SMILES": ""},

@@ -21,7 +21,8 @@ from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.plate_content import content_number
 from cytolake.catalog.ingest.wells import well_rows
-from cytolake.catalog.tables import PLATE_TABLES, Catalog
+from cytolake.catalog.tables import Catalog
+from cytolake.catalog.visibility import PLATE_TABLES
 from cytolake.screens.plate import WELLS_ONLY, Plate
 from cytolake.screens.positions import well_name
 from cytolake.screens.sources import default_batch
