@@ -129,7 +129,9 @@ def bootstrap_over_groups(
     _, of_group = np.unique(codes[has], return_inverse=True)
     counts, sums = np.bincount(of_group), np.bincount(of_group, values[has])
     bounds = (0.0, 1.0) if value == "mean_average_precision" else (-math.inf, 1.0)
-    return mean_of_groups(sums, counts.astype(np.float64), n_draws, np.random.default_rng(seed), bounds)
+    return mean_of_groups(
+        sums.astype(np.float64), counts.astype(np.float64), n_draws, np.random.default_rng(seed), bounds
+    )
 
 
 def _p_value(

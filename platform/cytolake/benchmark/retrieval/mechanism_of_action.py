@@ -130,7 +130,9 @@ def _over_compounds(is_right: NDArray[np.float64], compound: NDArray[np.intp], n
     """Accuracy with compounds resampled: doses of one compound look alike, and are right or wrong together."""
     _, of = np.unique(compound, return_inverse=True)
     counts, right = np.bincount(of), np.bincount(of, is_right)
-    return mean_of_groups(right, counts.astype(np.float64), n_draws, np.random.default_rng(seed), (0.0, 1.0))
+    return mean_of_groups(
+        right.astype(np.float64), counts.astype(np.float64), n_draws, np.random.default_rng(seed), (0.0, 1.0)
+    )
 
 
 def _check(

@@ -598,7 +598,7 @@ def _over_batches(trial: Trial, score: Score, values: Floats, batches: Codes, cl
     if n < MIN_GROUPS:
         return replace(score, interval_over=f"perturbations and rows; {n} batches are too few to resample")
     sums_UK, counts_UK = (
-        np.bincount(of_row * n_classes + classes, each, n * n_classes).reshape(n, n_classes)
+        np.bincount(of_row * n_classes + classes, each, n * n_classes).reshape(n, n_classes).astype(np.float64)
         for each in (values, np.ones(len(values)))
     )
     draws = resampled_means(sums_UK, counts_UK, held_out, len(trial.screen.batches), trial.config.bootstrap_draws)
