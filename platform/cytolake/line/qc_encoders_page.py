@@ -44,6 +44,11 @@ def headline(comparison: EncoderComparison) -> str:
     one_class = head in ONE_CLASS
     n = comparison.point(STATISTICS, head).n_labels
     by = f"{head.replace('_', ' ')} head, {n} labelled {'normal sites' if one_class else 'sites of each class'}"
+    if comparison.point(STATISTICS, head).value >= 1:
+        return (
+            f"On {where} pixel statistics rank every spoilt site above every normal one (AUROC 1), so these labels "
+            f"cannot show that an encoder is better ({by})."
+        )
     if math.isnan(found[best][1]):
         return (
             f"{comparison.n_groups} {comparison.unit}{'s are' if comparison.n_groups > 1 else ' is'} too few for an "
