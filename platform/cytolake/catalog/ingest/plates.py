@@ -96,6 +96,8 @@ def ingest_screens(
             plates += list_plates(source, spellings, layout_presets())
         except ScreenError as error:
             failed += error.problems
+        except Exception as error:  # whatever one screen makes its reader do, the others go on
+            failed.append(_failed_reader(source, error))
     if failed and not plates:
         raise ScreenError(*failed)
     report = ingest_plates(catalog, plates, config, progress)
@@ -418,6 +420,17 @@ def _changed(plate: Plate, there: str) -> Problem:
         there,
         "Restore the plate; or give the new one a name of its own; or ingest into another catalog root. "
         "Crops and embeddings of the old content would otherwise pass for the new.",
+    )
+
+
+def _failed_reader(source: ScreenSource, error: Exception) -> Problem:
+    return Problem(
+        screen=source.screen,
+        file=source.path,
+        problem="unreadable_screen",
+        found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        expected="a screen that its layout's reader can list",
+        next_step="Report this as a fault of cytolake, with the names and tables of the folder.",
     )
 
 
