@@ -313,7 +313,7 @@ def test_a_fault_of_a_reader_costs_its_own_screen(catalog, tmp_path, monkeypatch
 
     monkeypatch.setattr("cytolake.catalog.ingest.plates.list_plates", broken)
     sources = [ScreenSource(screen=name, path=str(tmp_path)) for name in ("broken", "whole")]
-    with pytest.raises(ScreenError, match="broken.*TypeError"):
+    with pytest.raises(ScreenError, match=r"broken.*TypeError"):
         ingest_screens(catalog, sources, CONFIG)
 
 
