@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cytolake.catalog.ids import content_id
 from cytolake.screens.plate import Plate
+from cytolake.screens.sources import default_batch
 from cytolake.screens.storage import StoredFile, is_uri, list_beginning_with
 
 NOT_PIXELS = frozenset({"labels", "tables"})
@@ -33,7 +34,7 @@ def content_hash(plate: Plate) -> str:
             sizes[path] = [text for name, facts in _files(path, objects) for text in (name, facts)]
         return [_below(path, plate.source), *sizes[path]]
 
-    parts: list[str] = [plate.screen, plate.plate, _named_batch(plate), str(plate.pixel_size_um), *plate.channels]
+    parts: list[str] = [plate.screen, plate.plate, _hashed_batch(plate), str(plate.pixel_size_um), *plate.channels]
     for site in sorted(plate.sites, key=lambda site: (site.well, site.site, site.timepoint, site.z)):
         parts += ["site", site.well, site.site, str(site.timepoint), site.z, *site.channels]
         for path in site.image_paths:
@@ -52,10 +53,12 @@ def content_hash(plate: Plate) -> str:
     return content_id("plate content", *parts)
 
 
-def _named_batch(plate: Plate) -> str:
-    """The batch that the rows name, or the plate's name; so it was hashed when that was the default batch."""
-    named = Counter(row["batch"] for row in plate.wells if row.get("batch"))
-    return named.most_common(1)[0][0] if named else plate.plate
+def _hashed_batch(plate: Plate) -> str:
+    """The batch as it was hashed before a default one named the screen, and before other columns than `batch` could."""
+    if named := Counter(row["batch"] for row in plate.wells if row.get("batch")):
+        return named.most_common(1)[0][0]
+    is_default = plate.batch.startswith(default_batch(plate.screen, ""))
+    return plate.batch.removeprefix(default_batch(plate.screen, "")) if is_default else plate.plate
 
 
 def content_number(plate_content: str, crop_size: int) -> int:
