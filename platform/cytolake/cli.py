@@ -449,6 +449,7 @@ def import_table(
     from cytolake.catalog.ingest.published_wells import import_wells
     from cytolake.embed.external import import_embeddings, read_external, wells_matched
     from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map
+    from cytolake.screens.rxrx import CONFLICTS
 
     console = Console(highlight=False, soft_wrap=True)
     if by != "well":
@@ -483,6 +484,9 @@ def import_table(
         if of_wells is not None:
             n_wells = import_wells(catalog, of_wells, str(source))
             console.print(f"{n_wells:,} wells without images came in, {of_wells.num_rows - n_wells:,} were there")
+            if CONFLICTS in of_wells.column_names:
+                n_conflicts = sum(bool(each) for each in of_wells[CONFLICTS].to_pylist())
+                console.print(f"  [yellow]beware[/] {n_conflicts:,} wells lack labels that their sites disagree on")
         made = import_embeddings(catalog, table, name, screen=screen, pack_id=pack_id)
         matched = wells_matched(catalog, made)
     console.print(f"{name} is representation {made}")

@@ -47,7 +47,7 @@ def compressor_of(version, name):
 def test_a_plate_lists_and_reads_as_it_was_written(tmp_path, write_zarr_plate, site_pixels, version):
     write_zarr_plate(tmp_path / "P1.zarr", version)
     (plate,) = listed(tmp_path)
-    assert (plate.plate, plate.batch, plate.reader, plate.problems) == ("P1", "P1", "ome-zarr", ())
+    assert (plate.plate, plate.batch, plate.reader, plate.problems) == ("P1", "s/P1", "ome-zarr", ())
     assert plate.channels == ("Hoechst 33342", "GFP")
     assert plate.pixel_size_um == pytest.approx(0.65)
     assert [(site.well, site.site) for site in plate.sites] == [

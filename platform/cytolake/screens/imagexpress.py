@@ -15,11 +15,11 @@ from typing import cast
 import tifffile
 
 from cytolake.screens import storage
+from cytolake.screens.length_units import micrometres
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import natural_order, site_name, well_name, whole_number
 from cytolake.screens.site_groups import ImageFile, group_sites
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
-from cytolake.screens.units import micrometres
 
 _IMAGE_NAME = re.compile(
     r"(?P<plate>.+)_(?P<well>[A-Z]{1,2}[0-9]{2})(?:_s(?P<site>[0-9]+))?(?:_w(?P<wavelength>[0-9]+?))?(?P<thumbnail>_thumb)?"

@@ -141,9 +141,9 @@ def parse_labels(declared: Any) -> LabelVocabulary:
             )
     labels = {label: tuple(_column(label, each) for each in entries) for label, entries in declared["labels"].items()}
     for label, entries in labels.items():
-        names = [each.name for each in entries]
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        declared_names = [each.name for each in entries]
+        if len(set(declared_names)) < len(declared_names):
+            twice = sorted({name for name in declared_names if declared_names.count(name) > 1})
             raise ValueError(f"labels.{label}: found {', '.join(twice)} twice, expected each once. Remove one.")
     errors = frozenset(str(each).casefold() for each in declared["errors"])
     return LabelVocabulary(

@@ -515,9 +515,9 @@ def _filled_in(row: Mapping[str, str], others: Mapping[str, str]) -> dict[str, s
     return {**added, **kept}
 
 
-def default_batch(screen: str, plate: str) -> str:
-    """The batch of a plate whose source names none: it is one of its own, also among plates of other screens."""
-    return f"{screen}/{plate}"
+def default_batch(screen: str, name: str) -> str:
+    """The batch of plates whose source names none, by the plate (or the split): not that of another screen's plates."""
+    return f"{screen}/{name}"
 
 
 def label_plate(plate: Plate, plate_map: PlateMap) -> Plate:
@@ -531,7 +531,7 @@ def _name_batch(plate: Plate) -> Plate:
     column = vocabulary.place_column(dict.fromkeys(column for row in plate.wells for column in row), "batch")
     batches = Counter(batch for row in plate.wells if (batch := vocabulary.value(row.get(column or "", ""))))
     if not batches:
-        return replace(plate, batch=default_batch(plate.screen, plate.plate)) if plate.batch == plate.plate else plate
+        return replace(plate, batch=default_batch(plate.screen, plate.batch))
     batch = batches.most_common(1)[0][0]
     if len(batches) == 1:
         return replace(plate, batch=batch)

@@ -305,6 +305,18 @@ def test_a_screen_that_cannot_be_read_is_told_and_the_others_are_ingested(catalo
     assert other.table("quarantine").num_rows == 0
 
 
+def test_a_fault_of_a_reader_costs_its_own_screen(catalog, tmp_path, monkeypatch):
+    def broken(source, *_):
+        if source.screen == "broken":
+            raise TypeError("'<' not supported")
+        return []
+
+    monkeypatch.setattr("cytolake.catalog.ingest.plates.list_plates", broken)
+    sources = [ScreenSource(screen=name, path=str(tmp_path)) for name in ("broken", "whole")]
+    with pytest.raises(ScreenError, match=r"broken.*TypeError"):
+        ingest_screens(catalog, sources, CONFIG)
+
+
 def test_a_visible_plate_is_not_overwritten(catalog, plate):
     commit(catalog, plate)
     crops = catalog.table("crops")

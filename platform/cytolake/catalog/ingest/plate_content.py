@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cytolake.catalog.ids import content_id
 from cytolake.screens.plate import Plate
+from cytolake.screens.sources import default_batch
 from cytolake.screens.storage import StoredFile, is_uri, list_beginning_with
 
 NOT_PIXELS = frozenset({"labels", "tables"})
@@ -70,7 +71,7 @@ def plate_content(plate: Plate) -> PlateContent:
             sites.append("illumination")
             for path in site.illumination_paths:
                 sites += files(path, times) if path else [""]
-    whole = [plate.screen, plate.plate, _named_batch(plate), str(plate.pixel_size_um), *plate.channels, *sites]
+    whole = [plate.screen, plate.plate, _hashed_batch(plate), str(plate.pixel_size_um), *plate.channels, *sites]
     for well in sorted(plate.wells, key=lambda row: sorted(row.items())):
         whole += ["well", *(text for pair in sorted(well.items()) for text in pair)]
     for problem in sorted(plate.problems, key=str):
@@ -82,10 +83,12 @@ def plate_content(plate: Plate) -> PlateContent:
     )
 
 
-def _named_batch(plate: Plate) -> str:
-    """The batch that the rows name, or the plate's name; so it was hashed when that was the default batch."""
-    named = Counter(row["batch"] for row in plate.wells if row.get("batch"))
-    return named.most_common(1)[0][0] if named else plate.plate
+def _hashed_batch(plate: Plate) -> str:
+    """The batch as it was hashed before a default one named the screen, and before other columns than `batch` could."""
+    if named := Counter(row["batch"] for row in plate.wells if row.get("batch")):
+        return named.most_common(1)[0][0]
+    is_default = plate.batch.startswith(default_batch(plate.screen, ""))
+    return plate.batch.removeprefix(default_batch(plate.screen, "")) if is_default else plate.plate
 
 
 def content_number(plate_content: str, crop_size: int) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cytolake.screens.length_units import micrometres
 from cytolake.screens.storage import UnreachableError, read_each
-from cytolake.screens.units import micrometres
 
 METADATA_BYTES_MAX = 16 * 2**20  # a plate of 1,536 wells has 100 KB
 GROUP_FILES = ("zarr.json", ".zattrs")

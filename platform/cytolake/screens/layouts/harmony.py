@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
+from cytolake.screens.length_units import micrometres
 from cytolake.screens.plate import Problem
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.storage import UnreachableError
-from cytolake.screens.units import micrometres
 
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
 _ALIKE_MAX = 2000  # images in a row that tell nothing new; Harmony 5 repeats the same few channels for each image

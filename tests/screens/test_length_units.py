@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cytolake.screens.units import micrometres
+from cytolake.screens.length_units import micrometres
 
 
 @pytest.mark.parametrize(
