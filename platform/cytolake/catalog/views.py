@@ -47,7 +47,7 @@ def _duckdb(place: str, columns: dict[str, set[str]]) -> str:
         path = f"{place}/tables/{name}".replace("'", "''")
         return f"delta_scan('{path}')"
 
-    state = "coalesce(state, 'visible')" if "state" in columns["plates"] else "'visible'"
+    state = "coalesce(nullif(state, ''), 'visible')" if "state" in columns["plates"] else "'visible'"
     lines = [
         "-- The visible part of a cytolake catalog. Run it again for a newer state: plates is read once, first.",
         f"CREATE OR REPLACE TEMP TABLE all_plates AS SELECT * FROM {scan('plates')};",
@@ -73,7 +73,7 @@ def _polars(place: str, columns: dict[str, set[str]]) -> str:
     def scan(name: str) -> str:
         return f"pl.scan_delta({f'{place}/tables/{name}'!r})"
 
-    state = 'pl.col("state").fill_null("visible") == "visible"' if "state" in columns["plates"] else "pl.lit(True)"
+    state = 'pl.col("state").fill_null("").is_in(["", "visible"])' if "state" in columns["plates"] else "pl.lit(True)"
     lines = [
         "# The visible part of a cytolake catalog. Run it again for a newer state: plates is read once, first.",
         "import polars as pl",

@@ -56,8 +56,8 @@ class Visibility:
     @property
     def visible(self) -> pa.Table:
         """Rows of the plates that are visible."""
-        state = pc.coalesce(self.plates.column("state"), pa.scalar(VISIBLE))
-        shown = self.plates.filter(pc.equal(state, VISIBLE))
+        state = self.plates.column("state").fill_null("")
+        shown = self.plates.filter(pc.is_in(state, value_set=pa.array(["", VISIBLE])))
         if not self.gone:
             return shown
         return shown.filter(pc.invert(pc.is_in(shown.column("plate_id"), value_set=_ids(self.gone))))

@@ -49,7 +49,7 @@ def test_rows_are_those_that_an_ingest_of_the_plate_map_would_write(catalog):
         "well_id": ids.well_id("S", "P2", "A01"), "plate_id": ids.plate_id("S", "P2"), "screen": "S", "plate": "P2",
         "batch": "B", "well": "A01", "row": 0, "column": 0, "perturbation": "TP53", "gene": "TP53", "pathway": "",
         "guide": "TP53_1", "compound": "", "dose": None, "replicate": "", "control": "", "is_negative_control": False,
-        "has_images": False, "annotations": "{}",
+        "has_images": False, "annotations": "{}", "edition": None,
     }  # fmt: skip
     assert (control["control"], control["is_negative_control"]) == ("negative", True)
     assert (last["row"], last["column"], last["compound"], last["dose"]) == (31, 47, "aspirin", 0.25)

@@ -212,8 +212,8 @@ def written_elsewhere(plate: Plate) -> Problem:
     return _problem(
         plate,
         "plate_changed",
-        f"files or a plate map other than those of an ingest that runs now, at {plate.source}",
-        "one ingest of a plate at a time, or the same files in both",
+        f"files or a plate map other than before, at {plate.source}",
+        "other files, from an ingest that runs now",
         "Let the other ingest end, then run this one again.",
     )
 
