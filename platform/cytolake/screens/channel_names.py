@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 _SEPARATORS = re.compile(r"[\s_\-]+")
+_CYCLE = re.compile(r"(.+)(_cycle[0-9]+)")  # of a later multiplexing cycle, see `ome_zarr_acquisitions`
 _PREFIX = re.compile(r"^(?:w[0-9]+ |orig)")  # MetaXpress: "w1 Hoechst"; CellProfiler: "OrigDNA"
 ARROW = " -> "
 
@@ -41,6 +42,8 @@ def canonical(name: str, vocabulary: Mapping[str, str]) -> str:
             is CellProfiler's `Orig`.
         vocabulary: Folded spelling -> declared name, from `alias_table`.
     """
+    if match := _CYCLE.fullmatch(name.strip()):
+        return canonical(match[1], vocabulary) + match[2]
     folded = fold(name)
     for spelling in (folded, _PREFIX.sub("", folded)):
         if spelling in vocabulary:

@@ -48,6 +48,10 @@ class ImageRow:
     """Line in `listing`; 0 where it has no lines."""
     said: Mapping[str, str] = field(default_factory=dict)
     """What it says about the well."""
+    acquisition: str = ""
+    """Folder of the imaging run, where the source has such folders; two runs of one plate are two plates of a name."""
+    run_name: str = ""
+    """The plate's name with its run in it."""
 
 
 def list_indexed_plates(
@@ -105,6 +109,8 @@ def plates_of_rows(
 ) -> tuple[list[Plate], list[Problem]]:
     """Plates in the order of the rows, and problems of rows that belong to none of them.
 
+    Several plates have one name where their rows are of several imaging runs (see `acquisitions`).
+
     Args:
         screen: Its name.
         folder: Every image must lie below it.
@@ -112,10 +118,10 @@ def plates_of_rows(
         prefixes: What absolute paths stand for; see `path_prefixes.below_screen`.
     """
     problems: list[Problem] = []
-    by_plate: dict[str, list[ImageRow]] = {}
+    by_plate: dict[tuple[str, str], list[ImageRow]] = {}
     for row in rows:
         if row.plate or row.well or row.site:
-            by_plate.setdefault(row.plate or folder.name, []).append(row)
+            by_plate.setdefault((row.plate or folder.name, row.acquisition), []).append(row)
         else:
             problems.append(
                 Problem(
@@ -129,7 +135,7 @@ def plates_of_rows(
                 )
             )
     plates = []
-    for name, plate_rows in by_plate.items():
+    for (name, _), plate_rows in by_plate.items():
         plate, found = _list_plate(screen, name, plate_rows, folder, prefixes)
         if plate is None:
             problems += found
@@ -242,7 +248,7 @@ def _list_plate(
     problems += repeated
     if not sites:
         return None, problems
-    pixel_sizes_um = {row.pixel_size_um for row in rows} - {""}
+    pixel_sizes_um = {size for text in {row.pixel_size_um for row in rows} if (size := _positive(text)) is not None}
     return (
         Plate(
             screen=screen,
@@ -258,7 +264,9 @@ def _list_plate(
                 if any(said.values())
             ),
             problems=tuple(problems),
-            pixel_size_um=_positive(pixel_sizes_um.pop()) if len(pixel_sizes_um) == 1 else None,
+            pixel_size_um=pixel_sizes_um.pop() if len(pixel_sizes_um) == 1 else None,
+            acquisition=rows[0].acquisition,
+            run_name=rows[0].run_name,
         ),
         [],
     )

@@ -179,8 +179,9 @@ def inspect_screen(
         opened = replace(open_screen(source, presets, folder), files=files)
         raw, others = plates_as_found(opened)
         if raw:
-            plates = complete_plates(opened, raw, others, vocabulary)
-            problems = [problem for plate in plates for problem in plate.problems]
+            listing = complete_plates(opened, raw, others, vocabulary)
+            plates = list(listing.plates)
+            problems = [*(problem for plate in plates for problem in plate.problems), *listing.problems]
         else:
             problems = [no_images(opened, "See the other problems, or correct path and layout."), *others]
     except ScreenError as error:

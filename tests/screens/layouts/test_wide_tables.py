@@ -240,13 +240,14 @@ def test_bbbc022_images_are_found_where_the_archives_unpack_to(tmp_path, write_i
     assert [row["ASSAY_WELL_ROLE"] for row in plate.wells] == ["mock", "compound"]
 
 
-def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, listed, codes, rows):
+def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, listed, of_screen, rows):
     write_images(tmp_path, image_paths(rows))
     write_table(tmp_path / "load_data.csv", rows)
     lines = (tmp_path / "load_data.csv").read_text().splitlines()
     lines[2] = lines[2].replace(",A01,", ",compound, with comma,A01,")
     (tmp_path / "load_data.csv").write_text("\n".join(lines))
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
-    assert codes(plate) == ["ragged_row"]
-    assert "line 3" in plate.problems[0].found
+    (problem,) = of_screen(tmp_path, path_prefix=(HOME,))
+    assert problem.problem == "ragged_row"
+    assert "line 3" in problem.found
     assert [(site.well, site.site) for site in plate.sites] == [("A01", "1"), ("B02", "1"), ("B02", "2")]

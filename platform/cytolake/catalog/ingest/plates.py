@@ -24,13 +24,14 @@ import pyarrow.compute as pc
 from cytolake.catalog import ids
 from cytolake.catalog.declared import channel_vocabulary, layout_presets, table_contract
 from cytolake.catalog.errors import CatalogError, ClaimedError
-from cytolake.catalog.ingest.plate_content import content_hash, content_number
+from cytolake.catalog.ingest.plate_content import content_hash, content_number, has_content
+from cytolake.catalog.ingest.screen_problems import image_of_plate, quarantine_of_screens, quarantine_rows
 from cytolake.catalog.ingest.site_rows import SiteRows, read_site_rows
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem, ScreenError, SiteImage
-from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.screens.sources import ScreenSource, list_screen
 from cytolake.screens.storage import is_uri
 
 Progress = Callable[[str, int, int], None]
@@ -90,15 +91,18 @@ def ingest_screens(
     """
     spellings = channel_vocabulary().aliases
     plates: list[Plate] = []
+    of_screens: list[Problem] = []
     failed: list[Problem] = []
     for source in sources:
         try:
-            plates += list_plates(source, spellings, layout_presets())
+            listing = list_screen(source, spellings, layout_presets(), image_of_plate(catalog, source.screen))
+            plates += listing.plates
+            of_screens += listing.problems
         except ScreenError as error:
             failed += error.problems
     if failed and not plates:
         raise ScreenError(*failed)
-    report = ingest_plates(catalog, plates, config, progress)
+    report = ingest_plates(catalog, plates, config, progress, of_screens)
     if failed:
         _quarantine_refused(catalog, failed)
         raise ScreenError(*failed)
@@ -106,7 +110,11 @@ def ingest_screens(
 
 
 def ingest_plates(
-    catalog: Catalog, plates: Sequence[Plate], config: IngestConfig, progress: Progress | None = None
+    catalog: Catalog,
+    plates: Sequence[Plate],
+    config: IngestConfig,
+    progress: Progress | None = None,
+    of_screens: Sequence[Problem] = (),
 ) -> IngestReport:
     """Ingest plates that their source has listed. Uses the Ray that runs, or starts a local one.
 
@@ -118,10 +126,11 @@ def ingest_plates(
         plates: As `list_plates` gives them.
         config: The crop grid.
         progress: Called with the number of sites read.
+        of_screens: What is wrong with the screens outside of these plates; a second run of a plate is refused.
     """
     fresh: list[tuple[Plate, str]] = []
     skipped: list[str] = []
-    refused: list[Problem] = []
+    refused = [problem for problem in of_screens if problem.problem == "duplicate_plate"]
     known = {row["plate_id"]: row for row in catalog.table("plates").to_pylist()}
     seen: dict[str, Plate] = {}
     for plate in plates:
@@ -134,6 +143,8 @@ def ingest_plates(
         if identity not in known:
             fresh.append((plate, content))
             continue
+        if has_content(plate, known[identity]["content_hash"], of_screens):
+            content = known[identity]["content_hash"]
         problem = _difference(catalog, plate, content, known[identity], config)
         if problem is None:
             skipped.append(identity)
@@ -151,7 +162,8 @@ def ingest_plates(
         ingested.append(ids.plate_id(plate.screen, plate.plate))
         for name in counts:
             counts[name] += outcome[name]
-    _quarantine_refused(catalog, refused)
+    quarantine_of_screens(catalog, of_screens)
+    _quarantine_refused(catalog, [problem for problem in refused if problem not in of_screens])
     return IngestReport(ingested=tuple(ingested), skipped=tuple(skipped), refused=tuple(refused), **counts)
 
 
@@ -216,7 +228,7 @@ def _commit_tables(catalog: Catalog, plate: Plate, staging: Staging, content: st
         for name in STAGED_TABLES:
             n_rows[name] += parts[name].num_rows
     wells, map_problems = well_rows(plate, frozenset(with_images))
-    quarantine = _quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
+    quarantine = quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
     catalog.claim_plate(identity, number)
     for name in STAGED_TABLES:
         catalog.write_plate(name, partial(staging.read, order, name), plate_id=identity, content=number)
@@ -359,19 +371,10 @@ def _as_part(found: Sequence[SiteRows]) -> pa.Table:
     return pa.table(columns)
 
 
-def _quarantine_rows(identity: str, problems: Sequence[Problem], now: datetime.datetime) -> pa.Table:
-    rows = {}
-    for problem in problems:
-        text = asdict(problem)
-        key = ids.content_id("quarantine", identity, *(f"{name}={value}" for name, value in sorted(text.items())))
-        rows[key] = {"quarantine_id": key, "plate_id": identity, "quarantined_at": now} | text
-    return table_contract("quarantine").rows(rows[key] for key in sorted(rows))
-
-
 def _quarantine_refused(catalog: Catalog, refused: Sequence[Problem]) -> None:
     now = datetime.datetime.now(datetime.UTC)
     for problem in refused:
-        rows = _quarantine_rows(ids.plate_id(problem.screen, problem.plate), [problem], now)
+        rows = quarantine_rows(ids.plate_id(problem.screen, problem.plate), [problem], now)
         catalog.append("quarantine", rows, transaction=f"refused/{rows.column('quarantine_id')[0].as_py()}")
 
 

@@ -40,7 +40,7 @@ class PathRule:
 
     pattern: re.Pattern[str]
     """Matches an image's whole path, relative to the screen's folder with forward slashes. Named groups: those of
-    `PLACES`; `acquisition`, the folder of one imaging run, tells two runs of one plate apart."""
+    `PLACES`; `acquisition`, the folder of one imaging run, keeps two runs of one plate apart (see `acquisitions`)."""
     plate: str = ""
     """Template over the groups; empty is the group `plate`, or the screen folder's name where that matched nothing."""
     batch: str = ""

@@ -73,6 +73,17 @@ def is_zarr_screen(folder: SourceFolder) -> bool:
     )
 
 
+def has_zarr_groups(folder: SourceFolder) -> bool:
+    """Whether Zarr groups lie in the folder or in folders below it.
+
+    Raises:
+        OSError: A bucket that cannot be listed.
+    """
+    from cytolake.screens.ome_zarr import zarr_groups
+
+    return bool(zarr_groups(folder))
+
+
 def try_layout(
     preset: LayoutPreset, screen: str, folder: SourceFolder, files: Sequence[str], index: str = INDEX
 ) -> Trial:
@@ -99,7 +110,9 @@ def try_layout(
         return _try_index(screen, folder, index)
     if preset.read == "ome-zarr":
         fits = is_zarr_screen(folder)
-        return Trial(fits=fits, said="Zarr groups" if fits else "no Zarr group in the folder or directly below it")
+        deeper = "Zarr groups lie deeper" if not fits and has_zarr_groups(folder) else ""
+        missing = deeper or "no Zarr group in the folder or directly below it"
+        return Trial(fits=fits, said="Zarr groups" if fits else missing)
     if preset.read == "cellvoyager":
         found = measurement_files(files)
         return Trial(fits=bool(found), said=", ".join(found[:3]) or "no .mlf file")
