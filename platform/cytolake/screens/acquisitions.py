@@ -37,7 +37,7 @@ def choose_runs(
         image_of: What the catalog has; None where there is no catalog. A run that it has as a plate of its own, as
             earlier versions named them, stays that plate.
     """
-    named = [_named(plate, runs, image_of) for plate in plates]
+    named = [_named(plate, plates, runs, image_of) for plate in plates]
     by_name: dict[str, list[Plate]] = {}
     for plate in named:
         by_name.setdefault(plate.plate, []).append(plate)
@@ -45,26 +45,31 @@ def choose_runs(
     for name, same in by_name.items():
         same.sort(key=lambda plate: natural_order(plate.acquisition or plate.source))
         image = image_of(name) if image_of is not None and len(same) > 1 else ""
-        first = next((plate for plate in same if image and _has(plate, image)), same[0])
+        first = _owner(same, image) or same[0]
         problems += [_second_run(plate, first) for plate in same if plate is not first]
         by_name[name] = [first]
     return [plate for plate in named if by_name[plate.plate][0] is plate], problems
 
 
-def _named(plate: Plate, runs: Runs, image_of: ImageOf | None) -> Plate:
+def _named(plate: Plate, plates: Sequence[Plate], runs: Runs, image_of: ImageOf | None) -> Plate:
     if not plate.run_name or plate.run_name == plate.plate:
         return plate
     if runs == "each":
         return with_name(plate, plate.run_name)
     image = image_of(plate.run_name) if image_of is not None else ""
-    return with_name(plate, plate.run_name) if image and _has(plate, image) else plate
+    if not image:
+        return plate
+    alike = [each for each in plates if each.run_name == plate.run_name]
+    return with_name(plate, plate.run_name) if _owner(alike, image) is plate else plate
 
 
-def _has(plate: Plate, image: str) -> bool:
-    """Whether an image that the catalog has is of this run, also where the whole screen was moved since."""
-    if any(image in site.image_paths for site in plate.sites):
-        return True
-    return bool(plate.acquisition) and f"/{plate.acquisition}/" in f"{image}/"
+def _owner(plates: Sequence[Plate], image: str) -> Plate | None:
+    """The run that an image of the catalog is of, also where the whole screen was moved since; None for no run."""
+    if not image:
+        return None
+    own = next((plate for plate in plates if any(image in site.image_paths for site in plate.sites)), None)
+    moved = [plate for plate in plates if plate.acquisition and f"/{plate.acquisition}/" in f"{image}/"]
+    return own or max(moved, key=lambda plate: len(plate.acquisition), default=None)
 
 
 def _second_run(plate: Plate, first: Plate) -> Problem:

@@ -15,8 +15,8 @@ _GUID = rf"(?P<guid>{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}})?"
 _WELL = r"(?P<plate>.+?)_(?P<well>(?:[A-Z]{1,2}|[a-z]{1,2})[0-9]{2})"
 _END = rf"(?P<thumbnail>_(?i:thumb))?{_GUID}\.(?i:tiff?)"
 _NAMES = (
-    # both marks, in either case: `_S10_W10` is no well W10
-    re.compile(rf"{_WELL}_[sS](?P<site>[0-9]+)_[wW](?P<wavelength>[0-9]+){_END}"),
+    # both marks in capitals: `_S10_W10` is no well W10
+    re.compile(rf"{_WELL}_S(?P<site>[0-9]+)_W(?P<wavelength>[0-9]+){_END}"),
     # MetaXpress writes them small, so that `_S10` is a well of a 1536-well plate and `_s10` a site
     re.compile(rf"{_WELL}(?:_s(?P<site>[0-9]+))?(?:_w(?P<wavelength>[0-9]+))?{_END}"),
     re.compile(rf"{_WELL}(?:_[sS](?P<site>[0-9]+))?(?:_[wW](?P<wavelength>[0-9]+))?{_END}"),

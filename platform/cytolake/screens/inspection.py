@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cytolake.screens.channel_names import ARROW, canonical
 from cytolake.screens.images.colour_files import colour_header
 from cytolake.screens.images.image_files import ImageFileError, read_shape
+from cytolake.screens.images.tiff_stacks import STACK_READERS, opened_stack
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
@@ -342,7 +343,13 @@ def _colour_shape(path: str) -> tuple[tuple[int, int], Any]:
     return shape, dtype
 
 
+def _stack_shape(path: str) -> tuple[tuple[int, int], Any]:
+    with opened_stack(path) as stack:
+        return (stack.shape, stack.dtype) if stack is not None else read_shape(path)
+
+
 _SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape}
+_SHAPES |= dict.fromkeys(STACK_READERS, _stack_shape)
 """Height and width, and pixel type, of an image by the reader of its site."""
 
 

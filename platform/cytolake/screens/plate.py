@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Reader = Literal["ome-zarr", "files", "colour"]
+Reader = Literal["ome-zarr", "files", "colour", "stack", "stack-channels", "stack-planes", "stack-times"]
 WELLS_ONLY: Literal["table"] = "table"
 """In place of a reader: a published table of wells named the plate, and its images are not here."""
 
@@ -29,7 +29,8 @@ class SiteImage:
     reader: Reader
     image_paths: tuple[str, ...]
     """`ome-zarr`: one path, the image group, or one for each multiplexing cycle, whose channels follow each other.
-    `files`: one path for each channel, or for each plane of each channel.
+    `stack` and its kinds: one file, or several whose channels follow each other. `files`: one path for each channel, or
+    for each plane of each channel.
     `colour`: one path, a file with all channels."""
     planes: tuple[int, ...] = ()
     """How many focal planes each channel is projected from; empty where every channel is one plane."""

@@ -10,6 +10,7 @@ N_DIGITS_MAX = 9  # of a count; more is no count but a barcode in the wrong colu
 PLATE_FORMATS = ((8, 12), (16, 24), (N_ROWS_MAX, N_COLUMNS_MAX))
 
 _LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9][0-9]?)")
+_NUMBER_LETTER = re.compile(r"0*([1-9][0-9]?)[\s_:/-]?([A-Za-z]{1,2})")  # 01A, column first
 _ROW_COLUMN = re.compile(r"[rR]0*([1-9][0-9]?)[\s_-]?[cC]0*([1-9][0-9]?)")  # Opera Phenix: r03c11
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
 _DIGITS = re.compile(r"([0-9]+)")
@@ -17,11 +18,13 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 @lru_cache(maxsize=4096)  # a plate has at most 1536 wells and ten thousands of images
 def well_name(text: str) -> str:
-    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate."""
+    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"03B"`, `"r02c03"`; `""` where that is no well of a 1536-well plate."""
     text = text.strip()
     if match := _LETTER_NUMBER.fullmatch(text):
         letters, column = match[1].upper(), int(match[2])
         row = _row_number(letters)
+    elif match := _NUMBER_LETTER.fullmatch(text):
+        row, column = _row_number(match[2].upper()), int(match[1])
     elif match := _ROW_COLUMN.fullmatch(text):
         row, column = int(match[1]) - 1, int(match[2])
     else:

@@ -26,6 +26,7 @@ from cytolake.screens.layouts.class_folders import N_PLATES
 from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.stacks import Pages, expand_stacks
 
 AUTO, REGEX = "auto", "regex"
 PLATE_MAP = "platemap.csv"
@@ -66,6 +67,8 @@ class ScreenSource:
     not fit. Holding out plates then holds out images."""
     z: Planes = "keep"
     """Focal planes: `keep` each as a site; `max`, the maximum over them; `sharpest`, the one most in focus."""
+    pages: Pages = ""
+    """What the pages of a TIFF are that no ImageJ or OME metadata explain: channels, planes or times."""
     runs: Runs = "one"
     """Imaging runs of a plate: `one`, a plate is read once, and other runs of it are reported; `each`, every run is a
     plate of its own, with the run's folder in its name, such as `P1_1697` or `P1__2024-01-01-Measurement 1`."""
@@ -84,6 +87,8 @@ class ScreenSource:
             raise ValueError(f"screen {self.screen}: found n_plates {self.n_plates}, expected 1 or more.")
         if self.z not in ("keep", "max", "sharpest"):
             raise ValueError(f"screen {self.screen}: found z {self.z!r}, expected keep, max or sharpest. Correct `z`.")
+        if self.pages not in ("", "channels", "planes", "times"):
+            raise ValueError(f"screen {self.screen}: found pages {self.pages!r}, expected channels, planes or times.")
         if self.runs not in ("one", "each"):
             raise ValueError(f"screen {self.screen}: found runs {self.runs!r}, expected one or each. Correct `runs`.")
         if (self.layout == REGEX) != bool(self.pattern):
@@ -248,7 +253,7 @@ def plates_as_found(opened: OpenScreen, image_of: ImageOf | None = None) -> tupl
         source.n_plates,
     )
     plates, repeated = choose_runs(plates, source.runs, image_of)
-    return plates, problems + repeated
+    return expand_stacks(plates, source.pages), problems + repeated
 
 
 def no_images(opened: OpenScreen, next_step: str) -> Problem:

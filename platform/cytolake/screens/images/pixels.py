@@ -27,6 +27,7 @@ from cytolake.screens.images.image_files import (
     read_function_image,
     read_plane,
 )
+from cytolake.screens.images.tiff_stacks import read_stack_planes
 from cytolake.screens.plate import Problem, Reader, ScreenError, SiteImage
 from cytolake.screens.storage import StoredFile, is_uri, stored_file
 
@@ -61,7 +62,8 @@ def read_site(
     if site.z == "sharpest":
         site = resolve_sharpest(site, bytes_max)
     _check_paths(site)
-    read = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}[site.reader]
+    readers = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}
+    read = readers.get(site.reader, _read_stacks)
     pixels_CHW, shape = read(site, window, bytes_max)
     return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
 
@@ -269,12 +271,59 @@ def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> tupl
         return read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
 
 
+def _read_stacks(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    read = _stack_planes(site, window, bytes_max)
+    pixels_CHW, shape = next(read)
+    for following, _ in read:
+        np.maximum(pixels_CHW, following, out=pixels_CHW)
+    return pixels_CHW, shape
+
+
+def _stack_planes(
+    site: SiteImage, window: Window | None, bytes_max: int
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """(C, H, W) of each focal plane, with the channels of all files of the site, and the (H, W) of the whole."""
+    n_planes = max(site.planes, default=0)
+    plane = 0 if n_planes or not site.z else int(site.z)
+    for z in range(plane, plane + max(n_planes, 1)):
+        parts: list[np.ndarray] = []
+        shape = (0, 0)
+        for path in site.image_paths:
+            with _told(site, "", path):
+                timepoint = site.timepoint
+                ((part_CHW, found),) = read_stack_planes(
+                    path, site.reader, timepoint, range(z, z + 1), window, bytes_max // len(site.image_paths)
+                )
+                shape = shape if parts else found
+                if found != shape or (parts and part_CHW.dtype != parts[0].dtype):
+                    raise ImageFileError(
+                        "shape_mismatch",
+                        f"{found[0]} x {found[1]} pixels of {part_CHW.dtype}",
+                        f"{shape[0]} x {shape[1]} of {parts[0].dtype if parts else part_CHW.dtype}",
+                        "All files of a site must be one size and type; export them again.",
+                    )
+                parts.append(part_CHW)
+        with _told(site, "", site.image_paths[0]):
+            n_channels = sum(len(part) for part in parts)
+            if n_channels != len(site.channels):
+                raise ImageFileError(
+                    "shape_mismatch",
+                    f"{n_channels} channels in its files",
+                    f"{len(site.channels)} ({', '.join(site.channels)})",
+                    "The file has another structure than the others of its plate; export it like them.",
+                )
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts), shape
+
+
 def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:
     """What is measured of each plane of each channel."""
     if site.reader == "ome-zarr":
         images, planes, whole = _open_zarr(site, None, bytes_max)
         focus = [[measure_focus(plane_HW) for plane_HW in p] for p in _zarr_planes(site, images, planes, whole)]
         return [list(of_channel) for of_channel in zip(*focus, strict=True)]
+    if site.reader != "files":
+        series = [[measure_focus(plane_HW) for plane_HW in p] for p, _ in _stack_planes(site, None, bytes_max)]
+        return [list(of_channel) for of_channel in zip(*series, strict=True)]
     n_planes = site.planes or (1,) * len(site.channels)
     first = [sum(n_planes[:channel]) for channel in range(len(n_planes))]
     found: list[list[PlaneFocus]] = [[] for _ in n_planes]
