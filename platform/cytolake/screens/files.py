@@ -6,6 +6,7 @@ about the well (`treatment`, `batch`, ...) and goes along with it.
 
 What an empty cell means: no `plate`: the plate is named after the screen's folder. No `well` in any row of a plate:
 positions are placed in wells A01, A02, ... in the order of their site names, and a `wells_assigned` problem says so.
+No column `well` and a column `sample`: the sample's name stands for the well, and nothing is said about a position.
 No `site`: the only site of its well. No plate, no well and no site: nobody can tell where the image belongs, and it
 is a problem.
 """
@@ -36,6 +37,8 @@ class ImageRow:
     well: str
     site: str
     channel: str
+    sample: str = ""
+    """Name that stands for the well where `well` is empty."""
     z: str = ""
     timepoint: str = ""
     """0 is the first."""
@@ -63,7 +66,7 @@ def list_indexed_plates(
         ScreenError: The CSV is missing, unreadable, empty, or lacks a column.
     """
     columns, rows, ragged = read_table(folder, index, screen)
-    missing = [column for column in REQUIRED if column not in columns]
+    missing = missing_columns(columns)
     if missing:
         raise ScreenError(
             Problem(
@@ -86,22 +89,29 @@ def list_indexed_plates(
                 next_step="Fill in the index.",
             )
         )
+    placing = OF_THE_IMAGE if "well" in columns else (*OF_THE_IMAGE, "sample")
     plates, problems = plates_of_rows(
         screen,
         folder,
         (
             ImageRow(
-                **{name: row.cells[name] for name in REQUIRED},
+                **{name: row.cells.get(name, "") for name in REQUIRED},
+                sample="" if "well" in columns else row.cells["sample"],
                 **{name: row.cells.get(name, "") for name in ("z", "timepoint", "illumination", "pixel_size_um")},
                 listing=index,
                 line=row.line,
-                said={column: value for column, value in row.cells.items() if column and column not in OF_THE_IMAGE},
+                said={column: value for column, value in row.cells.items() if column and column not in placing},
             )
             for row in rows
         ),
         prefixes,
     )
     return plates, ragged + problems
+
+
+def missing_columns(columns: Sequence[str]) -> list[str]:
+    """Columns that an index needs and does not have; `sample` does in place of `well`."""
+    return [name for name in REQUIRED if name not in columns and not (name == "well" and "sample" in columns)]
 
 
 def plates_of_rows(
@@ -120,7 +130,7 @@ def plates_of_rows(
     problems: list[Problem] = []
     by_plate: dict[tuple[str, str], list[ImageRow]] = {}
     for row in rows:
-        if row.plate or row.well or row.site:
+        if row.plate or row.well or row.sample or row.site:
             by_plate.setdefault((row.plate or folder.name, row.acquisition), []).append(row)
         else:
             problems.append(
@@ -161,7 +171,7 @@ def _list_plate(
             Problem(
                 screen=screen,
                 plate=plate,
-                well=well_name(row.well),
+                well=well_name(row.well) if row.well else row.sample,
                 site=site_name(row.site) if row.site else "",
                 channel=row.channel,
                 file=row.path,
@@ -191,7 +201,7 @@ def _list_plate(
     functions: dict[str, str] = {}  # illumination as named -> absolute, "" where it could not be had
     for row in rows:
         source = row.listing or "the file's name"
-        well = assigned[row.site] if assigned else well_name(row.well)
+        well = assigned[row.site] if assigned else well_name(row.well) if row.well else row.sample.strip()
         if not well:
             report(
                 row,
@@ -294,7 +304,7 @@ def _without_function(screen: str, plate: str, row: ImageRow, refused: PathRefus
 
 def _assign_wells(rows: list[ImageRow]) -> dict[str, str]:
     """Site -> well for a plate of which no row names a well, in the smallest plate that fits; empty otherwise."""
-    if any(row.well for row in rows):
+    if any(row.well or row.sample for row in rows):
         return {}
     names = sorted({row.site for row in rows}, key=natural_order)
     for n_rows, n_columns in PLATE_FORMATS:

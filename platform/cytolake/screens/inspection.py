@@ -348,8 +348,9 @@ def _stack_shape(path: str) -> tuple[tuple[int, int], Any]:
         return (stack.shape, stack.dtype) if stack is not None else read_shape(path)
 
 
-_SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape}
-_SHAPES |= dict.fromkeys(STACK_READERS, _stack_shape)
+_SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape} | dict.fromkeys(
+    STACK_READERS, _stack_shape
+)
 """Height and width, and pixel type, of an image by the reader of its site."""
 
 

@@ -17,7 +17,8 @@ class SiteImage:
     screen: str
     plate: str
     well: str
-    """Position such as `"B03"`: one or two letters, then at least two digits."""
+    """Position such as `"B03"`: one or two letters, then at least two digits. Or the name of the sample, where the
+    screen has no wells."""
     site: str
     """Field of view in the well, as the source names it, without leading zeros."""
     timepoint: int = 0

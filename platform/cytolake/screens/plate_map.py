@@ -14,11 +14,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
-from cytolake.screens.positions import well_name, well_position
+from cytolake.screens.positions import well_name, well_order
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import TableRow, read_table
 
 WELL_COLUMNS = ("well", "well_position", "metadata_well", "metadata_well_position")
+SAMPLE_COLUMNS = ("sample", "metadata_sample", *WELL_COLUMNS)
 PLATE_COLUMNS = ("plate", "metadata_plate", "plate_barcode", "metadata_plate_barcode", "assay_plate_barcode")
 MAP_COLUMNS = ("plate_map_name", "metadata_plate_map_name")
 MAP_PLACES = ("platemap/{name}.txt", "platemap/{name}.csv", "platemap/{name}.tsv", "{name}.txt", "{name}.csv")
@@ -52,24 +53,27 @@ class PlateMap:
         return list(self.by_plate) if self.has_plates else []
 
 
-def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False) -> PlateMap:
+def read_plate_map(
+    folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False, samples: frozenset[str] = frozenset()
+) -> PlateMap:
     """Read and check a plate map on its own, before any plate is looked at.
 
     Args:
         folder: Of the screen.
         file: The map, relative to it.
         screen: Its name.
+        samples: Names that stand for wells in a screen without wells; the map then has a column `sample`, or `well`.
         is_in_list: A list of plates named this map, so it must have wells; lists of lists would have no end.
 
     Raises:
         ScreenError: The file is missing or unreadable, or has neither a well column nor names of maps.
     """
     columns, table, problems = read_table(folder, file, screen)
-    well_column = _first_of(columns, WELL_COLUMNS)
+    well_column = _first_of(columns, SAMPLE_COLUMNS if samples else WELL_COLUMNS)
     plate_column = _first_of(columns, PLATE_COLUMNS)
     map_column = _first_of(columns, MAP_COLUMNS)
     if well_column is None and plate_column and map_column and not is_in_list:
-        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column)
+        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column, samples)
     if well_column is None:
         raise ScreenError(
             Problem(
@@ -84,7 +88,8 @@ def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: 
     rows = []
     for row in table:
         plate = row.cells[plate_column] if plate_column else ""
-        well = well_name(row.cells[well_column])
+        cell = row.cells[well_column]
+        well = cell.strip() if cell.strip() in samples else well_name(cell)
         if well and (plate or plate_column is None):
             others = {name: value for name, value in row.cells.items() if name not in ("", well_column, plate_column)}
             rows.append(PlateMapRow(row.line, plate, well, {"well": well, **others}))
@@ -112,6 +117,7 @@ def _read_list_of_maps(
     problems: list[Problem],
     plate_column: str,
     map_column: str,
+    samples: frozenset[str],
 ) -> PlateMap:
     """The maps of a list of plates, each read once, as one plate map; `problems` of the list are among its own."""
     at = file.replace("\\", "/").rpartition("/")[0]
@@ -137,7 +143,7 @@ def _read_list_of_maps(
                 raise _refused_name(screen, file, name)
             places = [f"{at}/{place}" if at else place for place in (each.format(name=name) for each in MAP_PLACES)]
             place = next((each for each in places if folder.exists(each)), places[0])
-            maps[name] = read_plate_map(folder, place, screen, is_in_list=True)
+            maps[name] = read_plate_map(folder, place, screen, is_in_list=True, samples=samples)
             problems += maps[name].problems
         about = {column: value for column, value in line.cells.items() if column not in ("", plate_column)}
         rows += [PlateMapRow(row.line, plate, row.well, {**about, **row.cells}) for row in maps[name].rows]
@@ -227,7 +233,7 @@ def wells_of_plate(
                 "a row for every imaged well",
                 "Add the well to the plate map; until then its images have no annotation.",
             )
-    return tuple(wells[well] for well in sorted(wells, key=well_position)), problems
+    return tuple(wells[well] for well in sorted(wells, key=well_order)), problems
 
 
 def plates_without_images(plate_map: PlateMap, plates: Collection[str]) -> list[Problem]:

@@ -50,6 +50,16 @@ def well_position(well: str) -> tuple[int, int]:
     return _row_number(match[1].upper()), int(match[2]) - 1
 
 
+def is_position(well: str) -> bool:
+    """Whether a well is named by its position; else by the sample in it, of which nobody says where it lies."""
+    return bool(well) and well_name(well) == well
+
+
+def well_order(well: str) -> tuple[object, ...]:
+    """Sort key: row and column, then samples without a position in the natural order of their names."""
+    return (0, *well_position(well), ()) if is_position(well) else (1, 0, 0, natural_order(well))
+
+
 def site_name(text: str) -> str:
     """A site without leading zeros: `"2"` for `"002"`; other names stay. `"1"` for the only, unnamed site of a well."""
     text = text.strip()

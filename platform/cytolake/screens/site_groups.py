@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cytolake.screens.plate import Problem, SiteImage
-from cytolake.screens.positions import natural_order, well_position
+from cytolake.screens.positions import natural_order, well_order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,4 +87,4 @@ def group_sites(
 
 def site_order(site: SiteImage) -> tuple[object, ...]:
     """Sort key: row, column, site, timepoint, focal plane, as a person would count them."""
-    return (*well_position(site.well), natural_order(site.site), site.timepoint, natural_order(site.z))
+    return (well_order(site.well), natural_order(site.site), site.timepoint, natural_order(site.z))

@@ -25,6 +25,7 @@ from cytolake.screens.layouts import (
 from cytolake.screens.layouts.class_folders import N_PLATES
 from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
+from cytolake.screens.positions import is_position
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.stacks import Pages, expand_stacks
 
@@ -46,8 +47,8 @@ class ScreenSource:
     `auto` takes the first preset that the folder looks like."""
     pattern: str = ""
     """For `regex`: a regular expression that matches the whole path of an image, relative to `path`. Named groups:
-    plate, well (or row and column, from 1), site, channel, z, timepoint (0 is the first); other groups say something
-    about the well."""
+    plate, well (or row and column, from 1; or sample, where there are no wells), site, channel, z, timepoint (0 is the
+    first), acquisition (the folder of an imaging run); other groups say something about the well."""
     plate_map: str = ""
     """CSV of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
     `platemap.csv` there or beside the plate, where it exists."""
@@ -298,7 +299,8 @@ def complete_plates(
         for plate, old_to_new in zip(plates, names, strict=True)
     ]
     plates = [join_planes(plate, source.z) for plate in plates]
-    plate_map = _read_plate_map(source, folder)
+    samples = frozenset(site.well for plate in plates for site in plate.sites if not is_position(site.well))
+    plate_map = _read_plate_map(source, folder, samples)
     if plate_map is not None:
         is_one_plate = opened.preset.read == "ome-zarr" and plates[0].source == str(folder.root)
         problems += plate_map.problems
@@ -458,7 +460,7 @@ def _missing_channel(plate: Plate, channel: str, found: tuple[str, ...], site: S
     )
 
 
-def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | None:
+def _read_plate_map(source: ScreenSource, folder: SourceFolder, samples: frozenset[str]) -> PlateMap | None:
     """The plate map that is named, which must exist, or the one that lies there; looked for beside a lone plate too."""
     name = source.plate_map or PLATE_MAP
     if not folder.exists(name):
@@ -466,10 +468,10 @@ def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | No
         if own.endswith(".zarr") and above and not above.endswith(":/"):
             beside = SourceFolder(above)
             if beside.exists(name):
-                return read_plate_map(beside, name, source.screen)
+                return read_plate_map(beside, name, source.screen, samples=samples)
         if not source.plate_map:
             return None
-    return read_plate_map(folder, name, source.screen)
+    return read_plate_map(folder, name, source.screen, samples=samples)
 
 
 def _in_map(source: ScreenSource, plate: Plate, plate_map: PlateMap) -> str:

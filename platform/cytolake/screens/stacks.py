@@ -26,8 +26,9 @@ Pages = Literal["", "channels", "planes", "times"]
 _N_TRIED = 8  # files of a channel, until one can be read
 _N_AT_ONCE = 16  # files of a bucket
 _TIFF = re.compile(r".*\.tiff?", re.IGNORECASE)
-_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0}
-_MICROMETRES |= {"nm": 1e-3, "mm": 1e3}
+_MICROMETRES = {"nm": 1e-3, "mm": 1e3} | dict.fromkeys(
+    ("µm", "μm", "um", "micron", "microns", "micrometer", "\\u00b5m"), 1.0
+)
 
 
 @dataclass(frozen=True, slots=True)

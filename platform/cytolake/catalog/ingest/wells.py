@@ -9,7 +9,7 @@ from typing import Any
 
 from cytolake.catalog import ids
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import well_position
+from cytolake.screens.positions import is_position, well_order, well_position
 
 LABELS = ("gene", "pathway", "guide", "compound", "replicate")
 """Plate-map columns that are columns of `wells` as they are."""
@@ -48,7 +48,7 @@ def well_rows(plate: Plate, wells_with_images: frozenset[str]) -> tuple[list[dic
         row = {key.strip().lower(): value.strip() for key, value in entry.items()}
         mapped.setdefault(row["well"], row)
     problems: list[Problem] = []
-    wells = sorted({*mapped, *wells_with_images, *(site.well for site in plate.sites)}, key=well_position)
+    wells = sorted({*mapped, *wells_with_images, *(site.well for site in plate.sites)}, key=well_order)
     return [
         _well_row(plate, well, mapped.get(well, {}), well in wells_with_images, problems) for well in wells
     ], problems
@@ -103,7 +103,7 @@ def _well_row(
                 next_step="Correct the column dose in the plate map. The well is kept without a dose.",
             )
         )
-    row, column = well_position(well)
+    row, column = well_position(well) if is_position(well) else (None, None)
     others = {name: value for name, value in mapped.items() if name not in _NOT_ANNOTATIONS and value}
     return {
         "well_id": ids.well_id(plate.screen, plate.plate, well),

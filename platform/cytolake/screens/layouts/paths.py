@@ -51,7 +51,8 @@ def list_by_paths(
             ImageRow(
                 path=path,
                 plate=plates_named[path],
-                well=_well(rule, groups),
+                well="" if _has_samples(rule) else _well(rule, groups),
+                sample=groups.get("sample", "") if _has_samples(rule) else "",
                 site=groups.get("site") or "1",
                 channel=name or rule.channel.format_map({**groups, "channel": number}),
                 z=site_name(groups["z"]) if groups.get("z") else "",
@@ -110,6 +111,12 @@ def _acquisition(path: str, groups: Groups) -> str:
     return path[: at + len(run)] if run and at >= 0 else run
 
 
+def _has_samples(rule: PathRule) -> bool:
+    """Whether the names of samples stand for wells."""
+    groups = rule.pattern.groupindex
+    return "sample" in groups and "well" not in groups and "row" not in groups
+
+
 def _well(rule: PathRule, groups: Groups) -> str:
     if groups.get("well"):
         return well_name(groups["well"]) or groups["well"]
@@ -133,7 +140,8 @@ def _unlike(row: ImageRow, number: str, companions: dict[str, Any], images_folde
 
 def _said(rule: PathRule, groups: Groups) -> dict[str, str]:
     said = {"batch": rule.batch.format_map(groups)} if rule.batch else {}
-    told = {"acquisition", *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
+    of_samples = ("sample",) if _has_samples(rule) else ()
+    told = {"acquisition", *of_samples, *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
     return said | {name: value for name, value in groups.items() if value and name not in told}
 
 

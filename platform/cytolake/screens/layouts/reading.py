@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cytolake.screens.files import REQUIRED, list_indexed_plates
+from cytolake.screens.files import list_indexed_plates, missing_columns
 from cytolake.screens.imagexpress import has_imagexpress_images, list_imagexpress_plates
 from cytolake.screens.layouts.cellvoyager import list_cellvoyager_plates, measurement_files
 from cytolake.screens.layouts.class_folders import N_PLATES, list_class_folders, try_class_folders
@@ -128,7 +128,7 @@ def _try_index(screen: str, folder: SourceFolder, index: str) -> Trial:
     if not folder.exists(index):
         return Trial(fits=False, said=f"no {index}")
     try:
-        missing = [column for column in REQUIRED if column not in read_header(folder, index, screen)]
+        missing = missing_columns(read_header(folder, index, screen))
     except ScreenError as error:
         return Trial(fits=False, said=str(error))
     if missing:
