@@ -51,6 +51,12 @@ def canonical(name: str, vocabulary: Mapping[str, str]) -> str:
     return name.strip()
 
 
+def without_cycle(name: str) -> str:
+    """The stain of a channel of a later multiplexing cycle: `DNA` for `DNA_cycle2`; any other name as it is."""
+    match = _CYCLE.fullmatch(name)
+    return match[1] if match else name
+
+
 def canonical_names(names: Sequence[str], vocabulary: Mapping[str, str]) -> dict[str, str]:
     """Source spelling -> declared name for all channels of one plate.
 

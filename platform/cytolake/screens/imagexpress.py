@@ -52,10 +52,10 @@ def list_imagexpress_plates(
     """
     found: dict[tuple[str, str], list[ImageFile]] = {}
     problems: list[Problem] = []
-    images = {path: image for path in files if (image := _image_of(path)) is not None}
-    kept, derived = without_derived(screen, {path: image.plate for path, image in images.items()})
+    names = {path: name for path in files if (name := _name_of(path)) is not None}
+    kept, derived = without_derived(screen, {path: name.plate for path, name in names.items()})
     problems += derived
-    for plate_folder, timepoint, z, file, name in _places(kept, images):
+    for plate_folder, timepoint, z, file, name in _places(kept, names):
         well = well_name(name.well)
         try:
             path = folder.find(file)
@@ -88,7 +88,7 @@ def list_imagexpress_plates(
     headers = htd_files(files)
     plates = []
     for (plate, plate_folder), of_plate in found.items():
-        said = {}
+        said: dict[str, list[str]] = {}
         for header in headers.get(plate_folder, ()):
             said |= read_htd(folder, header)
         planes, left_out = planes_of(of_plate, said)
@@ -98,12 +98,12 @@ def list_imagexpress_plates(
     return sorted(plates, key=lambda plate: natural_order(plate.plate)), problems
 
 
-def _image_of(path: str) -> ImageName | None:
+def _name_of(path: str) -> ImageName | None:
     image = parse_image_name(path.rpartition("/")[2])
     return None if image is None or image.is_thumbnail else image
 
 
-def _places(files: Iterable[str], images: dict[str, ImageName]) -> Iterator[tuple[str, int, str, str, ImageName]]:
+def _places(files: Iterable[str], names: dict[str, ImageName]) -> Iterator[tuple[str, int, str, str, ImageName]]:
     """(plate folder, timepoint, z, path, name) of images."""
     for path in files:
         folder = path.rpartition("/")[0]
@@ -113,7 +113,7 @@ def _places(files: Iterable[str], images: dict[str, ImageName]) -> Iterator[tupl
         if match := _TIMEPOINT.fullmatch(folder.rpartition("/")[2]):
             timepoint = max((whole_number(match[1], default=1) or 1) - 1, 0)
             folder = folder.rpartition("/")[0]
-        yield folder, timepoint, z, path, images[path]
+        yield folder, timepoint, z, path, names[path]
 
 
 def _as_plate(screen: str, plate: str, folder: SourceFolder, plate_folder: str, images: Sequence[ImageFile]) -> Plate:

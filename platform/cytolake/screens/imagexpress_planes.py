@@ -79,7 +79,7 @@ def _zeroth_is_projection(
 
 def _is_one_plane(places: Mapping[tuple[str, str, int], Mapping[str, ImageFile]], dropped: frozenset[str]) -> bool:
     """Whether a channel has one plane: copied into every step at all sites looked at, or a projection alone."""
-    told = []
+    seen = []
     n_left = 0
     for stack in places.values():
         left = {z: image for z, image in stack.items() if z not in dropped}
@@ -89,10 +89,10 @@ def _is_one_plane(places: Mapping[tuple[str, str, int], Mapping[str, ImageFile]]
         alike = _alike(left)
         if alike is False:
             return False
-        told += [alike] if alike else []
-        if len(told) == _N_PLACES:
+        seen += [alike] if alike else []
+        if len(seen) == _N_PLACES:
             break
-    return bool(told) or (bool(dropped) and n_left == 0)
+    return bool(seen) or (bool(dropped) and n_left == 0)
 
 
 def _alike(stack: Mapping[str, ImageFile]) -> bool | None:

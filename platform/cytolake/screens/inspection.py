@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cytolake.screens.channel_names import ARROW, canonical
+from cytolake.screens.channel_names import ARROW, canonical, without_cycle
 from cytolake.screens.images.colour_files import colour_header
 from cytolake.screens.images.image_files import ImageFileError, read_shape
 from cytolake.screens.images.tiff_stacks import STACK_READERS, opened_stack
@@ -409,7 +409,7 @@ def _channels(raw: Sequence[Plate], plates: Sequence[Plate], vocabulary: Mapping
         for name, found in spelled.items():
             counts[found, name] = counts.get((found, name), 0) + n_sites[name]
     return tuple(
-        ChannelFound(found=found, name=name, is_known=name in declared, n_sites=n)
+        ChannelFound(found=found, name=name, is_known=without_cycle(name) in declared, n_sites=n)
         for (found, name), n in counts.items()
     )
 
@@ -462,7 +462,7 @@ def _advice(
         told.append(f"The folder also looks like {', '.join(others)}; set layout to have it read so.")
     declared = set(vocabulary.values())
     channels = dict.fromkeys(channel for plate in plates for channel in plate.channels)
-    unknown = [channel for channel in channels if canonical(channel, vocabulary) not in declared]
+    unknown = [channel for channel in channels if without_cycle(canonical(channel, vocabulary)) not in declared]
     if unknown and declared:
         shown = sorted(unknown, key=natural_order)[:_N_SHOWN]
         told.append(

@@ -69,7 +69,7 @@ def zarr_groups(folder: SourceFolder) -> list[str]:
     n_left = _N_REQUESTS_MAX if folder.is_remote else 0
     level = [""]
     for depth in range(N_LEVELS):
-        below = []
+        below: list[str] = []
         for place in level:
             if folder.is_remote and depth:
                 n_left -= 1

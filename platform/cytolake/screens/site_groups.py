@@ -57,7 +57,8 @@ def group_sites(
                 problem="duplicate_image",
                 found=found,
                 expected="one file for each plate, well, site, timepoint, focal plane and channel",
-                next_step="The first was kept; correct or remove the other.",
+                next_step="The first was kept; correct or remove the other. Of two imaging runs, name the folder in a "
+                "group `acquisition` of the pattern, or list each as a plate of its own.",
             )
         )
     order = {channel: i for i, channel in enumerate(channel_order)}

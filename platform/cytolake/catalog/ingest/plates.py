@@ -73,7 +73,7 @@ class IngestReport:
     n_sites: int
     n_crops: int
     n_quarantined: int
-    """Rows that the ingested plates put into quarantine."""
+    """Rows that the ingested plates, and what is wrong with their screens, put into quarantine."""
 
 
 _RUNS_NOW = "other files, from an ingest that runs now"
@@ -162,7 +162,7 @@ def ingest_plates(
         ingested.append(ids.plate_id(plate.screen, plate.plate))
         for name in counts:
             counts[name] += outcome[name]
-    quarantine_of_screens(catalog, of_screens)
+    counts["n_quarantined"] += quarantine_of_screens(catalog, of_screens)
     _quarantine_refused(catalog, [problem for problem in refused if problem not in of_screens])
     return IngestReport(ingested=tuple(ingested), skipped=tuple(skipped), refused=tuple(refused), **counts)
 

@@ -48,14 +48,14 @@ def quarantine_rows(identity: str, problems: Sequence[Problem], now: datetime.da
     return table_contract("quarantine").rows(rows[key] for key in sorted(rows))
 
 
-def quarantine_of_screens(catalog: Catalog, problems: Sequence[Problem]) -> None:
-    """Add problems that belong to no plate, but those that are there already.
+def quarantine_of_screens(catalog: Catalog, problems: Sequence[Problem]) -> int:
+    """Add problems that belong to no plate, but those that are there already; returns how many were added.
 
-    What is found may be told in other words each time, since it depends on all that lies in the folder (`the screen's
+    What is found may be worded otherwise each time, since it depends on all that lies in the folder (`the screen's
     plates are P1, P2`), so that a problem is known by its place.
     """
     if not problems:
-        return
+        return 0
     there = catalog.dataset("quarantine").to_table(columns=list(_PLACE)).to_pylist()
     known = Counter(tuple(row[name] or "" for name in _PLACE) for row in there)
     now = datetime.datetime.now(datetime.UTC)
@@ -69,3 +69,4 @@ def quarantine_of_screens(catalog: Catalog, problems: Sequence[Problem]) -> None
         rows = pa.concat_tables(added)
         number = ids.content_id("screens", *rows.column("quarantine_id").to_pylist())
         catalog.append("quarantine", rows, transaction=f"screens/{number}")
+    return len(added)

@@ -87,7 +87,7 @@ def _read_index(folder: SourceFolder, file: str, screen: str) -> tuple[HarmonyCh
                 file=file,
                 problem="unreadable_file",
                 found=str(error),
-                expected="the index that Harmony writes beside the images",
+                expected="the index that Harmony writes next to the images",
                 next_step="Copy it again; until then channels have numbers for names.",
             )
         ]
