@@ -110,8 +110,7 @@ def try_layout(
         return _try_index(screen, folder, index)
     if preset.read == "ome-zarr":
         fits = is_zarr_screen(folder)
-        deeper = "Zarr groups lie deeper" if not fits and has_zarr_groups(folder) else ""
-        missing = deeper or "no Zarr group in the folder or directly below it"
+        missing = "no Zarr group in the folder or directly below it; those that lie deeper are read if no layout fits"
         return Trial(fits=fits, said="Zarr groups" if fits else missing)
     if preset.read == "cellvoyager":
         found = measurement_files(files)
