@@ -62,13 +62,15 @@ def test_one_row_without_a_well_among_others_is_a_bad_well(tmp_path, write_index
     assert "'Q99' (line 4 of index.csv)" in plate.problems[1].found
 
 
-def test_rows_without_a_plate_are_of_the_folder_and_rows_without_a_place_are_a_problem(tmp_path, write_indexed_screen):
+def test_rows_without_a_plate_are_of_the_folder_and_rows_without_a_place_are_a_problem(
+    tmp_path, write_indexed_screen, of_screen
+):
     folder = write_indexed_screen(
         tmp_path / "week3", [{"plate": ""}, {"plate": "", "well": "", "site": "", "path": "psf.tif"}]
     )
     (plate,) = listed(folder)
     assert plate.plate == "week3"
-    (problem,) = plate.problems
+    (problem,) = of_screen(folder)
     assert (problem.problem, problem.plate, problem.file) == ("unknown_position", "", "psf.tif")
 
 

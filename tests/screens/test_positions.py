@@ -23,7 +23,7 @@ def test_every_well_of_a_1536_well_plate_comes_back_from_its_name():
             assert well_position(name) == (row, column)
 
 
-@pytest.mark.parametrize("text", ["b3", "B03", " B-3 ", "B_03", "B/03", "r02c03", "R2C3", "B003"])
+@pytest.mark.parametrize("text", ["b3", "B03", "03B", "3-b", " B-3 ", "B_03", "B/03", "r02c03", "R2C3", "B003"])
 def test_spellings_of_one_well_give_one_name(text):
     assert well_name(text) == "B03"
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cytolake.benchmark.intervals import MIN_GROUPS
 from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder
 from cytolake.benchmark.qc.detector import ONE_CLASS
-from cytolake.benchmark.qc.detector_scores import MIN_GROUPS
 from cytolake.benchmark.qc.encoder_comparison import METRIC, EncoderComparison
 from cytolake.benchmark.qc.label_efficiency import Point
 from cytolake.catalog.qc.labels import NORMAL

@@ -6,6 +6,7 @@ about the well (`treatment`, `batch`, ...) and goes along with it.
 
 What an empty cell means: no `plate`: the plate is named after the screen's folder. No `well` in any row of a plate:
 positions are placed in wells A01, A02, ... in the order of their site names, and a `wells_assigned` problem says so.
+No column `well` and a column `sample`: the sample's name stands for the well, and nothing is said about a position.
 No `site`: the only site of its well. No plate, no well and no site: nobody can tell where the image belongs, and it
 is a problem.
 """
@@ -46,6 +47,8 @@ class ImageRow:
     well: str
     site: str
     channel: str
+    sample: str = ""
+    """Name that stands for the well where `well` is empty."""
     z: str = ""
     timepoint: str = ""
     """0 is the first."""
@@ -58,6 +61,10 @@ class ImageRow:
     """Line in `listing`; 0 where it has no lines."""
     said: Mapping[str, str] = field(default_factory=dict)
     """What it says about the well."""
+    acquisition: str = ""
+    """Folder of the imaging run, where the source has such folders; two runs of one plate are two plates of a name."""
+    run_name: str = ""
+    """The plate's name with its run in it."""
 
 
 def list_indexed_plates(
@@ -69,7 +76,7 @@ def list_indexed_plates(
         ScreenError: The CSV is missing, unreadable, empty, or lacks a column.
     """
     columns, rows, ragged = read_table(folder, index, screen)
-    missing = [column for column in REQUIRED if column not in columns]
+    missing = missing_columns(columns)
     if missing:
         raise ScreenError(
             Problem(
@@ -92,16 +99,18 @@ def list_indexed_plates(
                 next_step="Fill in the index.",
             )
         )
+    placing = OF_THE_IMAGE if "well" in columns else (*OF_THE_IMAGE, "sample")
     plates, problems = plates_of_rows(
         screen,
         folder,
         (
             ImageRow(
-                **{name: row.cells[name] for name in REQUIRED},
+                **{name: row.cells.get(name, "") for name in REQUIRED},
+                sample="" if "well" in columns else row.cells["sample"],
                 **{name: row.cells.get(name, "") for name in ("z", "timepoint", "illumination", "pixel_size_um")},
                 listing=index,
                 line=row.line,
-                said={column: value for column, value in row.cells.items() if column and column not in OF_THE_IMAGE},
+                said={column: value for column, value in row.cells.items() if column and column not in placing},
             )
             for row in rows
         ),
@@ -110,10 +119,17 @@ def list_indexed_plates(
     return plates, ragged + problems
 
 
+def missing_columns(columns: Sequence[str]) -> list[str]:
+    """Columns that an index needs and does not have; `sample` does in place of `well`."""
+    return [name for name in REQUIRED if name not in columns and not (name == "well" and "sample" in columns)]
+
+
 def plates_of_rows(
     screen: str, folder: SourceFolder, rows: Iterable[ImageRow], prefixes: Sequence[str] = ()
 ) -> tuple[list[Plate], list[Problem]]:
     """Plates in the order of the rows, and problems of rows that belong to none of them.
+
+    Several plates have one name where their rows are of several imaging runs (see `acquisitions`).
 
     Args:
         screen: Its name.
@@ -122,12 +138,12 @@ def plates_of_rows(
         prefixes: What absolute paths stand for; see `path_prefixes.below_screen`.
     """
     problems: list[Problem] = []
-    by_plate: dict[str, list[ImageRow]] = {}
+    by_plate: dict[tuple[str, str], list[ImageRow]] = {}
     forms: dict[str, str] = {}  # a plate's name in NFC -> as it is first written
     for row in rows:
-        if row.plate or row.well or row.site:
+        if row.plate or row.well or row.sample or row.site:
             name = row.plate or folder.name
-            by_plate.setdefault(forms.setdefault(nfc(name), name), []).append(row)
+            by_plate.setdefault((forms.setdefault(nfc(name), name), row.acquisition), []).append(row)
         else:
             problems.append(
                 Problem(
@@ -141,7 +157,7 @@ def plates_of_rows(
                 )
             )
     plates = []
-    for name, plate_rows in by_plate.items():
+    for (name, _), plate_rows in by_plate.items():
         plate, found = _list_plate(screen, name, plate_rows, folder, prefixes)
         if plate is None:
             problems += found
@@ -167,7 +183,7 @@ def _list_plate(
             Problem(
                 screen=screen,
                 plate=plate,
-                well=well_name(row.well),
+                well=well_name(row.well) if row.well else row.sample,
                 site=site_name(row.site) if row.site else "",
                 channel=row.channel,
                 file=row.path,
@@ -197,7 +213,7 @@ def _list_plate(
     functions: dict[str, str] = {}  # illumination as named -> absolute, "" where it could not be had
     for row in rows:
         source = row.listing or "the file's name"
-        well = assigned[row.site] if assigned else well_name(row.well)
+        well = assigned[row.site] if assigned else well_name(row.well) if row.well else row.sample.strip()
         if not well:
             report(
                 row,
@@ -252,7 +268,7 @@ def _list_plate(
     problems += repeated
     if not sites:
         return None, problems
-    pixel_sizes_um = {row.pixel_size_um for row in rows} - {""}
+    pixel_sizes_um = {size for text in {row.pixel_size_um for row in rows} if (size := _positive(text)) is not None}
     return (
         Plate(
             screen=screen,
@@ -264,7 +280,9 @@ def _list_plate(
             sites=sites,
             wells=tuple({"well": well, **of_well} for (_, well), of_well in facts.items() if any(of_well.values())),
             problems=tuple(problems),
-            pixel_size_um=_positive(pixel_sizes_um.pop()) if len(pixel_sizes_um) == 1 else None,
+            pixel_size_um=pixel_sizes_um.pop() if len(pixel_sizes_um) == 1 else None,
+            acquisition=rows[0].acquisition,
+            run_name=rows[0].run_name,
         ),
         [],
     )
@@ -292,7 +310,7 @@ def _without_function(screen: str, plate: str, row: ImageRow, refused: PathRefus
 
 def _assign_wells(rows: list[ImageRow]) -> dict[str, str]:
     """Site -> well for a plate of which no row names a well, in the smallest plate that fits; empty otherwise."""
-    if any(row.well for row in rows):
+    if any(row.well or row.sample for row in rows):
         return {}
     names = sorted({row.site for row in rows}, key=natural_order)
     for n_rows, n_columns in ASSIGNED_FORMATS:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cytolake.screens.channel_names import ARROW, canonical
+from cytolake.screens.channel_names import ARROW, canonical, without_cycle
 from cytolake.screens.images.colour_files import colour_header
 from cytolake.screens.images.image_files import ImageFileError, read_shape
+from cytolake.screens.images.tiff_stacks import STACK_READERS, opened_stack
 from cytolake.screens.label_vocabulary import fold_column
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
@@ -196,8 +197,9 @@ def inspect_screen(
         opened = replace(open_screen(source, presets, folder), files=files)
         raw, others = plates_as_found(opened)
         if raw:
-            plates = complete_plates(opened, raw, others, vocabulary)
-            problems = [problem for plate in plates for problem in plate.problems]
+            listing = complete_plates(opened, raw, others, vocabulary)
+            plates = list(listing.plates)
+            problems = [*(problem for plate in plates for problem in plate.problems), *listing.problems]
         else:
             problems = [no_images(opened, "See the other problems, or correct path and layout."), *others]
     except ScreenError as error:
@@ -378,7 +380,14 @@ def _colour_shape(path: str) -> tuple[tuple[int, int], Any]:
     return shape, dtype
 
 
-_SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape}
+def _stack_shape(path: str) -> tuple[tuple[int, int], Any]:
+    with opened_stack(path) as stack:
+        return (stack.shape, stack.dtype) if stack is not None else read_shape(path)
+
+
+_SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape} | dict.fromkeys(
+    STACK_READERS, _stack_shape
+)
 """Height and width, and pixel type, of an image by the reader of its site."""
 
 
@@ -464,7 +473,7 @@ def _channels(raw: Sequence[Plate], plates: Sequence[Plate], vocabulary: Mapping
         for name, found in spelled.items():
             counts[found, name] = counts.get((found, name), 0) + n_sites[name]
     return tuple(
-        ChannelFound(found=found, name=name, is_known=name in declared, n_sites=n)
+        ChannelFound(found=found, name=name, is_known=without_cycle(name) in declared, n_sites=n)
         for (found, name), n in counts.items()
     )
 
@@ -517,7 +526,7 @@ def _advice(
         told.append(f"The folder also looks like {', '.join(others)}; set layout to have it read so.")
     declared = set(vocabulary.values())
     channels = dict.fromkeys(channel for plate in plates for channel in plate.channels)
-    unknown = [channel for channel in channels if canonical(channel, vocabulary) not in declared]
+    unknown = [channel for channel in channels if without_cycle(canonical(channel, vocabulary)) not in declared]
     if unknown and declared:
         shown = sorted(unknown, key=natural_order)[:_N_SHOWN]
         told.append(

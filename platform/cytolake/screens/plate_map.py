@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 
 from cytolake.screens.label_vocabulary import fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
-from cytolake.screens.positions import expected_well, well_name, well_position
+from cytolake.screens.positions import expected_well, well_name, well_order
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.spreadsheet_damage import likely_original
 from cytolake.screens.tables import TableRow, read_table
 from cytolake.screens.well_facts import Conflict, facts_of_wells
 
 MAP_COLUMN = fold_column("plate_map_name")
+SAMPLE = "sample"
+"""Column that names what stands for a well in a screen without wells."""
 MAP_PLACES = ("platemap/{name}.txt", "platemap/{name}.csv", "platemap/{name}.tsv", "{name}.txt", "{name}.csv")
 """Where a map named in a list of plates lies, from the list's own folder."""
 
@@ -54,13 +56,16 @@ class PlateMap:
         return [rows[0].plate for rows in self.by_plate.values()] if self.has_plates else []
 
 
-def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False) -> PlateMap:
+def read_plate_map(
+    folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False, samples: frozenset[str] = frozenset()
+) -> PlateMap:
     """Read and check a plate map on its own, before any plate is looked at.
 
     Args:
         folder: Of the screen.
         file: The map, relative to it.
         screen: Its name.
+        samples: Names that stand for wells in a screen without wells; the map then has a column `sample`, or `well`.
         is_in_list: A list of plates named this map, so it must have wells; lists of lists would have no end.
 
     Raises:
@@ -68,10 +73,12 @@ def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: 
     """
     columns, table, problems = read_table(folder, file, screen)
     well_column = label_vocabulary().place_column(columns, "well")
+    if samples:
+        well_column = next((column for column in columns if fold_column(column) == SAMPLE), well_column)
     plate_column = label_vocabulary().place_column(columns, "plate")
     map_column = next((column for column in columns if fold_column(column) == MAP_COLUMN), None)
     if well_column is None and plate_column and map_column and not is_in_list:
-        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column)
+        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column, samples)
     if well_column is None:
         raise ScreenError(
             Problem(
@@ -86,7 +93,8 @@ def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: 
     rows = []
     for row in table:
         plate = row.cells[plate_column] if plate_column else ""
-        well = well_name(row.cells[well_column])
+        cell = row.cells[well_column]
+        well = cell.strip() if cell.strip() in samples else well_name(cell)
         if well and (plate or plate_column is None):
             others = {name: value for name, value in row.cells.items() if name not in ("", well_column, plate_column)}
             rows.append(PlateMapRow(row.line, plate, well, {"well": well, **others}))
@@ -114,6 +122,7 @@ def _read_list_of_maps(
     problems: list[Problem],
     plate_column: str,
     map_column: str,
+    samples: frozenset[str],
 ) -> PlateMap:
     """The maps of a list of plates, each read once, as one plate map; `problems` of the list are among its own."""
     at = file.replace("\\", "/").rpartition("/")[0]
@@ -139,7 +148,7 @@ def _read_list_of_maps(
                 raise _refused_name(screen, file, name)
             places = [f"{at}/{place}" if at else place for place in (each.format(name=name) for each in MAP_PLACES)]
             place = next((each for each in places if folder.exists(each)), places[0])
-            maps[name] = read_plate_map(folder, place, screen, is_in_list=True)
+            maps[name] = read_plate_map(folder, place, screen, is_in_list=True, samples=samples)
             problems += maps[name].problems
         about = {column: value for column, value in line.cells.items() if column not in ("", plate_column)}
         rows += [PlateMapRow(row.line, plate, row.well, {**about, **row.cells}) for row in maps[name].rows]
@@ -249,7 +258,7 @@ def wells_of_plate(
                 "a row for every imaged well",
                 "Add the well to the plate map; until then its images have no annotation.",
             )
-    return tuple(wells[well] for well in sorted(wells, key=well_position)), problems
+    return tuple(wells[well] for well in sorted(wells, key=well_order)), problems
 
 
 def plates_without_images(plate_map: PlateMap, plates: Collection[str]) -> list[Problem]:

@@ -10,6 +10,7 @@ from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
 N_DIGITS_MAX = 9  # of a count; more is no count but a barcode in the wrong column
 
 _LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9][0-9]?)")
+_NUMBER_LETTER = re.compile(r"0*([1-9][0-9]?)[\s_:/-]?([A-Za-z]{1,2})")  # 01A, column first
 _ROW_COLUMN = re.compile(r"[rR]0*([1-9][0-9]?)[\s_-]?[cC]0*([1-9][0-9]?)")  # Opera Phenix: r03c11
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
 _DIGITS = re.compile(r"([0-9]+)")
@@ -17,7 +18,7 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 @lru_cache(maxsize=4096)  # a plate has at most 1536 wells and ten thousands of images
 def well_name(text: str) -> str:
-    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate.
+    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"03B"`, `"r02c03"`; `""` where that is no well of a 1536-well plate.
 
     `"AA01"` and `"aa1"` are row 27; `"Aa1"` is refused, see `expected_well`.
     """
@@ -27,6 +28,8 @@ def well_name(text: str) -> str:
             return ""
         letters, column = match[1].upper(), int(match[2])
         row = _row_number(letters)
+    elif match := _NUMBER_LETTER.fullmatch(text):
+        row, column = _row_number(match[2].upper()), int(match[1])
     elif match := _ROW_COLUMN.fullmatch(text):
         row, column = int(match[1]) - 1, int(match[2])
     else:
@@ -61,6 +64,16 @@ def well_position(well: str) -> tuple[int, int]:
     if match is None:
         raise ValueError(f"well {well!r}: expected letters and a number such as B03. Pass it through well_name first.")
     return _row_number(match[1].upper()), int(match[2]) - 1
+
+
+def is_position(well: str) -> bool:
+    """Whether a well is named by its position; else by the sample in it, of which nobody says where it lies."""
+    return bool(well) and well_name(well) == well
+
+
+def well_order(well: str) -> tuple[object, ...]:
+    """Sort key: row and column, then samples without a position in the natural order of their names."""
+    return (0, *well_position(well), ()) if is_position(well) else (1, 0, 0, natural_order(well))
 
 
 def site_name(text: str) -> str:

@@ -8,24 +8,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cytolake.screens import storage
+from cytolake.screens.acquisitions import ImageOf, Runs, choose_runs
 from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
 from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
-from cytolake.screens.label_vocabulary import LABELS, fold_column, label_vocabulary, nfc
+from cytolake.screens.label_vocabulary import LABELS, fold_column, label_vocabulary
 from cytolake.screens.layouts import (
     BUILT_IN,
     LayoutPreset,
     as_text,
+    has_zarr_groups,
     list_by_layout,
     path_rule,
     screen_files,
     try_layout,
 )
 from cytolake.screens.layouts.class_folders import N_PLATES
-from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
+from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
+from cytolake.screens.positions import is_position
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.stacks import Pages, expand_stacks
 from cytolake.screens.well_labels import declare_labels
 
 AUTO, REGEX = "auto", "regex"
@@ -46,8 +50,8 @@ class ScreenSource:
     `auto` takes the first preset that the folder looks like."""
     pattern: str = ""
     """For `regex`: a regular expression that matches the whole path of an image, relative to `path`. Named groups:
-    plate, well (or row and column, from 1), site, channel, z, timepoint (0 is the first); other groups say something
-    about the well."""
+    plate, well (or row and column, from 1; or sample, where there are no wells), site, channel, z, timepoint (0 is the
+    first), acquisition (the folder of an imaging run); other groups say something about the well."""
     plate_map: str = ""
     """CSV of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
     `platemap.csv` there or beside the plate, where it exists."""
@@ -70,6 +74,11 @@ class ScreenSource:
     not fit. Holding out plates then holds out images."""
     z: Planes = "keep"
     """Focal planes: `keep` each as a site; `max`, the maximum over them; `sharpest`, the one most in focus."""
+    pages: Pages = ""
+    """What the pages of a TIFF are that no ImageJ or OME metadata explain: channels, planes or times."""
+    runs: Runs = "one"
+    """Imaging runs of a plate: `one`, a plate is read once, and other runs of it are reported; `each`, every run is a
+    plate of its own, with the run's folder in its name, such as `P1_1697` or `P1__2024-01-01-Measurement 1`."""
     illumination: str = ""
     """Illumination functions, by which raw counts are divided: a folder, or a path with {plate} and {channel}, relative
     to `path`. Empty: those that the screen's tables name, if they name any. `none`: not even these."""
@@ -85,6 +94,10 @@ class ScreenSource:
             raise ValueError(f"screen {self.screen}: found n_plates {self.n_plates}, expected 1 or more.")
         if self.z not in ("keep", "max", "sharpest"):
             raise ValueError(f"screen {self.screen}: found z {self.z!r}, expected keep, max or sharpest. Correct `z`.")
+        if self.pages not in ("", "channels", "planes", "times"):
+            raise ValueError(f"screen {self.screen}: found pages {self.pages!r}, expected channels, planes or times.")
+        if self.runs not in ("one", "each"):
+            raise ValueError(f"screen {self.screen}: found runs {self.runs!r}, expected one or each. Correct `runs`.")
         if (self.layout == REGEX) != bool(self.pattern):
             raise ValueError(
                 f"screen {self.screen}: found layout {self.layout!r} and pattern {self.pattern!r}, expected a pattern "
@@ -117,10 +130,9 @@ class OpenScreen:
 def list_plates(
     source: ScreenSource, vocabulary: Mapping[str, str] | None = None, presets: Sequence[LayoutPreset] = ()
 ) -> list[Plate]:
-    """Plates of a screen, each with at least one site; what is wrong is in their `problems`.
+    """Plates of a screen, each with at least one site; what is wrong with them is in their `problems`.
 
-    Problems that belong to no usable plate (an index row without a position, a folder that is no plate) go to the
-    first plate's; a `Problem` names its own plate.
+    What is wrong with the screen outside of them, `list_screen` gives.
 
     Args:
         source: The screen.
@@ -133,8 +145,28 @@ def list_plates(
         ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), or a table that cannot
             be read.
     """
+    return list(list_screen(source, vocabulary, presets).plates)
+
+
+def list_screen(
+    source: ScreenSource,
+    vocabulary: Mapping[str, str] | None = None,
+    presets: Sequence[LayoutPreset] = (),
+    image_of: ImageOf | None = None,
+) -> Listing:
+    """Plates of a screen, and problems that belong to none of them.
+
+    Args:
+        source: The screen.
+        vocabulary: As for `list_plates`.
+        presets: As for `list_plates`.
+        image_of: What the catalog has of this screen, for plates that were imaged more than once.
+
+    Raises:
+        ScreenError: As for `list_plates`.
+    """
     try:
-        return plates_of(open_screen(source, presets), vocabulary)
+        return plates_of(open_screen(source, presets), vocabulary, image_of)
     except (OSError, PathRefusedError) as error:  # a bucket answers late, too: while its plates are listed
         raise ScreenError(unreadable_folder(source, error)) from error
 
@@ -172,6 +204,11 @@ def open_screen(
             files = screen_files(folder)
         if try_layout(preset, source.screen, folder, files or (), source.index).fits:
             return OpenScreen(source=source, folder=folder, preset=preset, files=files)
+    zarr = next((preset for preset in presets if preset.read == "ome-zarr"), None)
+    if zarr is not None and has_zarr_groups(
+        folder
+    ):  # deeper: only where nothing else fits, since results may lie there
+        return OpenScreen(source=source, folder=folder, preset=zarr, files=files)
     index_csv = next((preset for preset in presets if preset.read == "index-csv"), None)
     if index_csv is not None and folder.exists(source.index):  # to say what is wrong with it
         return OpenScreen(source=source, folder=folder, preset=index_csv, files=files)
@@ -188,14 +225,16 @@ def open_screen(
     )
 
 
-def plates_of(opened: OpenScreen, vocabulary: Mapping[str, str] | None = None) -> list[Plate]:
-    """Plates of an opened screen; see `list_plates`.
+def plates_of(
+    opened: OpenScreen, vocabulary: Mapping[str, str] | None = None, image_of: ImageOf | None = None
+) -> Listing:
+    """Plates of an opened screen; see `list_screen`.
 
     Raises:
         ScreenError: No plate with images, or a table that cannot be read.
         OSError: A bucket that cannot be read.
     """
-    found, problems = plates_as_found(opened)
+    found, problems = plates_as_found(opened, image_of)
     if not found:
         left_out = len(problems) - N_SHOWN_MAX
         more = f" ({left_out} more like them)" if left_out > 0 else ""
@@ -206,8 +245,10 @@ def plates_of(opened: OpenScreen, vocabulary: Mapping[str, str] | None = None) -
     return complete_plates(opened, found, problems, vocabulary or {})
 
 
-def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
+def plates_as_found(opened: OpenScreen, image_of: ImageOf | None = None) -> tuple[list[Plate], list[Problem]]:
     """Plates with images, with channels as the source spells them, and problems that belong to none of them.
+
+    Each name is there once: ids come from names, so a second plate of that name would overwrite the first.
 
     Raises:
         ScreenError: A table that cannot be read.
@@ -223,8 +264,8 @@ def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
         source.path_prefix,
         source.n_plates,
     )
-    plates, repeated = _without_repeats(plates)
-    return plates, problems + repeated
+    plates, repeated = choose_runs(plates, source.runs, image_of)
+    return expand_stacks(plates, source.pages), problems + repeated
 
 
 def no_images(opened: OpenScreen, next_step: str) -> Problem:
@@ -240,7 +281,7 @@ def no_images(opened: OpenScreen, next_step: str) -> Problem:
 
 def complete_plates(
     opened: OpenScreen, found: Sequence[Plate], others: Sequence[Problem], vocabulary: Mapping[str, str]
-) -> list[Plate]:
+) -> Listing:
     """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
 
     That is: channels spelled as declared, illumination functions, focal planes joined, plate map and batch.
@@ -272,16 +313,16 @@ def complete_plates(
         for plate, old_to_new in zip(plates, names, strict=True)
     ]
     plates = [join_planes(plate, source.z) for plate in plates]
-    plate_map = _read_plate_map(source, folder)
+    samples = frozenset(site.well for plate in plates for site in plate.sites if not is_position(site.well))
+    plate_map = _read_plate_map(source, folder, samples)
     if plate_map is not None:
         is_one_plate = opened.preset.read == "ome-zarr" and plates[0].source == str(folder.root)
         problems += plate_map.problems
         if not is_one_plate:
-            problems += plates_without_images(plate_map, [plate.plate for plate in plates])
-        plates = [_annotate(plate, plate_map) for plate in plates]
-    plates = [_name_batch(declare_labels(plate, source.label_columns)) for plate in plates]
-    plates[0] = replace(plates[0], problems=(*plates[0].problems, *problems))
-    return plates
+            problems += plates_without_images(plate_map, [_in_map(source, plate, plate_map) for plate in plates])
+        plates = [_annotate(plate, plate_map, _in_map(source, plate, plate_map)) for plate in plates]
+    labelled = (_name_batch(declare_labels(plate, source.label_columns)) for plate in plates)
+    return Listing(plates=tuple(labelled), problems=tuple(problems))
 
 
 def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[str, str]) -> dict[str, str]:
@@ -399,27 +440,6 @@ def _problem(source: ScreenSource, problem: str, found: str, expected: str, next
     )
 
 
-def _without_repeats(plates: list[Plate]) -> tuple[list[Plate], list[Problem]]:
-    """The first plate of each name. Ids come from names, so a second one of that name would overwrite the first."""
-    kept: dict[str, Plate] = {}
-    problems = []
-    for plate in plates:
-        first = kept.setdefault(nfc(plate.plate), plate)
-        if first is not plate:
-            problems.append(
-                Problem(
-                    screen=plate.screen,
-                    plate=plate.plate,
-                    file=plate.source,
-                    problem="duplicate_plate",
-                    found=f"a plate of the same name in {first.source}",
-                    expected="each plate name once in a screen",
-                    next_step="The first was kept; rename or remove the other.",
-                )
-            )
-    return list(kept.values()), problems
-
-
 def _rename_channels(plate: Plate, names: dict[str, str]) -> Plate:
     if all(old == new for old, new in names.items()):
         return plate
@@ -479,7 +499,7 @@ def _missing_channel(plate: Plate, channel: str, found: tuple[str, ...], site: S
     )
 
 
-def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | None:
+def _read_plate_map(source: ScreenSource, folder: SourceFolder, samples: frozenset[str]) -> PlateMap | None:
     """The plate map that is named, which must exist, or the one that lies there; looked for beside a lone plate too."""
     name = source.plate_map or PLATE_MAP
     if not folder.exists(name):
@@ -487,15 +507,25 @@ def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | No
         if own.endswith(".zarr") and above and not above.endswith(":/"):
             beside = SourceFolder(above)
             if beside.exists(name):
-                return read_plate_map(beside, name, source.screen)
+                return read_plate_map(beside, name, source.screen, samples=samples)
         if not source.plate_map:
             return None
-    return read_plate_map(folder, name, source.screen)
+    return read_plate_map(folder, name, source.screen, samples=samples)
 
 
-def _annotate(plate: Plate, plate_map: PlateMap) -> Plate:
+def _in_map(source: ScreenSource, plate: Plate, plate_map: PlateMap) -> str:
+    """The name by which a map has a plate: its own, or, where each run is a plate, that of the plate without its run.
+
+    A run that an earlier version named so keeps what that version found in the map: its own name alone.
+    """
+    if source.runs == "each" and plate.barcode and plate.plate not in plate_map.by_plate:
+        return plate.barcode
+    return plate.plate
+
+
+def _annotate(plate: Plate, plate_map: PlateMap, name: str) -> Plate:
     """The plate with its rows of the map; what an index CSV said about a well fills in what the map leaves open."""
-    rows, problems = wells_of_plate(plate_map, plate.plate, plate.sites)
+    rows, problems = wells_of_plate(plate_map, name, plate.sites)
     from_index = {row["well"]: row for row in plate.wells}
     merged = [_filled_in(row, from_index.pop(row["well"], {})) for row in rows]
     return replace(plate, wells=(*merged, *from_index.values()), problems=(*plate.problems, *problems))
@@ -522,7 +552,7 @@ def default_batch(screen: str, name: str) -> str:
 
 def label_plate(plate: Plate, plate_map: PlateMap) -> Plate:
     """The plate with what a plate map says of it: wells, batch, and where the two disagree as problems."""
-    return _name_batch(_annotate(plate, plate_map))
+    return _name_batch(_annotate(plate, plate_map, plate.plate))
 
 
 def _name_batch(plate: Plate) -> Plate:

@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 from cytolake.catalog.corrections.editions import write_names, write_wells
 from cytolake.catalog.corrections.plate_rows import Row, change, name_of, plates_named
 from cytolake.catalog.errors import CatalogError
-from cytolake.catalog.ingest.commit import ids_of, quarantine_rows
+from cytolake.catalog.ingest.commit import ids_of
 from cytolake.catalog.ingest.labels import LabelChange, label_changes, labels_hash
+from cytolake.catalog.ingest.screen_problems import quarantine_rows
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.plate_map import PlateMap, read_plate_map
-from cytolake.screens.positions import well_position
+from cytolake.screens.positions import well_order
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.sources import label_plate
 
@@ -88,7 +89,7 @@ def _label(catalog: Catalog, row: Row, plate_map: PlateMap) -> _Labelled:
     stored = catalog.rows_of_plate("wells", row).to_table().to_pylist()
     with_images = frozenset(well["well"] for well in stored if well["has_images"])
     imaged = with_images | _wells_with_unreadable_sites(catalog, row["plate_id"])
-    plate = label_plate(_as_listed(row, sorted(imaged, key=well_position)), plate_map)
+    plate = label_plate(_as_listed(row, sorted(imaged, key=well_order)), plate_map)
     wells, problems = well_rows(plate, with_images)
     of = ids_of(row)
     for well in wells:

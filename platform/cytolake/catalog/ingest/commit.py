@@ -6,18 +6,17 @@ import datetime
 import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError, ClaimedError
-from cytolake.catalog.ids import PlateIds, content_id
+from cytolake.catalog.ids import PlateIds
 from cytolake.catalog.ingest.differences import written_elsewhere
 from cytolake.catalog.ingest.labels import labels_hash
 from cytolake.catalog.ingest.plate_content import PlateContent, content_number
+from cytolake.catalog.ingest.screen_problems import quarantine_rows
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
@@ -90,16 +89,6 @@ def commit_incoming(catalog: Catalog, incoming: Incoming, staging: Staging, crop
         return written_elsewhere(incoming.plate)
     staging.remove()
     return there if there["content_hash"] == incoming.content.content_hash else written_elsewhere(incoming.plate)
-
-
-def quarantine_rows(identity: str, problems: Sequence[Problem], now: datetime.datetime) -> pa.Table:
-    """Rows of `quarantine`, each problem once."""
-    rows = {}
-    for problem in problems:
-        text = asdict(problem)
-        key = content_id("quarantine", identity, *(f"{name}={value}" for name, value in sorted(text.items())))
-        rows[key] = {"quarantine_id": key, "plate_id": identity, "quarantined_at": now} | text
-    return table_contract("quarantine").rows(rows[key] for key in sorted(rows))
 
 
 def _row_of_plate(catalog: Catalog, identity: str) -> dict[str, Any] | None:

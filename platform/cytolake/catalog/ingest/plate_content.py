@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cytolake.catalog.ids import content_id
-from cytolake.screens.plate import Plate
+from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.sources import default_batch
 from cytolake.screens.storage import StoredFile, is_uri, list_beginning_with
 
 NOT_PIXELS = frozenset({"labels", "tables"})
 """Folders of an OME-Zarr image that other programs add to later."""
+NEW_PROBLEMS = frozenset({"derived_copy", "not_a_focal_plane", "repeated_acquisition", "duplicate_plate"})
+"""Problems of whole screens that earlier versions did not report, or not in these words."""
 
 
 class PlateContent(NamedTuple):
@@ -89,6 +92,22 @@ def _hashed_batch(plate: Plate) -> str:
         return named.most_common(1)[0][0]
     is_default = plate.batch.startswith(default_batch(plate.screen, ""))
     return plate.batch.removeprefix(default_batch(plate.screen, "")) if is_default else plate.plate
+
+
+def has_content(plate: Plate, known: str, of_screens: Sequence[Problem]) -> bool:
+    """Whether a plate is the one whose hash the catalog has.
+
+    Earlier versions hashed what was wrong with the whole screen as a part of its first plate.
+
+    Args:
+        plate: As it is listed now.
+        known: Hash in the catalog.
+        of_screens: Problems of no plate, of any screen.
+    """
+    if content_hash(plate) == known:
+        return True
+    of_screen = [each for each in of_screens if each.screen == plate.screen and each.problem not in NEW_PROBLEMS]
+    return bool(of_screen) and content_hash(replace(plate, problems=(*plate.problems, *of_screen))) == known
 
 
 def content_number(plate_content: str, crop_size: int) -> int:

@@ -31,16 +31,16 @@ from cytolake.catalog.ingest.commit import (
     commit_incoming,
     free_ids,
     ids_of,
-    quarantine_rows,
     sites_of_wells,
 )
 from cytolake.catalog.ingest.differences import Difference, difference, labels_difference
-from cytolake.catalog.ingest.plate_content import PlateContent, content_number, plate_content
+from cytolake.catalog.ingest.plate_content import PlateContent, content_number, has_content, plate_content
+from cytolake.catalog.ingest.screen_problems import image_of_plate, quarantine_of_screens, quarantine_rows
 from cytolake.catalog.ingest.site_rows import SiteRows, read_site_rows
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
-from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.screens.sources import ScreenSource, list_screen
 
 Progress = Callable[[str, int, int], None]
 """What is worked on, how much is done, how much there is."""
@@ -82,7 +82,7 @@ class IngestReport:
     n_sites: int
     n_crops: int
     n_quarantined: int
-    """Rows that the ingested plates put into quarantine."""
+    """Rows that the ingested plates, and what is wrong with their screens, put into quarantine."""
     left_out: tuple[Problem, ...] = ()
     """Plates that were retracted or purged, and stay so."""
     without_sites: tuple[str, ...] = ()
@@ -103,17 +103,21 @@ def ingest_screens(
     """
     spellings = channel_vocabulary().aliases
     plates: list[Plate] = []
+    of_screens: list[Problem] = []
     failed: list[Problem] = []
     for source in sources:
         try:
-            plates += list_plates(source, spellings, layout_presets())
+            listing = list_screen(source, spellings, layout_presets(), image_of_plate(catalog, source.screen))
+            plates += listing.plates
+            of_screens += listing.problems
         except ScreenError as error:
             failed += error.problems
         except Exception as error:  # whatever one screen makes its reader do, the others go on
             failed.append(_failed_reader(source, error))
     if failed and not plates:
         raise ScreenError(*failed)
-    report = ingest_plates(catalog, plates, config, progress, sources={source.screen: source for source in sources})
+    by_screen = {source.screen: source for source in sources}
+    report = ingest_plates(catalog, plates, config, progress, sources=by_screen, of_screens=of_screens)
     if failed:
         _quarantine_refused(catalog, failed)
         raise ScreenError(*failed)
@@ -127,6 +131,7 @@ def ingest_plates(
     progress: Progress | None = None,
     *,
     sources: Mapping[str, ScreenSource] | None = None,
+    of_screens: Sequence[Problem] = (),
 ) -> IngestReport:
     """Ingest plates that their source has listed. Uses the Ray that runs, or starts a local one.
 
@@ -140,6 +145,7 @@ def ingest_plates(
         config: The crop grid.
         progress: Called with the number of sites read.
         sources: The screens that they were listed from by name, for the commands in reports.
+        of_screens: What is wrong with the screens outside of these plates; a second run of a plate is refused.
     """
     rows = catalog.visibility().plates.to_pylist()
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -150,7 +156,7 @@ def ingest_plates(
     taken = {row["plate_id"] for row in rows}
     incoming: list[Incoming] = []
     skipped: list[str] = []
-    refused: list[Problem] = []
+    refused = [problem for problem in of_screens if problem.problem == "duplicate_plate"]
     left_out: list[Problem] = []
     seen: dict[tuple[str, str], Plate] = {}
     for plate in plates:
@@ -174,6 +180,8 @@ def ingest_plates(
                 incoming.append(Incoming(plate, content, of, content.content_hash))
             continue
         row = known[name]
+        if row["pixels_hash"] is None and has_content(plate, row["content_hash"], of_screens):
+            content = content._replace(content_hash=row["content_hash"])
         by_checksum = config.verify == "checksum"
         found = difference(catalog, plate, content, row, config.crop_size, by_checksum=by_checksum, source=source)
         if found.kind == "read":
@@ -202,7 +210,8 @@ def ingest_plates(
             without_sites.append(f"{each.plate.screen}/{each.plate.plate}")
         for name_of_count in counts:
             counts[name_of_count] += outcome[name_of_count]
-    _quarantine_refused(catalog, refused)
+    counts["n_quarantined"] += quarantine_of_screens(catalog, of_screens)
+    _quarantine_refused(catalog, [problem for problem in refused if problem not in of_screens])
     return IngestReport(
         ingested=tuple(ingested),
         skipped=tuple(skipped),

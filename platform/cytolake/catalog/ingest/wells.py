@@ -7,7 +7,7 @@ from typing import Any
 
 from cytolake.catalog import ids
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import well_position
+from cytolake.screens.positions import is_position, well_order, well_position
 from cytolake.screens.well_labels import TEXT_LABELS, WellLabels, read_labels
 
 _BLANK = WellLabels(perturbation="", texts=dict.fromkeys(TEXT_LABELS, ""), dose=None, control="", annotations={})
@@ -24,13 +24,13 @@ def well_rows(plate: Plate, wells_with_images: frozenset[str]) -> tuple[list[dic
         Rows of `wells`, and what could not be understood in the plate map: the field is then left empty.
     """
     labels = read_labels(plate)
-    wells = sorted({*labels.wells, *wells_with_images, *(site.well for site in plate.sites)}, key=well_position)
+    wells = sorted({*labels.wells, *wells_with_images, *(site.well for site in plate.sites)}, key=well_order)
     rows = [_well_row(plate, well, labels.wells.get(well, _BLANK), well in wells_with_images) for well in wells]
     return rows, list(labels.problems)
 
 
 def _well_row(plate: Plate, well: str, labels: WellLabels, has_images: bool) -> dict[str, Any]:
-    row, column = well_position(well)
+    row, column = well_position(well) if is_position(well) else (None, None)
     return {
         "well_id": ids.well_id(plate.screen, plate.plate, well),
         "plate_id": ids.plate_id(plate.screen, plate.plate),

@@ -5,7 +5,7 @@ Letters: C channels of the site, H height and W width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +27,7 @@ from cytolake.screens.images.image_files import (
     read_function_image,
     read_plane,
 )
+from cytolake.screens.images.tiff_stacks import read_stack_planes
 from cytolake.screens.plate import Problem, Reader, ScreenError, SiteImage
 from cytolake.screens.storage import StoredFile, is_uri, stored_file
 
@@ -61,7 +62,8 @@ def read_site(
     if site.z == "sharpest":
         site = resolve_sharpest(site, bytes_max)
     _check_paths(site)
-    read = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}[site.reader]
+    readers = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}
+    read = readers.get(site.reader, _read_stacks)
     pixels_CHW, shape = read(site, window, bytes_max)
     return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
 
@@ -142,13 +144,13 @@ def _texts(cell: Any) -> tuple[str, ...]:
 def _check_paths(site: SiteImage) -> None:
     n_paths, n_channels = len(site.image_paths), len(site.channels)
     planes = site.planes or (1,) * n_channels
-    expected = sum(planes) if site.reader == "files" else 1
+    expected = {"files": sum(planes), "colour": 1}.get(site.reader, max(n_paths, 1))
     if n_paths != expected or len(planes) != n_channels or not n_channels or min(planes) < 1:
         _fail(
             site,
             "shape_mismatch",
             f"{n_paths} paths for {n_channels} channels" + (f" of {site.planes} planes" if site.planes else ""),
-            "one image (ome-zarr, colour), or one file for each channel and plane",
+            "images (ome-zarr), one image (colour), or one file for each channel and plane",
             "List the plate again.",
         )
     if site.illumination_paths and len(site.illumination_paths) != n_channels:
@@ -162,46 +164,72 @@ def _check_paths(site: SiteImage) -> None:
 
 
 def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    images, planes, whole = _open_zarr(site, window, bytes_max)
+    read = _zarr_planes(site, images, planes, whole)
+    pixels_CHW = next(read)
+    for following in read:
+        np.maximum(pixels_CHW, following, out=pixels_CHW)
+    return pixels_CHW, (images[0].n("y"), images[0].n("x"))
+
+
+def _zarr_planes(site: SiteImage, images: Sequence[ZarrImage], planes: range, window: Window) -> Iterator[np.ndarray]:
+    """(C, H, W) of each focal plane, with the channels of all images of the site."""
     from cytolake.screens.images.zarr_images import read_planes
 
-    with _told(site, "", site.image_paths[0]):
-        image, planes, whole = _open_zarr(site, window, bytes_max)
-        read = read_planes(image, site.timepoint, planes, whole)
-        pixels_CHW = next(read)
-        for following in read:
-            np.maximum(pixels_CHW, following, out=pixels_CHW)
-        return pixels_CHW, (image.n("y"), image.n("x"))
+    read = [read_planes(image, site.timepoint, planes, window) for image in images]
+    for _ in planes:
+        parts = []
+        for image, of_image in zip(images, read, strict=True):
+            with _told(site, "", image.path):
+                parts.append(next(of_image))
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[ZarrImage, range, Window]:
-    """The image of a site, its focal planes and its window, held against what the image says of itself."""
+def _open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[list[ZarrImage], range, Window]:
+    """The images of a site, its focal planes and its window, held against what the images say of themselves.
+
+    A site has several images where its channels were taken in several multiplexing cycles.
+    """
     from cytolake.screens.images.zarr_images import open_image  # zarr takes 0.5 s to import
 
-    image = open_image(site.image_paths[0])
-    if image.n("c") != len(site.channels):
-        raise ImageFileError(
-            "shape_mismatch",
-            f"{image.n('c')} channels in the image",
-            f"{len(site.channels)} ({', '.join(site.channels)})",
-            "The image changed after it was listed; ingest the plate again.",
-        )
+    images: list[ZarrImage] = []
     n_planes = max(site.planes, default=0)
     plane = 0 if n_planes or not site.z else int(site.z)
     planes = range(plane, plane + max(n_planes, 1))
-    if site.timepoint >= image.n("t") or planes.stop > image.n("z"):
-        wanted = f"{n_planes} focal planes" if n_planes else f"focal plane {plane}"
-        raise ImageFileError(
-            "shape_mismatch",
-            f"{image.n('t')} timepoints and {image.n('z')} focal planes",
-            f"timepoint {site.timepoint}, {wanted}",
-            "The image changed after it was listed; ingest the plate again.",
-        )
-    check_pixel_type(image.dtype)
-    whole = check_window(window, image.n("y"), image.n("x"))
-    check_budget(image.n("c") * whole[2] * whole[3] * image.dtype.itemsize, bytes_max)
-    # chunks are decoded whole: a small window of huge ones must not slip through
-    check_budget(image.bytes_in_work(planes, whole), bytes_max)
-    return image, planes, whole
+    for path in site.image_paths:
+        with _told(site, "", path):
+            image = open_image(path)
+            if site.timepoint >= image.n("t") or planes.stop > image.n("z"):
+                wanted = f"{n_planes} focal planes" if n_planes else f"focal plane {plane}"
+                raise _zarr_changed(
+                    f"{image.n('t')} timepoints and {image.n('z')} focal planes",
+                    f"timepoint {site.timepoint}, {wanted}",
+                )
+            check_pixel_type(image.dtype)
+            images.append(image)
+            first = images[0]
+            if (image.n("y"), image.n("x"), image.dtype) != (first.n("y"), first.n("x"), first.dtype):
+                raise _zarr_changed(
+                    f"{image.n('y')} x {image.n('x')} pixels of {image.dtype}",
+                    f"{first.n('y')} x {first.n('x')} of {first.dtype}, as in the first cycle",
+                )
+    with _told(site, "", site.image_paths[0]):
+        n_channels = sum(image.n("c") for image in images)
+        if n_channels != len(site.channels):
+            raise _zarr_changed(
+                f"{n_channels} channels in the image", f"{len(site.channels)} ({', '.join(site.channels)})"
+            )
+        whole = check_window(window, images[0].n("y"), images[0].n("x"))
+        check_budget(n_channels * whole[2] * whole[3] * images[0].dtype.itemsize, bytes_max)
+        # chunks are decoded whole: a small window of huge ones must not slip through
+        check_budget(max(image.bytes_in_work(planes, whole) for image in images), bytes_max)
+    return images, planes, whole
+
+
+def _zarr_changed(found: str, expected: str) -> ImageFileError:
+    return ImageFileError(
+        "shape_mismatch", found, expected, "The image changed after it was listed; ingest the plate again."
+    )
 
 
 def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -243,17 +271,59 @@ def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> tupl
         return read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
 
 
+def _read_stacks(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+    read = _stack_planes(site, window, bytes_max)
+    pixels_CHW, shape = next(read)
+    for following, _ in read:
+        np.maximum(pixels_CHW, following, out=pixels_CHW)
+    return pixels_CHW, shape
+
+
+def _stack_planes(
+    site: SiteImage, window: Window | None, bytes_max: int
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """(C, H, W) of each focal plane, with the channels of all files of the site, and the (H, W) of the whole."""
+    n_planes = max(site.planes, default=0)
+    plane = 0 if n_planes or not site.z else int(site.z)
+    for z in range(plane, plane + max(n_planes, 1)):
+        parts: list[np.ndarray] = []
+        shape = (0, 0)
+        for path in site.image_paths:
+            with _told(site, "", path):
+                timepoint = site.timepoint
+                ((part_CHW, found),) = read_stack_planes(
+                    path, site.reader, timepoint, range(z, z + 1), window, bytes_max // len(site.image_paths)
+                )
+                shape = shape if parts else found
+                if found != shape or (parts and part_CHW.dtype != parts[0].dtype):
+                    raise ImageFileError(
+                        "shape_mismatch",
+                        f"{found[0]} x {found[1]} pixels of {part_CHW.dtype}",
+                        f"{shape[0]} x {shape[1]} of {parts[0].dtype if parts else part_CHW.dtype}",
+                        "All files of a site must be one size and type; export them again.",
+                    )
+                parts.append(part_CHW)
+        with _told(site, "", site.image_paths[0]):
+            n_channels = sum(len(part) for part in parts)
+            if n_channels != len(site.channels):
+                raise ImageFileError(
+                    "shape_mismatch",
+                    f"{n_channels} channels in its files",
+                    f"{len(site.channels)} ({', '.join(site.channels)})",
+                    "The file has another structure than the others of its plate; export it like them.",
+                )
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts), shape
+
+
 def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:
     """What is measured of each plane of each channel."""
     if site.reader == "ome-zarr":
-        from cytolake.screens.images.zarr_images import read_planes
-
-        with _told(site, "", site.image_paths[0]):
-            image, planes, whole = _open_zarr(site, None, bytes_max)
-            focus = [
-                [measure_focus(plane_HW) for plane_HW in p] for p in read_planes(image, site.timepoint, planes, whole)
-            ]
+        images, planes, whole = _open_zarr(site, None, bytes_max)
+        focus = [[measure_focus(plane_HW) for plane_HW in p] for p in _zarr_planes(site, images, planes, whole)]
         return [list(of_channel) for of_channel in zip(*focus, strict=True)]
+    if site.reader != "files":
+        series = [[measure_focus(plane_HW) for plane_HW in p] for p, _ in _stack_planes(site, None, bytes_max)]
+        return [list(of_channel) for of_channel in zip(*series, strict=True)]
     n_planes = site.planes or (1,) * len(site.channels)
     first = [sum(n_planes[:channel]) for channel in range(len(n_planes))]
     found: list[list[PlaneFocus]] = [[] for _ in n_planes]

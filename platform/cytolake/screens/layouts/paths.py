@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from cytolake.screens.derived_copies import without_derived
 from cytolake.screens.files import ImageRow, plates_of_rows
 from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.layouts.harmony import read_harmony_channels
@@ -33,16 +34,13 @@ def list_by_paths(
     Raises:
         ScreenError: The rule's table of wells cannot be read.
     """
-    problems: list[Problem] = []
-    found: list[tuple[str, Groups]] = []
-    for path in files:
-        groups = match_path(rule, folder, path)
-        if groups is not None:
-            found.append((path, groups))
-    plate_names = _plate_names(rule, folder, [groups for _, groups in found])
+    found = {path: groups for path in files if (groups := match_path(rule, folder, path)) is not None}
+    plates_named = {path: _plate(rule, folder, groups) for path, groups in found.items()}
+    originals, problems = without_derived(screen, plates_named)
     companions: dict[str, Any] = {}
     rows: list[ImageRow] = []
-    for path, groups in found:
+    for path in originals:
+        groups = found[path]
         images_folder = path.rpartition("/")[0]
         if rule.companion == "harmony" and images_folder not in companions:
             companions[images_folder], said = read_harmony_channels(folder, images_folder, screen)
@@ -53,14 +51,17 @@ def list_by_paths(
         rows.append(
             ImageRow(
                 path=path,
-                plate=plate_names[_plate_key(rule, folder, groups)],
-                well=_well(rule, groups),
+                plate=plates_named[path],
+                well="" if _has_samples(rule) else _well(rule, groups),
+                sample=groups.get("sample", "") if _has_samples(rule) else "",
                 site=groups.get("site") or "1",
                 channel=name or rule.channel.format_map({**groups, "channel": number}),
                 z=site_name(groups["z"]) if groups.get("z") else "",
                 timepoint=_timepoint(groups.get("timepoint") or "", rule.first_timepoint),
                 pixel_size_um=companion.pixel_size_um if companion else "",
                 said=_said(rule, groups),
+                acquisition=_acquisition(path, groups),
+                run_name=groups.get("acquisition", ""),
             )
         )
         if name and number:
@@ -96,26 +97,27 @@ def match_path(rule: PathRule, folder: SourceFolder, path: str) -> Groups | None
 
 def without_lone_planes(rows: Sequence[ImageRow]) -> list[ImageRow]:
     """Rows without the name of the focal plane where their plate has only one: such a plate has no planes to tell."""
-    planes: dict[str, set[str]] = {}
+    planes: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        planes.setdefault(row.plate, set()).add(row.z)
-    return [replace(row, z="") if row.z and len(planes[row.plate]) == 1 else row for row in rows]
+        planes.setdefault((row.plate, row.acquisition), set()).add(row.z)
+    return [replace(row, z="") if row.z and len(planes[row.plate, row.acquisition]) == 1 else row for row in rows]
 
 
-def _plate_key(rule: PathRule, folder: SourceFolder, groups: Groups) -> tuple[str, str]:
-    plate = rule.plate.format_map(groups) if rule.plate else groups.get("plate") or folder.name
-    return plate, groups.get("acquisition", "")
+def _plate(rule: PathRule, folder: SourceFolder, groups: Groups) -> str:
+    return rule.plate.format_map(groups) if rule.plate else groups.get("plate") or folder.name
 
 
-def _plate_names(rule: PathRule, folder: SourceFolder, found: list[Groups]) -> dict[tuple[str, str], str]:
-    """The name of each plate and imaging run: the plate's, or the run's where the plate was imaged more than once."""
-    runs: dict[str, set[str]] = {}
-    for groups in found:
-        plate, run = _plate_key(rule, folder, groups)
-        runs.setdefault(plate, set()).add(run)
-    return {
-        (plate, run): plate if len(each) == 1 else run or plate for plate, each in runs.items() for run in sorted(each)
-    }
+def _acquisition(path: str, groups: Groups) -> str:
+    """Folder of the imaging run, relative to the screen's where the path names it."""
+    run = groups.get("acquisition", "")
+    at = f"/{path}".rfind(f"/{run}/")
+    return path[: at + len(run)] if run and at >= 0 else run
+
+
+def _has_samples(rule: PathRule) -> bool:
+    """Whether the names of samples stand for wells."""
+    groups = rule.pattern.groupindex
+    return "sample" in groups and "well" not in groups and "row" not in groups
 
 
 def _well(rule: PathRule, groups: Groups) -> str:
@@ -141,7 +143,8 @@ def _unlike(row: ImageRow, number: str, companions: dict[str, Any], images_folde
 
 def _said(rule: PathRule, groups: Groups) -> dict[str, str]:
     said = {"batch": rule.batch.format_map(groups)} if rule.batch else {}
-    told = {"acquisition", *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
+    of_samples = ("sample",) if _has_samples(rule) else ()
+    told = {"acquisition", *of_samples, *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
     return said | {name: value for name, value in groups.items() if value and name not in told}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from cytolake.screens.files import ImageRow, plates_of_rows
 from cytolake.screens.label_vocabulary import nfc
@@ -16,6 +16,9 @@ from cytolake.screens.positions import site_name, well_at, well_name, whole_numb
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import TableRow, read_header, read_table
 from cytolake.screens.well_facts import Conflict, facts_of_wells, with_conflicts
+
+_ImagePlace = tuple[str, str, str, str, str]
+"""Well, site, timepoint, focal plane, channel."""
 
 NO_TABLE = "no table of such a name"
 
@@ -85,14 +88,52 @@ def list_by_tables(
     rows: list[ImageRow] = []
     ragged: list[Problem] = []
     conflicts: dict[str, list[Conflict]] = {}
+    runs: dict[str, dict[str, dict[_ImagePlace, str]]] = {}
     for file in tables:
         found, problems, conflicts[file] = _image_rows(screen, folder, rule, file, prefixes)
-        rows += found
+        rows += _with_runs(found, file.rpartition("/")[0], runs)
         ragged += problems
     plates, others = plates_of_rows(screen, folder, without_lone_planes(rows), prefixes)
     for file, of_table in conflicts.items():
         plates = with_conflicts(plates, of_table, screen, file)
     return plates, ragged + others
+
+
+def _with_runs(
+    rows: Sequence[ImageRow], table_folder: str, runs: dict[str, dict[str, dict[_ImagePlace, str]]]
+) -> list[ImageRow]:
+    """Rows of one table with their imaging run, which is named after the folder of the first table that lists it.
+
+    Tables of several folders may share a plate out among them. One that has another image for a place that an earlier
+    one has too lists another run of the plate. `runs` has, for each plate and run, the images of each place.
+    """
+    of_plate: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        of_plate.setdefault(row.plate, []).append(row)
+    run_of: dict[str, str] = {}
+    for plate, of_table in of_plate.items():
+        known = runs.setdefault(plate, {})
+        run = table_folder
+        if run not in known:
+            run = next((name for name, there in known.items() if _agree(there, of_table)), run)
+        run_of[plate] = run
+        for row in of_table:
+            known.setdefault(run, {}).setdefault(_at(row), row.path)
+    return [
+        replace(row, acquisition=run_of[row.plate], run_name=_run_name(row.plate, run_of[row.plate])) for row in rows
+    ]
+
+
+def _agree(there: Mapping[_ImagePlace, str], rows: Sequence[ImageRow]) -> bool:
+    return all(there.get(_at(row), row.path) == row.path for row in rows)
+
+
+def _at(row: ImageRow) -> _ImagePlace:
+    return row.well, row.site, row.timepoint, row.z, row.channel
+
+
+def _run_name(plate: str, run: str) -> str:
+    return f"{plate}_{run.replace('/', '_')}" if plate and run else ""
 
 
 def _candidates(rule: TableRule, files: Sequence[str]) -> list[str]:
