@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from cytolake.catalog import ids
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.qc.metrics import foreground_shares, measure_site, measure_with_windows
 from cytolake.screens.images.image_files import STORAGE_FAILED
-from cytolake.screens.images.pixels import read_site, resolve_sharpest
+from cytolake.screens.images.pixels import correct, read_recorded
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 
 
@@ -32,6 +34,9 @@ def crop_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
 def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
     """Read one site and measure it. An unreadable site gives problems and no rows.
 
+    What is wrong with pixels that can be read (chunks that are not stored, NaN) is among the problems of a site that
+    has its rows; crops that hold a pixel that is not finite are left out.
+
     QC metrics are of the counts as recorded: a function image that brightens the corners would hide an uneven lamp and
     what is clipped. Foreground is of the corrected pixels, which every later reader of the crop gets.
 
@@ -45,10 +50,10 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
             ingest would find the plate unchanged and skip it.
     """
     try:
-        if site.z == "sharpest":
-            site = resolve_sharpest(site)
-        recorded = read_site(site, is_corrected=False)
-        pixels = read_site(site) if any(site.illumination_paths) else recorded
+        read = read_recorded(site)
+        site, recorded = read.site, read.pixels
+        is_corrected = any(site.illumination_paths)
+        pixels = correct(replace(read, pixels=recorded.copy())) if is_corrected else recorded
     except ScreenError as error:
         for problem in error.problems:
             if problem.problem == STORAGE_FAILED:
@@ -81,13 +86,14 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
         "well": site.well,
         "site": site.site,
     }
-    corners = crop_grid(height, width, crop_size)
+    grid = crop_grid(height, width, crop_size)
+    corners = [(y, x) for y, x in grid if _is_finite(pixels[:, y : y + crop_size, x : x + crop_size])]
     windows = [(y, x, crop_size) for y, x in corners]
     if pixels is recorded:
-        metrics_of_channels, shares = measure_with_windows(recorded, windows, site.channels)
+        metrics_of_channels, shares = measure_with_windows(recorded, windows, site.channels, read.types)
     else:
         metrics_of_channels, shares = (
-            measure_site(recorded, site.channels),
+            measure_site(recorded, site.channels, read.types),
             foreground_shares(pixels, windows, site.channels),
         )
     return SiteRows(
@@ -123,18 +129,23 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
             | metrics
             for index, (channel, metrics) in enumerate(zip(site.channels, metrics_of_channels, strict=True))
         ],
-        problems=[]
-        if corners
+        problems=[*read.problems]
+        if grid
         else [
+            *read.problems,
             _problem(
                 site,
                 "site_smaller_than_crop",
                 f"{height} x {width} pixels",
                 f"at least {crop_size} x {crop_size}, the crop size",
                 "Lower ingest.crop_size in the recipe to have crops of this site.",
-            )
+            ),
         ],
     )
+
+
+def _is_finite(pixels: np.ndarray[Any, Any]) -> bool:
+    return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
 
 
 def _problem(site: SiteImage, problem: str, found: str, expected: str, next_step: str) -> Problem:
