@@ -55,6 +55,8 @@ def test_real_problems_are_those_that_the_sources_have(listed):
     found = {name: [problem.problem for plate in listed(name) for problem in plate.problems] for name in SCREENS}
     assert found.pop("bbbc006_focus") == ["unknown_position"] * 12  # point-spread and degradation images of no plate
     assert found.pop("cellprofiler_examples") == ["wells_assigned"]  # ExampleFly has positions and no wells
+    for name in ("pediatric_BR00143976_6ch", "jump_BR00117006_site"):
+        assert found.pop(name) == ["unlisted_files"]  # outlines of cells
     assert not any(found.values())
 
 

@@ -21,9 +21,11 @@ from cytolake.screens.layouts import (
     try_layout,
 )
 from cytolake.screens.layouts.class_folders import N_PLATES
+from cytolake.screens.layouts.listed_images import hold_against_listing
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.unlisted_files import report_unlisted
 
 AUTO, REGEX = "auto", "regex"
 PLATE_MAP = "platemap.csv"
@@ -213,7 +215,17 @@ def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
         source.n_plates,
     )
     plates, repeated = _without_repeats(plates)
-    return plates, problems + repeated
+    plates, absent = hold_against_listing(opened.preset.read, source.screen, opened.folder, _files_of(opened), plates)
+    return plates, problems + repeated + absent
+
+
+def _files_of(opened: OpenScreen) -> list[str]:
+    """All files of the screen; none in a bucket whose layout names every image by itself, where a listing is dear."""
+    if opened.files is not None:
+        return opened.files
+    if opened.folder.is_remote and opened.preset.read in ("index-csv", "ome-zarr"):
+        return []
+    return screen_files(opened.folder)
 
 
 def no_images(opened: OpenScreen, next_step: str) -> Problem:
@@ -232,7 +244,8 @@ def complete_plates(
 ) -> list[Plate]:
     """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
 
-    That is: channels spelled as declared, illumination functions, focal planes joined, plate map and batch.
+    That is: channels spelled as declared, illumination functions, files that no site uses, focal planes joined, plate
+    map and batch.
 
     Raises:
         ScreenError: A plate map that cannot be read, or two channels that were given one name.
@@ -257,6 +270,8 @@ def complete_plates(
         )
         for plate, old_to_new in zip(plates, names, strict=True)
     ]
+    plates, unlisted = report_unlisted(source.screen, folder, _files_of(opened), plates, problems)
+    problems += unlisted
     plates = [join_planes(plate, source.z) for plate in plates]
     plate_map = _read_plate_map(source, folder)
     if plate_map is not None:
