@@ -271,8 +271,8 @@ def _tiff_page(file: BinaryIO, size: int, bytes_max: int) -> Iterator[tuple[tiff
             pages = [each.aspage() for each in tif.pages]
             for each in pages:
                 check_tiff_headers(file, size, each.subifds or ())
-            page = image_page(pages)
-            check_tiff_page(page, size, bytes_max)
+            page, n_alike = image_page(pages)
+            check_tiff_page(page, n_alike, size, bytes_max)
             yield tif, page
     except (ImageFileError, OSError, MemoryError):
         raise
@@ -337,13 +337,14 @@ def check_tiff_headers(file: BinaryIO, size: int, sub_pages: Sequence[int] | Non
             offset = struct.unpack(order + next_form, following)[0] if len(following) == next_bytes else 0
 
 
-def check_tiff_page(page: tifffile.TiffPage, size: int, bytes_max: int) -> None:
+def check_tiff_page(page: tifffile.TiffPage, n_alike: int, size: int, bytes_max: int) -> None:
     """Refuse a page that is not one grey plane, too large, cut, sparse, or coloured by its palette."""
-    if len(page.shape) != 2:
+    if len(page.shape) != 2 or n_alike > 1:
         is_colour = page.photometric is not None and int(page.photometric) in _COLOUR_SPACES
+        planes = f"{n_alike} pages of {page.shape}" if n_alike > 1 else f"shape {page.shape}"
         raise ImageFileError(
             "shape_mismatch",
-            f"{'a colour image of ' if is_colour else ''}shape {page.shape}",
+            f"a colour image, {planes}" if is_colour else planes,
             "one grey plane (height, width)",
             "Split stacks and colour images into one file for each channel, time and focal plane.",
         )

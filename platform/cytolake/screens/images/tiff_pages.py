@@ -11,11 +11,10 @@ from cytolake.screens.images.image_errors import ImageFileError
 SUBPAGES_MAX = 64  # levels of a pyramid; 2 ** 64 pixels along an edge need no more
 DERIVED = 1 | 4
 """Bits of the tag NewSubfileType: a reduced image, a mask."""
-_SPLIT = "Split stacks and colour images into one file for each channel, time and focal plane."
 
 
-def image_page(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage:
-    """The one page of full resolution.
+def image_page(pages: Sequence[tifffile.TiffPage]) -> tuple[tifffile.TiffPage, int]:
+    """The page of full resolution, and how many there are of its size: more than one is a stack.
 
     Pages that NewSubfileType marks as reduced or as a mask are passed over. Where only such pages are in the chain,
     the image is looked for among their SubIFDs, as in files that begin with a thumbnail. SubIFDs of a page that is not
@@ -25,7 +24,7 @@ def image_page(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage:
         pages: Of the file's chain, in order, with headers that were checked; at least one.
 
     Raises:
-        ImageFileError: `shape_mismatch`: several pages of full resolution, of one size (a stack) or of several.
+        ImageFileError: `shape_mismatch`: several pages of full resolution and of different sizes.
 
     Source: TIFF 6.0, NewSubfileType and SubIFDs (Adobe PageMaker 6.0 TIFF Technical Notes).
     """
@@ -34,7 +33,7 @@ def image_page(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage:
         below = [sub for page in pages for sub in _sub_pages(page)]
         full = [page for page in below if not _is_derived(page)]
     if not full and len(pages) == 1:
-        return pages[0]  # the only page is the image, whatever it is marked as
+        return pages[0], 1  # the only page is the image, whatever it is marked as
     if not full:
         raise ImageFileError(
             "shape_mismatch",
@@ -45,12 +44,11 @@ def image_page(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage:
     if len(full) == 1:
         larger = [sub for sub in _sub_pages(full[0]) if not _is_derived(sub) and sub.size > full[0].size]
         if not larger:
-            return full[0]
+            return full[0], 1
         full += larger  # SubIFDs that are no pyramid of this page
     shapes = list(dict.fromkeys(page.shape for page in full))
     if len(shapes) == 1:
-        found = f"{len(full)} pages of {shapes[0]}"
-        raise ImageFileError("shape_mismatch", found, "one grey plane (height, width)", _SPLIT)
+        return full[0], len(full)
     listed = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:4]) + (", ..." if len(shapes) > 4 else "")
     raise ImageFileError(
         "shape_mismatch",

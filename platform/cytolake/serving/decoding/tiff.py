@@ -96,7 +96,7 @@ def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -
         if page.dtype is not None and np.dtype(page.dtype).kind in "uif":
             n_values = (len(pages) + 1) * n_values_of(page.shape)
             budget.check_values(n_values, "the TIFF", (len(pages) + 1, *page.shape), np.dtype(page.dtype).itemsize)
-        check_tiff_page(page, size, budget.max_decoded_bytes)
+        check_tiff_page(page, 1, size, budget.max_decoded_bytes)
         if int(page.compression) != 1 and len(page.dataoffsets) != n_values_of(page.chunked):
             raise ServingError(
                 status=422,
