@@ -11,6 +11,7 @@ from cytolake.screens import storage
 from cytolake.screens.channel_names import canonical, canonical_names, renamed
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
+from cytolake.screens.images.image_files import one_line
 from cytolake.screens.layouts import (
     BUILT_IN,
     LayoutPreset,
@@ -121,13 +122,17 @@ def list_plates(
             with a reader in code are known.
 
     Raises:
-        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), or a table that cannot
-            be read.
+        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), a table that cannot
+            be read, or a reader that failed on it.
     """
     try:
         return plates_of(open_screen(source, presets), vocabulary)
+    except (ScreenError, ImportError, MemoryError):
+        raise
     except (OSError, PathRefusedError) as error:  # a bucket answers late, too: while its plates are listed
         raise ScreenError(unreadable_folder(source, error)) from error
+    except Exception as error:  # a fault of a reader costs its screen, not the others of a run
+        raise ScreenError(reader_failed(source, error)) from error
 
 
 def open_screen(
@@ -367,6 +372,18 @@ def unreadable_folder(source: ScreenSource, error: Exception) -> Problem:
         "Correct `path`; for a bucket check AWS_ENDPOINT_URL and the AWS_* credentials."
         if storage.is_uri(source.path)
         else "Check its permissions.",
+    )
+
+
+def reader_failed(source: ScreenSource, error: Exception) -> Problem:
+    """What a screen is reported as whose reader stopped at something that it does not know."""
+    return _problem(
+        source,
+        "reader_failed",
+        one_line(error),
+        "a screen that its layout's reader can list",
+        "Set another `layout`, or move aside the table or file that the message is about; and report the fault: "
+        "a reader should have named the file.",
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from cytolake.catalog import ids
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.qc.metrics import foreground_shares, measure_site, measure_with_windows
+from cytolake.screens.crop_grid import crop_grid as crop_grid
+from cytolake.screens.crop_grid import finite_crops, smaller_than_crop
 from cytolake.screens.images.image_files import STORAGE_FAILED
 from cytolake.screens.images.pixels import correct, read_recorded
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
@@ -23,12 +23,6 @@ class SiteRows:
     crops: list[dict[str, Any]]
     qc_metrics: list[dict[str, Any]]
     problems: list[Problem]
-
-
-def crop_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
-    """Top left corners (y, x) of the squares that tile a site, row by row, leaving the same margin on both sides."""
-    top, left = height % size // 2, width % size // 2
-    return [(y, x) for y in range(top, height - size + 1, size) for x in range(left, width - size + 1, size)]
 
 
 def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
@@ -62,17 +56,6 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
                     "goes on with the wells that are missing."
                 ) from error
         return SiteRows(sites=[], crops=[], qc_metrics=[], problems=list(error.problems))
-    except (ImportError, MemoryError):
-        raise  # of this machine, not of the file: in quarantine it would pass for a fault of the plate, for ever
-    except Exception as error:  # any decoder may fail in any way on a damaged file: the plate goes on without the site
-        problem = _problem(
-            site,
-            "unreadable_file",
-            f"{type(error).__name__}: {error}",
-            "an image that can be decoded",
-            "Copy the file again from where it was made, or remove it from the plate.",
-        )
-        return SiteRows(sites=[], crops=[], qc_metrics=[], problems=[problem])
 
     n_channels, height, width = pixels.shape
     where = (site.screen, site.plate, site.well, site.site, site.timepoint, site.z)
@@ -86,8 +69,7 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
         "well": site.well,
         "site": site.site,
     }
-    grid = crop_grid(height, width, crop_size)
-    corners = [(y, x) for y, x in grid if _is_finite(pixels[:, y : y + crop_size, x : x + crop_size])]
+    corners = finite_crops(pixels, crop_size)
     windows = [(y, x, crop_size) for y, x in corners]
     if pixels is recorded:
         metrics_of_channels, shares = measure_with_windows(recorded, windows, site.channels, read.types)
@@ -129,34 +111,5 @@ def read_site_rows(site: SiteImage, batch: str, crop_size: int) -> SiteRows:
             | metrics
             for index, (channel, metrics) in enumerate(zip(site.channels, metrics_of_channels, strict=True))
         ],
-        problems=[*read.problems]
-        if grid
-        else [
-            *read.problems,
-            _problem(
-                site,
-                "site_smaller_than_crop",
-                f"{height} x {width} pixels",
-                f"at least {crop_size} x {crop_size}, the crop size",
-                "Lower ingest.crop_size in the recipe to have crops of this site.",
-            ),
-        ],
-    )
-
-
-def _is_finite(pixels: np.ndarray[Any, Any]) -> bool:
-    return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
-
-
-def _problem(site: SiteImage, problem: str, found: str, expected: str, next_step: str) -> Problem:
-    return Problem(
-        screen=site.screen,
-        plate=site.plate,
-        well=site.well,
-        site=site.site,
-        file=site.image_paths[0] if len(site.image_paths) == 1 else "",
-        problem=problem,
-        found=found,
-        expected=expected,
-        next_step=next_step,
+        problems=[*read.problems, *smaller_than_crop(site, height, width, crop_size)],
     )

@@ -97,9 +97,23 @@ def read_site(
 def read_recorded(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> RecordedSite:
     """Counts of a whole site as its files hold them, and what is wrong with them though they can be read.
 
-    Args, Raises: As for `read_site`; `missing_chunk`: not one chunk of an OME-Zarr image is stored.
+    Args, Raises: As for `read_site`; `missing_chunk`: not one chunk of an OME-Zarr image is stored. Whatever else a
+    decoder raises is `unreadable_file`, so that a damaged file costs its own site. An ImportError or MemoryError is of
+    this machine and not of the file.
     """
-    recorded = _read(site, None, bytes_max)
+    try:
+        recorded = _read(site, None, bytes_max)
+    except (ScreenError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # any decoder may fail in any way on a damaged file
+        _fail(
+            site,
+            "unreadable_file",
+            one_line(error),
+            "an image that can be decoded",
+            "Copy the file again from where it was made, or remove it from the plate.",
+            file=site.image_paths[0] if len(site.image_paths) == 1 else "",
+        )
     if recorded.is_empty:
         raise ScreenError(*recorded.problems)
     return replace(recorded, problems=(*recorded.problems, *_not_numbers(recorded.site, recorded.pixels)))
