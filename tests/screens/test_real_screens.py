@@ -81,7 +81,7 @@ def test_names_alone_place_every_image_where_the_index_does(real_data, listed, n
     (by_index,) = listed(name)
     source = ScreenSource(screen=name, path=str(real_data / name), layout=layout, pattern=pattern)
     (by_name,) = list_plates(source, presets=layout_presets())
-    assert by_name.problems == ()
+    assert {problem.problem for problem in by_name.problems} <= {"unlisted_files"}  # outlines of cells
     assert len(by_name.channels) == len(by_index.channels)
     assert [(site.well, set(site.image_paths)) for site in by_name.sites] == [
         (site.well, set(site.image_paths)) for site in by_index.sites

@@ -114,6 +114,7 @@ def _read(site: SiteImage, crop_size: int, seen: _Seen) -> None:
         recorded = read_recorded(site)
     except ScreenError as error:
         seen.problems += error.problems
+        _look_at_sizes(site, seen)
         return
     n_channels, height, width = recorded.pixels.shape
     for dtype in recorded.types:
@@ -127,6 +128,19 @@ def _read(site: SiteImage, crop_size: int, seen: _Seen) -> None:
 def _look_at_headers(site: SiteImage, crop_size: int, seen: _Seen) -> None:
     """Read the headers of one image of each channel; sites of channels that fit together count as readable."""
     seen.n_looked_at += 1
+    found, problems = _look_at_sizes(site, seen)
+    seen.problems += problems
+    if problems or not found:
+        return
+    height, width, _ = found[0]
+    seen.n_readable += 1
+    seen.n_crops += (height // crop_size) * (width // crop_size)
+    itemsize = np.result_type(*(each for *_, each in found)).itemsize
+    seen.n_bytes += (sum(site.planes) or len(site.channels)) * height * width * itemsize
+
+
+def _look_at_sizes(site: SiteImage, seen: _Seen) -> tuple[list[tuple[int, int, np.dtype[Any]]], list[Problem]]:
+    """Height, width and type of one image of each channel by its header, and what is wrong with headers."""
     found: list[tuple[int, int, np.dtype[Any]]] = []
     problems = []
     for channel, path in _first_paths(site):
@@ -140,14 +154,7 @@ def _look_at_headers(site: SiteImage, crop_size: int, seen: _Seen) -> None:
         else:
             found.append((height, width, dtype))
             seen.sizes[height, width, dtype.name, dtype.itemsize] += 1
-    seen.problems += problems
-    if problems or not found:
-        return
-    height, width, dtype = found[0]
-    seen.n_readable += 1
-    seen.n_crops += (height // crop_size) * (width // crop_size)
-    itemsize = np.result_type(*(each for *_, each in found)).itemsize
-    seen.n_bytes += (sum(site.planes) or len(site.channels)) * height * width * itemsize
+    return found, problems
 
 
 def _first_paths(site: SiteImage) -> list[tuple[str, str]]:

@@ -30,7 +30,8 @@ def report_unlisted(
 ) -> tuple[list[Plate], list[Problem]]:
     """The plates with an `unlisted_files` problem where there are such files, and one for those that lie in no plate.
 
-    A file that another problem names, or whose folder one names, is reported already.
+    OME-Zarr plates in a bucket, where each folder costs a request, are not looked through. A file that another problem
+    names, or whose folder one names, is reported already.
 
     Args:
         screen: Its name.
@@ -60,7 +61,7 @@ def report_unlisted(
     completed = []
     for number, plate in enumerate(plates):
         found = unlisted.get(number, [])
-        if plate.reader == "ome-zarr":
+        if plate.reader == "ome-zarr" and not folder.is_remote:
             found = [*found, *(path for path in _unlisted_groups(plate, folder) if path not in named)]
         problems = [_problem(screen, plate.plate, found)] if found else []
         completed.append(replace(plate, problems=(*plate.problems, *problems)) if problems else plate)
@@ -86,10 +87,7 @@ def _is_image(path: str) -> bool:
 
 
 def _unlisted_groups(plate: Plate, folder: SourceFolder) -> Iterator[str]:
-    """Wells, and images of listed wells, that lie in an OME-Zarr plate and that its metadata do not name.
-
-    In a bucket, where each folder costs a request, only rows and wells are looked through.
-    """
+    """Wells, and images of listed wells, that lie in an OME-Zarr plate and that its metadata do not name."""
     top = folder.relative(plate.source)
     top = "" if top == "." else top + "/"
     listed = {folder.relative(path) for site in plate.sites for path in site.image_paths}
@@ -104,7 +102,7 @@ def _unlisted_groups(plate: Plate, folder: SourceFolder) -> Iterator[str]:
                     continue
                 if well not in wells:
                     yield well
-                elif not folder.is_remote:
+                elif well not in named:
                     for name in _folders(folder, well):
                         image = f"{well}/{name}"
                         is_group = any(folder.exists(f"{image}/{mark}") for mark in _MARKS)
