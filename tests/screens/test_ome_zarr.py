@@ -110,7 +110,7 @@ def test_what_is_missing_or_damaged_is_told_and_the_rest_is_listed(tmp_path, wri
     assert sorted(found, key=lambda problem: problem[1]) == [
         ("missing_file", "A02", "1", "P1.zarr/A/02/1"),
         ("unreadable_file", "A03", "0", "P1.zarr/A/03/0"),
-        ("unreadable_file", "A04", "", "P1.zarr/A/04"),
+        ("well_without_image", "A04", "", "P1.zarr/A/04"),
     ]
 
 

@@ -431,7 +431,7 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
         f"""
         select w.screen, w.plate, w.row, w."column", any_value(w.annotations) as annotations,
                avg(case when v.is_pass then 0.0 else 1.0 end) as failed
-        from (select site_id, channel_index, bool_and(is_pass) as is_pass from qc_verdicts
+        from (select site_id, channel, bool_and(is_pass) as is_pass from qc_verdicts
               where qc_id = '{qc_id}' group by all) v
         join sites s using (site_id) join wells w using (well_id)
         group by all order by w.screen, w.plate

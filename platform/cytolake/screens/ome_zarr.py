@@ -190,6 +190,15 @@ def _list_plate(
     images: list[tuple[str, str, str, int | None]] = []  # well, well path, image path, acquisition
     well_groups = read_groups([f"{path}/{well_path}" for well_path in wells.values()])
     for (well, well_path), well_group in zip(wells.items(), well_groups, strict=True):
+        if well_group == {}:
+            report(
+                "well_without_image",
+                "no such well group",
+                "the well that the plate's metadata names",
+                "Copy the well, or remove it from the plate metadata if it was not imaged.",
+                well=well_path,
+            )
+            continue
         try:
             if isinstance(well_group, Exception):
                 raise well_group

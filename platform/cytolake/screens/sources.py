@@ -13,6 +13,7 @@ from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
 from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
+from cytolake.screens.images.image_files import one_line
 from cytolake.screens.label_vocabulary import LABELS, fold_column, label_vocabulary
 from cytolake.screens.layouts import (
     BUILT_IN,
@@ -25,11 +26,13 @@ from cytolake.screens.layouts import (
     try_layout,
 )
 from cytolake.screens.layouts.class_folders import N_PLATES
+from cytolake.screens.layouts.listed_images import hold_against_listing
 from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
 from cytolake.screens.positions import is_position
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.stacks import Pages, expand_stacks
+from cytolake.screens.unlisted_files import report_unlisted
 from cytolake.screens.well_labels import declare_labels
 
 AUTO, REGEX = "auto", "regex"
@@ -142,8 +145,8 @@ def list_plates(
             with a reader in code are known.
 
     Raises:
-        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), or a table that cannot
-            be read.
+        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), a table that cannot
+            be read, or a reader that failed on it.
     """
     return list(list_screen(source, vocabulary, presets).plates)
 
@@ -167,8 +170,12 @@ def list_screen(
     """
     try:
         return plates_of(open_screen(source, presets), vocabulary, image_of)
+    except (ScreenError, ImportError, MemoryError):
+        raise
     except (OSError, PathRefusedError) as error:  # a bucket answers late, too: while its plates are listed
         raise ScreenError(unreadable_folder(source, error)) from error
+    except Exception as error:  # a fault of a reader costs its screen, not the others of a run
+        raise ScreenError(reader_failed(source, error)) from error
 
 
 def open_screen(
@@ -265,7 +272,17 @@ def plates_as_found(opened: OpenScreen, image_of: ImageOf | None = None) -> tupl
         source.n_plates,
     )
     plates, repeated = choose_runs(plates, source.runs, image_of)
-    return expand_stacks(plates, source.pages), problems + repeated
+    plates, absent = hold_against_listing(opened.preset.read, source.screen, opened.folder, _files_of(opened), plates)
+    return expand_stacks(plates, source.pages), problems + repeated + absent
+
+
+def _files_of(opened: OpenScreen) -> list[str]:
+    """All files of the screen; none in a bucket whose layout names every image by itself, where a listing is dear."""
+    if opened.files is not None:
+        return opened.files
+    if opened.folder.is_remote and opened.preset.read in ("index-csv", "ome-zarr"):
+        return []
+    return screen_files(opened.folder)
 
 
 def no_images(opened: OpenScreen, next_step: str) -> Problem:
@@ -284,7 +301,8 @@ def complete_plates(
 ) -> Listing:
     """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
 
-    That is: channels spelled as declared, illumination functions, focal planes joined, plate map and batch.
+    That is: channels spelled as declared, illumination functions, files that no site uses, focal planes joined, plate
+    map and batch.
 
     Raises:
         ScreenError: A plate map that cannot be read, or two channels that were given one name.
@@ -312,6 +330,8 @@ def complete_plates(
         )
         for plate, old_to_new in zip(plates, names, strict=True)
     ]
+    plates, unlisted = report_unlisted(source.screen, folder, _files_of(opened), plates, problems)
+    problems += unlisted
     plates = [join_planes(plate, source.z) for plate in plates]
     samples = frozenset(site.well for plate in plates for site in plate.sites if not is_position(site.well))
     plate_map = _read_plate_map(source, folder, samples)
@@ -431,6 +451,18 @@ def unreadable_folder(source: ScreenSource, error: Exception) -> Problem:
         "Correct `path`; for a bucket check AWS_ENDPOINT_URL and the AWS_* credentials."
         if storage.is_uri(source.path)
         else "Check its permissions.",
+    )
+
+
+def reader_failed(source: ScreenSource, error: Exception) -> Problem:
+    """What a screen is reported as whose reader stopped at something that it does not know."""
+    return _problem(
+        source,
+        "reader_failed",
+        one_line(error),
+        "a screen that its layout's reader can list",
+        "Set another `layout`, or move aside the table or file that the message is about; and report the fault: "
+        "a reader should have named the file.",
     )
 
 

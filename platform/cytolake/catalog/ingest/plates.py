@@ -112,8 +112,6 @@ def ingest_screens(
             of_screens += listing.problems
         except ScreenError as error:
             failed += error.problems
-        except Exception as error:  # whatever one screen makes its reader do, the others go on
-            failed.append(_failed_reader(source, error))
     if failed and not plates:
         raise ScreenError(*failed)
     by_screen = {source.screen: source for source in sources}
@@ -418,14 +416,3 @@ def _quarantine_refused(catalog: Catalog, refused: Sequence[Problem]) -> None:
     for problem in refused:
         rows = quarantine_rows(PlateIds(problem.screen, problem.plate).plate_id, [problem], now)
         catalog.append("quarantine", rows, transaction=f"refused/{rows.column('quarantine_id')[0].as_py()}")
-
-
-def _failed_reader(source: ScreenSource, error: Exception) -> Problem:
-    return Problem(
-        screen=source.screen,
-        file=source.path,
-        problem="unreadable_screen",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        expected="a screen that its layout's reader can list",
-        next_step="Report this as a fault of cytolake, with the names and tables of the folder.",
-    )

@@ -170,7 +170,9 @@ def _channel_names(labels: Sequence[str], n_channels: int) -> tuple[str, ...]:
     names: list[str] = []
     for i in range(n_channels):
         label = (labels[i].strip() if labels else "") or f"c{i}"
-        names.append(f"{label} c{i}" if label in names else label)
+        while label in names:
+            label = f"{label} c{i}"  # "A c2" may be a label of its own
+        names.append(label)
     return tuple(names)
 
 

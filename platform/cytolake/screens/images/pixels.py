@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
@@ -34,15 +34,46 @@ from cytolake.screens.storage import StoredFile, is_uri, stored_file
 if TYPE_CHECKING:
     from cytolake.screens.images.zarr_images import ZarrImage
 
-__all__ = ["SITE_BYTES_MAX", "Window", "choose_plane", "read_site", "resolve_sharpest", "site_image"]
+__all__ = [
+    "SITE_BYTES_MAX",
+    "RecordedSite",
+    "Window",
+    "choose_plane",
+    "correct",
+    "read_recorded",
+    "read_site",
+    "resolve_sharpest",
+    "site_image",
+]
 
 SITE_BYTES_MAX = 4 * 2**30  # decoded; 5 channels of a 20,000 x 20,000 stitched well in 16 bit are 3.7 GiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RecordedSite:
+    """Counts of a site as its files hold them."""
+
+    site: SiteImage
+    """The site that was read, its focal plane chosen."""
+    pixels: np.ndarray
+    """(C, H, W), in the type that holds the values of every channel exactly."""
+    shape: tuple[int, int]
+    """(H, W) of the whole field of view."""
+    types: tuple[np.dtype[Any], ...]
+    """Pixel type of each channel's own files."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with pixels that could be read: `missing_chunk`, `not_a_number`."""
+    is_empty: bool = False
+    """Not one chunk of the image is stored: every pixel is a fill value."""
 
 
 def read_site(
     site: SiteImage, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX, *, is_corrected: bool = True
 ) -> np.ndarray:
     """(C, H, W) pixels of a site in the type its source holds, without scaling.
+
+    Channels of different types are widened to the type that holds the values of each exactly, such as uint16 for 8-bit
+    brightfield and 16-bit fluorescence.
 
     A site with `planes` is the maximum over the focal planes of each channel; one with `illumination_paths` is divided
     by these functions, rounded, and clipped to the range of a type of whole numbers. A site of `z="sharpest"` is
@@ -56,16 +87,54 @@ def read_site(
 
     Raises:
         ScreenError: With one problem: `missing_file`, `truncated_file`, `unreadable_file`, `unsupported_file`,
-            `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`,
-            `bad_illumination`, `too_large`, `storage_failed` (the storage does not answer: no fault of the file).
+            `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`
+            (no type holds the values of all channels exactly), `bad_illumination`, `too_large`, `storage_failed` (the
+            storage does not answer: no fault of the file).
     """
+    recorded = _read(site, window, bytes_max)
+    return correct(recorded, window, bytes_max) if is_corrected else recorded.pixels
+
+
+def read_recorded(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> RecordedSite:
+    """Counts of a whole site as its files hold them, and what is wrong with them though they can be read.
+
+    Args, Raises: As for `read_site`; `missing_chunk`: not one chunk of an OME-Zarr image is stored. Whatever else a
+    decoder raises is `unreadable_file`, so that a damaged file costs its own site. An ImportError or MemoryError is of
+    this machine and not of the file.
+    """
+    try:
+        recorded = _read(site, None, bytes_max)
+    except (ScreenError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # any decoder may fail in any way on a damaged file
+        _fail(
+            site,
+            "unreadable_file",
+            one_line(error),
+            "an image that can be decoded",
+            "Copy the file again from where it was made, or remove it from the plate.",
+            file=site.image_paths[0] if len(site.image_paths) == 1 else "",
+        )
+    if recorded.is_empty:
+        raise ScreenError(*recorded.problems)
+    return replace(recorded, problems=(*recorded.problems, *_not_numbers(recorded.site, recorded.pixels)))
+
+
+def _read(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     if site.z == "sharpest":
         site = resolve_sharpest(site, bytes_max)
     _check_paths(site)
     readers = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}
-    read = readers.get(site.reader, _read_stacks)
-    pixels_CHW, shape = read(site, window, bytes_max)
-    return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
+    return readers.get(site.reader, _read_stacks)(site, window, bytes_max)
+
+
+def correct(recorded: RecordedSite, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX) -> np.ndarray:
+    """(C, H, W) counts divided by the site's illumination functions; in place, where it has any.
+
+    Raises:
+        ScreenError: As for `read_site`.
+    """
+    return _corrected(recorded.site, recorded.pixels, recorded.shape, window, bytes_max)
 
 
 def resolve_sharpest(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> SiteImage:
@@ -163,13 +232,28 @@ def _check_paths(site: SiteImage) -> None:
         )
 
 
-def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
+    from cytolake.screens.images.missing_chunks import is_nothing_stored, missing_chunks
+
     images, planes, whole = _open_zarr(site, window, bytes_max)
     read = _zarr_planes(site, images, planes, whole)
     pixels_CHW = next(read)
     for following in read:
         np.maximum(pixels_CHW, following, out=pixels_CHW)
-    return pixels_CHW, (images[0].n("y"), images[0].n("x"))
+    problems: list[Problem] = []
+    first = 0
+    for image in images:
+        channels = site.channels[first : first + image.n("c")]
+        problems += missing_chunks(replace(site, channels=channels, image_paths=(image.path,)), image.chunks_read)
+        first += image.n("c")
+    return RecordedSite(
+        site=site,
+        pixels=pixels_CHW,
+        shape=(images[0].n("y"), images[0].n("x")),
+        types=(pixels_CHW.dtype,) * len(site.channels),
+        problems=tuple(problems),
+        is_empty=any(is_nothing_stored(image.chunks_read) for image in images),
+    )
 
 
 def _zarr_planes(site: SiteImage, images: Sequence[ZarrImage], planes: range, window: Window) -> Iterator[np.ndarray]:
@@ -232,17 +316,19 @@ def _zarr_changed(found: str, expected: str) -> ImageFileError:
     )
 
 
-def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     pixels_CHW: np.ndarray | None = None
     shape: tuple[int, int] = (0, 0)
+    types: list[np.dtype[Any]] = []
+    n_channels = len(site.channels)
     first = 0
-    for i, (channel, n_planes) in enumerate(zip(site.channels, site.planes or (1,) * len(site.channels), strict=True)):
+    for i, (channel, n_planes) in enumerate(zip(site.channels, site.planes or (1,) * n_channels, strict=True)):
         for plane, path in enumerate(site.image_paths[first : first + n_planes]):
             with _told(site, channel, path):
-                pixels_HW, found = read_plane(path, window, bytes_max // len(site.channels))
+                pixels_HW, found = read_plane(path, window, bytes_max // n_channels)
                 if pixels_CHW is None:
                     shape = found
-                    pixels_CHW = np.empty((len(site.channels), *pixels_HW.shape), pixels_HW.dtype)
+                    pixels_CHW = np.empty((n_channels, *pixels_HW.shape), pixels_HW.dtype)
                 if found != shape:
                     raise ImageFileError(
                         "shape_mismatch",
@@ -251,32 +337,79 @@ def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple
                         "All channels of a site must be one size; export them again, or list them as two sites.",
                     )
                 if pixels_HW.dtype != pixels_CHW.dtype:
-                    raise ImageFileError(
-                        "mixed_pixel_type",
-                        str(pixels_HW.dtype),
-                        f"{pixels_CHW.dtype}, as in channel {site.channels[0]}",
-                        "Export all channels of a site with the same bit depth.",
-                    )
+                    common = _common_type(pixels_CHW.dtype, pixels_HW.dtype, site.channels[0])
+                    check_budget(pixels_CHW.size * common.itemsize, bytes_max)
+                    pixels_CHW = pixels_CHW.astype(common, copy=False)
+                if plane:
+                    types[i] = _common_type(types[i], pixels_HW.dtype, channel)
+                else:
+                    types.append(pixels_HW.dtype)
             if plane:
                 np.maximum(pixels_CHW[i], pixels_HW, out=pixels_CHW[i])
             else:
                 pixels_CHW[i] = pixels_HW
         first += n_planes
     assert pixels_CHW is not None  # _check_paths: at least one channel of at least one plane
-    return pixels_CHW, shape
+    return RecordedSite(site=site, pixels=pixels_CHW, shape=shape, types=tuple(types))
 
 
-def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _common_type(one: np.dtype[Any], other: np.dtype[Any], of: str) -> np.dtype[Any]:
+    """The type that holds every value of both exactly, such as uint16 for uint8 and uint16; `of` is the channel of one.
+
+    Raises:
+        ImageFileError: `mixed_pixel_type`: there is none, as for 64-bit whole numbers and floats.
+    """
+    common = np.result_type(one, other)
+    digits = np.finfo(common).nmant + 1 if common.kind == "f" else 64
+    if any(each.kind in "iu" and each.itemsize * 8 > digits for each in (one, other)):
+        raise ImageFileError(
+            "mixed_pixel_type",
+            str(other),
+            f"{one}, as in channel {of}, or another type that can be widened to a common one without rounding",
+            "Export all channels of a site with the same bit depth.",
+        )
+    return common
+
+
+def _not_numbers(site: SiteImage, pixels_CHW: np.ndarray) -> list[Problem]:
+    """A problem for each channel with pixels that are NaN or infinite."""
+    if pixels_CHW.dtype.kind != "f":
+        return []
+    problems = []
+    paths = site.image_paths if len(site.image_paths) == len(site.channels) else site.image_paths[:1] * len(pixels_CHW)
+    for channel, path, pixels_HW in zip(site.channels, paths, pixels_CHW, strict=True):
+        n_bad = pixels_HW.size - int(np.isfinite(pixels_HW).sum())
+        n_nan = int(np.isnan(pixels_HW).sum())
+        if n_bad:
+            problems.append(
+                Problem(
+                    screen=site.screen,
+                    plate=site.plate,
+                    well=site.well,
+                    site=site.site,
+                    channel=channel,
+                    file=path if site.reader != "files" or not site.planes else "",
+                    problem="not_a_number",
+                    found=f"{n_bad} of {pixels_HW.size} pixels are NaN or infinite ({n_nan} NaN)",
+                    expected="numbers in every pixel",
+                    next_step="Write the image again without them. Crops that hold such a pixel are left out.",
+                )
+            )
+    return problems
+
+
+def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     with _told(site, "", site.image_paths[0]):
-        return read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
+        pixels_CHW, shape = read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
+    return RecordedSite(site=site, pixels=pixels_CHW, shape=shape, types=(pixels_CHW.dtype,) * len(site.channels))
 
 
-def _read_stacks(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _read_stacks(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     read = _stack_planes(site, window, bytes_max)
     pixels_CHW, shape = next(read)
     for following, _ in read:
         np.maximum(pixels_CHW, following, out=pixels_CHW)
-    return pixels_CHW, shape
+    return RecordedSite(site=site, pixels=pixels_CHW, shape=shape, types=(pixels_CHW.dtype,) * len(site.channels))
 
 
 def _stack_planes(
