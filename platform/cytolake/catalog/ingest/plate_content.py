@@ -16,7 +16,7 @@ NOT_PIXELS = frozenset({"labels", "tables"})
 
 
 class PlateContent(NamedTuple):
-    """What a plate's source holds, as hashes. None depends on what else lies beside the plate."""
+    """What a plate's source holds, as hashes. None depends on what else lies next to the plate."""
 
     content_hash: str
     """Of names and sizes of files, plate map and problems; see `content_hash`."""
