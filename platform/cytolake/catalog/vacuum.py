@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from cytolake.catalog.declared import table_names
 from cytolake.catalog.errors import CatalogError
-from cytolake.catalog.ingest.plates import STAGING
+from cytolake.catalog.ingest.commit import STAGING
 from cytolake.catalog.ingest.staging import remove_folder
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.storage import file_system

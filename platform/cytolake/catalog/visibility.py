@@ -170,8 +170,8 @@ def _files(table: DeltaTable, *, has_editions: bool) -> Iterator[_File]:
         there = name in actions.column_names
         return actions.column(name).to_pylist() if there else [None] * actions.num_rows
 
-    names = ("path", "num_records", "min.plate_id", "max.plate_id", "null_count.plate_id")
-    names += ("min.edition", "max.edition", "null_count.edition")
+    of_plate = ("path", "num_records", "min.plate_id", "max.plate_id", "null_count.plate_id")
+    names = (*of_plate, "min.edition", "max.edition", "null_count.edition")
     for path, n, first, last, nulls, low, high, n_first in zip(*map(column, names), strict=True):
         if n == 0:
             continue

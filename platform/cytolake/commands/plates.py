@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cytolake.line.command import bad_input_told
 from cytolake.line.config import DEFAULT_ROOT
@@ -21,6 +22,8 @@ Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, o
 Name = Annotated[str, typer.Argument(metavar="PLATE", help="SCREEN/PLATE, a plate's name, or a plate_id.")]
 Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
 MAX_CHANGES_PRINTED = 40
+LOG_WIDTH = 180
+"""Characters of a line where no person looks at a terminal: nothing is cut off for a program that reads it."""
 
 
 @plates.callback()
@@ -36,18 +39,16 @@ def list_plates(context: typer.Context, root: Root = DEFAULT_ROOT) -> None:
         catalog = cytolake.catalog.open(root)
         stale = stale_artefacts(catalog)
         n_stale = Counter(name for each in stale for name in each.plates)
-        shown = Table(
-            *("plate", "state", "acquisition", "wells", "sites", "crops", "labels from", "of", "stale", "why"),
-            box=None,
-            header_style="dim",
-        )
+        names = ("plate", "state", "acquisition", "wells", "sites", "crops", "labels from", "of", "stale", "why")
+        columns = [Column(name, overflow="fold", min_width=9 if name == "state" else None) for name in names]
+        shown = Table(*columns, box=None, header_style="dim")
         for each in list_catalog_plates(catalog):
             name = f"{each.screen}/{each.plate}"
             when = f"{each.labelled_at:%Y-%m-%d %H:%M}" if each.labelled_at else ""
             numbers = (each.acquisition, f"{each.n_wells:,}", f"{each.n_sites:,}", f"{each.n_crops:,}")
             texts = (name, each.state, *numbers, each.labels_source, when, n_stale.get(name, 0), each.why)
             shown.add_row(*(escape(str(text)) for text in texts))
-        console = Console(soft_wrap=True)
+        console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
         console.print(shown)
         print_stale(console, catalog_root=root)
 

@@ -21,7 +21,7 @@ NEW_PROBLEMS = frozenset({"derived_copy", "not_a_focal_plane", "repeated_acquisi
 
 
 class PlateContent(NamedTuple):
-    """What a plate's source holds, as hashes. None depends on what else lies beside the plate."""
+    """What a plate's source holds, as hashes. None depends on what else lies next to the plate."""
 
     content_hash: str
     """Of names and sizes of files, plate map and problems; see `content_hash`."""

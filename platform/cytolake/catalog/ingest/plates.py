@@ -285,7 +285,7 @@ def _settle(
     catalog: Catalog,
     plate: Plate,
     content: PlateContent,
-    known: dict[str, Any],
+    known: Mapping[str, Any],
     found: Difference,
     skipped: list[str],
     refused: list[Problem],
@@ -295,7 +295,7 @@ def _settle(
         refused.append(found.problem)
         return
     skipped.append(known["plate_id"])
-    now = known | {"content_hash": content.content_hash, "pixels_hash": content.pixels_hash}
+    now = {**known, "content_hash": content.content_hash, "pixels_hash": content.pixels_hash}
     if known["source"] == plate.source:
         now["files_hash"] = content.files_hash
     if now == known:
