@@ -53,10 +53,10 @@ def report_unlisted(
     for path in files:
         if not _is_image(path) or path in used or path in named:
             continue
-        above = _folders_above(path)
-        if any(place in named for place in above if place) or any(fnmatchcase(path, each) for each in patterns):
+        around = _folders_above(path)
+        if any(place in named for place in around if place) or any(fnmatchcase(path, each) for each in patterns):
             continue
-        place = next((each for each in above if each in owner), None)
+        place = next((each for each in around if each in owner), None)
         unlisted.setdefault(None if place is None else owner[place], []).append(path)
     completed = []
     for number, plate in enumerate(plates):

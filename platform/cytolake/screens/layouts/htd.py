@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from cytolake.screens.positions import N_COLUMNS_MAX, N_ROWS_MAX, name_of_well, whole_number
+from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
+from cytolake.screens.positions import name_of_well, whole_number
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.storage import UnreachableError
 
