@@ -94,10 +94,11 @@ def test_of_two_images_for_one_channel_the_first_stays(tmp_path, write_indexed_s
 def test_a_file_that_is_not_on_disk_is_named(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path, [{}, {"well": "B03"}], absent=["images/P1_B03_1_DNA.tif"])
     (plate,) = listed(tmp_path)
-    (problem,) = plate.problems
-    assert (problem.problem, problem.plate, problem.well, problem.file) == (
+    missing, well = plate.problems
+    assert (missing.problem, missing.plate, missing.well, missing.file) == (
         *("missing_file", "P1", "B03", "images/P1_B03_1_DNA.tif"),
     )
+    assert (well.problem, well.plate, well.well) == ("well_without_image", "P1", "B03")
 
 
 def test_when_every_file_is_missing_nothing_is_listed(tmp_path, write_indexed_screen):
@@ -143,7 +144,8 @@ def test_a_link_that_leaves_the_screen_is_refused_and_one_that_stays_is_not(tmp_
         csv.writer(text).writerows([("path", "plate", "well", "site", "channel"), *rows])
     (plate,) = listed(folder)
     assert [site.well for site in plate.sites] == ["B02"]
-    assert [(problem.problem, problem.well) for problem in plate.problems] == [("path_outside_screen", "B03")]
+    of_wells = [(problem.problem, problem.well) for problem in plate.problems if problem.problem != "unlisted_files"]
+    assert of_wells == [("path_outside_screen", "B03")]
 
 
 def test_a_row_without_channel_or_with_a_strange_time_is_told(tmp_path, write_indexed_screen, codes):

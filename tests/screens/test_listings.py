@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +14,18 @@ import tifffile
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.screens.inspection import inspect_screen
 from cytolake.screens.plate import ScreenError
-from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.screens.sources import ScreenSource, list_screen
 
 PIXELS = np.random.default_rng(0).integers(100, 4000, (16, 16), dtype=np.uint16)
 STAINS = {"1": "HOECHST 33342", "2": "Alexa 488"}
 
 
 def listed(folder, **fields):
+    """Plates of a screen; the first has the problems of the whole screen too."""
     source = ScreenSource(screen="s", path=str(folder), **fields)
-    return list_plates(source, channel_vocabulary().aliases, layout_presets())
+    listing = list_screen(source, channel_vocabulary().aliases, layout_presets())
+    first, *others = listing.plates
+    return [replace(first, problems=(*first.problems, *listing.problems)), *others]
 
 
 def problems(plates, code):
@@ -259,7 +263,10 @@ def test_inspect_reports_the_same_problems(tmp_path, layout, write_indexed_scree
     found = inspect_screen(
         ScreenSource(screen="s", path=str(tmp_path)), channel_vocabulary().aliases, layout_presets(), 8
     )
-    assert {each.problem: each.n for each in found.problems} == Counter(p.problem for p in plates[0].problems)
+    n_of_labels = {} if layout == "rxrx" else {"no_perturbation": 1}
+    assert {each.problem: each.n for each in found.problems} == Counter(
+        p.problem for p in plates[0].problems
+    ) | Counter(n_of_labels)
 
 
 def test_ten_thousand_absent_files_are_as_many_rows_and_one_line_of_an_inspection(tmp_path):

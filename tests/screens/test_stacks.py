@@ -156,4 +156,4 @@ def test_an_inspection_reads_stacks_as_an_ingest_does(tmp_path):
     write(tmp_path / "P1_A01.tif", pixels("C"), "C", "imagej")
     found = inspect_screen(ScreenSource(screen="s", path=str(tmp_path), layout="regex", pattern=PATTERN), crop_size=4)
     assert found.plates[0].sizes == ("8 x 9 uint16",)
-    assert found.problems == ()
+    assert [each.problem for each in found.problems] == ["no_perturbation"]

@@ -62,7 +62,8 @@ def report_unlisted(
     for number, plate in enumerate(plates):
         found = unlisted.get(number, [])
         if plate.reader == "ome-zarr" and not folder.is_remote:
-            found = [*found, *(path for path in _unlisted_groups(plate, folder) if path not in named)]
+            groups = (path for path in _unlisted_groups(plate, folder) if path not in named)
+            found = [*found, *(path for path in groups if not any(fnmatchcase(path, each) for each in patterns))]
         problems = [_problem(screen, plate.plate, found)] if found else []
         completed.append(replace(plate, problems=(*plate.problems, *problems)) if problems else plate)
     lost = unlisted.get(None)

@@ -168,7 +168,7 @@ def test_an_empty_cell_means_that_the_channel_was_not_taken_there(tmp_path, writ
     write_table(tmp_path / "load_data.csv", rows)
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
     assert plate.sites[0].channels == ("DNA", "Mito")
-    assert codes(plate) == ["missing_channel"]
+    assert codes(plate) == ["missing_channel", "unlisted_files"]  # its file is there
 
 
 def test_a_table_of_another_name_is_named_with_its_layout(tmp_path, write_images, listed, rows):
@@ -211,7 +211,10 @@ def test_the_real_bbbc021_table_places_its_images(real_data, tmp_path, write_ima
     assert numbers_read(plate) == {place: numbers[path] for place, path in places.items()}
     compounds = {row["Image_Metadata_Well_DAPI"]: row["Image_Metadata_Compound"] for row in chosen}
     assert {row["well"]: row["Compound"] for row in plate.wells} == compounds
-    assert [problem.problem for problem in plate.problems] == ["missing_file"] * (3 * 200)  # the rest of the plate
+    # the rest of the plate: 200 sites of three files, in wells of which 50 have no image at all
+    n_wells = len({row["Image_Metadata_Well_DAPI"] for row in of_plate} - set(compounds))
+    found = [problem.problem for problem in plate.problems]
+    assert found == ["missing_file"] * (3 * 200) + ["well_without_image"] * n_wells
 
 
 @pytest.mark.parametrize(
