@@ -17,7 +17,8 @@ def crop_grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
 
 def finite_crops(pixels_CHW: np.ndarray[Any, Any], size: int) -> list[tuple[int, int]]:
     """Corners of the grid, without those of crops that hold a pixel that is NaN or infinite."""
-    corners = crop_grid(*pixels_CHW.shape[1:], size)
+    _, height, width = pixels_CHW.shape
+    corners = crop_grid(height, width, size)
     if pixels_CHW.dtype.kind != "f" or np.isfinite(pixels_CHW).all():
         return corners
     return [(y, x) for y, x in corners if np.isfinite(pixels_CHW[:, y : y + size, x : x + size]).all()]

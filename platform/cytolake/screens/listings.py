@@ -30,7 +30,7 @@ class Listed:
     file: str = ""
     """Relative to the screen's folder; empty where the listing names no files."""
     detail: str = ""
-    """What else tells it from others of its site, such as `plane 2`."""
+    """How it differs from others of its site, such as `plane 2`."""
     listing: str
     """The file that names it."""
 

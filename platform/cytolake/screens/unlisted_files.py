@@ -45,8 +45,8 @@ def report_unlisted(
     for number, plate in enumerate(plates):
         own = _paths_of(plate, folder)
         used |= own
-        for above in {above for path in own for above in _folders_above(path)}:
-            owner[above] = number if owner.get(above, number) == number else None
+        for place in {place for path in own for place in _folders_above(path)}:
+            owner[place] = number if owner.get(place, number) == number else None
     named = {problem.file for each in (*(plate.problems for plate in plates), others) for problem in each} - {""}
     patterns = [name for name in named if "*" in name]
     unlisted: dict[int | None, list[str]] = {}
@@ -56,8 +56,8 @@ def report_unlisted(
         above = _folders_above(path)
         if any(place in named for place in above if place) or any(fnmatchcase(path, each) for each in patterns):
             continue
-        place = next((each for each in above if each in owner), None)
-        unlisted.setdefault(None if place is None else owner[place], []).append(path)
+        innermost = next((each for each in above if each in owner), None)
+        unlisted.setdefault(None if innermost is None else owner[innermost], []).append(path)
     completed = []
     for number, plate in enumerate(plates):
         found = unlisted.get(number, [])

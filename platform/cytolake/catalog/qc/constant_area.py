@@ -66,7 +66,7 @@ def constant_area(channel: NDArray[Any]) -> float:
         and _share_elsewhere(channel, value, has_value_MN, edge) <= _NEAR_SHARE
     ):
         return 0.0
-    return height * width / (rows * columns)
+    return float(height * width / (rows * columns))
 
 
 def _constant_cells(channel: NDArray[Any], edge: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -92,7 +92,7 @@ def _is_foreign(value: Any, others: NDArray[Any]) -> bool:
     darkest, dark = np.percentile(floats, _TAIL).tolist()
     if is_whole and darkest - float(value) <= _LEVELS:
         return False
-    return darkest - float(value) > dark - darkest
+    return bool(darkest - float(value) > dark - darkest)
 
 
 def _share_elsewhere(channel: NDArray[Any], value: Any, has_value_MN: NDArray[np.bool_], edge: int) -> float:
