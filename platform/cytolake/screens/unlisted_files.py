@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -58,6 +59,9 @@ def report_unlisted(
             continue
         innermost = next((each for each in above if each in owner), None)
         unlisted.setdefault(None if innermost is None else owner[innermost], []).append(path)
+    if unlisted and not folder.is_remote:
+        targets = _link_targets(used, folder)
+        unlisted = {number: [path for path in paths if path not in targets] for number, paths in unlisted.items()}
     completed = []
     for number, plate in enumerate(plates):
         found = unlisted.get(number, [])
@@ -73,6 +77,11 @@ def _paths_of(plate: Plate, folder: SourceFolder) -> set[str]:
     """Relative paths of every file that the plate's sites use."""
     absolute = {path for site in plate.sites for path in (*site.image_paths, *site.illumination_paths)} - {""}
     return {folder.relative(path) for path in absolute}
+
+
+def _link_targets(used: set[str], folder: SourceFolder) -> set[str]:
+    """Files that used paths lead to by links."""
+    return {folder.relative(os.path.realpath(f"{folder.root}/{path}")) for path in used}
 
 
 def _folders_above(path: str) -> list[str]:

@@ -168,7 +168,7 @@ def test_an_empty_cell_means_that_the_channel_was_not_taken_there(tmp_path, writ
     write_table(tmp_path / "load_data.csv", rows)
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
     assert plate.sites[0].channels == ("DNA", "Mito")
-    assert codes(plate) == ["missing_channel"]
+    assert codes(plate) == ["missing_channel", "unlisted_files"]
 
 
 def test_a_table_of_another_name_is_named_with_its_layout(tmp_path, write_images, listed, rows):
@@ -247,6 +247,6 @@ def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, 
     lines[2] = lines[2].replace(",A01,", ",compound, with comma,A01,")
     (tmp_path / "load_data.csv").write_text("\n".join(lines))
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
-    assert codes(plate) == ["ragged_row"]
-    assert "line 3" in plate.problems[0].found
+    assert codes(plate) == ["unlisted_files", "ragged_row"]
+    assert "line 3" in plate.problems[1].found
     assert [(site.well, site.site) for site in plate.sites] == [("A01", "1"), ("B02", "1"), ("B02", "2")]
