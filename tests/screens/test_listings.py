@@ -202,13 +202,11 @@ def test_a_damaged_htd_file_lists_nothing(tmp_path):
     assert listed(tmp_path)[0].problems == ()
 
 
-def test_a_well_of_an_index_or_loaddata_table_without_any_file_is_reported_as_such(tmp_path, write_indexed_screen):
+def test_tables_with_a_row_for_each_image_report_each(tmp_path, write_indexed_screen):
     rows = [{"well": well, "channel": channel} for well in ("B02", "B03") for channel in ("DAPI", "ER")]
     absent = ["images/P1_B03_1_DAPI.tif", "images/P1_B03_1_ER.tif"]
-    plates = listed(write_indexed_screen(tmp_path / "s", rows, absent=absent))
-    assert len(problems(plates, "missing_file")) == 2
-    (well,) = problems(plates, "well_without_image")
-    assert (well.well, well.found) == ("B03", "none of 2 listed images")
+    (plate,) = listed(write_indexed_screen(tmp_path / "s", rows, absent=absent))
+    assert [(p.problem, p.well, p.file) for p in plate.problems] == [("missing_file", "B03", path) for path in absent]
 
 
 def test_wells_and_images_of_zarr_metadata_that_are_absent_or_not_listed_are_reported(tmp_path, write_zarr_plate):

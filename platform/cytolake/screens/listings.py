@@ -1,8 +1,9 @@
 """What a screen's own listing says is there, held against what is: files and wells that were not copied.
 
-A listing is Index.idx.xml of Harmony, the HTD file of MetaXpress, a metadata table of wells and sites, or the rows and
-groups that a reader has looked for itself. Each absent thing that is listed has a problem of its own, as fine as the
-listing is; a well of which nothing is there has one more, and a plate of which nothing is there has one in all.
+A listing is Index.idx.xml of Harmony, the HTD file of MetaXpress, a metadata table of wells and sites, or OME-Zarr
+metadata. Each absent thing that is listed has a problem of its own, as fine as the listing is; a well of which nothing
+is there has one more, and a plate of which nothing is there has one in all. Tables with a row for each image, and
+CellVoyager's records, are looked for row by row where they are read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Listed:
     file: str = ""
     """Relative to the screen's folder; empty where the listing names no files."""
     detail: str = ""
-    """What else tells it from others of its site, such as `plane 2`."""
+    """How it differs from others of its site, such as `plane 2`."""
     listing: str
     """The file that names it."""
 

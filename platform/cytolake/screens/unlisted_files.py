@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -45,8 +46,8 @@ def report_unlisted(
     for number, plate in enumerate(plates):
         own = _paths_of(plate, folder)
         used |= own
-        for above in {above for path in own for above in _folders_above(path)}:
-            owner[above] = number if owner.get(above, number) == number else None
+        for place in {place for path in own for place in _folders_above(path)}:
+            owner[place] = number if owner.get(place, number) == number else None
     named = {problem.file for each in (*(plate.problems for plate in plates), others) for problem in each} - {""}
     patterns = [name for name in named if "*" in name]
     unlisted: dict[int | None, list[str]] = {}
@@ -56,8 +57,11 @@ def report_unlisted(
         around = _folders_above(path)
         if any(place in named for place in around if place) or any(fnmatchcase(path, each) for each in patterns):
             continue
-        place = next((each for each in around if each in owner), None)
-        unlisted.setdefault(None if place is None else owner[place], []).append(path)
+        innermost = next((each for each in around if each in owner), None)
+        unlisted.setdefault(None if innermost is None else owner[innermost], []).append(path)
+    if unlisted and not folder.is_remote:
+        targets = _link_targets(used, folder)
+        unlisted = {number: [path for path in paths if path not in targets] for number, paths in unlisted.items()}
     completed = []
     for number, plate in enumerate(plates):
         found = unlisted.get(number, [])
@@ -74,6 +78,11 @@ def _paths_of(plate: Plate, folder: SourceFolder) -> set[str]:
     """Relative paths of every file that the plate's sites use."""
     absolute = {path for site in plate.sites for path in (*site.image_paths, *site.illumination_paths)} - {""}
     return {folder.relative(path) for path in absolute}
+
+
+def _link_targets(used: set[str], folder: SourceFolder) -> set[str]:
+    """Files that used paths lead to by links."""
+    return {folder.relative(os.path.realpath(f"{folder.root}/{path}")) for path in used}
 
 
 def _folders_above(path: str) -> list[str]:

@@ -250,6 +250,7 @@ def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, 
     lines[2] = lines[2].replace(",A01,", ",compound, with comma,A01,")
     (tmp_path / "load_data.csv").write_text("\n".join(lines))
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
+    assert codes(plate) == ["unlisted_files"]
     (problem,) = of_screen(tmp_path, path_prefix=(HOME,))
     assert problem.problem == "ragged_row"
     assert "line 3" in problem.found

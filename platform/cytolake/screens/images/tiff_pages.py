@@ -54,7 +54,7 @@ def image_page(pages: Sequence[tifffile.TiffPage]) -> tuple[tifffile.TiffPage, i
         "shape_mismatch",
         f"{len(full)} pages of different sizes ({listed}), none marked as a thumbnail",
         "one image, and thumbnails or pyramid levels marked as reduced (NewSubfileType 1)",
-        "Nobody can tell which page is the image: export each image into a file of its own.",
+        "The file does not say which page is the image: export each image into a file of its own.",
     )
 
 

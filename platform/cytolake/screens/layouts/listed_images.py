@@ -59,7 +59,9 @@ def hold_against_listing(
     elif files is not None and read == "imagexpress":
         listed = [each for plate in plates for each in _of_htd(folder, files, plate)]
         found, _ = absent_of_listing(screen, listed, plates, lambda _: False)
-    return [report_wells_without_image(plate) for plate in found], problems
+    elif read == "ome-zarr":
+        found = [report_wells_without_image(plate) for plate in plates]
+    return found, problems
 
 
 def _is_among(files: set[str]) -> Callable[[Listed], bool]:
