@@ -94,11 +94,10 @@ def test_of_two_images_for_one_channel_the_first_stays(tmp_path, write_indexed_s
 def test_a_file_that_is_not_on_disk_is_named(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path, [{}, {"well": "B03"}], absent=["images/P1_B03_1_DNA.tif"])
     (plate,) = listed(tmp_path)
-    missing, well = plate.problems
-    assert (missing.problem, missing.plate, missing.well, missing.file) == (
+    (problem,) = plate.problems
+    assert (problem.problem, problem.plate, problem.well, problem.file) == (
         *("missing_file", "P1", "B03", "images/P1_B03_1_DNA.tif"),
     )
-    assert (well.problem, well.plate, well.well) == ("well_without_image", "P1", "B03")
 
 
 def test_when_every_file_is_missing_nothing_is_listed(tmp_path, write_indexed_screen):

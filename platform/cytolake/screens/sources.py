@@ -584,16 +584,27 @@ def default_batch(screen: str, name: str) -> str:
 
 def label_plate(plate: Plate, plate_map: PlateMap) -> Plate:
     """The plate with what a plate map says of it: wells, batch, and where the two disagree as problems."""
-    return _name_batch(_annotate(plate, plate_map, plate.plate))
+    return _with_named_batch(_annotate(plate, plate_map, plate.plate))
 
 
 def _name_batch(plate: Plate) -> Plate:
     """The plate with the batch that its wells name, or one of its own."""
+    named = _with_named_batch(plate)
+    return named if _batches(plate) else replace(plate, batch=default_batch(plate.screen, plate.batch))
+
+
+def _batches(plate: Plate) -> Counter[str]:
+    """How many wells name each batch."""
     vocabulary = label_vocabulary()
     column = vocabulary.place_column(dict.fromkeys(column for row in plate.wells for column in row), "batch")
-    batches = Counter(batch for row in plate.wells if (batch := vocabulary.value(row.get(column or "", ""))))
+    return Counter(batch for row in plate.wells if (batch := vocabulary.value(row.get(column or "", ""))))
+
+
+def _with_named_batch(plate: Plate) -> Plate:
+    """The plate with the batch that most of its wells name; as it is where none does."""
+    batches = _batches(plate)
     if not batches:
-        return replace(plate, batch=default_batch(plate.screen, plate.batch))
+        return plate
     batch = batches.most_common(1)[0][0]
     if len(batches) == 1:
         return replace(plate, batch=batch)

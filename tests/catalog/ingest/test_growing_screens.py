@@ -121,4 +121,4 @@ def test_a_first_plate_that_an_earlier_version_hashed_with_its_screen_is_unchang
     commit_plate(catalog, plate, OF_EARLIER_VERSIONS["first"], CONFIG)
     assert arrive(catalog, folder) == (1, [])
     (folder / "platemap.csv").write_text("plate,well,gene\nP1,A01,TP53\nP1,A02,KRAS\nP2,A01,KRAS\n")
-    assert arrive(catalog, folder) == (0, ["plate_changed"])
+    assert arrive(catalog, folder) == (0, ["labels_changed"])

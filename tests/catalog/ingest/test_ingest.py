@@ -21,7 +21,7 @@ from cytolake.catalog.ingest.plates import (
 )
 from cytolake.catalog.ingest.site_rows import crop_grid
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.plate import Plate, ScreenError
+from cytolake.screens.plate import Listing, Plate, ScreenError
 from cytolake.screens.sources import ScreenSource
 
 
@@ -306,12 +306,13 @@ def test_a_screen_that_cannot_be_read_is_told_and_the_others_are_ingested(catalo
 
 
 def test_a_fault_of_a_reader_costs_its_own_screen(catalog, tmp_path, monkeypatch):
-    def broken(source, *_):
-        if source.screen == "broken":
+    def broken(opened, *_):
+        if opened.source.screen == "broken":
             raise TypeError("'<' not supported")
-        return []
+        return Listing(plates=(), problems=())
 
-    monkeypatch.setattr("cytolake.catalog.ingest.plates.list_plates", broken)
+    (tmp_path / "index.csv").write_text("path,plate,well,site,channel\n")
+    monkeypatch.setattr("cytolake.screens.sources.plates_of", broken)
     sources = [ScreenSource(screen=name, path=str(tmp_path)) for name in ("broken", "whole")]
     with pytest.raises(ScreenError, match=r"broken.*TypeError"):
         ingest_screens(catalog, sources, CONFIG)

@@ -14,9 +14,10 @@ from tests.catalog.small_plate import CONFIG, commit
 
 import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.catalog.ingest.screen_problems import quarantine_of_screens
 from cytolake.screens.inspection import inspect_screen
 from cytolake.screens.plate import ScreenError
-from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.screens.sources import ScreenSource, list_plates, list_screen
 
 RNG = np.random.default_rng(0)
 CAMERA = RNG.integers(100, 4000, (70, 100), dtype=np.uint16)
@@ -186,8 +187,10 @@ def test_the_numbers_of_an_inspection_are_those_of_the_ingest(tmp_path, catalog,
     source = ScreenSource(screen=name, path=str(tmp_path), **fields)
     declared = channel_vocabulary().aliases, layout_presets()
     found = inspect_screen(source, *declared, CONFIG.crop_size)
-    for plate in list_plates(source, *declared):
+    listing = list_screen(source, *declared)
+    for plate in listing.plates:
         commit(catalog, plate)
+    quarantine_of_screens(catalog, listing.problems)
     delivered = catalog.table("plates", where=f"screen = '{name}'").to_pylist()
     promised = [(plate.plate, plate.n_wells, plate.n_sites, plate.n_crops) for plate in found.plates]
     assert sorted(promised) == sorted((r["plate"], r["n_wells"], r["n_sites"], r["n_crops"]) for r in delivered)
@@ -206,14 +209,14 @@ def test_damaged_and_odd_files_cost_their_own_sites(catalog):
     assert lost["other_sizes", "site_smaller_than_crop"] == 1
     assert lost["no_numbers", "not_a_number"] == 1
     assert lost["ome_zarr", "missing_chunk"] == lost["ome_zarr_05", "missing_chunk"] == 1
-    assert not any(screen == "mixed_types" for screen, _ in lost)
+    assert {problem for screen, problem in lost if screen == "mixed_types"} == {"no_perturbation"}
 
 
 def test_a_screen_of_which_no_site_can_be_read_promises_nothing(tmp_path):
     write(tmp_path, "A01_s1_DAPI.tif", pixels=np.dstack([EIGHT_BIT] * 3), photometric="rgb")
     found = inspect_screen(ScreenSource(screen="s", path=str(tmp_path), **REGEX), {}, layout_presets(), 32)
     assert (found.can_ingest, found.total("n_sites"), found.total("n_crops")) == (False, 0, 0)
-    assert [each.problem for each in found.problems] == ["shape_mismatch"]
+    assert {each.problem for each in found.problems} == {"shape_mismatch", "no_perturbation"}
 
 
 def test_a_reader_that_fails_costs_its_screen_and_not_the_run(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from cytolake.catalog.ingest.plate_content import PlateContent
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
-from cytolake.screens.sources import ScreenSource
+from cytolake.screens.sources import ScreenSource, default_batch
 from cytolake.screens.storage import is_uri
 
 LABELS_FOLDER = "labels"
@@ -252,7 +252,10 @@ def _cannot_be_compared(catalog: Catalog, plate: Plate, known: Row, crop_size: i
 def _is_same_batch(plate: Plate, known: Row) -> bool:
     """Also where neither the map nor the catalog names a batch, and the default has changed between versions."""
     is_named = any(row.get("batch") for row in plate.wells)
-    return plate.batch == known["batch"] or (not is_named and known["plate"] in (known["batch"], plate.batch))
+    earlier = (default_batch(known["screen"], known["batch"]), known["batch"])
+    return plate.batch == known["batch"] or (
+        not is_named and (known["plate"] in (known["batch"], plate.batch) or plate.batch in earlier)
+    )
 
 
 def _write_labels(catalog: Catalog, plate: Plate) -> str:
