@@ -475,7 +475,7 @@ def plates_are_retracted_and_renamed(lab: Lab) -> None:
     indexed(lab.screen, ("P1", "P2"), channels=("DNA",))
     lab.ingest()
     lab.cytolake("plates", "retract", "s/P2", "--why", "contaminated")
-    lab.cytolake("plates", "rename", "s/P1", "s/BR01")
+    lab.cytolake("plates", "rename", "s/P1", "--plate", "BR01")
     plates = lab.rows("select distinct plate from crops")
     lab.expect(plates == [("BR01",)], f"plates of crops {plates}")
 
