@@ -1,4 +1,4 @@
-"""Learn to tell how well a query, or a prompt, will do before it is asked; judge it on unseen ones; register it."""
+"""Learn to predict how well a query, or a prompt, will do before it is used; test it on unseen ones; register it."""
 
 import _checkout  # noqa: F401  isort: skip
 

@@ -22,8 +22,8 @@ FOLDERS = {".ci", "catalog", "infra", "jobs", "platform", "serve", "tests"}
 """Top-level folders; what git ignores does not count."""
 
 SUBJECTS = {
-    "benchmark", "catalog", "client", "embed", "line", "models", "packs", "performance_prediction", "recipes",
-    "screens", "serving", "statistics", "train", "tune",
+    "benchmark", "catalog", "client", "commands", "embed", "line", "models", "packs", "performance_prediction",
+    "recipes", "screens", "serving", "statistics", "train", "tune",
 }  # fmt: skip
 
 RANK = {
@@ -33,7 +33,8 @@ RANK = {
     "tune": 3,
     "line": 4,
     "recipes": 5,
-    "cli": 6,
+    "commands": 6,
+    "cli": 7,
 }  # fmt: skip
 """recipes -> line -> tune -> train, embed, benchmark, serving -> models, packs, catalog, tracking
 -> screens, statistics"""

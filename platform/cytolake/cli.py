@@ -23,6 +23,8 @@ from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import NUISANCES
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.commands.catalog import catalog as catalog_commands
+from cytolake.commands.plates import plates as plates_commands
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.line import stages
 from cytolake.line.command import bad_input_told, job_command
@@ -30,9 +32,10 @@ from cytolake.line.config import DEFAULT_ROOT
 from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
+from cytolake.line.rows_out import Format, write_rows
 from cytolake.line.session import RayConfig, cluster_session, ray_session
 from cytolake.packs.pack import Pack
-from cytolake.recipes import RECIPES
+from cytolake.recipes import RECIPE_FILE, RECIPES, build_recipe
 from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource
@@ -49,6 +52,8 @@ app.add_typer(qc, name="qc")
 app.add_typer(curation, name="curation")
 app.add_typer(pack, name="pack")
 app.add_typer(keys, name="keys")
+app.add_typer(plates_commands, name="plates")
+app.add_typer(catalog_commands, name="catalog")
 
 Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
 DETECTOR = "qc/detector.safetensors"
@@ -97,16 +102,18 @@ def tables(root: Root = DEFAULT_ROOT) -> None:
 
 
 @app.command()
-def sql(query: str, root: Root = DEFAULT_ROOT, rows: Annotated[int, typer.Option(help="Rows to print.")] = 40) -> None:
+def sql(
+    query: str,
+    root: Root = DEFAULT_ROOT,
+    rows: Annotated[int, typer.Option(help="Rows of a table to print; the other formats have all.")] = 40,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="By default what the output's name ends in, else a table.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file: .csv, .json (lines) or .parquet.")] = None,
+) -> None:
     """Run one read-only SQL query over the tables of a catalog."""
     with bad_input_told():
-        found = cytolake.catalog.open(root).sql(query)
-        shown = Table(*found.column_names, box=None, header_style="dim")
-        for row in found.slice(0, rows).to_pylist():
-            shown.add_row(*(str(value) for value in row.values()))
-        Console().print(shown)
-        if found.num_rows > rows:
-            Console().print(f"[dim]{found.num_rows - rows:,} more rows[/]")
+        write_rows(cytolake.catalog.open(root).sql(query), format_, output, rows)
 
 
 @app.command()
@@ -176,6 +183,52 @@ def score(
             )
             console.print(f"leaderboard {escape(str(written))}")
     _print_rankings(rows)
+
+
+@app.command()
+def probe(
+    representation: Annotated[list[str], typer.Argument(metavar="ID_OR_NAME...", help="Or the name of an import.")],
+    label: Annotated[str, typer.Option(help="Column of wells to predict.")] = "perturbation",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of ProbeConfig: --set split=well.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Predict a label of wells on held-out plates from any stored representation, such as an import."""
+    from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+    from cytolake.benchmark.stored_probe import probe_stored
+    from cytolake.embed.external import find_representation
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        config = apply_overrides(ProbeConfig(label=label), set_ or [])
+        catalog = cytolake.catalog.open(root)
+        for each in representation:
+            result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
+            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in METRICS]
+            console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
+
+
+@app.command()
+def recall(
+    representation: Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="Of an import by gene or perturbation.")],
+    relations: Annotated[list[Path], typer.Option(help="Tables of known pairs, as for relation_recall.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Report how many known pairs are in the tails of an imported map of genes; for wells, see `score`."""
+    from cytolake.benchmark.relations.recall import relationship_recall
+    from cytolake.benchmark.relations.relation_files import read_relations
+    from cytolake.embed.perturbation_profiles import read_perturbations
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        found = read_perturbations(cytolake.catalog.open(root), representation)
+        rows = relationship_recall(found.vectors, found.names, [read_relations(path) for path in relations])
+    for row in rows:
+        console.print(
+            f"{escape(row.source)}, thresholds {row.thresholds}: recall {row.recall.value:.3f} "
+            f"[{row.recall.low:.3f}, {row.recall.high:.3f}], shuffled {row.random:.3f}, {row.n_pairs:,} pairs"
+        )
 
 
 @app.command(name="leaderboard")
@@ -331,7 +384,9 @@ def transcriptomics(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="A .h5ad file, or a .parquet file of Metadata_* and feature columns.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .h5ad file, or a .parquet or .csv file of Metadata_* and feature columns.")
+    ],
     representation: Annotated[
         list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
     ] = None,
@@ -340,7 +395,7 @@ def export(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
-    from cytolake.embed.export import export_anndata, export_parquet, representations_of
+    from cytolake.embed.export import export_anndata, export_csv, export_parquet, representations_of
 
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
@@ -349,17 +404,21 @@ def export(
             export_anndata(catalog, ids, path, level=level)
         elif path.suffix == ".parquet" and len(ids) == 1:
             export_parquet(catalog, ids[0], path, level=level)
+        elif path.name.lower().endswith((".csv", ".csv.gz")) and len(ids) == 1:
+            export_csv(catalog, ids[0], path, level=level)
         else:
             raise ValueError(
                 f"{path}: found {len(ids)} representations, expected one or more for .h5ad and exactly one for "
-                ".parquet. Give --representation ID, as in the table representations."
+                ".parquet, .csv and .csv.gz. Give --representation ID, as in the table representations."
             )
     Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {path}")
 
 
 @app.command(name="import")
 def import_table(
-    paths: Annotated[list[Path], typer.Argument(help="A .parquet or .h5ad file, or DeepProfiler's .npz files.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="A .parquet, .csv, .csv.gz or .h5ad file, or DeepProfiler's .npz files.")
+    ],
     name: Annotated[str, typer.Option(help="What the leaderboard calls it, such as efficientnet_b0.")],
     key: Annotated[str, typer.Option(help="Of obsm in an .h5ad file; X where empty.")] = "",
     screen: Annotated[str, typer.Option(help="Of all rows, where plates of several screens share a name.")] = "",
@@ -375,14 +434,34 @@ def import_table(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="RxRx: leave out wells and vectors without a counterpart.")
     ] = False,
+    by: Annotated[
+        Literal["well", "gene", "perturbation"],
+        typer.Option(
+            help="What a row is of; by gene or perturbation there are no wells, and --screen names the study."
+        ),
+    ] = "well",
+    leave_out_missing: Annotated[
+        bool, typer.Option("--leave-out-missing", help="Leave out features that lack a value in some row.")
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Take another tool's embeddings into the catalog, to be ranked beside cytolake's own."""
+    """Take another tool's embeddings into the catalog, to be ranked with cytolake's own."""
     from cytolake.catalog.ingest.published_wells import import_wells
     from cytolake.embed.external import import_embeddings, read_external, wells_matched
     from cytolake.embed.published_screens import Release, read_release, read_wells_of_plate_map
+    from cytolake.screens.rxrx import CONFLICTS
 
     console = Console(highlight=False, soft_wrap=True)
+    if by != "well":
+        from cytolake.embed.perturbation_profiles import import_perturbations, read_perturbation_table
+
+        with bad_input_told():
+            if len(paths) != 1 or rxrx3_core or rxrx1 or wells or pack_id:
+                raise ValueError(f"--by {by}: expected one file, and no wells or pack. Leave the other options out.")
+            profiles = read_perturbation_table(paths[0], by)
+            made = import_perturbations(cytolake.catalog.open(root, create=True), profiles, name, screen=screen)
+        console.print(f"{name} is representation {made}: {len(profiles.names):,} {by}s")
+        return
     releases: dict[Release, Path | None] = {"rxrx3-core": rxrx3_core, "rxrx1": rxrx1}
     given = [(release, path) for release, path in releases.items() if path is not None]
     with bad_input_told():
@@ -396,13 +475,18 @@ def import_table(
             ((release, source),) = given
             of_wells, table = read_release(release, source, paths[0], screen=screen, allow_missing=allow_missing)
         else:
-            table = read_external(paths, key)
+            table = read_external(paths, key, leave_out_missing=leave_out_missing)
+            if table.n_left_out:
+                console.print(f"{table.n_left_out:,} features that lack values in some rows were left out")
             if wells is not None:
                 source, of_wells = wells, read_wells_of_plate_map(wells, screen)
         catalog = cytolake.catalog.open(root, create=of_wells is not None)
         if of_wells is not None:
             n_wells = import_wells(catalog, of_wells, str(source))
             console.print(f"{n_wells:,} wells without images came in, {of_wells.num_rows - n_wells:,} were there")
+            if CONFLICTS in of_wells.column_names:
+                n_conflicts = sum(bool(each) for each in of_wells[CONFLICTS].to_pylist())
+                console.print(f"  [yellow]beware[/] {n_conflicts:,} wells lack labels that their sites disagree on")
         made = import_embeddings(catalog, table, name, screen=screen, pack_id=pack_id)
         matched = wells_matched(catalog, made)
     console.print(f"{name} is representation {made}")
@@ -531,6 +615,36 @@ def inspect(
             render(found, console)
     if not found.can_ingest:
         raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(help="Folder of a screen, or s3://bucket/folder.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of ScreenSource, such as --set layout=phenix."),
+    ] = None,
+    recipe_file: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path(RECIPE_FILE),
+) -> None:
+    """Look at a screen and write a recipe for it: layout, channels, crop size, label and split."""
+    from cytolake.line.first_recipe import propose_recipe, recipe_name, recipe_text, write_recipe
+
+    console = Console(highlight=False, soft_wrap=True)
+    with bad_input_told():
+        folder = path if is_uri(path) else str(Path(path).expanduser().resolve())
+        name = recipe_name(folder)
+        source = apply_overrides(ScreenSource(screen=name, path=path), set_ or [])
+        proposal = propose_recipe(source, name)
+        text = recipe_text(proposal, str(recipe_file))
+        write_recipe(recipe_file, text)
+        build_recipe(str(recipe_file))
+    console.print(escape(text), end="")
+    for problem in proposal.inspection.problems:
+        console.print(f"[yellow]{problem.n:,} x {problem.problem}[/]  {escape(problem.example)}")
+    for advice in proposal.inspection.advice:
+        console.print(f"[cyan]Hint[/]  {escape(advice)}")
+    told = "" if recipe_file == Path(RECIPE_FILE) else f" --recipe {recipe_file}"
+    console.print(f"\nwritten to {escape(str(recipe_file))}. Next: cytolake ingest{escape(told)}")
 
 
 @app.command()

@@ -50,7 +50,7 @@ function post(path, body) {
 }
 
 export const getRepresentations = async () => (await request("../v1/explore/representations")).json();
-export const getColumns = async () => (await (await request("../v1/explore/columns")).json()).columns;
+export const getColumns = async () => (await request("../v1/explore/columns")).json();
 export const getQc = async () => (await request("../v1/explore/qc")).json();
 export const getCrop = async (cropId) => (await request(`../v1/crops/${encodeURIComponent(cropId)}`)).json();
 

@@ -33,14 +33,14 @@ start().catch(tell);
 
 async function start() {
   api.onKeyWanted(askForKey);
-  const [listed, names] = await Promise.all([api.getRepresentations(), api.getColumns()]);
+  const [listed, { columns: names, plate_formats: plateFormats }] = await Promise.all([api.getRepresentations(), api.getColumns()]);
   ({ n_crops: nCrops } = listed);
   representations = listed.representations.map((each) => ({ ...each, ...named(each) }));
   if (!representations.length) throw new Error("No representation has embeddings yet. Run jobs/embed.py first.");
   fillSelects(names);
   parts = {
     montage: new Montage(byId("panel-montage"), (crop) => lookAt(crop.crop_id)),
-    plates: new PlateMap(byId("panel-plates"), (plate, well) => select(`plate = ${quoted(plate)} AND well = ${quoted(well)}`)),
+    plates: new PlateMap(byId("panel-plates"), plateFormats, (plate, well) => select(`plate = ${quoted(plate)} AND well = ${quoted(well)}`)),
     crop: new CropCard(byId("panel-crop"), {
       onPick: (crop) => lookAt(crop.crop_id),
       onNeighbours: mark,

@@ -5,7 +5,6 @@ import { OTHER, viridis } from "./palettes.js";
 
 const SCALE = viridis(64);
 const SVG = "http://www.w3.org/2000/svg";
-const FORMATS = [[2, 3], [4, 6], [6, 8], [8, 12], [16, 24], [32, 48]];
 const MAX_PLATES = 48;
 
 const svg = (name, attributes) => {
@@ -48,9 +47,13 @@ export function wellsOf({ plate, well: names, row, column, colour }, nCrops, isS
 }
 
 export class PlateMap {
-  /** @param onPick called with plate and well such as `B03`. */
-  constructor(box, onPick) {
+  /**
+   * @param formats rows and columns of the standard plates, from small to large, as the service lists them.
+   * @param onPick called with plate and well such as `B03`.
+   */
+  constructor(box, formats, onPick) {
     this.box = box;
+    this.formats = formats;
     this.onPick = onPick;
     this.by = "selection";
     this.bySelect = el("select", { ariaLabel: "What colours the wells" });
@@ -120,7 +123,7 @@ export class PlateMap {
   grid({ plate, wells }, largest) {
     const all = [...wells.values()];
     const [lastRow, lastColumn] = [Math.max(...all.map((w) => w.row)), Math.max(...all.map((w) => w.column))];
-    const format = FORMATS.find(([rows, columns]) => lastRow < rows && lastColumn < columns);
+    const format = this.formats.find(([rows, columns]) => lastRow < rows && lastColumn < columns);
     const [rows, columns] = format ?? [lastRow + 1, lastColumn + 1];
     const picture = svg("svg", {
       viewBox: `-14 -11 ${columns * 10 + 15} ${rows * 10 + 12}`, role: "group", "aria-label": `Plate ${plate}`,

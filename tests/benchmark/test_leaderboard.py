@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from rich.console import Console
 
 import cytolake.catalog
-from cytolake.benchmark.leaderboard import BEST_OF_THESE, CHOSEN_ELSEWHERE, LeaderboardFilter, leaderboard
+from cytolake.benchmark.leaderboard import BEST_OF_THESE, LeaderboardFilter, leaderboard
 from cytolake.catalog.declared import table_contract
-from cytolake.line.leaderboard_page import encoder_name, write_leaderboard
+from cytolake.line.figures import block_curves
+from cytolake.line.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.tracking import TrackingConfig
-from cytolake.tune.promotion import PromoteBy, choose_by, promote_choice
+from cytolake.tune.promotion import NoGainError, PromoteBy, check_gain, choose_by, promote_choice
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 ENCODERS = {"trained": 3, "untrained": 3, "pixel_statistics": 0}
@@ -106,13 +109,14 @@ def test_the_block_that_the_probe_of_wells_chose_stands_in_every_ranking(catalog
     assert best["chosen_by"] == "linear_probe of perturbation"
 
 
-def test_a_probed_encoder_is_scored_with_the_block_that_other_plates_choose(catalog):
+@pytest.mark.parametrize(("unit", "by"), [("plate", "other plates"), ("batch", "other batches")])
+def test_a_probed_encoder_is_scored_with_the_block_that_other_units_choose(catalog, unit, by):
     """Three blocks that are equal but for luck: the best of them has .5333, chosen on other plates less."""
     plates = {"trained0": [0.6, 0.5, 0.5], "trained1": [0.5, 0.6, 0.5], "trained2": [0.5, 0.5, 0.6]}
     probed = []
     for name, values in plates.items():
         details = {
-            "unit": "plate", "units": ["A", "B", "C"], "unit_scores": values, "fold_of_unit": [0, 1, 2],
+            "unit": unit, "units": ["A", "B", "C"], "unit_scores": values, "fold_of_unit": [0, 1, 2],
             "inner": [[None if i == k else values[i] for i in range(3)] for k in range(3)], "n_train_units": 2.0,
             "n_test_wells": 30,
         }  # fmt: skip
@@ -121,7 +125,7 @@ def test_a_probed_encoder_is_scored_with_the_block_that_other_plates_choose(cata
     catalog.append("scores", rows("scores", probed), transaction="probed")
     wanted = LeaderboardFilter(benchmark="linear_probe", label="perturbation")
     (row,) = leaderboard(catalog, wanted).to_pylist()
-    assert row["chosen_by"] == CHOSEN_ELSEWHERE
+    assert row["chosen_by"] == by
     assert row["value"] < 1.6 / 3 - 0.005
     assert len(ranked(catalog, benchmark="linear_probe", label="perturbation", all_blocks=True)) == 3
 
@@ -177,6 +181,19 @@ def test_promotion_takes_the_leader_and_says_why(catalog):
         choose_by(catalog, ids[:-1], by)
 
 
+def test_an_interval_that_is_not_over_plates_shows_no_gain(catalog):
+    """Of two plates: the interval is over perturbations, which share what their plates do."""
+    details = json.dumps({"no_plate_interval": "2 plates, expected 3 or more"})
+    values = {"trained0": 0.9, "untrained0": 0.4, "pixel_statistics-1": 0.2}
+    few = [score(name, value, protocol="two plates", hours=3, details=details) for name, value in values.items()]
+    catalog.append("scores", rows("scores", few), transaction="two plates")
+    by = PromoteBy(benchmark="activity_map", metric="m", label="perturbation", alignment="pca_cs")
+    choice = choose_by(catalog, list(values), by)
+    assert (choice.score, choice.gain, choice.gain_low) == (0.9, pytest.approx(0.5), None)
+    with pytest.raises(NoGainError, match="too few for an interval"):
+        check_gain(choice, "")
+
+
 def test_what_was_aligned_is_ranked_by_name_and_never_promoted(catalog, tmp_path):
     aligned = {
         "representation_id": "a1", "kind": "aligned", "model_id": "1a2b3c4d5e", "architecture": "mae_vit", "block": 1,
@@ -211,3 +228,29 @@ def test_what_was_aligned_is_ranked_by_name_and_never_promoted(catalog, tmp_path
 def test_a_ranking_that_cannot_choose_is_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         PromoteBy(**fields)
+
+
+def test_every_ranking_says_what_chance_is_where_a_number_says_so(catalog, tmp_path):
+    shown = [
+        score("trained0", 0.5, "linear_probe", metric="balanced_accuracy", n_classes=8),
+        score("trained0", 0.5, "batch_mixing", details=json.dumps({"chance": 0.25})),
+        score("trained0", 0.5, "relation_recall", details=json.dumps({"random": 0.101})),
+    ]
+    catalog.append("scores", rows("scores", shown), transaction="with chance")
+    page = write_leaderboard(catalog, tmp_path / "page.html", title="T").read_text(encoding="utf-8")
+    for chance in ("chance 0.125", "chance 0.250", "chance 0.101"):
+        assert page.count(chance) == 1
+    said = leaderboard_text(leaderboard(catalog, LeaderboardFilter(benchmark="linear_probe")))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(said)
+    assert "chance 0.125" in console.export_text()
+
+
+def test_forms_of_pixel_statistics_have_names_of_their_own_in_a_figure():
+    shown = [
+        {"kind": "pixel_statistics", "block": -1, "pooling": form, "value": 0.5, "ci_low": None, "ci_high": None,
+         "representation_id": form} for form in ("all", "texture")
+    ]  # fmt: skip
+    svg = block_curves(shown, "score")
+    assert "<!-- pixel statistics -->" in svg
+    assert "<!-- pixel statistics (texture) -->" in svg

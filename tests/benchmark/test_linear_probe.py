@@ -134,6 +134,9 @@ def test_the_score_of_a_plate_is_an_independent_fit_without_it(data):
         assert row["n_test"] == (used & test).sum()
     scores = result.candidates[CROP_METRIC].scores
     assert dict(zip(scores.names, scores.score, strict=True)) == pytest.approx(expected)
+    n_scored = {row["metric"]: row["n_test"] for row in result.rows if row["seed"] == -1}
+    assert n_scored[CROP_METRIC] == used.sum()  # all crops once, not those of a mean fold
+    assert n_scored[WELL_METRIC] == (data.label_of_well >= 0).sum()
     assert result.summary[CROP_METRIC].value == pytest.approx(np.mean(list(expected.values())))
 
 

@@ -54,6 +54,18 @@ def test_units_that_are_all_right_have_the_interval_of_their_wells_not_one_of_no
     assert 0.85 < found.low < 0.95  # Wilson, 40 of 40: 0.912
 
 
+def test_units_that_all_differ_alike_have_a_gain_of_some_width():
+    """A tenth on each of three plates of few wells: an interval of no width would have promoted it."""
+
+    def of(value: float, n_test: int) -> list[Candidate]:
+        return [Candidate(scores_of(np.full(3, value), 2, n_test), np.full((3, 3), value))]
+
+    few, many = (gain(of(0.6, n), of(0.5, n)) for n in (30, 3000))
+    assert few.low < 0 < few.value < few.high
+    assert 0 < many.low < 0.1 < many.high
+    assert 0 < p_value(many, 2) < p_value(few, 2)
+
+
 def test_the_best_of_equal_candidates_gains_nothing_on_other_plates():
     """Eight blocks equal to one baseline: read off the plates that chose it, the best is .076 of the sd better."""
     random = np.random.default_rng(0)

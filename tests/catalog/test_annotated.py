@@ -80,6 +80,25 @@ def test_it_survives_being_written_and_read(catalog, tmp_path):
     np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "cells.h5ad").X, vectors_in_order(cells.obs_names))
 
 
+def test_annotations_are_columns_in_place_of_one_text(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path, create=True)
+    rows = {
+        "wells": [
+            blank("wells", well_id="w0", plate_id="p", annotations='{"cell_line": "U2OS"}'),
+            blank("wells", well_id="w1", plate_id="p", annotations='{"efficacy": "0.5"}'),
+        ],
+        "plates": [blank("plates", plate_id="p")],
+        "representations": [blank("representations", representation_id="r1", dim=1)],
+        "profiles": [blank("profiles", representation_id="r1", well_id=f"w{i}", profile=[1.0]) for i in (0, 1)],
+    }
+    for name, listed in rows.items():
+        catalog.append(name, table_contract(name).rows(listed), transaction="t")
+    obs = catalog.to_anndata("r1", level="well").obs
+    assert "annotations" not in obs
+    assert obs["Metadata_cell_line"].tolist() == ["U2OS", ""]
+    assert obs["Metadata_efficacy"].tolist() == ["", "0.5"]
+
+
 def test_an_unknown_or_empty_representation_is_told_with_what_is_there(catalog):
     with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2: "):
         catalog.to_anndata("r2")

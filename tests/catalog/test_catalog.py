@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -12,21 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from tests.catalog.older_catalog import as_first_release
 from tests.catalog.small_plate import commit, contents, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.screens.images.pixels import read_site
 from cytolake.screens.storage import list_objects
-
-LATER = {
-    "sites": ("planes", "illumination_paths"),
-    "qc_verdicts": ("level", "well_id"),
-    "representations": ("parent_id", "alignment_id", "alignment_variant"),
-}
-"""Columns that the first release did not have."""
-LATER_TABLES = ("tags", "qc_labels", "curation_runs", "consistency_tests")
 
 
 def test_a_tag_reads_as_the_catalog_was_and_is_never_moved(tmp_path):
@@ -78,6 +69,7 @@ def test_a_catalog_on_s3_takes_a_plate_once_and_answers_like_a_local_one(s3_buck
 INGEST_WITH_A_RAY_OF_ITS_OWN = """
 import sys
 from pathlib import Path
+from tests.catalog.older_catalog import as_first_release
 from tests.catalog.small_plate import CONFIG, write_plate
 import cytolake.catalog
 from cytolake.catalog.ingest.plates import ingest_plates
@@ -105,19 +97,6 @@ def test_ray_workers_stage_on_s3_and_the_driver_commits_there(s3_bucket, tmp_pat
     assert run.stdout.strip() == "1", run.stderr
     assert contents(there) == contents(here)
     assert not list_objects(f"{s3_bucket}/lake/staging")
-
-
-def as_first_release(root: Path) -> None:
-    """Rewrite a catalog as if its tables had been made before the columns and tables of LATER."""
-    for name in LATER_TABLES:
-        shutil.rmtree(root / "tables" / name, ignore_errors=True)
-    for name, columns in LATER.items():
-        table = DeltaTable(str(root / "tables" / name))
-        rows = table.to_pyarrow_table().drop_columns(list(columns))
-        contract = table_contract(name)
-        shutil.rmtree(root / "tables" / name)
-        DeltaTable.create(str(root / "tables" / name), rows.schema, name=name, partition_by=list(contract.partition_by))
-        write_deltalake(str(root / "tables" / name), rows, mode="append")
 
 
 def test_an_older_catalog_opens_reads_and_takes_more_plates(tmp_path):

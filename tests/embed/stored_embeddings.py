@@ -37,8 +37,16 @@ def planted_wells(screen: str = "S", plates: Sequence[str] = ("P0", "P1")) -> li
     return rows
 
 
-def planted_catalog(root: Path, screens: Sequence[str] = ("S",), without_controls: Sequence[str] = ()) -> Catalog:
-    """Wells, plates, and 1 to 4 crops of each well; of some plates no well is known to be a control."""
+def planted_catalog(
+    root: Path,
+    screens: Sequence[str] = ("S",),
+    without_controls: Sequence[str] = (),
+    annotations: Sequence[str | None] = (None,),
+) -> Catalog:
+    """Wells, plates, and 1 to 4 crops of each well; of some plates no well is known to be a control.
+
+    `annotations` are those of the wells, one after the other and again.
+    """
     catalog = cytolake.catalog.open(root, create=True)
     wells = [row for screen in screens for row in planted_wells(screen)]
     for well in wells:
@@ -46,6 +54,7 @@ def planted_catalog(root: Path, screens: Sequence[str] = ("S",), without_control
             well |= {"control": "", "is_negative_control": False}
     crops = []
     for number, well in enumerate(wells):
+        well["annotations"] = annotations[number % len(annotations)]
         for i in range(1 + number % 4):
             place = {name: well[name] for name in ("screen", "plate", "well")}
             crops.append(

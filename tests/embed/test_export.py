@@ -15,7 +15,7 @@ from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 from cytolake.catalog import Catalog, table_contract
 from cytolake.embed import export as module
 from cytolake.embed.aggregate import append_profiles
-from cytolake.embed.export import export_anndata, export_parquet, representations_of
+from cytolake.embed.export import export_anndata, export_csv, export_parquet, representations_of
 
 Vectors = dict[str, np.ndarray]
 
@@ -107,6 +107,48 @@ def test_a_profiling_table_has_metadata_and_features_and_is_streamed(planted, tm
     described = json.loads(pq.read_schema(path).metadata[b"cytolake"])
     assert described["representation_id"] == identity
     assert described["block"] == 1
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, str]:
+    """Wells with annotations: a cell line in each; in every other one a column with a slash and one named site."""
+    texts = ['{"metadata_cell_line": "U2OS", "site": "left", "dose/unit": "uM"}', '{"metadata_cell_line": "A549"}']
+    catalog = planted_catalog(tmp_path_factory.mktemp("annotated"), annotations=texts)
+    identity, _ = plant(catalog, "block_1_mean", block=1, pooling="mean", model="ours")
+    append_profiles(catalog, [identity])
+    return catalog, identity
+
+
+@pytest.mark.parametrize("level", ["crop", "well"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "csv.gz", "h5ad"])
+def test_annotations_of_the_plate_map_are_columns_of_every_export(annotated, tmp_path, level, kind):
+    catalog, identity = annotated
+    path = tmp_path / f"table.{kind}"
+    if kind == "h5ad":
+        frame = anndata.read_h5ad(export_anndata(catalog, [identity], path, level=level)).obs
+        wells = (frame if level == "crop" else frame.reset_index())["well_id"].astype(str)
+    else:
+        write = export_parquet if kind == "parquet" else export_csv
+        write(catalog, identity, path, level=level)
+        frame = pd.read_parquet(path) if kind == "parquet" else pd.read_csv(path, keep_default_na=False)
+        wells = frame["Metadata_well_id"]
+    said = {row["well_id"]: json.loads(row["annotations"]) for row in catalog.table("wells").to_pylist()}
+    names = {"Metadata_cell_line": "metadata_cell_line", "Metadata_dose_unit": "dose/unit"}
+    for column, name in (names | {"Metadata_site_annotation": "site"}).items():
+        assert frame[column].astype(str).tolist() == [said[well].get(name, "") for well in wells]
+    if level == "crop" and kind != "h5ad":
+        crops = {row["crop_id"]: row for row in catalog.table("crops").to_pylist()}
+        for column, name in {"Metadata_Site": "site", "Metadata_y": "y", "Metadata_x": "x"}.items():
+            assert frame[column].astype(str).tolist() == [str(crops[c][name]) for c in frame["Metadata_crop_id"]]
+
+
+def test_csv_and_parquet_hold_the_same_table(annotated, tmp_path):
+    catalog, identity = annotated
+    one = pd.read_parquet(export_parquet(catalog, identity, tmp_path / "t.parquet", level="crop"))
+    two = pd.read_csv(export_csv(catalog, identity, tmp_path / "t.csv", level="crop"))
+    assert one.columns.tolist() == two.columns.tolist()
+    features = [name for name in one if not name.startswith("Metadata_")]
+    np.testing.assert_allclose(one[features], two[features], rtol=1e-6)
 
 
 def test_blocks_of_two_models_never_share_a_file(planted, tmp_path):

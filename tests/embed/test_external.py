@@ -15,8 +15,9 @@ import pytest
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog, planted_wells
 
 from cytolake.benchmark.cross_validation import probe_representation
-from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
+from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors
+from cytolake.benchmark.stored_probe import probe_stored
 from cytolake.catalog import Catalog, table_contract
 from cytolake.embed.aggregate import aggregate, append_profiles
 from cytolake.embed.export import export_anndata, export_parquet
@@ -26,7 +27,8 @@ from cytolake.embed.external import (
     import_embeddings,
     read_anndata_table,
     read_deepprofiler,
-    read_parquet_table,
+    read_external,
+    read_profiles,
 )
 
 
@@ -55,7 +57,7 @@ def representation(catalog: Catalog, identity: str) -> dict[str, object]:
 def test_a_table_of_wells_becomes_a_representation_of_its_own_kind(catalog, tmp_path):
     frame = well_table()
     frame["Metadata_Well"] = frame["Metadata_Well"].str.replace("A0", "a")  # as some tools spell A01
-    identity = import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "their_model")
+    identity = import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "their_model")
     row = representation(catalog, identity)
     assert {name: row[name] for name in ("kind", "architecture", "block", "pooling", "dim")} == {
         "kind": "external", "architecture": "their_model", "block": -1, "pooling": "all", "dim": 3,
@@ -70,7 +72,7 @@ def test_a_table_of_wells_becomes_a_representation_of_its_own_kind(catalog, tmp_
 def test_the_same_content_is_there_once_whatever_the_file_and_the_order_of_its_rows(catalog, tmp_path):
     frame = well_table()
     features = [f"feature_{i}" for i in range(3)]
-    first = import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "their_model")
+    first = import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "their_model")
     versions = catalog.versions()
     shuffled = frame.sample(frac=1, random_state=0)
     lists = shuffled[["Metadata_Plate", "Metadata_Well"]].assign(vector=list(shuffled[features].to_numpy()))
@@ -80,20 +82,20 @@ def test_the_same_content_is_there_once_whatever_the_file_and_the_order_of_its_r
     )
     cells.write_h5ad(tmp_path / "cells.h5ad")
     for table in (
-        read_parquet_table(as_parquet(shuffled, tmp_path, "shuffled")),
-        read_parquet_table(as_parquet(lists, tmp_path, "lists")),
+        read_profiles(as_parquet(shuffled, tmp_path, "shuffled")),
+        read_profiles(as_parquet(lists, tmp_path, "lists")),
         read_anndata_table(tmp_path / "cells.h5ad", "X_theirs"),
     ):
         assert import_embeddings(catalog, table, "their_model") == first
     assert catalog.versions() == versions
     frame.loc[0, "feature_0"] += 1
-    assert import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "their_model") != first
-    assert import_embeddings(catalog, read_parquet_table(as_parquet(shuffled, tmp_path)), "their other") != first
+    assert import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "their_model") != first
+    assert import_embeddings(catalog, read_profiles(as_parquet(shuffled, tmp_path)), "their other") != first
 
 
 def test_an_import_that_was_cut_short_goes_on_without_a_row_twice(catalog, tmp_path, monkeypatch):
     monkeypatch.setattr("cytolake.embed.external._APPEND_BYTES", 12 * 5)  # five rows in each commit
-    table = read_parquet_table(as_parquet(well_table(), tmp_path))
+    table = read_profiles(as_parquet(well_table(), tmp_path))
     append = Catalog.append
     for n_commits in (1, 2, 3, 4):
         left = iter([True] * n_commits)
@@ -116,7 +118,7 @@ def test_what_was_exported_comes_back_the_same(catalog, tmp_path):
     identity, vectors = plant(catalog, "ours")
     export_parquet(catalog, identity, tmp_path / "ours.parquet", level="crop")
     export_anndata(catalog, [identity], tmp_path / "ours.h5ad", level="crop")
-    tables = read_parquet_table(tmp_path / "ours.parquet"), read_anndata_table(tmp_path / "ours.h5ad", "block_0_mean")
+    tables = read_profiles(tmp_path / "ours.parquet"), read_anndata_table(tmp_path / "ours.h5ad", "block_0_mean")
     ids = {import_embeddings(catalog, table, "round trip", pack_id="pack0") for table in tables}
     assert len(ids) == 1
     (again,) = ids
@@ -132,7 +134,7 @@ def test_a_peers_vectors_of_the_packs_crops_are_probed_like_ours(catalog, tmp_pa
     )
     theirs = pd.get_dummies(labels["perturbation"]).astype(np.float32)  # a model that knows the answer
     frame = theirs.assign(crop_id=labels["crop_id"])
-    peer = import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "peer", pack_id="pack0")
+    peer = import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "peer", pack_id="pack0")
     config = ProbeConfig(label="perturbation", regularisation=(1.0,))
     scores = {}
     for each in (identity, peer):
@@ -144,16 +146,14 @@ def test_a_peers_vectors_of_the_packs_crops_are_probed_like_ours(catalog, tmp_pa
     with pytest.raises(
         ValueError, match=rf"1 of {len(vectors)} crops of pack pack0 have no row \({frame.crop_id[3]}\)"
     ):
-        import_embeddings(
-            catalog, read_parquet_table(as_parquet(frame.drop(3), tmp_path, "fewer")), "peer", pack_id="pack0"
-        )
+        import_embeddings(catalog, read_profiles(as_parquet(frame.drop(3), tmp_path, "fewer")), "peer", pack_id="pack0")
     with pytest.raises(ValueError, match="pack other: nothing of it was embedded"):
-        import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "peer", pack_id="other")
+        import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "peer", pack_id="other")
 
 
 def test_cells_of_a_well_are_averaged(catalog, tmp_path):
     wells = pd.concat([well_table(seed=seed) for seed in range(3)])
-    identity = import_embeddings(catalog, read_parquet_table(as_parquet(wells, tmp_path)), "cells")
+    identity = import_embeddings(catalog, read_profiles(as_parquet(wells, tmp_path)), "cells")
     found = aggregate(catalog, identity, "well").to_pandas()
     assert set(found["n_crops"]) == {3}
     means = wells.groupby(["Metadata_Plate", "Metadata_Well"]).mean().to_numpy()
@@ -162,7 +162,7 @@ def test_cells_of_a_well_are_averaged(catalog, tmp_path):
 
 def test_two_tables_of_the_same_wells_can_be_compared(catalog, tmp_path):
     ids = [
-        import_embeddings(catalog, read_parquet_table(as_parquet(well_table(seed=seed), tmp_path)), "theirs")
+        import_embeddings(catalog, read_profiles(as_parquet(well_table(seed=seed), tmp_path)), "theirs")
         for seed in (0, 1)
     ]
     packs = {representation(catalog, each)["pack_id"] for each in ids}
@@ -176,31 +176,31 @@ def test_rows_of_wells_or_crops_that_are_not_there_are_listed(catalog, tmp_path)
     with pytest.raises(
         ValueError, match=r"2 of 14 rows are not in the catalog's wells: row 2 \(plate P9 well A03\), row 4"
     ):
-        import_embeddings(catalog, read_parquet_table(as_parquet(frame, tmp_path)), "theirs")
+        import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "theirs")
     crops = pd.DataFrame({"crop_id": ["nobody", "no-one"], "f": [1.0, 2.0]})
     with pytest.raises(ValueError, match=r"2 of 2 rows are not in the catalog's crops: row 0 \(crop_id nobody\)"):
-        import_embeddings(catalog, read_parquet_table(as_parquet(crops, tmp_path)), "theirs")
+        import_embeddings(catalog, read_profiles(as_parquet(crops, tmp_path)), "theirs")
     twice = pd.DataFrame({"crop_id": ["a", "a", "b"], "f": [1.0, 2.0, 3.0]})
     with pytest.raises(ValueError, match="1 crop ids are there more than once, such as a"):
-        import_embeddings(catalog, read_parquet_table(as_parquet(twice, tmp_path)), "theirs")
+        import_embeddings(catalog, read_profiles(as_parquet(twice, tmp_path)), "theirs")
     assert catalog.table("embeddings").num_rows == catalog.table("representations").num_rows == 0
 
 
 def test_a_plate_name_of_two_screens_needs_the_screen(tmp_path):
     catalog = planted_catalog(tmp_path / "catalog", ("S", "T"))
-    table = read_parquet_table(as_parquet(well_table(), tmp_path))
+    table = read_profiles(as_parquet(well_table(), tmp_path))
     with pytest.raises(ValueError, match=r"row 0 \(plate P0 well A01\) is of one of the screens S, T"):
         import_embeddings(catalog, table, "theirs")
     given = import_embeddings(catalog, table, "theirs", screen="T")
     assert set(aggregate(catalog, given, "well")["screen"].to_pylist()) == {"T"}
     column = well_table().assign(Metadata_Screen="T")
-    assert import_embeddings(catalog, read_parquet_table(as_parquet(column, tmp_path)), "theirs") == given
+    assert import_embeddings(catalog, read_profiles(as_parquet(column, tmp_path)), "theirs") == given
 
 
 @pytest.mark.parametrize("name", ["", " ", "chada_vit", "pixel_statistics"])
 def test_a_name_that_could_be_taken_for_a_model_of_ours_is_refused(catalog, tmp_path, name):
-    with pytest.raises(ValueError, match=r"expected one that tells the model apart"):
-        import_embeddings(catalog, read_parquet_table(as_parquet(well_table(), tmp_path)), name)
+    with pytest.raises(ValueError, match=r"expected one that names the model"):
+        import_embeddings(catalog, read_profiles(as_parquet(well_table(), tmp_path)), name)
 
 
 def test_rows_that_are_not_finite_are_named(tmp_path):
@@ -210,18 +210,18 @@ def test_rows_that_are_not_finite_are_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"not finite .* in 2 of 14 rows: row 1 \(plate P0 well A02\), row 9 \(plate P1"
     ):
-        read_parquet_table(as_parquet(frame, tmp_path))
+        read_profiles(as_parquet(frame, tmp_path))
     nulls = pa.table({"plate": ["P0"], "well": ["A01"], "v": pa.array([[1.0, None]], pa.list_(pa.float32()))})
     pq.write_table(nulls, tmp_path / "nulls.parquet")
     with pytest.raises(ValueError, match=r"not finite .* row 0 \(plate P0 well A01\)"):
-        read_parquet_table(tmp_path / "nulls.parquet")
+        read_profiles(tmp_path / "nulls.parquet")
 
 
 def test_tables_that_do_not_fit_say_what_they_hold(tmp_path):
     ragged = pa.table({"plate": ["P0"] * 3, "well": ["A01", "A02", "A03"], "v": [[1.0, 2.0], [1.0], [3.0, 4.0]]})
     pq.write_table(ragged, tmp_path / "ragged.parquet")
     with pytest.raises(ValueError, match=r"column v: vectors of 1 values in rows 1, 2 in the other 2"):
-        read_parquet_table(tmp_path / "ragged.parquet")
+        read_profiles(tmp_path / "ragged.parquet")
     frame = well_table()
     for changed, said in (
         (frame.drop(columns="Metadata_Well"), "found the labels plate, expected crop_id, or plate and well"),
@@ -231,13 +231,13 @@ def test_tables_that_do_not_fit_say_what_they_hold(tmp_path):
         (frame.assign(a=[[1.0]] * 14, b=[[1.0]] * 14), "several columns of vectors, a, b"),
     ):
         with pytest.raises(ValueError, match=said):
-            read_parquet_table(as_parquet(changed, tmp_path))
+            read_profiles(as_parquet(changed, tmp_path))
     path = as_parquet(frame, tmp_path)
     with pytest.raises(ValueError, match="no column feature_7"):
-        read_parquet_table(path, features=["feature_7"])
+        read_profiles(path, features=["feature_7"])
     with pytest.raises(ValueError, match="column Metadata_Plate: found string, expected numbers"):
-        read_parquet_table(path, features=["Metadata_Plate"])
-    assert read_parquet_table(path, features=["feature_1"]).vectors.shape == (14, 1)
+        read_profiles(path, features=["Metadata_Plate"])
+    assert read_profiles(path, features=["feature_1"]).vectors.shape == (14, 1)
     anndata.AnnData(obs=frame[["Metadata_Plate"]].set_index(frame.index.astype(str))).write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(ValueError, match=r"a.h5ad, obsm\['X_theirs'\]: not there. Name one of obsm: none"):
         read_anndata_table(tmp_path / "a.h5ad", "X_theirs")
@@ -365,3 +365,62 @@ def test_a_real_deepprofiler_file_is_the_profile_of_its_well(catalog, real_data)
         )
     assert found["n_crops"].to_pylist() == [206]
     assert not append_profiles(catalog, [identity])
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "tsv", "parquet", "semicolon.csv"])
+def test_a_table_of_profiles_is_read_from_every_kind_of_file(catalog, tmp_path, kind):
+    frame = well_table()
+    path = tmp_path / f"profiles.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep={"tsv": "\t", "semicolon.csv": ";"}.get(kind, ","))
+    found = read_external([path])
+    whole = read_profiles(as_parquet(frame, tmp_path, "whole"))
+    assert found.labels == whole.labels
+    np.testing.assert_allclose(found.vectors, whole.vectors, rtol=1e-6)
+    assert import_embeddings(catalog, found, "their_model")
+
+
+def test_cellprofilers_numbers_of_objects_and_images_are_no_features(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "Image_Metadata_Plate": ["0012"], "Image_Metadata_Well": ["A01"], "ImageNumber": [1], "ObjectNumber": [2],
+            "Cells_Number_Object_Number": [3], "Cells_Parent_Nuclei": [4], "Cells_AreaShape_Area": [5.0],
+            "Nuclei_Texture_1": [6.0], "Image_Quality": [7.0],
+        }
+    )  # fmt: skip
+    path = tmp_path / "cells.csv"
+    frame.to_csv(path, index=False)
+    found = read_profiles(path)
+    assert found.labels == {"plate": ("0012",), "well": ("A01",)}
+    np.testing.assert_array_equal(found.vectors, [[5.0, 6.0]])
+
+
+def test_barcodes_and_positions_are_found_by_their_usual_names(tmp_path):
+    frame = pd.DataFrame({"Metadata_Assay_Plate_Barcode": ["P"], "Metadata_well_position": ["A01"], "f": [1.0]})
+    assert read_profiles(as_parquet(frame, tmp_path)).labels == {"plate": ("P",), "well": ("A01",)}
+
+
+def test_features_that_lack_values_are_left_out_only_on_request(tmp_path):
+    frame = well_table()
+    frame["gap"] = [np.nan, *range(1, len(frame))]
+    path = as_parquet(frame, tmp_path)
+    with pytest.raises(ValueError, match="--leave-out-missing"):
+        read_external([path])
+    found = read_external([path], leave_out_missing=True)
+    assert found.n_left_out == 1
+    np.testing.assert_array_equal(found.vectors, read_profiles(as_parquet(well_table(), tmp_path, "whole")).vectors)
+
+
+def test_an_imported_profile_of_wells_is_probed_and_its_scores_are_there_once(catalog, tmp_path):
+    wells = planted_wells()
+    frame = well_table().join(pd.get_dummies(pd.Series([well["perturbation"] for well in wells])).astype(np.float32))
+    identity = import_embeddings(catalog, read_profiles(as_parquet(frame, tmp_path)), "knows_the_answer")
+    config = ProbeConfig(label="perturbation", regularisation=(10.0,))
+    result = probe_stored(catalog, identity, config)
+    assert result.summary[WELL_METRIC].value == 1.0
+    n_rows = catalog.table("scores").num_rows
+    assert n_rows == len(result.rows) > 0
+    probe_stored(catalog, identity, config)
+    assert catalog.table("scores").num_rows == n_rows

@@ -28,9 +28,9 @@ def run(job, *arguments: str, dry_run=None):
     ("arguments", "told"),
     [
         (["--recipe", "dmo"], "no recipe 'dmo'. Did you mean 'demo'?"),
-        (["--set", "pretrain.modle.width=3"], "no field 'modle'. Did you mean 'model'?"),
-        (["--set", "pretrain.minibatch_size=lots"], "expected int"),
-        (["--set", "pretrain.minibatch_size=3"], "cannot be shared equally by 2 workers"),
+        (["--recipe", "demo", "--set", "pretrain.modle.width=3"], "no field 'modle'. Did you mean 'model'?"),
+        (["--recipe", "demo", "--set", "pretrain.minibatch_size=lots"], "expected int"),
+        (["--recipe", "demo", "--set", "pretrain.minibatch_size=3"], "cannot be shared equally by 2 workers"),
     ],
 )
 def test_a_wrong_recipe_or_setting_is_told_before_anything_runs(arguments, told, tmp_path):
@@ -60,8 +60,16 @@ def test_an_empty_or_missing_screen_is_named_and_leaves_no_rows(is_there, tmp_pa
     assert cytolake.catalog.open(tmp_path / "lake").table("plates").num_rows == 0
 
 
+def test_a_recipe_without_a_screen_is_refused_with_the_way_to_name_one(tmp_path):
+    done = run(stages.ingest, "--recipe", "own_screen", "--set", f"root={tmp_path / 'lake'}")
+    assert done.exit_code == 2
+    assert "cytolake init FOLDER" in _unwrapped(done.output)
+
+
 def test_show_prints_the_whole_config_and_runs_nothing(tmp_path):
-    done = run(stages.pipeline, "--show", "--set", f"root={tmp_path / 'lake'}", "--set", "pretrain.seed=7")
+    done = run(
+        stages.pipeline, "--recipe", "demo", "--show", "--set", f"root={tmp_path / 'lake'}", "--set", "pretrain.seed=7"
+    )
     assert done.exit_code == 0
     assert yaml.safe_load(done.output)["pretrain"]["seed"] == 7
     assert not (tmp_path / "lake").exists()

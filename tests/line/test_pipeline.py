@@ -111,6 +111,22 @@ def test_without_a_reason_it_is_not_promoted_and_the_page_is_written(line, first
         )
 
 
+def test_report_writes_the_pages_again_from_the_tables_and_computes_no_score(line, first):
+    folder = first[0].report.parent
+    pages = ("index.html", "qc.html", stages.LEADERBOARD_FILE)
+    for page in pages:
+        (folder / page).unlink(missing_ok=True)
+    catalog = cytolake.catalog.open(line.root)
+    before = catalog.versions()
+    text = io.StringIO()
+    stages.report(line, Console(file=text, width=500))
+    assert all((folder / page).is_file() for page in pages)
+    assert "alias champion" in (folder / "index.html").read_text(encoding="utf-8")
+    assert catalog.versions() == before
+    stages.report(dataclasses.replace(line, alias="candidate"), Console(file=text, width=500))
+    assert "not promoted" in (folder / "index.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_page_claims_what_the_split_allows(line, first, split, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_umap", lambda *_: "")

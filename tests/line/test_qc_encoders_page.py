@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from cytolake.benchmark.qc.encoders import UNTRAINED, FeatureConfig
 from cytolake.benchmark.qc.features import RELATIONS
 from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
 from cytolake.benchmark.qc.learned import LabelledSites
-from cytolake.line.qc_encoders_page import headline, notes, write_encoder_page
+from cytolake.line.qc_encoders_page import headline, labels_text, notes, training_effects, write_encoder_page
 
 CONFIG = EncoderComparisonConfig(
     heads=("knn", "knn_distance"),
@@ -61,7 +62,7 @@ def on_plates() -> EncoderComparison:
 
 @pytest.fixture(scope="module")
 def on_wells() -> EncoderComparison:
-    return compared(1, 3.0, resnet18=0.0)
+    return compared(1, 1.2, resnet18=0.0)
 
 
 def test_the_first_sentence_names_an_encoder_that_is_better_with_its_interval(on_plates):
@@ -84,6 +85,14 @@ def test_the_first_sentence_says_that_none_is_better_and_what_was_held_out(on_we
     assert "plates" not in said
 
 
+def test_labels_that_pixel_statistics_predict_without_error_cannot_show_a_better_encoder():
+    said = headline(compared(3, 30.0, vgg16=30.0, resnet18=0.0))
+    assert said.startswith(
+        "On held-out plates pixel statistics rank every spoilt site above every normal one (AUROC 1)"
+    )
+    assert "[" not in said
+
+
 def test_two_plates_give_no_interval_and_no_winner():
     found = compared(2, 0.0, vgg16=4.0)
     assert headline(found).startswith("2 plates are too few for an interval, so no encoder is shown to beat pixel")
@@ -95,6 +104,48 @@ def test_notes_say_what_is_untrained_and_what_one_plate_cannot_show(on_plates, o
     assert any(note.startswith("Untrained: resnet18, vgg16. Their weights are random") for note in notes(on_plates))
     assert not any("There is one plate" in note for note in notes(on_plates))
     assert any(note.startswith("There is one plate, so wells were held out") for note in notes(on_wells))
+
+
+@pytest.mark.parametrize(("strength", "said"), [(3.0, "an effect is shown"), (0.4, "no effect is shown")])
+def test_what_training_changed_is_measured_against_the_same_encoder_untrained(strength, said):
+    encoders = [STATISTICS, encoder("run", "self-supervised"), encoder("run", "untrained")]
+    strengths = (2.0, strength, 0.4)
+    measured = {each.label: sites(s, 6) for each, s in zip(encoders, strengths, strict=True)}
+    found = compare_measured(encoders, measured, "plan", CONFIG)
+    (text,) = training_effects(found)
+    value, low, high = found.difference("run", "knn", baseline="run (untrained)")
+    assert f"of run by {value:+.3f} [{low:+.3f}, {high:+.3f}]" in text
+    assert said in text
+    assert (value == 0) == (strength == 0.4)
+
+
+def test_an_encoder_without_its_counterpart_has_no_effect_of_training(on_plates):
+    assert training_effects(on_plates) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("people", "people gave to sites"),
+        ("plate_map", "column artefact"),
+        ("focus", "focal planes a, b count as normal"),
+        ("simulated", "artefacts are simulated: 2 kinds"),
+    ],
+)
+def test_the_page_says_where_labels_are_from(on_plates, labels, said, tmp_path):
+    found = replace(on_plates, config=replace(CONFIG, labels=labels, in_focus=("a", "b")))
+    assert re.search(said, labels_text(found))
+    page = write_encoder_page(tmp_path / "page.html", "Encoders", found).read_text()
+    assert labels_text(found) in page
+
+
+def test_the_notes_count_sites_of_training_and_test(on_plates):
+    point = on_plates.point("statistics", "knn")
+    assert any(
+        f"60 normal and 60 spoilt sites of 6 plates; each split is fitted on {point.n_train} and scored on "
+        f"{point.n_test} of them" in note
+        for note in notes(on_plates)
+    )
 
 
 @pytest.mark.parametrize("name", ["on_plates", "on_wells"])

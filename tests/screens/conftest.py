@@ -12,7 +12,9 @@ import pytest
 import tifffile
 from ngio import ImageInWellPath, create_empty_plate, create_ome_zarr_from_array
 
-from cytolake.screens.plate import Plate
+from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.screens.plate import Plate, Problem
+from cytolake.screens.sources import ScreenSource, list_screen
 
 HEIGHT, WIDTH = 24, 32
 INDEX_COLUMNS = ("path", "plate", "well", "site", "channel", "z", "timepoint", "treatment")
@@ -101,3 +103,14 @@ def write_indexed_screen() -> Callable[..., Path]:
 def codes() -> Callable[[Plate], list[str]]:
     """Problem codes of a plate, in order."""
     return lambda plate: [problem.problem for problem in plate.problems]
+
+
+@pytest.fixture
+def of_screen() -> Callable[..., tuple[Problem, ...]]:
+    """What is wrong with a screen outside of its plates; other fields of the source by name."""
+
+    def problems(folder: Path | str, **fields: object) -> tuple[Problem, ...]:
+        source = ScreenSource(**{"screen": "s", "path": str(folder), **fields})  # type: ignore[arg-type]
+        return list_screen(source, channel_vocabulary().aliases, layout_presets()).problems
+
+    return problems

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from cytolake.catalog.declared import channel_vocabulary
-from cytolake.screens.channel_names import alias_table, canonical, canonical_names, fold, renamed
+from cytolake.screens.channel_names import (
+    alias_table,
+    canonical,
+    canonical_names,
+    fold,
+    renamed,
+    without_cycle,
+)
 
 VOCABULARY = alias_table(
     {"DNA": ["hoechst 33342", "hoechst", "dapi"], "GFP": ["egfp"], "Mito": ["mitotracker-deep red"]}
@@ -75,3 +82,10 @@ def test_every_declared_spelling_leads_to_its_own_stain():
 
 def test_stains_keep_the_identity_that_encoders_have_learnt():
     assert [channel_vocabulary().index(name) for name in LEARNT] == list(range(1, len(LEARNT) + 1))
+
+
+def test_a_channel_of_a_later_cycle_is_named_after_its_stain():
+    vocabulary = alias_table({"DNA": ["DAPI"]})
+    assert canonical("DAPI_cycle2", vocabulary) == "DNA_cycle2"
+    assert canonical("mystery_cycle3", vocabulary) == "mystery_cycle3"
+    assert (without_cycle("DNA_cycle12"), without_cycle("DNA")) == ("DNA", "DNA")

@@ -38,8 +38,8 @@ def write_image():
 GREY = {"photometric": "minisblack"}
 
 
-def listed(folder):
-    return list_plates(ScreenSource(screen="s", path=str(folder)))
+def listed(folder, **fields):
+    return list_plates(ScreenSource(screen="s", path=str(folder), **fields))
 
 
 def test_every_time_and_focal_plane_is_a_site_with_the_channels_taken_there(tmp_path, write_image):
@@ -73,10 +73,14 @@ def test_a_channel_taken_twice_at_one_place_is_told(tmp_path, write_image, codes
     assert codes(plate) == ["duplicate_image"]
 
 
-def test_plates_of_one_name_in_two_folders_stay_two(tmp_path, write_image):
+def test_two_runs_of_one_plate_are_one_plate_unless_each_is_wanted(tmp_path, write_image, of_screen):
     write_image(tmp_path / "1697" / "TimePoint_1", "A01", 1, 1)
+    alone = listed(tmp_path)
     write_image(tmp_path / "1698" / "TimePoint_1", "A01", 1, 1)
-    assert [plate.plate for plate in listed(tmp_path)] == ["demo_plate_1697", "demo_plate_1698"]
+    assert listed(tmp_path) == alone
+    (problem,) = of_screen(tmp_path)
+    assert (problem.problem, problem.plate, problem.file) == ("duplicate_plate", "demo_plate", "1698")
+    assert [plate.plate for plate in listed(tmp_path, runs="each")] == ["demo_plate_1697", "demo_plate_1698"]
 
 
 def test_an_export_without_time_folders_is_found_by_its_names(tmp_path, write_image):
@@ -85,9 +89,20 @@ def test_an_export_without_time_folders_is_found_by_its_names(tmp_path, write_im
     assert (plate.sites[0].timepoint, plate.sites[0].z, plate.channels) == (0, "", ("FITC & more",))
 
 
-def test_a_damaged_first_file_costs_the_channel_its_name_only(tmp_path, write_image):
-    write_image(tmp_path / "TimePoint_1", "A01", 1, 1)
-    (file,) = (tmp_path / "TimePoint_1").iterdir()
-    file.write_bytes(b"II*\0cut")
+def test_a_damaged_first_file_costs_the_channel_nothing(tmp_path, write_image):
+    for well in ("A01", "A02", "A03"):
+        write_image(tmp_path / "TimePoint_1", well, 1, 1)
+    before = listed(tmp_path)
+    for damage in (b"", b"II*\0cut", b"not a picture"):
+        sorted((tmp_path / "TimePoint_1").iterdir())[0].write_bytes(damage)
+        assert listed(tmp_path) == before
+
+
+def test_a_channel_without_a_readable_file_says_that_its_stain_is_unknown(tmp_path, write_image):
+    for well in ("A01", "A02"):
+        write_image(tmp_path / "TimePoint_1", well, 1, 1)
+    for file in (tmp_path / "TimePoint_1").iterdir():
+        file.write_bytes(b"")
     (plate,) = listed(tmp_path)
     assert plate.channels == ("w1",)
+    assert [(problem.problem, problem.channel) for problem in plate.problems] == [("unknown_stain", "w1")]

@@ -47,7 +47,7 @@ def compressor_of(version, name):
 def test_a_plate_lists_and_reads_as_it_was_written(tmp_path, write_zarr_plate, site_pixels, version):
     write_zarr_plate(tmp_path / "P1.zarr", version)
     (plate,) = listed(tmp_path)
-    assert (plate.plate, plate.batch, plate.reader, plate.problems) == ("P1", "P1", "ome-zarr", ())
+    assert (plate.plate, plate.batch, plate.reader, plate.problems) == ("P1", "s/P1", "ome-zarr", ())
     assert plate.channels == ("Hoechst 33342", "GFP")
     assert plate.pixel_size_um == pytest.approx(0.65)
     assert [(site.well, site.site) for site in plate.sites] == [
@@ -110,18 +110,19 @@ def test_what_is_missing_or_damaged_is_told_and_the_rest_is_listed(tmp_path, wri
     assert sorted(found, key=lambda problem: problem[1]) == [
         ("missing_file", "A02", "1", "P1.zarr/A/02/1"),
         ("unreadable_file", "A03", "0", "P1.zarr/A/03/0"),
-        ("unreadable_file", "A04", "", "P1.zarr/A/04"),
+        ("well_without_image", "A04", "", "P1.zarr/A/04"),
     ]
 
 
 @VERSIONS
-def test_a_folder_that_is_no_plate_is_told_and_alone_is_an_error(tmp_path, write_zarr_plate, version):
+def test_a_folder_that_is_no_plate_is_told_and_alone_is_an_error(tmp_path, write_zarr_plate, of_screen, version):
     path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0",))
     shutil.copytree(path / "A" / "01" / "0", tmp_path / "image.zarr")
     (tmp_path / "nothing.zarr").mkdir()
     (tmp_path / ".half-written.zarr").mkdir()
     (plate,) = listed(tmp_path)
-    assert [(problem.problem, problem.plate) for problem in plate.problems] == [
+    assert plate.problems == ()
+    assert [(problem.problem, problem.plate) for problem in of_screen(tmp_path)] == [
         ("not_a_plate", "image"),
         ("not_a_plate", "nothing"),
     ]
@@ -156,12 +157,12 @@ def test_an_image_path_that_leaves_the_well_is_refused(tmp_path, write_zarr_plat
 
 
 @VERSIONS
-def test_a_damaged_plate_is_told_and_the_others_are_listed(tmp_path, write_zarr_plate, version):
+def test_a_damaged_plate_is_told_and_the_others_are_listed(tmp_path, write_zarr_plate, of_screen, version):
     write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0",))
     bad = write_zarr_plate(tmp_path / "P2.zarr", version, wells=("A/01",), sites=("0",))
     edit(bad, version, lambda ome: ome["plate"].update(wells="none"))
-    (plate,) = listed(tmp_path)
-    assert [(problem.problem, problem.plate) for problem in plate.problems] == [("unreadable_file", "P2")]
+    assert [plate.plate for plate in listed(tmp_path)] == ["P1"]
+    assert [(problem.problem, problem.plate) for problem in of_screen(tmp_path)] == [("unreadable_file", "P2")]
 
 
 @VERSIONS
@@ -236,16 +237,21 @@ def test_a_plate_in_a_bucket_lists_and_reads_as_on_a_disk(tmp_path, write_zarr_p
 
 
 @VERSIONS
-def test_what_is_wrong_with_a_plate_in_a_bucket_is_told_as_on_a_disk(tmp_path, write_zarr_plate, uploaded, version):
+def test_what_is_wrong_with_a_plate_in_a_bucket_is_told_as_on_a_disk(
+    tmp_path, write_zarr_plate, uploaded, of_screen, version
+):
     path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01", "A/02"))
     shutil.rmtree(path / "A" / "02" / "1")
     metadata_file(path / "A" / "01" / "0", version).write_text("{ cut")
     shutil.copytree(path / "A" / "01" / "1", tmp_path / "image.zarr")
-    (local,), (remote,) = listed(tmp_path), listed(uploaded(tmp_path))
-    assert [(p.problem, p.plate, p.well, p.site, p.file) for p in remote.problems] == [
-        (p.problem, p.plate, p.well, p.site, p.file) for p in local.problems
+    bucket = uploaded(tmp_path)
+    local, remote = (
+        [p for plate in listed(place) for p in plate.problems] + list(of_screen(place)) for place in (tmp_path, bucket)
+    )
+    assert [(p.problem, p.plate, p.well, p.site, p.file) for p in remote] == [
+        (p.problem, p.plate, p.well, p.site, p.file) for p in local
     ]
-    assert {p.problem for p in local.problems} == {"missing_file", "unreadable_file", "not_a_plate"}
+    assert {p.problem for p in local} == {"missing_file", "unreadable_file", "not_a_plate"}
 
 
 def test_a_plate_in_a_bucket_is_listed_without_a_look_at_its_chunks(tmp_path, write_zarr_plate, uploaded, monkeypatch):

@@ -36,16 +36,17 @@ def test_a_map_without_plates_holds_for_every_plate(tmp_path, write_indexed_scre
     assert all(not plate.problems for plate in plates)
 
 
-def test_map_and_images_that_disagree_are_told_both_ways(screen):
+def test_map_and_images_that_disagree_are_told_both_ways(screen, of_screen):
     (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,C07,KRAS\nP9,B02,MYC\n")
     (plate,) = listed(screen)
-    told = {(problem.problem, problem.plate, problem.well) for problem in plate.problems}
+    problems = (*plate.problems, *of_screen(screen))
+    told = {(problem.problem, problem.plate, problem.well) for problem in problems}
     assert told == {
         ("well_without_image", "P1", "C07"),
         ("image_without_well", "P1", "B03"),
         ("plate_without_image", "P9", ""),
     }
-    assert all(problem.file == "platemap.csv" and problem.next_step for problem in plate.problems)
+    assert all(problem.file == "platemap.csv" and problem.next_step for problem in problems)
     assert [site.well for site in plate.sites] == ["B02", "B03"]
 
 
@@ -67,10 +68,9 @@ def test_a_well_that_is_there_twice_and_says_the_same_keeps_it(screen, codes):
     assert plate.wells[0]["gene"] == "TP53"
 
 
-def test_rows_that_name_no_well_or_plate_are_told_with_their_line(screen):
+def test_rows_that_name_no_well_or_plate_are_told_with_their_line(screen, of_screen):
     (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,B03,KRAS\nP1,Z99,x\n,B02,x\n")
-    (plate,) = listed(screen)
-    assert [(problem.problem, "line" in problem.found) for problem in plate.problems] == [
+    assert [(problem.problem, "line" in problem.found) for problem in of_screen(screen)] == [
         ("bad_well_name", True),
         ("missing_plate", True),
     ]
@@ -140,10 +140,11 @@ def test_a_list_that_names_no_usable_map_stops_the_screen(two_plates, content, p
     assert caught.value.problems[0].problem == problem
 
 
-def test_a_plate_without_a_map_in_the_list_is_told_by_its_line(two_plates):
+def test_a_plate_without_a_map_in_the_list_is_told_by_its_line(two_plates, of_screen):
     (two_plates / "meta" / "barcode_platemap.csv").write_text(LIST.replace("P2,C-2", "P2,"))
-    one, two = listed(two_plates, plate_map="meta/barcode_platemap.csv")
-    assert ("missing_plate_map", "P2") in {(problem.problem, problem.plate) for problem in one.problems}
+    _, two = listed(two_plates, plate_map="meta/barcode_platemap.csv")
+    problems = of_screen(two_plates, plate_map="meta/barcode_platemap.csv")
+    assert ("missing_plate_map", "P2") in {(problem.problem, problem.plate) for problem in problems}
     assert [problem.problem for problem in two.problems] == ["image_without_well"]
     assert [site.well for site in two.sites] == ["B02"]
 

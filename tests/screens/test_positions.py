@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
 from cytolake.screens.positions import (
-    N_COLUMNS_MAX,
-    N_ROWS_MAX,
+    expected_well,
     name_of_well,
     natural_order,
     site_name,
@@ -23,7 +23,7 @@ def test_every_well_of_a_1536_well_plate_comes_back_from_its_name():
             assert well_position(name) == (row, column)
 
 
-@pytest.mark.parametrize("text", ["b3", "B03", " B-3 ", "B_03", "B/03", "r02c03", "R2C3", "B003"])
+@pytest.mark.parametrize("text", ["b3", "B03", "03B", "3-b", " B-3 ", "B_03", "B/03", "r02c03", "R2C3", "B003"])
 def test_spellings_of_one_well_give_one_name(text):
     assert well_name(text) == "B03"
 
@@ -31,6 +31,18 @@ def test_spellings_of_one_well_give_one_name(text):
 @pytest.mark.parametrize("text", ["", "B", "03", "B00", "B0", "B49", "AG01", "BA01", "ABC1", "B3x", "r33c01", "B 1 2"])
 def test_what_is_no_well_has_no_name(text):
     assert well_name(text) == ""
+
+
+@pytest.mark.parametrize("text", ["AA01", "aa1", "AA1", "r27c1"])
+def test_rows_after_z_have_two_letters(text):
+    assert well_name(text) == "AA01"
+
+
+@pytest.mark.parametrize("text", ["Aa1", "Aa01", "aB12", "Bc3"])
+def test_two_letters_of_mixed_case_are_refused_with_the_reason(text):
+    assert well_name(text) == ""
+    assert "quarter of row" in expected_well(text)
+    assert "B03" in expected_well("xyz")
 
 
 def test_a_site_loses_leading_zeros_and_nothing_else():

@@ -51,11 +51,17 @@ def test_a_real_screen_lists_and_every_site_reads(listed, name):
                 np.testing.assert_array_equal(channel, tifffile.imread(path))
 
 
-def test_real_problems_are_those_that_the_sources_have(listed):
+def test_real_problems_are_those_that_the_sources_have(real_data, listed, of_screen):
     found = {name: [problem.problem for plate in listed(name) for problem in plate.problems] for name in SCREENS}
-    assert found.pop("bbbc006_focus") == ["unknown_position"] * 12  # point-spread and degradation images of no plate
+    of_screens = {name: [problem.problem for problem in of_screen(real_data / name)] for name in SCREENS}
+    assert (
+        of_screens.pop("bbbc006_focus") == ["unknown_position"] * 12
+    )  # point-spread and degradation images of no plate
     assert found.pop("cellprofiler_examples") == ["wells_assigned"]  # ExampleFly has positions and no wells
+    for name in ("pediatric_BR00143976_6ch", "jump_BR00117006_site"):
+        assert found.pop(name) == ["unlisted_files"]  # outlines of cells
     assert not any(found.values())
+    assert not any(of_screens.values())
 
 
 def test_the_timelapse_has_its_times_sites_and_pixel_size(listed):
@@ -79,7 +85,7 @@ def test_names_alone_place_every_image_where_the_index_does(real_data, listed, n
     (by_index,) = listed(name)
     source = ScreenSource(screen=name, path=str(real_data / name), layout=layout, pattern=pattern)
     (by_name,) = list_plates(source, presets=layout_presets())
-    assert by_name.problems == ()
+    assert {problem.problem for problem in by_name.problems} <= {"unlisted_files"}  # outlines of cells
     assert len(by_name.channels) == len(by_index.channels)
     assert [(site.well, set(site.image_paths)) for site in by_name.sites] == [
         (site.well, set(site.image_paths)) for site in by_index.sites

@@ -12,6 +12,7 @@ import pytest
 
 from cytolake.benchmark.compound_gene import CompoundGeneConfig, compound_gene_activity
 from cytolake.screens.rxrx import (
+    CONFLICTS,
     control_offsets,
     perturbation_of_treatment,
     read_rxrx1,
@@ -208,12 +209,21 @@ def test_sites_of_rxrx1_become_wells(tmp_path, suffix):
     assert wells.equals(read_rxrx1_wells(tmp_path / "metadata.csv"))
 
 
-def test_sites_of_one_well_that_disagree_are_an_error(tmp_path):
+def test_sites_that_disagree_cost_their_own_well_that_label(tmp_path):
     (tmp_path / "metadata.csv").write_text(RXRX1.replace("2,treatment,s21721", "2,treatment,s99"))
-    sites = [line.split(",")[0] for line in RXRX1.splitlines()[1:]]
-    pq.write_table(feature_table(sites, vectors_of(4), "site_id"), tmp_path / "e.parquet")
-    with pytest.raises(ValueError, match=r"well HUVEC-1_1_B02 has sites with .*s21721.* and with .*s99"):
-        read_rxrx1(tmp_path / "metadata.csv", tmp_path / "e.parquet")
+    wells = read_rxrx1_wells(tmp_path / "metadata.csv")
+    assert wells["perturbation"].to_pylist() == ["", "EMPTY", "s15652"]
+    assert wells["cell_type"].to_pylist() == ["HUVEC"] * 3
+    assert wells[CONFLICTS].to_pylist() == ["sirna: s21721 and s99", "", ""]
+
+
+def test_sites_of_one_well_on_two_plates_are_an_error(tmp_path):
+    lines = RXRX1.splitlines()
+    row = lines[2].split(",")
+    row[lines[0].split(",").index("plate")] = "7"
+    (tmp_path / "metadata.csv").write_text("\n".join([*lines[:2], ",".join(row), *lines[3:]]) + "\n")
+    with pytest.raises(ValueError, match=r"well HUVEC-1_1_B02 has sites of .* or 7"):
+        read_rxrx1_wells(tmp_path / "metadata.csv")
 
 
 def test_control_offsets_tell_centred_vectors_from_raw_ones():

@@ -123,5 +123,5 @@ def test_the_plate_map_names_the_batch(tmp_path, write_indexed_screen, codes):
     write_indexed_screen(tmp_path, [{"plate": "P1"}, {"plate": "P2"}, {"plate": "P2", "well": "B03"}, {"plate": "P3"}])
     (tmp_path / "platemap.csv").write_text("plate,well,batch\nP1,B02,week1\nP2,B02,week2\nP2,B03,week9\nP3,B02,\n")
     one, two, three = list_plates(ScreenSource(screen="s", path=str(tmp_path)))
-    assert (one.batch, two.batch, three.batch) == ("week1", "week2", "P3")
+    assert (one.batch, two.batch, three.batch) == ("week1", "week2", "s/P3")
     assert (codes(one), codes(two), codes(three)) == ([], ["mixed_batch"], [])

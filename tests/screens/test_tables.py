@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cytolake.screens.plate import ScreenError
@@ -30,6 +32,11 @@ ROWS = [{"well": "B02", "gene": "TP53"}, {"well": "B03", "gene": "NFκB, α"}]
         ("t.txt", "well\tgene\nB02\tTP53\nB03\tNFκB, α\n"),
         ("t.csv", '\ufeff well ,gene\r\n B02,TP53 \r\n\r\nB03,"NFκB, α"'),
         ("t.csv", 'well,gene,,\nB02,TP53,,\n,,,\nB03,"NFκB, α",,\n'),
+        ("t.csv", 'well;"gene"\nB02;TP53\nB03;"NFκB, α"\n'),
+        ("t.csv", "\ufeffsep=;\nwell;gene\nB02;TP53\nB03;NFκB, α\n"),
+        ("t.csv", "well\tgene\nB02\tTP53\nB03\tNFκB, α\n"),
+        ("t.txt", 'well,gene\nB02,TP53\nB03,"NFκB, α"\n'),
+        ("t.csv", "well\tgene\r\nB02\tTP53\r\nB03\tNFκB, α\r\n".encode("utf-16")),
         ("t.csv.gz", gzip.compress('well,gene\nB02,TP53\nB03,"NFκB, α"\n'.encode(), mtime=0)),
     ],
 )
@@ -38,6 +45,38 @@ def test_one_table_in_many_spellings_is_one_table(read, name, content):
     assert problems == []
     assert columns[:2] == ["well", "gene"]
     assert [{key: value for key, value in row.cells.items() if key} for row in rows] == ROWS
+
+
+def test_a_comma_in_quotes_parts_no_cells(read):
+    columns, rows, _ = read('well;"compound, as bought";dose\nB02;taxol;1\n')
+    assert columns == ["well", "compound, as bought", "dose"]
+    assert rows[0].cells == {"well": "B02", "compound, as bought": "taxol", "dose": "1"}
+
+
+def test_a_line_that_names_the_delimiter_counts_as_a_line(read):
+    assert [row.line for row in read("sep=;\nwell;gene\nB02;TP53\n")[1]] == [3]
+
+
+def test_a_parquet_table_reads_as_its_csv_would(read, tmp_path):
+    table = pa.table(
+        {
+            "well": ["B02", None],
+            "plate": pa.array([20115.0, None]),  # pandas makes whole numbers with a gap floats
+            "dose": pa.array([0.1, 2.0], pa.float32()),
+            "is_control": [True, False],
+            "list": [[1], [2]],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    columns, rows, problems = read((tmp_path / "t.parquet").read_bytes(), "t.parquet")
+    assert columns == ["well", "plate", "dose", "is_control"] == read_header(SourceFolder(tmp_path), "t.parquet", "s")
+    assert [tuple(row.cells.values()) for row in rows] == [("B02", "20115", "0.1", "True"), ("", "", "2", "False")]
+    assert problems == []
+
+
+def test_a_file_that_is_no_parquet_is_refused(read):
+    with pytest.raises(ScreenError, match=r"t\.parquet: unreadable file"):
+        read("well,gene\n", "t.parquet")
 
 
 def test_a_short_row_has_empty_cells_and_rows_know_their_lines(read):
@@ -58,7 +97,6 @@ def test_the_header_is_read_without_the_rows(tmp_path):
     ("name", "content", "problem"),
     [
         ("t.csv", b"well,\xff\xfe\n", "unreadable_file"),
-        ("t.csv", "a,b\n1,2\n".encode("utf-16"), "unreadable_file"),
         ("t.csv", b"a,a\n", "duplicate_column"),
         ("t.csv", b'a,"' + b"x" * 200_000 + b'"\n', "unreadable_file"),
         ("t.csv.gz", b"no gzip", "unreadable_file"),

@@ -193,6 +193,8 @@ def test_the_page_holds_every_knob_and_the_table_every_class(audit: Audit, tmp_p
     assert "identity drop" in text
     assert "<svg" in text
     assert "<script" not in text
+    n_classes = len(audit.of("trained", OFF, "perturbation")[0].class_recall)
+    assert f"chance is a recall of\n    {1 / n_classes:.3f}" in text
     console = Console(width=200, record=True)
     console.print(audit_text(audit, "trained"), proposal_text(proposals))
     assert "blur_sigma_px" in console.export_text()

@@ -183,7 +183,7 @@ def _guard_rail_checks() -> Iterator[NullCheck]:
         return rng.standard_normal((48, 6)) + shift * rng.standard_normal((3, 6))[plate], [f"P{p}" for p in plate]
 
     def p_value(wells: tuple[Floats, list[str]]) -> float:
-        return batch_leakage(*wells, seeds=(0, 1, 2), bootstrap_draws=1, n_draws=N_DRAWS).p_value
+        return batch_leakage(*wells, seeds=(0, 1, 2), n_draws=N_DRAWS).p_value
 
     null = [p_value(leak(np.random.default_rng([7, seed]), 0.0)) for seed in range(2000)]
     shifted = [leak(np.random.default_rng([8, seed]), 0.8) for seed in range(150)]

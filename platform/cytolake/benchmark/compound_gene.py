@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.intervals import Interval, few_groups_interval
 from cytolake.catalog.ids import content_id
 
 Floats = NDArray[np.float64]
@@ -280,9 +280,8 @@ class _Scores:
         weight_RK = rng.multinomial(n, np.full(n, 1 / n), size=self.config.bootstrap_draws) / n
         intervals = []
         for of_compound in per_compound_2K:
-            draws = weight_RK @ of_compound
-            low, high = np.percentile(draws, [2.5, 97.5])
-            intervals.append(Interval(float(of_compound.mean()), float(low), float(high), draws))
+            value, draws = float(of_compound.mean()), weight_RK @ of_compound
+            intervals.append(Interval(value, *few_groups_interval(value, draws, n), draws))
         z_score = next(row["z_score"] for row in summary if row["metric"] == "average_precision")
         return CompoundGeneResult(
             average_precision=intervals[0],

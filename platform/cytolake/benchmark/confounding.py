@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cytolake.benchmark.batch_confounding import Unit, label_confounding, only_one
 from cytolake.benchmark.split import Split, classes_in_both, hold_out_groups, hold_out_wells
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.qc.levels import plate_shape
+from cytolake.screens.plate_format import plate_format
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -391,7 +391,7 @@ def _to_edge(row: Codes, column: Codes, plate: Codes) -> Codes:
     distance = np.zeros(len(row), np.int64)
     for name in np.unique(plate).tolist():
         here = plate == name
-        height, width = plate_shape(int(row[here].max()), int(column[here].max()))
+        height, width = plate_format(int(row[here].max()), int(column[here].max()))
         y, x = row[here], column[here]
         distance[here] = np.min([y, x, height - 1 - y, width - 1 - x], axis=0)
     return distance

@@ -141,7 +141,7 @@ class _CrossValidation:
                             "seed": len(n_train_units) - 1,
                             "value": balanced_accuracy(each, self.data.label_of_well),
                             "n_train": len(train),
-                            "n_test": len(test),
+                            "n_test": int(each.total.sum()),
                             "n_classes": len(classes),
                             "held_out": ",".join(held_out),
                         }
@@ -176,7 +176,7 @@ class _CrossValidation:
                     "ci_low": _finite_or_none(interval.low),
                     "ci_high": _finite_or_none(interval.high),
                     "n_train": round(float(np.mean([row["n_train"] for row in of_metric]))),
-                    "n_test": round(float(np.mean([row["n_test"] for row in of_metric]))),
+                    "n_test": int(sum(each.total.sum() for each in counts[metric][: units.n_folds])),
                     "n_classes": len(in_any),
                     "held_out": f"{len(of_metric)} splits",
                     "details": json.dumps(details),

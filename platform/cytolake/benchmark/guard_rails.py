@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.intervals import Interval, WellCounts, bootstrap_over_wells
+from cytolake.benchmark.intervals import Interval, WellCounts, balanced_accuracy, mean_of_splits
 from cytolake.benchmark.linear_probe import linear_probe
 from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig, consistency
 from cytolake.benchmark.perturbation_signal.shares import Share, share_of
@@ -57,7 +57,7 @@ class BatchLeakage:
     """How well wells are told apart by batch."""
 
     balanced_accuracy: Interval
-    """Mean over splits; the 95 % interval is over wells."""
+    """Mean over splits; the 95 % interval is for other wells of the same batches. NaN ends for a single split."""
     chance: float
     """1 / K: what guessing scores."""
     p_value: float
@@ -118,7 +118,6 @@ def batch_leakage(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     held_out_share: float = 0.25,
     regularisation: float = 0.1,
-    bootstrap_draws: int = 1000,
     n_draws: int = 999,
 ) -> BatchLeakage:
     """Predict the batch of held-out wells with a linear probe.
@@ -138,7 +137,6 @@ def batch_leakage(
         seeds: One split of each batch's wells for each.
         held_out_share: Share of each batch's wells in the test part.
         regularisation: Inverse strength C of the probe's penalty.
-        bootstrap_draws: Resamples of wells.
         n_draws: Permutations of each split.
 
     Raises:
@@ -152,23 +150,24 @@ def batch_leakage(
     if len(used) < 2:
         raise ValueError(
             f"{len(used)} batches have 2 wells or more ({', '.join(names[used].tolist()) or 'none'}), expected at "
-            "least 2 to tell apart. Give plates as batches, or all wells where controls are few."
+            "least 2. Give plates as batches, or all wells where controls are few."
         )
     rows = np.asarray(chosen, np.intp)[keep]
     wells, label = matrix[rows].astype(np.float32), np.searchsorted(used, of_well[keep])
     ids = [str(row) for row in rows.tolist()]
-    counted, p_values = [], []
+    scores, p_values, is_tested = [], [], np.zeros(len(label), bool)
     for split in hold_out_wells(ids, [names[used[i]] for i in label.tolist()], held_out_share, seeds):
         probe = linear_probe(wells[~split.is_test], label[~split.is_test], regularisation=regularisation)
         logits = probe.logits(wells[split.is_test])
         correct, total = np.zeros(len(label)), split.is_test.astype(np.float64)
         correct[split.is_test] = probe.classes[logits.argmax(axis=1)] == label[split.is_test]
-        counted.append(WellCounts(correct, total))
+        scores.append(balanced_accuracy(WellCounts(correct, total), label))
+        is_tested |= split.is_test
         rng = seeded_generator(split.seed, "batch leakage")
         p_values.append(_permuted_batches(logits, np.searchsorted(probe.classes, label[split.is_test]), n_draws, rng))
     dropped = tuple(name for i, name in enumerate(names.tolist()) if i not in used)
     return BatchLeakage(
-        bootstrap_over_wells(counted, label, bootstrap_draws),
+        mean_of_splits(np.asarray(scores), held_out_share, int(is_tested.sum())),
         1 / len(used),
         cauchy_combination([min(p, n_draws / (n_draws + 1)) for p in p_values]),
         len(label),

@@ -2,7 +2,7 @@
 
 Which block of an encoder stands in a ranking is chosen elsewhere where it can be, and `chosen_by` says where:
 
-    other plates          probes: on every plate the block that the other plates choose, baselines alike
+    other plates          probes: on every plate (batch, ...) the block that the others choose, baselines alike
     linear_probe of ...   the block that leads the newest linear probe of wells, the same in all rankings
     the best of these     neither is known: the best of `best_of` on the wells that it is scored on reads high
 
@@ -23,11 +23,11 @@ import pyarrow as pa
 
 from cytolake.benchmark.linear_probe import WELL_METRIC
 from cytolake.benchmark.profiles.tasks import ERRORS, GUARD_RAILS, NUISANCES
-from cytolake.benchmark.unit_scores import Candidate, chosen_score
+from cytolake.benchmark.unit_scores import Candidate, chosen_score, units_in_words
 from cytolake.catalog import Catalog
 
 TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment", "screen_id")
-"""What tells one ranking from another. `screen_id` is the `pack_id` of an expression screen, and empty for images."""
+"""What sets rankings apart. `screen_id` is the `pack_id` of an expression screen, and empty for images."""
 EXPRESSION = "expression"
 """`representations.kind` of the embeddings of an expression screen."""
 
@@ -48,7 +48,6 @@ class LeaderboardFilter:
     """Every block and pooling, rather than one of each encoder."""
 
 
-CHOSEN_ELSEWHERE = "other plates"
 BEST_OF_THESE = "the best of these"
 
 
@@ -168,7 +167,8 @@ def _stands_for(rows: Sequence[dict[str, Any]], by_probe: Mapping[str, tuple[str
         if len(known) == len(rows) and len({each.scores.names for each in known}) == 1:
             found = chosen_score(known)
             low, high = (value if math.isfinite(value) else None for value in (found.low, found.high))
-            return {**rows[0], "value": found.value, "ci_low": low, "ci_high": high, "chosen_by": CHOSEN_ELSEWHERE}
+            by = f"other {units_in_words(known[0].scores.unit)}"
+            return {**rows[0], "value": found.value, "ci_low": low, "ci_high": high, "chosen_by": by}
     chosen, label = by_probe.get(rows[0]["model_id"], ("", ""))
     for row in rows:
         if row["representation_id"] == chosen:

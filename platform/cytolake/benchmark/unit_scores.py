@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.intervals import ROUNDING, Interval
 from cytolake.benchmark.perturbation_signal.shares import share_of
 
 Numbers = NDArray[np.float64]
@@ -26,6 +26,20 @@ MIN_UNITS = 3
 """Fewer units give no interval: of two, Student's t makes one 12.7 standard errors wide to each side."""
 SELECTION_SHARPNESS = 0.5
 """How fast a candidate's weight falls with each standard error that it lies behind the best of the other units."""
+
+
+_PLURALS = {
+    "plate": "plates",
+    "batch": "batches",
+    "row": "rows",
+    "column": "columns",
+    "column_block": "blocks of columns",
+}
+
+
+def units_in_words(unit: str) -> str:
+    """Several units of a kind, for sentences: `plates`, `batches`, ...; wells are held out in sets."""
+    return _PLURALS.get(unit, "sets of wells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +64,9 @@ class UnitScores:
 
     def interval(self) -> Interval:
         """The score and its 95 % interval over units, within 0..1."""
-        if len(self.score) >= MIN_UNITS and np.ptp(self.score) == 0:
+        if len(self.score) >= MIN_UNITS and np.ptp(self.score) <= ROUNDING:
             # All units alike, such as all right: their spread says nothing, the number of wells does.
-            share = share_of(round(self.value * self.n_test), self.n_test)
-            return Interval(self.value, min(share.low, self.value), max(share.high, self.value), self.score)
+            return Interval(self.value, *_by_wells(self), self.score)
         half = half_width(self.score, self.n_train)
         return Interval(self.value, max(self.value - half, 0.0), min(self.value + half, 1.0), self.score)
 
@@ -134,6 +147,12 @@ def gain(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> Interval:
         )
     difference_U = one.score - other.score
     value, low, high = _interval_with_choice(ours, theirs, difference_U, one.n_train)
+    if len(difference_U) >= MIN_UNITS and np.ptp(difference_U) <= ROUNDING:
+        # All units differ alike: their spread says nothing, the number of wells does (Newcombe 1998, method 10,
+        # doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I, as if the wells were not the same).
+        (a, b), (c, d) = (_by_wells(each) for each in (one, other))
+        low = value - math.hypot(one.value - a, d - other.value)
+        high = value + math.hypot(b - one.value, other.value - c)
     return Interval(value, low, high, difference_U)
 
 
@@ -182,6 +201,12 @@ def _values_without_a_unit(candidates: Sequence[Candidate]) -> Numbers:
         keep = np.arange(score_CU.shape[1]) != unit
         values.append(_chosen(score_CU[:, keep], inner_CUU[:, keep][:, :, keep]).mean())
     return np.asarray(values)
+
+
+def _by_wells(scores: UnitScores) -> tuple[float, float]:
+    """Wilson's 95 % interval of the mean, taken for a share of the wells."""
+    share = share_of(round(scores.value * scores.n_test), scores.n_test)
+    return min(share.low, scores.value), max(share.high, scores.value)
 
 
 def _variance_of_mean(score_U: Numbers, n_train: float) -> float:

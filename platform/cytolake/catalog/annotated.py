@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cytolake.catalog.annotation_columns import annotation_columns
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 
@@ -29,7 +30,8 @@ def to_anndata(
         level: `crop` reads `embeddings`, `well` reads `profiles`.
 
     Returns:
-        `obs`: columns of `crops` and `wells`, indexed by crop or well id, in the order of the ids. `X`: (N, D) float32
+        `obs`: columns of `crops` and `wells`, indexed by crop or well id, in the order of the ids; each annotation of
+        the plate map is a column `Metadata_<name>`. `X`: (N, D) float32
         of one representation; of several, `X` is absent and each is in `obsm` under its id. `uns["cytolake"]`: rows
         of `representations` as JSON-like values.
 
@@ -54,10 +56,14 @@ def to_anndata(
         if not rows.num_rows:
             remedy = f"Run jobs/embed.py for its pack {known[identity]['pack_id']} first."
             if known[identity]["kind"] == "aligned":
-                remedy = "It was aligned at the level of wells: ask for level='well', or for the one it was made from."
+                remedy = "It was aligned at the level of wells: use level='well', or the one that it was made from."
             raise CatalogError(f"representation {identity}: no rows in {vectors_table}. {remedy}")
     obs = _observations(catalog, level, vectors)
     matrices = [_matrix(obs[key], rows, int(known[i]["dim"]), i) for i, rows in zip(ids, vectors, strict=True)]
+    annotations = obs["annotations"].to_pylist()
+    obs = obs.drop_columns(["annotations"])
+    for name, column in annotation_columns(annotations, obs.column_names).items():
+        obs = obs.append_column(name, column)
     frame = obs.to_pandas().set_index(key, drop=True)
     single = len(ids) == 1
     return anndata.AnnData(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -46,6 +46,8 @@ class Replaced:
     values: tuple[str, ...]
     check: Callable[[], None]
     """Called before they go; raises where they must stay."""
+    always: bool = False
+    """Also where the commit's applications never wrote here before."""
 
 
 def create_table(path: str, contract: TableContract) -> DeltaTable:
@@ -101,19 +103,6 @@ def open_table(path: str, version: int | None = None) -> DeltaTable | None:
         raise CatalogError(f"table {name}: no readable version {version}. There are 0 to {newest}.") from error
 
 
-def plates_of_files(table: DeltaTable) -> set[str | None]:
-    """Values of `plate_id` in a table's files, from their statistics; None among them where a file does not tell.
-
-    An ingest writes one plate to a file, so nearly always the two ends are one value.
-    """
-    actions = pa.table(table.get_add_actions(flatten=True))
-    if "min.plate_id" not in actions.column_names:
-        return {None} if actions.num_rows else set()
-    low, high = actions.column("min.plate_id").to_pylist(), actions.column("max.plate_id").to_pylist()
-    rows = actions.column("num_records").to_pylist()
-    return {first if first == last else None for first, last, n in zip(low, high, rows, strict=True) if n != 0}
-
-
 def commit_rows(
     table: DeltaTable,
     contract: TableContract,
@@ -123,6 +112,7 @@ def commit_rows(
     replace: Replaced | None = None,
     check: Callable[[], None] | None = None,
     claims: Mapping[str, int] | None = None,
+    touches: Collection[str] = (),
 ) -> bool:
     """Append rows in one commit, unless its transactions were all committed before.
 
@@ -137,6 +127,8 @@ def commit_rows(
             written any more.
         claims: Commit only while these are the newest marks of their applications. Another mark that comes in between
             makes the attempt fail: both commits name the application, and Delta refuses the later one.
+        touches: More applications that the commit names, so that of two commits at once that touch the same the later
+            one is tried again, after `check`.
 
     Returns:
         True if this call committed, False if all marks were there already, or a claim was not.
@@ -158,11 +150,12 @@ def commit_rows(
         if check is not None:
             check()
         predicate = None
-        if replace is not None and any(content is not None for content in there.values()):
+        if replace is not None and (replace.always or any(content is not None for content in there.values())):
             replace.check()
             predicate = _predicate(table, replace)
         try:
-            _write(table, contract, rows, predicate, [Transaction(*each) for each in (*marks.items(), *claims.items())])
+            named = (*marks.items(), *claims.items(), *((each, table.version() + 1) for each in touches))
+            _write(table, contract, rows, predicate, [Transaction(*each) for each in named])
             return True
         except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
             if attempt == ATTEMPTS - 1:
@@ -181,6 +174,30 @@ def commit_rows(
                 f"table {contract.name} at {table.table_uri}: rows could not be written ({error}). Nothing of them "
                 "shows. Make room there, or mend the access, then run the job again."
             ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def delete_rows(path: str, column: str, values: Collection[str]) -> int:
+    """Delete rows from a table, in one commit; returns how many. Versions of before still have them.
+
+    Raises:
+        CatalogError: Other writers kept this one out for about 20 seconds, or the table cannot be written.
+    """
+    listed = ", ".join(f"'{value}'" for value in sorted(values))
+    for attempt in range(ATTEMPTS):
+        table = open_table(path)
+        if table is None:
+            return 0
+        try:
+            if table.to_pyarrow_dataset().count_rows(filter=pc.field(column).isin(sorted(values))) == 0:
+                return 0
+            return int(table.delete(f"{column} in ({listed})")["num_deleted_rows"] or 0)
+        except CommitFailedError as error:
+            if attempt == ATTEMPTS - 1:
+                raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Run it again.") from error
+            _back_off(attempt)
+        except (DeltaError, OSError) as error:
+            raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Mend the access.") from error
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -18,11 +18,20 @@ OF_PIXELS = ("plates", "qc_metrics", "sites")
 """Tables that differ where pixels do: names and sizes of files, and the statistics of every site and channel, which an
 ingest measures on every pixel."""
 
-_PLACES = {"plates": {"source"}, "sites": {"image_paths", "illumination_paths"}}
-"""Columns that say where the files are, which a copy elsewhere changes; the content_hash of plates has their names."""
+_LEFT_OUT = {
+    "plates": {
+        *("source", "state", "why", "acquisition", "id_names", "pixels_hash", "files_hash", "labels_hash"),
+        *("labels_source", "wells_edition", "sites_edition"),
+    },
+    "wells": {"edition"},
+    "sites": {"image_paths", "illumination_paths", "checksum", "edition"},
+    "crops": {"edition"},
+}
+"""Columns that say where the files are, which a copy elsewhere changes (content_hash of plates has their names), or how
+the rows came about; and hashes of what other columns and tables say."""
 
 
-def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
+def plate_contents(catalog: Catalog, table: str, leave_out: Iterable[str] = ()) -> dict[str, str]:
     """For each plate that a table has rows of, a hash of these rows in any order.
 
     Left out are times, at which a row was written; where files lie; and nulls, so that a column that a later version
@@ -31,12 +40,12 @@ def plate_contents(catalog: Catalog, table: str) -> dict[str, str]:
     Args:
         catalog: Pinned, or as it is now.
         table: One with a column plate_id.
+        leave_out: More columns that do not count.
     """
     schema = table_contract(table).schema
+    left_out = {*_LEFT_OUT.get(table, ()), *leave_out}
     names = sorted(
-        field.name
-        for field in schema
-        if not pa.types.is_timestamp(field.type) and field.name not in _PLACES.get(table, ())
+        field.name for field in schema if not pa.types.is_timestamp(field.type) and field.name not in left_out
     )
     row = " || ".join(f"coalesce('{name}=' || \"{name}\"::varchar || chr(31), '')" for name in names)
     sums = ", ".join(f"sum(md5_number_{half}(text))::varchar AS {half}" for half in ("lower", "upper"))

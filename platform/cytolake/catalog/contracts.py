@@ -43,6 +43,8 @@ class TableContract:
     schema: pa.Schema
     about: dict[str, str]
     """Meaning and unit of each column."""
+    optional: frozenset[str]
+    """Columns that rows may leave out; they are null then."""
     constraints: dict[str, str]
     """Name to SQL condition that every row meets; Delta checks it at each commit."""
 
@@ -51,7 +53,7 @@ class TableContract:
         return self.schema.empty_table()
 
     def rows(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-        """Build rows of this table from dicts that have exactly its columns.
+        """Build rows of this table from dicts that have its columns; optional ones may be left out.
 
         Raises:
             CatalogError: A key is missing or unknown, or a value does not fit its column.
@@ -76,6 +78,8 @@ class TableContract:
                 key.
         """
         self._check_names(rows.column_names)
+        for name in self.optional.difference(rows.column_names):
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, self.schema.field(name).type))
         columns = [self._conform_column(rows.column(field.name), field) for field in self.schema]
         table = pa.Table.from_arrays(columns, schema=self.schema)
         self._check_key(table)
@@ -83,7 +87,8 @@ class TableContract:
 
     def _check_names(self, names: Iterable[str]) -> None:
         found, want = list(names), set(self.schema.names)
-        wrong = [f"column {name} is missing" for name in self.schema.names if name not in set(found)]
+        needed = [name for name in self.schema.names if name not in self.optional]
+        wrong = [f"column {name} is missing" for name in needed if name not in set(found)]
         wrong += [f"column {name} is not in the contract" for name in sorted(set(found) - want)]
         wrong += [f"column {name} is there twice" for name in sorted({name for name in found if found.count(name) > 1})]
         if wrong:
@@ -135,7 +140,7 @@ class TableContract:
         """The first column that Arrow refuses, with its type."""
         for field in self.schema:
             try:
-                pa.array([row[field.name] for row in rows], field.type)
+                pa.array([row.get(field.name) for row in rows], field.type)
             except (pa.ArrowInvalid, pa.ArrowTypeError):
                 return f"column {field.name}, expected {field.type}"
         return "rows"
@@ -148,7 +153,7 @@ def parse_contract(declared: Mapping[str, Any]) -> TableContract:
         CatalogError: A type that is not in TYPES, or a key or partition column that is not declared.
     """
     name = str(declared["table"])
-    columns: Mapping[str, Mapping[str, str]] = declared["columns"]
+    columns: Mapping[str, Mapping[str, Any]] = declared["columns"]
     schema = pa.schema([(column, _parse_type(name, column, spec["type"])) for column, spec in columns.items()])
     contract = TableContract(
         name=name,
@@ -156,6 +161,7 @@ def parse_contract(declared: Mapping[str, Any]) -> TableContract:
         partition_by=tuple(declared.get("partition_by", ())),
         schema=schema,
         about={column: spec.get("about", "") for column, spec in columns.items()},
+        optional=frozenset(column for column, spec in columns.items() if spec.get("optional")),
         constraints=dict(declared.get("constraints", {})),
     )
     unknown = sorted({*contract.key, *contract.partition_by} - set(columns))

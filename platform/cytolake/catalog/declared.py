@@ -1,4 +1,5 @@
 """What is declared in the folder catalog/ at the top of the checkout: table contracts, stain names, layouts, rules.
+Label columns are read by `cytolake.screens.label_vocabulary`.
 
 In an installed wheel the same files lie inside the package.
 """
@@ -16,6 +17,7 @@ import yaml
 from cytolake.catalog.contracts import TableContract, parse_contract
 from cytolake.catalog.errors import CatalogError, UnknownTableError
 from cytolake.screens import channel_names
+from cytolake.screens.declared_folder import declared_folder
 from cytolake.screens.layouts import LayoutPreset, parse_preset
 
 
@@ -50,9 +52,7 @@ def declared_path(relative: str) -> Path:
     Raises:
         CatalogError: There is no such file; lists its neighbours.
     """
-    inside_wheel = Path(__file__).parent / "_declared"
-    folder = inside_wheel if inside_wheel.is_dir() else Path(__file__).resolve().parents[3] / "catalog"
-    path = folder / relative
+    path = declared_folder() / relative
     if not path.exists():
         near = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
         raise CatalogError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 DIGEST_BYTES = 16  # 128 bits: at 1e12 crops the chance of one collision is below 1e-14
 
@@ -46,3 +47,38 @@ def crop_id(
 def representation_id(model_id: str, block: int, pooling: str, pack_id: str) -> str:
     """Id of one block and pooling of one model over one pack."""
     return content_id("representation", model_id, block, pooling, pack_id)
+
+
+@dataclass(frozen=True, slots=True)
+class PlateIds:
+    """Ids of one acquisition of a plate, and of everything in it.
+
+    Of the first acquisition they are hashed from names alone. A later one has other pixels, so its plate, sites and
+    crops have other ids; its wells are the same wells.
+    """
+
+    screen: str
+    plate: str
+    """Names that the plate came in under: a rename changes no id."""
+    acquisition: str = ""
+    """Stands for the pixels of a later acquisition; empty for the first."""
+
+    @property
+    def plate_id(self) -> str:
+        """Id of the acquisition."""
+        first = plate_id(self.screen, self.plate)
+        return content_id("acquisition", first, self.acquisition) if self.acquisition else first
+
+    def well_id(self, well: str) -> str:
+        """Id of a well."""
+        return well_id(self.screen, self.plate, well)
+
+    def site_id(self, well: str, site: str, timepoint: int, z: str) -> str:
+        """Id of a field of view."""
+        first = site_id(self.screen, self.plate, well, site, timepoint, z)
+        return content_id("acquisition", first, self.acquisition) if self.acquisition else first
+
+    def crop_id(self, well: str, site: str, timepoint: int, z: str, *, y: int, x: int, size: int) -> str:
+        """Id of a square window of a site."""
+        first = crop_id(self.screen, self.plate, well, site, timepoint, z, y=y, x=x, size=size)
+        return content_id("acquisition", first, self.acquisition) if self.acquisition else first

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cytolake.catalog.commits import Replaced, Rows, commit_rows, create_table, open_table, plates_of_files
+from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table
 from cytolake.catalog.declared import table_contract, table_names
-from cytolake.catalog.errors import CatalogError, ClaimedError
+from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.plate_commits import PlateCommits
 from cytolake.catalog.query import parse_query, run_query
+from cytolake.catalog.visibility import (
+    DERIVED_TABLES,
+    PLATE_TABLES,
+    VISIBLE,
+    Visibility,
+    read_visibility,
+    shown_part,
+)
 from cytolake.screens.storage import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-PLATE_TABLES = ("wells", "sites", "crops", "qc_metrics")
-"""Tables that an ingest writes before `plates`: rows of a plate show only once `plates` has it."""
-
 
 PLACE_FILE = "catalog.json"
 """In a catalog's folder, where its tables lie somewhere else."""
@@ -66,7 +70,7 @@ def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
     if wanted and wanted != place:
         if place or (folder / "tables").is_dir():
             raise CatalogError(
-                f"{folder}: its tables are in {place or folder / 'tables'}, asked for {wanted}. Leave `tables` out, or "
+                f"{folder}: its tables are in {place or folder / 'tables'}, expected {wanted}. Leave `tables` out, or "
                 "use another root."
             )
         if create:
@@ -78,7 +82,7 @@ def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
     return place or str(folder)
 
 
-class Catalog:
+class Catalog(PlateCommits):
     """The tables of one catalog. Holds no state: every call reads what is stored, or the pinned versions of it."""
 
     def __init__(self, folder: Path | None, place: str, pinned: Mapping[str, int] | None = None) -> None:
@@ -260,12 +264,13 @@ class Catalog:
         parsed = parse_query(query)
         return run_query(parsed, {**self._datasets(parsed.tables - views.keys(), {}), **views})
 
-    def append(self, name: str, rows: pa.Table, *, transaction: str) -> bool:
+    def append(self, name: str, rows: Rows, *, transaction: str) -> bool:
         """Append rows in one atomic commit.
 
         Args:
             name: As in catalog/tables/.
-            rows: Exactly the contract's columns; see `TableContract.conform` for the types it takes.
+            rows: The contract's columns; see `TableContract.conform` for the types it takes. Or a function that gives
+                them in parts.
             transaction: Names what is written. The same one again, from any process, changes nothing.
 
         Returns:
@@ -278,113 +283,24 @@ class Catalog:
         """
         return self._commit(name, rows, marks={transaction: 1})
 
+    def rows_of_plate(self, name: str, row: Mapping[str, Any]) -> ds.Dataset:
+        """Rows of one acquisition in a table, whatever its state: those of the edition that its row names.
+
+        Args:
+            name: A table of plates' parts, such as wells.
+            row: Of `plates`, of any state.
+        """
+        table = open_table(self._path(name))
+        contract = table_contract(name)
+        if table is None:
+            return ds.dataset(contract.empty())
+        alone = table_contract("plates").rows([{**row, "state": VISIBLE}])
+        return shown_part(name, table, contract, Visibility(alone))
+
     def committed(self, name: str, transactions: Iterable[str]) -> set[str]:
         """Which of some transactions `append` has committed to a table by now; also where this catalog is pinned."""
         table = open_table(self._path(table_contract(name).name))
         return {each for each in transactions if table is not None and table.transaction_version(each) is not None}
-
-    def claim_plate(self, plate_id: str, content: int) -> None:
-        """Say that this content of a plate is written now; a claim of other content that stood before is void.
-
-        Of two ingests of one plate with different content the one that claimed last can make it visible.
-
-        Raises:
-            CatalogError: The plate shows already.
-        """
-        self.claim_plates({plate_id: content})
-
-    def claim_plates(self, contents: Mapping[str, int]) -> None:
-        """`claim_plate` of several plates, with the content of each, in one commit."""
-        self._commit(
-            "plates",
-            table_contract("plates").empty(),
-            marks=_claims(contents),
-            check=lambda: self._check_hidden("plates", contents),
-        )
-
-    def show_plate(self, row: pa.Table, *, plate_id: str, content: int) -> bool:
-        """Append a plate's row to `plates`, by which its rows in all tables show.
-
-        Returns:
-            False where the plate showed already, or other content of it was claimed meanwhile.
-        """
-        contents = {plate_id: content}
-        return self._commit("plates", row, marks=_marks(contents), claims=_claims(contents))
-
-    def show_plates(self, rows: pa.Table, contents: Mapping[str, int]) -> bool:
-        """`show_plate` of several plates in one commit: all of them show, or none.
-
-        Raises:
-            CatalogError: Some show already: another process wrote them, perhaps with the same content.
-        """
-        return self._commit(
-            "plates",
-            rows,
-            marks=_marks(contents),
-            claims=_claims(contents),
-            check=lambda: self._check_hidden("plates", contents),
-        )
-
-    def write_plate(self, name: str, rows: Rows, *, plate_id: str, content: int) -> bool:
-        """Commit one plate's rows of one table, in place of rows that an ingest of other content left behind.
-
-        Rows of a plate show only once `plates` has it: claim it first and show it last.
-
-        Args:
-            name: As in catalog/tables/, not `plates`.
-            rows: All rows of the plate, perhaps none; or a function that gives them in parts.
-            plate_id: Their plate.
-            content: Stands for the plate's files and the settings of the ingest, 1 to 2**63 - 1.
-
-        Returns:
-            False where the same content was committed before.
-
-        Raises:
-            CatalogError: The plate shows already, with other content: what people see is not replaced.
-            ClaimedError: Another ingest claimed the plate for other content since.
-        """
-        return self.write_plates(name, rows, {plate_id: content})
-
-    def write_plates(self, name: str, rows: Rows, contents: Mapping[str, int]) -> bool:
-        """`write_plate` of several plates, with the content of each, in one commit."""
-
-        def check_claims() -> None:
-            plates = open_table(self._path("plates"))
-            for plate_id, content in contents.items():
-                claimed = None if plates is None else plates.transaction_version(_claim_application(plate_id))
-                if claimed not in (None, content):
-                    self._check_hidden(name, [plate_id])
-                    raise ClaimedError(
-                        f"table {name}, plate {plate_id}: another ingest writes other content of this plate. Let it "
-                        "end, then run this one again."
-                    )
-
-        return self._commit(
-            name,
-            rows,
-            marks=_marks(contents),
-            replace=Replaced("plate_id", tuple(contents), lambda: self._check_hidden(name, contents)),
-            check=check_claims,
-        )
-
-    def _check_hidden(self, name: str, plate_ids: Collection[str]) -> None:
-        for plate_id in sorted(set(plate_ids).intersection(self._visible_plates().to_pylist())):
-            raise CatalogError(
-                f"table {name}, plate {plate_id}: the catalog has this plate with other content. "
-                "Ingest the plate under another name, or into another catalog root."
-            )
-
-    def have_contents(self, name: str, contents: Mapping[str, int]) -> bool:
-        """Whether these contents are what was last committed of all these plates to this table."""
-        table = open_table(self._path(name))
-        return table is not None and all(
-            table.transaction_version(application) == content for application, content in _marks(contents).items()
-        )
-
-    def plate_content(self, name: str, plate_id: str) -> int | None:
-        """What `write_plate` last committed of this plate to this table; None where nothing."""
-        table = open_table(self._path(name))
-        return None if table is None else table.transaction_version(_plate_application(plate_id))
 
     def to_anndata(self, representation_id: str | Sequence[str], *, level: Literal["crop", "well"] = "crop") -> AnnData:
         """Embeddings with everything known about their crops or wells, for scanpy; see `annotated.to_anndata`.
@@ -439,20 +355,29 @@ class Catalog:
         """One table as an Arrow dataset, for reading by columns and filters: see `pyarrow.dataset`."""
         return self._datasets(frozenset({table_contract(name).name}), {})[name]
 
+    def visibility(self) -> Visibility:
+        """The table plates with rows of every state, and what is visible by it."""
+        return self._visibility(None)
+
+    def _visibility(self, version: int | None) -> Visibility:
+        if version is None and self.pinned is not None:
+            if "plates" not in self.pinned:
+                return Visibility(table_contract("plates").empty())
+            version = self.pinned["plates"]
+        return read_visibility(self._path("plates"), version)
+
     def _datasets(self, names: frozenset[str], versions: Mapping[str, int | None]) -> dict[str, ds.Dataset]:
         """The tables among these names. `plates` is read first, for the reason given in `versions`."""
         ours = [name for name in table_names() if name in names]
-        visible = self._visible_plates() if set(ours) & set(PLATE_TABLES) else None
-        return {
-            name: self._whole_dataset(name, versions.get(name), visible if name in PLATE_TABLES else None)
-            for name in ours
-        }
+        is_of_plates = not {"plates", *PLATE_TABLES, *DERIVED_TABLES}.isdisjoint(ours)
+        visibility = self._visibility(None) if is_of_plates else None
+        return {name: self._dataset(name, versions.get(name), visibility) for name in ours}
 
-    def _visible_plates(self) -> pa.Array:
-        return self._whole_dataset("plates").to_table(columns=["plate_id"]).column("plate_id").combine_chunks()
-
-    def _whole_dataset(self, name: str, version: int | None = None, visible: pa.Array | None = None) -> ds.Dataset:
-        """One table, or the part of it whose plates are among `visible`."""
+    def _dataset(self, name: str, version: int | None, visibility: Visibility | None) -> ds.Dataset:
+        """The visible part of one table."""
+        if name == "plates":
+            assert visibility is not None
+            return ds.dataset((visibility if version is None else self._visibility(version)).visible)
         contract = table_contract(name)
         if version is None and self.pinned is not None:
             table = open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
@@ -460,23 +385,5 @@ class Catalog:
             table = open_table(self._path(name), version)
         if table is None:
             return ds.dataset(contract.empty())
-        dataset = table.to_pyarrow_dataset().replace_schema(contract.schema)  # columns added later read as null
-        if visible is None or plates_of_files(table) <= set(visible.to_pylist()):
-            return dataset
-        return dataset.filter(pc.field("plate_id").isin(visible))
-
-
-def _plate_application(plate_id: str) -> str:
-    return f"plate/{plate_id}"
-
-
-def _claim_application(plate_id: str) -> str:
-    return f"claim/{plate_id}"
-
-
-def _marks(contents: Mapping[str, int]) -> dict[str, int]:
-    return {_plate_application(plate_id): content for plate_id, content in contents.items()}
-
-
-def _claims(contents: Mapping[str, int]) -> dict[str, int]:
-    return {_claim_application(plate_id): content for plate_id, content in contents.items()}
+        is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
+        return shown_part(name, table, contract, visibility if is_filtered else None)

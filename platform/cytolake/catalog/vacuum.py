@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from cytolake.catalog.declared import table_names
 from cytolake.catalog.errors import CatalogError
-from cytolake.catalog.ingest.plates import STAGING
+from cytolake.catalog.ingest.commit import STAGING
 from cytolake.catalog.ingest.staging import remove_folder
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.storage import file_system
@@ -92,7 +92,7 @@ def _files_ever_named(system: Any, log: str) -> Iterator[str]:
     if [path.rsplit("/", 1)[-1] for path in versions] != [f"{number:020}.json" for number in range(len(versions))]:
         raise CatalogError(
             f"{log}: found {len(versions)} commits that are not numbered 0 to {len(versions) - 1}, expected the whole "
-            "log. It was cleaned by another program, so nobody can tell which files are orphans: nothing was removed."
+            "log. It was cleaned by another program, so which files are orphans is unknown: nothing was removed."
         )
     for path in versions:
         for line in system.cat_file(path).splitlines():

@@ -247,7 +247,7 @@ class Client:
             0,
             "Changing model",
             f"{ROUNDS} times another model answered the end of the array than its beginning, whose vectors do not "
-            "belong together. Ask again when promotion is done.",
+            "belong together. Repeat the request when promotion is done.",
         )
 
     def _path_of(self, word: str) -> str:

@@ -1,4 +1,4 @@
-"""Embeddings as files that other tools read as they are: AnnData (.h5ad) and profiling tables (Parquet).
+"""Embeddings as files that other tools read as they are: AnnData (.h5ad) and profiling tables (Parquet, CSV).
 
 Shapes: N crops or wells, D features.
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
+from cytolake.catalog.annotation_columns import annotation_columns
 from cytolake.embed.aggregate import checked_id, known_representation, pinned, stored_rows, vectors_of, without_rows
 from cytolake.embed.alignment.kept import ALIGNED
 
@@ -35,9 +37,13 @@ _METADATA = {
     "perturbation": "Metadata_Perturbation", "gene": "Metadata_Gene", "pathway": "Metadata_Pathway",
     "guide": "Metadata_Guide", "compound": "Metadata_Compound", "dose": "Metadata_Dose",
     "replicate": "Metadata_Replicate", "control": "Metadata_Control",
-    "is_negative_control": "Metadata_IsNegativeControl",
+    "is_negative_control": "Metadata_IsNegativeControl", "site": "Metadata_Site", "y": "Metadata_y", "x": "Metadata_x",
 }  # fmt: skip
 """Names that profiling tools know a table's labels by: they take every other column for a feature."""
+_RESERVED = frozenset(
+    {*_METADATA.values(), "Metadata_crop_id", "Metadata_n_crops", "Metadata_well_id", "Metadata_representation_id"}
+)
+_OF_CROP = ("site", "y", "x")
 _ROW_GROUP_BYTES = 64_000_000
 
 
@@ -83,7 +89,8 @@ def export_anndata(
 ) -> Path:
     """Write representations of the same crops or wells as one .h5ad; one representation is in memory at a time.
 
-    `obs` holds what is known of the crops or wells, in the order of screen, plate, well and id. `obsm` holds one
+    `obs` holds what is known of the crops or wells, in the order of screen, plate, well and id; annotations of the
+    plate map are columns `Metadata_<name>`. `obsm` holds one
     float32 matrix for each representation: `block_3_mean` for a block and pooling of an encoder, the name of the
     architecture for what has no blocks (`pixel_statistics`, an external table), `block_3_mean_tvn_vcb` for what was
     aligned. There is no `X`. `uns["cytolake"]` holds the level, the versions of the tables, and for each key of `obsm`
@@ -130,10 +137,11 @@ def export_anndata(
 def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *, level: ExportLevel = "well") -> Path:
     """Write one representation as a profiling table: `Metadata_*` columns and one float32 column for each feature.
 
-    pycytominer, copairs and their kind read it unchanged. Rows are streamed in the order in which they are stored, so
-    memory does not grow with their number. `Metadata_representation_id` in each row, and the row of `representations`
-    as JSON under `cytolake` in the file's metadata, say whose vectors they are. Features are named as matrices are by
-    `export_anndata`: `block_3_mean_0000`, or by the architecture where there are no blocks.
+    pycytominer, copairs and their kind read it unchanged. Annotations of the plate map are `Metadata_<name>`; crops
+    have `Metadata_Site`, `Metadata_y` and `Metadata_x`, their top left corner in pixels. Rows are streamed in the order
+    in which they are stored, so memory does not grow with their number. `Metadata_representation_id` in each row, and
+    the row of `representations` as JSON under `cytolake` in the file's metadata, say whose vectors they are. Features
+    are named as matrices are by `export_anndata`: `block_3_mean_0000`, or by the architecture without blocks.
 
     Args:
         catalog: Where the rows are.
@@ -148,18 +156,45 @@ def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *
         ValueError: No such representation or no rows of it, wells that are not in `wells`; and what `vectors_of`
             refuses.
     """
+
+    def writer(part: Path, schema: pa.Schema) -> _TableWriter:
+        opened: _TableWriter = pq.ParquetWriter(part, schema, compression="zstd")
+        return opened
+
+    return _export_table(catalog, representation_id, Path(path), level, writer)
+
+
+def export_csv(catalog: Catalog, representation_id: str, path: str | Path, *, level: ExportLevel = "well") -> Path:
+    """Write the same table as `export_parquet` as CSV, packed where the path ends in `.gz`.
+
+    Raises:
+        ValueError: As `export_parquet`.
+    """
+    compression = "gzip" if str(path).lower().endswith(".gz") else None
+    return _export_table(
+        catalog, representation_id, Path(path), level, lambda part, schema: _CsvWriter(part, schema, compression)
+    )
+
+
+def _export_table(
+    catalog: Catalog,
+    representation_id: str,
+    path: Path,
+    level: ExportLevel,
+    open_writer: Callable[[Path, pa.Schema], _TableWriter],
+) -> Path:
     catalog = pinned(catalog)
     ((key, row),) = _keyed(catalog, [representation_id]).items()
     dim = int(row["dim"])
     table, name = _TABLES[level]
-    wells = catalog.table("wells", columns=["well_id", *_WELL_COLUMNS])
+    wells = _wells_as_exported(catalog)
     features = [f"{key}_{i:04d}" for i in range(dim)]
     described = {b"cytolake": json.dumps({name: _plain(value) for name, value in row.items()}).encode()}
-    writer: pq.ParquetWriter | None = None
+    writer: _TableWriter | None = None
     at_once = max(1, _ROW_GROUP_BYTES // (4 * dim))
     waiting: list[pa.Table] = []
     n_waiting = 0
-    with _replaced(Path(path)) as part:
+    with _replaced(path) as part:
         try:
             for rows in _with_last(stored_rows(catalog.dataset(table), representation_id)):
                 if rows is not None:
@@ -167,16 +202,60 @@ def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *
                     n_waiting += rows.num_rows
                 if n_waiting and (rows is None or n_waiting >= at_once):
                     chunk = pa.concat_tables(waiting)
+                    if level == "crop":
+                        chunk = _with_places(catalog, chunk, len(features))
                     if writer is None:
-                        writer = pq.ParquetWriter(part, chunk.schema.with_metadata(described), compression="zstd")
-                    writer.write_table(chunk, row_group_size=n_waiting)
+                        writer = open_writer(part, chunk.schema.with_metadata(described))
+                    writer.write_table(chunk, n_waiting)
                     waiting, n_waiting = [], 0
         finally:
             if writer is not None:
                 writer.close()
         if writer is None:
             raise without_rows(row, table)
-    return Path(path)
+    return path
+
+
+class _TableWriter(Protocol):
+    def write_table(self, table: pa.Table, row_group_size: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _CsvWriter:
+    def __init__(self, path: Path, schema: pa.Schema, compression: str | None) -> None:
+        self._sink = pa.output_stream(str(path), compression=compression)
+        self._writer = pa.csv.CSVWriter(self._sink, schema)
+
+    def write_table(self, table: pa.Table, row_group_size: int) -> None:
+        self._writer.write_table(table, row_group_size)
+
+    def close(self) -> None:
+        self._writer.close()
+        self._sink.close()
+
+
+def _wells_as_exported(catalog: Catalog) -> pa.Table:
+    """`well_id`, the labels under the names that they have in the tables, and annotations as in an export."""
+    wells = catalog.table("wells", columns=["well_id", *_WELL_COLUMNS, "annotations"])
+    texts = wells["annotations"].to_pylist()
+    wells = wells.drop_columns(["annotations"])
+    for name, column in annotation_columns(texts, _RESERVED).items():
+        wells = wells.append_column(name, column)
+    return wells
+
+
+def _with_places(catalog: Catalog, rows: pa.Table, n_features: int) -> pa.Table:
+    """Rows of crops with site, y and x before their features; null for crops that were cut elsewhere."""
+    found = catalog.sql(
+        f"SELECT c.crop_id, {', '.join(f'c.{name}' for name in _OF_CROP)} FROM these JOIN crops c USING (crop_id)",
+        these=rows.select(["Metadata_crop_id"]).rename_columns(["crop_id"]),
+    )
+    place = pc.index_in(rows["Metadata_crop_id"], value_set=found["crop_id"].combine_chunks())
+    at = rows.num_columns - n_features
+    for name in reversed(_OF_CROP):
+        rows = rows.add_column(at, _METADATA[name], found[name].take(place))
+    return rows
 
 
 def _profiling_rows(
@@ -184,7 +263,7 @@ def _profiling_rows(
 ) -> pa.Table:
     matrix_ND = vectors_of(rows, representation_id, len(features))
     known = wells.take(_places(rows["well_id"], wells["well_id"].combine_chunks(), "wells", representation_id))
-    columns: dict[str, Any] = {_METADATA[name]: known[name] for name in _WELL_COLUMNS}
+    columns: dict[str, Any] = {_METADATA.get(name, name): known[name] for name in known.column_names[1:]}
     if key == "crop_id":
         columns["Metadata_crop_id"] = rows["crop_id"]
     else:
@@ -207,8 +286,8 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
         model_id = _encoder(catalog, row)
         if has_blocks and encoder not in ("", model_id):
             raise ValueError(
-                f"representations of the models {encoder} and {model_id} in one file: nobody could tell whose "
-                "block_0_mean it has. Export each model to a file of its own."
+                f"representations of the models {encoder} and {model_id} in one file: block_0_mean would be "
+                "ambiguous. Export each model to a file of its own."
             )
         encoder = model_id if has_blocks else encoder
         form = "" if row["pooling"] == "all" else f"_{row['pooling']}"
@@ -246,13 +325,16 @@ def _observations(catalog: Catalog, representation: Mapping[str, Any], level: Ex
             f"{pc.count_distinct(rows[key]).as_py()} {key}s. Two jobs wrote it at once: embed again under a new root."
         )
     _places(rows["well_id"], catalog.table("wells", columns=["well_id"])["well_id"], "wells", representation_id)
-    of_wells = ", ".join(f'w."{name}"' for name in _WELL_COLUMNS)
+    wells = _wells_as_exported(catalog)
+    of_wells = ", ".join(f'w."{name.replace(chr(34), chr(34) * 2)}"' for name in wells.column_names[1:])
     more = "".join(f", r.{name}" for name in own) + (", c.site, c.y, c.x" if level == "crop" else "")
     joined = "LEFT JOIN crops c ON c.crop_id = r.crop_id" if level == "crop" else ""
     return catalog.sql(
         f"SELECT r.{key}{', r.well_id' if level == 'crop' else ''}, {of_wells}{more} "
-        f"FROM these r JOIN wells w ON w.well_id = r.well_id {joined} ORDER BY w.screen, w.plate, w.well, r.{key}",
+        f"FROM these r JOIN exported_wells w ON w.well_id = r.well_id {joined} "
+        f"ORDER BY w.screen, w.plate, w.well, r.{key}",
         these=rows,
+        exported_wells=wells,
     )
 
 

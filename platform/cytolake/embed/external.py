@@ -1,7 +1,7 @@
 """Embeddings that other tools made, as a representation of kind `external`: peers' models in the same leaderboard.
 
-A table is read from Parquet, AnnData or DeepProfiler files, its rows are matched to the catalog's crops or wells, and
-they are written to `embeddings`, `profiles` and `representations` like our own.
+A table is read from Parquet, CSV, AnnData or DeepProfiler files, its rows are matched to the catalog's crops or wells,
+and they are written to `embeddings`, `profiles` and `representations` like our own.
 
 Shapes: N rows, D features.
 """
@@ -20,7 +20,6 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, table_contract
@@ -28,13 +27,22 @@ from cytolake.catalog.ids import content_id, representation_id
 from cytolake.embed.aggregate import append_profiles, checked_id, pinned, vectors_column
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.extract import PIXEL_STATISTICS
+from cytolake.embed.profile_tables import (
+    LABELS,
+    TABLE_SUFFIXES,
+    feature_columns,
+    is_list,
+    labels_of,
+    matrix_of,
+    read_profile_table,
+    vectors_of_lists,
+)
 from cytolake.models.config import Architecture
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.positions import site_name, well_name
 
 EXTERNAL = "external"
 POOLING = "all"
-LABELS = ("crop_id", "screen", "plate", "well", "site")
-"""What says which crop or well a row is of: columns of these names, or such as `Metadata_Plate`, in any case."""
 
 _APPEND_BYTES = 128_000_000
 _SOME = 5  # rows that an error names
@@ -57,6 +65,8 @@ class ExternalTable:
     """(N, D)"""
     labels: Mapping[str, tuple[str, ...]]
     """(N,) of each of `LABELS` that the file has."""
+    n_left_out: int = 0
+    """Features that the file has and the vectors lack, since values were missing."""
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or 0 in self.vectors.shape:
@@ -81,7 +91,7 @@ class ExternalTable:
             raise ValueError(
                 f"{self.source}: values that are not finite (NaN, infinite or missing) in {len(bad)} of "
                 f"{len(self.vectors)} rows: {', '.join(self.row(i) for i in bad[:_SOME])}. Leave these rows out, or "
-                "mend the features."
+                "mend the features, or leave out those that lack values (--leave-out-missing)."
             )
 
     def row(self, i: int) -> str:
@@ -115,47 +125,45 @@ def find_representation(catalog: Catalog, id_or_name: str) -> dict[str, Any]:
     return dict(matches[0])
 
 
-def read_parquet_table(path: str | Path, *, features: Sequence[str] = ()) -> ExternalTable:
+def read_profiles(path: str | Path, *, features: Sequence[str] = (), leave_out_missing: bool = False) -> ExternalTable:
     """Read a table of one row for each crop, cell, site or well.
 
     Args:
-        path: Parquet, as pycytominer, copairs or `export_parquet` have it.
-        features: Columns that hold the vector. By default the only column of lists, or every column of numbers that is
-            neither `Metadata_*` nor one of `LABELS`.
+        path: Parquet, CSV or TSV (also `.gz`), as CellProfiler, pycytominer, copairs or `export_parquet` have it.
+        features: Columns that hold the vector. By default the only column of lists, or those of `feature_columns`.
+        leave_out_missing: Leave out features that lack a value in some row, or are infinite there; else they are an
+            error.
 
     Raises:
         ValueError: No such columns, lists of several lengths, and what `ExternalTable` refuses.
     """
-    table = pq.read_table(path)
+    table = read_profile_table(Path(path))
     if missing := [name for name in features if name not in table.column_names]:
         raise ValueError(f"{path}: no column {', '.join(missing[:_SOME])}. There are: {_some(table.column_names)}.")
-    labels = _labels({name: table[name] for name in table.column_names if name not in features}, str(path))
-    candidates = list(features) or [
-        name
-        for name in table.column_names
-        if not name.lower().startswith(("metadata_", "__index_level_"))  # pandas writes an index so
-        and name.lower() not in LABELS
-        and _holds_numbers(table[name].type)
-    ]
-    lists = [name for name in candidates if _is_list(table[name].type)]
+    labels = labels_of({name: table[name] for name in table.column_names if name not in features}, str(path))
+    candidates = list(features) or feature_columns(table)
+    lists = [name for name in candidates if is_list(table[name].type)]
     if len(lists) > 1 or (lists and features and len(candidates) > 1):
         raise ValueError(f"{path}: several columns of vectors, {', '.join(lists)}. Name one in `features`.")
     if lists:
-        return ExternalTable(str(path), _from_lists(table[lists[0]], f"{path}, column {lists[0]}"), labels)
-    matrix = np.empty((table.num_rows, len(candidates)), dtype=np.float32)
-    for i, name in enumerate(candidates):
-        if not _holds_numbers(table[name].type):
-            raise ValueError(f"{path}, column {name}: found {table[name].type}, expected numbers.")
-        matrix[:, i] = table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
-    return ExternalTable(str(path), matrix, labels)
+        return ExternalTable(str(path), vectors_of_lists(table[lists[0]], f"{path}, column {lists[0]}"), labels)
+    return _without_missing(str(path), matrix_of(table, candidates, str(path)), labels, leave_out_missing)
 
 
-def read_anndata_table(path: str | Path, key: str = "") -> ExternalTable:
+def _without_missing(
+    source: str, matrix: NDArray[np.float32], labels: Mapping[str, tuple[str, ...]], leave_out: bool
+) -> ExternalTable:
+    whole = np.isfinite(matrix).all(axis=0) if leave_out and matrix.ndim == 2 else np.ones(matrix.shape[-1], bool)
+    return ExternalTable(source, matrix[..., whole], labels, n_left_out=int((~whole).sum()))
+
+
+def read_anndata_table(path: str | Path, key: str = "", *, leave_out_missing: bool = False) -> ExternalTable:
     """Read one embedding of an .h5ad file.
 
     Args:
         path: With the labels in `obs`; an `obs` index named `crop_id` counts as one.
         key: Of `obsm`; empty means `X`.
+        leave_out_missing: As `read_profiles`.
 
     Raises:
         ValueError: No such key, not a matrix of numbers, and what `ExternalTable` refuses.
@@ -174,7 +182,7 @@ def read_anndata_table(path: str | Path, key: str = "") -> ExternalTable:
     columns = {str(name): pa.chunked_array([pa.array(obs[name].astype(object))]) for name in obs}
     if obs.index.name == "crop_id":
         columns["crop_id"] = pa.chunked_array([pa.array(obs.index.to_numpy(dtype=object))])
-    return ExternalTable(source, matrix, _labels(columns, source))
+    return _without_missing(source, matrix, labels_of(columns, source), leave_out_missing)
 
 
 def read_deepprofiler(paths: Sequence[str | Path]) -> ExternalTable:
@@ -209,19 +217,23 @@ def read_deepprofiler(paths: Sequence[str | Path]) -> ExternalTable:
     return ExternalTable(source, np.concatenate(parts), {name: tuple(values) for name, values in labels.items()})
 
 
-def read_external(paths: Sequence[Path], key: str = "") -> ExternalTable:
-    """Read one .parquet or .h5ad file, or DeepProfiler's .npz files; `key` is of obsm.
+def read_external(paths: Sequence[Path], key: str = "", *, leave_out_missing: bool = False) -> ExternalTable:
+    """Read one table of profiles or .h5ad file, or DeepProfiler's .npz files; `key` is of obsm.
 
     Raises:
         ValueError: Files of other kinds, and what their readers refuse.
     """
-    kinds = {path.suffix for path in paths}
-    if kinds == {".npz"}:
+    names = [path.name.lower() for path in paths]
+    if names and all(name.endswith(".npz") for name in names):
         return read_deepprofiler(paths)
-    if len(paths) == 1 and kinds <= {".parquet", ".h5ad"}:
-        return read_anndata_table(paths[0], key) if kinds == {".h5ad"} else read_parquet_table(paths[0])
+    if len(names) == 1 and names[0].endswith(".h5ad"):
+        return read_anndata_table(paths[0], key, leave_out_missing=leave_out_missing)
+    if len(names) == 1 and names[0].endswith(TABLE_SUFFIXES):
+        return read_profiles(paths[0], leave_out_missing=leave_out_missing)
+    kinds = sorted({path.suffix for path in paths})
     raise ValueError(
-        f"{len(paths)} files of {', '.join(sorted(kinds))}: expected one .parquet or .h5ad file, or .npz files."
+        f"{len(paths)} files of {', '.join(kinds)}: expected one file named {', '.join((*TABLE_SUFFIXES, '.h5ad'))}, "
+        "or .npz files."
     )
 
 
@@ -271,7 +283,7 @@ def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, scre
     """
     if not name.strip() or name in (*get_args(Architecture), PIXEL_STATISTICS):
         raise ValueError(
-            f"name {name!r}: expected one that tells the model apart, and not one of cytolake's own architectures "
+            f"name {name!r}: expected one that names the model, and not one of cytolake's own architectures "
             f"({', '.join((*get_args(Architecture), PIXEL_STATISTICS))}). Choose another, such as efficientnet_b0."
         )
     source = pinned(catalog)
@@ -342,10 +354,10 @@ def _crops_of_wells(catalog: Catalog, table: ExternalTable, screen: str) -> pa.T
     by_place: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for well in there:
         for known_as in {"", well["screen"]}:
-            by_place.setdefault((known_as, well["plate"], well["well"]), []).append(well)
+            by_place.setdefault((nfc(known_as), nfc(well["plate"]), well["well"]), []).append(well)
     found: list[dict[str, Any] | None] = []
     for row_screen, plate, text in zip(screens, table.labels["plate"], table.labels["well"], strict=True):
-        matches = by_place.get((row_screen, plate, well_name(text) or text), [])
+        matches = by_place.get((nfc(row_screen), nfc(plate), well_name(text) or text), [])
         if len(matches) > 1:
             raise ValueError(
                 f"{table.source}: {table.row(len(found))} is of one of the screens "
@@ -399,34 +411,6 @@ def _all_found(table: ExternalTable, place: pa.Array, where: str, remedy: str) -
             f"{table.source}: {len(missing)} of {len(place)} rows are not in the catalog's {where}: "
             f"{', '.join(table.row(i) for i in missing[:_SOME])}. {remedy}"
         )
-
-
-def _labels(columns: Mapping[str, pa.ChunkedArray], source: str) -> dict[str, tuple[str, ...]]:
-    """Columns of the names in LABELS, as text."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, column in columns.items():
-        label = name.lower().removeprefix("metadata_")
-        if label not in LABELS:
-            continue
-        if label in found:
-            raise ValueError(f"{source}: two columns for {label}, of which {name} is one. Leave one out.")
-        found[label] = tuple("" if value is None or value != value else str(value) for value in column.to_pylist())
-    return found
-
-
-def _from_lists(column: pa.ChunkedArray, source: str) -> NDArray[np.float32]:
-    lists = column.combine_chunks()
-    lengths = pc.list_value_length(lists).fill_null(-1).to_numpy()
-    usual = int(np.bincount(lengths[lengths >= 0]).argmax()) if (lengths >= 0).any() else 0
-    wrong = np.flatnonzero(lengths != usual)
-    if len(wrong):
-        found = ", ".join("null" if length < 0 else str(length) for length in np.unique(lengths[wrong])[:_SOME])
-        raise ValueError(
-            f"{source}: vectors of {found} values in {_rows(wrong.tolist())}, {usual} in the other "
-            f"{len(lengths) - len(wrong)}. Give all vectors one length."
-        )
-    values = lists.flatten().cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.float32).reshape(len(lists), usual)
 
 
 def _deepprofiler_site(path: Path) -> tuple[NDArray[np.float32], dict[str, str]]:
@@ -504,15 +488,6 @@ def _taken(stack: list[Any], before: Sequence[Any]) -> list[Any]:
     taken = stack[len(stack) - n :]
     del stack[len(stack) - n :]
     return taken
-
-
-def _holds_numbers(found: pa.DataType) -> bool:
-    inner = found.value_type if _is_list(found) else found
-    return bool(pa.types.is_floating(inner) or pa.types.is_integer(inner))
-
-
-def _is_list(found: pa.DataType) -> bool:
-    return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
 
 
 def _rows(numbers: Sequence[int]) -> str:

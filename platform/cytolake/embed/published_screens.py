@@ -63,13 +63,15 @@ def read_wells_of_plate_map(path: Path, screen: str) -> pa.Table:
     if not screen or not found.has_plates:
         raise ValueError(
             f"{path}: found screen {screen!r} and {'a' if found.has_plates else 'no'} column of plates, expected both: "
-            "no images tell where the wells are. Give --screen, and a column plate."
+            "there are no images that show where the wells are. Give --screen, and a column plate."
         )
-    names = dict.fromkeys(name for row in found.rows for name in row.cells if name.lower() != "screen")
-    return pa.table(
-        {
-            "screen": pa.repeat(screen, len(found.rows)),
-            "plate": pa.array([row.plate for row in found.rows], pa.string()),
-            **{name: pa.array([row.cells.get(name, "") for row in found.rows], pa.string()) for name in names},
-        }
-    )
+    names: dict[str, list[str]] = {}  # a list of maps and its maps may both have a column, in other letters
+    for name in dict.fromkeys(name for row in found.rows for name in row.cells):
+        names.setdefault(name.lower(), []).append(name)
+    names.pop("screen", None)
+    columns = {
+        same[0]: pa.array([next(filter(None, map(row.cells.get, same)), "") for row in found.rows], pa.string())
+        for same in names.values()
+    }
+    plates = pa.array([row.plate for row in found.rows], pa.string())
+    return pa.table({"screen": pa.repeat(screen, len(found.rows)), "plate": plates, **columns})

@@ -100,8 +100,10 @@ def write_audit(
                     f"{e} {next(r for r in audit.rows if (r.encoder, r.knob, r.label) == (e, OFF, label)).recall:.3f}"
                     for e in encoders
                 ),
+                "chance": f"{1 / len(audit.of(encoders[0], OFF, label)[0].class_recall):.3f}",
                 "n_train": f"{audit.n_train[label]:,}",
                 "n_test": f"{audit.n_test[label]:,}",
+                "interval_over": next(row.interval_over for row in audit.rows if row.label == label) or "wells",
             }
             for label in labels
         ],

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC
 from cytolake.benchmark.split import WITHIN_PLATES
+from cytolake.benchmark.unit_scores import MIN_UNITS, units_in_words
 from cytolake.models.objectives import ObjectiveConfig
 from cytolake.tracking import Baseline
 from cytolake.train.config import PretrainConfig
@@ -46,7 +47,7 @@ def how_measured(choice: BlockChoice) -> str:
         f"others choose among {choice.n_candidates} (blocks and poolings); baselines are chosen in the same way."
     ]
     if choice.ci_low is None:
-        texts.append(f"Fewer than three {_units(choice)} give no interval; single values are shown.")
+        texts.append(f"Fewer than {MIN_UNITS} {_units(choice)} give no interval; single values are shown.")
     else:
         texts.append(f"Intervals are 95 % over {_units(choice)} (Student's t).")
     if choice.split in WITHIN_PLATES:
@@ -56,6 +57,16 @@ def how_measured(choice: BlockChoice) -> str:
     else:
         texts.append("These plates were held out of pretraining too.")
     return " ".join(texts)
+
+
+def why_no_interval(choices: Sequence[BlockChoice]) -> str:
+    """Which rows of `measures` have no interval, and why; empty where all have one."""
+    few = [each for each in choices if each.is_nested and each.ci_low is None]
+    return " ".join(
+        f"{measure_name(each).capitalize()}: {len(each.units)} {_units(each)} are too few for an interval (at least "
+        f"{MIN_UNITS}), so no gain is shown there."
+        for each in few
+    )
 
 
 def measure_name(choice: BlockChoice) -> str:
@@ -83,7 +94,8 @@ def measures(choices: Sequence[BlockChoice]) -> tuple[tuple[str, ...], ...]:
                 _score(choice),
                 *("" if each is None else _score(each) for each in of_kind),
                 "" if choice.chance is None else f"{choice.chance:.3f}",
-                f"{choice.gain:+.3f} {interval_text(choice.gain_low, choice.gain_high)}",
+                f"{choice.gain:+.3f} {interval_text(choice.gain_low, choice.gain_high)} "
+                f"({choice.best_baseline.kind.replace('_', ' ')})",
             )
         )
     return (header, *rows)
@@ -122,13 +134,7 @@ def _named(kind: str) -> str:
 
 
 def _units(choice: BlockChoice) -> str:
-    return {
-        "plate": "plates",
-        "batch": "batches",
-        "row": "rows",
-        "column": "columns",
-        "column_block": "blocks of columns",
-    }.get(choice.unit, "sets of wells")
+    return units_in_words(choice.unit)
 
 
 def _score(score: BlockChoice | Baseline) -> str:

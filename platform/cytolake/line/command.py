@@ -22,7 +22,12 @@ Job = Callable[[Line, Console], None]
 
 EXIT_BAD_INPUT = 2
 
-_Recipe = Annotated[str, typer.Option(help="Recipe name; `cytolake recipes` lists them.")]
+_Recipe = Annotated[
+    str,
+    typer.Option(
+        help="Recipe name (`cytolake recipes` lists them), or a .yaml file; cytolake.yaml here where none is given."
+    ),
+]
 _Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change one field; may be repeated.")
 ]
@@ -74,11 +79,11 @@ def job_command(
             check_root(line)
             job(line, console)
 
-    def plain(recipe: _Recipe = "demo", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
+    def plain(recipe: _Recipe = "", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
         run(recipe, set_, show, traceback)
 
     def with_dry_run(
-        recipe: _Recipe = "demo",
+        recipe: _Recipe = "",
         set_: _Set = None,
         show: _Show = False,
         traceback: _Traceback = False,
@@ -87,7 +92,7 @@ def job_command(
         run(recipe, set_, show, traceback, dry_run if is_dry_run else None)
 
     def with_force(
-        recipe: _Recipe = "demo",
+        recipe: _Recipe = "",
         set_: _Set = None,
         show: _Show = False,
         traceback: _Traceback = False,

@@ -61,7 +61,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerformanceConfig:
-    """What `jobs/predict_performance.py` learns to tell: queries of the catalog, or prompts where a table is named."""
+    """What `jobs/predict_performance.py` predicts: queries of the catalog, or prompts where a table is named."""
 
     prompts: PromptTableConfig = field(default_factory=PromptTableConfig)
     """Prompts with scores; with an empty `path`, queries of the catalog are learnt from instead."""

@@ -19,7 +19,15 @@ from cytolake.benchmark.qc.encoder_comparison import (
 )
 from cytolake.catalog import Catalog
 from cytolake.line.overrides import apply_overrides
-from cytolake.line.qc_encoders_page import PAGE_FILE, comparison_text, headline, notes, write_encoder_page
+from cytolake.line.qc_encoders_page import (
+    PAGE_FILE,
+    comparison_text,
+    headline,
+    labels_text,
+    notes,
+    training_effects,
+    write_encoder_page,
+)
 
 TITLE = "Encoders for artefact detection"
 _WRITERS = {".csv": write_csv, ".parquet": write_table}
@@ -66,4 +74,5 @@ def run_comparison(
         table.parent.mkdir(parents=True, exist_ok=True)
         _WRITERS[table.suffix](comparison_table(found), table)
     written = write_encoder_page(page or catalog.root / "report" / PAGE_FILE, TITLE, found)
-    return WrittenComparison(headline(found), notes(found), comparison_text(found), written, n_scores)
+    said = [*training_effects(found), labels_text(found), *notes(found)]
+    return WrittenComparison(headline(found), said, comparison_text(found), written, n_scores)

@@ -86,6 +86,8 @@ def block_curves(
     for place, row in enumerate(row for row in rows if row["block"] < 0):
         color = PALETTE[(5 + place) % len(PALETTE)]
         name = str(row["kind"] if row["kind"] != "external" else row["architecture"]).replace("_", " ")
+        if row["pooling"] not in ("", "all", None):
+            name += f" ({row['pooling']})"
         axes.axhline(row["value"], color=color, linewidth=1.4, label=name)
         if row["ci_low"] is not None:
             axes.axhspan(row["ci_low"], row["ci_high"], color=color, alpha=0.12, linewidth=0)

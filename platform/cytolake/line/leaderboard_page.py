@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cytolake.benchmark.leaderboard import BEST_OF_THESE, EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
+from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC
 from cytolake.benchmark.profiles.feature_tasks import BENCHMARK as FEATURE_REGRESSION
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.transcriptomics.benchmark import FITTED
@@ -32,7 +33,7 @@ ABOUT = {
     "the same plates (significant: p up to 0.05; discovered: q, Benjamini-Hochberg, up to 0.05).",
     "perturbation_magnitude": "Share of perturbations that differ from the controls of their plates, of which half are "
     "kept out of the alignment for this (significant: p up to 0.05; discovered: q up to 0.05).",
-    "replicate_consistency": "How far the same perturbation in another experiment is told from others there.",
+    "replicate_consistency": "Is a perturbation more like itself in another experiment than like the others there?",
     "activity_map": "Do replicates of a perturbation find each other before they find controls?",
     "percent_replicating": "Share of perturbations whose replicates correlate (median of all pairs) more than 95 % of "
     "sets of as many wells of different perturbations, drawn from the whole screen or from the same plates. Chance is "
@@ -58,8 +59,8 @@ ABOUT = {
     "best; the test promises 0.05.",
     "batch_mixing": "Of how many batches are the nearest neighbours? High is well mixed, and noise mixes as well: "
     "no merit without the biology of the other benchmarks.",
-    "linear_separability": "Share of rows in batches held out whose perturbation a linear map tells.",
-    "nearest_neighbours": "Share of rows in batches held out whose perturbation their nearest neighbours tell.",
+    "linear_separability": "Share of rows in batches held out whose perturbation a linear map predicts.",
+    "nearest_neighbours": "Share of rows in batches held out whose perturbation their nearest neighbours predict.",
     "known_relations": "Known pairs of perturbations among the 5 % most alike and 5 % most opposite pairs; a random "
     "map scores 0.1.",
     "perturbation_signal": "Share of perturbations whose rows are alike (consistent), or differ from the controls "
@@ -70,7 +71,7 @@ CLASS_DETAILS = {
     "normalised": "normalised average precision of each",
     "grit": "grit of each",
     "of_compartment": "median R2 of each compartment",
-    "recall": "share told correctly of each",
+    "recall": "share predicted correctly of each",
     "spearman": "correlation of dose and distance of each",
     "p_values": "p-value of each",
     "statistics": "Kolmogorov-Smirnov statistic of each cluster",
@@ -175,6 +176,8 @@ def _how(row: Mapping[str, Any]) -> str:
         parts.append(f"screen {json.loads(row['details'])['screen']} {row['screen_id'][:8]}")
     if n_wells:
         parts.append(f"{n_wells:,} wells")
+    if (chance := chance_of(row)) is not None:
+        parts.append(f"chance {chance:.3f}")
     if is_guard_rail(benchmark, label):
         parts.append("guard rail: least is best")
     if metric in ERRORS:
@@ -182,6 +185,15 @@ def _how(row: Mapping[str, Any]) -> str:
     if benchmark in WITHOUT_MERIT:
         parts.append("no merit alone: noise mixes as well")
     return ", ".join(parts)
+
+
+def chance_of(row: Mapping[str, Any]) -> float | None:
+    """What a representation that knows nothing scores, where a number says so; `ABOUT` says it of other benchmarks."""
+    details = json.loads(row["details"] or "{}")
+    known = details.get("chance", details.get("random"))
+    if known is None and row["metric"] in (CROP_METRIC, WELL_METRIC) and row["n_classes"]:
+        known = 1 / row["n_classes"]  # of balanced accuracy
+    return None if known is None else float(known)
 
 
 def _task(row: Mapping[str, Any]) -> tuple[str, ...]:

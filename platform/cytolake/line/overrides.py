@@ -1,4 +1,4 @@
-"""`--set a.b=value`: change one field of a recipe, checked against the recipe's own types."""
+"""`--set a.b=value`, and the fields of a recipe file: a recipe changed, checked against the recipe's own types."""
 
 from __future__ import annotations
 
@@ -43,14 +43,41 @@ def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
             branch = branch.setdefault(name, {})
             if not isinstance(branch, dict):
                 raise RecipeError(f"--set {assignment}: {name!r} was set as a whole before.")
-        branch[names[-1]] = _Assignment(assignment, text)
+        branch[names[-1]] = _Assignment(f"--set {assignment}", text)
+    return _changed(config, tree) if tree else config
+
+
+def apply_fields(config: Config, fields: Mapping[str, Any], source: str) -> Config:
+    """Return the config with the fields of a nested mapping, as YAML gives it, checked as `--set` is.
+
+    Args:
+        config: A frozen dataclass, possibly of dataclasses.
+        fields: Field -> value, or -> a mapping of the fields of the config that it holds.
+        source: File of the mapping, for errors.
+
+    Raises:
+        RecipeError: An unknown field (with the nearest name), or a value of the wrong type.
+    """
+
+    def assigned(config: Any, given: Mapping[str, Any], path: str) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        for name, value in given.items():
+            place, current = f"{path}{name}", getattr(config, str(name), None)
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(current):
+                tree[str(name)] = assigned(current, value, f"{place}.")
+            else:
+                text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
+                tree[str(name)] = _Assignment(f"{source}, {place}", text.removesuffix("\n...\n"))
+        return tree
+
+    tree = assigned(config, fields, "")
     return _changed(config, tree) if tree else config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Assignment:
     whole: str
-    """As the person typed it, for errors."""
+    """Where it was given, as the person typed it, for errors."""
     value: str
 
 
@@ -60,7 +87,7 @@ def _changed(config: Any, tree: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(type(config))
     values: dict[str, Any] = {}
     for name, branch in tree.items():
-        told = " ".join(f"--set {each}" for each in _typed(branch))
+        told = " ".join(_typed(branch))
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -81,7 +108,7 @@ def _changed(config: Any, tree: Mapping[str, Any]) -> Any:
     except RecipeError:
         raise
     except ValueError as error:  # the config's own check in __post_init__
-        raise RecipeError(f"{' '.join(f'--set {each}' for each in _typed(tree))}: {error}") from error
+        raise RecipeError(f"{' '.join(_typed(tree))}: {error}") from error
 
 
 def _typed(branch: Any) -> list[str]:
@@ -97,7 +124,7 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {assignment}: {text!r} is not a YAML value.") from error
+            raise RecipeError(f"{assignment}: {text!r} is not a YAML value.") from error
     if typing.get_origin(hint) is tuple and not isinstance(value, list):
         # --set probe.seeds=0,1,2, or a single value: YAML needs no brackets round what is a list in any case.
         parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -119,7 +146,7 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         raise RecipeError(
-            f"--set {assignment}: found {text!r}, expected {_spelled(hint)} ({problem['msg'].lower()})."
+            f"{assignment}: found {text!r}, expected {_spelled(hint)} ({problem['msg'].lower()})."
         ) from error
 
 
@@ -132,7 +159,7 @@ def _built(kind: Any, given: Mapping[str, Any], assignment: str) -> Any:
     }
     missing = sorted(needed - given.keys())
     if missing:
-        raise RecipeError(f"--set {assignment}: {kind.__name__} needs {', '.join(missing)}.")
+        raise RecipeError(f"{assignment}: {kind.__name__} needs {', '.join(missing)}.")
     tree = {
         str(name): _Assignment(assignment, value if isinstance(value, str) else yaml.safe_dump(value))
         for name, value in given.items()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cytolake.catalog.qc.levels import plate_shape
+from cytolake.screens.plate_format import plate_format
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class PlateGrid:
             row["well_id"]: (row["row"], row["column"]) for row in wells if None not in (row["row"], row["column"])
         }
         rows, columns = zip(*self.place.values(), strict=True) if self.place else ((0,), (0,))
-        self.shape = plate_shape(max(rows), max(columns))
+        self.shape = plate_format(max(rows), max(columns))
 
     def map(
         self,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cytolake.benchmark.intervals import MIN_GROUPS
 from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder
 from cytolake.benchmark.qc.detector import ONE_CLASS
-from cytolake.benchmark.qc.detector_scores import MIN_GROUPS
 from cytolake.benchmark.qc.encoder_comparison import METRIC, EncoderComparison
 from cytolake.benchmark.qc.label_efficiency import Point
 from cytolake.catalog.qc.labels import NORMAL
@@ -44,6 +44,11 @@ def headline(comparison: EncoderComparison) -> str:
     one_class = head in ONE_CLASS
     n = comparison.point(STATISTICS, head).n_labels
     by = f"{head.replace('_', ' ')} head, {n} labelled {'normal sites' if one_class else 'sites of each class'}"
+    if comparison.point(STATISTICS, head).value >= 1:
+        return (
+            f"On {where} pixel statistics rank every spoilt site above every normal one (AUROC 1), so these labels "
+            f"cannot show that an encoder is better ({by})."
+        )
     if math.isnan(found[best][1]):
         return (
             f"{comparison.n_groups} {comparison.unit}{'s are' if comparison.n_groups > 1 else ' is'} too few for an "
@@ -61,12 +66,50 @@ def headline(comparison: EncoderComparison) -> str:
     return f"On {where} {'; '.join(gains)} {about}."
 
 
+def training_effects(comparison: EncoderComparison) -> list[str]:
+    """For each trained encoder that has its untrained counterpart here: what training changed, with its interval."""
+    head, labels = comparison.config.heads[0], {encoder.label for encoder in comparison.encoders}
+    found = []
+    for encoder in comparison.encoders:
+        counterpart = f"{encoder.name} (untrained)"
+        if encoder.training == "untrained" or counterpart not in labels:
+            continue
+        change = comparison.difference(encoder.label, head, baseline=counterpart)
+        is_shown = change[1] > 0 or change[2] < 0  # neither where there is no interval
+        found.append(
+            f"Training changed the AUROC of {encoder.label} by {_signed(change)} compared with the same encoder "
+            f"untrained ({head.replace('_', ' ')} head): {'an' if is_shown else 'no'} effect is shown."
+        )
+    return found
+
+
+def labels_text(comparison: EncoderComparison) -> str:
+    """Where the labels are from, and what such labels can show."""
+    config = comparison.config
+    kinds = [name for name in comparison.n_of_label if name != NORMAL]
+    if config.labels == "people":
+        return "Labels are those that people gave to sites (table qc_labels)."
+    if config.labels == "plate_map":
+        return f"Labels are those of the plate map, column {config.label_column}: what was declared, not what was seen."
+    if config.labels == "focus":
+        return (
+            f"Sites of the focal planes {', '.join(config.in_focus)} count as normal, those of all other planes as out "
+            "of focus; nothing else is labelled."
+        )
+    low, high = config.simulated_severity
+    return (
+        f"The artefacts are simulated: {len(kinds)} kinds, put into sites of this screen at a severity of {low:g} to "
+        f"{high:g}. Real artefacts may be rarer and harder to find; compare on labels of people (--labels people) "
+        "before an encoder is chosen."
+    )
+
+
 def comparison_text(comparison: EncoderComparison) -> Table:
     """AUROC of every encoder with every head, and the difference to pixel statistics with the first."""
     heads = comparison.config.heads
     most = {head: comparison.point(STATISTICS, head).n_labels for head in heads}
     shown = Table(
-        "encoder", *(f"{head} ({most[head]})" for head in heads), f"to statistics, {heads[0]}", box=None,
+        "encoder", *(f"{head} ({most[head]})" for head in heads), f"minus statistics, {heads[0]}", box=None,
         header_style="dim", pad_edge=False,
     )  # fmt: skip
     for encoder in comparison.encoders:
@@ -84,7 +127,7 @@ def notes(comparison: EncoderComparison) -> list[str]:
         found.append(
             f"Untrained: {', '.join(encoder.name for encoder in untrained)}. Their weights are random: they show what "
             "an architecture gives without learning, and say nothing of the same model with published weights. "
-            "Pass these as NAME=FILE."
+            "Pass these as NAME=FILE; a file whose biases and scales all have their initial values is untrained."
         )
     if comparison.unit == "well":
         found.append(
@@ -104,12 +147,20 @@ def notes(comparison: EncoderComparison) -> list[str]:
         )
     n_spoilt = sum(n for label, n in comparison.n_of_label.items() if label != NORMAL)
     prevalence = comparison.config.curve.prevalence
+    point = comparison.point(STATISTICS, comparison.config.heads[0])
     found.append(
-        f"{comparison.n_of_label[NORMAL]:,} normal and {n_spoilt:,} spoilt sites. Held-out sites are weighted so that "
-        f"{100 * prevalence:g} % are spoilt, as on plates in use."
+        f"{comparison.n_of_label[NORMAL]:,} normal and {n_spoilt:,} spoilt sites of {comparison.n_plates} "
+        f"plate{'s' if comparison.n_plates > 1 else ''}; each split is fitted on {point.n_train:,} and scored on "
+        f"{point.n_test:,} of them. Held-out sites are weighted so that {100 * prevalence:g} % are spoilt, as on "
+        "plates in use."
     )
     points = [
-        comparison.point(encoder.label, head) for encoder in comparison.encoders for head in comparison.config.heads
+        *(comparison.point(encoder.label, head) for encoder in comparison.encoders for head in comparison.config.heads),
+        *(
+            point
+            for encoder in comparison.encoders
+            for point in comparison.curves[encoder.label, comparison.config.heads[0]].of_kind.values()
+        ),
     ]
     if any(point.low == point.high for point in points):
         found.append(
@@ -133,6 +184,8 @@ def write_encoder_page(path: Path, title: str, comparison: EncoderComparison) ->
         "qc_encoders.html.j2",
         title=title,
         headline=headline(comparison),
+        effects=training_effects(comparison),
+        source=labels_text(comparison),
         notes=notes(comparison),
         head=first.replace("_", " "),
         labels=f"{n_labels} normal sites" if first in ONE_CLASS else f"{n_labels} labelled sites of each class",

@@ -14,12 +14,14 @@ import pyarrow as pa
 import cytolake
 from cytolake.benchmark.confounding import WellPlace, confounding_warnings
 from cytolake.benchmark.probe_data import check_label
+from cytolake.benchmark.unit_scores import units_in_words
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.line.choice_text import headline, how_measured, measures
+from cytolake.line.choice_text import headline, how_measured, measures, why_no_interval
 from cytolake.line.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
 from cytolake.line.page import write_page
 from cytolake.line.qc_page import PAGE_FILE
+from cytolake.screens.plate_format import plate_format
 from cytolake.train.evaluation import read_evaluations
 from cytolake.tune.block_search import BlockChoice, held_out_text
 
@@ -77,7 +79,7 @@ def write_report(catalog: Catalog, inputs: ReportInputs, path: Path) -> Path:
         title=inputs.title,
         key=key,
         headline=headline(inputs.choice),
-        how=how_measured(inputs.choice),
+        how=" ".join([how_measured(inputs.choice), why_no_interval(inputs.others)]).strip(),
         warnings=_layout_warnings(catalog, inputs.choice.representation_id, inputs.choice.label),
         measures=measures([inputs.choice, *inputs.others]),
         facts=inputs.facts,
@@ -173,8 +175,9 @@ def _block_text(choice: BlockChoice) -> str:
     return (
         f"Every transformer block, {what}. The ring marks the chosen block. The highest of several points is a little "
         "high by luck, so the score on top of the page is not read from this figure: there, each block is chosen on "
-        f"other {choice.unit or 'unit'}s than it is scored on. The untrained encoder, pixel statistics and the cell "
-        "count show what needs no learning."
+        f"other {units_in_words(choice.unit)} than it is scored on. The same holds for the baselines: the line of "
+        "pixel statistics is their best form over all, which the other "
+        f"{units_in_words(choice.unit)} need not have chosen."
         if choice.is_nested
         else f"Every transformer block, {what}. The ring marks the chosen block, the highest of several, which "
         "reads high."
@@ -428,7 +431,7 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
         f"""
         select w.screen, w.plate, w.row, w."column", any_value(w.annotations) as annotations,
                avg(case when v.is_pass then 0.0 else 1.0 end) as failed
-        from (select site_id, channel_index, bool_and(is_pass) as is_pass from qc_verdicts
+        from (select site_id, channel, bool_and(is_pass) as is_pass from qc_verdicts
               where qc_id = '{qc_id}' group by all) v
         join sites s using (site_id) join wells w using (well_id)
         group by all order by w.screen, w.plate
@@ -447,7 +450,7 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
     image = None
     for axes, (screen, plate) in zip(flat, shown, strict=False):
         here = [row for row in rows if (row["screen"], row["plate"]) == (screen, plate)]
-        height, width = _plate_shape(max(row["row"] for row in here), max(row["column"] for row in here))
+        height, width = plate_format(max(row["row"] for row in here), max(row["column"] for row in here))
         grid = np.full((height, width), np.nan)
         for row in here:
             grid[row["row"], row["column"]] = row["failed"]
@@ -473,11 +476,3 @@ def _plate_maps(catalog: Catalog, qc_id: str) -> str:
         bar.set_label("share failed", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return as_png(figure)
-
-
-def _plate_shape(last_row: int, last_column: int) -> tuple[int, int]:
-    """Rows and columns of the smallest standard plate that holds the well."""
-    for height, width in ((8, 12), (16, 24), (32, 48)):
-        if last_row < height and last_column < width:
-            return height, width
-    return last_row + 1, last_column + 1

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import typer
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
@@ -32,6 +33,7 @@ from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.qc.verdicts import judge_sites
+from cytolake.catalog.stale import check_curation
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.external import EXTERNAL
 from cytolake.embed.extract import embed_pack
@@ -68,6 +70,8 @@ from cytolake.tune.sweep import SweepResult, run_sweep
 REPORT_FOLDER = "report"
 REPORT_FILE = f"{REPORT_FOLDER}/index.html"
 MAX_PROBLEMS_PRINTED = 8
+EXIT_REFUSED = 1
+"""Of an ingest that refused a plate, or found not one readable site in it."""
 
 
 class MissingInputError(LookupError):
@@ -96,7 +100,9 @@ def ingest(line: Line, console: Console) -> None:
     """Read plates into the catalog: images, plate map, QC metrics, crop grid."""
     with _session(line, console, create=True) as session:
         session.simulate()
-        session.ingest()
+        report = session.ingest()
+    if report.refused or report.without_sites:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def curate(line: Line, console: Console) -> None:
@@ -142,6 +148,30 @@ def benchmark(line: Line, console: Console) -> None:
         console.print(session.benchmark(pack, session.representation_ids(pack, session.finished_run(pack))))
 
 
+def report(line: Line, console: Console) -> None:
+    """Write the pages of QC, report and leaderboard again, from what the tables hold."""
+    with _session(line, console) as session:
+        pack = session.newest_pack()
+        trained = session.finished_run(pack)
+        ids = session.representation_ids(pack, trained)
+        choice = session.choose(ids)
+        card: ChampionCard | None
+        try:
+            card = resolve_alias(line.tracking.at(line.root_path), line.alias)
+        except LookupError:  # nothing was promoted yet
+            card = None
+        if card is not None and card.representation_id != choice.representation_id:
+            console.print(
+                f"[yellow]{escape(line.alias)} is the representation {card.representation_id}, not the one that the "
+                f"report shows[/], {choice.representation_id}. `cytolake promote` moves it."
+            )
+            card = None
+        qc_id = judge_sites(session.catalog, line.qc)
+        write_qc_page(session.catalog, qc_id, session.catalog.root / REPORT_FOLDER)
+        session.report(pack.curation_id, qc_id, trained, ids, choice, session.compare(ids, choice), card)
+        session.leaderboard_page(pack)
+
+
 def sweep(line: Line, console: Console) -> None:
     """Search for the best settings of the training: Optuna proposes, trials that fall behind are stopped early."""
     with _session(line, console) as session:
@@ -179,7 +209,7 @@ def study(line: Line, console: Console) -> None:
 
 
 def predict_performance(line: Line, console: Console) -> None:
-    """Learn to tell how well queries of the promoted representation, or prompts of a table, do before they are used."""
+    """Predict how well queries of the promoted representation, or prompts of a table, will do before they are used."""
     config = line.performance
     tracking = line.tracking.at(line.root_path)
     sections = []
@@ -228,7 +258,10 @@ def pipeline(line: Line, console: Console) -> None:
         console.print(f"[bold]{name:<9}[/]{escape(place)}")
 
 
-JOBS = (ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, predict_performance, pipeline)
+JOBS = (
+    *(ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, report, predict_performance),
+    pipeline,
+)
 
 
 def run_pipeline(line: Line, console: Console) -> PipelineResult:
@@ -249,13 +282,13 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
         except NoGainError as error:  # the report is what shows why
             refusal = str(error)
         session.label_curve()
-        report = session.report(curation, qc_id, trained, embedded, choice, others, card)
+        page = session.report(curation.curation_id, qc_id, trained, embedded, choice, others, card)
     return PipelineResult(
         choice=choice,
         others=others,
         card=card,
         refusal=refusal,
-        report=report,
+        report=page,
         run_folder=trained.run_folder,
         seconds=session.seconds,
     )
@@ -351,14 +384,24 @@ class Session:
         if line.screens.simulate is not None:
             name = line.screens.simulate.screen
             sources.append(ScreenSource(screen=name, path=str(line.screens_path / name), layout="ome-zarr"))
+        if not sources:
+            raise MissingInputError(
+                f"recipe {line.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
+                "that folder; or set screens.sources."
+            )
         with self._stage("ingest") as told:
             report = ingest_screens(self.catalog, sources, line.ingest, told.report)
             told.outcome = (
-                f"{len(report.ingested)} plates in, {len(report.skipped)} there already; {report.n_sites:,} sites, "
+                f"{len(report.ingested)} plates in, {len(report.skipped)} there already, "
+                f"{len(report.refused)} refused; {report.n_sites:,} sites, "
                 f"{report.n_crops:,} crops, {report.n_quarantined} rows in quarantine"
             )
         for problem in report.refused[:MAX_PROBLEMS_PRINTED]:
             self.console.print(f"  [yellow]refused[/] {escape(str(problem))}")
+        for name in report.without_sites:
+            self.console.print(f"  [yellow]0 sites[/] {escape(name)}: not one image could be read; see quarantine")
+        for problem in report.left_out:
+            self.console.print(f"  [dim]left out {escape(str(problem))}[/]")
         if report.n_quarantined:
             self.console.print(
                 f"  [yellow]quarantine[/] {_program('cytolake')} sql "
@@ -404,6 +447,7 @@ class Session:
 
         Raises:
             MissingInputError: The catalog has none.
+            CatalogError: Labels or pixels of its plates were corrected since.
         """
         name = self.line.curate.name
         found = self.catalog.sql(
@@ -415,6 +459,7 @@ class Session:
                 f"{self.line.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root "
                 "first."
             )
+        check_curation(self.catalog, found[0]["curation_id"])
         return build_pack(self.catalog, found[0]["curation_id"], self.line.pack)
 
     def training_pack(self, pack: Pack) -> Pack:
@@ -569,20 +614,26 @@ class Session:
                 warnings, left_out = found.warnings, found.left_out
                 told.outcome = f"{len(found.rows):,} scores of well profiles in the scores table"
             print_caveats(self.console, found)
+        self.leaderboard_page(pack, warnings, left_out)
+        return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
+
+    def leaderboard_page(
+        self, pack: Pack, warnings: tuple[str, ...] = (), left_out: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the page of all rankings that the pack's representations are in."""
         page = write_leaderboard(
             self.catalog,
             self.catalog.root / REPORT_FOLDER / LEADERBOARD_FILE,
             title=f"Leaderboard: {self.line.name}",
             pack_id=pack.pack_id,
             warnings=warnings,
-            left_out=left_out,
+            left_out=left_out or {},
         )
         self.console.print(f"leaderboard {escape(str(page))}")
-        return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
 
     def report(
         self,
-        curation: Curation,
+        curation_id: str,
         qc_id: str,
         trained: PretrainResult,
         embedded: list[str],
@@ -596,7 +647,7 @@ class Session:
             inputs = ReportInputs(
                 title=f"cytolake: {self.line.name}",
                 qc_id=qc_id,
-                curation_id=curation.curation_id,
+                curation_id=curation_id,
                 run_folder=trained.run_folder,
                 representation_ids=tuple(embedded),
                 choice=choice,
@@ -605,7 +656,7 @@ class Session:
                 objective=objective_text(self.line.pretrain),
                 commands=(
                     ("serve it", serve_command(self.line)),
-                    ("ask it", "curl -s localhost:8000/v1/models/champion"),
+                    ("query it", "curl -s localhost:8000/v1/models/champion"),
                     ("query the tables", f"{_program('cytolake')} tables --root {self.line.root_path}"),
                     ("see the runs", _mlflow_command(self.line)),
                 ),

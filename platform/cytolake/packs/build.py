@@ -29,7 +29,14 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.packs.built_of import CONTENT, content_of_crops, find_pack, source_dtypes
+from cytolake.packs.built_of import (
+    CONTENT,
+    content_of_crops,
+    find_pack,
+    find_pack_of_pixels,
+    pixels_of_crops,
+    source_dtypes,
+)
 from cytolake.packs.checksums import Progress, write_checksums
 from cytolake.packs.eight_bit import SAMPLE_PIXELS, Scale, choose_scale, to_uint8
 from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, Pack, PixelKind
@@ -77,7 +84,9 @@ class PackConfig:
 def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress: Progress | None = None) -> Pack:
     """Copy the pixels that a curation kept into a pack, `<root>/packs/<pack_id>`.
 
-    A pack of this curation, shuffle and kind of pixels that is there already is opened instead, however it is laid out.
+    A pack of this curation, shuffle and kind of pixels that is there already is opened instead, however it is laid out;
+    so is one of another curation with the same crops, such as that of before labels were corrected: it keeps its
+    curation's name, and encoders and embeddings of it stay valid.
     Its id is the hash of these, of the crops, and of what the catalog knows of their pixels (`content.OF_PIXELS`); one
     that an earlier version wrote keeps the id it has. Runs as Ray tasks; on a cluster the catalog's root must be a
     folder that all nodes see.
@@ -96,6 +105,10 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
     if there is not None:
         return Pack.open(there)
     kept = _kept_crops(catalog, curation_id, config.exclude_plates)
+    pixels_content = pixels_of_crops(catalog, kept.table_versions, kept.crops)
+    same = find_pack_of_pixels(catalog.root / "packs", pixels_content, config.shuffle_seed, config.pixels)
+    if same is not None:
+        return Pack.open(same)
     content = content_of_crops(catalog, kept.table_versions, kept.crops)
     pack_id = content_id("pack", CONTENT, curation_id, content, config.shuffle_seed, config.pixels)
     path = catalog.root / "packs" / pack_id
@@ -117,6 +130,7 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
             "curation_id": curation_id,
             "curation": kept.curation,
             "table_versions": kept.table_versions,
+            "pixels_content": pixels_content,
             "shuffle_seed": config.shuffle_seed,
             "pixels": config.pixels,
             "exclude_plates": sorted(config.exclude_plates),
@@ -212,6 +226,12 @@ def _kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, .
         listed = ", ".join(f"{row['curation_id']} ({row['curation']})" for row in known) or "none"
         raise PackError(
             f"curation {curation_id}: keeps no crop in {catalog.root}. There are: {listed}. Run jobs/curate.py."
+        )
+    run = catalog.table("curation_runs", columns=["n_kept"], where=f"curation_id = '{curation_id}'")["n_kept"]
+    if len(run) and run[0].as_py() != kept.num_rows:
+        raise PackError(
+            f"curation {curation_id}: kept {run[0].as_py()} crops, {kept.num_rows} of them of plates that are visible "
+            "now. Others were replaced, retracted or purged since: curate again: jobs/curate.py."
         )
     versions: dict[str, int] = json.loads(kept.column("table_versions")[0].as_py())
     pinned = catalog.at(versions)

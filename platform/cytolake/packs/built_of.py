@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cytolake.catalog import Catalog
-from cytolake.catalog.content import OF_PIXELS, content_of
+from cytolake.catalog.content import OF_PIXELS, content_of, plate_contents
 from cytolake.catalog.ids import content_id
 from cytolake.packs.pack import PACK_FILE, PixelKind
 
@@ -41,6 +41,37 @@ def find_pack(
     return None
 
 
+def find_pack_of_pixels(packs: Path, pixels_content: str, shuffle_seed: int, pixels: PixelKind) -> Path | None:
+    """The folder of a pack with the same crops of the same pixels in the same order, of whatever curation."""
+    for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
+        try:
+            described = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        found = (described.get("pixels_content"), described.get("shuffle_seed"), described.get("pixels", "native"))
+        if found == (pixels_content, shuffle_seed, pixels):
+            return file.parent
+    return None
+
+
+def pixels_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Table) -> str:
+    """Hash of crops and of their plates' pixels alone: other labels, batches or names of the plates do not change it.
+
+    Args:
+        catalog: Not pinned.
+        versions: That the curation pinned.
+        crops: Columns crop_id and plate_id, in the order of the ids.
+    """
+    pinned = catalog.at({name: catalog.versions()[name] for name in OF_PIXELS} | dict(versions))
+    parts = [_ids_of_crops(crops)]
+    plates = frozenset(crops.column("plate_id").unique().to_pylist())
+    for table in ("qc_metrics", "sites"):
+        for plate, content in sorted(plate_contents(pinned, table, ("screen", "plate", "batch")).items()):
+            if plate in plates:
+                parts += [table, plate, content]
+    return content_id("pixels of crops", *parts)
+
+
 def content_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Table) -> str:
     """Hash of crops and of what the catalog knows of the pixels of their plates.
 
@@ -49,13 +80,17 @@ def content_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Ta
         versions: That the curation pinned.
         crops: Columns crop_id and plate_id, in the order of the ids.
     """
-    ids = hashlib.blake2b(digest_size=16)
-    for batch in crops.select(["crop_id"]).to_batches(max_chunksize=1_000_000):
-        ids.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
     # A curation of before ids were hashed from rows did not pin the metrics: they are as they are now.
     pinned = catalog.at({name: catalog.versions()[name] for name in OF_PIXELS} | dict(versions))
     plates = frozenset(crops.column("plate_id").unique().to_pylist())
-    return content_id(ids.hexdigest(), content_of(pinned, OF_PIXELS, plates))
+    return content_id(_ids_of_crops(crops), content_of(pinned, OF_PIXELS, plates))
+
+
+def _ids_of_crops(crops: pa.Table) -> str:
+    ids = hashlib.blake2b(digest_size=16)
+    for batch in crops.select(["crop_id"]).to_batches(max_chunksize=1_000_000):
+        ids.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
+    return ids.hexdigest()
 
 
 def source_dtypes(sites: Iterable[Mapping[str, Any]]) -> dict[str, str]:

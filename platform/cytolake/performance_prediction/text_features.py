@@ -128,7 +128,7 @@ def find_sentence_model(name: str) -> SentenceModel:
     found = [path for path in found if (path.parent / "config.json").is_file()]
     if not found:
         raise SentenceModelError(
-            f"sentence model {name}: no config.json beside a {WEIGHTS} in {folder}. Expected a model in the Hugging "
+            f"sentence model {name}: no config.json next to a {WEIGHTS} in {folder}. Expected a model in the Hugging "
             "Face layout; weights in other formats may hold code and are not read."
         )
     digest = hashlib.sha256(found[0].read_bytes()).hexdigest()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 _SEPARATORS = re.compile(r"[\s_\-]+")
+_CYCLE = re.compile(r"(.+)(_cycle[0-9]+)")  # of a later multiplexing cycle, see `ome_zarr_acquisitions`
 _PREFIX = re.compile(r"^(?:w[0-9]+ |orig)")  # MetaXpress: "w1 Hoechst"; CellProfiler: "OrigDNA"
 ARROW = " -> "
 
@@ -41,11 +42,19 @@ def canonical(name: str, vocabulary: Mapping[str, str]) -> str:
             is CellProfiler's `Orig`.
         vocabulary: Folded spelling -> declared name, from `alias_table`.
     """
+    if match := _CYCLE.fullmatch(name.strip()):
+        return canonical(match[1], vocabulary) + match[2]
     folded = fold(name)
     for spelling in (folded, _PREFIX.sub("", folded)):
         if spelling in vocabulary:
             return vocabulary[spelling]
     return name.strip()
+
+
+def without_cycle(name: str) -> str:
+    """The stain of a channel of a later multiplexing cycle: `DNA` for `DNA_cycle2`; any other name as it is."""
+    match = _CYCLE.fullmatch(name)
+    return match[1] if match else name
 
 
 def canonical_names(names: Sequence[str], vocabulary: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ about the well (`treatment`, `batch`, ...) and goes along with it.
 
 What an empty cell means: no `plate`: the plate is named after the screen's folder. No `well` in any row of a plate:
 positions are placed in wells A01, A02, ... in the order of their site names, and a `wells_assigned` problem says so.
+No column `well` and a column `sample`: the sample's name stands for the well, and nothing is said about a position.
 No `site`: the only site of its well. No plate, no well and no site: nobody can tell where the image belongs, and it
 is a problem.
 """
@@ -15,12 +16,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
-from cytolake.screens.positions import PLATE_FORMATS, name_of_well, natural_order, site_name, well_name, whole_number
+from cytolake.screens.plate_format import ASSIGNED_FORMATS
+from cytolake.screens.positions import (
+    expected_well,
+    name_of_well,
+    natural_order,
+    site_name,
+    well_name,
+    whole_number,
+)
 from cytolake.screens.site_groups import ImageFile, group_sites
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.tables import read_table
+from cytolake.screens.well_facts import facts_of_wells
 
 REQUIRED = ("path", "plate", "well", "site", "channel")
 OF_THE_IMAGE = (*REQUIRED, "z", "timepoint", "pixel_size_um", "illumination", "shape", "dtype")
@@ -36,6 +47,8 @@ class ImageRow:
     well: str
     site: str
     channel: str
+    sample: str = ""
+    """Name that stands for the well where `well` is empty."""
     z: str = ""
     timepoint: str = ""
     """0 is the first."""
@@ -48,6 +61,10 @@ class ImageRow:
     """Line in `listing`; 0 where it has no lines."""
     said: Mapping[str, str] = field(default_factory=dict)
     """What it says about the well."""
+    acquisition: str = ""
+    """Folder of the imaging run, where the source has such folders; two runs of one plate are two plates of a name."""
+    run_name: str = ""
+    """The plate's name with its run in it."""
 
 
 def list_indexed_plates(
@@ -59,7 +76,7 @@ def list_indexed_plates(
         ScreenError: The CSV is missing, unreadable, empty, or lacks a column.
     """
     columns, rows, ragged = read_table(folder, index, screen)
-    missing = [column for column in REQUIRED if column not in columns]
+    missing = missing_columns(columns)
     if missing:
         raise ScreenError(
             Problem(
@@ -82,16 +99,18 @@ def list_indexed_plates(
                 next_step="Fill in the index.",
             )
         )
+    placing = OF_THE_IMAGE if "well" in columns else (*OF_THE_IMAGE, "sample")
     plates, problems = plates_of_rows(
         screen,
         folder,
         (
             ImageRow(
-                **{name: row.cells[name] for name in REQUIRED},
+                **{name: row.cells.get(name, "") for name in REQUIRED},
+                sample="" if "well" in columns else row.cells["sample"],
                 **{name: row.cells.get(name, "") for name in ("z", "timepoint", "illumination", "pixel_size_um")},
                 listing=index,
                 line=row.line,
-                said={column: value for column, value in row.cells.items() if column and column not in OF_THE_IMAGE},
+                said={column: value for column, value in row.cells.items() if column and column not in placing},
             )
             for row in rows
         ),
@@ -100,10 +119,17 @@ def list_indexed_plates(
     return plates, ragged + problems
 
 
+def missing_columns(columns: Sequence[str]) -> list[str]:
+    """Columns that an index needs and does not have; `sample` does in place of `well`."""
+    return [name for name in REQUIRED if name not in columns and not (name == "well" and "sample" in columns)]
+
+
 def plates_of_rows(
     screen: str, folder: SourceFolder, rows: Iterable[ImageRow], prefixes: Sequence[str] = ()
 ) -> tuple[list[Plate], list[Problem]]:
     """Plates in the order of the rows, and problems of rows that belong to none of them.
+
+    Several plates have one name where their rows are of several imaging runs (see `acquisitions`).
 
     Args:
         screen: Its name.
@@ -112,10 +138,12 @@ def plates_of_rows(
         prefixes: What absolute paths stand for; see `path_prefixes.below_screen`.
     """
     problems: list[Problem] = []
-    by_plate: dict[str, list[ImageRow]] = {}
+    by_plate: dict[tuple[str, str], list[ImageRow]] = {}
+    forms: dict[str, str] = {}  # a plate's name in NFC -> as it is first written
     for row in rows:
-        if row.plate or row.well or row.site:
-            by_plate.setdefault(row.plate or folder.name, []).append(row)
+        if row.plate or row.well or row.sample or row.site:
+            name = row.plate or folder.name
+            by_plate.setdefault((forms.setdefault(nfc(name), name), row.acquisition), []).append(row)
         else:
             problems.append(
                 Problem(
@@ -124,12 +152,12 @@ def plates_of_rows(
                     file=row.path,
                     problem="unknown_position",
                     found=f"neither plate, well nor site{_place(row, ' in ')}",
-                    expected="at least a site, to tell where the image belongs",
+                    expected="at least a site, to know where the image belongs",
                     next_step=f"Fill in plate, well and site in {row.listing or 'its name'}, or remove it.",
                 )
             )
     plates = []
-    for name, plate_rows in by_plate.items():
+    for (name, _), plate_rows in by_plate.items():
         plate, found = _list_plate(screen, name, plate_rows, folder, prefixes)
         if plate is None:
             problems += found
@@ -155,7 +183,7 @@ def _list_plate(
             Problem(
                 screen=screen,
                 plate=plate,
-                well=well_name(row.well),
+                well=well_name(row.well) if row.well else row.sample,
                 site=site_name(row.site) if row.site else "",
                 channel=row.channel,
                 file=row.path,
@@ -180,18 +208,18 @@ def _list_plate(
             )
         )
     images: list[ImageFile] = []
-    wells: dict[str, dict[str, dict[str, None]]] = {}
+    said: list[tuple[tuple[str, str], Mapping[str, str]]] = []
     channels: dict[str, None] = {}
     functions: dict[str, str] = {}  # illumination as named -> absolute, "" where it could not be had
     for row in rows:
         source = row.listing or "the file's name"
-        well = assigned[row.site] if assigned else well_name(row.well)
+        well = assigned[row.site] if assigned else well_name(row.well) if row.well else row.sample.strip()
         if not well:
             report(
                 row,
                 "bad_well_name",
                 repr(row.well),
-                "a row letter and a column number, such as B03",
+                expected_well(row.well),
                 f"Correct the well in {source}.",
             )
             continue
@@ -233,16 +261,14 @@ def _list_plate(
                 illumination=functions.get(row.illumination, ""),
             )
         )
-        said = wells.setdefault(well, {})
-        for column, value in row.said.items():
-            values = said.setdefault(column, {})
-            if value:
-                values.setdefault(value)
+        said.append(((plate, well), row.said))
+    facts, conflicts = facts_of_wells(said, join=" | ")
+    problems += [conflict.problem(screen, rows[0].listing) for conflict in conflicts]
     sites, repeated = group_sites(screen, plate, images, tuple(channels))
     problems += repeated
     if not sites:
         return None, problems
-    pixel_sizes_um = {row.pixel_size_um for row in rows} - {""}
+    pixel_sizes_um = {size for text in {row.pixel_size_um for row in rows} if (size := _positive(text)) is not None}
     return (
         Plate(
             screen=screen,
@@ -252,13 +278,11 @@ def _list_plate(
             reader="files",
             channels=tuple(channels),
             sites=sites,
-            wells=tuple(
-                {"well": well, **{column: " | ".join(values) for column, values in said.items()}}
-                for well, said in wells.items()
-                if any(said.values())
-            ),
+            wells=tuple({"well": well, **of_well} for (_, well), of_well in facts.items() if any(of_well.values())),
             problems=tuple(problems),
-            pixel_size_um=_positive(pixel_sizes_um.pop()) if len(pixel_sizes_um) == 1 else None,
+            pixel_size_um=pixel_sizes_um.pop() if len(pixel_sizes_um) == 1 else None,
+            acquisition=rows[0].acquisition,
+            run_name=rows[0].run_name,
         ),
         [],
     )
@@ -286,10 +310,10 @@ def _without_function(screen: str, plate: str, row: ImageRow, refused: PathRefus
 
 def _assign_wells(rows: list[ImageRow]) -> dict[str, str]:
     """Site -> well for a plate of which no row names a well, in the smallest plate that fits; empty otherwise."""
-    if any(row.well for row in rows):
+    if any(row.well or row.sample for row in rows):
         return {}
     names = sorted({row.site for row in rows}, key=natural_order)
-    for n_rows, n_columns in PLATE_FORMATS:
+    for n_rows, n_columns in ASSIGNED_FORMATS:
         if len(names) <= n_rows * n_columns:
             return {name: name_of_well(*divmod(i, n_columns)) for i, name in enumerate(names)}
     return {}  # more positions than a 1536-well plate: each row becomes a bad well name

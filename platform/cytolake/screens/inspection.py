@@ -1,6 +1,6 @@
 """What a folder holds, before anything is written: which layout fits, what an ingest would take, and what it would not.
 
-Names, tables and metadata are read as an ingest reads them; of the images only the headers of a few sites.
+Names, tables and metadata are read as an ingest reads them; so are the pixels of a few sites, of small plates of all.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cytolake.screens.channel_names import ARROW, canonical
-from cytolake.screens.images.colour_files import colour_header
-from cytolake.screens.images.image_files import ImageFileError, read_shape
+from cytolake.screens.channel_names import ARROW, canonical, without_cycle
+from cytolake.screens.label_vocabulary import fold_column
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
-from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
+from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import natural_order
+from cytolake.screens.sampled_sites import PlateSample, sample_plates
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.sources import (
     AUTO,
@@ -30,17 +30,17 @@ from cytolake.screens.sources import (
     open_folder,
     open_screen,
     plates_as_found,
+    reader_failed,
     unreadable_folder,
 )
 from cytolake.screens.storage import is_uri
+from cytolake.screens.well_labels import ColumnUse, PlateLabels, read_labels
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 N_FOCUS_SITES = 4
 """Of a screen with z = sharpest: their planes are read."""
-N_SAMPLED_SITES = 3  # of each plate: first, middle and last, which an export cut short does not have all
-N_SAMPLED_PLATES_MAX = 32
 _N_PREFIX_TRIALS = 20
 _N_SHOWN = 12
 
@@ -71,6 +71,19 @@ class ChannelFound:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnFound:
+    """One column of the plate map, or of the tables that list the images."""
+
+    column: str
+    becomes: str
+    """`label gene`, `place`, `annotation`, or `nothing` where all its cells are empty."""
+    n_plates: int
+    n_values: int
+    """Different values, of the plate with the most."""
+    example: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlateFound:
     """One plate as an ingest would take it."""
 
@@ -78,7 +91,9 @@ class PlateFound:
     batch: str
     channels: tuple[str, ...]
     n_wells: int
+    """Wells with images or in the plate map."""
     n_sites: int
+    """Sites that an ingest would have rows of: those listed, less those that were looked at and cannot be read."""
     n_timepoints: int
     n_planes: int
     """Focal planes of the site with the most; 1 where there are none to tell."""
@@ -89,7 +104,7 @@ class PlateFound:
     sizes: tuple[str, ...]
     """Height x width and pixel type of the sampled images, the most frequent first; empty where none was sampled."""
     n_crops: int
-    """Crops, if every site has the size of the sampled ones; 0 where no image was sampled."""
+    """Crops, if the other sites are like those that were read; 0 where none was."""
     n_bytes: int
     """Bytes of pixels that an ingest decodes, on the same condition."""
     n_problems: int
@@ -116,6 +131,8 @@ class Inspection:
     layouts: tuple[LayoutFound, ...]
     plates: tuple[PlateFound, ...]
     channels: tuple[ChannelFound, ...]
+    columns: tuple[ColumnFound, ...]
+    """What is said about wells, and what each column of it becomes."""
     problems: tuple[ProblemFound, ...]
     crop_size: int
     advice: tuple[str, ...]
@@ -125,8 +142,8 @@ class Inspection:
 
     @property
     def can_ingest(self) -> bool:
-        """Whether an ingest would take anything."""
-        return bool(self.plates)
+        """Whether an ingest would take any site."""
+        return self.total("n_sites") > 0
 
     @property
     def recipe(self) -> str:
@@ -150,7 +167,7 @@ def inspect_screen(
     presets: Sequence[LayoutPreset] = (),
     crop_size: int = 64,
 ) -> Inspection:
-    """Look at a screen as an ingest would, and read the headers of a few images. Writes nothing.
+    """Look at a screen as an ingest would, and read a few sites (`sampled_sites`). Writes nothing.
 
     With `z` sharpest the planes of up to four sites are read too.
 
@@ -179,18 +196,25 @@ def inspect_screen(
         opened = replace(open_screen(source, presets, folder), files=files)
         raw, others = plates_as_found(opened)
         if raw:
-            plates = complete_plates(opened, raw, others, vocabulary)
-            problems = [problem for plate in plates for problem in plate.problems]
+            listing = complete_plates(opened, raw, others, vocabulary)
+            plates = list(listing.plates)
+            problems = [*(problem for plate in plates for problem in plate.problems), *listing.problems]
         else:
             problems = [no_images(opened, "See the other problems, or correct path and layout."), *others]
     except ScreenError as error:
         raw, plates, problems = [], [], list(error.problems)
     except (OSError, PathRefusedError) as error:
         raw, plates, problems = [], [], [unreadable_folder(source, error)]
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # as `list_plates` reports it
+        raw, plates, problems = [], [], [reader_failed(source, error)]
 
+    labels = [read_labels(plate) for plate in plates]
+    problems += [problem for each in labels for problem in each.problems]
     used = opened.preset.name if opened else ""
-    sampled = [_sample(plate) if i < N_SAMPLED_PLATES_MAX else _Sample() for i, plate in enumerate(plates)]
-    problems += [problem for sample in sampled for problem in sample.problems]
+    sampled = sample_plates(plates, crop_size)
+    problems = list(dict.fromkeys([*problems, *(problem for sample in sampled for problem in sample.problems)]))
     prefix = _prefix_that_helps(folder, source, problems)
     # A recipe's paths start at its own root, so an absolute path is the one that is right in every recipe.
     resolved = source if is_uri(source.path) else replace(source, path=str(Path(source.path).expanduser().absolute()))
@@ -206,8 +230,12 @@ def inspect_screen(
             )
             for preset, trial in trials
         ),
-        plates=tuple(_plate_found(plate, sample, crop_size) for plate, sample in zip(plates, sampled, strict=True)),
+        plates=tuple(
+            _plate_found(plate, sample, len(of_plate.problems))
+            for plate, sample, of_plate in zip(plates, sampled, labels, strict=True)
+        ),
         channels=_channels(raw, plates, vocabulary),
+        columns=_columns(labels, source.label_columns),
         problems=_by_kind(problems),
         crop_size=crop_size,
         advice=tuple(_advice(source, trials, used, plates, vocabulary, prefix)),
@@ -263,6 +291,20 @@ def render(inspection: Inspection, console: Console) -> None:
         console.print()
         console.print(channels)
 
+    if inspection.columns:
+        columns = table("column of the plate map", "becomes", "plates", "values", "such as", right=("plates", "values"))
+        for column in inspection.columns[: 4 * _N_SHOWN]:
+            colour = "green" if column.becomes.startswith("label") else "dim"
+            columns.add_row(
+                escape(column.column),
+                f"[{colour}]{column.becomes}[/]",
+                f"{column.n_plates:,}",
+                f"{column.n_values:,}",
+                escape(column.example[:40]),
+            )
+        console.print()
+        console.print(columns)
+
     if inspection.problems:
         problems = table("rows", "problem", "the first one", right=("rows",))
         for problem in inspection.problems:
@@ -288,87 +330,9 @@ def render(inspection: Inspection, console: Console) -> None:
         console.print("\n[red]An ingest would take nothing.[/]")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sample:
-    """What the headers of a few sites say."""
-
-    sizes: tuple[tuple[int, int, str, int], ...] = ()
-    """Height, width, pixel type, bytes of a pixel; the most frequent first."""
-    problems: tuple[Problem, ...] = ()
-
-
-def _sample(plate: Plate) -> _Sample:
-    last = len(plate.sites) - 1
-    chosen = sorted({round(i * last / max(N_SAMPLED_SITES - 1, 1)) for i in range(N_SAMPLED_SITES)})
-    sizes: Counter[tuple[int, int, str, int]] = Counter()
-    problems = []
-    for site in (plate.sites[i] for i in chosen):
-        for channel, path in _first_paths(site):
-            try:
-                (height, width), dtype = _SHAPES[site.reader](path)
-            except ImageFileError as error:
-                problems.append(_unreadable(site, channel, path, error))
-            except Exception as error:  # any decoder may fail in any way on a damaged header
-                refused = ImageFileError(
-                    "unreadable_file", f"{type(error).__name__}: {error}", "an image header", "Copy the file again."
-                )
-                problems.append(_unreadable(site, channel, path, refused))
-            else:
-                sizes[height, width, dtype.name, dtype.itemsize] += 1
-    return _Sample(sizes=tuple(size for size, _ in sizes.most_common()), problems=tuple(problems))
-
-
-def _first_paths(site: SiteImage) -> list[tuple[str, str]]:
-    """Channel and path of one image for each channel; the one image of a site that has all channels in one."""
-    if site.reader != "files":
-        return [("", site.image_paths[0])]
-    firsts, first = [], 0
-    for channel, n in zip(site.channels, site.planes or (1,) * len(site.channels), strict=True):
-        firsts.append((channel, site.image_paths[first]))
-        first += n
-    return firsts
-
-
-def _zarr_shape(path: str) -> tuple[tuple[int, int], Any]:
-    from cytolake.screens.images.zarr_images import open_image  # zarr takes 0.5 s to import
-
-    image = open_image(path)
-    return (image.n("y"), image.n("x")), image.dtype
-
-
-def _colour_shape(path: str) -> tuple[tuple[int, int], Any]:
-    _, shape, dtype = colour_header(path)
-    return shape, dtype
-
-
-_SHAPES = {"ome-zarr": _zarr_shape, "files": read_shape, "colour": _colour_shape}
-"""Height and width, and pixel type, of an image by the reader of its site."""
-
-
-def _unreadable(site: SiteImage, channel: str, path: str, error: ImageFileError) -> Problem:
-    return Problem(
-        screen=site.screen,
-        plate=site.plate,
-        well=site.well,
-        site=site.site,
-        channel=channel,
-        file=path,
-        problem=error.problem,
-        found=error.found,
-        expected=error.expected,
-        next_step=error.next_step,
-    )
-
-
-def _plate_found(plate: Plate, sample: _Sample, crop_size: int) -> PlateFound:
+def _plate_found(plate: Plate, sample: PlateSample, n_label_problems: int) -> PlateFound:
     wells = {site.well for site in plate.sites}
     in_map = {row["well"] for row in plate.wells}
-    n_crops = n_bytes = 0
-    if sample.sizes:
-        height, width, _, itemsize = sample.sizes[0]
-        n_crops = len(plate.sites) * (height // crop_size) * (width // crop_size)
-        n_planes = sum(sum(site.planes) or len(site.channels) for site in plate.sites)
-        n_bytes = n_planes * height * width * itemsize
     planes_of: dict[tuple[str, str, int], int] = {}
     for site in plate.sites:
         place = (site.well, site.site, site.timepoint)
@@ -377,18 +341,45 @@ def _plate_found(plate: Plate, sample: _Sample, crop_size: int) -> PlateFound:
         plate=plate.plate,
         batch=plate.batch,
         channels=plate.channels,
-        n_wells=len(wells),
-        n_sites=len(plate.sites),
+        n_wells=len(wells | in_map),
+        n_sites=sample.n_sites,
         n_timepoints=len({site.timepoint for site in plate.sites}),
         n_planes=max(planes_of.values()),
         wells_in_map=len(in_map),
         wells_with_images_in_map=len(in_map & wells),
         pixel_size_um=plate.pixel_size_um,
         sizes=tuple(f"{height} x {width} {dtype}" for height, width, dtype, _ in sample.sizes),
-        n_crops=n_crops,
-        n_bytes=n_bytes,
-        n_problems=sum(1 for problem in plate.problems if problem.plate in ("", plate.plate)) + len(sample.problems),
+        n_crops=sample.n_crops,
+        n_bytes=sample.n_bytes,
+        n_problems=sum(1 for problem in plate.problems if problem.plate in ("", plate.plate))
+        + len(sample.problems)
+        + n_label_problems,
     )
+
+
+def _columns(labels: Sequence[PlateLabels], declared: Mapping[str, str]) -> tuple[ColumnFound, ...]:
+    """Columns of all plates; one that the user declared for a label is that label, not the copy under its name."""
+    found: dict[str, list[ColumnUse]] = {}
+    for of_plate in labels:
+        names = {fold_column(column): label for label, column in declared.items()}
+        there = {fold_column(use.column) for use in of_plate.columns}
+        for use in of_plate.columns:
+            label = names.get(fold_column(use.column))
+            if use.column in declared and fold_column(declared[use.column]) in there - {fold_column(use.column)}:
+                continue
+            found.setdefault(use.column, []).append(replace(use, becomes=f"label {label}") if label else use)
+    order = ("label", "annotation", "place", "nothing")
+    columns = [
+        ColumnFound(
+            column=column,
+            becomes=" or ".join(dict.fromkeys(use.becomes for use in uses)),
+            n_plates=len(uses),
+            n_values=max(use.n_values for use in uses),
+            example=next((use.example for use in uses if use.example), ""),
+        )
+        for column, uses in found.items()
+    ]
+    return tuple(sorted(columns, key=lambda each: order.index(each.becomes.partition(" ")[0])))
 
 
 def _channels(raw: Sequence[Plate], plates: Sequence[Plate], vocabulary: Mapping[str, str]) -> tuple[ChannelFound, ...]:
@@ -400,7 +391,7 @@ def _channels(raw: Sequence[Plate], plates: Sequence[Plate], vocabulary: Mapping
         for name, found in spelled.items():
             counts[found, name] = counts.get((found, name), 0) + n_sites[name]
     return tuple(
-        ChannelFound(found=found, name=name, is_known=name in declared, n_sites=n)
+        ChannelFound(found=found, name=name, is_known=without_cycle(name) in declared, n_sites=n)
         for (found, name), n in counts.items()
     )
 
@@ -453,7 +444,7 @@ def _advice(
         told.append(f"The folder also looks like {', '.join(others)}; set layout to have it read so.")
     declared = set(vocabulary.values())
     channels = dict.fromkeys(channel for plate in plates for channel in plate.channels)
-    unknown = [channel for channel in channels if canonical(channel, vocabulary) not in declared]
+    unknown = [channel for channel in channels if without_cycle(canonical(channel, vocabulary)) not in declared]
     if unknown and declared:
         shown = sorted(unknown, key=natural_order)[:_N_SHOWN]
         told.append(
@@ -478,10 +469,12 @@ def _focus_advice(plates: Sequence[Plate]) -> list[str]:
     from cytolake.screens.images.pixels import choose_plane
 
     series = [site for plate in plates for site in plate.sites if site.z == "sharpest" and max(site.planes) > 1]
+    if not series:
+        return []
     last = len(series) - 1
     sampled = [series[i] for i in sorted({round(i * last / max(N_FOCUS_SITES - 1, 1)) for i in range(N_FOCUS_SITES)})]
     n_read, split = 0, []
-    for site in sampled if series else ():
+    for site in sampled:
         try:
             chosen, choice = choose_plane(site)
         except ScreenError:  # an ingest puts such a site into quarantine
@@ -503,11 +496,12 @@ def _focus_advice(plates: Sequence[Plate]) -> list[str]:
 
 
 def _fields_that_differ(source: ScreenSource) -> dict[str, Any]:
-    values = {each.name: (getattr(source, each.name), each.default) for each in fields(source)}
+    usual = ScreenSource(screen=source.screen, path=source.path)
+    values = {each.name: (getattr(source, each.name), getattr(usual, each.name)) for each in fields(source)}
     return {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
         for name, (value, default) in values.items()
-        if value != default
+        if value != default or name in ("screen", "path")
     }
 
 

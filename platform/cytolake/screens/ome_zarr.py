@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cytolake.screens import storage
+from cytolake.screens.derived_copies import derived_copy, derived_word
 from cytolake.screens.images.ome_metadata import (
     GROUP_FILES,
     ImageFacts,
@@ -16,17 +18,23 @@ from cytolake.screens.images.ome_metadata import (
     read_arrays,
     read_groups,
 )
-from cytolake.screens.plate import Plate, Problem, SiteImage
-from cytolake.screens.positions import site_name, well_name
+from cytolake.screens.ome_zarr_acquisitions import PlateImage, acquisition_order, sites_of_images
+from cytolake.screens.plate import Plate, Problem
+from cytolake.screens.positions import expected_well, natural_order, site_name, well_name
 from cytolake.screens.site_groups import site_order
-from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
 _MARKS = (*GROUP_FILES, ".zgroup")
+N_LEVELS = 3
+"""Plates are looked for in the screen's folder, in its folders (runs, days) and in theirs."""
+_N_REQUESTS_MAX = 64  # folders of a bucket below the first level: each costs a request
 _SITES_MAX = 2**16  # times and focal planes of one image
 
 
 def list_zarr_plates(screen: str, folder: SourceFolder) -> tuple[list[Plate], list[Problem]]:
     """Every plate with at least one readable site, and what is wrong outside of these. Reads metadata only.
+
+    Plates lie in the folder or in folders of runs below it.
 
     Raises:
         OSError: A bucket that cannot be listed.
@@ -36,11 +44,7 @@ def list_zarr_plates(screen: str, folder: SourceFolder) -> tuple[list[Plate], li
     if isinstance(own, dict) and "plate" in own:
         names, groups = [""], [own]
     else:
-        names = [
-            name
-            for name, is_folder in folder.list_folder()
-            if is_folder and (name.endswith(".zarr") or any(folder.exists(f"{name}/{mark}") for mark in _MARKS))
-        ]
+        names = zarr_groups(folder)
         held = [folder.holds(f"{folder.root}/{name}") for name in names]
         found = iter(
             read_groups([f"{folder.root}/{name}" for name, is_held in zip(names, held, strict=True) if is_held])
@@ -49,11 +53,66 @@ def list_zarr_plates(screen: str, folder: SourceFolder) -> tuple[list[Plate], li
     plates, problems = [], []
     for name, group in zip(names, groups, strict=True):
         plate, wrong = _list_plate(screen, folder, name, group)
-        if plate is None:
-            problems += wrong
-        else:
+        problems += wrong
+        if plate is not None:
             plates.append(plate)
-    return plates, problems
+    return _without_derived(screen, plates, problems)
+
+
+def zarr_groups(folder: SourceFolder) -> list[str]:
+    """Zarr groups in a screen's folder and in folders of runs below it, relative to it; none inside of another.
+
+    Raises:
+        OSError: A bucket that cannot be listed.
+    """
+    found: list[str] = []
+    n_left = _N_REQUESTS_MAX if folder.is_remote else 0
+    level = [""]
+    for depth in range(N_LEVELS):
+        below: list[str] = []
+        for place in level:
+            if folder.is_remote and depth:
+                n_left -= 1
+                if n_left < 0:
+                    return found
+            for name in _folders(folder, place):
+                path = f"{place}/{name}" if place else name
+                is_group = name.endswith(".zarr") or (not (folder.is_remote and depth) and _is_group(folder, path))
+                (found if is_group else below).append(path)
+        level = below
+    return found
+
+
+def _folders(folder: SourceFolder, place: str) -> list[str]:
+    if folder.is_remote and place:  # a run holds all chunks of its plates: not listed whole, as `list_folder` would
+        listed = storage.list_one_level(f"{folder.root}/{place}")
+        return sorted((name for name in listed if listed[name] and not name.startswith(".")), key=natural_order)
+    try:
+        return [name for name, is_folder in folder.list_folder(place) if is_folder]
+    except PathRefusedError:  # a link that leads outside
+        return []
+
+
+def _is_group(folder: SourceFolder, path: str) -> bool:
+    try:
+        return any(folder.exists(f"{path}/{mark}") for mark in _MARKS)
+    except PathRefusedError:
+        return False
+
+
+def _without_derived(
+    screen: str, plates: Sequence[Plate], problems: Sequence[Problem]
+) -> tuple[list[Plate], list[Problem]]:
+    """Plates, and problems with those added of plates that were made from others of them, such as `P1_mip`."""
+    names = {plate.plate for plate in plates}
+    kept, left_out = [], []
+    for plate in plates:
+        word = derived_word(plate.plate)
+        if word and plate.plate.removesuffix(word) in names:
+            left_out.append(derived_copy(screen, plate.plate, plate.acquisition, 1, "plate"))
+        else:
+            kept.append(plate)
+    return kept, [*problems, *left_out]
 
 
 def _list_plate(
@@ -115,7 +174,7 @@ def _list_plate(
             report(
                 "bad_well_name",
                 repr(well_path),
-                "a row letter and a column number, such as B/03",
+                expected_well(well_path.replace("/", "")),
                 "Rename the well in the plate metadata and on disk.",
                 well=well_path,
             )
@@ -128,13 +187,23 @@ def _list_plate(
                 well=well_path,
             )
 
-    images: list[tuple[str, str, str]] = []  # well, well path, image path
+    images: list[tuple[str, str, str, int | None]] = []  # well, well path, image path, acquisition
     well_groups = read_groups([f"{path}/{well_path}" for well_path in wells.values()])
     for (well, well_path), well_group in zip(wells.items(), well_groups, strict=True):
+        if well_group == {}:
+            report(
+                "well_without_image",
+                "no such well group",
+                "the well that the plate's metadata names",
+                "Copy the well, or remove it from the plate metadata if it was not imaged.",
+                well=well_path,
+            )
+            continue
         try:
             if isinstance(well_group, Exception):
                 raise well_group
             image_paths = _paths(well_group.get("well"), "images")
+            acquisitions = [image.get("acquisition") for image in well_group["well"]["images"]]
         except (OSError, ValueError) as error:
             report(
                 "unreadable_file",
@@ -153,7 +222,7 @@ def _list_plate(
                 well=well_path,
             )
         seen: dict[str, str] = {}
-        for image_path in image_paths:
+        for image_path, acquisition in zip(image_paths, acquisitions, strict=True):
             image = f"{path}/{well_path}/{image_path}"
             if "/" in image_path or image_path in ("", ".", "..") or not folder.holds(image):
                 report(
@@ -175,13 +244,14 @@ def _list_plate(
                     site=image_path,
                 )
                 continue
-            images.append((well, well_path, image_path))
+            images.append((well, well_path, image_path, acquisition if isinstance(acquisition, int) else None))
 
-    sites: list[SiteImage] = []
-    channels: dict[str, None] = {}
+    found: list[PlateImage] = []
     pixel_sizes_um: set[float] = set()
-    places = [f"{path}/{well_path}/{image_path}" for _, well_path, image_path in images]
-    for (well, well_path, image_path), image, facts in zip(images, places, _facts_of(folder, places), strict=True):
+    places = [f"{path}/{well_path}/{image_path}" for _, well_path, image_path, _ in images]
+    for (well, well_path, image_path, acquisition), image, facts in zip(
+        images, places, _facts_of(folder, places), strict=True
+    ):
         if not isinstance(facts, ImageFacts):
             report(
                 "unreadable_file" if facts else "missing_file",
@@ -192,7 +262,6 @@ def _list_plate(
                 site=image_path,
             )
             continue
-        channels.update(dict.fromkeys(facts.channels))
         if facts.pixel_size_um is not None:
             pixel_sizes_um.add(facts.pixel_size_um)
         if facts.n("t") * facts.n("z") > _SITES_MAX:
@@ -205,21 +274,9 @@ def _list_plate(
                 site=image_path,
             )
             continue
-        sites += [
-            SiteImage(
-                screen=screen,
-                plate=name,
-                well=well,
-                site=site_name(image_path),
-                timepoint=timepoint,
-                z=str(plane) if facts.n("z") > 1 else "",
-                channels=facts.channels,
-                reader="ome-zarr",
-                image_paths=(image,),
-            )
-            for timepoint in range(facts.n("t"))
-            for plane in range(facts.n("z"))
-        ]
+        found.append(PlateImage(well=well, name=image_path, path=image, acquisition=acquisition, facts=facts))
+    order = acquisition_order(group["plate"])
+    sites, channels, of_acquisitions = sites_of_images(screen, name, found, order, folder.relative(path))
     if not sites:
         report("no_images", "a plate without a readable image", "at least one image", "Remove the plate, or mend it.")
         return None, problems
@@ -230,12 +287,14 @@ def _list_plate(
             batch=name,
             source=path,
             reader="ome-zarr",
-            channels=tuple(channels),
+            channels=channels,
             sites=tuple(sorted(sites, key=site_order)),
             problems=tuple(problems),
             pixel_size_um=pixel_sizes_um.pop() if len(pixel_sizes_um) == 1 else None,
+            acquisition=place,
+            run_name=f"{place.rpartition('/')[0].replace('/', '_')}_{name}" if "/" in place else "",
         ),
-        [],
+        of_acquisitions,
     )
 
 

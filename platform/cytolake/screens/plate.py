@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Reader = Literal["ome-zarr", "files", "colour"]
+Reader = Literal["ome-zarr", "files", "colour", "stack", "stack-channels", "stack-planes", "stack-times"]
 WELLS_ONLY: Literal["table"] = "table"
 """In place of a reader: a published table of wells named the plate, and its images are not here."""
 
@@ -17,7 +17,8 @@ class SiteImage:
     screen: str
     plate: str
     well: str
-    """Position such as `"B03"`: one or two letters, then at least two digits."""
+    """Position such as `"B03"`: one or two letters, then at least two digits. Or the name of the sample, where the
+    screen has no wells."""
     site: str
     """Field of view in the well, as the source names it, without leading zeros."""
     timepoint: int = 0
@@ -28,7 +29,9 @@ class SiteImage:
     """Stain names in the order of the pixels' first axis, spelled as in catalog/channels.yaml where known."""
     reader: Reader
     image_paths: tuple[str, ...]
-    """`ome-zarr`: one path, the image group. `files`: one path for each channel, or for each plane of each channel.
+    """`ome-zarr`: one path, the image group, or one for each multiplexing cycle, whose channels follow each other.
+    `stack` and its kinds: one file, or several whose channels follow each other. `files`: one path for each channel, or
+    for each plane of each channel.
     `colour`: one path, a file with all channels."""
     planes: tuple[int, ...] = ()
     """How many focal planes each channel is projected from; empty where every channel is one plane."""
@@ -98,3 +101,36 @@ class Plate:
     """Plate-map rows: `well` and whatever else the map says, all strings. Empty where there is no plate map."""
     problems: tuple[Problem, ...] = field(default=())
     pixel_size_um: float | None = None
+    acquisition: str = ""
+    """Folder of this imaging run, relative to the screen's; empty where the layout has none. A fact about the plate,
+    and no part of its name."""
+    barcode: str = ""
+    """The plate's name as its own path has it, where it has another because each of its runs counts as a plate."""
+    run_name: str = ""
+    """The plate's name with its run in it, which it has where each run counts as a plate; empty where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listing:
+    """The plates of a screen, and what is wrong with the screen outside of them."""
+
+    plates: tuple[Plate, ...]
+    problems: tuple[Problem, ...]
+    """Of no plate that is listed: a folder that is no plate, a second imaging run, a row of a table without a
+    position. They depend on everything that lies in the folder, so they are no part of a plate."""
+
+
+def with_name(plate: Plate, name: str) -> Plate:
+    """The plate under another name, in its sites and problems too."""
+    if name == plate.plate:
+        return plate
+    return replace(
+        plate,
+        plate=name,
+        barcode=plate.barcode or plate.plate,
+        batch=name if plate.batch == plate.plate else plate.batch,
+        sites=tuple(replace(site, plate=name) for site in plate.sites),
+        problems=tuple(
+            replace(problem, plate=name) if problem.plate == plate.plate else problem for problem in plate.problems
+        ),
+    )

@@ -1,7 +1,8 @@
 """Plate maps: what was done to each well.
 
-A CSV with a `well` column (or `well_position`, `Metadata_Well`), a `plate` column where it covers several plates with
-different layouts (without one, it holds for every plate of the screen), an optional `batch`, and any other columns.
+A table, CSV or Parquet, with a `well` column (or `well_position`, `Metadata_Well`), a `plate` column where it covers
+several plates with different layouts (without one, it holds for every plate of the screen), an optional `batch`, and
+any other columns. Names of these columns are in catalog/labels.yaml; names of plates are compared in one Unicode form.
 
 Or a CSV without wells that says which map each plate follows, as the Cell Painting data sets have it:
 `barcode_platemap.csv` with `Assay_Plate_Barcode` and `Plate_Map_Name`, and the maps in `platemap/` beside it. Its other
@@ -13,14 +14,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from cytolake.screens.label_vocabulary import fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
-from cytolake.screens.positions import well_name, well_position
+from cytolake.screens.positions import expected_well, well_name, well_order
 from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.spreadsheet_damage import likely_original
 from cytolake.screens.tables import TableRow, read_table
+from cytolake.screens.well_facts import Conflict, facts_of_wells
 
-WELL_COLUMNS = ("well", "well_position", "metadata_well", "metadata_well_position")
-PLATE_COLUMNS = ("plate", "metadata_plate", "plate_barcode", "metadata_plate_barcode", "assay_plate_barcode")
-MAP_COLUMNS = ("plate_map_name", "metadata_plate_map_name")
+MAP_COLUMN = fold_column("plate_map_name")
+SAMPLE = "sample"
+"""Column that names what stands for a well in a screen without wells."""
 MAP_PLACES = ("platemap/{name}.txt", "platemap/{name}.csv", "platemap/{name}.tsv", "{name}.txt", "{name}.csv")
 """Where a map named in a list of plates lies, from the list's own folder."""
 
@@ -45,31 +49,36 @@ class PlateMap:
     rows: tuple[PlateMapRow, ...]
     problems: tuple[Problem, ...]
     by_plate: dict[str, list[PlateMapRow]] = field(default_factory=dict, repr=False)
-    """The same rows by plate, so that a map of 136 plates is not read through for each."""
+    """The same rows by plate, its name in NFC, so that a map of 136 plates is not read through for each."""
 
     def plates(self) -> list[str]:
-        """Plates that the map names, in its order; empty where it has no plate column."""
-        return list(self.by_plate) if self.has_plates else []
+        """Plates that the map names, as it writes them, in its order; empty where it has no plate column."""
+        return [rows[0].plate for rows in self.by_plate.values()] if self.has_plates else []
 
 
-def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False) -> PlateMap:
+def read_plate_map(
+    folder: SourceFolder, file: str, screen: str, *, is_in_list: bool = False, samples: frozenset[str] = frozenset()
+) -> PlateMap:
     """Read and check a plate map on its own, before any plate is looked at.
 
     Args:
         folder: Of the screen.
         file: The map, relative to it.
         screen: Its name.
+        samples: Names that stand for wells in a screen without wells; the map then has a column `sample`, or `well`.
         is_in_list: A list of plates named this map, so it must have wells; lists of lists would have no end.
 
     Raises:
         ScreenError: The file is missing or unreadable, or has neither a well column nor names of maps.
     """
     columns, table, problems = read_table(folder, file, screen)
-    well_column = _first_of(columns, WELL_COLUMNS)
-    plate_column = _first_of(columns, PLATE_COLUMNS)
-    map_column = _first_of(columns, MAP_COLUMNS)
+    well_column = label_vocabulary().place_column(columns, "well")
+    if samples:
+        well_column = next((column for column in columns if fold_column(column) == SAMPLE), well_column)
+    plate_column = label_vocabulary().place_column(columns, "plate")
+    map_column = next((column for column in columns if fold_column(column) == MAP_COLUMN), None)
     if well_column is None and plate_column and map_column and not is_in_list:
-        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column)
+        return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column, samples)
     if well_column is None:
         raise ScreenError(
             Problem(
@@ -84,7 +93,8 @@ def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: 
     rows = []
     for row in table:
         plate = row.cells[plate_column] if plate_column else ""
-        well = well_name(row.cells[well_column])
+        cell = row.cells[well_column]
+        well = cell.strip() if cell.strip() in samples else well_name(cell)
         if well and (plate or plate_column is None):
             others = {name: value for name, value in row.cells.items() if name not in ("", well_column, plate_column)}
             rows.append(PlateMapRow(row.line, plate, well, {"well": well, **others}))
@@ -97,7 +107,7 @@ def read_plate_map(folder: SourceFolder, file: str, screen: str, *, is_in_list: 
                 file=file,
                 problem="missing_plate" if well else "bad_well_name",
                 found=f"{'no plate' if well else repr(row.cells[well_column])} in line {row.line}",
-                expected="the plate's name" if well else "a row letter and a column number, such as B03",
+                expected="the plate's name" if well else expected_well(row.cells[well_column]),
                 next_step="Correct the row of the plate map.",
             )
         )
@@ -112,6 +122,7 @@ def _read_list_of_maps(
     problems: list[Problem],
     plate_column: str,
     map_column: str,
+    samples: frozenset[str],
 ) -> PlateMap:
     """The maps of a list of plates, each read once, as one plate map; `problems` of the list are among its own."""
     at = file.replace("\\", "/").rpartition("/")[0]
@@ -137,7 +148,7 @@ def _read_list_of_maps(
                 raise _refused_name(screen, file, name)
             places = [f"{at}/{place}" if at else place for place in (each.format(name=name) for each in MAP_PLACES)]
             place = next((each for each in places if folder.exists(each)), places[0])
-            maps[name] = read_plate_map(folder, place, screen, is_in_list=True)
+            maps[name] = read_plate_map(folder, place, screen, is_in_list=True, samples=samples)
             problems += maps[name].problems
         about = {column: value for column, value in line.cells.items() if column not in ("", plate_column)}
         rows += [PlateMapRow(row.line, plate, row.well, {**about, **row.cells}) for row in maps[name].rows]
@@ -152,7 +163,7 @@ def _refused_name(screen: str, file: str, name: str) -> ScreenError:
             problem="path_outside_screen",
             found=repr(name),
             expected="the name of a plate map, without folders",
-            next_step="Put the map into platemap/ beside the list, and name it without its folder.",
+            next_step="Put the map into platemap/ next to the list, and name it without its folder.",
         )
     )
 
@@ -162,8 +173,21 @@ def _plate_map(
 ) -> PlateMap:
     by_plate: dict[str, list[PlateMapRow]] = {}
     for row in rows:
-        by_plate.setdefault(row.plate, []).append(row)
-    return PlateMap(screen, file, has_plates, tuple(rows), tuple(problems), by_plate)
+        by_plate.setdefault(nfc(row.plate), []).append(row)
+    damaged = [
+        Problem(
+            screen=screen,
+            plate=plate,
+            file=file,
+            problem="spreadsheet_damage",
+            found=f"the plate's name {plate} in {len(of_plate)} rows",
+            expected=f"a barcode; probably {original}",
+            next_step="Correct the names of plates in the map, and save them as text.",
+        )
+        for plate, of_plate in by_plate.items()
+        if (original := likely_original(plate, is_name=False))
+    ]
+    return PlateMap(screen, file, has_plates, tuple(rows), (*problems, *damaged), by_plate)
 
 
 def wells_of_plate(
@@ -172,7 +196,7 @@ def wells_of_plate(
     """Plate-map rows of one plate in the order of wells, and where map, images and map disagree.
 
     A well in two rows that say the same is one well. Where they differ nobody can tell which is right, so the well
-    keeps its images and loses what the map says: a wrong label is worse than none.
+    keeps its images and what all its rows say, and loses what they differ in: a wrong label is worse than none.
     """
     problems: list[Problem] = []
 
@@ -191,20 +215,27 @@ def wells_of_plate(
         )
 
     rows: dict[str, list[PlateMapRow]] = {}
-    for row in plate_map.by_plate.get(plate if plate_map.has_plates else "", ()):
+    for row in plate_map.by_plate.get(nfc(plate) if plate_map.has_plates else "", ()):
         rows.setdefault(row.well, []).append(row)
+    facts: dict[tuple[str, str], dict[str, str]] = {}
+    conflicts: list[Conflict] = []
+    if any(len(repeated) > 1 for repeated in rows.values()):
+        each_row = ((("", well), row.cells) for well, repeated in rows.items() for row in repeated)
+        facts, conflicts = facts_of_wells(each_row, one_row_each=True)
+    differing: dict[str, list[str]] = {}
+    for conflict in conflicts:
+        text = f"{conflict.column} ({' and '.join(conflict.values)})"
+        differing.setdefault(conflict.well, []).append(text)
     wells: dict[str, dict[str, str]] = {}
     for well, repeated in rows.items():
-        first, *others = repeated
-        wells[well] = first.cells
-        if not others:
+        if len(repeated) == 1:
+            wells[well] = repeated[0].cells
             continue
+        wells[well] = {"well": well, **facts["", well]}
         lines = " and ".join(str(row.line) for row in repeated)
-        differing = [name for name in first.cells if any(row.cells.get(name) != first.cells[name] for row in others)]
-        if differing:
-            wells[well] = {"well": well}
-            found = f"lines {lines}, which differ in {', '.join(differing)}"
-            next_step = "Keep the right row; until then the well has no annotation."
+        if well in differing:
+            found = f"lines {lines}, which differ in {', '.join(differing[well])}"
+            next_step = "Keep the right row; until then the well has no value there."
         else:
             found, next_step = f"lines {lines}, which say the same", "Remove all but one."
         report("duplicate_well", well, found, "each well once for each plate", next_step)
@@ -227,11 +258,12 @@ def wells_of_plate(
                 "a row for every imaged well",
                 "Add the well to the plate map; until then its images have no annotation.",
             )
-    return tuple(wells[well] for well in sorted(wells, key=well_position)), problems
+    return tuple(wells[well] for well in sorted(wells, key=well_order)), problems
 
 
 def plates_without_images(plate_map: PlateMap, plates: Collection[str]) -> list[Problem]:
     """One problem for each plate that the map names and the screen lacks."""
+    there = {nfc(plate) for plate in plates}
     return [
         Problem(
             screen=plate_map.screen,
@@ -243,11 +275,5 @@ def plates_without_images(plate_map: PlateMap, plates: Collection[str]) -> list[
             next_step="Correct the plate's name in the map, or copy its images.",
         )
         for plate in plate_map.plates()
-        if plate not in plates
+        if nfc(plate) not in there
     ]
-
-
-def _first_of(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column whose name, case aside, comes first among `names`."""
-    spelled = {column.lower(): column for column in columns}
-    return next((spelled[name] for name in names if name in spelled), None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-N_ROWS_MAX, N_COLUMNS_MAX = 32, 48  # a 1536-well plate: A..Z, AA..AF
+from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
+
 N_DIGITS_MAX = 9  # of a count; more is no count but a barcode in the wrong column
-PLATE_FORMATS = ((8, 12), (16, 24), (N_ROWS_MAX, N_COLUMNS_MAX))
 
 _LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9][0-9]?)")
+_NUMBER_LETTER = re.compile(r"0*([1-9][0-9]?)[\s_:/-]?([A-Za-z]{1,2})")  # 01A, column first
 _ROW_COLUMN = re.compile(r"[rR]0*([1-9][0-9]?)[\s_-]?[cC]0*([1-9][0-9]?)")  # Opera Phenix: r03c11
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
 _DIGITS = re.compile(r"([0-9]+)")
@@ -17,16 +18,34 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 @lru_cache(maxsize=4096)  # a plate has at most 1536 wells and ten thousands of images
 def well_name(text: str) -> str:
-    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"r02c03"`; `""` when the text names no well of a 1536-well plate."""
+    """`"B03"` for `"b3"`, `"B-03"`, `"B/3"`, `"03B"`, `"r02c03"`; `""` where that is no well of a 1536-well plate.
+
+    `"AA01"` and `"aa1"` are row 27; `"Aa1"` is refused, see `expected_well`.
+    """
     text = text.strip()
     if match := _LETTER_NUMBER.fullmatch(text):
+        if _is_mixed(match[1]):
+            return ""
         letters, column = match[1].upper(), int(match[2])
         row = _row_number(letters)
+    elif match := _NUMBER_LETTER.fullmatch(text):
+        row, column = _row_number(match[2].upper()), int(match[1])
     elif match := _ROW_COLUMN.fullmatch(text):
         row, column = int(match[1]) - 1, int(match[2])
     else:
         return ""
     return name_of_well(row, column - 1) if row < N_ROWS_MAX and column <= N_COLUMNS_MAX else ""
+
+
+def expected_well(text: str) -> str:
+    """What an error that refuses `text` as a well says was expected."""
+    match = _LETTER_NUMBER.fullmatch(text.strip())
+    if match is not None and _is_mixed(match[1]):
+        return (
+            f"rows after Z in two capital letters, such as {match[1].upper()}{int(match[2]):02d}: {match[1]} may as "
+            f"well be a quarter of row {match[1][0].upper()}, as some robots write it"
+        )
+    return "a row letter and a column number, such as B03"
 
 
 def name_of_well(row: int, column: int) -> str:
@@ -45,6 +64,16 @@ def well_position(well: str) -> tuple[int, int]:
     if match is None:
         raise ValueError(f"well {well!r}: expected letters and a number such as B03. Pass it through well_name first.")
     return _row_number(match[1].upper()), int(match[2]) - 1
+
+
+def is_position(well: str) -> bool:
+    """Whether a well is named by its position; else by the sample in it, of which nobody says where it lies."""
+    return bool(well) and well_name(well) == well
+
+
+def well_order(well: str) -> tuple[object, ...]:
+    """Sort key: row and column, then samples without a position in the natural order of their names."""
+    return (0, *well_position(well), ()) if is_position(well) else (1, 0, 0, natural_order(well))
 
 
 def site_name(text: str) -> str:
@@ -94,6 +123,10 @@ def well_at(row: str, column: str, first_row: int = 1, first_column: int = 1) ->
         return well_name(f"{letters}{x - first_column + 1}") if letters.isalpha() else ""
     y, x = y - first_row, x - first_column
     return name_of_well(y, x) if 0 <= y < N_ROWS_MAX and 0 <= x < N_COLUMNS_MAX else ""
+
+
+def _is_mixed(letters: str) -> bool:
+    return len(letters) == 2 and letters.upper() != letters and letters.lower() != letters
 
 
 def _row_number(letters: str) -> int:

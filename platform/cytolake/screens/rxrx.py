@@ -22,13 +22,18 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cytolake.screens.label_vocabulary import label_vocabulary
+
 Vectors = NDArray[np.float32]
 
 ROWS_AT_ONCE = 16_384
 CONTROL = "EMPTY_control"
 RXRX3_CORE_CONCENTRATIONS_UM = (0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0)
 """The eight that the compound-gene benchmark of RxRx3-core counts."""
-RXRX1_FACTS = ("experiment", "plate", "well", "sirna", "cell_type", "dataset", "well_type")
+CONFLICTS = "conflicting_labels"
+"""Column of wells, where any has sites that disagree: columns and values, which the well then lacks."""
+_PLACE = ("experiment", "plate", "well")
+RXRX1_FACTS = (*_PLACE, "sirna", "cell_type", "dataset", "well_type")
 """Columns of RxRx1's metadata that say something of a well, not of one of its sites."""
 RXRX3_CORE_TRUTH_COLUMNS = ("treatment", "gene_symbol", "nM_value")
 GENE_ALIASES = {"C7orf26": "INTS15", "MPP5": "PALS1"}
@@ -114,10 +119,11 @@ def read_rxrx1_wells(metadata: str | Path) -> pa.Table:
     Returns:
         `published_well_id`, `batch` (the experiment), `plate` (such as `HUVEC-1_1`), `well`, `perturbation` (the
         siRNA), `guide` (the same; empty in negative controls), `control` (`negative`, `positive` or empty),
-        `cell_type`, `split` (`train` or `test`) and `n_sites`.
+        `cell_type`, `split` (`train` or `test`) and `n_sites`. Where the sites of a well disagree on one of these, it
+        is empty, and the column CONFLICTS names it with the values; other wells keep theirs.
 
     Raises:
-        ValueError: A file without its columns, or sites of one well that disagree on what was done to it.
+        ValueError: A file without its columns, or sites of one well on two plates.
     """
     return _wells_of_sites(_read_csv(metadata, ("site_id", "well_id", *RXRX1_FACTS)), metadata)[0]
 
@@ -136,7 +142,7 @@ def read_rxrx1(
         (N, D), and N rows of `read_rxrx1_wells`, of which `n_sites` counts the sites with a vector.
 
     Raises:
-        ValueError: As `read_rxrx3_core`, or sites of one well that disagree on what was done to it.
+        ValueError: As `read_rxrx3_core`, or sites of one well on two plates.
     """
     table = _read_csv(metadata, ("site_id", "well_id", *RXRX1_FACTS))
     kept, of_site = _match(table["site_id"].to_pylist(), metadata, embeddings, "site_id", allow_missing)
@@ -250,15 +256,28 @@ def _wells_of_sites(table: pa.Table, path: str | Path) -> tuple[pa.Table, NDArra
     first: dict[str, int] = {}
     of_well = np.asarray([first.setdefault(well, len(first)) for well in table["well_id"].to_pylist()], np.int64)
     rows = list(zip(*(table[name].to_pylist() for name in RXRX1_FACTS), strict=True))
-    facts: list[tuple[str, ...]] = []
+    said: list[list[dict[str, None]]] = []
     for well, row, number in zip(table["well_id"].to_pylist(), rows, of_well.tolist(), strict=True):
-        if number == len(facts):
-            facts.append(row)
-        elif facts[number] != row:
+        if number == len(said):
+            said.append([{} for _ in RXRX1_FACTS])
+        for values, value in zip(said[number], row, strict=True):
+            if value is not None and not label_vocabulary().says_nothing(value):
+                values.setdefault(value)
+        place = said[number][: len(_PLACE)]
+        if any(len(values) != 1 for values in place):
+            found = " and ".join(" or ".join(values) or "nothing" for values in place)
             raise ValueError(
-                f"{path}: well {well} has sites with {', '.join(map(str, facts[number]))} and with "
-                f"{', '.join(map(str, row))}, expected the same {', '.join(RXRX1_FACTS)} for all. Correct the file."
+                f"{path}: well {well} has sites of {found}, expected one {', '.join(_PLACE)}. Correct the file."
             )
+    facts = [tuple(next(iter(values)) if len(values) == 1 else "" for values in each) for each in said]
+    conflicts = [
+        "; ".join(
+            f"{name}: {' and '.join(sorted(values))}"
+            for name, values in zip(RXRX1_FACTS, each, strict=True)
+            if len(values) > 1
+        )
+        for each in said
+    ]
     columns = dict(zip(RXRX1_FACTS, zip(*facts, strict=True), strict=True))
     kinds = [str(each).lower().partition("_")[0] for each in columns["well_type"]]  # negative_control, treatment, ...
     controls = [kind if kind in ("negative", "positive") else "" for kind in kinds]
@@ -277,6 +296,8 @@ def _wells_of_sites(table: pa.Table, path: str | Path) -> tuple[pa.Table, NDArra
             "n_sites": pa.array(np.bincount(of_well, minlength=len(facts)), pa.int64()),
         }
     )
+    if any(conflicts):
+        wells = wells.append_column(CONFLICTS, pa.array(conflicts, pa.string()))
     return wells, of_well
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cytolake.screens.plate import Problem, SiteImage
-from cytolake.screens.positions import natural_order, well_position
+from cytolake.screens.positions import natural_order, well_order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,8 @@ def group_sites(
                 problem="duplicate_image",
                 found=found,
                 expected="one file for each plate, well, site, timepoint, focal plane and channel",
-                next_step="The first was kept; correct or remove the other.",
+                next_step="The first was kept; correct or remove the other. Of two imaging runs, name the folder in a "
+                "group `acquisition` of the pattern, or list each as a plate of its own.",
             )
         )
     order = {channel: i for i, channel in enumerate(channel_order)}
@@ -87,4 +88,4 @@ def group_sites(
 
 def site_order(site: SiteImage) -> tuple[object, ...]:
     """Sort key: row, column, site, timepoint, focal plane, as a person would count them."""
-    return (*well_position(site.well), natural_order(site.site), site.timepoint, natural_order(site.z))
+    return (well_order(site.well), natural_order(site.site), site.timepoint, natural_order(site.z))

@@ -8,22 +8,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cytolake.screens import storage
-from cytolake.screens.channel_names import canonical, canonical_names, renamed
+from cytolake.screens.acquisitions import ImageOf, Runs, choose_runs
+from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
+from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
+from cytolake.screens.images.image_files import one_line
+from cytolake.screens.label_vocabulary import LABELS, fold_column, label_vocabulary
 from cytolake.screens.layouts import (
     BUILT_IN,
     LayoutPreset,
     as_text,
+    has_zarr_groups,
     list_by_layout,
     path_rule,
     screen_files,
     try_layout,
 )
 from cytolake.screens.layouts.class_folders import N_PLATES
-from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
+from cytolake.screens.layouts.listed_images import hold_against_listing
+from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
+from cytolake.screens.positions import is_position
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.screens.stacks import Pages, expand_stacks
+from cytolake.screens.unlisted_files import report_unlisted
+from cytolake.screens.well_labels import declare_labels
 
 AUTO, REGEX = "auto", "regex"
 PLATE_MAP = "platemap.csv"
@@ -43,11 +53,14 @@ class ScreenSource:
     `auto` takes the first preset that the folder looks like."""
     pattern: str = ""
     """For `regex`: a regular expression that matches the whole path of an image, relative to `path`. Named groups:
-    plate, well (or row and column, from 1), site, channel, z, timepoint (0 is the first); other groups say something
-    about the well."""
+    plate, well (or row and column, from 1; or sample, where there are no wells), site, channel, z, timepoint (0 is the
+    first), acquisition (the folder of an imaging run); other groups say something about the well."""
     plate_map: str = ""
     """CSV of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
     `platemap.csv` there or beside the plate, where it exists."""
+    label_columns: Mapping[str, str] = field(default_factory=dict)
+    """Label -> column of the plate map or table that holds it, such as `{perturbation: Treatment}`, before the names of
+    catalog/labels.yaml. Labels: perturbation, gene, pathway, guide, compound, dose, replicate, control."""
     index: str = "index.csv"
     """CSV that lists the images, relative to `path`: for `index-csv`, and for presets that read a table, whose usual
     names are looked for while this is index.csv."""
@@ -64,6 +77,11 @@ class ScreenSource:
     not fit. Holding out plates then holds out images."""
     z: Planes = "keep"
     """Focal planes: `keep` each as a site; `max`, the maximum over them; `sharpest`, the one most in focus."""
+    pages: Pages = ""
+    """What the pages of a TIFF are that no ImageJ or OME metadata explain: channels, planes or times."""
+    runs: Runs = "one"
+    """Imaging runs of a plate: `one`, a plate is read once, and other runs of it are reported; `each`, every run is a
+    plate of its own, with the run's folder in its name, such as `P1_1697` or `P1__2024-01-01-Measurement 1`."""
     illumination: str = ""
     """Illumination functions, by which raw counts are divided: a folder, or a path with {plate} and {channel}, relative
     to `path`. Empty: those that the screen's tables name, if they name any. `none`: not even these."""
@@ -79,10 +97,19 @@ class ScreenSource:
             raise ValueError(f"screen {self.screen}: found n_plates {self.n_plates}, expected 1 or more.")
         if self.z not in ("keep", "max", "sharpest"):
             raise ValueError(f"screen {self.screen}: found z {self.z!r}, expected keep, max or sharpest. Correct `z`.")
+        if self.pages not in ("", "channels", "planes", "times"):
+            raise ValueError(f"screen {self.screen}: found pages {self.pages!r}, expected channels, planes or times.")
+        if self.runs not in ("one", "each"):
+            raise ValueError(f"screen {self.screen}: found runs {self.runs!r}, expected one or each. Correct `runs`.")
         if (self.layout == REGEX) != bool(self.pattern):
             raise ValueError(
                 f"screen {self.screen}: found layout {self.layout!r} and pattern {self.pattern!r}, expected a pattern "
                 "with layout regex and with no other. Set both `layout` and `pattern`, or neither."
+            )
+        if unknown := sorted(set(self.label_columns) - set(LABELS)):
+            raise ValueError(
+                f"screen {self.screen}: found label_columns for {', '.join(unknown)}, expected labels out of "
+                f"{', '.join(LABELS)}. Correct `label_columns`: label first, then its column."
             )
         try:
             renamed((), self.channel_names)
@@ -106,10 +133,9 @@ class OpenScreen:
 def list_plates(
     source: ScreenSource, vocabulary: Mapping[str, str] | None = None, presets: Sequence[LayoutPreset] = ()
 ) -> list[Plate]:
-    """Plates of a screen, each with at least one site; what is wrong is in their `problems`.
+    """Plates of a screen, each with at least one site; what is wrong with them is in their `problems`.
 
-    Problems that belong to no usable plate (an index row without a position, a folder that is no plate) go to the
-    first plate's; a `Problem` names its own plate.
+    What is wrong with the screen outside of them, `list_screen` gives.
 
     Args:
         source: The screen.
@@ -119,13 +145,37 @@ def list_plates(
             with a reader in code are known.
 
     Raises:
-        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), or a table that cannot
-            be read.
+        ScreenError: Nothing usable (missing, unreadable or empty folder, no plate with images), a table that cannot
+            be read, or a reader that failed on it.
+    """
+    return list(list_screen(source, vocabulary, presets).plates)
+
+
+def list_screen(
+    source: ScreenSource,
+    vocabulary: Mapping[str, str] | None = None,
+    presets: Sequence[LayoutPreset] = (),
+    image_of: ImageOf | None = None,
+) -> Listing:
+    """Plates of a screen, and problems that belong to none of them.
+
+    Args:
+        source: The screen.
+        vocabulary: As for `list_plates`.
+        presets: As for `list_plates`.
+        image_of: What the catalog has of this screen, for plates that were imaged more than once.
+
+    Raises:
+        ScreenError: As for `list_plates`.
     """
     try:
-        return plates_of(open_screen(source, presets), vocabulary)
+        return plates_of(open_screen(source, presets), vocabulary, image_of)
+    except (ScreenError, ImportError, MemoryError):
+        raise
     except (OSError, PathRefusedError) as error:  # a bucket answers late, too: while its plates are listed
         raise ScreenError(unreadable_folder(source, error)) from error
+    except Exception as error:  # a fault of a reader costs its screen, not the others of a run
+        raise ScreenError(reader_failed(source, error)) from error
 
 
 def open_screen(
@@ -161,6 +211,11 @@ def open_screen(
             files = screen_files(folder)
         if try_layout(preset, source.screen, folder, files or (), source.index).fits:
             return OpenScreen(source=source, folder=folder, preset=preset, files=files)
+    zarr = next((preset for preset in presets if preset.read == "ome-zarr"), None)
+    if zarr is not None and has_zarr_groups(
+        folder
+    ):  # deeper: only where nothing else fits, since results may lie there
+        return OpenScreen(source=source, folder=folder, preset=zarr, files=files)
     index_csv = next((preset for preset in presets if preset.read == "index-csv"), None)
     if index_csv is not None and folder.exists(source.index):  # to say what is wrong with it
         return OpenScreen(source=source, folder=folder, preset=index_csv, files=files)
@@ -177,14 +232,16 @@ def open_screen(
     )
 
 
-def plates_of(opened: OpenScreen, vocabulary: Mapping[str, str] | None = None) -> list[Plate]:
-    """Plates of an opened screen; see `list_plates`.
+def plates_of(
+    opened: OpenScreen, vocabulary: Mapping[str, str] | None = None, image_of: ImageOf | None = None
+) -> Listing:
+    """Plates of an opened screen; see `list_screen`.
 
     Raises:
         ScreenError: No plate with images, or a table that cannot be read.
         OSError: A bucket that cannot be read.
     """
-    found, problems = plates_as_found(opened)
+    found, problems = plates_as_found(opened, image_of)
     if not found:
         left_out = len(problems) - N_SHOWN_MAX
         more = f" ({left_out} more like them)" if left_out > 0 else ""
@@ -195,8 +252,10 @@ def plates_of(opened: OpenScreen, vocabulary: Mapping[str, str] | None = None) -
     return complete_plates(opened, found, problems, vocabulary or {})
 
 
-def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
+def plates_as_found(opened: OpenScreen, image_of: ImageOf | None = None) -> tuple[list[Plate], list[Problem]]:
     """Plates with images, with channels as the source spells them, and problems that belong to none of them.
+
+    Each name is there once: ids come from names, so a second plate of that name would overwrite the first.
 
     Raises:
         ScreenError: A table that cannot be read.
@@ -212,8 +271,18 @@ def plates_as_found(opened: OpenScreen) -> tuple[list[Plate], list[Problem]]:
         source.path_prefix,
         source.n_plates,
     )
-    plates, repeated = _without_repeats(plates)
-    return plates, problems + repeated
+    plates, repeated = choose_runs(plates, source.runs, image_of)
+    plates, absent = hold_against_listing(opened.preset.read, source.screen, opened.folder, _files_of(opened), plates)
+    return expand_stacks(plates, source.pages), problems + repeated + absent
+
+
+def _files_of(opened: OpenScreen) -> list[str]:
+    """All files of the screen; none in a bucket whose layout names every image by itself, where a listing is dear."""
+    if opened.files is not None:
+        return opened.files
+    if opened.folder.is_remote and opened.preset.read in ("index-csv", "ome-zarr"):
+        return []
+    return screen_files(opened.folder)
 
 
 def no_images(opened: OpenScreen, next_step: str) -> Problem:
@@ -229,10 +298,11 @@ def no_images(opened: OpenScreen, next_step: str) -> Problem:
 
 def complete_plates(
     opened: OpenScreen, found: Sequence[Plate], others: Sequence[Problem], vocabulary: Mapping[str, str]
-) -> list[Plate]:
+) -> Listing:
     """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
 
-    That is: channels spelled as declared, illumination functions, focal planes joined, plate map and batch.
+    That is: channels spelled as declared, illumination functions, files that no site uses, focal planes joined, plate
+    map and batch.
 
     Raises:
         ScreenError: A plate map that cannot be read, or two channels that were given one name.
@@ -241,7 +311,10 @@ def complete_plates(
     source, folder, files = opened.source, opened.folder, opened.files
     problems = list(others)
     names = [_names_of_channels(source, plate, vocabulary) for plate in found]
-    plates = [_rename_channels(plate, renamed) for plate, renamed in zip(found, names, strict=True)]
+    plates = [
+        _report_other_assays(_rename_channels(plate, renamed), renamed)
+        for plate, renamed in zip(found, names, strict=True)
+    ]
     required = tuple(canonical(channel, vocabulary) for channel in source.channels)
     plates = [_report_missing_channels(plate, required) for plate in plates]
     if source.illumination and source.illumination != OFF and "{" not in source.illumination and files is None:
@@ -257,17 +330,19 @@ def complete_plates(
         )
         for plate, old_to_new in zip(plates, names, strict=True)
     ]
+    plates, unlisted = report_unlisted(source.screen, folder, _files_of(opened), plates, problems)
+    problems += unlisted
     plates = [join_planes(plate, source.z) for plate in plates]
-    plate_map = _read_plate_map(source, folder)
+    samples = frozenset(site.well for plate in plates for site in plate.sites if not is_position(site.well))
+    plate_map = _read_plate_map(source, folder, samples)
     if plate_map is not None:
         is_one_plate = opened.preset.read == "ome-zarr" and plates[0].source == str(folder.root)
         problems += plate_map.problems
         if not is_one_plate:
-            problems += plates_without_images(plate_map, [plate.plate for plate in plates])
-        plates = [_annotate(plate, plate_map) for plate in plates]
-    plates = [_name_batch(plate) for plate in plates]
-    plates[0] = replace(plates[0], problems=(*plates[0].problems, *problems))
-    return plates
+            problems += plates_without_images(plate_map, [_in_map(source, plate, plate_map) for plate in plates])
+        plates = [_annotate(plate, plate_map, _in_map(source, plate, plate_map)) for plate in plates]
+    labelled = (_name_batch(declare_labels(plate, source.label_columns)) for plate in plates)
+    return Listing(plates=tuple(labelled), problems=tuple(problems))
 
 
 def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[str, str]) -> dict[str, str]:
@@ -279,7 +354,31 @@ def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[s
             _problem(source, "duplicate_channel", str(error), "one name for each channel", f"Plate {plate.plate}.")
         ) from error
     declared = canonical_names(tuple(given.values()), vocabulary)
-    return {name: declared[new] for name, new in given.items()}
+    other = names_otherwise(tuple(given.values()), vocabulary) if vocabulary else {}
+    by_user = {pair.partition(ARROW)[0].strip() for pair in source.channel_names}
+    return {
+        name: other[new].otherwise if new in other and name not in by_user else declared[new]
+        for name, new in given.items()
+    }
+
+
+def _report_other_assays(plate: Plate, names: Mapping[str, str]) -> Plate:
+    """The plate with a problem for each channel that is not what its short name means in the declared assay."""
+    problems = [
+        Problem(
+            screen=plate.screen,
+            plate=plate.plate,
+            channel=new,
+            problem="ambiguous_channel",
+            found=f"channel {old} on a plate with {', '.join(other for other in names if other != old)}",
+            expected=f"stains of {ambiguous.assay} with it, in which {old} is declared",
+            next_step=f"It is named {new}, an unknown stain. Set channel_names to say what it is: "
+            f"['{old}{ARROW}NAME'], or ['{old}{ARROW}{old}'] for that of {ambiguous.assay}.",
+        )
+        for old, new in names.items()
+        if (ambiguous := ambiguous_names().get(fold(old))) is not None and ambiguous.otherwise == new
+    ]
+    return replace(plate, problems=(*plate.problems, *problems)) if problems else plate
 
 
 def open_folder(source: ScreenSource) -> SourceFolder:
@@ -312,7 +411,7 @@ def open_folder(source: ScreenSource) -> SourceFolder:
                     "empty_folder",
                     "no object below this prefix",
                     "plates or images",
-                    "Correct `path`, or copy the screen there; a prefix is spelled with its upper and lower case.",
+                    "Correct `path`, or copy the screen there; upper and lower case matter in a prefix.",
                 )
             )
         return folder
@@ -355,31 +454,22 @@ def unreadable_folder(source: ScreenSource, error: Exception) -> Problem:
     )
 
 
+def reader_failed(source: ScreenSource, error: Exception) -> Problem:
+    """What a screen is reported as whose reader stopped at something that it does not know."""
+    return _problem(
+        source,
+        "reader_failed",
+        one_line(error),
+        "a screen that its layout's reader can list",
+        "Set another `layout`, or move aside the table or file that the message is about; and report the fault: "
+        "a reader should have named the file.",
+    )
+
+
 def _problem(source: ScreenSource, problem: str, found: str, expected: str, next_step: str) -> Problem:
     return Problem(
         screen=source.screen, file=source.path, problem=problem, found=found, expected=expected, next_step=next_step
     )
-
-
-def _without_repeats(plates: list[Plate]) -> tuple[list[Plate], list[Problem]]:
-    """The first plate of each name. Ids come from names, so a second one of that name would overwrite the first."""
-    kept: dict[str, Plate] = {}
-    problems = []
-    for plate in plates:
-        first = kept.setdefault(plate.plate, plate)
-        if first is not plate:
-            problems.append(
-                Problem(
-                    screen=plate.screen,
-                    plate=plate.plate,
-                    file=plate.source,
-                    problem="duplicate_plate",
-                    found=f"a plate of the same name in {first.source}",
-                    expected="each plate name once in a screen",
-                    next_step="The first was kept; rename or remove the other.",
-                )
-            )
-    return list(kept.values()), problems
 
 
 def _rename_channels(plate: Plate, names: dict[str, str]) -> Plate:
@@ -441,7 +531,7 @@ def _missing_channel(plate: Plate, channel: str, found: tuple[str, ...], site: S
     )
 
 
-def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | None:
+def _read_plate_map(source: ScreenSource, folder: SourceFolder, samples: frozenset[str]) -> PlateMap | None:
     """The plate map that is named, which must exist, or the one that lies there; looked for beside a lone plate too."""
     name = source.plate_map or PLATE_MAP
     if not folder.exists(name):
@@ -449,23 +539,70 @@ def _read_plate_map(source: ScreenSource, folder: SourceFolder) -> PlateMap | No
         if own.endswith(".zarr") and above and not above.endswith(":/"):
             beside = SourceFolder(above)
             if beside.exists(name):
-                return read_plate_map(beside, name, source.screen)
+                return read_plate_map(beside, name, source.screen, samples=samples)
         if not source.plate_map:
             return None
-    return read_plate_map(folder, name, source.screen)
+    return read_plate_map(folder, name, source.screen, samples=samples)
 
 
-def _annotate(plate: Plate, plate_map: PlateMap) -> Plate:
+def _in_map(source: ScreenSource, plate: Plate, plate_map: PlateMap) -> str:
+    """The name by which a map has a plate: its own, or, where each run is a plate, that of the plate without its run.
+
+    A run that an earlier version named so keeps what that version found in the map: its own name alone.
+    """
+    if source.runs == "each" and plate.barcode and plate.plate not in plate_map.by_plate:
+        return plate.barcode
+    return plate.plate
+
+
+def _annotate(plate: Plate, plate_map: PlateMap, name: str) -> Plate:
     """The plate with its rows of the map; what an index CSV said about a well fills in what the map leaves open."""
-    rows, problems = wells_of_plate(plate_map, plate.plate, plate.sites)
+    rows, problems = wells_of_plate(plate_map, name, plate.sites)
     from_index = {row["well"]: row for row in plate.wells}
-    merged = [{**from_index.pop(row["well"], {}), **row} for row in rows]
+    merged = [_filled_in(row, from_index.pop(row["well"], {})) for row in rows]
     return replace(plate, wells=(*merged, *from_index.values()), problems=(*plate.problems, *problems))
 
 
+def _filled_in(row: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """A row of the map with the cells of others, of columns that it lacks or says nothing in.
+
+    `Metadata_gene` and `gene` are one column.
+    """
+    if not others:
+        return dict(row)
+    says_nothing = label_vocabulary().says_nothing
+    said = {fold_column(column) for column, cell in row.items() if not says_nothing(cell)}
+    added = {column: cell for column, cell in others.items() if fold_column(column) not in said}
+    kept = {c: cell for c, cell in row.items() if not (says_nothing(cell) and c in added)}
+    return {**added, **kept}
+
+
+def default_batch(screen: str, name: str) -> str:
+    """The batch of plates whose source names none, by the plate (or the split): not that of another screen's plates."""
+    return f"{screen}/{name}"
+
+
+def label_plate(plate: Plate, plate_map: PlateMap) -> Plate:
+    """The plate with what a plate map says of it: wells, batch, and where the two disagree as problems."""
+    return _with_named_batch(_annotate(plate, plate_map, plate.plate))
+
+
 def _name_batch(plate: Plate) -> Plate:
-    """The plate with the batch that its wells name, if they name one."""
-    batches = Counter(row["batch"] for row in plate.wells if row.get("batch"))
+    """The plate with the batch that its wells name, or one of its own."""
+    named = _with_named_batch(plate)
+    return named if _batches(plate) else replace(plate, batch=default_batch(plate.screen, plate.batch))
+
+
+def _batches(plate: Plate) -> Counter[str]:
+    """How many wells name each batch."""
+    vocabulary = label_vocabulary()
+    column = vocabulary.place_column(dict.fromkeys(column for row in plate.wells for column in row), "batch")
+    return Counter(batch for row in plate.wells if (batch := vocabulary.value(row.get(column or "", ""))))
+
+
+def _with_named_batch(plate: Plate) -> Plate:
+    """The plate with the batch that most of its wells name; as it is where none does."""
+    batches = _batches(plate)
     if not batches:
         return plate
     batch = batches.most_common(1)[0][0]

@@ -1,7 +1,8 @@
-"""CSV files of a screen: read whole, checked for what would make a row mean something else."""
+"""Tables of a screen, CSV or Parquet: read whole, checked for what would make a row mean something else."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import zlib
@@ -9,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
@@ -18,23 +21,26 @@ TABLE_BYTES_MAX = 1 << 30  # unpacked; a table of 10 million images with 100 byt
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One row of a CSV: its line in the file, from 1 for the header, and its cells by column, stripped."""
+    """One row: its line in a CSV file, from 1 for the header (in Parquet as many), and its stripped cells."""
 
     line: int
     cells: dict[str, str]
 
 
 def read_table(folder: SourceFolder, file: str, screen: str) -> tuple[list[str], list[TableRow], list[Problem]]:
-    """Columns and rows of a CSV, and a problem for each row with more cells than there are columns.
+    """Columns and rows of a table, and a problem for each row with more cells than there are columns.
 
     Nobody can tell which cell of such a row belongs to which column, so it is left out: an image in the wrong well is
     worse than none. A row with fewer cells ends in empty ones. Blank lines do not count. `.gz` is unpacked.
 
-    Cells are parted by tabs where the name ends in .tsv or .txt; else by commas, or by semicolons or tabs where the
-    header has these and no comma.
+    Cells are parted by what parts the header's: commas, semicolons or tabs, whichever it has most of outside quotes. A
+    byte order mark, and the line `sep=;` that Excel writes, are no part of it. UTF-8, or UTF-16 with its mark. Names of
+    columns are in NFC. A file named `.parquet` is read as Parquet: a number as it is written in a CSV, a null as an
+    empty cell, a column of lists or structs left out.
 
     Raises:
-        ScreenError: `missing_file`, `unreadable_file` (not UTF-8 text), `duplicate_column`, `path_outside_screen`.
+        ScreenError: `missing_file`, `unreadable_file` (no such text, no Parquet), `duplicate_column`,
+            `path_outside_screen`.
     """
     with _told(file, screen):
         lines = _numbered_lines(folder, file)
@@ -56,19 +62,65 @@ def read_header(folder: SourceFolder, file: str, screen: str) -> list[str]:
         ScreenError: As `read_table`.
     """
     with _told(file, screen):
-        return _columns(next(_numbered_lines(folder, file), (0, []))[1], file, screen)
+        return _columns(next(_numbered_lines(folder, file, header_only=True), (0, []))[1], file, screen)
 
 
-def _numbered_lines(folder: SourceFolder, file: str) -> Iterator[tuple[int, list[str]]]:
+def _numbered_lines(folder: SourceFolder, file: str, *, header_only: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Cells of each row, with the number of the line that ends it."""
-    text = _unpacked(folder.read_bytes(file), file).decode("utf-8-sig")
+    if file.lower().endswith(".parquet"):
+        yield from _parquet_lines(folder.read_bytes(file), header_only=header_only)
+        return
+    data = _unpacked(folder.read_bytes(file), file)
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    header, _, rest = text.partition("\n")
+    n_before = 0
+    if header.strip().strip('"').lower() in ("sep=,", "sep=;", "sep=\t", "sep="):
+        text, n_before = rest, 1
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, file))
     for cells in reader:
-        yield reader.line_num, cells
+        yield reader.line_num + n_before, cells
+
+
+def _parquet_lines(data: bytes, *, header_only: bool) -> Iterator[tuple[int, list[str]]]:
+    import pyarrow as pa  # the rest of screens needs no Arrow
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            names = [
+                field.name
+                for field in file.schema_arrow
+                if not pa.types.is_nested(field.type) and not field.name.startswith("__index_level_")
+            ]
+            yield 1, names
+            if header_only:
+                return
+            columns = [_texts(file.read(columns=[name])[name]) for name in names]
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from error
+    for number, cells in enumerate(zip(*columns, strict=True), 2):
+        yield number, list(cells)
+
+
+def _texts(column: Any) -> list[str]:
+    """Values of a Parquet column as a CSV would have them; whole numbers without a decimal point."""
+    is_single = str(column.type) == "float"
+    return [_text(value, is_single=is_single) for value in column.to_pylist()]
+
+
+def _text(value: Any, *, is_single: bool) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        if value.is_integer() and abs(value) < 2**53:
+            return str(int(value))
+        return f"{value:.8g}" if is_single else repr(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _columns(header: list[str], file: str, screen: str) -> list[str]:
-    columns = [column.strip() for column in header]
+    columns = [nfc(column.strip()) for column in header]
     repeated = [column for column, n in Counter(columns).items() if n > 1 and column]
     if repeated:
         raise _refusal(
@@ -96,7 +148,12 @@ def _told(file: str, screen: str) -> Iterator[None]:
         raise _refusal(screen, file, *missing) from error
     except (OSError, UnicodeDecodeError, csv.Error, zlib.error, EOFError) as error:
         raise _refusal(
-            screen, file, "unreadable_file", str(error), "a CSV file in UTF-8", "Save it again as CSV (UTF-8)."
+            screen,
+            file,
+            "unreadable_file",
+            str(error),
+            "a CSV file in UTF-8, or Parquet",
+            "Save it again as CSV (UTF-8).",
         ) from error
 
 
@@ -130,7 +187,7 @@ def _unpacked(data: bytes, file: str) -> bytes:
 
 
 def _delimiter(text: str, file: str) -> str:
-    if file.lower().removesuffix(".gz").endswith((".tsv", ".txt")):
-        return "\t"
-    header = text.partition("\n")[0]
-    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
+    """What parts the cells of the header, outside quotes; the extension decides where it has none or as many."""
+    header = "".join(text.partition("\n")[0].split('"')[::2])
+    is_tabs = file.lower().removesuffix(".gz").endswith((".tsv", ".txt"))
+    return max("\t,;" if is_tabs else ",;\t", key=header.count)

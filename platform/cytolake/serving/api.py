@@ -55,7 +55,9 @@ class Embeddings(BaseModel):
     version: int = Field(description="version of the registered model")
     representation_id: str = Field(description="representations.representation_id: never mix two in one table")
     dim: int
-    crop_ids: list[str] | None = Field(default=None, description="as asked; absent for crops that were sent as pixels")
+    crop_ids: list[str] | None = Field(
+        default=None, description="as requested; absent for crops that were sent as pixels"
+    )
     embeddings: list[list[float]]
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from cytolake.catalog import Catalog, CatalogError
+from cytolake.screens.plate_format import PLATE_FORMATS
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError
 from cytolake.serving.projections import Computing, Method, Points, Projections
@@ -165,14 +166,19 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
 
     @router.get("/v1/explore/columns")
     async def columns() -> Response:
-        """Columns that crops can be coloured by."""
+        """Columns that crops can be coloured by, and rows and columns of the standard plates, from small to large."""
         snapshot = await asyncio.to_thread(explorer.snapshot, await now())
         listed = [
             {"name": field.name, "kind": "number" if is_number(field.type) else "category"}
             for field in snapshot.crops.schema
             if not is_hidden(field)
         ]
-        return JSONResponse({"n_crops": snapshot.crops.num_rows, "columns": listed}, headers=_keyed(snapshot))
+        answer = {
+            "n_crops": snapshot.crops.num_rows,
+            "columns": listed,
+            "plate_formats": [list(shape) for shape in PLATE_FORMATS.values()],
+        }
+        return JSONResponse(answer, headers=_keyed(snapshot))
 
     @router.get("/v1/explore/columns/{name}")
     async def column(name: str) -> Response:
@@ -384,7 +390,7 @@ def _describe(snapshot: Snapshot, rows: NDArray[np.int64], form: str, condition:
         return file(as_curation(snapshot, rows, condition), "application/yaml", "selection.yaml")
     if len(rows) > MAX_DESCRIBED:
         raise ServingError(
-            status=422, detail=f"{len(rows):,} crops, at most {MAX_DESCRIBED:,} come as JSON. Ask for form=csv."
+            status=422, detail=f"{len(rows):,} crops, at most {MAX_DESCRIBED:,} come as JSON. Request form=csv."
         )
     return JSONResponse({"crops": _described(snapshot, rows)}, headers=_keyed(snapshot))
 

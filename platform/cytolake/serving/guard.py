@@ -219,13 +219,13 @@ class Guard:
         key = find_key(plain.strip(), keys)
         if key is None:
             raise _Refused(
-                401, "key_unknown", "the key is not one of this service's keys. Ask who runs it for a valid one."
+                401, "key_unknown", "the key is not one of this service's keys. Request a valid one from its operator."
             )
         if key.has_expired(utc_today()):
             raise _Refused(
                 401,
                 "key_expired",
-                f"the key {key.name} expired on {key.expires}. Ask who runs the service for a new one.",
+                f"the key {key.name} expired on {key.expires}. Request a new one from the operator.",
             )
         self._check_scope(key, scope["path"])
         return key.name
@@ -238,8 +238,8 @@ class Guard:
         raise _Refused(
             403,
             "scope",
-            f"{path[:100]} needs {asked}; the key {key.name} is for {', '.join(sorted(key.scopes))}. Ask who runs the "
-            "service for a key that has it.",
+            f"{path[:100]} needs {asked}; the key {key.name} is for {', '.join(sorted(key.scopes))}. Request one that "
+            "has it from the service's operator.",
         )
 
     def _check_rate(self, caller: str) -> None:
@@ -251,7 +251,7 @@ class Guard:
             raise _Refused(
                 429,
                 "rate",
-                f"more than {self._config.requests_per_s:g} requests a second of {caller}. Ask again in {whole_s} s, "
+                f"more than {self._config.requests_per_s:g} requests a second of {caller}. Retry in {whole_s} s, "
                 "and put more crops in each request.",
                 headers={"retry-after": str(whole_s)},
             )

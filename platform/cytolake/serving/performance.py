@@ -80,7 +80,7 @@ class PredictedValue(BaseModel):
 class Prediction(BaseModel):
     """As many values as were asked for, in their order."""
 
-    measure: str = Field(description="what is told: average_precision, or the score of the prompts' table")
+    measure: str = Field(description="what is predicted: average_precision, or the score of the prompts' table")
     coverage: float = Field(description="share of true values that the intervals cover")
     predictor_version: int = Field(description="version of the registered predictor")
     predicted: list[PredictedValue]

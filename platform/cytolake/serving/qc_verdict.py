@@ -130,7 +130,8 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
         profile: From `qc_profile`.
 
     Raises:
-        ServingError: 422, not (C, H, W), as many names as channels are missing, or pixels that are not finite.
+        ServingError: 422, not (C, H, W), as many names as channels are missing, a stain twice, or pixels that are
+            not finite.
     """
     if pixels_CHW.ndim != 3 or 0 in pixels_CHW.shape or pixels_CHW.dtype.kind not in "uif":
         raise ServingError(
@@ -147,6 +148,11 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
     if pixels_CHW.dtype.kind == "f" and not np.isfinite(pixels_CHW).all():
         raise ServingError(status=422, detail="the image holds NaN or infinite pixels. Send finite intensities.")
     names = [channel_vocabulary().canonical(name) for name in channels]
+    if len(set(names)) < len(names):
+        raise ServingError(
+            status=422,
+            detail=f"channels {', '.join(channels)}: two are of one stain. Name each stain once.",
+        )
     measured = measure_site(pixels_CHW, names)
     metrics = table_contract("qc_metrics").rows(
         {"site_id": "sent", "plate_id": "sent", "channel": name, "channel_index": index, **values}
@@ -159,8 +165,8 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
     rows = alone.judge(metrics).to_pylist()
     found = [_verdict(row, says) for row in rows if row["threshold"] is not None]
     qualities = []
-    for index, (name, values) in enumerate(zip(names, measured, strict=True)):
-        verdicts = tuple(verdict for verdict in found if verdict.channel_index == index)
+    for name, values in zip(names, measured, strict=True):
+        verdicts = tuple(verdict for verdict in found if verdict.channel == name)
         failed = [verdict for verdict in verdicts if not verdict.is_pass]
         qualities.append(
             ChannelQuality(

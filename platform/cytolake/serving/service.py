@@ -66,7 +66,7 @@ class ServingConfig:
         if self.minibatch_tokens < 1 or self.batch_wait_s < 0 or self.refresh_s < 0:
             raise ValueError("minibatch_tokens must be 1 or more, batch_wait_s and refresh_s 0 or more")
         if self.alias in self.other_aliases or len(set(self.other_aliases)) < len(self.other_aliases):
-            raise ValueError(f"other_aliases are {self.other_aliases}, beside {self.alias}: expected each once")
+            raise ValueError(f"other_aliases are {self.other_aliases}, with alias {self.alias}: expected each once")
 
     @property
     def aliases(self) -> tuple[str, ...]:

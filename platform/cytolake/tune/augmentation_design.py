@@ -183,6 +183,8 @@ def _judge(
 def _lost(rows: Sequence[AuditRow], tolerance: float, class_tolerance: float) -> str:
     """What a strength costs too much of, in words; "" where nothing."""
     for row in rows:
+        if np.isnan(row.drift_low):
+            return f"{row.label} has no interval of its change: too few wells or plates ({row.interval_over})"
         if row.drift_low < -tolerance:
             return f"{row.label} may lose {-row.drift_low:.3f} of recall"
         for name, drift in row.class_drift.items():

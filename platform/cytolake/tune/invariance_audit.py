@@ -22,10 +22,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import WellCounts, bootstrap_over_wells
+from cytolake.benchmark.intervals import (
+    MIN_GROUPS,
+    WellCounts,
+    balanced_accuracy,
+    few_groups_interval,
+    resampled_scores,
+    standard_error,
+)
 from cytolake.benchmark.linear_probe import FittedProbe, ProbeConfig, linear_probe, make_splits
 from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import SplitBy, classes_in_both
+from cytolake.benchmark.units import group_names
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.embed.extract import embed_rows
@@ -99,14 +107,17 @@ class AuditRow:
     drift: float
     """Recall less that of unchanged crops, mean over classes."""
     drift_low: float
-    """Lower end of the 95 % interval: wells resampled, alike for both."""
+    """Lower end of the 95 % interval: plates (or what else was held out) resampled, alike for both; wells where fewer
+    than three were held out. NaN where there are too few of either."""
     drift_high: float
     p_value: float
-    """Two-sided, of no drift: drift over its sd among the resamples, taken as normal. 1 where no crop is predicted
-    otherwise; NaN where resamples do not vary."""
+    """Two-sided, of no drift: Student's t of drift over its standard error. 1 where no crop is predicted otherwise; NaN
+    where resamples do not vary or there is no interval."""
     class_recall: dict[str, float]
     """Share of each class predicted correctly."""
     class_drift: dict[str, float]
+    interval_over: str = ""
+    """What was resampled, such as `4 plates`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,13 @@ class _Task:
     """Crops of the data, fitted on."""
     test: NDArray[np.intp]
     """Crops of the data, changed."""
+    group: NDArray[np.intp]
+    """(W,) wells that are resampled together."""
+    n_groups: int
+    """Of the changed crops."""
+    n_strata: int
+    """Within which wells are resampled; 1 where groups are."""
+    interval_over: str
 
 
 def audit_encoders(
@@ -234,7 +252,17 @@ def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: Audi
     drawn = np.argsort([content_id("audit", str(config.seed), crop) for crop in data.crop_ids], kind="stable")
     train = _alike(drawn[(is_used & ~is_test)[drawn]], label_of_crop, config.train_crops)
     test = _alike(drawn[(is_used & is_test)[drawn]], label_of_crop, config.test_crops)
-    return _Task(data, classes, train, test)
+    wells = np.unique(data.well_of_crop[test])
+    group = np.arange(len(data.well_ids))
+    n_groups, n_strata, over = len(wells), len(np.unique(data.label_of_well[wells])), f"{len(wells)} wells"
+    if split not in ("well", "leave_one_well_out"):
+        held_out = np.unique(group_names(data, split), return_inverse=True)[1].astype(np.intp)
+        n_held_out = len(np.unique(held_out[wells]))
+        if n_held_out < MIN_GROUPS:
+            over += f": of {split.replace('_', ' ')}s, {n_held_out} held out, too few to resample"
+        else:
+            group, n_groups, n_strata, over = held_out, n_held_out, 1, f"{n_held_out} {split.replace('_', ' ')}s"
+    return _Task(data, classes, train, test, group, n_groups, n_strata, over)
 
 
 def _alike(drawn: NDArray[np.intp], label: NDArray[np.intp], most: int) -> NDArray[np.intp]:
@@ -292,11 +320,13 @@ class _Look:
         data = self.task.data
         counts = self._counts(vectors)
         draws = self.config.bootstrap_draws
-        now = bootstrap_over_wells([counts], data.label_of_well, draws)
-        before = bootstrap_over_wells([self.counts], data.label_of_well, draws)  # the same resamples of wells
-        changes = now.draws - before.draws
-        low, high = np.nanpercentile(changes, [2.5, 97.5])
-        drift = now.value - before.value
+        now, before = (balanced_accuracy(each, data.label_of_well) for each in (counts, self.counts))
+        changed, unchanged = (  # the same resamples
+            resampled_scores(each, data.label_of_well, self.task.group, draws) for each in (counts, self.counts)
+        )
+        changes, drift = changed - unchanged, now - before
+        n_groups, n_strata = self.task.n_groups, self.task.n_strata
+        low, high = few_groups_interval(drift, changes, n_groups, (-1.0, 1.0), n_strata=n_strata)
         shift = float(np.mean(1 - _cosines(self.unchanged, vectors)))
         recall, was = self._recall(counts), self._recall(self.counts)
         return AuditRow(
@@ -307,13 +337,14 @@ class _Look:
             label=data.label,
             shift=shift,
             relative_shift=shift / self.typical if self.typical > 0 else float("nan"),
-            recall=now.value,
+            recall=now,
             drift=drift,
             drift_low=float(low),
             drift_high=float(high),
-            p_value=_p_value(drift, float(np.nanstd(changes))),
+            p_value=float("nan") if np.isnan(low) and drift else _p_value(drift, changes, n_groups, n_strata),
             class_recall=recall,
             class_drift={name: recall[name] - was[name] for name in recall},
+            interval_over=self.task.interval_over,
         )
 
     def _counts(self, vectors: Floats) -> WellCounts:
@@ -335,12 +366,13 @@ class _Look:
         return found
 
 
-def _p_value(drift: float, sd: float) -> float:
-    from scipy.stats import norm
+def _p_value(drift: float, changes: NDArray[np.float64], n_groups: int, n_strata: int) -> float:
+    from scipy.stats import t
 
     if drift == 0:
         return 1.0
-    return float(2 * norm.sf(abs(drift) / sd)) if sd > 0 else float("nan")
+    error = standard_error(changes[np.isfinite(changes)], n_groups, n_strata)
+    return float(2 * t.sf(abs(drift) / error, n_groups - n_strata)) if error > 0 else float("nan")
 
 
 def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
         for row in of_kind[kind][:1]
     )
     better = max(baselines, key=lambda baseline: baseline.score)
-    has_interval = None not in (ours["ci_low"], ours["ci_high"], better.ci_low, better.ci_high)
+    # With too few plates what is left is an interval over perturbations or genes, which no other plate would share.
+    is_over_plates = "no_plate_interval" not in json.loads(ours["details"] or "{}")
+    has_interval = is_over_plates and None not in (ours["ci_low"], ours["ci_high"], better.ci_low, better.ci_high)
     return BlockChoice(
         representation_id=ours["representation_id"],
         model_id=ours["model_id"],

@@ -137,7 +137,7 @@ def test_a_tight_cluster_is_set_apart_and_a_random_one_is_not(catalog, files):
     assert details["statistics"]["tight"] > 0.5 > details["statistics"]["random"]
     mean = found["cluster_separation", "complexes", "mean_statistic"]
     assert mean["value"] == pytest.approx(np.mean(list(details["statistics"].values())), abs=1e-4)
-    assert mean["ci_low"] <= mean["value"] <= mean["ci_high"]
+    assert (mean["ci_low"], mean["ci_high"]) == (None, None)  # of two clusters
 
 
 def test_pathways_of_the_wells_are_clusters_where_they_are_asked_for(catalog, files):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.benchmark.qc.labelled_screen import ingest_screen
 
 from cytolake.benchmark.qc import plates as qc_plates
@@ -25,6 +25,7 @@ from cytolake.benchmark.qc.encoder_comparison import (
 )
 from cytolake.benchmark.qc.encoders import UNTRAINED, FeatureConfig, FeatureError
 from cytolake.benchmark.qc.features import RELATIONS
+from cytolake.benchmark.qc.initial_weights import initial_constants, is_untrained
 from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
 from cytolake.benchmark.qc.learned import LabelledSites
 from cytolake.catalog import Catalog
@@ -75,19 +76,29 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("timm") / "published.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model(MODEL, pretrained=False).state_dict(), path)
+    return save_timm(tmp_path_factory.mktemp("timm") / "published.safetensors", seed=0)
+
+
+def save_timm(path: Path, seed: int, *, trained: bool = True) -> Path:
+    torch.manual_seed(seed)
+    model = timm.create_model(MODEL, pretrained=False)
+    save_file((one_step(model) if trained else model).state_dict(), path)
     return path
 
 
-def our_checkpoint(folder: Path) -> Path:
-    torch.manual_seed(0)
+def our_checkpoint(folder: Path, *, trained: bool = True) -> Path:
     path = folder / "run-7" / "encoder.safetensors"
-    save_encoder(
-        build_encoder(ModelConfig(channels=("DNA", "ER"), crop_size=32, width=32, depth=2, heads=2), seed=0), path
-    )
+    encoder = build_encoder(ModelConfig(channels=("DNA", "ER"), crop_size=32, width=32, depth=2, heads=2), seed=0)
+    save_encoder(one_step(encoder) if trained else encoder, path)
     return path
+
+
+def one_step(model: torch.nn.Module) -> torch.nn.Module:
+    """The model after one step of an optimiser, as small as a warm-up makes it."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4)
+    sum((parameter - 0.1).square().sum() for parameter in model.parameters()).backward()
+    optimiser.step()
+    return model
 
 
 def test_the_same_features_differ_by_nothing_and_better_ones_by_their_gain():
@@ -179,9 +190,7 @@ def test_a_whole_comparison_measures_every_encoder_once_and_adds_its_scores(cata
     assert [p.value for c in again.curves.values() for p in c.points] == [
         p.value for c in found.curves.values() for p in c.points
     ]
-    torch.manual_seed(1)
-    weights = tmp_path / "published.safetensors"
-    save_file(timm.create_model(MODEL, pretrained=False).state_dict(), weights)
+    weights = save_timm(tmp_path / "published.safetensors", seed=1)
     others = compared_encoders(catalog, [f"{MODEL}={weights}"], config.features)
     with pytest.raises(pytest.fail.Exception, match="measured again"):  # other weights are another encoder
         compare_encoders(catalog, others, config)
@@ -202,6 +211,50 @@ def test_timm_names_without_weights_are_untrained_and_never_downloaded(catalog, 
     statistics, vit = compared_encoders(catalog, ["resnet18.a1_in1k"], FeatureConfig())
     assert (vit.label, vit.features.timm_weights) == ("resnet18.a1_in1k (untrained)", UNTRAINED)
     assert (statistics.label, statistics.features) == (STATISTICS, FeatureConfig())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_file_of_random_weights_is_untrained_until_its_first_step(catalog, weights, tmp_path, precision):
+    """Random weights must not pass as a model's published ones, whatever the file is called."""
+    path = save_timm(tmp_path / "vit.safetensors", seed=3, trained=False)
+    save_file({name: value.to(precision) for name, value in load_file(path).items()}, path)
+    _, random, trained = compared_encoders(catalog, [f"{MODEL}={path}", f"{MODEL}={weights}"], FeatureConfig())
+    assert (random.label, random.training) == ("test_vit (vit, untrained)", "untrained")
+    assert (trained.label, trained.training) == ("test_vit (published)", "weights of a file")
+
+
+def test_a_checkpoint_of_ours_that_was_never_trained_is_untrained_and_needs_no_counterpart(catalog, tmp_path):
+    found = compared_encoders(catalog, [str(our_checkpoint(tmp_path, trained=False))], FeatureConfig())
+    assert [encoder.label for encoder in found] == [STATISTICS, "run-7 (untrained)"]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg11", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+)
+def test_every_family_of_timm_has_constants_that_one_step_changes(name):
+    torch.manual_seed(0)
+    constants = initial_constants(timm.create_model(name, pretrained=False, num_classes=0))
+    torch.manual_seed(1)
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    assert is_untrained(model, constants)
+    assert not is_untrained(one_step(model), constants)
+    assert not is_untrained(model, {})
+
+
+def test_a_file_of_another_model_is_refused_before_anything_is_measured(catalog, weights):
+    with pytest.raises(FeatureError, match="weights of another model"):
+        compared_encoders(catalog, [f"resnet18={weights}"], FeatureConfig())
+
+
+def test_an_encoder_of_other_stains_is_refused_before_anything_is_measured(catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(qc_plates, "_measure_part", lambda *_: pytest.fail("a site was measured"))
+    path = tmp_path / "encoder.safetensors"
+    config = ModelConfig(architecture="mae_vit", channels=("DNA", "Mito"), crop_size=32, width=32, depth=2, heads=2)
+    save_encoder(one_step(build_encoder(config, seed=0)), path)
+    config = replace(CONFIG, features=FeatureConfig(windows_per_side=1, reference_sites=7))  # not in the store
+    encoders = compared_encoders(catalog, [f"other={path}"], config.features)
+    with pytest.raises(FeatureError, match=r"encoder other: plate .* has the channels .*exactly DNA, Mito\. Leave the"):
+        compare_encoders(catalog, encoders, config)
 
 
 def test_encoders_of_the_catalog_are_found_by_alias_with_their_block(catalog, tmp_path, monkeypatch):

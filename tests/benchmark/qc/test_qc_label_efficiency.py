@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from cytolake.benchmark.intervals import few_groups_interval
 from cytolake.benchmark.qc import label_efficiency as qc_label_efficiency
 from cytolake.benchmark.qc.detector import ArtefactDetector, DetectorConfig, Example
 from cytolake.benchmark.qc.detector_scores import (
     BINARY_METRICS,
     KIND_METRICS,
     binary_scores,
-    few_groups_interval,
     kind_scores,
 )
 from cytolake.benchmark.qc.label_efficiency import (

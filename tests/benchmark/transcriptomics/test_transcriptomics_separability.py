@@ -51,7 +51,7 @@ def test_two_perturbations_get_two_columns_and_one_is_refused(parts):
     oracle = LogisticRegression(max_iter=2000).fit(StandardScaler().fit_transform(train[two]), labels[two])
     predicted = oracle.predict(StandardScaler().fit(train[two]).transform(test))
     assert (classes[scores.argmax(axis=1)] == predicted).mean() > 0.98
-    with pytest.raises(ValueError, match="1 perturbations to tell apart"):
+    with pytest.raises(ValueError, match="1 perturbations to predict"):
         linear_scores(train, np.zeros(len(train), int), test, standardise=True)
 
 

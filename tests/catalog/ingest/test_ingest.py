@@ -21,7 +21,7 @@ from cytolake.catalog.ingest.plates import (
 )
 from cytolake.catalog.ingest.site_rows import crop_grid
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.plate import Plate, ScreenError
+from cytolake.screens.plate import Listing, Plate, ScreenError
 from cytolake.screens.sources import ScreenSource
 
 
@@ -303,6 +303,19 @@ def test_a_screen_that_cannot_be_read_is_told_and_the_others_are_ingested(catalo
     with pytest.raises(ScreenError, match="gone"):
         ingest_screens(other, sources[:1], CONFIG)
     assert other.table("quarantine").num_rows == 0
+
+
+def test_a_fault_of_a_reader_costs_its_own_screen(catalog, tmp_path, monkeypatch):
+    def broken(opened, *_):
+        if opened.source.screen == "broken":
+            raise TypeError("'<' not supported")
+        return Listing(plates=(), problems=())
+
+    (tmp_path / "index.csv").write_text("path,plate,well,site,channel\n")
+    monkeypatch.setattr("cytolake.screens.sources.plates_of", broken)
+    sources = [ScreenSource(screen=name, path=str(tmp_path)) for name in ("broken", "whole")]
+    with pytest.raises(ScreenError, match=r"broken.*TypeError"):
+        ingest_screens(catalog, sources, CONFIG)
 
 
 def test_a_visible_plate_is_not_overwritten(catalog, plate):

@@ -135,6 +135,13 @@ def test_a_bucket_that_does_not_answer_is_an_error_and_no_other_hash(s3_server, 
         content_hash(plate_at("s3://bucket/a"))
 
 
+def test_the_default_batch_counts_as_it_did_when_it_was_the_plates_name(tmp_path):
+    plate = plate_at(tmp_path)
+    assert content_hash(replace(plate, batch="s/P1")) == content_hash(plate)
+    named = replace(plate, batch="week 1", wells=({"well": "B02", "batch": "week 1"},))
+    assert content_hash(named) != content_hash(plate)
+
+
 def test_a_plate_without_planes_or_functions_keeps_the_hash_that_older_catalogs_hold(tmp_path):
     """As computed by cytolake 0.1 for the same files: a catalog from then must not refuse its plates as changed."""
     for name in ("P1/B02/1.tif", "P1/B03/1.tif"):

@@ -15,7 +15,7 @@ from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.catalog.ingest.published_wells import import_wells
 from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
-from cytolake.catalog.tables import PLATE_TABLES
+from cytolake.catalog.visibility import PLATE_TABLES
 
 ROWS = [
     {"well": "a1", "gene": "TP53", "guide": "TP53_1", "dose": None, "control": "", "SMILES": ""},
@@ -49,7 +49,7 @@ def test_rows_are_those_that_an_ingest_of_the_plate_map_would_write(catalog):
         "well_id": ids.well_id("S", "P2", "A01"), "plate_id": ids.plate_id("S", "P2"), "screen": "S", "plate": "P2",
         "batch": "B", "well": "A01", "row": 0, "column": 0, "perturbation": "TP53", "gene": "TP53", "pathway": "",
         "guide": "TP53_1", "compound": "", "dose": None, "replicate": "", "control": "", "is_negative_control": False,
-        "has_images": False, "annotations": "{}",
+        "has_images": False, "annotations": "{}", "edition": None,
     }  # fmt: skip
     assert (control["control"], control["is_negative_control"]) == ("negative", True)
     assert (last["row"], last["column"], last["compound"], last["dose"]) == (31, 47, "aspirin", 0.25)
@@ -232,7 +232,14 @@ def test_a_table_that_cannot_be_used_is_refused_with_the_row(catalog, table, sai
 
 def test_a_plate_without_a_batch_is_one_of_its_own(catalog):
     import_wells(catalog, wells_table().drop_columns(["batch"]))
-    assert set(catalog.table("wells")["batch"].to_pylist()) == {"P1", "P2"}
+    assert set(catalog.table("wells")["batch"].to_pylist()) == {"S/P1", "S/P2"}
+
+
+def test_wells_with_the_default_batch_of_earlier_versions_are_recognised(catalog):
+    earlier = wells_table()
+    earlier = earlier.set_column(earlier.column_names.index("batch"), "batch", earlier["plate"])
+    assert import_wells(catalog, earlier) > 0
+    assert import_wells(catalog, wells_table().drop_columns(["batch"])) == 0
 
 
 def test_quality_control_passes_over_plates_without_images(catalog, tmp_path):

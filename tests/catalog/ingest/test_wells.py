@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from cytolake.catalog.ingest.wells import parse_control, well_rows
+from cytolake.catalog.ingest.wells import well_rows
 from cytolake.screens.plate import Plate, SiteImage
+from cytolake.screens.well_labels import parse_control
 
 
 def plate(*wells: dict[str, str], imaged: tuple[str, ...] = ()) -> Plate:
@@ -93,4 +94,5 @@ def test_what_cannot_be_understood_is_a_problem_and_an_empty_field():
     assert [(p.well, p.problem, p.found) for p in problems] == [
         ("A01", "unknown_control", "control perhaps"),
         ("A01", "bad_dose", "dose 10 uM"),
+        ("", "no_perturbation", "no well with a perturbation, gene or compound"),
     ]

@@ -9,7 +9,6 @@ from cytolake.catalog.qc.levels import (
     edge_shift,
     median_and_sd,
     places,
-    plate_shape,
     position_share,
     robust_deviations,
     separation,
@@ -53,14 +52,6 @@ def test_deviations_do_not_move_with_unit_or_offset_of_the_values():
     once = robust_deviations(values, reference)
     np.testing.assert_allclose(robust_deviations(3 * values - 8, 3 * reference - 8), once)
     assert np.abs(robust_deviations(values, np.full(30, 4.0), least_sd=2.0)).max() < 5
-
-
-@pytest.mark.parametrize(
-    ("last_row", "last_column", "shape"),
-    [(0, 0, (2, 3)), (1, 5, (4, 6)), (7, 11, (8, 12)), (8, 0, (16, 24)), (0, 47, (32, 48)), (40, 60, (41, 61))],
-)
-def test_a_plate_is_the_smallest_standard_one_that_holds_its_wells(last_row, last_column, shape):
-    assert plate_shape(last_row, last_column) == shape
 
 
 def test_the_edge_is_the_rim_of_the_plate_and_not_of_the_wells_in_use():

@@ -116,7 +116,7 @@ def test_of_a_plate_of_dark_organoids_only_the_empty_sites_fail(name):
     for rule in ("debris", "few_cells", "defocus", "edge_effect"):
         assert unjudged[rule] == f"made for fluorescence; {name} is brightfield"
     judged_by = {row["rule"] for row in verdicts.to_pylist() if row["threshold"] is not None}
-    assert judged_by == {"empty", "saturation"}
+    assert judged_by == {"empty", "saturation", "constant_area"}
 
 
 def invented_plate(n_sites: int = 1, **metrics: np.ndarray) -> tuple[pa.Table, Places]:

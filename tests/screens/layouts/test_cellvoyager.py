@@ -68,10 +68,10 @@ def test_records_say_where_each_image_belongs(tmp_path, write_measurement, liste
     }
 
 
-def test_an_error_record_is_a_problem_of_its_place_and_the_rest_is_read(tmp_path, write_measurement, listed):
+def test_an_error_record_is_a_problem_of_its_place_and_the_rest_is_read(tmp_path, write_measurement, listed, of_screen):
     write_measurement(tmp_path, [(2, 3, 1, 1, 1, 1)], extra=ERROR)
     (plate,) = listed(tmp_path)
-    (problem,) = plate.problems
+    (problem,) = of_screen(tmp_path)
     assert (problem.problem, problem.well, problem.site) == ("acquisition_error", "B03", "2")
     assert problem.found == "Autofocus failed"
     assert len(plate.sites) == 1
@@ -95,19 +95,26 @@ def test_without_settings_channels_have_numbers(tmp_path, write_measurement, lis
     assert (plate.channels, plate.pixel_size_um) == (("ch1", "ch4"), None)
 
 
-def test_a_file_that_is_cut_gives_what_it_holds_and_says_so(tmp_path, write_measurement, listed):
+def test_a_file_that_is_cut_gives_what_it_holds_and_says_so(tmp_path, write_measurement, listed, of_screen):
     write_measurement(tmp_path, [(1, column, 1, 1, 1, 1) for column in range(1, 9)])
     file = tmp_path / "MeasurementData.mlf"
     text = file.read_text()
     file.write_text(text[: text.index('bts:Column="8"')])
     (plate,) = listed(tmp_path)
     assert [(problem.problem, problem.file) for problem in plate.problems] == [
-        ("unreadable_file", "MeasurementData.mlf")
+        ("unlisted_files", "P_0108_T0001F001L01A01Z01C01.tif"),  # listed behind the cut
+    ]
+    assert [(problem.problem, problem.file) for problem in of_screen(tmp_path)] == [
+        ("unreadable_file", "MeasurementData.mlf"),
     ]
     assert len(plate.sites) == 7
 
 
-def test_folders_of_one_name_are_told_apart_by_their_place(tmp_path, write_measurement, listed):
+def test_folders_of_one_name_are_runs_of_one_plate(tmp_path, write_measurement, listed, of_screen):
     for day in ("monday", "tuesday"):
         write_measurement(tmp_path / day / "plate7", [(1, 1, 1, 1, 1, 1)])
-    assert [plate.plate for plate in listed(tmp_path)] == ["monday_plate7", "tuesday_plate7"]
+    assert [(plate.plate, plate.acquisition) for plate in listed(tmp_path)] == [("plate7", "monday/plate7")]
+    assert [(problem.problem, problem.file) for problem in of_screen(tmp_path)] == [
+        ("duplicate_plate", "tuesday/plate7")
+    ]
+    assert [plate.plate for plate in listed(tmp_path, runs="each")] == ["monday_plate7", "tuesday_plate7"]

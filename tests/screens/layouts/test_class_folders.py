@@ -46,7 +46,7 @@ def test_splits_are_plates_and_each_image_is_a_well_of_its_class(tmp_path):
     plates = {plate.plate: plate for plate in listed(tmp_path)}
     assert sorted(plates) == ["test", "train"]
     for name, plate in plates.items():
-        assert plate.batch == name
+        assert plate.batch == f"{plate.screen}/{name}"
         assert plate.channels == ("RGB_R", "RGB_G", "RGB_B")
         assert len({site.well for site in plate.sites}) == len(plate.sites) == 10
         by_well = {row["well"]: row for row in plate.wells}
@@ -89,7 +89,8 @@ def test_a_split_of_more_images_than_a_plate_has_wells_is_a_batch_of_several_pla
     monkeypatch.setattr("cytolake.screens.layouts.class_folders._N_WELLS", 6)
     write_images(tmp_path, [f"{s}/{label}/{i}.png" for s in ("train", "val") for label in "ab" for i in range(5)], "L")
     plates = listed(tmp_path)
-    assert [(plate.plate, plate.batch) for plate in plates] == [
+    screen = plates[0].screen
+    assert [(plate.plate, plate.batch.removeprefix(f"{screen}/")) for plate in plates] == [
         ("train_1", "train"), ("train_2", "train"), ("val_1", "val"), ("val_2", "val"),
     ]  # fmt: skip
     assert {len(plate.sites) for plate in plates} == {5}

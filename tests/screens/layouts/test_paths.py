@@ -49,11 +49,18 @@ def test_a_plate_has_its_name_whichever_of_its_folders_is_given_as_the_screen(tm
         assert [plate.plate for plate in listed(given)] == ["P1"]
 
 
-def test_two_runs_of_one_plate_stay_two_plates(tmp_path, write_images, listed):
+def test_two_runs_of_one_plate_are_one_plate_unless_each_is_wanted(tmp_path, write_images, listed, of_screen):
     for run in ("P1__2024-01-01-Measurement1", "P1__2024-02-02-Measurement2", "P2__2024-01-01-Measurement1"):
         write_images(tmp_path / run / "Images", phenix_names().values())
-    assert [plate.plate for plate in listed(tmp_path)] == [
-        *("P1__2024-01-01-Measurement1", "P1__2024-02-02-Measurement2", "P2"),
+    assert [(plate.plate, plate.acquisition) for plate in listed(tmp_path)] == [
+        ("P1", "P1__2024-01-01-Measurement1"),
+        ("P2", "P2__2024-01-01-Measurement1"),
+    ]
+    (problem,) = of_screen(tmp_path)
+    assert (problem.problem, problem.plate, problem.file) == ("duplicate_plate", "P1", "P1__2024-02-02-Measurement2")
+    assert "P1__2024-01-01-Measurement1" in problem.found
+    assert [plate.plate for plate in listed(tmp_path, runs="each")] == [
+        *("P1__2024-01-01-Measurement1", "P1__2024-02-02-Measurement2", "P2__2024-01-01-Measurement1"),
     ]
 
 
@@ -88,12 +95,14 @@ ENTITIES = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY
 @pytest.mark.parametrize(
     "content", [ENTITIES, "<EvaluationInputData><Image>", "", "\0\0\0", '<?xml version="1.0" encoding="x"?><a/>']
 )
-def test_an_index_that_is_no_plain_xml_costs_the_channels_their_names_only(tmp_path, write_images, listed, content):
+def test_an_index_that_is_no_plain_xml_costs_the_channels_their_names_only(
+    tmp_path, write_images, listed, of_screen, content
+):
     write_images(tmp_path / "P1" / "Images", phenix_names().values())
     (tmp_path / "P1" / "Images" / "Index.idx.xml").write_text(content)
     (plate,) = listed(tmp_path)
     assert plate.channels == ("ch1", "ch2")
-    assert [(problem.problem, problem.file) for problem in plate.problems] == [
+    assert [(problem.problem, problem.file) for problem in of_screen(tmp_path)] == [
         ("unreadable_file", "P1/Images/Index.idx.xml")
     ]
 

@@ -58,7 +58,7 @@ def test_zarr_chunks_are_not_listed(tmp_path):
 
 
 @pytest.mark.parametrize("name", [" ", "a ", "C:", "a\\b", "\udcff"])
-def test_a_name_that_no_table_can_have_is_told_and_the_rest_is_listed(tmp_path, write_images, listed, name):
+def test_a_name_that_no_table_can_have_is_told_and_the_rest_is_listed(tmp_path, write_images, listed, of_screen, name):
     good = "HUVEC-1/Plate1/B02_s1_w1.png"
     write_images(tmp_path, [good])
     folder = tmp_path / name / "Plate1"
@@ -66,5 +66,6 @@ def test_a_name_that_no_table_can_have_is_told_and_the_rest_is_listed(tmp_path, 
     (folder / "B03_s1_w1.png").write_bytes((tmp_path / good).read_bytes())
     (plate,) = listed(tmp_path)
     assert [site.well for site in plate.sites] == ["B02"]
-    assert {problem.problem for problem in plate.problems} == {"bad_file_name"}
-    assert all(problem.file.encode() for problem in plate.problems)
+    problems = of_screen(tmp_path)
+    assert {problem.problem for problem in problems} == {"bad_file_name"}
+    assert all(problem.file.encode() for problem in problems)

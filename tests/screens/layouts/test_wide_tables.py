@@ -168,7 +168,7 @@ def test_an_empty_cell_means_that_the_channel_was_not_taken_there(tmp_path, writ
     write_table(tmp_path / "load_data.csv", rows)
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
     assert plate.sites[0].channels == ("DNA", "Mito")
-    assert codes(plate) == ["missing_channel"]
+    assert codes(plate) == ["missing_channel", "unlisted_files"]  # its file is there
 
 
 def test_a_table_of_another_name_is_named_with_its_layout(tmp_path, write_images, listed, rows):
@@ -211,7 +211,8 @@ def test_the_real_bbbc021_table_places_its_images(real_data, tmp_path, write_ima
     assert numbers_read(plate) == {place: numbers[path] for place, path in places.items()}
     compounds = {row["Image_Metadata_Well_DAPI"]: row["Image_Metadata_Compound"] for row in chosen}
     assert {row["well"]: row["Compound"] for row in plate.wells} == compounds
-    assert [problem.problem for problem in plate.problems] == ["missing_file"] * (3 * 200)  # the rest of the plate
+    found = [problem.problem for problem in plate.problems]
+    assert found == ["missing_file"] * (3 * 200)  # the rest of the plate
 
 
 @pytest.mark.parametrize(
@@ -240,13 +241,38 @@ def test_bbbc022_images_are_found_where_the_archives_unpack_to(tmp_path, write_i
     assert [row["ASSAY_WELL_ROLE"] for row in plate.wells] == ["mock", "compound"]
 
 
-def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, listed, codes, rows):
+def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, listed, of_screen, rows):
     write_images(tmp_path, image_paths(rows))
     write_table(tmp_path / "load_data.csv", rows)
     lines = (tmp_path / "load_data.csv").read_text().splitlines()
     lines[2] = lines[2].replace(",A01,", ",compound, with comma,A01,")
     (tmp_path / "load_data.csv").write_text("\n".join(lines))
     (plate,) = listed(tmp_path, path_prefix=(HOME,))
-    assert codes(plate) == ["ragged_row"]
-    assert "line 3" in plate.problems[0].found
+    assert [problem.problem for problem in plate.problems] == ["unlisted_files"]
+    (problem,) = of_screen(tmp_path, path_prefix=(HOME,))
+    assert problem.problem == "ragged_row"
+    assert "line 3" in problem.found
     assert [(site.well, site.site) for site in plate.sites] == [("A01", "1"), ("B02", "1"), ("B02", "2")]
+
+
+def test_tables_of_two_imaging_runs_are_two_runs_of_a_plate(tmp_path, write_images, listed, of_screen):
+    header = "FileName_OrigDNA,PathName_OrigDNA,Metadata_Plate,Metadata_Well,Metadata_Site\n"
+    for run in ("batch1", "batch2"):
+        write_images(tmp_path / run, ["a.tif", "b.tif"])
+        (tmp_path / run / "load_data.csv").write_text(f"{header}a.tif,{run},P1,A01,1\nb.tif,{run},P1,A02,1\n")
+    (plate,) = listed(tmp_path)
+    assert plate.acquisition == "batch1"
+    assert all("/batch1/" in path for site in plate.sites for path in site.image_paths)
+    assert plate.problems == ()
+    assert [(problem.problem, problem.file) for problem in of_screen(tmp_path)] == [("duplicate_plate", "batch2")]
+    assert [plate.plate for plate in listed(tmp_path, runs="each")] == ["P1_batch1", "P1_batch2"]
+
+
+def test_tables_that_share_a_plate_out_make_one_plate(tmp_path, write_images, listed, of_screen):
+    header = "FileName_OrigDNA,PathName_OrigDNA,Metadata_Plate,Metadata_Well,Metadata_Site\n"
+    for part, well in (("part1", "A01"), ("part2", "A02")):
+        write_images(tmp_path / part, ["a.tif"])
+        (tmp_path / part / "load_data.csv").write_text(f"{header}a.tif,{part},P1,{well},1\n")
+    (plate,) = listed(tmp_path)
+    assert [site.well for site in plate.sites] == ["A01", "A02"]
+    assert plate.problems == of_screen(tmp_path) == ()

@@ -16,6 +16,7 @@ Shapes: N treated wells, C control wells, D features, P perturbations, R resampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.intervals import Interval, mean_of_groups
 from cytolake.benchmark.perturbation_signal.correlations import Codes, Floats, correlated_rows
 from cytolake.catalog.ids import content_id
 
@@ -128,8 +129,9 @@ def grit(
         for name in treated
     ]
     n_used = len(unit_ND) + len(control_CD)
+    known_K = grit_P[counts > 1]
     return Grit(
-        _mean_over_perturbations(grit_P[counts > 1], bootstrap_draws, rng),
+        mean_of_groups(known_K, np.ones(len(known_K)), bootstrap_draws, rng, (-math.inf, math.inf)),
         float(np.mean(permuted)) if permuted else float("nan"),
         pa.Table.from_pylist(table, schema=SCHEMA),
         len(control_CD),
@@ -172,9 +174,3 @@ def _shuffled_within(perturbation_N: Codes, plate_N: Codes, rng: np.random.Gener
     found = np.empty_like(perturbation_N)
     found[by_plate] = perturbation_N[shuffled]
     return found
-
-
-def _mean_over_perturbations(values: Floats, n_draws: int, rng: np.random.Generator) -> Interval:
-    draws = np.asarray([values[rng.integers(0, len(values), len(values))].mean() for _ in range(n_draws)])
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high), draws)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.intervals import MIN_GROUPS, ROUNDING, Interval
 from cytolake.catalog.ids import content_id
 
 Floats = NDArray[np.float64]
@@ -112,19 +112,20 @@ def replicate_consistency(
             "compare with. Give plates or batches that hold several perturbations as experiments."
         )
     query, null = _cosines(unit_MD, one, other), _cosines(unit_MD, one, stranger)
-    names, group = np.unique(of_mean[one], return_inverse=True)
+    n_perturbations = len(np.unique(of_mean[one]))
+    codes = np.unique(np.concatenate([of_mean[one], of_mean[stranger]]), return_inverse=True)[1].astype(np.int64)
     n = len(query)
     ks = float(stats.ks_2samp(query, null, method="asymp").statistic)
     cvm = float(stats.cramervonmises_2samp(query, null, method="asymptotic").statistic)
-    ks_R, per_pair_R = _resampled(query, null, group.astype(np.int64), len(names), bootstrap_draws, rng)
+    resampled, swapped = _resampled(query, null, codes[:n], codes[n:], bootstrap_draws, rng)
     return ReplicateConsistency(
-        kolmogorov_smirnov=_interval(ks, ks_R, 1.0),
-        cramer_von_mises=_interval(cvm, per_pair_R * n / 2, math.inf),
-        cramer_von_mises_per_pair=_interval(cvm * 2 / n, per_pair_R, math.inf),
+        kolmogorov_smirnov=_interval(ks, resampled[0], swapped[0], n_perturbations, 1.0),
+        cramer_von_mises=_interval(cvm, resampled[1] * n / 2, swapped[1] * n / 2, n_perturbations, math.inf),
+        cramer_von_mises_per_pair=_interval(cvm * 2 / n, resampled[1], swapped[1], n_perturbations, math.inf),
         n_pairs=n,
         n_pairs_in_all=n_in_all,
         n_unmatched=int((~is_matched).sum()),
-        n_perturbations=len(names),
+        n_perturbations=n_perturbations,
         n_not_finite=int((~finite).sum()),
     )
 
@@ -191,36 +192,69 @@ def _cosines(unit_MD: Floats, first: Codes, second: Codes) -> Floats:
     return np.concatenate([np.einsum("nd,nd->n", unit_MD[first[b]], unit_MD[second[b]]) for b in blocks])
 
 
-def _resampled(
-    query: Floats, null: Floats, group: Codes, n_groups: int, n_draws: int, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """(R,) Kolmogorov-Smirnov and size-free Cramer-von Mises distances of resamples of the perturbations.
+class _Distances:
+    """Distances between the two distributions of cosines under any weights of the pairs, sorted once for all."""
 
-    A resample is a weight for each pair, the same in both distributions, so both are sorted once for all resamples.
-    """
-    values = np.concatenate([query, null])
-    order = np.argsort(values, kind="stable")
-    is_query = order < len(query)
-    group_of_value = np.concatenate([group, group])[order]
-    # Distributions are compared where a run of equal values ends.
-    ends = np.flatnonzero(np.append(np.diff(values[order]) > 0, True))
-    ks_R, per_pair_R = np.empty(n_draws), np.empty(n_draws)
-    for draw in range(n_draws):
-        weight = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups))[group_of_value].astype(np.float64)
-        total = weight[is_query].sum()
-        below = np.cumsum(np.where(is_query, weight, 0.0))[ends] / total
-        both = np.cumsum(weight)[ends] / (2 * total)
+    def __init__(self, query: Floats, null: Floats) -> None:
+        values = np.concatenate([query, null])
+        self.order = np.argsort(values, kind="stable")
+        self.is_query = self.order < len(query)
+        # Distributions are compared where a run of equal values ends.
+        self.ends = np.flatnonzero(np.append(np.diff(values[self.order]) > 0, True))
+
+    def of(self, query_weight: Floats, null_weight: Floats, swapped: NDArray[np.bool_] | None = None) -> Floats:
+        """(2,) Kolmogorov-Smirnov and size-free Cramer-von Mises; `swapped` pairs change sides."""
+        weight = np.concatenate([query_weight / query_weight.sum(), null_weight / null_weight.sum()])[self.order]
+        is_query = self.is_query
+        if swapped is not None:
+            is_query = is_query ^ np.concatenate([swapped, swapped])[self.order]
+        below = np.cumsum(np.where(is_query, weight, 0.0))[self.ends]
+        both = np.cumsum(weight)[self.ends] / 2
         gap = 2 * np.abs(below - both)  # F - G, for both = (F + G) / 2
-        ks_R[draw] = gap.max()
-        per_pair_R[draw] = gap**2 @ np.diff(both, prepend=0.0)
-    return ks_R, per_pair_R
+        gap = np.where(gap > ROUNDING, gap, 0.0)
+        return np.asarray([gap.max(), gap**2 @ np.diff(both, prepend=0.0)])
 
 
-def _interval(value: float, draws: Floats, greatest: float) -> Interval:
-    """The basic interval, value - (draws - value).
+def _resampled(
+    query: Floats, null: Floats, group: Codes, other: Codes, n_draws: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """(2, R) distances of resamples of the perturbations, and (2, R) without any effect.
 
-    A distance between two samples is greater than that of what they were drawn from, and a resample's greater again:
-    an interval of the resamples as they are held the truth in 0 to 81 % of simulated maps, this one in 87 to 88 %.
+    A pair of two perturbations counts as often as the product of their counts: perturbations, not pairs, were sampled.
+    Without an effect a perturbation's pairs with itself and with others could as well change sides.
+
+    Args:
+        query: (n,) cosines of replicates.
+        null: (n,) cosines with the other perturbation.
+        group: (n,) the pair's perturbation, from 0 up.
+        other: (n,) the other one of `null`.
     """
-    low, high = np.clip(2 * value - np.percentile(draws, [97.5, 2.5]), 0.0, greatest)
-    return Interval(value, float(low), float(high), draws)
+    distances = _Distances(query, null)
+    n_groups = int(max(group.max(), other.max())) + 1
+    resampled, swapped = np.full((2, n_draws), np.nan), np.empty((2, n_draws))
+    ones = np.ones(len(query))
+    for draw in range(n_draws):
+        count = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups)).astype(np.float64)
+        of_query, of_null = count[group], count[group] * count[other]
+        if of_query.any() and of_null.any():
+            resampled[:, draw] = distances.of(of_query, of_null)
+        swapped[:, draw] = distances.of(ones, ones, (rng.random(n_groups) < 0.5)[group])
+    return resampled, swapped
+
+
+def _interval(value: float, resampled_R: Floats, swapped_R: Floats, n: int, greatest: float) -> Interval:
+    """The value less the bias of resamples, with Student's t over the perturbations times their spread.
+
+    A distance between two samples is greater than that of what they were drawn from, and a resample's greater again.
+    Near no effect the bias is greater than resamples say, so the interval starts at 0 where the value is one that pairs
+    which change sides at random give.
+    """
+    known = resampled_R[np.isfinite(resampled_R)]
+    if n < MIN_GROUPS or len(known) < 2:
+        return Interval(value, math.nan, math.nan, resampled_R)
+    middle = 2 * value - float(known.mean())
+    half = float(stats.t.ppf(0.975, n - 1) * known.std(ddof=1)) * math.sqrt(n / (n - 1))
+    low, high = np.clip([middle - half, middle + half], 0.0, greatest)
+    if value <= np.quantile(swapped_R, 0.975):
+        low = 0.0
+    return Interval(value, float(low), float(high), resampled_R)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cytolake.benchmark.compound_gene import MAX, CompoundGeneConfig, compound_gene_activity
-from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.intervals import mean_of_groups
 from cytolake.benchmark.perturbation_signal.shares import share_of
 from cytolake.benchmark.profiles.aggregation import aggregated
 from cytolake.benchmark.profiles.asked import Asked, Score, gene_profiles, kept, score
@@ -42,7 +42,9 @@ def cluster_separation(asked: Asked) -> Iterator[Score]:
             continue
         share = share_of(sum(test.q_value <= SIGNIFICANT_Q for test in found), len(found))
         statistics = {test.cluster: test.statistic for test in found}
-        mean = _mean_over_clusters(list(statistics.values()), asked.config.draws, asked.config.seed)
+        values = np.asarray(list(statistics.values()))
+        rng = np.random.default_rng(asked.config.seed)
+        mean = mean_of_groups(values, np.ones(len(values)), asked.config.draws, rng, (-math.inf, math.inf))
         for metric, interval in (("share_significant", share), ("mean_statistic", mean)):
             yield score(
                 "cluster_separation", source, metric, interval.value, interval, n_test=len(found),
@@ -50,14 +52,6 @@ def cluster_separation(asked: Asked) -> Iterator[Score]:
                 p_values=kept({test.cluster: test.p_value for test in found}),
             q_values=kept({test.cluster: test.q_value for test in found}), aggregation=asked.config.gene_aggregation,
             )  # fmt: skip
-
-
-def _mean_over_clusters(values: list[float], n_draws: int, seed: int) -> Interval:
-    n = len(values)
-    weight_RK = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_draws) / n
-    draws = weight_RK @ np.asarray(values)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(float(np.mean(values)), float(low), float(high), draws)
 
 
 def compound_gene(asked: Asked) -> Iterator[Score]:

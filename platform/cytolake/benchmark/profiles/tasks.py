@@ -154,9 +154,7 @@ def _replicates(asked: Asked) -> Iterator[Score]:
 
 def _leakage(asked: Asked) -> Iterator[Score]:
     wells, compared = asked.wells, asked.compared.checked()
-    found = batch_leakage(
-        compared.vectors, wells.plate, is_control=compared.is_control, bootstrap_draws=asked.config.draws
-    )
+    found = batch_leakage(compared.vectors, wells.plate, is_control=compared.is_control)
     yield score(
         "batch_leakage", "plate", "balanced_accuracy", found.balanced_accuracy.value, found.balanced_accuracy,
         split="well", n_test=found.n_wells, n_classes=found.n_batches, chance=found.chance,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cytolake.benchmark.qc.encoders import UNTRAINED, FeatureConfig, FeatureError
+from cytolake.benchmark.qc.encoders import UNTRAINED, FeatureConfig, FeatureError, TimmFeatures
+from cytolake.benchmark.qc.initial_weights import initial_constants, is_untrained
 from cytolake.catalog.tables import Catalog
 from cytolake.tracking import TrackingConfig, resolve_alias
 
@@ -22,14 +23,16 @@ class ComparedEncoder:
 
     name: str
     training: Training
-    """`none`: pixel statistics. `untrained`: random weights, which show what needs no learning."""
+    """`none`: pixel statistics. `untrained`: random weights, also of a file, which show what needs no learning."""
     features: FeatureConfig
     """What a detector is given: this encoder alone."""
 
     @property
     def label(self) -> str:
         """The name as tables and figures show it: untrained encoders say so."""
-        return f"{self.name} (untrained)" if self.training == "untrained" else self.name
+        if self.training != "untrained":
+            return self.name
+        return f"{self.name[:-1]}, untrained)" if self.name.endswith(")") else f"{self.name} (untrained)"
 
 
 def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureConfig) -> list[ComparedEncoder]:
@@ -39,14 +42,14 @@ def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureC
         catalog: Its registry and table `representations` are searched; untrained counterparts are written below it.
         names: Each is one of
             - `resnet18`: a model of timm with random weights; nothing is downloaded;
-            - `resnet18=FILE`: with the weights of a file;
+            - `resnet18=FILE`: with the weights of a file; untrained where the file holds weights as initialised;
             - `FILE` or `NAME=FILE`: an encoder.safetensors of a pretraining run, and the same encoder untrained;
             - a representation_id or model_id of the catalog, or an alias of its registry, such as `champion`: that
               encoder at that block, and the same encoder untrained.
         features: Windows and reference sites; what is looked at is replaced.
 
     Raises:
-        FeatureError: A name that is none of these, none at all, or two of one name.
+        FeatureError: A name that is none of these, none at all, two of one name, or a file that is not of the model.
         CheckpointError: A checkpoint that cannot be used.
     """
     found = [
@@ -63,6 +66,36 @@ def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureC
     return found
 
 
+def check_channels(catalog: Catalog, encoders: Sequence[ComparedEncoder], plate_ids: Collection[str]) -> None:
+    """Refuse encoders that cannot take the stains of some plate, before anything is measured.
+
+    Raises:
+        FeatureError: Such an encoder.
+        CheckpointError: A checkpoint that cannot be used.
+    """
+    from cytolake.models import load_encoder
+
+    plates = catalog.table("plates", columns=["plate_id", "plate", "channels"]).to_pylist()
+    for encoder in encoders:
+        if not encoder.features.checkpoint:
+            continue
+        config = load_encoder(encoder.features.checkpoint).config
+        for plate in plates:
+            if plate["plate_id"] not in plate_ids:
+                continue
+            try:
+                config.channel_indices(plate["channels"])
+            except ValueError as error:
+                stains = (
+                    f"exactly {', '.join(config.channels)}" if config.is_fused else f"{config.max_channels} or fewer"
+                )
+                raise FeatureError(
+                    f"encoder {encoder.label}: plate {plate['plate']} has the channels "
+                    f"{', '.join(plate['channels']) or 'none'}, expected {stains}. Leave the encoder out, or give one "
+                    "that takes any channels (chada_vit)."
+                ) from error
+
+
 def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[ComparedEncoder]:
     import timm
 
@@ -74,10 +107,12 @@ def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[Compared
                     name=name, training="untrained", features=_only(windows, timm_model=name, timm_weights=UNTRAINED)
                 )
             ]
-        shown = f"{name} ({Path(file).stem})"
+        is_random = TimmFeatures(name, file).is_untrained  # also refuses a wrong file before anything is measured
         return [
             ComparedEncoder(
-                name=shown, training="weights of a file", features=_only(windows, timm_model=name, timm_weights=file)
+                name=f"{name} ({Path(file).stem})",
+                training="untrained" if is_random else "weights of a file",
+                features=_only(windows, timm_model=name, timm_weights=file),
             )
         ]
     if file or Path(text).is_file():
@@ -115,8 +150,12 @@ def _name_of(path: Path) -> str:
 def _ours(catalog: Catalog, name: str, path: Path, block: int, windows: FeatureConfig) -> list[ComparedEncoder]:
     from cytolake.models import build_encoder, load_encoder, save_encoder
 
-    config = load_encoder(path).config
-    counterpart = build_encoder(config, seed=0)
+    encoder = load_encoder(path)
+    counterpart = build_encoder(encoder.config, seed=0)
+    if is_untrained(encoder, initial_constants(counterpart)):
+        return [
+            ComparedEncoder(name=name, training="untrained", features=_only(windows, checkpoint=str(path), block=block))
+        ]
     place = catalog.root / "qc" / "encoders" / f"{name}-untrained.safetensors"
     save_encoder(counterpart, place)
     return [

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Numbers = NDArray[np.float64]
 
@@ -21,8 +20,6 @@ the probability."""
 KIND_METRICS = ("balanced_accuracy_of_kinds", "macro_f1_of_kinds")
 """Normal and every kind as classes of their own, the likeliest taken."""
 FALSE_POSITIVE_RATE = 0.01
-MIN_GROUPS = 3
-"""Plates or wells that an interval needs: the sd of two says next to nothing."""
 _BINS = 10
 
 
@@ -74,34 +71,6 @@ def kind_scores(taken_M: NDArray[np.intp], label_M: NDArray[np.intp], weight: Nu
             "balanced_accuracy_of_kinds": recall.sum(axis=-1) / is_there.sum(axis=-1),
             "macro_f1_of_kinds": f1.sum(axis=-1) / is_there.sum(axis=-1),
         }
-
-
-def few_groups_interval(
-    value: float, draws: Numbers, n_groups: int, bounds: tuple[float, float] = (0.0, 1.0), level: float = 0.95
-) -> tuple[float, float]:
-    """Interval of a score from resamples of plates (or wells) that holds for few of them.
-
-    The percentiles of a bootstrap of 4 plates are far too narrow: it can only draw what is there. Student's t with
-    n_groups - 1 degrees of freedom times the bootstrap's sd, corrected for n_groups: exact for a mean of normal plates.
-
-    Args:
-        value: The score.
-        draws: (R,) the score of each resample; nan where it is not defined.
-        n_groups: Plates or wells that were resampled.
-        bounds: What the score cannot leave.
-        level: Coverage.
-
-    Returns:
-        nan and nan without draws, and with fewer than `MIN_GROUPS`.
-
-    Source: Hesterberg 2015, doi:10.1080/00031305.2015.1089789, section 4 (the bootstrap t and narrowness bias).
-    """
-    known = draws[np.isfinite(draws)]
-    if n_groups < MIN_GROUPS or len(known) < 2 or not math.isfinite(value):
-        return math.nan, math.nan
-    quantile = float(stats.t.ppf((1 + level) / 2, n_groups - 1))
-    half = quantile * float(known.std(ddof=1)) * math.sqrt(n_groups / (n_groups - 1))
-    return max(bounds[0], value - half), min(bounds[1], value + half)
 
 
 def _ranking(

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder
+from cytolake.benchmark.intervals import few_groups_interval
+from cytolake.benchmark.qc.compared_encoders import STATISTICS, ComparedEncoder, check_channels
 from cytolake.benchmark.qc.detector import HEADS, DetectorConfig, Example, Head
-from cytolake.benchmark.qc.detector_scores import few_groups_interval
 from cytolake.benchmark.qc.encoders import FeatureConfig
 from cytolake.benchmark.qc.features import RELATIONS
 from cytolake.benchmark.qc.label_efficiency import (
@@ -132,12 +132,18 @@ class EncoderComparison:
         return points[n_labels or max(points)]
 
     def difference(
-        self, encoder: str, head: str, metric: str = METRIC, n_labels: int = 0, level: float = 0.95
+        self,
+        encoder: str,
+        head: str,
+        metric: str = METRIC,
+        n_labels: int = 0,
+        level: float = 0.95,
+        baseline: str = STATISTICS,
     ) -> tuple[float, float, float]:
-        """Score minus that of pixel statistics with the same head, labels, splits and resamples; and its interval."""
-        point, baseline = (self.point(name, head, metric, n_labels) for name in (encoder, STATISTICS))
-        value = point.value - baseline.value
-        draws = point.draws - baseline.draws
+        """Score minus that of the baseline with the same head, labels, splits and resamples; and its interval."""
+        point, other = (self.point(name, head, metric, n_labels) for name in (encoder, baseline))
+        value = point.value - other.value
+        draws = point.draws - other.draws
         return value, *few_groups_interval(value, draws, self.n_groups, (-1.0, 1.0), level)
 
 
@@ -193,9 +199,11 @@ def compare_encoders(
     Raises:
         CatalogError: As `comparison_plan`.
         ValueError: Too few labels of a class, or of plates (or wells), for any split.
-        ScreenError, FeatureError, CheckpointError: A site or an encoder that cannot be read.
+        ScreenError, CheckpointError: A site or an encoder that cannot be read.
+        FeatureError: An encoder that cannot be had, or that cannot take the stains of a plate.
     """
     plan, measured = comparison_plan(catalog, config), {}
+    check_channels(catalog, encoders, plan)
     for encoder in encoders:
         measured[encoder.label] = measure_plan(
             catalog,

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.benchmark.qc.features import FeatureExtractor, Numbers, Pixels, PlateScale, SiteStatistics
+from cytolake.benchmark.qc.initial_weights import initial_constants, is_untrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,11 +202,13 @@ class TimmFeatures:
                 self._model: Any = timm.create_model(name, pretrained=False, num_classes=0).eval()
             except RuntimeError as error:  # a training that timm does not list of this model
                 raise FeatureError(f"timm model {name!r}: {error}") from error
+        constants = initial_constants(self._model)
         self._digest = (
             _state_digest(self._model)
             if str(weights) == UNTRAINED
             else _load(self._model, Path(weights) if weights else _from_hub(name), name)
         )
+        self.is_untrained = str(weights) == UNTRAINED or is_untrained(self._model, constants)
         config: Any = self._model.pretrained_cfg
         n_planes, height, width = config["input_size"]
         if height != width:

@@ -28,6 +28,8 @@ Pixels = NDArray[Any]
 Numbers = NDArray[np.float64]
 Image = NDArray[np.float32]
 
+_MEASURED = tuple(name for name in METRICS if name != "constant_area")
+"""Without what was measured later: a stored detector says which features it was fitted to, and takes no others."""
 EXTRA_STATISTICS = (
     "p05",
     "p95",
@@ -129,13 +131,13 @@ class SiteStatistics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*METRICS, *EXTRA_STATISTICS)
+        return (*_MEASURED, *EXTRA_STATISTICS)
 
     def measure(self, sites: Sequence[Pixels], channels: Sequence[tuple[str, ...]], scale: PlateScale) -> list[Numbers]:
         return [
             np.array(
                 [
-                    [*(metrics[name] for name in METRICS), *_extra_statistics(channel)]
+                    [*(metrics[name] for name in _MEASURED), *_extra_statistics(channel)]
                     for metrics, channel in zip(measure_site(pixels), pixels, strict=True)
                 ]
             )

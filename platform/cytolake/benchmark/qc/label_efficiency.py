@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.benchmark.intervals import few_groups_interval
 from cytolake.benchmark.qc.detector import ONE_CLASS, ArtefactDetector, DetectorConfig, Example
-from cytolake.benchmark.qc.detector_scores import KIND_METRICS, binary_scores, few_groups_interval, kind_scores
+from cytolake.benchmark.qc.detector_scores import KIND_METRICS, binary_scores, kind_scores
 from cytolake.benchmark.qc.site_split import DetectionTask, Unit
 from cytolake.catalog.ids import content_id
 

@@ -344,7 +344,7 @@ def check_map(vectors_ND: NDArray[Any], entities: Sequence[str], min_entities: i
     if twice:
         raise ValueError(
             f"{len(twice)} entities come more than once: {', '.join(twice[:3])}. Expected one vector for each; "
-            "aggregate guides, doses and wells to one vector first, or tell doses apart by name."
+            "aggregate guides, doses and wells to one vector first, or give each dose a name."
         )
     if len(entities) < min_entities:
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
+from cytolake.benchmark.intervals import Interval, mean_of_groups
 from cytolake.benchmark.retrieval.average_precision import unit_vectors
 
 Protocol = Literal["NSC", "NSCB"]
@@ -130,10 +130,9 @@ def _over_compounds(is_right: NDArray[np.float64], compound: NDArray[np.intp], n
     """Accuracy with compounds resampled: doses of one compound look alike, and are right or wrong together."""
     _, of = np.unique(compound, return_inverse=True)
     counts, right = np.bincount(of), np.bincount(of, is_right)
-    drawn = np.random.default_rng(seed).integers(0, len(counts), (n_draws, len(counts)))
-    draws = right[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(float(is_right.mean()), float(low), float(high), draws)
+    return mean_of_groups(
+        right.astype(np.float64), counts.astype(np.float64), n_draws, np.random.default_rng(seed), (0.0, 1.0)
+    )
 
 
 def _check(

@@ -111,8 +111,8 @@ def phenotypic_activity(
         raise ValueError(f"{is_control.size} marks of controls for {table.num_rows} wells, expected one for each.")
     if is_control.all() or not is_control.any():
         raise ValueError(
-            f"{is_control.sum()} of {table.num_rows} wells are negative controls. Activity is told against controls: "
-            "expected some, and some other wells. Mark the controls in the plate map."
+            f"{is_control.sum()} of {table.num_rows} wells are negative controls. Activity is measured against "
+            "controls: expected some, and some other wells. Mark the controls in the plate map."
         )
     # As copairs' reference index: each control is alone in its value, all other wells share one.
     own = np.where(is_control, np.arange(len(is_control)), -1)
@@ -232,7 +232,7 @@ def _retrieval(
         reasons = sorted({str(each) for each in grouped["reason"].to_pylist()})
         raise ValueError(
             f"none of {len(grouped)} rows has an average precision ({', '.join(reasons)}). Expected replicates of "
-            f"{' and '.join(rules.pos_sameby[:1])} and rows to tell them from: check the columns of the plate map."
+            f"{' and '.join(rules.pos_sameby[:1])} and rows of others: check the columns of the plate map."
         )
     groups = mean_average_precision(
         grouped, sameby, null_size=null.null_size, seed=null.seed, exact_up_to=null.exact_up_to

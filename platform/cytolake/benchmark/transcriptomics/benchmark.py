@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cytolake.benchmark.intervals import MIN_GROUPS
 from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY, ilisi
 from cytolake.benchmark.transcriptomics.embeddings import DRAWN_BY_SEED, EmbeddingConfig, Vectors, embed
 from cytolake.benchmark.transcriptomics.known_relations import HIGH, LOW, known_relation_recall
@@ -38,8 +39,10 @@ from cytolake.benchmark.transcriptomics.reconstruction import DecoderConfig, jud
 from cytolake.benchmark.transcriptomics.resampling import (
     mean_over_seeds,
     percentile_interval,
+    resampled_means,
     resampled_pairs,
     resampled_ratio,
+    widened,
 )
 from cytolake.benchmark.transcriptomics.screen import (
     CONTROL,
@@ -184,6 +187,8 @@ class Score:
     """What an embedding that knows nothing scores: any class is as likely, no effect is there. None: not known."""
     chance_majority: float | None = None
     """What guessing the most frequent class of the training rows scores; None where there are no classes."""
+    interval_over: str = ""
+    """What was resampled, where batches were held out."""
     targets: Targets | None = None
     """The test of each perturbation, for the share of those that pass it."""
 
@@ -468,7 +473,7 @@ def _known_relations(trial: Trial) -> list[Score]:
         if not len(found.pairs):
             raise ValueError(
                 f"known_relations: of {source}'s pairs none has both ends among the {len(screen.perturbations)} "
-                "perturbations. Expected names spelled alike: correct the relations, or leave the source out."
+                "perturbations. Expected the same names: correct the relations, or leave the source out."
             )
         recalled = found.recalled.astype(np.float64)
         resampled = resampled_pairs(recalled, found.pairs, len(screen.perturbations), draws)
@@ -547,6 +552,7 @@ def _accuracies(trial: Trial, classes: Codes, scores_MK: Floats, train: Codes, r
     """Shares of rows whose class is among the first 1 and 5, over rows and as the mean of classes, each with its
     chance: every class scored alike, and classes by their training rows."""
     n_codes = len(trial.screen.perturbations) + 1
+    batches = trial.screen.batch_of_row[rows]
     labels = trial.screen.perturbation_of_row[rows]
     frequent_K = np.bincount(np.searchsorted(classes, trial.screen.perturbation_of_row[train]), minlength=len(classes))
     guesses = {"chance": np.zeros(len(classes)), "chance_majority": frequent_K.astype(np.float64)}
@@ -565,18 +571,38 @@ def _accuracies(trial: Trial, classes: Codes, scores_MK: Floats, train: Codes, r
             for name, each in {"value": credit, **guessed}.items()
         }
         score = _over_units(trial, f"balanced_top{top}{suffix}", balanced["value"])
+        classes_of_rows = np.unique(labels, return_inverse=True)[1]
+        score = _over_batches(trial, score, credit, batches, classes_of_rows)
         chance, majority = (float(np.nanmean(balanced[name])) for name in ("chance", "chance_majority"))
         of_classes.append(replace(score, chance=chance, chance_majority=majority))
     return [*of_rows, *of_classes]
 
 
 def _mean(trial: Trial, metric: str, values: Floats, rows: Codes) -> Score:
-    """The mean over rows, resampled by groups of one batch and one perturbation."""
+    """The mean over rows, resampled by batches; by groups of one batch and one perturbation where batches are few."""
     groups_N, n_groups = _groups(trial.screen, rows)
     units, place = np.unique(groups_N, return_inverse=True)
     sums, counts = (np.bincount(place, each).astype(np.float64) for each in (values, np.ones(len(place))))
     draws = resampled_ratio(sums, counts, units, n_groups, trial.config.bootstrap_draws)
-    return Score(metric, float(values.mean()), len(values), draws)
+    score = Score(metric, float(values.mean()), len(values), draws)
+    return _over_batches(trial, score, values, trial.screen.batch_of_row[rows], np.zeros(len(values), np.intp))
+
+
+def _over_batches(trial: Trial, score: Score, values: Floats, batches: Codes, classes: Codes) -> Score:
+    """A mean over classes of their rows' mean, with its draws from resampled batches where there are three or more.
+
+    Rows of one batch share its effects, and batches are what was held out.
+    """
+    held_out, of_row = np.unique(batches, return_inverse=True)
+    n, n_classes = len(held_out), int(classes.max(initial=-1)) + 1
+    if n < MIN_GROUPS:
+        return replace(score, interval_over=f"perturbations and rows; {n} batches are too few to resample")
+    sums_UK, counts_UK = (
+        np.bincount(of_row * n_classes + classes, each, n * n_classes).reshape(n, n_classes).astype(np.float64)
+        for each in (values, np.ones(len(values)))
+    )
+    draws = resampled_means(sums_UK, counts_UK, held_out, len(trial.screen.batches), trial.config.bootstrap_draws)
+    return replace(score, draws=widened(draws, score.value, n), interval_over=f"{n} batches")
 
 
 def _over_units(trial: Trial, metric: str, values_U: Floats) -> Score:

@@ -56,6 +56,41 @@ def resampled_pairs(values_Q: Floats, pairs: NDArray[np.intp], n_nodes: int, n_d
     return np.asarray(np.divide(upper, lower, out=np.full(n_draws, np.nan), where=lower > 0))
 
 
+def resampled_means(
+    sums_UK: Floats, counts_UK: Floats, units_U: NDArray[np.intp], n_units: int, n_draws: int
+) -> Floats:
+    """(R,) mean over K classes of their rows' mean when each unit counts Poisson(1) times; NaN of a draw of nothing.
+
+    Args:
+        sums_UK: (U, K) sum over the rows of a class in a unit.
+        counts_UK: (U, K) its rows. A class that a draw leaves without rows does not count in it.
+        units_U: (U,) which units these are, below `n_units`.
+        n_units: How many there are in the screen.
+        n_draws: R.
+    """
+    means = np.full(n_draws, np.nan)
+    for draws, weights_RN in _weights(n_units, n_draws):
+        weights_RU = weights_RN[:, units_U]
+        upper_RK, lower_RK = weights_RU @ sums_UK, weights_RU @ counts_UK
+        mean_RK = np.divide(upper_RK, lower_RK, out=np.zeros_like(upper_RK), where=lower_RK > 0)
+        n_classes_R = (lower_RK > 0).sum(axis=1)
+        here = np.full(len(n_classes_R), np.nan)
+        np.divide(mean_RK.sum(axis=1), n_classes_R, out=here, where=n_classes_R > 0)
+        means[draws] = here
+    return means
+
+
+def widened(draws_R: Floats, value: float, n_units: int) -> Floats:
+    """(R,) the draws, as far apart that their percentiles are the interval of Student's t over a few units.
+
+    Source: Hesterberg 2015, doi:10.1080/00031305.2015.1089789, section 4 (narrowness bias).
+    """
+    from scipy import stats
+
+    wider = float(stats.t.ppf(0.975, n_units - 1) / stats.norm.ppf(0.975)) * float(np.sqrt(n_units / (n_units - 1)))
+    return np.asarray(value + wider * (draws_R - value))
+
+
 def mean_over_seeds(draws_SR: Sequence[Floats]) -> Floats:
     """(R,) draws of the mean over seeds, which are drawn with replacement; units count alike in all of them.
 

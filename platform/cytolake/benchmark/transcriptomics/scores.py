@@ -271,6 +271,8 @@ class _Asked:
                 for seed, score in zip(each.seeds, each.scores, strict=True)
                 if score.targets is not None
             }
+            over = list(dict.fromkeys(score.interval_over for score in each.scores if score.interval_over))
+            details |= {"interval_over": over} if over else {}
             for row in rows_of(each):
                 of_row = {name: row[name] for name in ("chance", "chance_majority") if row[name] is not None}
                 of_row |= targets.get(row["seed"], {})

@@ -200,7 +200,7 @@ def need_features(screen: Screen, what: str) -> None:
     if screen.features is None:
         raise ValueError(
             f"{what} needs features of the rows, and X is empty. Name a layer in spec.layer, or a key of obsm in "
-            "spec.matrix_key: `cytolake export --representation` writes pixel statistics beside an encoder's blocks."
+            "spec.matrix_key: `cytolake export --representation` writes pixel statistics with an encoder's blocks."
         )
 
 

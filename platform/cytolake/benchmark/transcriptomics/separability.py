@@ -53,7 +53,7 @@ def linear_scores(
 
     classes = np.unique(labels_N)
     if len(classes) < 2:
-        raise ValueError(f"linear probe: {len(classes)} perturbations to tell apart, expected 2 or more.")
+        raise ValueError(f"linear probe: {len(classes)} perturbations to predict, expected 2 or more.")
     mean_D = train_ND.mean(axis=0, dtype=np.float64)
     scale_D = np.ones(len(mean_D))
     if standardise:

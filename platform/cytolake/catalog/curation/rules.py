@@ -202,7 +202,7 @@ class QcStep:
     def _failed(self, catalog: Catalog, level: str) -> pa.Table:
         """Ids of one level that fail, with the names of the rules they fail."""
         names = ", ".join("'" + rule.replace("'", "''") + "'" for rule in self.rules)
-        channels = f"HAVING count(DISTINCT channel_index) > {self.max_failed_channels}" if level == "site" else ""
+        channels = f"HAVING count(DISTINCT channel) > {self.max_failed_channels}" if level == "site" else ""
         return catalog.sql(
             f"WITH judged AS (SELECT * REPLACE (coalesce(level, 'site') AS level, coalesce(channel, '') AS channel) "
             f"FROM qc_verdicts WHERE qc_id = '{self.qc_id}'), "
@@ -510,7 +510,7 @@ class ExactDuplicatesStep:
     def exclude(self, considered: Considered, progress: Progress | None) -> Exclusions:
         values = ", ".join(f"coalesce({name}::VARCHAR, '')" for name in FINGERPRINT)
         prints = considered.catalog.sql(
-            f"SELECT site_id, string_agg(concat_ws(' ', channel, {values}), '|' ORDER BY channel_index) AS fingerprint "
+            f"SELECT site_id, string_agg(concat_ws(' ', channel, {values}), '|' ORDER BY channel) AS fingerprint "
             "FROM qc_metrics GROUP BY site_id"
         )
         places = pc.index_in(considered.crops.column("site_id"), prints.column("site_id").combine_chunks())

@@ -9,36 +9,41 @@ screen's size.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cytolake.catalog import ids
 from cytolake.catalog.declared import channel_vocabulary, layout_presets, table_contract
-from cytolake.catalog.errors import CatalogError, ClaimedError
-from cytolake.catalog.ingest.plate_content import content_hash, content_number
+from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import PlateIds, content_id
+from cytolake.catalog.ingest import differences
+from cytolake.catalog.ingest.commit import (
+    STAGED_TABLES,
+    STAGING,
+    Incoming,
+    commit_incoming,
+    free_ids,
+    ids_of,
+    sites_of_wells,
+)
+from cytolake.catalog.ingest.differences import Difference, difference, labels_difference
+from cytolake.catalog.ingest.plate_content import PlateContent, content_number, has_content, plate_content
+from cytolake.catalog.ingest.screen_problems import image_of_plate, quarantine_of_screens, quarantine_rows
 from cytolake.catalog.ingest.site_rows import SiteRows, read_site_rows
 from cytolake.catalog.ingest.staging import Staging
-from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
-from cytolake.screens.plate import WELLS_ONLY, Plate, Problem, ScreenError, SiteImage
-from cytolake.screens.sources import ScreenSource, list_plates
-from cytolake.screens.storage import is_uri
+from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
+from cytolake.screens.sources import ScreenSource, list_screen
 
 Progress = Callable[[str, int, int], None]
 """What is worked on, how much is done, how much there is."""
-
-STAGED_TABLES = ("sites", "crops", "qc_metrics")
-STAGING = "staging"
-"""Folder beside the catalog's tables that holds the wells of plates in work."""
 
 _DONE = pa.schema([("plate", pa.int64()), ("well", pa.string()), ("n_sites", pa.int64()), ("error", pa.string())])
 _TEXT = pa.schema([(name, pa.string()) for name in Problem.__dataclass_fields__])  # of a problem, in its order
@@ -52,11 +57,16 @@ class IngestConfig:
     """Edge of the square crops that tile each site, pixels."""
     sites_per_task: int = 32
     """A Ray task reads wells, one site after the other, until it has about so many sites; towards the end, fewer."""
+    verify: Literal["mtime", "checksum"] = "mtime"
+    """How a plate that is in the catalog is held against its files: by names, sizes and modification times, its pixels
+    read again only where a time differs; or always by the checksums of its pixels, which takes as long as an ingest."""
 
     def __post_init__(self) -> None:
         for name in ("crop_size", "sites_per_task"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ingest.{name}: found {getattr(self, name)}, expected 1 or more.")
+        if self.verify not in ("mtime", "checksum"):
+            raise ValueError(f"ingest.verify: found {self.verify!r}, expected mtime or checksum.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +82,13 @@ class IngestReport:
     n_sites: int
     n_crops: int
     n_quarantined: int
-    """Rows that the ingested plates put into quarantine."""
+    """Rows that the ingested plates, and what is wrong with their screens, put into quarantine."""
+    left_out: tuple[Problem, ...] = ()
+    """Plates that were retracted or purged, and stay so."""
+    without_sites: tuple[str, ...] = ()
+    """Names, as screen/plate, of plates that came in without a single readable site; not among `ingested`."""
 
 
-_RUNS_NOW = "other files, from an ingest that runs now"
 _WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a screen's plan
 
 
@@ -90,15 +103,19 @@ def ingest_screens(
     """
     spellings = channel_vocabulary().aliases
     plates: list[Plate] = []
+    of_screens: list[Problem] = []
     failed: list[Problem] = []
     for source in sources:
         try:
-            plates += list_plates(source, spellings, layout_presets())
+            listing = list_screen(source, spellings, layout_presets(), image_of_plate(catalog, source.screen))
+            plates += listing.plates
+            of_screens += listing.problems
         except ScreenError as error:
             failed += error.problems
     if failed and not plates:
         raise ScreenError(*failed)
-    report = ingest_plates(catalog, plates, config, progress)
+    by_screen = {source.screen: source for source in sources}
+    report = ingest_plates(catalog, plates, config, progress, sources=by_screen, of_screens=of_screens)
     if failed:
         _quarantine_refused(catalog, failed)
         raise ScreenError(*failed)
@@ -106,161 +123,197 @@ def ingest_screens(
 
 
 def ingest_plates(
-    catalog: Catalog, plates: Sequence[Plate], config: IngestConfig, progress: Progress | None = None
+    catalog: Catalog,
+    plates: Sequence[Plate],
+    config: IngestConfig,
+    progress: Progress | None = None,
+    *,
+    sources: Mapping[str, ScreenSource] | None = None,
+    of_screens: Sequence[Problem] = (),
 ) -> IngestReport:
     """Ingest plates that their source has listed. Uses the Ray that runs, or starts a local one.
 
-    A plate that is in the catalog with the same files and plate map is skipped; one that is there with others is
-    refused with a reason in the report and in `quarantine`, and the rest go on.
+    A plate is known by its name among the visible ones. One that is in the catalog with the same pixels and labels is
+    skipped; one that is there with others is refused with a reason and the command that settles it, in the report and
+    in `quarantine`, and the rest go on.
 
     Args:
         catalog: Where the rows go.
         plates: As `list_plates` gives them.
         config: The crop grid.
         progress: Called with the number of sites read.
+        sources: The screens that they were listed from by name, for the commands in reports.
+        of_screens: What is wrong with the screens outside of these plates; a second run of a plate is refused.
     """
-    fresh: list[tuple[Plate, str]] = []
+    rows = catalog.visibility().plates.to_pylist()
+    by_name: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_name[row["screen"], row["plate"]].append(row)
+    visible = catalog.visibility().visible.to_pylist()
+    known = {(row["screen"], row["plate"]): row for row in visible}
+    taken = {row["plate_id"] for row in rows}
+    incoming: list[Incoming] = []
     skipped: list[str] = []
-    refused: list[Problem] = []
-    known = {row["plate_id"]: row for row in catalog.table("plates").to_pylist()}
-    seen: dict[str, Plate] = {}
+    refused = [problem for problem in of_screens if problem.problem == "duplicate_plate"]
+    left_out: list[Problem] = []
+    seen: dict[tuple[str, str], Plate] = {}
     for plate in plates:
-        identity = ids.plate_id(plate.screen, plate.plate)
-        if identity in seen:
-            refused.append(_twice(plate, seen[identity]))
+        name = (plate.screen, plate.plate)
+        if name in seen:
+            refused.append(differences.twice(plate, seen[name]))
             continue
-        seen[identity] = plate
-        content = content_hash(plate)
-        if identity not in known:
-            fresh.append((plate, content))
+        seen[name] = plate
+        content = plate_content(plate)
+        source = (sources or {}).get(plate.screen)
+        if name not in known:
+            hidden = differences.hidden_plate(plate, by_name[name])
+            copied = differences.files_under_another_name(catalog, plate, visible)
+            if hidden is not None:
+                left_out.append(hidden)
+            elif copied is not None:
+                refused.append(copied)
+            else:
+                of = free_ids(plate.screen, plate.plate, taken)
+                taken.add(of.plate_id)
+                incoming.append(Incoming(plate, content, of, content.content_hash))
             continue
-        problem = _difference(catalog, plate, content, known[identity], config)
-        if problem is None:
-            skipped.append(identity)
-            staging_of(catalog, plate, content, config).remove()  # of a run that was killed right after its commit
-        else:
-            refused.append(problem)
+        row = known[name]
+        if row["pixels_hash"] is None and has_content(plate, row["content_hash"], of_screens):
+            content = content._replace(content_hash=row["content_hash"])
+        by_checksum = config.verify == "checksum"
+        found = difference(catalog, plate, content, row, config.crop_size, by_checksum=by_checksum, source=source)
+        if found.kind == "read":
+            of, key = ids_of(row), content_id("read again", content.content_hash, content.files_hash)
+            incoming.append(Incoming(plate, content, of, key, known=row))
+            continue
+        _settle(catalog, plate, content, row, found, skipped, refused)
+        staging_of(catalog, plate, content.content_hash, config).remove()  # of a run killed right after its commit
 
     counts = {"n_sites": 0, "n_crops": 0, "n_quarantined": 0}
     ingested: list[str] = []
-    for plate, content in _staged(catalog, fresh, config, progress):
-        outcome = commit_plate(catalog, plate, content, config)
+    without_sites: list[str] = []
+    for each in _staged(catalog, incoming, config, progress):
+        if each.known is not None:
+            source = (sources or {}).get(each.plate.screen)
+            found = _read_difference(catalog, each, config, source)
+            _settle(catalog, each.plate, each.content, each.known, found, skipped, refused)
+            continue
+        outcome = commit_incoming(catalog, each, _staging(catalog, each, config), config.crop_size)
         if isinstance(outcome, Problem):
             refused.append(outcome)
             continue
-        ingested.append(ids.plate_id(plate.screen, plate.plate))
-        for name in counts:
-            counts[name] += outcome[name]
-    _quarantine_refused(catalog, refused)
-    return IngestReport(ingested=tuple(ingested), skipped=tuple(skipped), refused=tuple(refused), **counts)
+        if outcome["n_sites"]:
+            ingested.append(each.of.plate_id)
+        else:
+            without_sites.append(f"{each.plate.screen}/{each.plate.plate}")
+        for name_of_count in counts:
+            counts[name_of_count] += outcome[name_of_count]
+    counts["n_quarantined"] += quarantine_of_screens(catalog, of_screens)
+    _quarantine_refused(catalog, [problem for problem in refused if problem not in of_screens])
+    return IngestReport(
+        ingested=tuple(ingested),
+        skipped=tuple(skipped),
+        refused=tuple(refused),
+        left_out=tuple(left_out),
+        without_sites=tuple(without_sites),
+        **counts,
+    )
+
+
+def ingest_acquisition(
+    catalog: Catalog, incoming: Incoming, config: IngestConfig, progress: Progress | None = None
+) -> dict[str, Any] | Problem:
+    """Read one plate and commit it, perhaps in place of an acquisition that is there; see `corrections.replace`."""
+    (each,) = _staged(catalog, [incoming], config, progress)
+    return commit_incoming(catalog, each, _staging(catalog, each, config), config.crop_size)
 
 
 def staging_of(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> Staging:
-    """Where the wells of a plate with this content are staged."""
-    identity, number = ids.plate_id(plate.screen, plate.plate), content_number(content, config.crop_size)
-    return Staging(f"{catalog.place}/{STAGING}/{identity}-{number:x}")
+    """Where the wells of a plate with this content are staged, at its first acquisition."""
+    return _staging_folder(catalog, PlateIds(plate.screen, plate.plate), content, config)
 
 
-def stage_well(staging: Staging, sites: Sequence[SiteImage], batch: str, crop_size: int) -> None:
+def stage_well(
+    staging: Staging, sites: Sequence[SiteImage], batch: str, crop_size: int, plate_ids: PlateIds | None = None
+) -> None:
     """Read the sites of one well, one after the other, and stage their rows.
 
     Raises:
         CatalogError: The rows cannot be written. A site that cannot be read raises nothing: its problem is staged.
     """
-    staging.write(sites[0].well, _as_part([read_site_rows(site, batch, crop_size) for site in sites]))
+    staging.write(sites[0].well, _as_part([read_site_rows(site, batch, crop_size, plate_ids) for site in sites]))
 
 
 def commit_plate(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> dict[str, Any] | Problem:
-    """Commit one plate whose wells are all staged, `plates` last. Again, or from two processes, it changes nothing.
+    """Commit the first acquisition of a plate whose wells are all staged; see `commit_incoming`."""
+    incoming = Incoming(plate, plate_content(plate), PlateIds(plate.screen, plate.plate), content)
+    return commit_incoming(catalog, incoming, staging_of(catalog, plate, content, config), config.crop_size)
 
-    Returns:
-        The row of `plates`, or why the plate was refused: another process ingested other content under its name.
 
-    Raises:
-        CatalogError: Staged rows are damaged or missing, or the commit failed; nothing of the plate shows then.
-    """
-    identity = ids.plate_id(plate.screen, plate.plate)
-    staging = staging_of(catalog, plate, content, config)
-    try:
-        _commit_tables(catalog, plate, staging, content, config)
-    except ClaimedError:
-        return _changed(plate, _RUNS_NOW)
-    except Exception:
-        # two drivers on one plate: the other one may have committed it all and removed what was staged
-        if _row_of_plate(catalog, identity) is None:
-            raise
-    there = _row_of_plate(catalog, identity)
-    if there is None:
-        return _changed(plate, _RUNS_NOW)
+def _staging(catalog: Catalog, incoming: Incoming, config: IngestConfig) -> Staging:
+    return _staging_folder(catalog, incoming.of, incoming.key, config)
+
+
+def _staging_folder(catalog: Catalog, of: PlateIds, key: str, config: IngestConfig) -> Staging:
+    return Staging(f"{catalog.place}/{STAGING}/{of.plate_id}-{content_number(key, config.crop_size):x}")
+
+
+def _read_difference(
+    catalog: Catalog, incoming: Incoming, config: IngestConfig, source: ScreenSource | None
+) -> Difference:
+    """What differs of a plate whose pixels were read again; nothing of what was staged is kept."""
+    assert incoming.known is not None
+    staging = _staging(catalog, incoming, config)
+    staged = []
+    for parts in staging.read_together(list(sites_of_wells(incoming.plate)), ("sites", "qc_metrics")):
+        means: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for row in parts["qc_metrics"].to_pylist():
+            means[row["site_id"]].append((row["mean"], row["sd"]))
+        staged += [
+            {name: site[name] for name in ("site_id", "checksum", "channels")} | {"means": means[site["site_id"]]}
+            for site in parts["sites"].to_pylist()
+        ]
     staging.remove()
-    return there if there["content_hash"] == content else _changed(plate, f"content {there['content_hash']}")
+    if not differences.same_sites(catalog, incoming.known["plate_id"], staged):
+        found = "other pixels in files of the same names and sizes"
+        problem = differences.changed_pixels(catalog, incoming.plate, incoming.known, source, found)
+        return Difference("refused", problem)
+    return labels_difference(catalog, incoming.plate, incoming.known)
 
 
-def _row_of_plate(catalog: Catalog, identity: str) -> dict[str, Any] | None:
-    found = catalog.dataset("plates").to_table(filter=pc.field("plate_id") == identity).to_pylist()
-    return found[0] if found else None
-
-
-def _commit_tables(catalog: Catalog, plate: Plate, staging: Staging, content: str, config: IngestConfig) -> None:
-    """One transaction for each table; `plates` only where this content is what all of them hold."""
-    identity = ids.plate_id(plate.screen, plate.plate)
-    number = content_number(content, config.crop_size)
-    order = list(_sites_of_wells(plate))
-    now = datetime.datetime.now(datetime.UTC)
-    problems: list[Problem] = []
-    with_images: set[str] = set()
-    n_rows = dict.fromkeys(STAGED_TABLES, 0)
-    for parts in staging.read_together(order, (*STAGED_TABLES, "problems")):
-        problems += [Problem(**row) for row in parts["problems"].to_pylist()]
-        with_images.update(parts["sites"].column("well").to_pylist())
-        for name in STAGED_TABLES:
-            n_rows[name] += parts[name].num_rows
-    wells, map_problems = well_rows(plate, frozenset(with_images))
-    quarantine = _quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
-    catalog.claim_plate(identity, number)
-    for name in STAGED_TABLES:
-        catalog.write_plate(name, partial(staging.read, order, name), plate_id=identity, content=number)
-    small = {"wells": table_contract("wells").rows(wells), "quarantine": quarantine}
-    for name, table in small.items():
-        catalog.write_plate(name, table, plate_id=identity, content=number)
-    if any(catalog.plate_content(name, identity) != number for name in (*n_rows, *small)):
+def _settle(
+    catalog: Catalog,
+    plate: Plate,
+    content: PlateContent,
+    known: Mapping[str, Any],
+    found: Difference,
+    skipped: list[str],
+    refused: list[Problem],
+) -> None:
+    """Report a known plate; where it is the same in other files, remember these, so that no pixel is read again."""
+    if found.problem is not None:
+        refused.append(found.problem)
         return
-    row = {
-        "plate_id": identity,
-        "screen": plate.screen,
-        "plate": plate.plate,
-        "batch": plate.batch,
-        "source": plate.source,
-        "reader": plate.reader,
-        "content_hash": content,
-        "channels": list(plate.channels),
-        "pixel_size_um": plate.pixel_size_um,
-        "n_wells": len(wells),
-        "n_sites": n_rows["sites"],
-        "n_crops": n_rows["crops"],
-        "n_quarantined": quarantine.num_rows,
-        "ingested_at": now,
-    }
-    catalog.show_plate(table_contract("plates").rows([row]), plate_id=identity, content=number)
-
-
-def _sites_of_wells(plate: Plate) -> dict[str, list[SiteImage]]:
-    """Sites of each well, in the order of the listing."""
-    wells: dict[str, list[SiteImage]] = defaultdict(list)
-    for site in plate.sites:
-        wells[site.well].append(site)
-    return wells
+    skipped.append(known["plate_id"])
+    now = {**known, "content_hash": content.content_hash, "pixels_hash": content.pixels_hash}
+    if known["source"] == plate.source:
+        now["files_hash"] = content.files_hash
+    if now == known:
+        return
+    contract = table_contract("plates")
+    with contextlib.suppress(CatalogError):  # somebody else writes the row: the next ingest looks again
+        catalog.change_plates(contract.rows([known]), contract.rows([now]))
 
 
 def _staged(
-    catalog: Catalog, plates: Sequence[tuple[Plate, str]], config: IngestConfig, progress: Progress | None
-) -> Iterator[tuple[Plate, str]]:
-    """Each plate, with its content, as soon as its last well is staged."""
-    total, done = sum(len(plate.sites) for plate, _ in plates), 0
+    catalog: Catalog, plates: Sequence[Incoming], config: IngestConfig, progress: Progress | None
+) -> Iterator[Incoming]:
+    """Each plate as soon as its last well is staged."""
+    total, done = sum(len(each.plate.sites) for each in plates), 0
     waiting: dict[int, set[str]] = {}
     tasks: list[dict[str, Any]] = []
 
-    def run() -> Iterator[tuple[Plate, str]]:
+    def run() -> Iterator[Incoming]:
         nonlocal done, tasks
         for result in _read_wells(tasks, config) if tasks else ():
             done += result["n_sites"]
@@ -272,21 +325,20 @@ def _staged(
                 yield plates[result["plate"]]
         tasks = []
 
-    for index, (plate, content) in enumerate(plates):
-        staging = staging_of(catalog, plate, content, config)
+    for index, each in enumerate(plates):
+        staging = _staging(catalog, each, config)
         there = staging.wells()
-        wells = _sites_of_wells(plate)
+        wells = sites_of_wells(each.plate)
         missing = [well for well in wells if well not in there]
         done += sum(len(sites) for well, sites in wells.items() if well in there)
         if not missing:
-            yield plate, content
+            yield each
             continue
         waiting[index] = set(missing)
         for well in missing:
             sites = [json.dumps(asdict(site)) for site in wells[well]]
-            tasks.append(
-                {"plate": index, "well": well, "batch": plate.batch, "staging": staging.folder, "sites": sites}
-            )
+            task = {"plate": index, "well": well, "batch": each.plate.batch, "staging": staging.folder, "sites": sites}
+            tasks.append(task | {"of": [each.of.screen, each.of.plate, each.of.acquisition]})
             if len(tasks) == _WELLS_IN_FLIGHT:
                 yield from run()
     yield from run()
@@ -335,7 +387,7 @@ def _stage_wells(tasks: pa.Table, *, crop_size: int) -> pa.Table:
         sites = [_site_from_json(site) for site in task["sites"]]
         told = {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
         try:
-            stage_well(Staging(task["staging"]), sites, task["batch"], crop_size)
+            stage_well(Staging(task["staging"]), sites, task["batch"], crop_size, PlateIds(*task["of"]))
         except CatalogError as error:  # as a row: raised here, it would reach the driver under pages of Ray's own trace
             told["error"] = f"plate {sites[0].plate}, {error}"
         done.append(told)
@@ -359,85 +411,8 @@ def _as_part(found: Sequence[SiteRows]) -> pa.Table:
     return pa.table(columns)
 
 
-def _quarantine_rows(identity: str, problems: Sequence[Problem], now: datetime.datetime) -> pa.Table:
-    rows = {}
-    for problem in problems:
-        text = asdict(problem)
-        key = ids.content_id("quarantine", identity, *(f"{name}={value}" for name, value in sorted(text.items())))
-        rows[key] = {"quarantine_id": key, "plate_id": identity, "quarantined_at": now} | text
-    return table_contract("quarantine").rows(rows[key] for key in sorted(rows))
-
-
 def _quarantine_refused(catalog: Catalog, refused: Sequence[Problem]) -> None:
     now = datetime.datetime.now(datetime.UTC)
     for problem in refused:
-        rows = _quarantine_rows(ids.plate_id(problem.screen, problem.plate), [problem], now)
+        rows = quarantine_rows(PlateIds(problem.screen, problem.plate).plate_id, [problem], now)
         catalog.append("quarantine", rows, transaction=f"refused/{rows.column('quarantine_id')[0].as_py()}")
-
-
-def _difference(
-    catalog: Catalog, plate: Plate, content: str, known: dict[str, Any], config: IngestConfig
-) -> Problem | None:
-    """Why a plate that is in the catalog cannot simply be skipped; None where it can."""
-    if known["reader"] == WELLS_ONLY:
-        return _refusal(
-            plate,
-            "plate_without_images",
-            f"images of the plate, at {plate.source}",
-            f"none: the plate's wells came from a published table, {known['source']}",
-            "Give the screen of the images another name, or ingest them into another catalog root: the wells of the "
-            "table have embeddings and scores of their own.",
-        )
-    if known["content_hash"] != content:
-        return _changed(plate, f"content {known['content_hash']}, ingested {known['ingested_at']:%Y-%m-%d %H:%M} UTC")
-    sizes = catalog.sql(f"SELECT DISTINCT size FROM crops WHERE plate_id = '{known['plate_id']}'").column(0).to_pylist()
-    if sizes and sizes != [config.crop_size]:
-        return _refusal(
-            plate,
-            "other_crop_size",
-            f"crop size {config.crop_size}",
-            f"crop size {sizes[0]}, which the plate was ingested with",
-            f"Set ingest.crop_size={sizes[0]}, or ingest into another catalog root.",
-        )
-    if not is_uri(known["source"]) and known["source"] != plate.source and not Path(known["source"]).exists():
-        return _refusal(
-            plate,
-            "plate_moved",
-            plate.source,
-            f"{known['source']}, where the catalog reads its pixels",
-            "Put the plate back or leave a link there, or ingest into another catalog root.",
-        )
-    return None
-
-
-def _changed(plate: Plate, there: str) -> Problem:
-    return _refusal(
-        plate,
-        "plate_changed",
-        f"files or a plate map other than before, at {plate.source}",
-        there,
-        "Restore the plate; or give the new one a name of its own; or ingest into another catalog root. "
-        "Crops and embeddings of the old content would otherwise pass for the new.",
-    )
-
-
-def _twice(plate: Plate, first: Plate) -> Problem:
-    return _refusal(
-        plate,
-        "duplicate_plate",
-        f"{plate.source}, a second plate of this name",
-        f"one plate of this name in a screen, which is {first.source}",
-        "Rename one of them, or put it into a screen of its own.",
-    )
-
-
-def _refusal(plate: Plate, problem: str, found: str, expected: str, next_step: str) -> Problem:
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
-        file=plate.source,
-        problem=problem,
-        found=found,
-        expected=expected,
-        next_step=next_step,
-    )

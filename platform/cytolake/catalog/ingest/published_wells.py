@@ -20,13 +20,20 @@ from cytolake.catalog import ids
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.plate_content import content_number
-from cytolake.catalog.ingest.wells import LABELS, well_rows
-from cytolake.catalog.tables import PLATE_TABLES, Catalog
+from cytolake.catalog.ingest.wells import well_rows
+from cytolake.catalog.tables import Catalog
+from cytolake.catalog.visibility import PLATE_TABLES
 from cytolake.screens.plate import WELLS_ONLY, Plate
 from cytolake.screens.positions import well_name
+from cytolake.screens.sources import default_batch
+from cytolake.screens.well_labels import TEXT_LABELS
 
-FACTS = ("batch", "perturbation", *LABELS, "dose", "control")
+FACTS = ("batch", "perturbation", *TEXT_LABELS, "dose", "control")
 """Columns of `wells` in which a well of the table must agree with one that is there."""
+
+
+_REFUSED = ("unknown_control", "bad_dose")
+"""Problems of a plate map that refuse a published table: a value would be left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +119,15 @@ def _plate(screen: str, name: str, wells: Sequence[dict[str, str]], source: str)
     plate = Plate(
         screen=screen,
         plate=name,
-        batch=batches.pop() or name,
+        batch=batches.pop() or default_batch(screen, name),
         source=source,
         reader=WELLS_ONLY,
         channels=(),
         sites=(),
         wells=tuple(wells),
     )
-    rows, problems = well_rows(plate, frozenset())
+    rows, found = well_rows(plate, frozenset())
+    problems = [problem for problem in found if problem.problem in _REFUSED]
     if problems:
         raise ValueError(f"{source}: {len(problems)} rows cannot be understood. {problems[0]}")
     return _PlateOfWells(plate, rows, ids.content_id("published wells", json.dumps(rows, sort_keys=True)))
@@ -184,6 +192,8 @@ def _check_facts(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: 
                     f"{source}: {place}: found no such well in the catalog, which has the plate; expected the plate "
                     "with all of its wells. Give the screen another name (--screen), or use another catalog root."
                 )
+            if found["batch"] == each.plate.plate and row["batch"] == default_batch(row["screen"], row["plate"]):
+                found = {**found, "batch": row["batch"]}  # as a batch without a name was called before
             for name in FACTS:
                 if _told(found[name]) != _told(row[name]):
                     raise ValueError(

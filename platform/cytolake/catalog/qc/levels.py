@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cytolake.screens.plate_format import plate_format
+
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-
-PLATE_SHAPES = ((2, 3), (4, 6), (8, 12), (16, 24), (32, 48))
-"""Rows and columns of the standard plates of 6, 24, 96, 384 and 1536 wells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +41,7 @@ class Places:
         """
         if not len(self.wells):
             return np.zeros(0, bool)
-        height, width = plate_shape(int(self.row.max()), int(self.column.max()))
+        height, width = plate_format(int(self.row.max()), int(self.column.max()))
         if height < 4:
             return np.zeros(len(self.wells), bool)
         return np.asarray(
@@ -75,14 +74,6 @@ def places(rows: pa.Table) -> Places:
         column=np.array([of_well[well][1] for well in wells], np.int64),
         control=tuple(of_well[well][2] for well in wells),
     )
-
-
-def plate_shape(last_row: int, last_column: int) -> tuple[int, int]:
-    """Rows and columns of the smallest standard plate that holds the well; of 96 wells at least, if it has a row D."""
-    for height, width in PLATE_SHAPES:
-        if last_row < height and last_column < width:
-            return height, width
-    return last_row + 1, last_column + 1
 
 
 def robust_deviations(values: Floats, reference: Floats, least_sd: float = 0.0) -> Floats:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from cytolake.catalog.qc.constant_area import constant_area
 from cytolake.catalog.qc.modality import is_transmitted
 from cytolake.catalog.qc.transmitted_light import transmitted_foreground
 
@@ -43,6 +44,7 @@ METRICS = (
     "unevenness",
     "object_count",
     "common_brightness",
+    "constant_area",
 )
 """The metric columns of catalog/tables/qc_metrics.yaml, in its order."""
 
@@ -55,7 +57,9 @@ BACKGROUND_GRID = 8  # cells along each side: 24 px on a 192 px site, as wide as
 BLOB_SIGMAS = tuple(1.2 * 2 ** (k / 2) for k in range(7))  # quartered px; 6 differences: discs of 7 to 40 px radius
 
 
-def measure_site(pixels: Counts, channels: Sequence[str] | None = None) -> list[dict[str, float]]:
+def measure_site(
+    pixels: Counts, channels: Sequence[str] | None = None, types: Sequence[np.dtype[Any]] | None = None
+) -> list[dict[str, float]]:
     """Measure every channel of one site.
 
     Args:
@@ -63,21 +67,27 @@ def measure_site(pixels: Counts, channels: Sequence[str] | None = None) -> list[
         channels: Their C names, which say where light is transmitted (`modality`); None: all are fluorescence. In
             transmitted light foreground is what differs from a bright background, `brightest_share` is of that
             difference, and the channel does not count in `common_brightness`.
+        types: Pixel type of each channel's own file, where the array's is wider (8-bit brightfield next to 16-bit
+            fluorescence); None: the array's.
 
     Returns:
         One dict for each channel, keys METRICS, every value finite. A constant channel has slope, variances, count and
-        shares 0 (`saturated_share` is 1 where an integer channel stands at the top of its type throughout).
+        shares 0 (`saturated_share` is 1 where an integer channel stands at the top of its own type throughout) and
+        `constant_area` 1.
         `common_brightness` belongs to the site and is the same in each; it is 0 with fewer than two channels that
         vary.
 
     Raises:
         ValueError: The array is not (C, H, W), an axis is empty, or there are as many names missing.
     """
-    return measure_with_windows(pixels, (), channels)[0]
+    return measure_with_windows(pixels, (), channels, types)[0]
 
 
 def measure_with_windows(
-    pixels: Counts, windows: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None
+    pixels: Counts,
+    windows: Sequence[tuple[int, int, int]],
+    channels: Sequence[str] | None = None,
+    types: Sequence[np.dtype[Any]] | None = None,
 ) -> tuple[list[dict[str, float]], NDArray[np.float64]]:
     """`measure_site` and `foreground_shares` of the same pixels, which share the costliest step.
 
@@ -88,7 +98,8 @@ def measure_with_windows(
     shares = np.zeros((len(pixels), len(windows)))
     common, n_common = np.zeros((), np.float32), 0
     for index, channel in enumerate(pixels):
-        metrics, lit, mask = _measure_channel(_finite(channel), channels[index] if channels else None)
+        own = channel if types is None else channel.astype(types[index], copy=False)  # exact: it was widened from it
+        metrics, lit, mask = _measure_channel(_finite(own), channels[index] if channels else None)
         measured.append(metrics)
         if mask is not None and len(windows):
             shares[index] = _shares(mask, windows)
@@ -164,6 +175,7 @@ def _measure_channel(
         in_counts = ("mean", "p01", "p50", "p99", "max", "background_level", "background_floor")
         flat.update(dict.fromkeys(in_counts, low))
         flat["saturated_share"] = float(is_top)
+        flat["constant_area"] = 1.0
         return flat, None, None
     percentiles = _percentiles(channel, low)
     sd = float(scaled.std(dtype=np.float64))
@@ -197,6 +209,7 @@ def _measure_channel(
         "unevenness": _unevenness(quartered, (float(percentiles[2]) - low) / span - floor),
         "object_count": float(_count_objects(quartered, floor, typical, noise_sd)),
         "common_brightness": 0.0,
+        "constant_area": constant_area(channel),
     }
     return metrics, lit / np.float32(typical) if typical > 0 and not is_bright else None, mask
 

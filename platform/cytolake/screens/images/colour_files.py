@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cytolake.screens.images.image_files import (
+    PAGES_MAX,
     ImageFileError,
     Window,
     check_budget,
@@ -22,11 +23,13 @@ from cytolake.screens.images.image_files import (
     one_line,
     opened_file,
 )
+from cytolake.screens.images.tiff_pages import DERIVED
 
 COLOUR = ("RGB_R", "RGB_G", "RGB_B")
 """Channels of a colour image, as catalog/channels.yaml has them."""
 GREY = ("Gray",)
 
+_NEW_SUBFILE_TYPE = 254
 _OF_COLOUR = frozenset({"RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"})
 _OF_GREY = frozenset({"1", "L", "LA"})
 _OF_MANY_BITS = frozenset({"I;16", "I;16L", "I;16B", "I", "F"})
@@ -92,6 +95,26 @@ def is_colour(image: Image.Image) -> bool:
     return image.mode in _OF_COLOUR
 
 
+def _seek_full_resolution(image: Image.Image) -> None:
+    """Goes to the one page of a TIFF that is not marked as reduced or as a mask; see `tiff_pages.image_page`."""
+    n_pages = getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or n_pages == 1:
+        return
+    full = []
+    for page in range(min(n_pages, PAGES_MAX)):
+        image.seek(page)
+        if not int(getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0)) & DERIVED:
+            full.append(page)
+    if len(full) != 1:
+        raise ImageFileError(
+            "shape_mismatch",
+            f"{n_pages} pages, {len(full)} of them of full resolution",
+            "one image, and thumbnails marked as reduced (NewSubfileType 1)",
+            "Export each image into a file of its own.",
+        )
+    image.seek(full[0])
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     with opened_file(path) as (file, size, head):
@@ -101,6 +124,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
                     raise ImageFileError(
                         "unsupported_file", f"an image of mode {image.mode}", "colour or grey", "Convert the image."
                     )
+                _seek_full_resolution(image)
                 yield image
         except ImageFileError:
             raise

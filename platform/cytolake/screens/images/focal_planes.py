@@ -36,7 +36,7 @@ def _join(stack: Sequence[SiteImage], channel_order: Sequence[str], z: Planes) -
     named = [site for site in stack if site.z]
     if not named:
         return first
-    if first.reader == "ome-zarr":
+    if first.reader != "files":
         return replace(
             first, z=z, planes=(len(named),) * len(first.channels), plane_names=tuple(site.z for site in named)
         )

@@ -11,15 +11,17 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
 import tifffile
 
 from cytolake.screens.images import jpeg2000
+from cytolake.screens.images.image_errors import ImageFileError as ImageFileError
+from cytolake.screens.images.tiff_pages import image_page
 from cytolake.screens.storage import is_of_storage, open_file
 
 PIXEL_KINDS = "uif"
@@ -38,6 +40,7 @@ _COPY_AGAIN = "The file is cut short; copy it again from its source."
 _DAMAGED = "The file is damaged; copy it again from its source."
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _JPEG = 7
+_COLOUR_SPACES = (2, 5, 6, 8)  # RGB, CMYK, YCbCr, CIELab
 _COMPRESSIONS = {
     1: "none",
     5: "LZW",
@@ -48,14 +51,6 @@ _COMPRESSIONS = {
     _JPEG: "JPEG",
 }
 """Those that decode into a buffer of the declared size, whatever the data say."""
-
-
-class ImageFileError(ValueError):
-    """An image file that is refused; the fields of a `Problem`."""
-
-    def __init__(self, problem: str, found: str, expected: str, next_step: str) -> None:
-        self.problem, self.found, self.expected, self.next_step = problem, found, expected, next_step
-        super().__init__(f"{problem}: found {found}, expected {expected}. {next_step}")
 
 
 def read_plane(path: str, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -268,14 +263,15 @@ def _segments(tif: tifffile.TiffFile, page: tifffile.TiffPage, window: Window) -
 
 @contextmanager
 def _tiff_page(file: BinaryIO, size: int, bytes_max: int) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPage]]:
-    """The one page of a TIFF, checked."""
+    """The page of full resolution of a TIFF, checked."""
     try:
         check_tiff_headers(file, size)
         file.seek(0)
         with tifffile.TiffFile(file) as tif:
-            pages = tif.pages
-            page = cast(tifffile.TiffPage, pages[0])  # the first is never a mere frame
-            n_alike = sum(1 for other in pages if other.shape == page.shape)
+            pages = [each.aspage() for each in tif.pages]
+            for each in pages:
+                check_tiff_headers(file, size, each.subifds or ())
+            page, n_alike = image_page(pages)
             check_tiff_page(page, n_alike, size, bytes_max)
             yield tif, page
     except (ImageFileError, OSError, MemoryError):
@@ -286,11 +282,16 @@ def _tiff_page(file: BinaryIO, size: int, bytes_max: int) -> Iterator[tuple[tiff
         ) from error
 
 
-def check_tiff_headers(file: BinaryIO, size: int) -> None:
+def check_tiff_headers(file: BinaryIO, size: int, sub_pages: Sequence[int] | None = None) -> None:
     """Follows the chain of pages, and refuses what tifffile would take on trust.
 
     A chain that runs in a circle or has more pages than a plane can have, a tag with more values than the file has
     bytes (its length alone would be allocated), or a header behind the end of the file.
+
+    Args:
+        file: The TIFF.
+        size: Its bytes.
+        sub_pages: Offsets of the SubIFDs of one page, each of which is checked in place of the chain.
     """
     file.seek(0)
     head = file.read(16)
@@ -305,6 +306,9 @@ def check_tiff_headers(file: BinaryIO, size: int) -> None:
     except struct.error:
         offset = size
     seen: set[int] = set()
+    waiting = [] if sub_pages is None else list(reversed(sub_pages))
+    if sub_pages is not None:
+        offset = waiting.pop() if waiting else 0
     while offset:
         if offset + count_bytes > size:
             where = "the first page's header" if not seen else f"the header of page {len(seen) + 1}"
@@ -327,16 +331,20 @@ def check_tiff_headers(file: BinaryIO, size: int) -> None:
                     "truncated_file", f"{size} bytes", f"a tag of {count} values", "The file is cut or damaged."
                 )
         following = file.read(next_bytes)
-        offset = struct.unpack(order + next_form, following)[0] if len(following) == next_bytes else 0
+        if sub_pages is not None:
+            offset = waiting.pop() if waiting else 0
+        else:
+            offset = struct.unpack(order + next_form, following)[0] if len(following) == next_bytes else 0
 
 
 def check_tiff_page(page: tifffile.TiffPage, n_alike: int, size: int, bytes_max: int) -> None:
     """Refuse a page that is not one grey plane, too large, cut, sparse, or coloured by its palette."""
     if len(page.shape) != 2 or n_alike > 1:
+        is_colour = page.photometric is not None and int(page.photometric) in _COLOUR_SPACES
         planes = f"{n_alike} pages of {page.shape}" if n_alike > 1 else f"shape {page.shape}"
         raise ImageFileError(
             "shape_mismatch",
-            planes,
+            f"a colour image, {planes}" if is_colour else planes,
             "one grey plane (height, width)",
             "Split stacks and colour images into one file for each channel, time and focal plane.",
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cytolake.screens.length_units import micrometres
 from cytolake.screens.storage import UnreachableError, read_each
 
 METADATA_BYTES_MAX = 16 * 2**20  # a plate of 1,536 wells has 100 KB
@@ -22,7 +23,6 @@ ARRAY_FILES = ("zarr.json", ".zarray")
 
 AXES = "tczyx"
 _LENGTH_MAX = 2**40
-_MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "angstrom": 1e-4, "centimeter": 1e4}
 _SIZES = {"u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
 
 
@@ -170,7 +170,9 @@ def _channel_names(labels: Sequence[str], n_channels: int) -> tuple[str, ...]:
     names: list[str] = []
     for i in range(n_channels):
         label = (labels[i].strip() if labels else "") or f"c{i}"
-        names.append(f"{label} c{i}" if label in names else label)
+        while label in names:
+            label = f"{label} c{i}"  # "A c2" may be a label of its own
+        names.append(label)
     return tuple(names)
 
 
@@ -178,7 +180,7 @@ def _pixel_size_um(multiscale: Mapping[str, Any], axes: str) -> float | None:
     """Micrometres for one pixel; None where the axes carry no unit, since a scale of 1 then means nothing."""
     x = axes.index("x")
     axis = _list(multiscale.get("axes"))[x]
-    factor = _MICROMETRES.get(str(axis.get("unit"))) if isinstance(axis, dict) else None
+    factor = micrometres(axis.get("unit")) if isinstance(axis, dict) else None
     if factor is None:
         return None
     size = factor

@@ -5,9 +5,9 @@ Letters: C channels of the site, H height and W width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
@@ -27,21 +27,53 @@ from cytolake.screens.images.image_files import (
     read_function_image,
     read_plane,
 )
+from cytolake.screens.images.tiff_stacks import read_stack_planes
 from cytolake.screens.plate import Problem, Reader, ScreenError, SiteImage
 from cytolake.screens.storage import StoredFile, is_uri, stored_file
 
 if TYPE_CHECKING:
     from cytolake.screens.images.zarr_images import ZarrImage
 
-__all__ = ["SITE_BYTES_MAX", "Window", "choose_plane", "read_site", "resolve_sharpest", "site_image"]
+__all__ = [
+    "SITE_BYTES_MAX",
+    "RecordedSite",
+    "Window",
+    "choose_plane",
+    "correct",
+    "read_recorded",
+    "read_site",
+    "resolve_sharpest",
+    "site_image",
+]
 
 SITE_BYTES_MAX = 4 * 2**30  # decoded; 5 channels of a 20,000 x 20,000 stitched well in 16 bit are 3.7 GiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RecordedSite:
+    """Counts of a site as its files hold them."""
+
+    site: SiteImage
+    """The site that was read, its focal plane chosen."""
+    pixels: np.ndarray
+    """(C, H, W), in the type that holds the values of every channel exactly."""
+    shape: tuple[int, int]
+    """(H, W) of the whole field of view."""
+    types: tuple[np.dtype[Any], ...]
+    """Pixel type of each channel's own files."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with pixels that could be read: `missing_chunk`, `not_a_number`."""
+    is_empty: bool = False
+    """Not one chunk of the image is stored: every pixel is a fill value."""
 
 
 def read_site(
     site: SiteImage, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX, *, is_corrected: bool = True
 ) -> np.ndarray:
     """(C, H, W) pixels of a site in the type its source holds, without scaling.
+
+    Channels of different types are widened to the type that holds the values of each exactly, such as uint16 for 8-bit
+    brightfield and 16-bit fluorescence.
 
     A site with `planes` is the maximum over the focal planes of each channel; one with `illumination_paths` is divided
     by these functions, rounded, and clipped to the range of a type of whole numbers. A site of `z="sharpest"` is
@@ -55,15 +87,54 @@ def read_site(
 
     Raises:
         ScreenError: With one problem: `missing_file`, `truncated_file`, `unreadable_file`, `unsupported_file`,
-            `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`,
-            `bad_illumination`, `too_large`, `storage_failed` (the storage does not answer: no fault of the file).
+            `shape_mismatch` (channels, planes, illumination function or window do not fit), `mixed_pixel_type`
+            (no type holds the values of all channels exactly), `bad_illumination`, `too_large`, `storage_failed` (the
+            storage does not answer: no fault of the file).
     """
+    recorded = _read(site, window, bytes_max)
+    return correct(recorded, window, bytes_max) if is_corrected else recorded.pixels
+
+
+def read_recorded(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> RecordedSite:
+    """Counts of a whole site as its files hold them, and what is wrong with them though they can be read.
+
+    Args, Raises: As for `read_site`; `missing_chunk`: not one chunk of an OME-Zarr image is stored. Whatever else a
+    decoder raises is `unreadable_file`, so that a damaged file costs its own site. An ImportError or MemoryError is of
+    this machine and not of the file.
+    """
+    try:
+        recorded = _read(site, None, bytes_max)
+    except (ScreenError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # any decoder may fail in any way on a damaged file
+        _fail(
+            site,
+            "unreadable_file",
+            one_line(error),
+            "an image that can be decoded",
+            "Copy the file again from where it was made, or remove it from the plate.",
+            file=site.image_paths[0] if len(site.image_paths) == 1 else "",
+        )
+    if recorded.is_empty:
+        raise ScreenError(*recorded.problems)
+    return replace(recorded, problems=(*recorded.problems, *_not_numbers(recorded.site, recorded.pixels)))
+
+
+def _read(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     if site.z == "sharpest":
         site = resolve_sharpest(site, bytes_max)
     _check_paths(site)
-    read = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}[site.reader]
-    pixels_CHW, shape = read(site, window, bytes_max)
-    return _corrected(site, pixels_CHW, shape, window, bytes_max) if is_corrected else pixels_CHW
+    readers = {"ome-zarr": _read_zarr, "files": _read_files, "colour": _read_colour}
+    return readers.get(site.reader, _read_stacks)(site, window, bytes_max)
+
+
+def correct(recorded: RecordedSite, window: Window | None = None, bytes_max: int = SITE_BYTES_MAX) -> np.ndarray:
+    """(C, H, W) counts divided by the site's illumination functions; in place, where it has any.
+
+    Raises:
+        ScreenError: As for `read_site`.
+    """
+    return _corrected(recorded.site, recorded.pixels, recorded.shape, window, bytes_max)
 
 
 def resolve_sharpest(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> SiteImage:
@@ -142,13 +213,13 @@ def _texts(cell: Any) -> tuple[str, ...]:
 def _check_paths(site: SiteImage) -> None:
     n_paths, n_channels = len(site.image_paths), len(site.channels)
     planes = site.planes or (1,) * n_channels
-    expected = sum(planes) if site.reader == "files" else 1
+    expected = {"files": sum(planes), "colour": 1}.get(site.reader, max(n_paths, 1))
     if n_paths != expected or len(planes) != n_channels or not n_channels or min(planes) < 1:
         _fail(
             site,
             "shape_mismatch",
             f"{n_paths} paths for {n_channels} channels" + (f" of {site.planes} planes" if site.planes else ""),
-            "one image (ome-zarr, colour), or one file for each channel and plane",
+            "images (ome-zarr), one image (colour), or one file for each channel and plane",
             "List the plate again.",
         )
     if site.illumination_paths and len(site.illumination_paths) != n_channels:
@@ -161,60 +232,103 @@ def _check_paths(site: SiteImage) -> None:
         )
 
 
-def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _read_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
+    from cytolake.screens.images.missing_chunks import is_nothing_stored, missing_chunks
+
+    images, planes, whole = _open_zarr(site, window, bytes_max)
+    read = _zarr_planes(site, images, planes, whole)
+    pixels_CHW = next(read)
+    for following in read:
+        np.maximum(pixels_CHW, following, out=pixels_CHW)
+    problems: list[Problem] = []
+    first = 0
+    for image in images:
+        channels = site.channels[first : first + image.n("c")]
+        problems += missing_chunks(replace(site, channels=channels, image_paths=(image.path,)), image.chunks_read)
+        first += image.n("c")
+    return RecordedSite(
+        site=site,
+        pixels=pixels_CHW,
+        shape=(images[0].n("y"), images[0].n("x")),
+        types=(pixels_CHW.dtype,) * len(site.channels),
+        problems=tuple(problems),
+        is_empty=any(is_nothing_stored(image.chunks_read) for image in images),
+    )
+
+
+def _zarr_planes(site: SiteImage, images: Sequence[ZarrImage], planes: range, window: Window) -> Iterator[np.ndarray]:
+    """(C, H, W) of each focal plane, with the channels of all images of the site."""
     from cytolake.screens.images.zarr_images import read_planes
 
-    with _told(site, "", site.image_paths[0]):
-        image, planes, whole = _open_zarr(site, window, bytes_max)
-        read = read_planes(image, site.timepoint, planes, whole)
-        pixels_CHW = next(read)
-        for following in read:
-            np.maximum(pixels_CHW, following, out=pixels_CHW)
-        return pixels_CHW, (image.n("y"), image.n("x"))
+    read = [read_planes(image, site.timepoint, planes, window) for image in images]
+    for _ in planes:
+        parts = []
+        for image, of_image in zip(images, read, strict=True):
+            with _told(site, "", image.path):
+                parts.append(next(of_image))
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[ZarrImage, range, Window]:
-    """The image of a site, its focal planes and its window, held against what the image says of itself."""
+def _open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[list[ZarrImage], range, Window]:
+    """The images of a site, its focal planes and its window, held against what the images say of themselves.
+
+    A site has several images where its channels were taken in several multiplexing cycles.
+    """
     from cytolake.screens.images.zarr_images import open_image  # zarr takes 0.5 s to import
 
-    image = open_image(site.image_paths[0])
-    if image.n("c") != len(site.channels):
-        raise ImageFileError(
-            "shape_mismatch",
-            f"{image.n('c')} channels in the image",
-            f"{len(site.channels)} ({', '.join(site.channels)})",
-            "The image changed after it was listed; ingest the plate again.",
-        )
+    images: list[ZarrImage] = []
     n_planes = max(site.planes, default=0)
     plane = 0 if n_planes or not site.z else int(site.z)
     planes = range(plane, plane + max(n_planes, 1))
-    if site.timepoint >= image.n("t") or planes.stop > image.n("z"):
-        wanted = f"{n_planes} focal planes" if n_planes else f"focal plane {plane}"
-        raise ImageFileError(
-            "shape_mismatch",
-            f"{image.n('t')} timepoints and {image.n('z')} focal planes",
-            f"timepoint {site.timepoint}, {wanted}",
-            "The image changed after it was listed; ingest the plate again.",
-        )
-    check_pixel_type(image.dtype)
-    whole = check_window(window, image.n("y"), image.n("x"))
-    check_budget(image.n("c") * whole[2] * whole[3] * image.dtype.itemsize, bytes_max)
-    # chunks are decoded whole: a small window of huge ones must not slip through
-    check_budget(image.bytes_in_work(planes, whole), bytes_max)
-    return image, planes, whole
+    for path in site.image_paths:
+        with _told(site, "", path):
+            image = open_image(path)
+            if site.timepoint >= image.n("t") or planes.stop > image.n("z"):
+                wanted = f"{n_planes} focal planes" if n_planes else f"focal plane {plane}"
+                raise _zarr_changed(
+                    f"{image.n('t')} timepoints and {image.n('z')} focal planes",
+                    f"timepoint {site.timepoint}, {wanted}",
+                )
+            check_pixel_type(image.dtype)
+            images.append(image)
+            first = images[0]
+            if (image.n("y"), image.n("x"), image.dtype) != (first.n("y"), first.n("x"), first.dtype):
+                raise _zarr_changed(
+                    f"{image.n('y')} x {image.n('x')} pixels of {image.dtype}",
+                    f"{first.n('y')} x {first.n('x')} of {first.dtype}, as in the first cycle",
+                )
+    with _told(site, "", site.image_paths[0]):
+        n_channels = sum(image.n("c") for image in images)
+        if n_channels != len(site.channels):
+            raise _zarr_changed(
+                f"{n_channels} channels in the image", f"{len(site.channels)} ({', '.join(site.channels)})"
+            )
+        whole = check_window(window, images[0].n("y"), images[0].n("x"))
+        check_budget(n_channels * whole[2] * whole[3] * images[0].dtype.itemsize, bytes_max)
+        # chunks are decoded whole: a small window of huge ones must not slip through
+        check_budget(max(image.bytes_in_work(planes, whole) for image in images), bytes_max)
+    return images, planes, whole
 
 
-def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _zarr_changed(found: str, expected: str) -> ImageFileError:
+    return ImageFileError(
+        "shape_mismatch", found, expected, "The image changed after it was listed; ingest the plate again."
+    )
+
+
+def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     pixels_CHW: np.ndarray | None = None
     shape: tuple[int, int] = (0, 0)
+    types: list[np.dtype[Any]] = []
+    n_channels = len(site.channels)
     first = 0
-    for i, (channel, n_planes) in enumerate(zip(site.channels, site.planes or (1,) * len(site.channels), strict=True)):
+    for i, (channel, n_planes) in enumerate(zip(site.channels, site.planes or (1,) * n_channels, strict=True)):
         for plane, path in enumerate(site.image_paths[first : first + n_planes]):
             with _told(site, channel, path):
-                pixels_HW, found = read_plane(path, window, bytes_max // len(site.channels))
+                pixels_HW, found = read_plane(path, window, bytes_max // n_channels)
                 if pixels_CHW is None:
                     shape = found
-                    pixels_CHW = np.empty((len(site.channels), *pixels_HW.shape), pixels_HW.dtype)
+                    pixels_CHW = np.empty((n_channels, *pixels_HW.shape), pixels_HW.dtype)
                 if found != shape:
                     raise ImageFileError(
                         "shape_mismatch",
@@ -223,37 +337,126 @@ def _read_files(site: SiteImage, window: Window | None, bytes_max: int) -> tuple
                         "All channels of a site must be one size; export them again, or list them as two sites.",
                     )
                 if pixels_HW.dtype != pixels_CHW.dtype:
-                    raise ImageFileError(
-                        "mixed_pixel_type",
-                        str(pixels_HW.dtype),
-                        f"{pixels_CHW.dtype}, as in channel {site.channels[0]}",
-                        "Export all channels of a site with the same bit depth.",
-                    )
+                    common = _common_type(pixels_CHW.dtype, pixels_HW.dtype, site.channels[0])
+                    check_budget(pixels_CHW.size * common.itemsize, bytes_max)
+                    pixels_CHW = pixels_CHW.astype(common, copy=False)
+                if plane:
+                    types[i] = _common_type(types[i], pixels_HW.dtype, channel)
+                else:
+                    types.append(pixels_HW.dtype)
             if plane:
                 np.maximum(pixels_CHW[i], pixels_HW, out=pixels_CHW[i])
             else:
                 pixels_CHW[i] = pixels_HW
         first += n_planes
     assert pixels_CHW is not None  # _check_paths: at least one channel of at least one plane
-    return pixels_CHW, shape
+    return RecordedSite(site=site, pixels=pixels_CHW, shape=shape, types=tuple(types))
 
 
-def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _common_type(one: np.dtype[Any], other: np.dtype[Any], of: str) -> np.dtype[Any]:
+    """The type that holds every value of both exactly, such as uint16 for uint8 and uint16; `of` is the channel of one.
+
+    Raises:
+        ImageFileError: `mixed_pixel_type`: there is none, as for 64-bit whole numbers and floats.
+    """
+    common = np.result_type(one, other)
+    digits = np.finfo(common).nmant + 1 if common.kind == "f" else 64
+    if any(each.kind in "iu" and each.itemsize * 8 > digits for each in (one, other)):
+        raise ImageFileError(
+            "mixed_pixel_type",
+            str(other),
+            f"{one}, as in channel {of}, or another type that can be widened to a common one without rounding",
+            "Export all channels of a site with the same bit depth.",
+        )
+    return common
+
+
+def _not_numbers(site: SiteImage, pixels_CHW: np.ndarray) -> list[Problem]:
+    """A problem for each channel with pixels that are NaN or infinite."""
+    if pixels_CHW.dtype.kind != "f":
+        return []
+    problems = []
+    paths = site.image_paths if len(site.image_paths) == len(site.channels) else site.image_paths[:1] * len(pixels_CHW)
+    for channel, path, pixels_HW in zip(site.channels, paths, pixels_CHW, strict=True):
+        n_bad = pixels_HW.size - int(np.isfinite(pixels_HW).sum())
+        n_nan = int(np.isnan(pixels_HW).sum())
+        if n_bad:
+            problems.append(
+                Problem(
+                    screen=site.screen,
+                    plate=site.plate,
+                    well=site.well,
+                    site=site.site,
+                    channel=channel,
+                    file=path if site.reader != "files" or not site.planes else "",
+                    problem="not_a_number",
+                    found=f"{n_bad} of {pixels_HW.size} pixels are NaN or infinite ({n_nan} NaN)",
+                    expected="numbers in every pixel",
+                    next_step="Write the image again without them. Crops that hold such a pixel are left out.",
+                )
+            )
+    return problems
+
+
+def _read_colour(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
     with _told(site, "", site.image_paths[0]):
-        return read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
+        pixels_CHW, shape = read_colour(site.image_paths[0], len(site.channels), window, bytes_max)
+    return RecordedSite(site=site, pixels=pixels_CHW, shape=shape, types=(pixels_CHW.dtype,) * len(site.channels))
+
+
+def _read_stacks(site: SiteImage, window: Window | None, bytes_max: int) -> RecordedSite:
+    read = _stack_planes(site, window, bytes_max)
+    pixels_CHW, shape = next(read)
+    for following, _ in read:
+        np.maximum(pixels_CHW, following, out=pixels_CHW)
+    return RecordedSite(site=site, pixels=pixels_CHW, shape=shape, types=(pixels_CHW.dtype,) * len(site.channels))
+
+
+def _stack_planes(
+    site: SiteImage, window: Window | None, bytes_max: int
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """(C, H, W) of each focal plane, with the channels of all files of the site, and the (H, W) of the whole."""
+    n_planes = max(site.planes, default=0)
+    plane = 0 if n_planes or not site.z else int(site.z)
+    for z in range(plane, plane + max(n_planes, 1)):
+        parts: list[np.ndarray] = []
+        shape = (0, 0)
+        for path in site.image_paths:
+            with _told(site, "", path):
+                timepoint = site.timepoint
+                ((part_CHW, found),) = read_stack_planes(
+                    path, site.reader, timepoint, range(z, z + 1), window, bytes_max // len(site.image_paths)
+                )
+                shape = shape if parts else found
+                if found != shape or (parts and part_CHW.dtype != parts[0].dtype):
+                    raise ImageFileError(
+                        "shape_mismatch",
+                        f"{found[0]} x {found[1]} pixels of {part_CHW.dtype}",
+                        f"{shape[0]} x {shape[1]} of {parts[0].dtype if parts else part_CHW.dtype}",
+                        "All files of a site must be one size and type; export them again.",
+                    )
+                parts.append(part_CHW)
+        with _told(site, "", site.image_paths[0]):
+            n_channels = sum(len(part) for part in parts)
+            if n_channels != len(site.channels):
+                raise ImageFileError(
+                    "shape_mismatch",
+                    f"{n_channels} channels in its files",
+                    f"{len(site.channels)} ({', '.join(site.channels)})",
+                    "The file has another structure than the others of its plate; export it like them.",
+                )
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts), shape
 
 
 def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:
     """What is measured of each plane of each channel."""
     if site.reader == "ome-zarr":
-        from cytolake.screens.images.zarr_images import read_planes
-
-        with _told(site, "", site.image_paths[0]):
-            image, planes, whole = _open_zarr(site, None, bytes_max)
-            focus = [
-                [measure_focus(plane_HW) for plane_HW in p] for p in read_planes(image, site.timepoint, planes, whole)
-            ]
+        images, planes, whole = _open_zarr(site, None, bytes_max)
+        focus = [[measure_focus(plane_HW) for plane_HW in p] for p in _zarr_planes(site, images, planes, whole)]
         return [list(of_channel) for of_channel in zip(*focus, strict=True)]
+    if site.reader != "files":
+        series = [[measure_focus(plane_HW) for plane_HW in p] for p, _ in _stack_planes(site, None, bytes_max)]
+        return [list(of_channel) for of_channel in zip(*series, strict=True)]
     n_planes = site.planes or (1,) * len(site.channels)
     first = [sum(n_planes[:channel]) for channel in range(len(n_planes))]
     found: list[list[PlaneFocus]] = [[] for _ in n_planes]

@@ -31,6 +31,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.registry import register_codec
 
 from cytolake.screens.images.image_files import ImageFileError, Window, one_line
+from cytolake.screens.images.missing_chunks import ChunksRead, fill_value_text
 from cytolake.screens.images.ome_metadata import image_facts, lengths, level_of, read_arrays, read_groups
 from cytolake.screens.storage import is_uri, read_part
 
@@ -60,6 +61,8 @@ class ZarrImage:
     shards: tuple[int, ...]
     """Shape of what is stored as one file or object."""
     array: zarr.Array[Any]
+    chunks_read: ChunksRead
+    """Which of the chunks that were read are stored."""
 
     def n(self, axis: str) -> int:
         """Length of an axis; 1 where the image has no such axis."""
@@ -121,7 +124,9 @@ def open_image(path: str) -> ZarrImage:
             raise document
         facts = image_facts(ome, document)
         safe = _safe_array(document)
-        store = _CheckedStore(f"{path}/{level}", safe)
+        fill_value = fill_value_text(safe.document.get("fill_value"))
+        chunks_read = ChunksRead(axes=facts.axes, shape=safe.shards, fill_value=fill_value)
+        store = _CheckedStore(f"{path}/{level}", safe, chunks_read)
         _register_codecs()
         array = zarr.open_array(store, mode="r", zarr_format=safe.zarr_format)
         dtype = np.dtype(array.dtype)
@@ -144,6 +149,7 @@ def open_image(path: str) -> ZarrImage:
         chunks=safe.chunks,
         shards=safe.shards,
         array=array,
+        chunks_read=chunks_read,
     )
 
 
@@ -397,9 +403,9 @@ class _CheckedStore(Store):
     supports_deletes = False
     supports_listing = False
 
-    def __init__(self, path: str, safe: _SafeArray) -> None:
+    def __init__(self, path: str, safe: _SafeArray, chunks_read: ChunksRead) -> None:
         super().__init__(read_only=True)
-        self.path, self._safe = path, safe
+        self.path, self._safe, self._chunks_read = path, safe, chunks_read
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _CheckedStore) and other.path == self.path
@@ -427,7 +433,9 @@ class _CheckedStore(Store):
             else:
                 data = read_part(path, start, stop, limit)  # a file takes less time than to hand it to a thread
         except FileNotFoundError:
-            return None  # a chunk of nothing but the fill value is not written
+            self._chunks_read.absent.add(key)
+            return None  # by the standard, the fill value
+        self._chunks_read.present.add(key)
         return prototype.buffer.from_bytes(data)
 
     async def get_partial_values(

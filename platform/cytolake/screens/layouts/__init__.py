@@ -1,7 +1,15 @@
 """How screens lie on disk: declared presets, and the readers that follow them."""
 
 from cytolake.screens.layouts.preset import LayoutPreset, PathRule, TableRule, parse_preset, path_rule
-from cytolake.screens.layouts.reading import BUILT_IN, Trial, as_text, list_by_layout, screen_files, try_layout
+from cytolake.screens.layouts.reading import (
+    BUILT_IN,
+    Trial,
+    as_text,
+    has_zarr_groups,
+    list_by_layout,
+    screen_files,
+    try_layout,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -10,6 +18,7 @@ __all__ = [
     "TableRule",
     "Trial",
     "as_text",
+    "has_zarr_groups",
     "list_by_layout",
     "parse_preset",
     "path_rule",

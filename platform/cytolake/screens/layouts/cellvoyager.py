@@ -36,18 +36,19 @@ def list_cellvoyager_plates(
 ) -> tuple[list[Plate], list[Problem]]:
     """Plates of all measurement folders, each named after its folder, and problems that belong to none of them.
 
+    Folders of one name in several places are imaging runs of one plate (see `acquisitions`).
+
     Args:
         screen: Its name.
         folder: Of the screen.
         files: Paths of all its files, relative to it.
     """
     measurements = measurement_files(files)
-    places = [path.rpartition("/")[0] for path in measurements]
-    names = [place.rpartition("/")[2] or folder.name for place in places]
     problems: list[Problem] = []
     rows: list[ImageRow] = []
-    for file, place, name in zip(measurements, places, names, strict=True):
-        plate = name if names.count(name) == 1 else place.replace("/", "_") or name
+    for file in measurements:
+        place = file.rpartition("/")[0]
+        plate = place.rpartition("/")[2] or folder.name
         beside = [path for path in files if path.rpartition("/")[0] == place]
         settings, found = _read_settings(screen, folder, plate, beside)
         problems += found
@@ -96,6 +97,8 @@ def _read_records(
                         timepoint=said.get("TimePoint", "") if first is None else str(max(first - 1, 0)),
                         pixel_size_um=settings.pixel_sizes_um.get(number, ""),
                         listing=file,
+                        acquisition=place,
+                        run_name=place.replace("/", "_"),
                     )
                 )
     except UnreachableError:

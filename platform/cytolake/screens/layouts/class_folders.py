@@ -16,14 +16,15 @@ from pathlib import PurePosixPath
 from cytolake.screens.images.colour_files import COLOUR, GREY, colour_header
 from cytolake.screens.images.image_files import ImageFileError
 from cytolake.screens.plate import Plate, Problem, SiteImage
-from cytolake.screens.positions import PLATE_FORMATS, name_of_well, well_name
+from cytolake.screens.plate_format import ASSIGNED_FORMATS
+from cytolake.screens.positions import name_of_well, well_name
 from cytolake.screens.site_groups import site_order
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
 LAYOUT = "class-folders"
 N_PLATES = 4
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
-_N_WELLS = PLATE_FORMATS[-1][0] * PLATE_FORMATS[-1][1]
+_N_WELLS = ASSIGNED_FORMATS[-1][0] * ASSIGNED_FORMATS[-1][1]
 _PLACE_IN_NAME = re.compile(r"(?<![A-Za-z0-9])(?:[A-P](?:0[1-9]|[12]?[0-9])|r[0-9]{2}c[0-9]{2}\w*)(?![A-Za-z0-9])")
 _N_HEADERS = 32  # one of each class, to find out whether images have colour
 
@@ -141,7 +142,7 @@ def _deal(split: str, images: Sequence[_Image], n_plates: int) -> dict[str, list
 def _plate(
     screen: str, name: str, split: str, images: Sequence[_Image], folder: SourceFolder, channels: tuple[str, ...]
 ) -> tuple[Plate | None, list[Problem]]:
-    n_columns = next(columns for rows, columns in PLATE_FORMATS if len(images) <= rows * columns)
+    n_columns = next(columns for rows, columns in ASSIGNED_FORMATS if len(images) <= rows * columns)
     sites, wells, problems = [], [], []
     # In the order of the digests, so that a class lies all over the plate and not in one corner.
     for place, image in enumerate(sorted(images, key=lambda image: image.digest)):

@@ -1,19 +1,26 @@
 """Index.idx.xml of an Opera Phenix or Operetta export: the stains and the pixel size of its numbered channels.
 
+It lies in the folder of the images or in the one around it, under this or another name, such as `Index.ref.xml` or
+`index.xml`. Of several the first that names a channel is taken; the usual names come first.
+
 Harmony 5 writes them into each `Image`, Harmony 6 and 7 once into the `Entry` of a `Map`. Both are read.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
+from cytolake.screens.length_units import micrometres
 from cytolake.screens.plate import Problem
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.storage import UnreachableError
 
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
-_METRES = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "nm": 1e-3}
+"""The usual names, which come before others."""
+_INDEX = re.compile(r"index(?:[._-][a-z0-9._-]*)?\.xml", re.IGNORECASE)
 _ALIKE_MAX = 2000  # images in a row that tell nothing new; Harmony 5 repeats the same few channels for each image
 
 
@@ -29,17 +36,32 @@ class HarmonyChannels:
 def read_harmony_channels(
     folder: SourceFolder, images_folder: str, screen: str
 ) -> tuple[HarmonyChannels, list[Problem]]:
-    """Channels of the index beside the images; nothing, and no problem, where there is none.
+    """Channels of the index of the images; nothing, and no problem, where there is none.
 
     Args:
         folder: The screen's.
         images_folder: The folder that holds the images, relative to it; empty for itself.
         screen: Its name.
     """
-    below = images_folder + "/" if images_folder else ""
-    file = next((below + name for name in INDEX_NAMES if folder.exists(below + name)), None)
-    if file is None:
-        return HarmonyChannels(names={}), []
+    said = HarmonyChannels(names={})
+    problems: list[Problem] = []
+    for file in _index_files(folder, images_folder):
+        said, unreadable = _read_index(folder, file, screen)
+        problems += unreadable
+        if said.names:
+            break
+    return said, problems
+
+
+def _index_files(folder: SourceFolder, images_folder: str) -> Iterator[str]:
+    above, _, own = images_folder.rpartition("/")
+    for place in (images_folder, above) if own.lower() == "images" else (images_folder,):
+        names = [name for name, is_folder in folder.list_folder(place) if not is_folder and _INDEX.fullmatch(name)]
+        for name in sorted(names, key=lambda name: INDEX_NAMES.index(name) if name in INDEX_NAMES else 99):
+            yield f"{place}/{name}" if place else name
+
+
+def _read_index(folder: SourceFolder, file: str, screen: str) -> tuple[HarmonyChannels, list[Problem]]:
     names: dict[str, str] = {}
     sizes_um: set[str] = set()
     n_alike = 0
@@ -65,7 +87,7 @@ def read_harmony_channels(
                 file=file,
                 problem="unreadable_file",
                 found=str(error),
-                expected="the index that Harmony writes beside the images",
+                expected="the index that Harmony writes next to the images",
                 next_step="Copy it again; until then channels have numbers for names.",
             )
         ]
@@ -78,7 +100,8 @@ def _number(text: str) -> str:
 
 
 def _micrometres(text: str, unit: str) -> str:
+    factor = micrometres(unit)
     try:
-        return f"{float(text) * _METRES[unit]:.6g}"
-    except (ValueError, KeyError):
+        return f"{float(text) * factor:.6g}" if factor else ""
+    except ValueError:
         return ""

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from cytolake.screens.derived_copies import without_derived
 from cytolake.screens.files import ImageRow, plates_of_rows
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.layouts.harmony import read_harmony_channels
 from cytolake.screens.layouts.preset import PLACES, PathRule, WellTable, template_names
-from cytolake.screens.layouts.well_facts import Place, facts_of_wells
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import site_name, well_at, well_name, whole_number
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import read_table
+from cytolake.screens.well_facts import Conflict, Place, facts_of_wells, with_conflicts
 
 Groups = dict[str, str]
 
@@ -32,16 +34,13 @@ def list_by_paths(
     Raises:
         ScreenError: The rule's table of wells cannot be read.
     """
-    problems: list[Problem] = []
-    found: list[tuple[str, Groups]] = []
-    for path in files:
-        groups = match_path(rule, folder, path)
-        if groups is not None:
-            found.append((path, groups))
-    plate_names = _plate_names(rule, folder, [groups for _, groups in found])
+    found = {path: groups for path in files if (groups := match_path(rule, folder, path)) is not None}
+    plates_named = {path: _plate(rule, folder, groups) for path, groups in found.items()}
+    originals, problems = without_derived(screen, plates_named)
     companions: dict[str, Any] = {}
     rows: list[ImageRow] = []
-    for path, groups in found:
+    for path in originals:
+        groups = found[path]
         images_folder = path.rpartition("/")[0]
         if rule.companion == "harmony" and images_folder not in companions:
             companions[images_folder], said = read_harmony_channels(folder, images_folder, screen)
@@ -52,24 +51,29 @@ def list_by_paths(
         rows.append(
             ImageRow(
                 path=path,
-                plate=plate_names[_plate_key(rule, folder, groups)],
-                well=_well(rule, groups),
+                plate=plates_named[path],
+                well="" if _has_samples(rule) else _well(rule, groups),
+                sample=groups.get("sample", "") if _has_samples(rule) else "",
                 site=groups.get("site") or "1",
                 channel=name or rule.channel.format_map({**groups, "channel": number}),
                 z=site_name(groups["z"]) if groups.get("z") else "",
                 timepoint=_timepoint(groups.get("timepoint") or "", rule.first_timepoint),
                 pixel_size_um=companion.pixel_size_um if companion else "",
                 said=_said(rule, groups),
+                acquisition=_acquisition(path, groups),
+                run_name=groups.get("acquisition", ""),
             )
         )
         if name and number:
             rows[-1] = _unlike(rows[-1], number, companions, images_folder)
+    conflicts: list[Conflict] = []
+    wells_file = ""
     if rule.wells is not None:
-        facts, ragged = _read_wells(screen, folder, rule.wells, files)
+        wells_file, facts, conflicts, ragged = _read_wells(screen, folder, rule.wells, files)
         problems += ragged
         rows = _with_facts(rows, facts) if facts else rows
     plates, others = plates_of_rows(screen, folder, without_lone_planes(rows))
-    return plates, problems + others
+    return with_conflicts(plates, conflicts, screen, wells_file), problems + others
 
 
 def match_path(rule: PathRule, folder: SourceFolder, path: str) -> Groups | None:
@@ -93,26 +97,27 @@ def match_path(rule: PathRule, folder: SourceFolder, path: str) -> Groups | None
 
 def without_lone_planes(rows: Sequence[ImageRow]) -> list[ImageRow]:
     """Rows without the name of the focal plane where their plate has only one: such a plate has no planes to tell."""
-    planes: dict[str, set[str]] = {}
+    planes: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        planes.setdefault(row.plate, set()).add(row.z)
-    return [replace(row, z="") if row.z and len(planes[row.plate]) == 1 else row for row in rows]
+        planes.setdefault((row.plate, row.acquisition), set()).add(row.z)
+    return [replace(row, z="") if row.z and len(planes[row.plate, row.acquisition]) == 1 else row for row in rows]
 
 
-def _plate_key(rule: PathRule, folder: SourceFolder, groups: Groups) -> tuple[str, str]:
-    plate = rule.plate.format_map(groups) if rule.plate else groups.get("plate") or folder.name
-    return plate, groups.get("acquisition", "")
+def _plate(rule: PathRule, folder: SourceFolder, groups: Groups) -> str:
+    return rule.plate.format_map(groups) if rule.plate else groups.get("plate") or folder.name
 
 
-def _plate_names(rule: PathRule, folder: SourceFolder, found: list[Groups]) -> dict[tuple[str, str], str]:
-    """The name of each plate and imaging run: the plate's, or the run's where the plate was imaged more than once."""
-    runs: dict[str, set[str]] = {}
-    for groups in found:
-        plate, run = _plate_key(rule, folder, groups)
-        runs.setdefault(plate, set()).add(run)
-    return {
-        (plate, run): plate if len(each) == 1 else run or plate for plate, each in runs.items() for run in sorted(each)
-    }
+def _acquisition(path: str, groups: Groups) -> str:
+    """Folder of the imaging run, relative to the screen's where the path names it."""
+    run = groups.get("acquisition", "")
+    at = f"/{path}".rfind(f"/{run}/")
+    return path[: at + len(run)] if run and at >= 0 else run
+
+
+def _has_samples(rule: PathRule) -> bool:
+    """Whether the names of samples stand for wells."""
+    groups = rule.pattern.groupindex
+    return "sample" in groups and "well" not in groups and "row" not in groups
 
 
 def _well(rule: PathRule, groups: Groups) -> str:
@@ -138,22 +143,24 @@ def _unlike(row: ImageRow, number: str, companions: dict[str, Any], images_folde
 
 def _said(rule: PathRule, groups: Groups) -> dict[str, str]:
     said = {"batch": rule.batch.format_map(groups)} if rule.batch else {}
-    told = {"acquisition", *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
+    of_samples = ("sample",) if _has_samples(rule) else ()
+    told = {"acquisition", *of_samples, *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
     return said | {name: value for name, value in groups.items() if value and name not in told}
 
 
 def _read_wells(
     screen: str, folder: SourceFolder, table: WellTable, files: Sequence[str]
-) -> tuple[dict[Place, Groups], list[Problem]]:
+) -> tuple[str, dict[Place, Groups], list[Conflict], list[Problem]]:
+    """The table's file, what it says of the wells, where its rows disagree, and rows that cannot be used."""
     file = next((path for path in files if table.files.fullmatch(path)), None)
     if file is None:
-        return {}, []
+        return "", {}, [], []
     columns, rows, ragged = read_table(folder, file, screen)
     taken: dict[str, str] = {}
     for name, candidates in table.columns.items():
         column = next((each for each in candidates if each in columns), None)
         if column is None:
-            return {}, []
+            return "", {}, [], []
         taken[name] = column
     places = []
     for row in rows:
@@ -161,8 +168,8 @@ def _read_wells(
         well = well_name(table.well.format_map(values))
         others = {name: value for name, value in row.cells.items() if name and name not in taken.values()}
         places.append(((table.plate.format_map(values), well), others))
-    return facts_of_wells(places), ragged
+    return file, *facts_of_wells(places), ragged
 
 
 def _with_facts(rows: list[ImageRow], facts: dict[Place, Groups]) -> list[ImageRow]:
-    return [replace(row, said={**row.said, **facts.get((row.plate, well_name(row.well)), {})}) for row in rows]
+    return [replace(row, said={**row.said, **facts.get((nfc(row.plate), well_name(row.well)), {})}) for row in rows]

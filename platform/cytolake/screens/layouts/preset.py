@@ -40,7 +40,8 @@ class PathRule:
 
     pattern: re.Pattern[str]
     """Matches an image's whole path, relative to the screen's folder with forward slashes. Named groups: those of
-    `PLACES`; `acquisition`, the folder of one imaging run, tells two runs of one plate apart."""
+    `PLACES`; `sample`, whose name stands for a well where there is none; `acquisition`, the folder of one imaging run,
+    keeps two runs of one plate apart (see `acquisitions`)."""
     plate: str = ""
     """Template over the groups; empty is the group `plate`, or the screen folder's name where that matched nothing."""
     batch: str = ""
@@ -149,7 +150,7 @@ def path_rule(pattern: str) -> PathRule:
     Timepoints count as the names do; images of a pattern that names no channel are all of one channel, `ch1`.
 
     Raises:
-        ValueError: No regular expression, or it names neither `well` nor `row` and `column`.
+        ValueError: No regular expression, or it names neither `well`, nor `row` and `column`, nor `sample`.
     """
     compiled = _pattern("pattern", pattern)
     channel = "{channel}" if "channel" in compiled.groupindex else "ch1"
@@ -240,8 +241,8 @@ def _check_template(where: str, template: str, names: set[str]) -> None:
 
 def _check_places(where: str, rule: PathRule) -> None:
     groups = set(rule.pattern.groupindex)
-    if "well" not in groups and not {"row", "column"} <= groups:
+    if not groups & {"well", "sample"} and not {"row", "column"} <= groups:
         raise ValueError(
             f"{where}: found groups {', '.join(sorted(groups)) or 'none'} in {rule.pattern.pattern!r}, expected well, "
-            "or row and column. Name them, such as (?P<well>[A-P][0-9]{2})."
+            "or row and column, or sample. Name them, such as (?P<well>[A-P][0-9]{2})."
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cytolake.screens.files import REQUIRED, list_indexed_plates
+from cytolake.screens.files import list_indexed_plates, missing_columns
 from cytolake.screens.imagexpress import has_imagexpress_images, list_imagexpress_plates
 from cytolake.screens.layouts.cellvoyager import list_cellvoyager_plates, measurement_files
 from cytolake.screens.layouts.class_folders import N_PLATES, list_class_folders, try_class_folders
@@ -73,6 +73,17 @@ def is_zarr_screen(folder: SourceFolder) -> bool:
     )
 
 
+def has_zarr_groups(folder: SourceFolder) -> bool:
+    """Whether Zarr groups lie in the folder or in folders below it.
+
+    Raises:
+        OSError: A bucket that cannot be listed.
+    """
+    from cytolake.screens.ome_zarr import zarr_groups
+
+    return bool(zarr_groups(folder))
+
+
 def try_layout(
     preset: LayoutPreset, screen: str, folder: SourceFolder, files: Sequence[str], index: str = INDEX
 ) -> Trial:
@@ -99,7 +110,8 @@ def try_layout(
         return _try_index(screen, folder, index)
     if preset.read == "ome-zarr":
         fits = is_zarr_screen(folder)
-        return Trial(fits=fits, said="Zarr groups" if fits else "no Zarr group in the folder or directly below it")
+        missing = "no Zarr group in the folder or directly below it; those that lie deeper are read if no layout fits"
+        return Trial(fits=fits, said="Zarr groups" if fits else missing)
     if preset.read == "cellvoyager":
         found = measurement_files(files)
         return Trial(fits=bool(found), said=", ".join(found[:3]) or "no .mlf file")
@@ -115,7 +127,7 @@ def _try_index(screen: str, folder: SourceFolder, index: str) -> Trial:
     if not folder.exists(index):
         return Trial(fits=False, said=f"no {index}")
     try:
-        missing = [column for column in REQUIRED if column not in read_header(folder, index, screen)]
+        missing = missing_columns(read_header(folder, index, screen))
     except ScreenError as error:
         return Trial(fits=False, said=str(error))
     if missing:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from cytolake.screens.files import ImageRow, plates_of_rows
+from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.layouts.paths import without_lone_planes
 from cytolake.screens.layouts.preset import TableRule, template_names
-from cytolake.screens.layouts.well_facts import facts_of_wells
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import site_name, well_at, well_name, whole_number
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import TableRow, read_header, read_table
+from cytolake.screens.well_facts import Conflict, facts_of_wells, with_conflicts
+
+_ImagePlace = tuple[str, str, str, str, str]
+"""Well, site, timepoint, focal plane, channel."""
 
 NO_TABLE = "no table of such a name"
 
@@ -83,12 +87,53 @@ def list_by_tables(
     """
     rows: list[ImageRow] = []
     ragged: list[Problem] = []
+    conflicts: dict[str, list[Conflict]] = {}
+    runs: dict[str, dict[str, dict[_ImagePlace, str]]] = {}
     for file in tables:
-        found, problems = _image_rows(screen, folder, rule, file, prefixes)
-        rows += found
+        found, problems, conflicts[file] = _image_rows(screen, folder, rule, file, prefixes)
+        rows += _with_runs(found, file.rpartition("/")[0], runs)
         ragged += problems
     plates, others = plates_of_rows(screen, folder, without_lone_planes(rows), prefixes)
+    for file, of_table in conflicts.items():
+        plates = with_conflicts(plates, of_table, screen, file)
     return plates, ragged + others
+
+
+def _with_runs(
+    rows: Sequence[ImageRow], table_folder: str, runs: dict[str, dict[str, dict[_ImagePlace, str]]]
+) -> list[ImageRow]:
+    """Rows of one table with their imaging run, which is named after the folder of the first table that lists it.
+
+    Tables of several folders may share a plate out among them. One that has another image for a place that an earlier
+    one has too lists another run of the plate. `runs` has, for each plate and run, the images of each place.
+    """
+    of_plate: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        of_plate.setdefault(row.plate, []).append(row)
+    run_of: dict[str, str] = {}
+    for plate, of_table in of_plate.items():
+        known = runs.setdefault(plate, {})
+        run = table_folder
+        if run not in known:
+            run = next((name for name, there in known.items() if _agree(there, of_table)), run)
+        run_of[plate] = run
+        for row in of_table:
+            known.setdefault(run, {}).setdefault(_at(row), row.path)
+    return [
+        replace(row, acquisition=run_of[row.plate], run_name=_run_name(row.plate, run_of[row.plate])) for row in rows
+    ]
+
+
+def _agree(there: Mapping[_ImagePlace, str], rows: Sequence[ImageRow]) -> bool:
+    return all(there.get(_at(row), row.path) == row.path for row in rows)
+
+
+def _at(row: ImageRow) -> _ImagePlace:
+    return row.well, row.site, row.timepoint, row.z, row.channel
+
+
+def _run_name(plate: str, run: str) -> str:
+    return f"{plate}_{run.replace('/', '_')}" if plate and run else ""
 
 
 def _candidates(rule: TableRule, files: Sequence[str]) -> list[str]:
@@ -104,7 +149,7 @@ def _candidates(rule: TableRule, files: Sequence[str]) -> list[str]:
 
 def _image_rows(
     screen: str, folder: SourceFolder, rule: TableRule, file: str, prefixes: Sequence[str]
-) -> tuple[list[ImageRow], list[Problem]]:
+) -> tuple[list[ImageRow], list[Problem], list[Conflict]]:
     columns, rows, ragged = read_table(folder, file, screen)
     channels = _channels(rule, columns)
     spelled = {column.casefold(): column for column in columns}
@@ -114,19 +159,19 @@ def _image_rows(
         if (column := next((spelled[each.casefold()] for each in candidates if each.casefold() in spelled), None))
     }
     about = {
-        column: match["name"] if "name" in match.re.groupindex else column
+        column: match.groupdict().get("name") or column  # a group of another alternative took no part
         for column in columns
         if rule.about_well is not None and (match := rule.about_well.fullmatch(column))
     }
     places = [_place(rule, row, taken, channels) for row in rows]
-    facts = facts_of_wells(
+    facts, conflicts = facts_of_wells(
         ((place["plate"], place["well"]), {name: row.cells[column] for column, name in about.items()})
         for row, place in zip(rows, places, strict=True)
     )
     found: dict[tuple[str, str, str], str] = {}  # plate, folder and file as the table has them -> where the file lies
     images = []
     for row, place in zip(rows, places, strict=True):
-        said = dict(facts[place["plate"], place["well"]])
+        said = dict(facts[nfc(place["plate"]), place["well"]])
         if place["batch"]:
             said["batch"] = place["batch"]
         for channel in channels:
@@ -144,7 +189,7 @@ def _image_rows(
                     said=said,
                 )
             )
-    return images, ragged
+    return images, ragged, conflicts
 
 
 def _channels(rule: TableRule, columns: Sequence[str]) -> list[_Channel]:

@@ -100,7 +100,7 @@ def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -
         if int(page.compression) != 1 and len(page.dataoffsets) != n_values_of(page.chunked):
             raise ServingError(
                 status=422,
-                detail=f"{where} has {len(page.dataoffsets)} strips or tiles, its size asks for "
+                detail=f"{where} has {len(page.dataoffsets)} strips or tiles, its size needs "
                 f"{n_values_of(page.chunked)}. The TIFF was not written to its end.",
             )
         if pages and (page.shape, page.dtype) != (pages[0].shape, pages[0].dtype):
@@ -150,7 +150,9 @@ def _ome_layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int]
     elements = list(ElementTree.fromstring(description.encode()).iter())
     pixels = [element for element in elements if _name(element) == "Pixels"]
     if len(pixels) != 1:
-        raise ServingError(status=422, detail=f"the TIFF's OME metadata tells of {len(pixels)} images. {_OTHER_LAYOUT}")
+        raise ServingError(
+            status=422, detail=f"the TIFF's OME metadata describes {len(pixels)} images. {_OTHER_LAYOUT}"
+        )
     sizes = {axis: int(pixels[0].attrib[f"Size{axis}"]) for axis in "CZT"}
     axes = pixels[0].attrib["DimensionOrder"][2:]  # the fastest first, after XY
     if sorted(axes) != ["C", "T", "Z"] or min(sizes.values()) < 1 or n_values_of(list(sizes.values())) != n_pages:

@@ -1,0 +1,85 @@
+"""Another name for a plate or a screen. Every id stays, and with it embeddings, profiles, scores and verdicts."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+from cytolake.catalog.corrections.editions import write_names, write_well_names
+from cytolake.catalog.corrections.plate_rows import Row, change, name_of, plates_named
+from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ingest.commit import ids_of
+from cytolake.catalog.tables import Catalog
+from cytolake.catalog.visibility import VISIBLE, state_of
+
+
+def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") -> list[Row]:
+    """Give a plate, or all plates of a screen, another name, in one commit; hidden acquisitions too.
+
+    A batch that is the plate's name, or screen and plate, follows.
+
+    Args:
+        catalog: Not pinned.
+        name: `screen/plate`, a plate, a plate_id, or a screen.
+        screen: The new name of the screen; empty leaves it.
+        plate: The new name of the plate, where `name` is one; empty leaves it.
+
+    Returns:
+        The visible rows of `plates`.
+
+    Raises:
+        CatalogError: No new name, one that another plate has, no such plate, or another process corrected it meanwhile.
+    """
+    if not (screen.strip() or plate.strip()):
+        raise CatalogError(f"plate {name}: found no new name, expected one. Give --screen or --plate.")
+    states = (VISIBLE, "retracted", "replaced")
+    rows = plates_named(catalog, name, states, may_be_screen=True)
+    if len({name_of(row) for row in rows}) == 1:  # a plate_id, too, stands for all acquisitions of its plate
+        rows = plates_named(catalog, name_of(rows[0]), states)
+    elif plate:
+        raise CatalogError(f"screen {name}: found {len(rows)} plates, expected one to be called {plate}. Name it.")
+    now = datetime.datetime.now(datetime.UTC)
+    before: list[Row] = []
+    after: list[Row] = []
+    for row in rows:
+        names = _new_names(row, screen.strip(), plate.strip())
+        if all(row[column] == value for column, value in names.items()):
+            continue
+        of = ids_of(row)
+        ids = json.dumps([of.screen, of.plate, of.acquisition])
+        before.append(row)
+        after.append(
+            row
+            | names
+            | {
+                "wells_edition": write_well_names(catalog, row, names),
+                "sites_edition": write_names(catalog, row, names),
+                "id_names": ids,
+                "changed_at": now,
+            }
+        )
+    _check_free(catalog, before, after)
+    if before:
+        change(catalog, before, after)
+    return [row for row in after if state_of(row) == VISIBLE]
+
+
+def _new_names(row: Row, screen: str, plate: str) -> dict[str, Any]:
+    names = {"screen": screen or row["screen"], "plate": plate or row["plate"], "batch": row["batch"]}
+    if row["batch"] == row["plate"]:
+        names["batch"] = names["plate"]
+    elif row["batch"] == name_of(row):
+        names["batch"] = f"{names['screen']}/{names['plate']}"
+    return names
+
+
+def _check_free(catalog: Catalog, before: list[Row], after: list[Row]) -> None:
+    ours = {row["plate_id"] for row in before}
+    wanted = {name_of(row) for row in after}
+    for row in catalog.visibility().plates.to_pylist():
+        if row["plate_id"] not in ours and name_of(row) in wanted:
+            raise CatalogError(
+                f"plate {name_of(row)}: found a plate of this name, {state_of(row)}, expected none. Choose another "
+                "name, or rename that plate first."
+            )

@@ -1,0 +1,228 @@
+"""What was computed from labels or pixels that were corrected since.
+
+A curation, a pack and a registered model pin the version of `plates` that they read, and are held against its rows.
+Representations are as stale as their pack; scores, and profiles aligned on controls, are stale where a plate of theirs
+was corrected after they were written. What a newer one has taken the place of is not listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.tables import Catalog
+from cytolake.catalog.visibility import Visibility
+
+Kind: TypeAlias = Literal["curation", "pack", "representation", "score", "model"]
+Why: TypeAlias = Literal["labels", "pixels"]
+
+RECOMPUTE = "cytolake pipeline --recipe RECIPE"
+"""Runs every stage again; what is not stale is found and skipped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stale:
+    """One result of before a correction."""
+
+    kind: Kind
+    identity: str
+    """curation_id, pack_id, representation_id, score_id, or name and version of a model."""
+    name: str
+    """For people: the curation's name, or what was scored."""
+    why: Why
+    """`pixels` where a plate of it was replaced, retracted or purged; else `labels`."""
+    plates: tuple[str, ...]
+    """Names, as screen/plate, of the plates that were corrected."""
+
+
+def stale_artefacts(catalog: Catalog) -> list[Stale]:
+    """Everything in a catalog that is stale, curations first. Empty where nothing was ever corrected."""
+    now = catalog.visibility().plates
+    if not _was_corrected(now):
+        return []
+    curations = _stale_curations(catalog)
+    packs = _stale_packs(catalog)
+    representations, of_plates = _stale_representations(catalog, {each.identity: each for each in packs}, now)
+    scores = _stale_scores(catalog, {each.identity: each for each in representations}, of_plates, now)
+    return [*curations, *packs, *representations, *scores, *_stale_models(catalog)]
+
+
+def corrected_since(catalog: Catalog, table_versions: Mapping[str, int]) -> dict[str, tuple[Why, str]]:
+    """Plates that were visible at a version of `plates` and have other labels or pixels now.
+
+    Args:
+        catalog: Not pinned.
+        table_versions: Delta version of each table, as curations, packs and model cards pin them.
+
+    Returns:
+        plate_id to what changed, and the plate's name. A rename changes neither.
+    """
+    if "plates" not in table_versions:
+        return {}
+    try:
+        pinned = catalog.at({"plates": table_versions["plates"]}).visibility()
+    except CatalogError:  # pinned in another catalog
+        return {}
+    then = Visibility(pinned.plates).visible  # plates that were purged since, too
+    now = {row["plate_id"]: row for row in catalog.visibility().visible.to_pylist()}
+    found: dict[str, tuple[Why, str]] = {}
+    for row in then.to_pylist():
+        newest = now.get(row["plate_id"])
+        name = f"{row['screen']}/{row['plate']}"
+        if newest is None:
+            found[row["plate_id"]] = ("pixels", name)
+        elif newest["labels_hash"] != row["labels_hash"]:
+            found[row["plate_id"]] = ("labels", name)
+    return found
+
+
+def check_curation(catalog: Catalog, curation_id: str) -> None:
+    """That no plate of a curation was corrected since.
+
+    Raises:
+        CatalogError: One was; says which, and what to run.
+    """
+    runs = catalog.table("curation_runs", where=f"curation_id = '{curation_id}'").to_pylist()
+    changed = corrected_since(catalog, json.loads(runs[0]["table_versions"])) if runs else {}
+    if changed:
+        why, name = next(iter(changed.values()))
+        raise CatalogError(
+            f"curation {runs[0]['curation']} ({curation_id[:12]}): {len(changed)} of its plates were corrected since, "
+            f"the first {name}: other {why}. Run jobs/curate.py with the same recipe and root, then this again."
+        )
+
+
+def _was_corrected(plates: pa.Table) -> bool:
+    return bool(plates.num_rows) and plates.column("changed_at").null_count < plates.num_rows
+
+
+def _stale_curations(catalog: Catalog) -> list[Stale]:
+    """The newest curation of each name, where it is stale."""
+    runs = sorted(catalog.table("curation_runs").to_pylist(), key=lambda run: run["curated_at"])
+    newest = {run["curation"]: run for run in runs}
+    found = []
+    for run in newest.values():
+        changed = corrected_since(catalog, json.loads(run["table_versions"]))
+        found += _stale("curation", run["curation_id"], run["curation"], changed.values())
+    return found
+
+
+def _stale_packs(catalog: Catalog) -> list[Stale]:
+    """Packs that hold crops of plates whose pixels changed. Labels are not in a pack."""
+    found = []
+    for described in _described_packs(catalog):
+        changed = corrected_since(catalog, described.get("table_versions", {}))
+        plates = described.get("source_dtypes")
+        of_pack = {each: change for each, change in changed.items() if plates is None or each in plates}
+        pixels = [change for change in of_pack.values() if change[0] == "pixels"]
+        found += _stale("pack", described["pack_id"], described.get("curation", ""), pixels)
+    return found
+
+
+def _stale_representations(
+    catalog: Catalog, packs: Mapping[str, Stale], plates: pa.Table
+) -> tuple[list[Stale], dict[str, frozenset[str]]]:
+    """Stale representations, and the plates of every representation that is known to have any."""
+    of_pack = {each["pack_id"]: frozenset(each.get("source_dtypes") or ()) for each in _described_packs(catalog)}
+    of_profiles: dict[str, set[str]] = {}
+    for row in catalog.sql("select distinct representation_id, plate_id from profiles").to_pylist():
+        of_profiles.setdefault(row["representation_id"], set()).add(row["plate_id"])
+    rows = {row["plate_id"]: row for row in plates.to_pylist()}
+    found: list[Stale] = []
+    of_plates: dict[str, frozenset[str]] = {}
+    for row in catalog.table("representations").to_pylist():
+        identity = row["representation_id"]
+        mine = of_pack.get(row["pack_id"]) or frozenset(of_profiles.get(identity, ()))
+        of_plates[identity] = mine
+        name = f"{row['kind']} {row['architecture']}, block {row['block']}, {row['pooling']}"
+        if row["pack_id"] in packs:
+            pack = packs[row["pack_id"]]
+            found.append(Stale(kind="representation", identity=identity, name=name, why="pixels", plates=pack.plates))
+        elif row["kind"] == "aligned":
+            changes = _changes_after(rows, mine, row["created_at"])
+            found += _stale("representation", identity, name, changes)
+    return found, of_plates
+
+
+def _stale_scores(
+    catalog: Catalog, representations: Mapping[str, Stale], of_plates: Mapping[str, frozenset[str]], plates: pa.Table
+) -> list[Stale]:
+    """The newest summary score of each representation and task, where it is stale."""
+    scores = catalog.sql(
+        "select score_id, representation_id, benchmark, label, metric, scored_at from scores where seed = -1 "
+        "qualify row_number() over (partition by representation_id, benchmark, label, metric, split, "
+        "coalesce(alignment, 'none') order by scored_at desc) = 1 order by score_id"
+    ).to_pylist()
+    rows = {row["plate_id"]: row for row in plates.to_pylist()}
+    found: list[Stale] = []
+    for score in scores:
+        name = f"{score['benchmark']} of {score['label']}, {score['metric']}"
+        whole = representations.get(score["representation_id"])
+        if whole is not None:
+            found.append(Stale(kind="score", identity=score["score_id"], name=name, why=whole.why, plates=whole.plates))
+            continue
+        mine = of_plates.get(score["representation_id"], frozenset())
+        found += _stale("score", score["score_id"], name, _changes_after(rows, mine, score["scored_at"]))
+    return found
+
+
+def _stale_models(catalog: Catalog) -> list[Stale]:
+    """The promoted model of the catalog's own MLflow file, where what it was chosen on is stale."""
+    try:
+        root = catalog.root
+    except CatalogError:
+        return []
+    if not (root / "mlflow.db").is_file():
+        return []
+    from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias  # mlflow: seconds to import
+
+    try:
+        card = resolve_alias(TrackingConfig().at(root))
+    except AliasNotFoundError:
+        return []
+    changed = corrected_since(catalog, card.table_versions)
+    return _stale("model", f"{card.name} version {card.version}", card.alias, changed.values())
+
+
+def _changes_after(rows: Mapping[str, Mapping[str, Any]], plate_ids: Iterable[str], when: Any) -> list[tuple[Why, str]]:
+    """Corrections of some plates after a moment."""
+    found: list[tuple[Why, str]] = []
+    for plate_id in sorted(plate_ids):
+        row = rows.get(plate_id)
+        if row is None or row["changed_at"] is None or row["changed_at"] <= when:
+            continue
+        name = f"{row['screen']}/{row['plate']}"
+        if row["state"] not in (None, "visible"):
+            found.append(("pixels", name))
+        elif row["labelled_at"] is not None and row["labelled_at"] > when:
+            found.append(("labels", name))
+    return found
+
+
+def _stale(kind: Kind, identity: str, name: str, changes: Iterable[tuple[Why, str]]) -> list[Stale]:
+    """One entry, or none where nothing changed."""
+    listed = list(changes)
+    if not listed:
+        return []
+    why: Why = "pixels" if any(each == "pixels" for each, _ in listed) else "labels"
+    return [Stale(kind=kind, identity=identity, name=name, why=why, plates=tuple(sorted({n for _, n in listed})))]
+
+
+def _described_packs(catalog: Catalog) -> list[dict[str, Any]]:
+    try:
+        folder = catalog.root / "packs"
+    except CatalogError:
+        return []
+    found = []
+    for file in sorted(Path(folder).glob("[!.]*/pack.json")):
+        try:
+            found.append(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError:
+            continue  # damaged: `Pack.open` says so
+    return found

@@ -1,0 +1,228 @@
+"""`cytolake plates`: list the plates of a catalog and correct them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from cytolake.line.command import bad_input_told
+from cytolake.line.config import DEFAULT_ROOT
+
+plates = typer.Typer(help="Plates of a catalog: list and correct them.", invoke_without_command=True)
+
+Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
+Name = Annotated[str, typer.Argument(metavar="PLATE", help="SCREEN/PLATE, a plate's name, or a plate_id.")]
+Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
+MAX_CHANGES_PRINTED = 40
+LOG_WIDTH = 180
+"""Characters of a line where no person looks at a terminal: nothing is cut off for a program that reads it."""
+
+
+@plates.callback()
+def list_plates(context: typer.Context, root: Root = DEFAULT_ROOT) -> None:
+    """List every acquisition of every plate, with its state, its labels, and what is stale since a correction."""
+    if context.invoked_subcommand is not None:
+        return
+    import cytolake.catalog
+    from cytolake.catalog.corrections import list_catalog_plates
+    from cytolake.catalog.stale import stale_artefacts
+
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        stale = stale_artefacts(catalog)
+        n_stale = Counter(name for each in stale for name in each.plates)
+        names = ("plate", "state", "acquisition", "wells", "sites", "crops", "labels from", "of", "stale", "why")
+        columns = [Column(name, overflow="fold", min_width=9 if name == "state" else None) for name in names]
+        shown = Table(*columns, box=None, header_style="dim")
+        for each in list_catalog_plates(catalog):
+            name = f"{each.screen}/{each.plate}"
+            when = f"{each.labelled_at:%Y-%m-%d %H:%M}" if each.labelled_at else ""
+            numbers = (each.acquisition, f"{each.n_wells:,}", f"{each.n_sites:,}", f"{each.n_crops:,}")
+            texts = (name, each.state, *numbers, each.labels_source, when, n_stale.get(name, 0), each.why)
+            shown.add_row(*(escape(str(text)) for text in texts))
+        console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
+        console.print(shown)
+        print_stale(console, catalog_root=root)
+
+
+def print_stale(console: Console, catalog_root: str) -> None:
+    """What was computed before a correction, and the command that computes it again."""
+    import cytolake.catalog
+    from cytolake.catalog.stale import RECOMPUTE, stale_artefacts
+
+    stale = stale_artefacts(cytolake.catalog.open(catalog_root))
+    if not stale:
+        return
+    counts = Counter((each.kind, each.why) for each in stale)
+    listed = ", ".join(f"{n} {kind}{'s' if n > 1 else ''} (other {why})" for (kind, why), n in sorted(counts.items()))
+    console.print(f"[yellow]stale[/] {listed}")
+    for each in stale[:12]:
+        console.print(f"  [dim]{each.kind:<14} {escape(each.name)} {each.identity[:12]}: {', '.join(each.plates)}[/]")
+    if len(stale) > 12:
+        console.print(f"  [dim]{len(stale) - 12} more[/]")
+    console.print(f"to compute them again: {RECOMPUTE} --set root={shlex.quote(catalog_root)}")
+
+
+@plates.command()
+def annotate(
+    plate: Annotated[str, typer.Argument(metavar="PLATE_OR_SCREEN", help="SCREEN/PLATE, a plate, or a screen.")],
+    plate_map: Annotated[Path, typer.Option(help="CSV or TSV of what was done to each well.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and stop.")] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Take the labels of wells from a plate map, without reading a pixel. Crops, embeddings and QC stay valid."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import annotate as annotate_plates
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        found = annotate_plates(catalog, plate, plate_map, is_dry_run=True)
+        shown = Table("plate", "well", "column", "before", "after", box=None, header_style="dim")
+        for each in found.changes[:MAX_CHANGES_PRINTED]:
+            name = f"{each.screen}/{each.plate}"
+            shown.add_row(*map(escape, (name, each.well or "all", each.column, each.before, each.after)))
+        if found.changes:
+            console.print(shown)
+        if len(found.changes) > MAX_CHANGES_PRINTED:
+            console.print(f"[dim]{len(found.changes) - MAX_CHANGES_PRINTED:,} more changes[/]")
+        for problem in found.problems[:8]:
+            console.print(f"  [yellow]{escape(str(problem))}[/]")
+        if len(found.problems) > 8:
+            console.print(f"  [dim]{len(found.problems) - 8:,} more problems of the map[/]")
+        if dry_run or not found.changes:
+            state = "nothing was written" if dry_run else "the catalog has these labels already"
+            console.print(f"{len(found.changes):,} changes in {len(found.plates)} plates; {state}")
+            return
+        found = annotate_plates(catalog, plate, plate_map)
+        console.print(f"{len(found.changes):,} changes in {len(found.plates)} plates committed")
+        print_stale(console, root)
+
+
+@plates.command()
+def replace(
+    plate: Name,
+    path: Annotated[str, typer.Option(help="The screen's folder; by default where the plate is.")] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of the screen: --set layout=phenix.")
+    ] = None,
+    found_as: Annotated[str, typer.Option("--found-as", help="The plate's name there, where it is another.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Read a plate again as a new acquisition. What was computed from the old one is hidden, not deleted."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import replace_plate
+    from cytolake.catalog.corrections.replace import plate_in_source, plate_to_replace
+    from cytolake.line.overrides import apply_overrides
+    from cytolake.line.progress import stage_progress
+    from cytolake.line.session import RayConfig, ray_session
+    from cytolake.screens.sources import ScreenSource
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        row = plate_to_replace(catalog, plate)
+        if not (path or row["source"]):
+            raise ValueError(f"plate {plate}: the catalog does not say where it is. Give --path.")
+        source = apply_overrides(ScreenSource(screen=row["screen"], path=path or row["source"]), set_ or [])
+        listed = plate_in_source(source, found_as or row["plate"])
+        with ray_session(RayConfig()), stage_progress("replace", console) as report:
+            new = replace_plate(catalog, plate, listed, progress=report)
+        console.print(
+            f"plate {new['screen']}/{new['plate']}: acquisition {new['acquisition']} is visible, {new['n_sites']:,} "
+            f"sites, {new['n_crops']:,} crops, {new['n_quarantined']} rows in quarantine"
+        )
+        print_stale(console, root)
+
+
+@plates.command()
+def retract(plate: Name, why: Why, root: Root = DEFAULT_ROOT) -> None:
+    """Hide a plate and all that was computed from it. Nothing is deleted; an ingest leaves it out."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import retract as retract_plate
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        row = retract_plate(cytolake.catalog.open(root), plate, why)
+        name = f"{row['screen']}/{row['plate']}"
+        console.print(f"plate {name} is hidden. To have it back: cytolake plates restore {shlex.quote(name)}")
+        print_stale(console, root)
+
+
+@plates.command()
+def restore(
+    plate: Name,
+    acquisition: Annotated[int | None, typer.Option(help="Which; 1 is the first. Default: the newest hidden.")] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Show a plate that was retracted, or an acquisition that was replaced."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import restore as restore_plate
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        row = restore_plate(cytolake.catalog.open(root), plate, acquisition)
+        console.print(f"plate {row['screen']}/{row['plate']}: acquisition {row['acquisition'] or 1} is visible")
+        print_stale(console, root)
+
+
+@plates.command()
+def rename(
+    plate: Annotated[str, typer.Argument(metavar="PLATE_OR_SCREEN", help="SCREEN/PLATE, a plate, or a screen.")],
+    screen: Annotated[str, typer.Option(help="New name of the screen.")] = "",
+    new_plate: Annotated[str, typer.Option("--plate", help="New name of the plate.")] = "",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Give a plate or a screen another name. Ids stay, and with them embeddings, profiles, scores and verdicts."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import rename as rename_plates
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        rows = rename_plates(cytolake.catalog.open(root), plate, screen=screen, plate=new_plate)
+        names = ", ".join(f"{row['screen']}/{row['plate']}" for row in rows[:8])
+        console.print(f"{len(rows)} plates renamed: {names}{' ...' if len(rows) > 8 else ''}")
+
+
+@plates.command()
+def purge(
+    plate: Name,
+    why: Why,
+    acquisition: Annotated[int | None, typer.Option(help="Only this one; by default all.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be lost.")] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Delete a plate's rows, in older versions too. It cannot be undone; image files and packs are not touched."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import purge as purge_plate
+    from cytolake.catalog.corrections.plate_rows import plates_named
+    from cytolake.catalog.corrections.purge import packs_of
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        catalog = cytolake.catalog.open(root)
+        if not yes:
+            rows = plates_named(catalog, plate, ("visible", "retracted", "replaced", "purging"))
+            packs = packs_of(catalog, tuple(row["plate_id"] for row in rows))
+            n_crops = sum(row["n_crops"] or 0 for row in rows)
+            console.print(
+                f"would delete {len(rows)} acquisitions with {n_crops:,} crops, and what was computed from them, from "
+                f"this and every older version; {len(packs)} packs hold crops of them. Add --yes to do it."
+            )
+            raise typer.Exit(1)
+        found = purge_plate(catalog, plate, why, acquisition)
+        rows_text = ", ".join(f"{n:,} of {name}" for name, n in found.n_rows.items())
+        console.print(f"{len(found.plates)} acquisitions purged: {rows_text or 'no rows were left'}")
+        console.print(f"{found.n_files:,} files of older versions removed: these versions no longer have the plate")
+        for pack in found.packs:
+            console.print(f"  [yellow]pack {pack} holds its crops[/]: delete {escape(str(catalog.root))}/packs/{pack}")
+        if found.representations:
+            console.print(f"  [yellow]{len(found.representations)} representations[/] are of encoders of these packs")
