@@ -23,6 +23,7 @@ from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import NUISANCES
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.catalog.stale import stale_artefacts
 from cytolake.commands.catalog import catalog as catalog_commands
 from cytolake.commands.plates import plates as plates_commands
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
@@ -246,10 +247,14 @@ def show_leaderboard(
         wanted = LeaderboardFilter(
             benchmark=benchmark, label=label, metric=metric, alignment=alignment, all_blocks=all_blocks
         )
-        rows = leaderboard(cytolake.catalog.open(root), wanted)
+        catalog = cytolake.catalog.open(root)
+        rows = leaderboard(catalog, wanted)
         if parquet is not None:
             write_parquet(rows, parquet)
+        n_stale = sum(each.kind == "score" for each in stale_artefacts(catalog))
     _print_rankings(rows)
+    if n_stale:
+        print(f"{n_stale} scores are stale: labels or pixels were corrected since. `cytolake plates` lists them.")
 
 
 @app.command()

@@ -82,7 +82,7 @@ def test_the_command_that_ingest_gives_for_other_pixels_takes_them(lab):
     listed = run("plates")
     assert "S/P1 replaced 1 2 2 8" in listed
     assert "S/P1 visible 2 2 2 8" in listed
-    run("plates", "restore", "S/P1", "--acquisition", 1)
+    assert "put the files of this one back" in run("plates", "restore", "S/P1", "--acquisition", 1)
     assert "S/P1 visible 1" in run("plates")
 
 

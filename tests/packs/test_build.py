@@ -23,6 +23,7 @@ import zarr
 import cytolake
 import cytolake.catalog
 from cytolake.catalog import Catalog
+from cytolake.catalog.corrections import annotate, rename, replace_plate
 from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
@@ -444,3 +445,27 @@ def test_a_killed_build_shows_no_pack_and_the_next_one_clears_up(catalog, curati
 def test_a_config_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=f"PackConfig.{next(iter(wrong))}"):
         PackConfig(**wrong)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_other_labels_open_the_pack_that_is_there_and_other_pixels_do_not(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path / "root", create=True)
+    plate = write_plate(tmp_path / "source", "counts16")
+    ingest(catalog, plate)
+    (tmp_path / "all.yaml").write_text("about: all\nmin_foreground_share: 0\n")
+    config = CurateConfig(name="all", folder=str(tmp_path))
+    first = curate(catalog, config).curation_id
+    pack = build_pack(catalog, first, CONFIG)
+    (tmp_path / "map.csv").write_text("well,gene,batch\nA01,KRAS,later\n")
+    annotate(catalog, "S/counts16", tmp_path / "map.csv")
+    rename(catalog, "S/counts16", plate="new name")
+    second = curate(catalog, config).curation_id
+    assert second != first
+    assert build_pack(catalog, second, CONFIG).pack_id == pack.pack_id
+    again = write_plate(tmp_path / "source", "counts16", seed=1)
+    replace_plate(catalog, "S/new name", again)
+    with pytest.raises(PackError, match="0 of them of plates that are visible now"):
+        build_pack(catalog, second, PackConfig(sites_per_task=2, shuffle_seed=1))
+    third = build_pack(catalog, curate(catalog, config).curation_id, CONFIG)
+    assert third.pack_id != pack.pack_id
+    assert third.n_crops == pack.n_crops

@@ -169,8 +169,15 @@ def restore(
 
     console = Console(soft_wrap=True, highlight=False)
     with bad_input_told():
-        row = restore_plate(cytolake.catalog.open(root), plate, acquisition)
+        catalog = cytolake.catalog.open(root)
+        row = restore_plate(catalog, plate, acquisition)
         console.print(f"plate {row['screen']}/{row['plate']}: acquisition {row['acquisition'] or 1} is visible")
+        others = [each for each in catalog.visibility().plates.to_pylist() if each["plate_id"] != row["plate_id"]]
+        if any(each["source"] == row["source"] and each["state"] == "replaced" for each in others):
+            console.print(
+                f"  [yellow]beware[/] another acquisition was read from {escape(row['source'])} too: crops are read "
+                "from there, so put the files of this one back, then run the ingest, which compares them"
+            )
         print_stale(console, root)
 
 

@@ -33,7 +33,7 @@ from cytolake.catalog.curation.curate import Curation
 from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.qc.verdicts import judge_sites
-from cytolake.catalog.stale import check_curation
+from cytolake.catalog.stale import check_curation, stale_artefacts
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.external import EXTERNAL
 from cytolake.embed.extract import embed_pack
@@ -604,16 +604,16 @@ class Session:
         if self.line.benchmark.profiles is not None:
             where = f"kind = '{ALIGNED}' AND pack_id = '{pack.pack_id}'"
             aligned = self.catalog.table("representations", columns=["representation_id"], where=where)
-            ids = [
-                *representation_ids,
-                *(row["representation_id"] for row in external),
-                *aligned["representation_id"].to_pylist(),
-            ]
+            stale = {each.identity for each in stale_artefacts(self.catalog) if each.kind == "representation"}
+            fresh = [each for each in aligned["representation_id"].to_pylist() if each not in stale]
+            ids = [*representation_ids, *(row["representation_id"] for row in external), *fresh]
             with self._stage("profiles") as told:
                 found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, told.report)
-                warnings, left_out = found.warnings, found.left_out
+                warnings, left_out = found.warnings, dict(found.left_out)
+                for each in set(aligned["representation_id"].to_pylist()) & stale:
+                    left_out[f"aligned {each}"] = "stale, labels or pixels were corrected since: align it again"
                 told.outcome = f"{len(found.rows):,} scores of well profiles in the scores table"
-            print_caveats(self.console, found)
+            print_caveats(self.console, dataclasses.replace(found, left_out=left_out))
         self.leaderboard_page(pack, warnings, left_out)
         return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))
 

@@ -221,17 +221,17 @@ def _silent(what: str, done: int, total: int) -> None:
 
 def _kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, ...]) -> _Kept:
     kept = catalog.table("curations", where=f"curation_id = '{curation_id}' AND is_kept")
-    if kept.num_rows == 0:
-        known = catalog.sql("SELECT DISTINCT curation, curation_id FROM curations ORDER BY ALL LIMIT 20").to_pylist()
-        listed = ", ".join(f"{row['curation_id']} ({row['curation']})" for row in known) or "none"
-        raise PackError(
-            f"curation {curation_id}: keeps no crop in {catalog.root}. There are: {listed}. Run jobs/curate.py."
-        )
     run = catalog.table("curation_runs", columns=["n_kept"], where=f"curation_id = '{curation_id}'")["n_kept"]
     if len(run) and run[0].as_py() != kept.num_rows:
         raise PackError(
             f"curation {curation_id}: kept {run[0].as_py()} crops, {kept.num_rows} of them of plates that are visible "
             "now. Others were replaced, retracted or purged since: curate again: jobs/curate.py."
+        )
+    if kept.num_rows == 0:
+        known = catalog.sql("SELECT DISTINCT curation, curation_id FROM curations ORDER BY ALL LIMIT 20").to_pylist()
+        listed = ", ".join(f"{row['curation_id']} ({row['curation']})" for row in known) or "none"
+        raise PackError(
+            f"curation {curation_id}: keeps no crop in {catalog.root}. There are: {listed}. Run jobs/curate.py."
         )
     versions: dict[str, int] = json.loads(kept.column("table_versions")[0].as_py())
     pinned = catalog.at(versions)

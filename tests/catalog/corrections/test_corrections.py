@@ -157,6 +157,18 @@ def test_files_that_are_in_the_catalog_under_another_name_are_refused_with_the_c
     assert len(ingest_plates(catalog, [other], CONFIG).skipped) == 1
 
 
+def test_a_copy_of_a_plate_elsewhere_under_another_name_comes_in_with_a_remark(catalog, tmp_path):
+    plate = write_plate(tmp_path / "elsewhere")
+    names = {"screen": "new"}
+    sites = tuple(dataclasses.replace(site, **names) for site in plate.sites)
+    report = ingest_plates(catalog, [dataclasses.replace(plate, **names, sites=sites, problems=())], CONFIG)
+    assert len(report.ingested) == 1
+    remarks = catalog.table("quarantine", where="problem = 'copy_of_a_plate'").to_pylist()
+    assert [row["found"].split(",")[0] for row in remarks] == ["the pixels of S/P1"]
+    ingest_plates(catalog, [write_plate(tmp_path / "elsewhere", "P2", seed=1)], CONFIG)
+    assert catalog.table("quarantine", where="problem = 'copy_of_a_plate'").num_rows == 1  # other pixels, no remark
+
+
 def test_new_pixels_of_the_same_size_are_seen_and_replace_takes_them(catalog, tmp_path):
     plate = write_plate(tmp_path / "source")
     path = Path(plate.sites[0].image_paths[0])

@@ -13,7 +13,7 @@ from typing import Any
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError, ClaimedError
 from cytolake.catalog.ids import PlateIds
-from cytolake.catalog.ingest.differences import written_elsewhere
+from cytolake.catalog.ingest.differences import copied_plate, written_elsewhere
 from cytolake.catalog.ingest.labels import labels_hash
 from cytolake.catalog.ingest.plate_content import PlateContent, content_number
 from cytolake.catalog.ingest.screen_problems import quarantine_rows
@@ -104,10 +104,12 @@ def _commit_tables(catalog: Catalog, incoming: Incoming, staging: Staging, crop_
     now = datetime.datetime.now(datetime.UTC)
     problems: list[Problem] = []
     with_images: set[str] = set()
+    checksums: set[str] = set()
     n_rows = dict.fromkeys(STAGED_TABLES, 0)
     for parts in staging.read_together(order, (*STAGED_TABLES, "problems")):
         problems += [Problem(**row) for row in parts["problems"].to_pylist()]
         with_images.update(parts["sites"].column("well").to_pylist())
+        checksums.update(parts["sites"].column("checksum").to_pylist())
         for name in STAGED_TABLES:
             n_rows[name] += parts[name].num_rows
     wells, map_problems = well_rows(plate, frozenset(with_images))
@@ -115,7 +117,9 @@ def _commit_tables(catalog: Catalog, incoming: Incoming, staging: Staging, crop_
         wells = _with_labels(wells, incoming.labels)
     for row in wells:
         row |= {"well_id": incoming.of.well_id(row["well"]), "plate_id": identity}
-    quarantine = quarantine_rows(identity, [*plate.problems, *map_problems, *problems], now)
+    copied = copied_plate(catalog, plate, incoming.content, identity, checksums) if incoming.replaces is None else None
+    remarks = [] if copied is None else [copied]
+    quarantine = quarantine_rows(identity, [*plate.problems, *map_problems, *problems, *remarks], now)
     catalog.claim_plate(identity, number)
     for name in STAGED_TABLES:
         catalog.write_plate(name, partial(staging.read, order, name), plate_id=identity, content=number)

@@ -179,6 +179,35 @@ def files_under_another_name(catalog: Catalog, plate: Plate, visible: Collection
     )
 
 
+def copied_plate(
+    catalog: Catalog, plate: Plate, content: PlateContent, plate_id: str, checksums: Collection[str]
+) -> Problem | None:
+    """A remark on a plate whose every pixel is that of another visible plate, read from other files.
+
+    Args:
+        catalog: Where the other plate may be.
+        plate: As listed.
+        content: Its hashes: only plates with images of the same names and sizes are looked at.
+        plate_id: Its id.
+        checksums: Of its sites.
+    """
+    rows = catalog.visibility().visible.to_pylist()
+    alike = [row for row in rows if row["pixels_hash"] == content.pixels_hash and row["plate_id"] != plate_id]
+    for row in alike if checksums else ():
+        sites = catalog.dataset("sites").to_table(columns=["checksum"], filter=pc.field("plate_id") == row["plate_id"])
+        if set(sites.column("checksum").to_pylist()) == set(checksums):
+            name = f"{row['screen']}/{row['plate']}"
+            return _problem(
+                plate,
+                "copy_of_a_plate",
+                f"the pixels of {name}, which the catalog has from {row['source']}",
+                "pixels that no other plate has",
+                "It came in all the same. If it is the same plate, retract one of the two: cytolake plates retract. "
+                "Copies in training and held-out plates make scores too good.",
+            )
+    return None
+
+
 def hidden_plate(plate: Plate, rows: Sequence[Row]) -> Problem | None:
     """A problem for a plate of which the catalog has hidden acquisitions alone; None where it may come in."""
     hidden = [row for row in rows if row["state"] != "replaced"]
