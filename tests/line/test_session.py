@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cytolake
+from cytolake.line import session
 
 LOSES_ITS_CONTROL_STORE = """
 import time, psutil
@@ -35,3 +36,24 @@ def test_a_job_that_ray_ends_from_below_python_says_why():
     )
     assert done.returncode == 1
     assert re.search(r"Ray's control store at [\d.]+:\d+ does not answer .* status 1", done.stderr)
+
+
+@pytest.mark.parametrize("n_busy", [2, session.START_ATTEMPTS])
+def test_a_machine_that_is_too_busy_for_ray_is_tried_again_and_then_named(monkeypatch, n_busy):
+    import ray
+
+    calls = []
+
+    def start(**arguments):
+        calls.append(arguments)
+        if len(calls) <= n_busy:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if n_busy < session.START_ATTEMPTS:
+        session._start({"num_cpus": 1})
+    else:
+        with pytest.raises(OSError, match="too busy"):
+            session._start({"num_cpus": 1})
+    assert calls == [{"num_cpus": 1}] * min(n_busy + 1, session.START_ATTEMPTS)

@@ -17,6 +17,7 @@ from typing import Any
 import cytolake
 
 CHECK_CONTROL_STORE_S = 5.0
+START_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +83,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         }
     with warnings.catch_warnings(), _quiet_stderr(), _environment(inherited):
         warnings.simplefilter("ignore", FutureWarning)
-        ray.init(**arguments)
+        _start(arguments)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -96,6 +97,30 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     finally:
         is_over.set()
         ray.shutdown()
+
+
+def _start(arguments: Mapping[str, Any]) -> None:
+    """`ray.init`, tried again where the machine is too busy: Ray gives its daemon half a minute.
+
+    Raises:
+        OSError: Ray did not start in any of the attempts.
+    """
+    import ray
+
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1:
+                raise OSError(
+                    f"Ray did not start in {START_ATTEMPTS} attempts of half a minute. The machine is too busy, or "
+                    "short of memory: end other work on it, then run the job again. Ray's own logs are in "
+                    "/tmp/ray/session_latest/logs."
+                ) from error
 
 
 def _watch_control_store(address: str, is_over: threading.Event) -> None:
