@@ -309,3 +309,13 @@ def test_staged_wells_of_a_replacement_wait_unseen_until_it_goes_on(catalog, tmp
     assert catalog.table("crops").num_rows == 36
     staging = ingesting._staging(catalog, incoming["it"], CONFIG)
     assert not staging.wells()
+
+
+def test_a_plate_without_a_readable_site_is_no_plate_that_came_in(tmp_path):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    plate = write_plate(tmp_path / "source")
+    for site in plate.sites:
+        for path in site.image_paths:
+            Path(path).write_bytes(b"")
+    report = ingest_plates(catalog, [plate], CONFIG)
+    assert (report.ingested, report.without_sites, report.n_sites) == ((), ("S/P1",), 0)
