@@ -61,7 +61,7 @@ def _zeroth_is_projection(
     htd: Mapping[str, Sequence[str]],
 ) -> bool | None:
     """None where nothing says it."""
-    projected = next(iter(htd.get("ZProjection", ())), "").upper()
+    projected = next(iter(htd.get("zprojection", ())), "").upper()
     if projected == "TRUE":
         return True
     if projected == "FALSE":
@@ -71,7 +71,7 @@ def _zeroth_is_projection(
             said = read_metaseries(stack[PROJECTION].path) if PROJECTION in stack else None
             if said:
                 return "Z Projection Method" in said or None
-    n_steps = next(iter(htd.get("ZSteps", ())), "")
+    n_steps = next(iter(htd.get("zsteps", ())), "")
     if n_steps.isdigit():
         return int(n_steps) == len(steps) - 1
     return None

@@ -11,10 +11,10 @@ from typing import cast
 import tifffile
 
 from cytolake.screens import storage
+from cytolake.screens.length_units import micrometres
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
 _PROPERTY = re.compile(r'<(?:custom-)?prop id="([^"]+)" type="[^"]*" value="([^"]*)"')
-_MICROMETRES = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micrometer": 1.0, "nm": 1e-3, "mm": 1e3}
 _HTD_BYTES_MAX = 2**24
 
 
@@ -38,7 +38,7 @@ def read_metaseries(path: str) -> dict[str, str] | None:
 
 def pixel_size_um(said: dict[str, str]) -> float | None:
     """Micrometres for one pixel; None where the file does not say, or has no calibration."""
-    unit = _MICROMETRES.get(said.get("spatial-calibration-units", ""))
+    unit = micrometres(said.get("spatial-calibration-units", ""))
     if unit is None or said.get("spatial-calibration-state", "on") != "on":
         return None
     try:
@@ -49,7 +49,7 @@ def pixel_size_um(said: dict[str, str]) -> float | None:
 
 
 def read_htd(folder: SourceFolder, file: str) -> dict[str, list[str]]:
-    """Values of each key of an HTD file; empty where it cannot be read.
+    """Values of each key of an HTD file, in lower case; empty where it cannot be read.
 
     Raises:
         UnreachableError: The storage failed.
@@ -61,7 +61,7 @@ def read_htd(folder: SourceFolder, file: str) -> dict[str, list[str]]:
     except (PathRefusedError, OSError):
         return {}
     rows = csv.reader(text.replace("\0", "").splitlines(), skipinitialspace=True)
-    return {row[0].strip(): [value.strip() for value in row[1:]] for row in rows if row}
+    return {row[0].strip().lower(): [value.strip() for value in row[1:]] for row in rows if row}
 
 
 def htd_files(files: Sequence[str]) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from cytolake.catalog.ingest.labels import label_changes, labels_of
 from cytolake.catalog.ingest.plate_content import PlateContent
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
+from cytolake.catalog.visibility import VISIBLE
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.sources import ScreenSource, default_batch
 from cytolake.screens.storage import is_uri
@@ -222,6 +223,20 @@ def hidden_plate(plate: Plate, rows: Sequence[Row]) -> Problem | None:
         f"a plate that was {'retracted' if is_retracted else 'purged'}: {newest['why'] or 'no reason given'}",
         "a plate that may be read",
         f"It stays out. To have it back: cytolake plates {'restore' if is_retracted else 'replace'} {name}.",
+    )
+
+
+def is_hidden_run(problem: Problem, rows: Sequence[Row]) -> bool:
+    """Whether a second run of a plate is an acquisition that the catalog has, replaced or retracted.
+
+    Args:
+        problem: Of a screen; `file` of a `duplicate_plate` is the run's folder, relative to the screen's.
+        rows: All rows of the plate's name.
+    """
+    return problem.problem == "duplicate_plate" and any(
+        f"/{row['source']}".endswith(f"/{problem.file.rstrip('/')}")
+        for row in rows
+        if row["state"] not in (None, VISIBLE)
     )
 
 

@@ -154,6 +154,11 @@ def ingest_plates(
     taken = {row["plate_id"] for row in rows}
     incoming: list[Incoming] = []
     skipped: list[str] = []
+    of_screens = [
+        problem
+        for problem in of_screens
+        if not differences.is_hidden_run(problem, by_name[problem.screen, problem.plate])
+    ]
     refused = [problem for problem in of_screens if problem.problem == "duplicate_plate"]
     left_out: list[Problem] = []
     seen: dict[tuple[str, str], Plate] = {}

@@ -5,18 +5,16 @@ Lines of `"Key", value, ...`; wells and sites are TRUE or FALSE for each column 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from cytolake.screens.metaseries import read_htd
 from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
 from cytolake.screens.positions import name_of_well, whole_number
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
-from cytolake.screens.storage import UnreachableError
+from cytolake.screens.source_folder import SourceFolder
 
 HTD_SUFFIX = ".htd"
-_BYTES_MAX = 2**22  # of a plate of 1536 wells and 100 sites it has 40 KB
 _GRID_MAX = 1024  # sites along one side, wavelengths
 _TIMEPOINTS_MAX = 100_000
 
@@ -45,22 +43,13 @@ class HtdSettings:
         return in_turn if found <= set(in_turn) or not found <= set(places) else places
 
 
-def read_htd(folder: SourceFolder, file: str) -> HtdSettings | None:
+def htd_settings(folder: SourceFolder, file: str) -> HtdSettings | None:
     """The settings of an HTD file; None where it cannot be read or selects nothing: names alone then list the plate.
 
     Raises:
         UnreachableError: The storage failed.
     """
-    try:
-        text = folder.read_bytes(file, _BYTES_MAX).decode("utf-8-sig", "replace")
-    except UnreachableError:
-        raise
-    except (OSError, PathRefusedError):
-        return None
-    said: dict[str, list[str]] = {}
-    for line in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(line) > 1:
-            said.setdefault(line[0].strip().lower(), [cell.strip() for cell in line[1:]])
+    said = {key: values for key, values in read_htd(folder, file).items() if values}
     wells = tuple(
         name_of_well(row, column)
         for row in range(min(_number(said, "ywells", 0), N_ROWS_MAX))

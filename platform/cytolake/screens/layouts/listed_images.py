@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from cytolake.screens.layouts.htd import HTD_SUFFIX, read_htd
+from cytolake.screens.layouts.htd import HTD_SUFFIX, htd_settings
 from cytolake.screens.layouts.preset import PathRule, TableRule, WellTable
 from cytolake.screens.layouts.xml_elements import XmlElement, XmlRefusedError, xml_elements
 from cytolake.screens.listings import Listed, absent_of_listing, report_wells_without_image
@@ -201,7 +201,7 @@ def _of_htd(folder: SourceFolder, files: Sequence[str], plate: Plate) -> list[Li
     if not own and len({PurePosixPath(path).stem for path in candidates}) > 1:
         return []
     candidates = sorted(own or candidates, key=lambda path: (path.count("/"), path))
-    settings = next((found for path in candidates if (found := read_htd(folder, path)) is not None), None)
+    settings = next((found for path in candidates if (found := htd_settings(folder, path)) is not None), None)
     if settings is None:
         return []
     taken = _Taken.of(plate.sites)
