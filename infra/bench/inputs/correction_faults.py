@@ -191,13 +191,16 @@ def counts_of_others(root: Path) -> list[dict[str, int]]:
     return [by_duckdb, {name: frames[name].select(pl.len()).collect().item() for name in VISIBLE}]
 
 
-def unreadable_versions(root: Path, verb: str) -> int:
-    """Versions of any table that cannot be read whole; after a purge the newest alone: older ones lose the plate."""
+def unreadable_versions(root: Path, verb: str, before: dict[str, int]) -> int:
+    """Versions of any table, from the one before the correction, that cannot be read whole.
+
+    After a purge the newest alone: older ones lose the plate.
+    """
     count = 0
     for name in table_names():
         path = str(root / "tables" / name)
         newest = DeltaTable(path).version()
-        for version in range(newest if verb == "purge" else 0, newest + 1):
+        for version in range(newest if verb == "purge" else before[name], newest + 1):
             try:
                 DeltaTable(path, version=version).to_pyarrow_table()
             except Exception as error:  # whatever it is, the version is unreadable
@@ -219,6 +222,7 @@ def correction_faults(folder: Path, progress: Callable[[str], None]) -> Outcome:
     outcome = Outcome()
     rng = np.random.default_rng(0)
     before = rows_of(start)
+    versions = cytolake.catalog.open(start).versions()
     for verb in VERBS:
         whole = folder / f"{verb}-whole"
         shutil.copytree(start, whole)
@@ -242,12 +246,12 @@ def correction_faults(folder: Path, progress: Callable[[str], None]) -> Outcome:
                 ours = {name: rows.total() for name, rows in seen.items()}
                 is_half = seen not in (before, after) or any(each != ours for each in of_others)
                 outcome.half_visible += is_half
-                outcome.unreadable += unreadable_versions(root, verb)
+                outcome.unreadable += unreadable_versions(root, verb, versions)
                 run(verb, root, folder)
             found = rows_of(root)
             outcome.lost += sum((after[name] - found[name]).total() for name in VISIBLE)
             outcome.doubled += sum((found[name] - after[name]).total() for name in VISIBLE)
-            outcome.unreadable += unreadable_versions(root, verb)
+            outcome.unreadable += unreadable_versions(root, verb, versions)
             if not was_killed and "kill_at" in how:
                 break  # it has no more writes
         progress(

@@ -16,6 +16,7 @@ from cytolake.catalog.corrections import replace as replacing
 from cytolake.catalog.ingest import plates as ingesting
 from cytolake.catalog.ingest.commit import sites_of_wells
 from cytolake.catalog.ingest.plates import ingest_plates, stage_well
+from cytolake.screens.sources import ScreenSource
 
 EDITED = ("wells", "sites", "crops", "qc_metrics")
 MAP = "plate,well,gene,compound,control\nP1,A01,KRAS,,\nP1,A02,,DMSO,negcon\nP1,B01,MYC,,\n"
@@ -133,6 +134,15 @@ def test_a_rename_keeps_ids_and_the_next_ingest_under_the_new_name_skips(catalog
     assert (report.refused, report.skipped) == ((), (before["plates"][0]["plate_id"],))
 
 
+@pytest.mark.parametrize(("batch", "new"), [("P1", "Q1"), ("S / P1", "T / Q1"), ("S/P1", "T/Q1"), ("week 3", "week 3")])
+def test_a_batch_that_was_named_after_the_plate_is_renamed_with_it(tmp_path, batch, new):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    commit(catalog, dataclasses.replace(write_plate(tmp_path / "source"), batch=batch))
+    rename(catalog, "S/P1", screen="T", plate="Q1")
+    for name in ("plates", "wells", "sites", "crops"):
+        assert set(catalog.table(name)["batch"].to_pylist()) == {new}
+
+
 def test_a_new_plate_under_a_name_that_was_given_up_has_ids_of_its_own(catalog, tmp_path):
     rename(catalog, "S/P1", plate="Q1")
     plate = write_plate(tmp_path / "again", seed=9)
@@ -143,6 +153,13 @@ def test_a_new_plate_under_a_name_that_was_given_up_has_ids_of_its_own(catalog, 
         assert len(set(found)) == len(found) == 2 * {"plates": 1, "wells": 4, "sites": 6, "crops": 36}[name]
     with pytest.raises(CatalogError, match="found a plate of this name, visible"):
         rename(catalog, "S/Q1", plate="P1")
+
+
+def test_the_command_of_a_changed_plate_lists_it_as_the_ingest_did(catalog, tmp_path):
+    source = ScreenSource(screen="S", path=str(tmp_path), layout="regex", pattern="(?P<well>.*)", channels=("DNA",))
+    plate = write_plate(tmp_path / "source", seed=3)
+    options = ingest_plates(catalog, [plate], CONFIG, sources={"S": source}).refused[0].next_step
+    assert "--set layout=regex --set 'pattern=(?P<well>.*)' --set 'channels=[\"DNA\"]' --root" in options
 
 
 def test_files_that_are_in_the_catalog_under_another_name_are_refused_with_the_command(catalog, tmp_path):

@@ -17,7 +17,7 @@ from cytolake.catalog.visibility import VISIBLE, state_of
 def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") -> list[Row]:
     """Give a plate, or all plates of a screen, another name, in one commit; hidden acquisitions too.
 
-    A batch that is the plate's name, or screen and plate, follows.
+    A batch that is the plate's name, or screen and plate, as where no source names one, follows.
 
     Args:
         catalog: Not pinned.
@@ -67,10 +67,12 @@ def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") ->
 
 def _new_names(row: Row, screen: str, plate: str) -> dict[str, Any]:
     names = {"screen": screen or row["screen"], "plate": plate or row["plate"], "batch": row["batch"]}
-    if row["batch"] == row["plate"]:
+    batch = str(row["batch"])
+    middle = batch[len(row["screen"]) : len(batch) - len(row["plate"])]
+    if batch == row["plate"]:
         names["batch"] = names["plate"]
-    elif row["batch"] == name_of(row):
-        names["batch"] = f"{names['screen']}/{names['plate']}"
+    elif batch == row["screen"] + middle + row["plate"] and not any(c.isalnum() for c in middle):
+        names["batch"] = names["screen"] + middle + names["plate"]
     return names
 
 

@@ -326,11 +326,12 @@ def _write_labels(catalog: Catalog, plate: Plate) -> str:
 def _listed_by(source: ScreenSource) -> str:
     """Options of `plates replace` that list the plate as this source did."""
     options = f" --path {shlex.quote(source.path)}"
+    bare = ScreenSource(screen=source.screen, path=source.path)
     for each in fields(ScreenSource):
         value = getattr(source, each.name)
-        if each.name in ("screen", "path") or value == each.default:
+        if value == getattr(bare, each.name):
             continue
-        text = json.dumps(value) if isinstance(value, tuple) else str(value)
+        text = value if isinstance(value, str) else json.dumps(value)
         options += f" --set {shlex.quote(f'{each.name}={text}')}"
     return options
 
