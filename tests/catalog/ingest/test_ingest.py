@@ -146,13 +146,18 @@ def test_a_plate_that_changed_moved_or_came_twice_is_refused_with_what_to_do(cat
     before = contents(catalog)
     changed = replace(plate, wells=plate.wells[:1])
     for listed, config, problem in (
-        ([changed], CONFIG, "plate_changed"),
+        ([changed], CONFIG, "labels_changed"),
         ([plate], replace(CONFIG, crop_size=16), "other_crop_size"),
         ([plate, write_plate(tmp_path / "copy")], CONFIG, "duplicate_plate"),
     ):
         report = ingest_plates(catalog, listed, config)
         assert [refused.problem for refused in report.refused] == [problem]
-        assert "catalog root" in report.refused[0].next_step or problem == "duplicate_plate"
+        words = {
+            "labels_changed": "plates annotate",
+            "other_crop_size": "catalog root",
+            "duplicate_plate": "Rename one",
+        }
+        assert words[problem] in report.refused[0].next_step
         assert not report.ingested
         ingest_plates(catalog, listed, config)
         assert catalog.table("quarantine", where=f"problem = '{problem}'").num_rows == 1
