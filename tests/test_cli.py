@@ -311,7 +311,7 @@ def test_chromosome_arms_and_measured_features_are_options_of_score(tmp_path):
     assert "alignment pca_cs, chromosome_arms" in said
     assert "not scored" not in said
     assert "alignment none, chromosome_arms" in page.read_text(encoding="utf-8")
-    assert "of perturbation, alignment none, 60 wells x " in run("score", "x", *settings)
+    assert "of perturbation, alignment none, 60 wells, chance " in run("score", "x", *settings)
 
 
 def test_what_cannot_be_scored_is_told(root, tmp_path):

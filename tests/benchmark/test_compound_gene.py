@@ -84,7 +84,8 @@ def test_planted_targets_rank_first_at_the_concentration_that_acts_and_in_the_ma
     assert mean_ap["max"] == result.average_precision.value > 0.75
     assert mean_ap["0.1"] < 0.4
     assert result.z_score > 10
-    assert result.auroc.low > 0.9
+    assert result.auroc.value == 1.0
+    assert result.auroc.low > 0.7  # Wilson's bound of a dozen compounds that all rank their targets first
 
 
 def test_noise_scores_as_the_random_baseline_does():

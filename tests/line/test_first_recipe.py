@@ -79,7 +79,7 @@ def test_wells_are_held_out_where_no_perturbation_is_on_two_plates(screen):
 
 
 def test_a_screen_without_labels_gets_a_recipe_that_says_so(screen):
-    nothing = dict.fromkeys(("perturbation", "gene", "compound", "control"), "")
+    nothing = dict.fromkeys(("perturbation", "gene", "guide", "compound", "control"), "")
     proposal = propose_recipe(with_labels(screen, nothing), "a")
     assert proposal.fields["probe"] == {"label": "plate", "split": "well"}
     assert "no perturbations" in proposal.reasons["probe"]

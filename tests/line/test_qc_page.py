@@ -169,13 +169,11 @@ def test_a_rule_that_could_not_judge_is_shown_so_and_not_as_a_pass(judged, page)
 
 def test_only_the_wells_that_failed_are_drawn_as_failed(page):
     first, second = page.pictures("share of each well's sites that failed")
-    assert first.shape == (4, 6, 4)
+    assert first.shape == (3, 4, 4)  # the smallest plate that holds these wells has 12
     failed = {f"{chr(65 + y)}{x + 1:02}" for y, x in zip(*np.nonzero(drawn_as_failed(first)), strict=True)}
     assert failed == set(SPOILT)
     assert not drawn_as_failed(second).any()
-    in_use = np.zeros((4, 6), bool)
-    in_use[:3, :4] = True
-    np.testing.assert_array_equal(first[..., 3] == 255, in_use)
+    assert (first[..., 3] == 255).all()  # each is in use
 
 
 def drawn_as_failed(picture: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ def raw(plate) -> list[RawFeatures]:
 
 
 def test_every_feature_has_a_name_of_its_own(raw):
-    assert (*METRICS, *EXTRA_STATISTICS, *RELATIONS) == NAMES
+    taken = tuple(name for name in METRICS if name != "constant_area")  # detectors of before it stay valid
+    assert (*taken, *EXTRA_STATISTICS, *RELATIONS) == NAMES
     assert len(set(NAMES)) == len(NAMES)
     assert plate_reference(raw).deviations(raw[0]).shape == (3, len(NAMES))
 

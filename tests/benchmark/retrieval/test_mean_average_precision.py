@@ -248,7 +248,7 @@ def test_perturbations_of_two_kinds_find_each_other_by_target_and_their_own_kind
 def test_questions_that_cannot_be_asked_are_refused():
     table, vectors, is_control = screen(4, signal=1.0, seed=6)
     for wrong in (np.zeros_like(is_control), np.ones_like(is_control)):
-        with pytest.raises(ValueError, match=r"are negative controls\. Activity is told against controls"):
+        with pytest.raises(ValueError, match=r"are negative controls\. Activity is measured against controls"):
             phenotypic_activity(table, vectors, wrong)
     with pytest.raises(ValueError, match="3 marks of controls for"):
         phenotypic_activity(table, vectors, is_control[:3])
