@@ -648,8 +648,8 @@ def init(
         console.print(f"[yellow]{problem.n:,} x {problem.problem}[/]  {escape(problem.example)}")
     for advice in proposal.inspection.advice:
         console.print(f"[cyan]Hint[/]  {escape(advice)}")
-    told = "" if recipe_file == Path(RECIPE_FILE) else f" --recipe {recipe_file}"
-    console.print(f"\nwritten to {escape(str(recipe_file))}. Next: cytolake ingest{escape(told)}")
+    option = "" if recipe_file == Path(RECIPE_FILE) else f" --recipe {recipe_file}"
+    console.print(f"\nwritten to {escape(str(recipe_file))}. Next: cytolake ingest{escape(option)}")
 
 
 @app.command()

@@ -301,7 +301,7 @@ def complete_plates(
 ) -> Listing:
     """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
 
-    That is: channels spelled as declared, illumination functions, files that no site uses, focal planes joined, plate
+    That is: channels named as declared, illumination functions, files that no site uses, focal planes joined, plate
     map and batch.
 
     Raises:

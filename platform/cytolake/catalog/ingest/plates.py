@@ -145,11 +145,12 @@ def ingest_plates(
         sources: The screens that they were listed from by name, for the commands in reports.
         of_screens: What is wrong with the screens outside of these plates; a second run of a plate is refused.
     """
-    rows = catalog.visibility().plates.to_pylist()
+    visibility = catalog.visibility()  # once: both of one version of `plates`
+    rows = visibility.plates.to_pylist()
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_name[row["screen"], row["plate"]].append(row)
-    visible = catalog.visibility().visible.to_pylist()
+    visible = visibility.visible.to_pylist()
     known = {(row["screen"], row["plate"]): row for row in visible}
     taken = {row["plate_id"] for row in rows}
     incoming: list[Incoming] = []
