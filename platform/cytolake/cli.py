@@ -448,6 +448,10 @@ def import_table(
     leave_out_missing: Annotated[
         bool, typer.Option("--leave-out-missing", help="Leave out features that lack a value in some row.")
     ] = False,
+    label_objects: Annotated[
+        bool,
+        typer.Option("--label-objects", help="Rows are cells with labels of their own: take these too."),
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Take another tool's embeddings into the catalog, to be ranked with cytolake's own."""
@@ -480,7 +484,7 @@ def import_table(
             ((release, source),) = given
             of_wells, table = read_release(release, source, paths[0], screen=screen, allow_missing=allow_missing)
         else:
-            table = read_external(paths, key, leave_out_missing=leave_out_missing)
+            table = read_external(paths, key, leave_out_missing=leave_out_missing, label_objects=label_objects)
             if table.n_left_out:
                 console.print(f"{table.n_left_out:,} features that lack values in some rows were left out")
             if wells is not None:
@@ -495,6 +499,13 @@ def import_table(
         made = import_embeddings(catalog, table, name, screen=screen, pack_id=pack_id)
         matched = wells_matched(catalog, made)
     console.print(f"{name} is representation {made}")
+    if label_objects:
+        labels, of_row, problems = table.object_labels
+        n_kinds = len({labels[i].perturbation for i in of_row.tolist() if i >= 0} - {""})
+        n_labelled = int((of_row >= 0).sum())
+        console.print(f"  {n_labelled:,} of {len(of_row):,} cells have labels, of {n_kinds:,} perturbations")
+        for problem in problems[:8]:
+            console.print(f"  [yellow]{problem}[/]")
     for plates, n_matched, n_wells in matched:
         console.print(f"  {plates}: vectors of {n_matched:,} of {n_wells:,} wells")
     if any(n_matched < n_wells for _, n_matched, n_wells in matched):

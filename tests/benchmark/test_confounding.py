@@ -175,6 +175,14 @@ def test_a_table_of_genes_has_no_layout_to_warn_of():
     assert confounding_warnings(wells, genes, {"perturbation": genes, "pathway": pathways}) == []
 
 
+def test_labels_that_share_every_well_are_not_confounded_with_position():
+    """A pooled screen: cells of every guide in each well."""
+    wells = [well for well in plates(4, 2)[:200] for _ in range(3)]
+    guides = [f"g{i % 3}" for i in range(len(wells))]
+    assert same_positions(wells, guides).n_same == 0
+    assert confounding_warnings(wells, guides, {"perturbation": guides}) == []
+
+
 def test_wells_without_positions_are_judged_by_plate_and_batch_alone():
     wells = [well._replace(row=None, column=None) for well in plates(4, 2)]
     labels = in_blocks(plates(4, 2))

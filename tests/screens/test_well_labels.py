@@ -208,6 +208,7 @@ def test_a_vocabulary_that_cannot_be_used_says_why(change, said):
     whole = {
         "nothing": [""], "errors": [], "annotations": [], "images": [], "labels": dict.fromkeys(LABELS, ()),
         "places": {"well": ["well"], "plate": ["plate"], "batch": ["batch"]},
+        "objects": {"crop": [], "site": ["site"], "object": ["cell"], "y": ["y"], "x": ["x"]},
     }  # fmt: skip
     parse_labels(whole)
     with pytest.raises(ValueError, match=said):

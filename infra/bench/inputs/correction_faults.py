@@ -29,14 +29,14 @@ from deltalake import DeltaTable
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, commits, ids, table_contract, table_names
-from cytolake.catalog.corrections import annotate, purge, rename, replace_plate, restore, retract
+from cytolake.catalog.corrections import annotate, annotate_objects, purge, rename, replace_plate, restore, retract
 from cytolake.catalog.ingest import plates as ingesting
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_plates
 from cytolake.catalog.views import view_text
 from cytolake.screens.plate import Plate, SiteImage
 
 CONFIG = IngestConfig(crop_size=32)
-VISIBLE = ("plates", "wells", "sites", "crops", "qc_metrics", "embeddings")
+VISIBLE = ("plates", "wells", "sites", "crops", "qc_metrics", "objects", "embeddings")
 N_RANDOM = 3
 """Kills of each verb at random moments."""
 
@@ -107,11 +107,13 @@ def template(folder: Path) -> Path:
         catalog.append("embeddings", table_contract("embeddings").rows([vector]), transaction=row["crop_id"])
     retract(catalog, "S/P3", "blurred")
     (folder / "map.csv").write_text("well,gene,batch\nA01,KRAS,later\nA02,MYC,later\n")
+    (folder / "cells.csv").write_text("well,site,cell,y,x,guide\nA01,1,1,9,9,g1\nA01,1,2,40,40,g2\nA02,1,1,9,9,g1\n")
     return folder / "template"
 
 
 VERBS: dict[str, Callable[[Catalog, Path], object]] = {
     "annotate": lambda catalog, folder: annotate(catalog, "S/P1", folder / "map.csv"),
+    "label_objects": lambda catalog, folder: annotate_objects(catalog, "S/P1", folder / "cells.csv"),
     "rename": lambda catalog, _: rename(catalog, "S/P1", screen="T", plate="Q1"),
     "retract": lambda catalog, _: retract(catalog, "S/P1", "blurred"),
     "restore": lambda catalog, _: restore(catalog, "S/P3"),

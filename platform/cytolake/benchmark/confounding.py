@@ -186,6 +186,8 @@ def position_confounding(
 def same_positions(wells: Sequence[WellPlace], labels: Sequence[str], *, label: str = "label") -> SamePositions:
     """Count the labels on two plates or more that hold the same positions on each of them.
 
+    Where all labels share all positions, as the guides of a pooled screen do, no position predicts any: 0 count.
+
     Args:
         wells: N places; those without a row or column do not count.
         labels: N; "" where a well has none.
@@ -195,8 +197,12 @@ def same_positions(wells: Sequence[WellPlace], labels: Sequence[str], *, label: 
     for well, name in zip(wells, labels, strict=True):
         if name and well.row is not None and well.column is not None:
             positions.setdefault(str(name), {}).setdefault(well.plate, set()).add((well.row, well.column))
+    plates = {plate for of_plate in positions.values() for plate in of_plate}
+    here = {p: {frozenset(of_plate[p]) for of_plate in positions.values() if p in of_plate} for p in plates}
     repeated = [list(of_plate.values()) for of_plate in positions.values() if len(of_plate) > 1]
-    n_same = sum(all(here == first for here in others) for first, *others in repeated)
+    n_same = sum(all(each == first for each in others) for first, *others in repeated)
+    if len(positions) > 1 and all(len(found) == 1 for found in here.values()):
+        n_same = 0
     return SamePositions(label, n_same, len(repeated))
 
 

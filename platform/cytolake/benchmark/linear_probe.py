@@ -196,7 +196,10 @@ def _splits(data: ProbeData, config: ProbeConfig, seeds: Sequence[int]) -> list[
     if config.split in ("well", "leave_one_well_out"):
         labels = [data.classes[i] for i in data.label_of_well[wells]]
         share = config.held_out_share if config.split == "well" else 1e-9  # one well of each class
-        parts = hold_out_wells([data.well_ids[i] for i in wells], labels, share, seeds)
+        if data.is_pooled:  # a well holds several classes, and goes whole
+            parts = hold_out_groups([data.held_wells[i] for i in wells], share, seeds)
+        else:
+            parts = hold_out_wells([data.well_ids[i] for i in wells], labels, share, seeds)
     else:
         groups = group_names(data, config.split)
         parts = hold_out_groups([groups[i] for i in wells], config.held_out_share, seeds)

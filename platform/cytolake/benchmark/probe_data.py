@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
+from cytolake.catalog.labelled_units import UNIT, labelled_units
 from cytolake.screens.positions import name_of_well
 
 LABELS = (
@@ -31,6 +32,7 @@ class ProbeData:
     well_of_crop: NDArray[np.intp]
     """(N,) index into the wells."""
     well_ids: tuple[str, ...]
+    """W ids, sorted. In a well with labelled objects the crops of each label stand for a well: ids of groups."""
     plates: tuple[str, ...]
     """(W,) `screen/plate` of each well, for plates of two screens may share a name."""
     batches: tuple[str, ...]
@@ -45,6 +47,13 @@ class ProbeData:
     """(W,) such as `B`; empty where positions are not known."""
     columns: tuple[int, ...] = ()
     """(W,) 1 and up, as printed on the plate."""
+    held_wells: tuple[str, ...] = ()
+    """(W,) id of the well that is held out with each: its own, or that of its group. Empty: its own."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether wells hold objects of several labels, so that a well is no longer of one class."""
+        return bool(self.held_wells) and self.held_wells != self.well_ids
 
 
 def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, include_controls: bool) -> ProbeData:
@@ -71,12 +80,12 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
 
 
 def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_controls: bool, what: str) -> ProbeData:
-    """Join crops with their wells.
+    """Join crops with their wells, or with the labels of the objects that they show.
 
     Args:
         catalog: Where the wells are.
         crops: `crop_id` and `well_id` of each crop.
-        label: Column of `wells` to predict.
+        label: Column of `wells` to predict, or of `objects` where these have labels of their own.
         include_controls: Whether negative-control wells are a class of their own name.
         what: The crops' source, for error texts.
 
@@ -88,12 +97,13 @@ def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_contro
     columns = list(
         dict.fromkeys(["well_id", "screen", "plate", "batch", "row", "column", "is_negative_control", label])
     )
-    wells = catalog.table("wells", columns=columns)
-    wells = wells.filter(pc.is_in(wells["well_id"], value_set=pc.unique(crops["well_id"])))
-    wells = wells.sort_by("well_id")
-    rows = wells.to_pylist()
-    well_ids = tuple(row["well_id"] for row in rows)
-    well_of_crop = pc.index_in(crops["well_id"], value_set=pa.array(well_ids, pa.string())).combine_chunks()
+    units = labelled_units(catalog, columns)
+    unit_of_crop = units.of_crops(crops["crop_id"], crops["well_id"])
+    wells = units.rows.filter(pc.is_in(units.rows[UNIT], value_set=pc.unique(unit_of_crop)))
+    rows = wells.sort_by(UNIT).to_pylist()
+    well_ids = tuple(row[UNIT] for row in rows)
+    place = pc.index_in(unit_of_crop, value_set=pa.array(well_ids, pa.string()))
+    well_of_crop = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
     if well_of_crop.null_count:
         raise ValueError(
             f"{what}: {well_of_crop.null_count} crops belong to wells that the wells table "
@@ -123,6 +133,7 @@ def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_contro
         label=label,
         rows=tuple("" if row["row"] is None else name_of_well(int(row["row"]), 0)[:-2] for row in rows),
         columns=tuple(0 if row["column"] is None else int(row["column"]) + 1 for row in rows),
+        held_wells=tuple(row["well_id"] for row in rows),
     )
 
 

@@ -126,6 +126,8 @@ def group_names(data: ProbeData, kind: SplitBy) -> tuple[str, ...]:
 
 def _well_sets(data: ProbeData, used: NDArray[np.intp], kind: SplitBy, seed: int) -> dict[int, str]:
     """Sets of wells, over which the wells of each class are spread evenly."""
+    if data.is_pooled:
+        return _pooled_well_sets(data, used, kind, seed)
     label_of_used = data.label_of_well[used]
     counts = np.bincount(label_of_used)
     counts = counts[counts > 0]
@@ -147,3 +149,16 @@ def _well_sets(data: ProbeData, used: NDArray[np.intp], kind: SplitBy, seed: int
             sets[well] = f"wells {(dealt + number) % n_sets + 1}"
         dealt += len(members)
     return sets
+
+
+def _pooled_well_sets(data: ProbeData, used: NDArray[np.intp], kind: SplitBy, seed: int) -> dict[int, str]:
+    """Sets of whole wells, each with all the classes that it holds."""
+    wells = sorted({data.held_wells[i] for i in used.tolist()}, key=lambda well: content_id("well set", seed, well))
+    if kind == "leave_one_well_out" and len(wells) > MAX_LEFT_OUT:
+        raise ValueError(
+            f"probe.split is leave_one_well_out, and there are {len(wells)} wells, expected {MAX_LEFT_OUT} or fewer: "
+            "every set takes fits of its own. Set probe.split=well."
+        )
+    n_sets = len(wells) if kind == "leave_one_well_out" else min(MAX_WELL_SETS, len(wells))
+    set_of = {well: f"wells {number % n_sets + 1}" for number, well in enumerate(wells)}
+    return {i: set_of[data.held_wells[i]] for i in used.tolist()}

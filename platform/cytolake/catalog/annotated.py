@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from cytolake.catalog.annotation_columns import annotation_columns
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.labelled_units import UNIT, labelled_units
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +31,8 @@ def to_anndata(
         level: `crop` reads `embeddings`, `well` reads `profiles`.
 
     Returns:
-        `obs`: columns of `crops` and `wells`, indexed by crop or well id, in the order of the ids; each annotation of
+        `obs`: columns of `crops` and `wells`, indexed by crop or well id, in the order of the ids, with the labels of
+        objects where these have any (at the level of wells a row for each group of them); each annotation of
         the plate map is a column `Metadata_<name>`. `X`: (N, D) float32
         of one representation; of several, `X` is absent and each is in `obsm` under its id. `uns["cytolake"]`: rows
         of `representations` as JSON-like values.
@@ -97,17 +99,23 @@ def _known_representations(catalog: Catalog, ids: list[str]) -> dict[str, dict[s
 def _observations(catalog: Catalog, level: str, vectors: list[pa.Table]) -> pa.Table:
     """Rows of crops with their wells (or wells alone) that every one of the vector tables has, in order of the id."""
     views = {f"vectors_{i}": rows for i, rows in enumerate(vectors)}
+    units = labelled_units(catalog)
     wells = table_contract("wells").schema.names
     if level == "crop":
         crops = table_contract("crops").schema.names
         selected = [f"c.{name}" for name in crops] + [f"w.{name}" for name in wells if name not in crops]
-        source, key = "crops c JOIN wells w USING (well_id)", "crop_id"
+        of_crop = f"coalesce(g.{UNIT}, c.well_id)"
+        source = f"crops c LEFT JOIN group_of_crop g USING (crop_id) JOIN units w ON w.{UNIT} = {of_crop}"
+        key, own = "crop_id", "c.crop_id"
+        views["group_of_crop"] = units.group_of_crop
     else:
-        selected, source, key = [f"w.{name}" for name in wells], "wells w", "well_id"
+        selected = [f"w.{name}" for name in wells if name != "well_id"]
+        source, key, own = "units w", "well_id", f"w.{UNIT}"
     quoted = ", ".join(f'{name[:2]}"{name[2:]}"' for name in selected)
-    own = "c" if level == "crop" else "w"
-    joins = " ".join(f"SEMI JOIN {view} ON {own}.{key} = {view}.{key}" for view in views)
-    return catalog.sql(f"SELECT {quoted} FROM {source} {joins} ORDER BY {own}.{key}", **views)
+    if level != "crop":
+        quoted = f"w.{UNIT} AS well_id, {quoted}"
+    joins = " ".join(f"SEMI JOIN {view} ON {own} = {view}.{key}" for view in views if view.startswith("vectors_"))
+    return catalog.sql(f"SELECT {quoted} FROM {source} {joins} ORDER BY {own}", units=units.rows, **views)
 
 
 def _matrix(keys: pa.ChunkedArray, rows: pa.Table, dim: int, identity: str) -> np.ndarray[Any, Any]:

@@ -21,11 +21,12 @@ ingest measures on every pixel."""
 _LEFT_OUT = {
     "plates": {
         *("source", "state", "why", "acquisition", "id_names", "pixels_hash", "files_hash", "labels_hash"),
-        *("labels_source", "wells_edition", "sites_edition"),
+        *("labels_source", "wells_edition", "sites_edition", "objects_edition"),
     },
     "wells": {"edition"},
     "sites": {"image_paths", "illumination_paths", "checksum", "edition"},
     "crops": {"edition"},
+    "objects": {"edition"},
 }
 """Columns that say where the files are, which a copy elsewhere changes (content_hash of plates has their names), or how
 the rows came about; and hashes of what other columns and tables say."""

@@ -77,7 +77,7 @@ def corrected_since(catalog: Catalog, table_versions: Mapping[str, int]) -> dict
         name = f"{row['screen']}/{row['plate']}"
         if newest is None:
             found[row["plate_id"]] = ("pixels", name)
-        elif newest["labels_hash"] != row["labels_hash"]:
+        elif any(newest[name] != row[name] for name in ("labels_hash", "objects_edition")):
             found[row["plate_id"]] = ("labels", name)
     return found
 

@@ -23,14 +23,17 @@ from cytolake.catalog.commits import open_table
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.declared import table_contract
 
-PLATE_TABLES = ("wells", "sites", "crops", "qc_metrics")
-"""Tables that an ingest writes before `plates`: rows of a plate are visible only once `plates` has it."""
+INGESTED_TABLES = ("wells", "sites", "crops", "qc_metrics")
+"""Tables that an ingest writes before `plates`."""
+
+PLATE_TABLES = (*INGESTED_TABLES, "objects")
+"""Tables whose rows of a plate are visible only once `plates` has it."""
 
 DERIVED_TABLES = ("curations", "embeddings", "profiles", "qc_labels", "qc_verdicts")
 """Tables of what was computed from plates: rows of a plate that is hidden are hidden. A plate that `plates` never had
 hides nothing: vectors of other tools may be of such."""
 
-EDITIONS = {"wells": "wells_edition", "sites": "sites_edition", "crops": "sites_edition"}
+EDITIONS = {"wells": "wells_edition", "sites": "sites_edition", "crops": "sites_edition", "objects": "objects_edition"}
 """Tables with editions, to the column of `plates` that names the visible one."""
 
 State: TypeAlias = Literal["visible", "retracted", "replaced", "purging", "purged"]

@@ -108,6 +108,55 @@ def annotate(
 
 
 @plates.command()
+def label_objects(
+    plate: Annotated[str, typer.Argument(metavar="PLATE_OR_SCREEN", help="SCREEN/PLATE, a plate, or a screen.")],
+    table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet: plate, well, site, object, y and x, and labels.")],
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option("--label-column", metavar="LABEL=COLUMN", help="Where names differ: --label-column guide=sgRNA."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and stop.")] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Label cells or other objects of a pooled screen: their labels count in place of their well's."""
+    import cytolake.catalog
+    from cytolake.catalog.corrections import annotate_objects
+
+    console = Console(soft_wrap=True, highlight=False)
+    with bad_input_told():
+        declared = dict(_label_and_column(text) for text in label_column or ())
+        catalog = cytolake.catalog.open(root)
+        found = annotate_objects(catalog, plate, table, label_columns=declared, is_dry_run=dry_run)
+        shown = ", ".join(f"{name} from {escape(column)}" for name, column in found.columns.items())
+        console.print(f"[dim]{shown}[/]")
+        for problem in found.problems[:8]:
+            console.print(f"  [yellow]{escape(str(problem))}[/]")
+        if len(found.problems) > 8:
+            console.print(f"  [dim]{len(found.problems) - 8:,} more problems of the table[/]")
+        console.print(
+            f"{found.n_objects:,} objects of {found.n_perturbations:,} perturbations ({found.n_before:,} had labels "
+            f"before); {found.n_crops:,} crops show objects of one kind, {found.n_mixed:,} of several and have no label"
+        )
+        if found.n_outside:
+            console.print(f"  {found.n_outside:,} objects lie in no crop")
+        if found.n_mixed > found.n_crops:
+            console.print("  [yellow]beware[/] most crops show several kinds: ingest with a smaller ingest.crop_size")
+        if not found.is_committed:
+            state = "nothing was written" if dry_run else "the catalog has these labels already"
+            console.print(f"{len(found.plates)} plates differ; {state}")
+            return
+        console.print(f"{len(found.plates)} plates committed")
+        print_stale(console, root)
+
+
+def _label_and_column(text: str) -> tuple[str, str]:
+    label, equals, column = text.partition("=")
+    if not (label.strip() and equals and column.strip()):
+        raise ValueError(f"--label-column {text!r}: expected LABEL=COLUMN, such as guide=sgRNA.")
+    return label.strip(), column.strip()
+
+
+@plates.command()
 def replace(
     plate: Name,
     path: Annotated[str, typer.Option(help="The screen's folder; by default where the plate is.")] = "",

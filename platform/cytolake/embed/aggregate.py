@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from cytolake.catalog import Catalog
+from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.labelled_units import UNIT, labelled_units
 from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.embed.alignment.kept import ALIGNED
 
@@ -78,7 +79,8 @@ def aggregate(
         catalog: Where the rows are.
         representation_id: Whose vectors; its crops are those that the pack's curation kept. Of one that was aligned at
             the level of wells, the vectors of wells are taken as they are.
-        level: One row for each of these. A well whose column of this name is empty belongs to none.
+        level: One row for each of these. A well whose column of this name is empty belongs to none. In a well with
+            labelled objects the crops of each label stand for a well: see `cytolake.catalog.labelled_units`.
         mean_of: What counts once: each crop, each well (the mean of well means), or each guide (the mean of guide
             means, each the mean of well means). A well's own vector is always the mean of its crops.
         within: More columns of `wells` to keep apart, such as `("batch",)`.
@@ -110,7 +112,7 @@ def aggregate(
             raise without_rows(representation, "embeddings")
         summed = _sums_of_profiles(catalog, representation_id)
     else:
-        summed = well_sums(catalog, [representation_id], curation_id=curation_id, progress=progress)[0]
+        summed = well_sums(catalog, [representation_id], curation_id=curation_id, by_label=True, progress=progress)[0]
     if summed.sums.shape[1] != representation["dim"]:
         raise _wrong_dim(representation_id, summed.sums.shape[1], representation["dim"])
     wells = _wells(catalog, summed.wells, [*columns, "guide"])
@@ -141,7 +143,7 @@ def aggregate(
 
 
 def append_profiles(catalog: Catalog, representation_ids: Sequence[str]) -> bool:
-    """Write the well means of representations whose embeddings are whole.
+    """Write the means of wells, and of groups of labelled objects, of representations whose embeddings are whole.
 
     One commit for as many representations as fit into `SUMS_BYTES`, usually all. What is there is not read again.
 
@@ -153,27 +155,66 @@ def append_profiles(catalog: Catalog, representation_ids: Sequence[str]) -> bool
     """
     there = catalog.table("profiles", columns=["representation_id"], where=_among(representation_ids))
     done = set(pc.unique(there["representation_id"]).to_pylist())
-    todo = [each for each in dict.fromkeys(representation_ids) if each not in done]
+    ids = list(dict.fromkeys(representation_ids))
     is_new = False
-    schema = catalog.table("profiles", where="false").schema
     source = pinned(catalog)
-    for ids in _that_fit(source, todo):
-        tables = []
-        for representation_id, summed in zip(ids, well_sums(source, ids), strict=True):
-            columns = {
-                "representation_id": pa.repeat(representation_id, len(summed.wells)),
-                "well_id": pa.array(summed.wells, pa.string()),
-                "plate_id": pa.array(summed.plates, pa.string()),
-                "n_crops": pa.array(summed.counts, pa.int32()),
-                "profile": vectors_column(summed.means.astype(np.float32)),
-            }
-            tables.append(pa.table(columns).select(schema.names).cast(schema))
-        is_new |= catalog.append("profiles", pa.concat_tables(tables), transaction=f"profiles/{content_id(*ids)}")
+    for some in _that_fit(source, [each for each in ids if each not in done]):
+        tables = [_profiles(each, sums) for each, sums in zip(some, well_sums(source, some), strict=True)]
+        is_new |= catalog.append("profiles", pa.concat_tables(tables), transaction=f"profiles/{content_id(*some)}")
+    return append_group_profiles(catalog, ids) or is_new
+
+
+def append_group_profiles(catalog: Catalog, representation_ids: Sequence[str]) -> bool:
+    """Write the means of groups of labelled objects that have none yet, of representations with embeddings.
+
+    Objects may have got their labels after a representation was written: whoever reads profiles by their labels calls
+    this first.
+
+    Returns:
+        False where all had been written before.
+
+    Raises:
+        ValueError: Vectors that differ in length or are not finite.
+    """
+    source = pinned(catalog)
+    groups = pc.unique(labelled_units(source, ()).group_of_crop[UNIT]).to_pylist()
+    if not groups or catalog.pinned is not None:
+        return False
+    digest = content_id(*sorted(groups))
+    transactions = {each: f"profiles/groups/{each}/{digest}" for each in dict.fromkeys(representation_ids)}
+    done = catalog.committed("profiles", transactions.values())
+    embeddings = source.dataset("embeddings")
+    todo = [each for each, name in transactions.items() if name not in done]
+    is_new = False
+    for some in _that_fit(source, [each for each in todo if next(stored_rows(embeddings, each), None) is not None]):
+        for each, sums in zip(some, well_sums(source, some, by_label=True), strict=True):
+            there = catalog.table("profiles", columns=["well_id"], where=_among([each]))["well_id"]
+            new = pa.array(sorted(set(groups).difference(there.to_pylist())), pa.string())
+            table = _profiles(each, sums)
+            table = table.filter(pc.is_in(table["well_id"], value_set=new))
+            is_new |= catalog.append("profiles", table, transaction=transactions[each])
     return is_new
 
 
+def _profiles(representation_id: str, summed: WellSums) -> pa.Table:
+    columns = {
+        "representation_id": pa.repeat(representation_id, len(summed.wells)),
+        "well_id": pa.array(summed.wells, pa.string()),
+        "plate_id": pa.array(summed.plates, pa.string()),
+        "n_crops": pa.array(summed.counts, pa.int32()),
+        "profile": vectors_column(summed.means.astype(np.float32)),
+    }
+    schema = table_contract("profiles").schema
+    return pa.table(columns).select(schema.names).cast(schema)
+
+
 def well_sums(
-    catalog: Catalog, representation_ids: Sequence[str], *, curation_id: str = "", progress: Progress | None = None
+    catalog: Catalog,
+    representation_ids: Sequence[str],
+    *,
+    curation_id: str = "",
+    by_label: bool = False,
+    progress: Progress | None = None,
 ) -> list[WellSums]:
     """Sums of the crops of each well, for each representation.
 
@@ -181,6 +222,7 @@ def well_sums(
         catalog: Pinned, so that all tasks read the same rows.
         representation_ids: Whose embeddings.
         curation_id: Only crops that it kept; empty means all.
+        by_label: In wells with labelled objects apart for each group, and for the crops that are of none.
         progress: Told the parts summed and to sum.
 
     Raises:
@@ -194,7 +236,8 @@ def well_sums(
         n_parts = min(MOST_PARTS, size.vectors_bytes // BYTES_FOR_TASKS, SUMS_BYTES // max(1, size.sums_bytes))
         n_parts_of.append(max(1, n_parts))
         tasks += [
-            (catalog, size.representation_id, part, n_parts_of[-1], curation_id) for part in range(max(1, n_parts))
+            (catalog, size.representation_id, part, n_parts_of[-1], curation_id, by_label)
+            for part in range(max(1, n_parts))
         ]
     if n_bytes < BYTES_FOR_TASKS:
         parts = [sum_part(*task, embeddings) for task in tasks]
@@ -219,6 +262,7 @@ def sum_part(
     part: int,
     n_parts: int,
     curation_id: str,
+    by_label: bool = False,
     embeddings: ds.Dataset | None = None,
 ) -> WellSums:
     """Sums over every `n_parts`-th row group of a representation, from the row group `part`; one task."""
@@ -227,6 +271,7 @@ def sum_part(
         where = f"curation_id = '{checked_id(curation_id)}' AND is_kept"
         ids = catalog.table("curations", columns=["crop_id"], where=where)["crop_id"]
         kept = frozenset(ids.to_pylist())  # Arrow would build its own set again for each batch
+    units = labelled_units(catalog, ()) if by_label else None
     place: dict[str, int] = {}
     plates: list[str] = []
     sums = np.zeros((0, 0))
@@ -240,7 +285,8 @@ def sum_part(
         vectors_ND = vectors_of(rows, representation_id)
         if place and vectors_ND.shape[1] != sums.shape[1]:
             raise _wrong_width(representation_id, {vectors_ND.shape[1], sums.shape[1]})
-        names, of_crop = _codes(rows["well_id"])
+        wells = rows["well_id"] if units is None else units.of_crops(rows["crop_id"], rows["well_id"])
+        names, of_crop = _codes(wells)
         first = np.unique(of_crop, return_index=True)[1]
         for name, row in zip(names, first.tolist(), strict=True):
             if name not in place:
@@ -423,8 +469,13 @@ def _has_wells_alone(catalog: Catalog, representation: Mapping[str, Any]) -> boo
 
 
 def _sums_of_profiles(catalog: Catalog, representation_id: str) -> WellSums:
-    """What the sums over crops would be, from the means of wells."""
+    """What the sums over crops would be, from the means of wells; of wells with labelled objects, of their groups."""
     parts = list(stored_rows(catalog.dataset("profiles"), representation_id))
+    units = labelled_units(catalog, ())
+    if units.plates_with_objects:
+        whole = units.whole[UNIT].combine_chunks()
+        parts = [rows.filter(pc.is_in(rows["well_id"], value_set=whole)) for rows in parts]
+        parts = [rows for rows in parts if rows.num_rows]
     means_WD = np.concatenate([vectors_of(rows, representation_id) for rows in parts])
     stored = pa.concat_tables(parts)
     counts = np.asarray(stored["n_crops"].to_numpy(), dtype=np.int64)
@@ -485,10 +536,10 @@ def _sorted(
 
 
 def _wells(catalog: Catalog, well_ids: Sequence[str], columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of `wells`, in the order of the ids; a text that is null is empty."""
-    names = list(dict.fromkeys(["well_id", *columns]))
-    there = catalog.table("wells", columns=names)
-    place = pc.index_in(pa.array(well_ids, pa.string()), value_set=there["well_id"].combine_chunks())
+    """Columns of `wells`, in the order of the ids of wells and groups; a text that is null is empty."""
+    names = list(dict.fromkeys(columns))
+    there = labelled_units(catalog, names).rows
+    place = pc.index_in(pa.array(well_ids, pa.string()), value_set=there[UNIT].combine_chunks())
     if place.null_count:
         some = [well for well, found in zip(well_ids, place.to_pylist(), strict=True) if found is None]
         raise ValueError(

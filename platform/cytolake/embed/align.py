@@ -31,6 +31,7 @@ from cytolake.embed.aggregate import (
     BYTES_FOR_TASKS,
     MOST_PARTS,
     Progress,
+    append_group_profiles,
     append_profiles,
     checked_id,
     known_representation,
@@ -53,11 +54,9 @@ from cytolake.embed.alignment.kept import (
     noted_alignment,
 )
 from cytolake.embed.alignment.variants import ROBUST, AlignmentConfig
+from cytolake.embed.alignment.well_facts import AlignBy, WellFacts, read_well_facts
 
 AlignLevel = Literal["crop", "well"]
-AlignBy = Literal["plate", "batch"]
-Facts = Mapping[str, tuple[str, bool]]
-"""Well id -> its plate or batch, and whether it holds the negative control."""
 Chunk = tuple[NDArray[np.float32], NDArray[np.object_], NDArray[np.bool_]]
 """(N, D) vectors, and of each row its plate or batch and whether it is a negative control."""
 
@@ -115,6 +114,7 @@ def align_representation(
         RuntimeError: Rows of the aligned representation that no run of this version wrote.
     """
     _check_request(catalog, config, level)
+    append_group_profiles(catalog, [representation_id])
     source = pinned(catalog)
     parent = known_representation(source, representation_id)
     facts = _facts_of(source, representation_id, align_by)
@@ -129,7 +129,9 @@ def align_representation(
         alignment_id = keep_alignment(catalog.root, fitted)
         note_alignment(catalog.root, request, alignment_id)
     # A model id of its own: whoever asks for the blocks of an encoder gets those that serving can give.
-    model_id = content_id(ALIGNED, parent["model_id"], alignment_id, level)
+    # Groups of labelled objects are rows that the same fit did not have before.
+    rows_of = (request,) if source.dataset("objects").count_rows() else ()
+    model_id = content_id(ALIGNED, parent["model_id"], alignment_id, level, *rows_of)
     identity = id_of_place(model_id, parent["block"], parent["pooling"], parent["pack_id"])
     if catalog.table("representations", columns=["kind"], where=f"representation_id = '{identity}'").num_rows:
         return identity
@@ -192,7 +194,7 @@ def statistics_of_part(
     n_parts: int,
 ) -> ControlStatistics:
     """Statistics of every `n_parts`-th row group, from the row group `part`; one task."""
-    facts = _facts(catalog, align_by)
+    facts = read_well_facts(catalog, align_by)
     rows = stored_rows(catalog.dataset(_TABLES[level][0]), representation_id, part, n_parts)
     statistics = ControlStatistics.for_config(config, dim)
     waiting: list[Chunk] = []
@@ -236,7 +238,7 @@ def append_pieces(
     table, vector = _TABLES[level]
     contract = table_contract(table)
     fitted = load_alignment(catalog.root, alignment_id)
-    facts = _facts(source, align_by)
+    facts = read_well_facts(source, align_by)
     dataset = source.dataset(table)
     files = {str(file.path): file for file in stored_files(dataset, representation_id)}
     with threadpool_limits(limits=1):
@@ -336,7 +338,8 @@ def _parts_to_fit(
     stored = catalog.table("profiles", columns=names, where=f"representation_id = '{checked_id(representation_id)}'")
     counts: dict[tuple[str, bool], int] = {}
     for well, n_crops in zip(*(stored[name].to_pylist() for name in names), strict=True):
-        counts[facts[well]] = counts.get(facts[well], 0) + (int(n_crops) if level == "crop" else 1)
+        if well in facts:  # else of labelled objects that were labelled otherwise since
+            counts[facts[well]] = counts.get(facts[well], 0) + (int(n_crops) if level == "crop" else 1)
     statistics = ControlStatistics.for_config(config, dim)
     # Mean and spread, and rows of a root of the scatter, at most 2 D of them.
     kept = [n for (_, is_control), n in counts.items() if is_control or statistics.keep_other_wells]
@@ -356,47 +359,26 @@ def _fit_in_memory(
     catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, align_by: AlignBy
 ) -> FittedAlignment:
     """On the means of all wells, in the order of their ids."""
-    facts = _facts(catalog, align_by)
+    facts = read_well_facts(catalog, align_by)
     stored = pa.concat_tables(stored_rows(catalog.dataset("profiles"), representation_id)).sort_by("well_id")
     return fit_alignment(*_chunk(stored, representation_id, dim, facts), config)
 
 
-def _facts(catalog: Catalog, align_by: AlignBy) -> Facts:
-    """Of every well."""
-    names = ["well_id", "screen", "plate", "batch", "is_negative_control"]
-    table = catalog.table("wells", columns=names)
-    return {
-        well: (f"{screen}/{plate if align_by == 'plate' else batch or plate}", bool(is_control))
-        for well, screen, plate, batch, is_control in zip(*(table[name].to_pylist() for name in names), strict=True)
-    }
-
-
-def _facts_of(catalog: Catalog, representation_id: str, align_by: AlignBy) -> Facts:
-    """Of the wells of a representation."""
+def _facts_of(catalog: Catalog, representation_id: str, align_by: AlignBy) -> dict[str, tuple[str, bool]]:
+    """Of the wells of a representation, and of the groups of labelled objects there."""
     condition = f"representation_id = '{checked_id(representation_id)}'"
-    wells = catalog.table("profiles", columns=["well_id"], where=condition)["well_id"].to_pylist()
-    if not wells:
+    stored = catalog.table("profiles", columns=["well_id", "plate_id"], where=condition)
+    if not stored.num_rows:
         raise without_rows(known_representation(catalog, representation_id), "profiles")
-    facts = _facts(catalog, align_by)
-    _check_known(wells, facts, representation_id)
-    return {well: facts[well] for well in wells}
+    wells = stored["well_id"].to_pylist()
+    facts = read_well_facts(catalog, align_by)
+    facts.check_known(wells, stored["plate_id"].to_pylist(), representation_id)
+    return facts.of_wells(wells)
 
 
-def _check_known(wells: Sequence[str], facts: Facts, representation_id: str) -> None:
-    if unknown := [well for well in wells if well not in facts]:
-        raise ValueError(
-            f"representation {representation_id}: {len(unknown)} of {len(wells)} wells are not in the table wells, "
-            f"such as {', '.join(map(str, unknown[:3]))}. Ingest their plates again."
-        )
-
-
-def _chunk(rows: pa.Table, representation_id: str, dim: int, facts: Facts) -> Chunk:
-    encoded = rows["well_id"].combine_chunks().dictionary_encode()
-    wells, well_N = encoded.dictionary.to_pylist(), np.asarray(encoded.indices.to_numpy())
-    _check_known(wells, facts, representation_id)
-    groups = np.asarray([facts[well][0] for well in wells], dtype=object)
-    is_control = np.asarray([facts[well][1] for well in wells], dtype=bool)
-    return vectors_of(rows, representation_id, dim), groups[well_N], is_control[well_N]
+def _chunk(rows: pa.Table, representation_id: str, dim: int, facts: WellFacts) -> Chunk:
+    groups_N, is_control_N = facts.of_rows(rows, representation_id)
+    return vectors_of(rows, representation_id, dim), groups_N, is_control_N
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk:

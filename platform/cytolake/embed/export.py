@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.annotation_columns import annotation_columns
+from cytolake.catalog.labelled_units import UNIT, LabelledUnits, labelled_units
 from cytolake.embed.aggregate import checked_id, known_representation, pinned, stored_rows, vectors_of, without_rows
 from cytolake.embed.alignment.kept import ALIGNED
 
@@ -187,7 +188,8 @@ def _export_table(
     ((key, row),) = _keyed(catalog, [representation_id]).items()
     dim = int(row["dim"])
     table, name = _TABLES[level]
-    wells = _wells_as_exported(catalog)
+    units = labelled_units(catalog)
+    wells = _wells_as_exported(units)
     features = [f"{key}_{i:04d}" for i in range(dim)]
     described = {b"cytolake": json.dumps({name: _plain(value) for name, value in row.items()}).encode()}
     writer: _TableWriter | None = None
@@ -197,8 +199,9 @@ def _export_table(
     with _replaced(path) as part:
         try:
             for rows in _with_last(stored_rows(catalog.dataset(table), representation_id)):
+                rows = None if rows is None else _that_are(rows, units, level)
                 if rows is not None:
-                    waiting.append(_profiling_rows(rows, wells, name, representation_id, features))
+                    waiting.append(_profiling_rows(rows, units, wells, name, representation_id, features))
                     n_waiting += rows.num_rows
                 if n_waiting and (rows is None or n_waiting >= at_once):
                     chunk = pa.concat_tables(waiting)
@@ -235,14 +238,22 @@ class _CsvWriter:
         self._sink.close()
 
 
-def _wells_as_exported(catalog: Catalog) -> pa.Table:
-    """`well_id`, the labels under the names that they have in the tables, and annotations as in an export."""
-    wells = catalog.table("wells", columns=["well_id", *_WELL_COLUMNS, "annotations"])
+def _wells_as_exported(units: LabelledUnits) -> pa.Table:
+    """`unit_id`, the labels under the names that they have in the tables, and annotations as in an export."""
+    wells = units.rows.select([UNIT, *_WELL_COLUMNS, "annotations"])
     texts = wells["annotations"].to_pylist()
     wells = wells.drop_columns(["annotations"])
     for name, column in annotation_columns(texts, _RESERVED).items():
         wells = wells.append_column(name, column)
     return wells
+
+
+def _that_are(rows: pa.Table, units: LabelledUnits, level: ExportLevel) -> pa.Table:
+    """Rows without profiles of groups that were labelled otherwise since."""
+    if level == "crop" or not units.plates_with_objects:
+        return rows
+    outdated = units.outdated(rows["well_id"].to_pylist(), rows["plate_id"].to_pylist())
+    return rows.filter(pa.array([not each for each in outdated], pa.bool_()))
 
 
 def _with_places(catalog: Catalog, rows: pa.Table, n_features: int) -> pa.Table:
@@ -259,10 +270,11 @@ def _with_places(catalog: Catalog, rows: pa.Table, n_features: int) -> pa.Table:
 
 
 def _profiling_rows(
-    rows: pa.Table, wells: pa.Table, key: str, representation_id: str, features: Sequence[str]
+    rows: pa.Table, units: LabelledUnits, wells: pa.Table, key: str, representation_id: str, features: Sequence[str]
 ) -> pa.Table:
     matrix_ND = vectors_of(rows, representation_id, len(features))
-    known = wells.take(_places(rows["well_id"], wells["well_id"].combine_chunks(), "wells", representation_id))
+    of_row = units.of_crops(rows["crop_id"], rows["well_id"]) if key == "crop_id" else rows["well_id"]
+    known = wells.take(_places(of_row, wells[UNIT].combine_chunks(), "wells", representation_id))
     columns: dict[str, Any] = {_METADATA.get(name, name): known[name] for name in known.column_names[1:]}
     if key == "crop_id":
         columns["Metadata_crop_id"] = rows["crop_id"]
@@ -315,8 +327,10 @@ def _observations(catalog: Catalog, representation: Mapping[str, Any], level: Ex
     table, key = _TABLES[level]
     representation_id = representation["representation_id"]
     own = ["n_crops"] if level == "well" else []
-    columns = list(dict.fromkeys([key, "well_id", *own]))
+    columns = list(dict.fromkeys([key, "well_id", "plate_id", *own]))
     rows = catalog.table(table, columns=columns, where=f"representation_id = '{checked_id(representation_id)}'")
+    units = labelled_units(catalog)
+    rows = _that_are(rows, units, level)
     if rows.num_rows == 0:
         raise without_rows(representation, table)
     if pc.count_distinct(rows[key]).as_py() != rows.num_rows:
@@ -324,16 +338,17 @@ def _observations(catalog: Catalog, representation: Mapping[str, Any], level: Ex
             f"representation {representation_id}: {rows.num_rows} rows in the table {table}, but "
             f"{pc.count_distinct(rows[key]).as_py()} {key}s. Two jobs wrote it at once: embed again under a new root."
         )
-    _places(rows["well_id"], catalog.table("wells", columns=["well_id"])["well_id"], "wells", representation_id)
-    wells = _wells_as_exported(catalog)
+    of_row = units.of_crops(rows["crop_id"], rows["well_id"]) if level == "crop" else rows["well_id"]
+    _places(of_row, units.rows[UNIT].combine_chunks(), "wells", representation_id)
+    wells = _wells_as_exported(units)
     of_wells = ", ".join(f'w."{name.replace(chr(34), chr(34) * 2)}"' for name in wells.column_names[1:])
     more = "".join(f", r.{name}" for name in own) + (", c.site, c.y, c.x" if level == "crop" else "")
     joined = "LEFT JOIN crops c ON c.crop_id = r.crop_id" if level == "crop" else ""
     return catalog.sql(
         f"SELECT r.{key}{', r.well_id' if level == 'crop' else ''}, {of_wells}{more} "
-        f"FROM these r JOIN exported_wells w ON w.well_id = r.well_id {joined} "
+        f"FROM these r JOIN exported_wells w ON w.{UNIT} = r.{UNIT} {joined} "
         f"ORDER BY w.screen, w.plate, w.well, r.{key}",
-        these=rows,
+        these=rows.append_column(UNIT, of_row),
         exported_wells=wells,
     )
 
@@ -345,7 +360,11 @@ def _matrix(
     table, key = _TABLES[level]
     matrix = np.empty((len(keys), dim), dtype=np.float32)
     n_rows = 0
-    for rows in stored_rows(catalog.dataset(table), representation_id):
+    units = labelled_units(catalog, ())
+    for stored in stored_rows(catalog.dataset(table), representation_id):
+        rows = _that_are(stored, units, level)
+        if not rows.num_rows:
+            continue
         vectors_ND = vectors_of(rows, representation_id, dim)
         matrix[_places(rows[key], keys, f"representation {first}", representation_id).to_numpy()] = vectors_ND
         n_rows += rows.num_rows

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, table_contract
+from cytolake.catalog.corrections.object_labels import label_crops
 from cytolake.catalog.ids import content_id, representation_id
 from cytolake.embed.aggregate import append_profiles, checked_id, pinned, vectors_column
 from cytolake.embed.alignment.kept import ALIGNED
@@ -38,8 +39,11 @@ from cytolake.embed.profile_tables import (
     vectors_of_lists,
 )
 from cytolake.models.config import Architecture
-from cytolake.screens.label_vocabulary import nfc
+from cytolake.screens.label_vocabulary import label_vocabulary, nfc
+from cytolake.screens.object_table import object_labels, says_something
+from cytolake.screens.plate import Problem
 from cytolake.screens.positions import site_name, well_name
+from cytolake.screens.well_labels import WellLabels
 
 EXTERNAL = "external"
 POOLING = "all"
@@ -48,6 +52,10 @@ _APPEND_BYTES = 128_000_000
 _SOME = 5  # rows that an error names
 _MOST_METADATA_BYTES = 1_000_000  # a dict of a few labels has 1 kB
 _MARK = object()
+
+
+ObjectLabels: TypeAlias = tuple[tuple[WellLabels, ...], NDArray[np.intp], tuple[Problem, ...]]
+NO_LABELS: ObjectLabels = ((), np.zeros(0, np.intp), ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +75,9 @@ class ExternalTable:
     """(N,) of each of `LABELS` that the file has."""
     n_left_out: int = 0
     """Features that the file has and the vectors lack, since values were missing."""
+    object_labels: ObjectLabels = NO_LABELS
+    """Labels of cells, not of wells: combinations that the file has, (N,) which of them each row has (-1: none), and
+    what is wrong with them."""
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or 0 in self.vectors.shape:
@@ -125,7 +136,9 @@ def find_representation(catalog: Catalog, id_or_name: str) -> dict[str, Any]:
     return dict(matches[0])
 
 
-def read_profiles(path: str | Path, *, features: Sequence[str] = (), leave_out_missing: bool = False) -> ExternalTable:
+def read_profiles(
+    path: str | Path, *, features: Sequence[str] = (), leave_out_missing: bool = False, label_objects: bool = False
+) -> ExternalTable:
     """Read a table of one row for each crop, cell, site or well.
 
     Args:
@@ -133,6 +146,7 @@ def read_profiles(path: str | Path, *, features: Sequence[str] = (), leave_out_m
         features: Columns that hold the vector. By default the only column of lists, or those of `feature_columns`.
         leave_out_missing: Leave out features that lack a value in some row, or are infinite there; else they are an
             error.
+        label_objects: Take the labels of each row too, such as the guide of a cell.
 
     Raises:
         ValueError: No such columns, lists of several lengths, and what `ExternalTable` refuses.
@@ -142,28 +156,50 @@ def read_profiles(path: str | Path, *, features: Sequence[str] = (), leave_out_m
         raise ValueError(f"{path}: no column {', '.join(missing[:_SOME])}. There are: {_some(table.column_names)}.")
     labels = labels_of({name: table[name] for name in table.column_names if name not in features}, str(path))
     candidates = list(features) or feature_columns(table)
+    of_rows = _object_labels(table, str(path)) if label_objects else NO_LABELS
     lists = [name for name in candidates if is_list(table[name].type)]
     if len(lists) > 1 or (lists and features and len(candidates) > 1):
         raise ValueError(f"{path}: several columns of vectors, {', '.join(lists)}. Name one in `features`.")
     if lists:
-        return ExternalTable(str(path), vectors_of_lists(table[lists[0]], f"{path}, column {lists[0]}"), labels)
-    return _without_missing(str(path), matrix_of(table, candidates, str(path)), labels, leave_out_missing)
+        vectors = vectors_of_lists(table[lists[0]], f"{path}, column {lists[0]}")
+        return ExternalTable(str(path), vectors, labels, object_labels=of_rows)
+    return _without_missing(str(path), matrix_of(table, candidates, str(path)), labels, leave_out_missing, of_rows)
+
+
+def _object_labels(table: pa.Table, source: str) -> ObjectLabels:
+    names = [name for name in table.column_names if label_vocabulary().is_label(name) and not is_list(table[name].type)]
+    if not names:
+        raise ValueError(
+            f"{source}: found the columns {_some(table.column_names)}, expected a label of each row, such as guide or "
+            "gene, of a name that catalog/labels.yaml has. Rename it, or leave --label-objects out."
+        )
+    labels, of_row, problems = object_labels(table, names, {}, "", Path(source).name)
+    is_labelled = np.asarray([says_something(each) for each in labels], dtype=bool)
+    return labels, np.where(is_labelled[of_row], of_row, -1), tuple(problems)
 
 
 def _without_missing(
-    source: str, matrix: NDArray[np.float32], labels: Mapping[str, tuple[str, ...]], leave_out: bool
+    source: str,
+    matrix: NDArray[np.float32],
+    labels: Mapping[str, tuple[str, ...]],
+    leave_out: bool,
+    of_rows: ObjectLabels,
 ) -> ExternalTable:
     whole = np.isfinite(matrix).all(axis=0) if leave_out and matrix.ndim == 2 else np.ones(matrix.shape[-1], bool)
-    return ExternalTable(source, matrix[..., whole], labels, n_left_out=int((~whole).sum()))
+    n_left_out = int((~whole).sum())
+    return ExternalTable(source, matrix[..., whole], labels, n_left_out=n_left_out, object_labels=of_rows)
 
 
-def read_anndata_table(path: str | Path, key: str = "", *, leave_out_missing: bool = False) -> ExternalTable:
+def read_anndata_table(
+    path: str | Path, key: str = "", *, leave_out_missing: bool = False, label_objects: bool = False
+) -> ExternalTable:
     """Read one embedding of an .h5ad file.
 
     Args:
         path: With the labels in `obs`; an `obs` index named `crop_id` counts as one.
         key: Of `obsm`; empty means `X`.
         leave_out_missing: As `read_profiles`.
+        label_objects: The same.
 
     Raises:
         ValueError: No such key, not a matrix of numbers, and what `ExternalTable` refuses.
@@ -182,7 +218,8 @@ def read_anndata_table(path: str | Path, key: str = "", *, leave_out_missing: bo
     columns = {str(name): pa.chunked_array([pa.array(obs[name].astype(object))]) for name in obs}
     if obs.index.name == "crop_id":
         columns["crop_id"] = pa.chunked_array([pa.array(obs.index.to_numpy(dtype=object))])
-    return _without_missing(source, matrix, labels_of(columns, source), leave_out_missing)
+    of_rows = _object_labels(pa.table(columns), str(path)) if label_objects else NO_LABELS
+    return _without_missing(source, matrix, labels_of(columns, source), leave_out_missing, of_rows)
 
 
 def read_deepprofiler(paths: Sequence[str | Path]) -> ExternalTable:
@@ -217,7 +254,9 @@ def read_deepprofiler(paths: Sequence[str | Path]) -> ExternalTable:
     return ExternalTable(source, np.concatenate(parts), {name: tuple(values) for name, values in labels.items()})
 
 
-def read_external(paths: Sequence[Path], key: str = "", *, leave_out_missing: bool = False) -> ExternalTable:
+def read_external(
+    paths: Sequence[Path], key: str = "", *, leave_out_missing: bool = False, label_objects: bool = False
+) -> ExternalTable:
     """Read one table of profiles or .h5ad file, or DeepProfiler's .npz files; `key` is of obsm.
 
     Raises:
@@ -225,11 +264,16 @@ def read_external(paths: Sequence[Path], key: str = "", *, leave_out_missing: bo
     """
     names = [path.name.lower() for path in paths]
     if names and all(name.endswith(".npz") for name in names):
+        if label_objects:
+            raise ValueError(
+                "DeepProfiler's files have no labels of cells, expected a table or .h5ad file that does. Leave "
+                "--label-objects out, and label the cells with `cytolake plates label-objects`."
+            )
         return read_deepprofiler(paths)
     if len(names) == 1 and names[0].endswith(".h5ad"):
-        return read_anndata_table(paths[0], key, leave_out_missing=leave_out_missing)
+        return read_anndata_table(paths[0], key, leave_out_missing=leave_out_missing, label_objects=label_objects)
     if len(names) == 1 and names[0].endswith(TABLE_SUFFIXES):
-        return read_profiles(paths[0], leave_out_missing=leave_out_missing)
+        return read_profiles(paths[0], leave_out_missing=leave_out_missing, label_objects=label_objects)
     kinds = sorted({path.suffix for path in paths})
     raise ValueError(
         f"{len(paths)} files of {', '.join(kinds)}: expected one file named {', '.join((*TABLE_SUFFIXES, '.h5ad'))}, "
@@ -268,7 +312,7 @@ def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, scre
 
     Args:
         catalog: Where the wells are and the rows go.
-        table: What was read.
+        table: What was read. Labels that its rows have become labels of the crops (table `objects`).
         name: Of the model: becomes the architecture in `representations`.
         screen: Of all rows, where the table has no column for it and plates of several screens share a name.
         pack_id: Rows with crop ids only: the table has exactly the crops that were embedded of this pack, and is
@@ -288,6 +332,9 @@ def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, scre
         )
     source = pinned(catalog)
     crops = _known_crops(source, table) if "crop_id" in table.labels else _crops_of_wells(source, table, screen)
+    labels, label_of_row, _ = table.object_labels
+    if labels:
+        label_crops(catalog, crops, labels, label_of_row.tolist())
     curation_id = ""
     if pack_id:
         curation_id = _check_pack(source, table, crops["crop_id"], pack_id)

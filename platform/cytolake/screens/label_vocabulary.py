@@ -15,6 +15,7 @@ from cytolake.screens.declared_folder import declared_folder
 LABELS = ("perturbation", "gene", "pathway", "guide", "compound", "dose", "replicate", "control")
 """Labels of a well: columns of the table `wells`."""
 PLACES = ("well", "plate", "batch")
+OBJECT_PLACES = ("crop", "site", "object", "y", "x")
 _PREFIXES = ("imagemetadata", "metadata")
 
 
@@ -58,6 +59,8 @@ class LabelVocabulary:
     """For each of LABELS its names, the first that a plate has is used."""
     places: Mapping[str, tuple[str, ...]]
     """For each of PLACES its names, in the same order."""
+    objects: Mapping[str, tuple[str, ...]]
+    """For each of OBJECT_PLACES its names in a table of objects, in the same order."""
     annotations: frozenset[str]
     """Known columns about wells that label nothing."""
     images: frozenset[str]
@@ -79,10 +82,11 @@ class LabelVocabulary:
 
     def place_column(self, columns: Iterable[str], place: str) -> str | None:
         """The column that holds the plate, the well or the batch; None where none does."""
-        folded: dict[str, str] = {}
-        for column in columns:
-            folded.setdefault(fold_column(column), column)
-        return next((folded[name] for name in self.places[place] if name in folded), None)
+        return _first(columns, self.places[place])
+
+    def object_column(self, columns: Iterable[str], place: str) -> str | None:
+        """The column of a table of objects for one of OBJECT_PLACES; None where none is."""
+        return _first(columns, self.objects[place])
 
     def value(self, cell: str) -> str:
         """A cell as a label: without blanks at its ends, in NFC, empty where it says nothing."""
@@ -120,6 +124,13 @@ class LabelVocabulary:
         return chosen
 
 
+def _first(columns: Iterable[str], names: Sequence[str]) -> str | None:
+    folded: dict[str, str] = {}
+    for column in columns:
+        folded.setdefault(fold_column(column), column)
+    return next((folded[name] for name in names if name in folded), None)
+
+
 _IN_ORDER = ("compound", "gene", "guide", "perturbation", "pathway", "dose", "replicate", "control")
 """Compounds before genes: the target of a compound is no gene that was perturbed."""
 
@@ -130,11 +141,11 @@ def parse_labels(declared: Any) -> LabelVocabulary:
     Raises:
         ValueError: A field that is missing or unknown, a label that `wells` lacks, or a name that is declared twice.
     """
-    fields = {"nothing", "errors", "labels", "places", "annotations", "images"}
+    fields = {"nothing", "errors", "labels", "places", "objects", "annotations", "images"}
     if not isinstance(declared, Mapping) or set(declared) != fields:
         found = ", ".join(map(str, declared)) if isinstance(declared, Mapping) else repr(declared)
         raise ValueError(f"found {found}, expected {', '.join(sorted(fields))}. Correct the file.")
-    for field, names in (("labels", LABELS), ("places", PLACES)):
+    for field, names in (("labels", LABELS), ("places", PLACES), ("objects", OBJECT_PLACES)):
         if set(declared[field]) != set(names):
             raise ValueError(
                 f"{field}: found {', '.join(map(str, declared[field]))}, expected {', '.join(names)}. Correct the file."
@@ -150,7 +161,8 @@ def parse_labels(declared: Any) -> LabelVocabulary:
         nothing=errors | {str(each).casefold() for each in declared["nothing"]},
         errors=errors,
         labels=labels,
-        places={place: tuple(fold_column(str(each)) for each in names) for place, names in declared["places"].items()},
+        places=_folded(declared["places"]),
+        objects=_folded(declared["objects"]),
         annotations=frozenset(fold_column(str(each)) for each in declared["annotations"]),
         images=frozenset(fold_column(str(each)) for each in declared["images"]),
         label_names=frozenset(each.name for entries in labels.values() for each in entries),
@@ -169,6 +181,10 @@ def label_vocabulary() -> LabelVocabulary:
         return parse_labels(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"catalog/labels.yaml: {error}") from error
+
+
+def _folded(declared: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
+    return {place: tuple(dict.fromkeys(fold_column(str(each)) for each in names)) for place, names in declared.items()}
 
 
 def _column(label: str, declared: Any) -> LabelColumn:

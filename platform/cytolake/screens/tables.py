@@ -44,7 +44,7 @@ def read_table(folder: SourceFolder, file: str, screen: str) -> tuple[list[str],
     """
     with _told(file, screen):
         lines = _numbered_lines(folder, file)
-        columns = _columns(next(lines, (0, []))[1], file, screen)
+        columns = checked_columns(next(lines, (0, []))[1], file, screen)
         rows, problems = [], []
         for line, cells in lines:
             if any(cell.strip() for cell in cells[len(columns) :]):
@@ -62,7 +62,7 @@ def read_header(folder: SourceFolder, file: str, screen: str) -> list[str]:
         ScreenError: As `read_table`.
     """
     with _told(file, screen):
-        return _columns(next(_numbered_lines(folder, file, header_only=True), (0, []))[1], file, screen)
+        return checked_columns(next(_numbered_lines(folder, file, header_only=True), (0, []))[1], file, screen)
 
 
 def _numbered_lines(folder: SourceFolder, file: str, *, header_only: bool = False) -> Iterator[tuple[int, list[str]]]:
@@ -70,14 +70,14 @@ def _numbered_lines(folder: SourceFolder, file: str, *, header_only: bool = Fals
     if file.lower().endswith(".parquet"):
         yield from _parquet_lines(folder.read_bytes(file), header_only=header_only)
         return
-    data = _unpacked(folder.read_bytes(file), file)
+    data = unpacked(folder.read_bytes(file), file)
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     header, _, rest = text.partition("\n")
     n_before = 0
     if header.strip().strip('"').lower() in ("sep=,", "sep=;", "sep=\t", "sep="):
         text, n_before = rest, 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, file))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=header_delimiter(text, file))
     for cells in reader:
         yield reader.line_num + n_before, cells
 
@@ -96,14 +96,14 @@ def _parquet_lines(data: bytes, *, header_only: bool) -> Iterator[tuple[int, lis
             yield 1, names
             if header_only:
                 return
-            columns = [_texts(file.read(columns=[name])[name]) for name in names]
+            columns = [cell_texts(file.read(columns=[name])[name]) for name in names]
     except pa.ArrowException as error:
         raise OSError(str(error)) from error
     for number, cells in enumerate(zip(*columns, strict=True), 2):
         yield number, list(cells)
 
 
-def _texts(column: Any) -> list[str]:
+def cell_texts(column: Any) -> list[str]:
     """Values of a Parquet column as a CSV would have them; whole numbers without a decimal point."""
     is_single = str(column.type) == "float"
     return [_text(value, is_single=is_single) for value in column.to_pylist()]
@@ -119,7 +119,12 @@ def _text(value: Any, *, is_single: bool) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _columns(header: list[str], file: str, screen: str) -> list[str]:
+def checked_columns(header: list[str], file: str, screen: str) -> list[str]:
+    """Names of columns without blanks at their ends, in NFC.
+
+    Raises:
+        ScreenError: Two of one name.
+    """
     columns = [nfc(column.strip()) for column in header]
     repeated = [column for column, n in Counter(columns).items() if n > 1 and column]
     if repeated:
@@ -174,7 +179,12 @@ def _refusal(screen: str, file: str, problem: str, found: str, expected: str, ne
     )
 
 
-def _unpacked(data: bytes, file: str) -> bytes:
+def unpacked(data: bytes, file: str) -> bytes:
+    """The bytes of a file that may be named `.gz`.
+
+    Raises:
+        OSError: More than TABLE_BYTES_MAX, or a packed file that ends too early (EOFError).
+    """
     if not file.lower().endswith(".gz"):
         return data
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -186,7 +196,7 @@ def _unpacked(data: bytes, file: str) -> bytes:
     return text
 
 
-def _delimiter(text: str, file: str) -> str:
+def header_delimiter(text: str, file: str) -> str:
     """What parts the cells of the header, outside quotes; the extension decides where it has none or as many."""
     header = "".join(text.partition("\n")[0].split('"')[::2])
     is_tabs = file.lower().removesuffix(".gz").endswith((".tsv", ".txt"))

@@ -15,7 +15,7 @@ from functools import cache
 
 from cytolake.screens.label_vocabulary import LabelVocabulary, fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import well_position
+from cytolake.screens.positions import well_order
 from cytolake.screens.spreadsheet_damage import likely_original
 
 TEXT_LABELS = ("gene", "pathway", "guide", "compound", "replicate")
@@ -104,7 +104,7 @@ def read_labels(plate: Plate) -> PlateLabels:
     taken = {column for columns in used.values() for column in columns}
     wells = {
         well: _of_well(plate, well, mapped[well], used, taken, vocabulary, problems)
-        for well in sorted(mapped, key=well_position)
+        for well in sorted(mapped, key=well_order)
     }
     problems += _failed_formulas(plate, mapped, vocabulary)
     problems += _not_used(plate, wells, values, used, taken, vocabulary)

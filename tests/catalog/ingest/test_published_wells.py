@@ -15,7 +15,7 @@ from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.catalog.ingest.published_wells import import_wells
 from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
-from cytolake.catalog.visibility import PLATE_TABLES
+from cytolake.catalog.visibility import INGESTED_TABLES
 
 ROWS = [
     {"well": "a1", "gene": "TP53", "guide": "TP53_1", "dose": None, "control": "", "SMILES": ""},
@@ -129,10 +129,10 @@ def test_rows_that_a_killed_ingest_left_do_not_show(catalog, tmp_path):
     catalog.show_plate = show
     assert import_wells(catalog, wells_table(("P1",))) == 3
     assert catalog.table("wells").num_rows == 3
-    assert all(catalog.table(name).num_rows == 0 for name in PLATE_TABLES if name != "wells")
+    assert all(catalog.table(name).num_rows == 0 for name in INGESTED_TABLES if name != "wells")
 
 
-@pytest.mark.parametrize("n_writes", range(len(PLATE_TABLES) + 1))
+@pytest.mark.parametrize("n_writes", range(len(INGESTED_TABLES) + 1))
 def test_a_killed_import_leaves_nothing_to_see_and_goes_on_or_gives_way_to_images(tmp_path, n_writes):
     for then in ("import", "ingest"):
         catalog = cytolake.catalog.open(tmp_path / then / "catalog", create=True)
@@ -159,7 +159,7 @@ def test_a_killed_import_leaves_nothing_to_see_and_goes_on_or_gives_way_to_image
         assert contents(catalog) == contents(whole)
 
 
-@pytest.mark.parametrize("moment", [*PLATE_TABLES, "plates"])
+@pytest.mark.parametrize("moment", [*INGESTED_TABLES, "plates"])
 @pytest.mark.parametrize("other", [("P1", "P2"), ("P2",), ("P2", "P3")])
 def test_an_import_that_runs_beside_another_of_the_same_wells_writes_them_once(catalog, moment, other):
     second = cytolake.catalog.open(catalog.root)
@@ -186,7 +186,7 @@ def test_an_import_that_runs_beside_another_of_the_same_wells_writes_them_once(c
     assert catalog.table("plates").num_rows == len({"P1", "P2", *other})
 
 
-@pytest.mark.parametrize("moment", PLATE_TABLES)
+@pytest.mark.parametrize("moment", INGESTED_TABLES)
 def test_an_ingest_that_claims_the_plate_meanwhile_wins_and_the_import_says_so(catalog, tmp_path, moment):
     plate = write_plate(tmp_path / "source")
     stage(catalog, plate)

@@ -41,6 +41,7 @@ from cytolake.benchmark.relations.relation_files import Relations, read_aliases,
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.embed.aggregate import append_group_profiles
 from cytolake.embed.alignment.chromosome_arms import fit_chromosome_arms
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.kept import ALIGNED, keep_alignment
@@ -95,6 +96,7 @@ def score_profiles(
             f"none of {len(representation_ids)} representations has a pooling of {', '.join(config.poolings)}. Run "
             "jobs/embed.py first, or widen profiles.poolings."
         )
+    append_group_profiles(catalog, ids)
     wells = read_wells(catalog, ids[0])
     relations, aliases = _relations(wells, config)
     gene_sets = read_gene_sets(wells, config, aliases)

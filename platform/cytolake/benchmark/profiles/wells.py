@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cytolake.benchmark.confounding import WellPlace
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.labelled_units import UNIT, labelled_units
 
 Floats = NDArray[np.float64]
 
@@ -64,34 +65,39 @@ class Wells:
 
 
 def read_wells(catalog: Catalog, representation_id: str) -> Wells:
-    """The wells of a representation's profiles.
+    """The wells of a representation's profiles; of wells with labelled objects the groups of these.
 
     Raises:
         ValueError: No profiles, or one of a well that is not in the wells table.
     """
-    ids = catalog.table("profiles", columns=["well_id"], where=f"representation_id = '{representation_id}'")["well_id"]
-    if not len(ids):
+    where = f"representation_id = '{representation_id}'"
+    stored = catalog.table("profiles", columns=["well_id", "plate_id"], where=where)
+    if not stored.num_rows:
         raise ValueError(f"representation {representation_id} has no profiles. Run jobs/embed.py first.")
     columns = [
         "well_id", "screen", "plate", "batch", "perturbation", "gene", "guide", "compound", "pathway", "dose",
         "is_negative_control", "row", "column",
     ]  # fmt: skip
-    table = catalog.table("wells", columns=columns)
-    rows = table.filter(pc.is_in(table["well_id"], value_set=ids.combine_chunks())).sort_by("well_id").to_pylist()
-    if len(rows) != len(ids):
+    units = labelled_units(catalog, columns)
+    ids, plates = stored["well_id"].to_pylist(), stored["plate_id"].to_pylist()
+    outdated = units.outdated(ids, plates)
+    known = set(units.rows[UNIT].to_pylist())
+    if unknown := [each for each, is_old in zip(ids, outdated, strict=True) if not is_old and each not in known]:
         raise ValueError(
-            f"representation {representation_id}: {len(ids) - len(rows)} of {len(ids)} profiles are of wells that the "
-            "wells table does not have. Ingest their plates again."
+            f"representation {representation_id}: {len(unknown)} of {len(ids)} profiles are of wells that the wells "
+            "table does not have. Ingest their plates again."
         )
+    whole = units.whole
+    rows = whole.filter(pc.is_in(whole[UNIT], value_set=stored["well_id"].combine_chunks())).sort_by(UNIT).to_pylist()
 
     def texts(name: str) -> tuple[str, ...]:
         return tuple(row[name] or "" for row in rows)
 
-    plates = tuple(f"{row['screen']}/{row['plate']}" for row in rows)
+    plate_names = tuple(f"{row['screen']}/{row['plate']}" for row in rows)
     batches = tuple(f"{row['screen']}/{row['batch'] or row['plate']}" for row in rows)
     return Wells(
-        well_id=texts("well_id"),
-        plate=plates,
+        well_id=texts(UNIT),
+        plate=plate_names,
         batch=batches,
         perturbation=texts("perturbation"),
         gene=texts("gene"),
@@ -102,7 +108,7 @@ def read_wells(catalog: Catalog, representation_id: str) -> Wells:
         is_control=np.asarray([bool(row["is_negative_control"]) for row in rows]),
         place=tuple(
             WellPlace(plate, row["row"], row["column"], batch)
-            for plate, batch, row in zip(plates, batches, rows, strict=True)
+            for plate, batch, row in zip(plate_names, batches, rows, strict=True)
         ),
     )
 

@@ -22,7 +22,7 @@ from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.plate_content import content_number
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
-from cytolake.catalog.visibility import PLATE_TABLES
+from cytolake.catalog.visibility import INGESTED_TABLES
 from cytolake.screens.plate import WELLS_ONLY, Plate
 from cytolake.screens.positions import well_name
 from cytolake.screens.sources import default_batch
@@ -139,9 +139,9 @@ def _commit(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: str) 
     wells = table_contract("wells").rows(row for each in plates.values() for row in each.rows)
     try:
         catalog.claim_plates(contents)
-        for name in PLATE_TABLES:  # those without rows too: a killed ingest may have left some
+        for name in INGESTED_TABLES:  # those without rows too: a killed ingest may have left some
             catalog.write_plates(name, wells if name == "wells" else table_contract(name).empty(), contents)
-        if all(catalog.have_contents(name, contents) for name in PLATE_TABLES):
+        if all(catalog.have_contents(name, contents) for name in INGESTED_TABLES):
             catalog.show_plates(table_contract("plates").rows(map(_plates_row, plates.values())), contents)
     except CatalogError:
         if not contents.keys() & _shown(catalog):  # else another process showed some of them meanwhile
