@@ -419,6 +419,21 @@ def export(
     Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {path}")
 
 
+def _print_quarantine(console: Console, catalog: cytolake.catalog.Catalog, screens: set[str]) -> None:
+    """What was not understood in imported tables of wells of these screens."""
+    rows = catalog.sql(
+        "SELECT q.plate, q.well, q.problem, q.found, q.next_step FROM quarantine q JOIN plates p USING (plate_id) "
+        "JOIN these ON these.screen = p.screen WHERE p.reader = 'table' ORDER BY q.plate, q.well, q.problem",
+        these=pa.table({"screen": sorted(screens)}),
+    ).to_pylist()
+    for row in rows[:8]:
+        place = f"plate {row['plate']}{', well ' + row['well'] if row['well'] else ''}"
+        text = f"{place}: {row['problem'].replace('_', ' ')}: {row['found']}. {row['next_step']}"
+        console.print(f"  [yellow]{escape(text)}[/]")
+    if len(rows) > 8:
+        console.print(f"  [dim]{len(rows) - 8:,} more rows of the table quarantine[/]")
+
+
 @app.command(name="import")
 def import_table(
     paths: Annotated[
@@ -493,6 +508,8 @@ def import_table(
         if of_wells is not None:
             n_wells = import_wells(catalog, of_wells, str(source))
             console.print(f"{n_wells:,} wells without images came in, {of_wells.num_rows - n_wells:,} were there")
+            if n_wells:
+                _print_quarantine(console, catalog, set(of_wells["screen"].to_pylist()))
             if CONFLICTS in of_wells.column_names:
                 n_conflicts = sum(bool(each) for each in of_wells[CONFLICTS].to_pylist())
                 console.print(f"  [yellow]beware[/] {n_conflicts:,} wells lack labels that their sites disagree on")

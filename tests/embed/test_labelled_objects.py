@@ -53,12 +53,13 @@ def cells() -> pd.DataFrame:
 def import_cells(root: Path, frame: pd.DataFrame) -> tuple[Catalog, str]:
     """By the command that a user types: the wells are of one condition each, so the plate map names no gene."""
     frame.to_csv(root / "cells.csv", index=False)
-    rows = [f"{plate},{well},pool 7" for plate in PLATES for well in WELLS]
-    (root / "map.csv").write_text("\n".join(["plate,well,library", *rows]) + "\n")
+    rows = [f"{plate},{well},pool 7,{1 if well != 'A01' else 'much'}" for plate in PLATES for well in WELLS]
+    (root / "map.csv").write_text("\n".join(["plate,well,library,dose", *rows]) + "\n")
     catalog = root / "catalog"
     arguments = ["import", str(root / "cells.csv"), "--name", "peer", "--screen", "ops", "--label-objects"]
     done = CliRunner().invoke(app, [*arguments, "--wells", str(root / "map.csv"), "--root", str(catalog)])
     assert done.exit_code == 0, done.output
+    assert "plate P1, well A01: bad dose: dose much." in done.output
     assert f"{len(frame) - 2 * 9} of {len(frame)} cells have labels, of 3 perturbations" in done.output
     opened = cytolake.catalog.open(catalog)
     return opened, str(find_representation(opened, "peer")["representation_id"])

@@ -20,10 +20,11 @@ from cytolake.catalog import ids
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.plate_content import content_number
+from cytolake.catalog.ingest.screen_problems import quarantine_rows
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import INGESTED_TABLES
-from cytolake.screens.plate import WELLS_ONLY, Plate
+from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.positions import well_name
 from cytolake.screens.sources import default_batch
 from cytolake.screens.well_labels import TEXT_LABELS
@@ -32,15 +33,13 @@ FACTS = ("batch", "perturbation", *TEXT_LABELS, "dose", "control")
 """Columns of `wells` in which a well of the table must agree with one that is there."""
 
 
-_REFUSED = ("unknown_control", "bad_dose")
-"""Problems of a plate map that refuse a published table: a value would be left out."""
-
-
 @dataclass(frozen=True, slots=True)
 class _PlateOfWells:
     plate: Plate
     rows: list[dict[str, Any]]
     """Of `wells`."""
+    problems: list[Problem]
+    """Cells that were not understood: each well is there without that label."""
     content_hash: str
 
 
@@ -54,15 +53,16 @@ def import_wells(catalog: Catalog, table: pa.Table, source: str = "a table of we
         catalog: Where the rows go.
         table: One row for each well: `screen`, `plate` and `well`, perhaps `batch` (else the plate is one), and
             `perturbation`, `gene`, `pathway`, `guide`, `compound`, `dose`, `replicate` and `control` as in a plate map.
-            Other columns are kept as annotations.
+            Other columns are kept as annotations. A cell that is not understood costs its well that label, and is a
+            row of `quarantine`.
         source: The table's file, for errors and `plates.source`.
 
     Returns:
         Wells that came in; 0 where all were there.
 
     Raises:
-        ValueError: A row that names no well, a well that comes twice, a plate of two batches, a control or a dose that
-            cannot be understood; a well that is there with other facts, or a plate that is there without the well.
+        ValueError: A row that names no well, a well that comes twice, a plate of two batches; a well that is there with
+            other facts, or a plate that is there without the well.
         CatalogError: Another process writes one of the plates now, or the rows cannot be written.
     """
     plates = _read_plates(table, source)
@@ -126,19 +126,20 @@ def _plate(screen: str, name: str, wells: Sequence[dict[str, str]], source: str)
         sites=(),
         wells=tuple(wells),
     )
-    rows, found = well_rows(plate, frozenset())
-    problems = [problem for problem in found if problem.problem in _REFUSED]
-    if problems:
-        raise ValueError(f"{source}: {len(problems)} rows cannot be understood. {problems[0]}")
-    return _PlateOfWells(plate, rows, ids.content_id("published wells", json.dumps(rows, sort_keys=True)))
+    rows, problems = well_rows(plate, frozenset())
+    return _PlateOfWells(plate, rows, problems, ids.content_id("published wells", json.dumps(rows, sort_keys=True)))
 
 
 def _commit(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: str) -> None:
     """All rows of plates that did not show, `plates` last; whoever else writes the same ones, they are there once."""
     contents = {identity: content_number(each.content_hash, 0) for identity, each in plates.items()}
     wells = table_contract("wells").rows(row for each in plates.values() for row in each.rows)
+    now = datetime.now(UTC)
+    problems = [quarantine_rows(identity, each.problems, now) for identity, each in plates.items() if each.problems]
     try:
         catalog.claim_plates(contents)
+        if problems:
+            catalog.write_plates("quarantine", pa.concat_tables(problems), contents)
         for name in INGESTED_TABLES:  # those without rows too: a killed ingest may have left some
             catalog.write_plates(name, wells if name == "wells" else table_contract(name).empty(), contents)
         if all(catalog.have_contents(name, contents) for name in INGESTED_TABLES):
@@ -167,7 +168,7 @@ def _plates_row(each: _PlateOfWells) -> dict[str, Any]:
         "n_wells": len(each.rows),
         "n_sites": 0,
         "n_crops": 0,
-        "n_quarantined": 0,
+        "n_quarantined": len(each.problems),
         "ingested_at": datetime.now(UTC),
     }
 
