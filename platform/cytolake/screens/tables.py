@@ -16,6 +16,7 @@ from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods are zip files; .xls is a compound file
 TABLE_BYTES_MAX = 1 << 30  # unpacked; a table of 10 million images with 100 bytes each
 
 
@@ -71,6 +72,8 @@ def _numbered_lines(folder: SourceFolder, file: str, *, header_only: bool = Fals
         yield from _parquet_lines(folder.read_bytes(file), header_only=header_only)
         return
     data = _unpacked(folder.read_bytes(file), file)
+    if data.startswith(_WORKBOOKS):
+        raise OSError("a workbook of a spreadsheet program, or an archive")
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     header, _, rest = text.partition("\n")
@@ -146,7 +149,21 @@ def _told(file: str, screen: str) -> Iterator[None]:
         raise _refusal(screen, file, refused.problem, refused.found, refused.expected, refused.next_step) from refused
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _refusal(screen, file, *missing) from error
-    except (OSError, UnicodeDecodeError, csv.Error, zlib.error, EOFError) as error:
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        number = before.count(b"\n") + 1
+        line = before.rpartition(b"\n")[2] + error.object[error.start : error.start + 12].split(b"\n")[0]
+        text = line[-24:].decode("cp1252", "replace").strip()
+        raise _refusal(
+            screen,
+            file,
+            "unreadable_file",
+            f"line {number} is not in UTF-8 ({text!r}, if it is in Windows-1252)",
+            "a CSV file in UTF-8, or Parquet",
+            "Save it again as CSV UTF-8 (in Excel a type of its own); no other encoding is guessed, since names would "
+            "change.",
+        ) from error
+    except (OSError, csv.Error, zlib.error, EOFError) as error:
         raise _refusal(
             screen,
             file,
