@@ -28,6 +28,7 @@ from cytolake.commands.catalog import catalog as catalog_commands
 from cytolake.commands.plates import plates as plates_commands
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.line import stages
+from cytolake.line.catalog_root import Root
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
 from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
@@ -56,7 +57,6 @@ app.add_typer(keys, name="keys")
 app.add_typer(plates_commands, name="plates")
 app.add_typer(catalog_commands, name="catalog")
 
-Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
 DETECTOR = "qc/detector.safetensors"
 """Where `qc train` puts the detector, below the root."""
 

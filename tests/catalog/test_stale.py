@@ -107,3 +107,20 @@ def test_a_plate_that_goes_makes_stale_what_has_its_pixels_until_it_is_back(cata
     found = purge(catalog, "S/P2", "consent withdrawn")
     assert (found.packs, found.representations) == (("pack",), ("a", "r"))
     assert all(each[1:] == pixels for each in kinds(catalog))
+
+
+def test_a_newer_pack_and_its_representations_take_the_place_of_those_of_before_a_correction(catalog, config):
+    when = datetime.datetime.now(datetime.UTC)
+    write_results(catalog, curate(catalog, config).curation_id, when)
+    retract(catalog, "S/P2", "blurred")
+    curate(catalog, config)
+    described = json.loads((catalog.root / "packs" / "pack" / "pack.json").read_text())
+    newer = described | {"pack_id": "newer", "built_at": "2999-01-01", "table_versions": catalog.versions()}
+    newer["source_dtypes"] = {ids.plate_id("S", "P1"): "uint16"}
+    (catalog.root / "packs" / "newer").mkdir()
+    (catalog.root / "packs" / "newer" / "pack.json").write_text(json.dumps(newer))
+    assert [each[0] for each in kinds(catalog)] == [*["representation"] * 2, *["score"] * 2]
+    for name, kind in (("r2", "trained"), ("a2", "aligned")):
+        values = {"kind": kind, "pack_id": "newer", "created_at": datetime.datetime.now(datetime.UTC), "block": 0}
+        catalog.append("representations", row("representations", representation_id=name, **values), transaction=name)
+    assert kinds(catalog) == []

@@ -67,7 +67,7 @@ def test_the_command_that_ingest_gives_for_a_plate_map_that_came_later_takes_it(
     assert "S/P1 A01 gene TP53" in looked
     assert "nothing was written" in looked
     assert set(cytolake.catalog.open(root).table("wells")["gene"].to_pylist()) == {""}
-    assert "4 changes in 1 plates committed" in run(*command)  # gene and perturbation of two wells
+    assert "4 changes in 1 plate committed" in run(*command)  # gene and perturbation of two wells
     assert not ingest(root, folder).refused
     assert "the catalog has these labels already" in run(*command)
 
@@ -90,7 +90,7 @@ def test_the_command_that_ingest_gives_for_files_of_a_renamed_screen_renames_it(
     root, folder, run = lab
     report = ingest(root, folder, "new")
     assert [problem.problem for problem in report.refused] == ["files_in_catalog"]
-    assert "1 plates renamed: new/P1" in run(*command_in(report.refused[0].next_step))
+    assert "1 plate renamed: new/P1" in run(*command_in(report.refused[0].next_step))
     assert len(ingest(root, folder, "new").skipped) == 1
 
 
@@ -99,7 +99,7 @@ def test_a_plate_is_retracted_with_a_reason_and_purged_only_with_yes(lab):
     assert "is hidden" in run("plates", "retract", "P1", "--why", "mouldy")
     assert "retracted" in run("plates")
     assert "mouldy" in run("plates")
-    assert "would delete 1 acquisitions with 8 crops" in run("plates", "purge", "P1", "--why", "mouldy", code=1)
+    assert "would delete 1 acquisition with 8 crops" in run("plates", "purge", "P1", "--why", "mouldy", code=1)
     run("plates", "restore", "P1")
     assert "1 acquisitions purged: 8 of crops" in run("plates", "purge", "P1", "--why", "mouldy", "--yes")
     assert cytolake.catalog.open(root).table("crops").num_rows == 0
@@ -117,3 +117,39 @@ def test_a_check_ends_with_1_where_something_is_wrong(lab):
 @pytest.mark.parametrize(("form", "text"), [("duckdb", "delta_scan("), ("polars", "pl.scan_delta(")])
 def test_views_are_printed_for_each_program(lab, form, text):
     assert text in lab[2]("catalog", "views", "--format", form)
+
+
+def test_a_column_of_another_name_is_taken_as_the_label_that_is_declared_for_it(lab, tmp_path):
+    root, _, run = lab
+    (tmp_path / "map.csv").write_text("plate,well,gene,kind\nP1,A01,TP53,\nP1,A02,none,negcon\nP7,A01,KRAS,\n")
+    said = run("plates", "annotate", "S", "--plate-map", tmp_path / "map.csv", "--label", "control=kind")
+    assert "P7" in said  # no such plate
+    wells = cytolake.catalog.open(root).table("wells").to_pylist()
+    assert {row["well"]: row["is_negative_control"] for row in wells} == {"A01": False, "A02": True}
+    wrong = ("plates", "annotate", "S", "--plate-map", tmp_path / "map.csv", "--label", "colour=kind")
+    assert "colour" in run(*wrong, code=2)
+
+
+def test_samples_that_stand_for_wells_are_annotated_by_their_names(lab, tmp_path):
+    root, _, run = lab
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for number, name in enumerate(("control 1", "drug A_1")):
+        pixels = np.random.default_rng(number).integers(0, 4096, (64, 64), np.uint16)
+        tifffile.imwrite(folder / f"{name}.tif", pixels)
+    source = ScreenSource(screen="samples", path=str(folder), layout="regex", pattern=r"(?P<sample>[^/]+)\.tif")
+    ingest_plates(cytolake.catalog.open(root), list_plates(source, channel_vocabulary().aliases), CONFIG)
+    (tmp_path / "map.csv").write_text("sample,treatment\ncontrol 1,DMSO\ndrug A_1,A\n")
+    run("plates", "annotate", "samples", "--plate-map", tmp_path / "map.csv")  # the plate has the screen's name
+    wells = cytolake.catalog.open(root).table("wells", where="screen = 'samples'").to_pylist()
+    assert {row["well"]: row["perturbation"] for row in wells} == {"control 1": "DMSO", "drug A_1": "A"}
+
+
+def test_a_plate_that_was_renamed_and_retracted_stays_out_of_the_next_ingest(lab):
+    root, folder, run = lab
+    run("plates", "rename", "S/P1", "--plate", "Q1")
+    run("plates", "retract", "S/Q1", "--why", "blurred")
+    report = ingest(root, folder)
+    assert (report.ingested, report.refused) == ((), ())
+    (problem,) = report.left_out
+    assert "restore S/Q1" in problem.next_step

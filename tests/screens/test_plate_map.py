@@ -176,3 +176,18 @@ def test_the_real_lincs_maps_cover_every_well_of_every_plate(real_data, tmp_path
     for plate in plates:
         assert {row["plate_map_name"] for row in plate.wells} == {plate.wells[0]["Plate_Map_Name"]}
         assert {problem.problem for problem in plate.problems} <= {"well_without_image"}
+
+
+def test_rows_in_letters_and_columns_stand_for_wells_and_rows_in_numbers_do_not(screen):
+    (screen / "platemap.csv").write_text("plate,Row,Column,gene\nP1,B,2,TP53\n")
+    (plate,) = listed(screen)
+    assert {row["well"]: row.get("gene") for row in plate.wells}["B02"] == "TP53"
+    (screen / "platemap.csv").write_text("plate,Row,Column,gene\nP1,1,1,TP53\n")
+    with pytest.raises(ScreenError, match="B03"):  # from 0 or from 1?
+        listed(screen)
+
+
+def test_a_map_of_tabs_is_found_by_its_name(screen):
+    (screen / "platemap.tsv").write_text("plate\twell\tgene\nP1\tB02\tTP53\n")
+    (plate,) = listed(screen)
+    assert {row["well"]: row.get("gene") for row in plate.wells}["B02"] == "TP53"

@@ -122,3 +122,14 @@ def test_a_table_that_is_not_there_or_not_the_screens_is_told(tmp_path, name, pr
     with pytest.raises(ScreenError) as caught:
         read_table(SourceFolder(tmp_path / "screen"), name, "s")
     assert caught.value.problems[0].problem == problem
+
+
+def test_a_table_in_another_encoding_is_refused_with_its_line_and_text(read):
+    with pytest.raises(ScreenError, match=r"line 2 .*B1;Caf\xe9.*CSV UTF-8"):
+        read("well;gene\nB1;Caf\xe9;\n".encode("cp1252"))
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04rest", b"\xd0\xcf\x11\xe0rest"])
+def test_a_workbook_is_refused_as_one(read, content):
+    with pytest.raises(ScreenError, match="workbook"):
+        read(content, "map.xlsx")

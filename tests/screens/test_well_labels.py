@@ -213,3 +213,27 @@ def test_a_vocabulary_that_cannot_be_used_says_why(change, said):
     parse_labels(whole)
     with pytest.raises(ValueError, match=said):
         parse_labels(whole | change)
+
+
+@pytest.mark.parametrize(
+    ("cell", "dose"),
+    [("0,5", 0.5), ("10,25", 10.25), ("1,5E-6", 1.5e-6), ("0,125", 0.125), ("1,000", None), ("1,5 uM", None)],
+)
+def test_a_decimal_comma_is_read_unless_it_may_part_thousands(cell, dose):
+    read = read_labels(plate({"compound": "X", "dose": cell}))
+    assert read.wells["A01"].dose == dose
+    assert [problem.problem for problem in read.problems] == ([] if dose else ["bad_dose"])
+
+
+def test_a_well_with_a_guide_and_no_gene_is_reported_where_the_plates_others_have_genes():
+    rows = [{"sirna": "NT1", "gene": "", "control": ""}, {"sirna": "s1", "gene": "TP53", "control": ""}]
+    (problem,) = read_labels(plate(*rows)).problems
+    assert (problem.problem, problem.well) == ("no_perturbation", "A01")
+    assert "NT1" in problem.found
+    assert codes({**rows[0], "control": "negative"}, rows[1]) == []
+
+
+def test_samples_that_stand_for_wells_have_labels_in_the_order_of_their_names():
+    found = read_labels(plate({"gene": "TP53"}, {"gene": "KRAS"}, wells=["drug 10", "drug 2"])).wells
+    assert {well: each.perturbation for well, each in found.items()} == {"drug 2": "KRAS", "drug 10": "TP53"}
+    assert list(found) == ["drug 2", "drug 10"]

@@ -2,13 +2,15 @@
 
 A curation, a pack and a registered model pin the version of `plates` that they read, and are held against its rows.
 Representations are as stale as their pack; scores, and profiles aligned on controls, are stale where a plate of theirs
-was corrected after they were written. What a newer one has taken the place of is not listed.
+was corrected after they were written. What a newer one has taken the place of is not listed: an older curation or pack
+of the same name, a representation of such a pack where the newer pack has one of the same kind, architecture, block and
+pooling, and its scores.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,8 +24,8 @@ from cytolake.catalog.visibility import Visibility
 Kind: TypeAlias = Literal["curation", "pack", "representation", "score", "model"]
 Why: TypeAlias = Literal["labels", "pixels"]
 
-RECOMPUTE = "cytolake pipeline --recipe RECIPE"
-"""Runs every stage again; what is not stale is found and skipped."""
+RECOMPUTE, RECOMPUTE_CURATION = "cytolake pipeline", "cytolake curate"
+"""Runs every stage again, and skips what is not stale; or runs the one stage that curations and packs need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +49,12 @@ def stale_artefacts(catalog: Catalog) -> list[Stale]:
     if not _was_corrected(now):
         return []
     curations = _stale_curations(catalog)
-    packs = _stale_packs(catalog)
-    representations, of_plates = _stale_representations(catalog, {each.identity: each for each in packs}, now)
+    described = _described_packs(catalog)
+    packs = _stale_packs(catalog, described)
+    rows = _without_replaced(catalog.table("representations").to_pylist(), described)
+    representations, of_plates = _stale_representations(catalog, rows, packs, described, now)
+    newest = {each["pack_id"] for each in _newest_packs(described).values()}
+    packs = [each for each in packs if each.identity in newest]
     scores = _stale_scores(catalog, {each.identity: each for each in representations}, of_plates, now)
     return [*curations, *packs, *representations, *scores, *_stale_models(catalog)]
 
@@ -113,10 +119,34 @@ def _stale_curations(catalog: Catalog) -> list[Stale]:
     return found
 
 
-def _stale_packs(catalog: Catalog) -> list[Stale]:
+def _newest_packs(packs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """For each curation's name the pack that was built last."""
+    in_order = sorted(packs, key=lambda each: (str(each.get("built_at", "")), str(each["pack_id"])))
+    return {str(each.get("curation", "")): each for each in in_order}
+
+
+def _without_replaced(
+    representations: Sequence[Mapping[str, Any]], packs: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Representations but those of older packs of which the newest of the same curation has the like."""
+    newest = {name: str(pack["pack_id"]) for name, pack in _newest_packs(packs).items()}
+    newest_of = {str(pack["pack_id"]): newest[str(pack.get("curation", ""))] for pack in packs}
+
+    def like(row: Mapping[str, Any], pack_id: str) -> tuple[Any, ...]:
+        return (pack_id, *(row[column] for column in ("kind", "architecture", "block", "pooling", "alignment_variant")))
+
+    there = {like(row, row["pack_id"]) for row in representations}
+    return [
+        row
+        for row in representations
+        if (newer := newest_of.get(row["pack_id"], row["pack_id"])) == row["pack_id"] or like(row, newer) not in there
+    ]
+
+
+def _stale_packs(catalog: Catalog, packs: Iterable[Mapping[str, Any]]) -> list[Stale]:
     """Packs that hold crops of plates whose pixels changed. Labels are not in a pack."""
     found = []
-    for described in _described_packs(catalog):
+    for described in packs:
         changed = corrected_since(catalog, described.get("table_versions", {}))
         plates = described.get("source_dtypes")
         of_pack = {each: change for each, change in changed.items() if plates is None or each in plates}
@@ -126,17 +156,22 @@ def _stale_packs(catalog: Catalog) -> list[Stale]:
 
 
 def _stale_representations(
-    catalog: Catalog, packs: Mapping[str, Stale], plates: pa.Table
+    catalog: Catalog,
+    representations: Iterable[Mapping[str, Any]],
+    stale_packs: Iterable[Stale],
+    described: Iterable[Mapping[str, Any]],
+    plates: pa.Table,
 ) -> tuple[list[Stale], dict[str, frozenset[str]]]:
-    """Stale representations, and the plates of every representation that is known to have any."""
-    of_pack = {each["pack_id"]: frozenset(each.get("source_dtypes") or ()) for each in _described_packs(catalog)}
+    """Stale representations, and the plates of every one of them that is known to have any."""
+    packs = {each.identity: each for each in stale_packs}
+    of_pack = {each["pack_id"]: frozenset(each.get("source_dtypes") or ()) for each in described}
     of_profiles: dict[str, set[str]] = {}
     for row in catalog.sql("select distinct representation_id, plate_id from profiles").to_pylist():
         of_profiles.setdefault(row["representation_id"], set()).add(row["plate_id"])
     rows = {row["plate_id"]: row for row in plates.to_pylist()}
     found: list[Stale] = []
     of_plates: dict[str, frozenset[str]] = {}
-    for row in catalog.table("representations").to_pylist():
+    for row in representations:
         identity = row["representation_id"]
         mine = of_pack.get(row["pack_id"]) or frozenset(of_profiles.get(identity, ()))
         of_plates[identity] = mine

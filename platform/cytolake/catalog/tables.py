@@ -57,8 +57,9 @@ def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog
             create_table(f"{base}/tables/{name}", table_contract(name))
     elif not (open_table(f"{base}/tables/plates") if is_uri(base) else Path(base, "tables").is_dir()):
         raise CatalogError(
-            f"{base}: no catalog there (found no folder `tables`). Give the root of a catalog, or make one: "
-            "jobs/ingest.py, or cytolake.catalog.open(root, create=True)."
+            f"{base}: no catalog there (found no folder `tables`). Give the root of a catalog (--root, "
+            "CYTOLAKE_ROOT), or make one: `cytolake ingest`; `cytolake import --wells` for a screen without images; or "
+            "cytolake.catalog.open(root, create=True)."
         )
     return Catalog(folder, base)
 

@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cytolake.commands.plates import Root, print_stale
+from cytolake.commands.plates import print_stale
+from cytolake.line.catalog_root import Root
 from cytolake.line.command import bad_input_told
 from cytolake.line.config import DEFAULT_ROOT
 

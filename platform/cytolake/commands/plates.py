@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from cytolake.line.catalog_root import Root, job_options
 from cytolake.line.command import bad_input_told
 from cytolake.line.config import DEFAULT_ROOT
 
 plates = typer.Typer(help="Plates of a catalog: list and correct them.", invoke_without_command=True)
 
-Root = Annotated[str, typer.Option(envvar="CYTOLAKE_ROOT", help="Catalog root, or the URI of its tables.")]
 Name = Annotated[str, typer.Argument(metavar="PLATE", help="SCREEN/PLATE, a plate's name, or a plate_id.")]
 Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
 MAX_CHANGES_PRINTED = 40
@@ -56,7 +56,7 @@ def list_plates(context: typer.Context, root: Root = DEFAULT_ROOT) -> None:
 def print_stale(console: Console, catalog_root: str) -> None:
     """What was computed before a correction, and the command that computes it again."""
     import cytolake.catalog
-    from cytolake.catalog.stale import RECOMPUTE, stale_artefacts
+    from cytolake.catalog.stale import RECOMPUTE, RECOMPUTE_CURATION, stale_artefacts
 
     stale = stale_artefacts(cytolake.catalog.open(catalog_root))
     if not stale:
@@ -68,13 +68,23 @@ def print_stale(console: Console, catalog_root: str) -> None:
         console.print(f"  [dim]{each.kind:<14} {escape(each.name)} {each.identity[:12]}: {', '.join(each.plates)}[/]")
     if len(stale) > 12:
         console.print(f"  [dim]{len(stale) - 12} more[/]")
-    console.print(f"to compute them again: {RECOMPUTE} --set root={shlex.quote(catalog_root)}")
+    is_curated_alone = {each.kind for each in stale} <= {"curation", "pack"}
+    stages = RECOMPUTE_CURATION if is_curated_alone else RECOMPUTE
+    console.print(f"to compute them again: {stages}{job_options(catalog_root)}")
 
 
 @plates.command()
 def annotate(
     plate: Annotated[str, typer.Argument(metavar="PLATE_OR_SCREEN", help="SCREEN/PLATE, a plate, or a screen.")],
     plate_map: Annotated[Path, typer.Option(help="CSV or TSV of what was done to each well.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=COLUMN",
+            help="A column of the map with a name of its own, such as --label control=well_type; may be repeated. As "
+            "label_columns of a recipe, which are not read here.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and stop.")] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -85,7 +95,8 @@ def annotate(
     console = Console(soft_wrap=True, highlight=False)
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
-        found = annotate_plates(catalog, plate, plate_map, is_dry_run=True)
+        declared = _label_columns(label or [])
+        found = annotate_plates(catalog, plate, plate_map, label_columns=declared, is_dry_run=True)
         shown = Table("plate", "well", "column", "before", "after", box=None, header_style="dim")
         for each in found.changes[:MAX_CHANGES_PRINTED]:
             name = f"{each.screen}/{each.plate}"
@@ -98,12 +109,15 @@ def annotate(
             console.print(f"  [yellow]{escape(str(problem))}[/]")
         if len(found.problems) > 8:
             console.print(f"  [dim]{len(found.problems) - 8:,} more problems of the map[/]")
+        if found.not_in_map:
+            names = ", ".join(found.not_in_map[:8]) + (" and more" if len(found.not_in_map) > 8 else "")
+            console.print(f"  not in the map, with the labels of before: {escape(names)}")
         if dry_run or not found.changes:
             state = "nothing was written" if dry_run else "the catalog has these labels already"
-            console.print(f"{len(found.changes):,} changes in {len(found.plates)} plates; {state}")
+            console.print(f"{count(len(found.changes), 'change')} in {count(len(found.plates), 'plate')}; {state}")
             return
-        found = annotate_plates(catalog, plate, plate_map)
-        console.print(f"{len(found.changes):,} changes in {len(found.plates)} plates committed")
+        found = annotate_plates(catalog, plate, plate_map, label_columns=declared)
+        console.print(f"{count(len(found.changes), 'change')} in {count(len(found.plates), 'plate')} committed")
         print_stale(console, root)
 
 
@@ -111,9 +125,9 @@ def annotate(
 def label_objects(
     plate: Annotated[str, typer.Argument(metavar="PLATE_OR_SCREEN", help="SCREEN/PLATE, a plate, or a screen.")],
     table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet: plate, well, site, object, y and x, and labels.")],
-    label_column: Annotated[
+    label: Annotated[
         list[str] | None,
-        typer.Option("--label-column", metavar="LABEL=COLUMN", help="Where names differ: --label-column guide=sgRNA."),
+        typer.Option(metavar="LABEL=COLUMN", help="A column with a name of its own: --label guide=call."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change, and stop.")] = False,
     root: Root = DEFAULT_ROOT,
@@ -124,9 +138,8 @@ def label_objects(
 
     console = Console(soft_wrap=True, highlight=False)
     with bad_input_told():
-        declared = dict(_label_and_column(text) for text in label_column or ())
         catalog = cytolake.catalog.open(root)
-        found = annotate_objects(catalog, plate, table, label_columns=declared, is_dry_run=dry_run)
+        found = annotate_objects(catalog, plate, table, label_columns=_label_columns(label or []), is_dry_run=dry_run)
         shown = ", ".join(f"{name} from {escape(column)}" for name, column in found.columns.items())
         console.print(f"[dim]{shown}[/]")
         for problem in found.problems[:8]:
@@ -143,17 +156,10 @@ def label_objects(
             console.print("  [yellow]beware[/] most crops show several kinds: ingest with a smaller ingest.crop_size")
         if not found.is_committed:
             state = "nothing was written" if dry_run else "the catalog has these labels already"
-            console.print(f"{len(found.plates)} plates differ; {state}")
+            console.print(f"{count(len(found.plates), 'plate')} with other labels; {state}")
             return
-        console.print(f"{len(found.plates)} plates committed")
+        console.print(f"{count(len(found.plates), 'plate')} committed")
         print_stale(console, root)
-
-
-def _label_and_column(text: str) -> tuple[str, str]:
-    label, equals, column = text.partition("=")
-    if not (label.strip() and equals and column.strip()):
-        raise ValueError(f"--label-column {text!r}: expected LABEL=COLUMN, such as guide=sgRNA.")
-    return label.strip(), column.strip()
 
 
 @plates.command()
@@ -245,7 +251,7 @@ def rename(
     with bad_input_told():
         rows = rename_plates(cytolake.catalog.open(root), plate, screen=screen, plate=new_plate)
         names = ", ".join(f"{row['screen']}/{row['plate']}" for row in rows[:8])
-        console.print(f"{len(rows)} plates renamed: {names}{' ...' if len(rows) > 8 else ''}")
+        console.print(f"{count(len(rows), 'plate')} renamed: {names}{' ...' if len(rows) > 8 else ''}")
 
 
 @plates.command()
@@ -270,8 +276,9 @@ def purge(
             packs = packs_of(catalog, tuple(row["plate_id"] for row in rows))
             n_crops = sum(row["n_crops"] or 0 for row in rows)
             console.print(
-                f"would delete {len(rows)} acquisitions with {n_crops:,} crops, and what was computed from them, from "
-                f"this and every older version; {len(packs)} packs hold crops of them. Add --yes to do it."
+                f"would delete {count(len(rows), 'acquisition')} with {n_crops:,} crops, and what was computed from "
+                f"them, from this and every older version. Packs that hold crops of them: {len(packs)}. Add --yes to "
+                "do it."
             )
             raise typer.Exit(1)
         found = purge_plate(catalog, plate, why, acquisition)
@@ -282,3 +289,15 @@ def purge(
             console.print(f"  [yellow]pack {pack} holds its crops[/]: delete {escape(str(catalog.root))}/packs/{pack}")
         if found.representations:
             console.print(f"  [yellow]{len(found.representations)} representations[/] are of encoders of these packs")
+
+
+def _label_columns(options: list[str]) -> dict[str, str]:
+    for option in options:
+        if not all(part.strip() for part in option.partition("=")[::2]):
+            raise ValueError(f"--label {option}: expected LABEL=COLUMN, such as --label control=well_type.")
+    return {label.strip(): column.strip() for label, _, column in (option.partition("=") for option in options)}
+
+
+def count(n: int, noun: str) -> str:
+    """`1 plate`, `1,200 plates`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

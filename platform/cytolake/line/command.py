@@ -106,14 +106,18 @@ def job_command(
 
 
 @contextmanager
-def bad_input_told(traceback: bool = False) -> Iterator[None]:
-    """Turn an error about the input into one sentence on stderr and exit code 2; with `traceback`, let it through."""
+def bad_input_told(traceback: bool | None = None) -> Iterator[None]:
+    """Turn an error about the input into one sentence on stderr and exit code 2; with `traceback`, let it through.
+
+    Args:
+        traceback: What the command was given; None where it has no such option, which is then not recommended.
+    """
     try:
         yield
     except (ValueError, LookupError, OSError) as error:
         if traceback:
             raise
-        print_bad_input(error)
+        print_bad_input(error, has_traceback=traceback is not None)
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -122,15 +126,19 @@ def show_config(line: Line) -> str:
     return yaml.safe_dump(TypeAdapter(Line).dump_python(line, mode="json"), sort_keys=False)
 
 
-def print_bad_input(error: BaseException) -> None:
-    """Tell a person what was wrong with the input, without the stack."""
+def print_bad_input(error: BaseException, *, has_traceback: bool) -> None:
+    """Report what was wrong with the input, without the stack.
+
+    Args:
+        error: What was raised.
+        has_traceback: Whether the command has the option `--traceback`.
+    """
     # An error raised in a Ray worker arrives wrapped in the worker's traceback, with the original as its cause.
     cause = getattr(error, "cause", None)
     told = cause if isinstance(cause, BaseException) else error
     text = str(told.args[0]) if isinstance(told, KeyError) and told.args else str(told)
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]error[/] {escape(text)}\n[dim]--traceback shows where this was noticed[/]"
-    )
+    hint = "\n[dim]--traceback shows where this was noticed[/]" if has_traceback else ""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {escape(text)}{hint}")
 
 
 def check_root(line: Line) -> None:

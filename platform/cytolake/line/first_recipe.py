@@ -51,9 +51,13 @@ def propose_recipe(source: ScreenSource, name: str) -> FirstRecipe:
         name: Of the recipe.
 
     Raises:
-        ScreenError: Nothing there can be ingested; with why.
+        ScreenError: The folder is missing, empty or cannot be listed.
+        ValueError: Nothing there can be ingested; with why, and what could be set.
     """
     inspection = inspect_screen(source, channel_vocabulary().aliases, layout_presets())
+    if not inspection.can_ingest:
+        found = [f"{each.n:,} x {each.problem}: {each.example}" for each in inspection.problems]
+        raise ValueError("\n".join([f"{source.path}: nothing there can be ingested.", *found, *inspection.advice]))
     plates = list_plates(source, channel_vocabulary().aliases, layout_presets())
     resolved = {**inspection.source, "path": str(inspection.source["path"])}
     channels = tuple(dict.fromkeys(channel for plate in plates for channel in plate.channels))

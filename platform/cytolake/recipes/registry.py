@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from cytolake.line.catalog_root import RECIPE_FILE
 from cytolake.line.config import Line
 from cytolake.line.overrides import RecipeError, apply_fields
 from cytolake.recipes.demo import demo
@@ -46,8 +47,6 @@ RECIPES: dict[str, Callable[[], Line]] = {
 }
 
 
-RECIPE_FILE = "cytolake.yaml"
-"""Taken where no recipe is named and the working directory has it; `cytolake init` writes it."""
 BASED_ON = "based_on"
 """Field of a recipe file: the recipe whose fields hold where the file says nothing."""
 

@@ -6,6 +6,7 @@ Names, tables and metadata are read as an ingest reads them; so are the pixels o
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytolake.screens.channel_names import ARROW, canonical, without_cycle
+from cytolake.screens.label_advice import advice_on_labels
 from cytolake.screens.label_vocabulary import fold_column
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.path_prefixes import below_screen
@@ -217,7 +219,7 @@ def inspect_screen(
     problems = list(dict.fromkeys([*problems, *(problem for sample in sampled for problem in sample.problems)]))
     prefix = _prefix_that_helps(folder, source, problems)
     # A recipe's paths start at its own root, so an absolute path is the one that is right in every recipe.
-    resolved = source if is_uri(source.path) else replace(source, path=str(Path(source.path).expanduser().absolute()))
+    resolved = source if is_uri(source.path) else replace(source, path=_absolute(source.path))
     if used and plates and source.layout == AUTO:
         resolved = replace(resolved, layout=used)
     return Inspection(
@@ -238,7 +240,7 @@ def inspect_screen(
         columns=_columns(labels, source.label_columns),
         problems=_by_kind(problems),
         crop_size=crop_size,
-        advice=tuple(_advice(source, trials, used, plates, vocabulary, prefix)),
+        advice=(*_advice(source, trials, used, plates, vocabulary, prefix), *advice_on_labels(plates, labels)),
         source=_fields_that_differ(resolved),
     )
 
@@ -437,7 +439,9 @@ def _advice(
     if not used and source.layout == AUTO:
         told.append(
             "No layout fits. Set layout to regex and pattern to a regular expression over the paths below this folder, "
-            r"such as '(?P<plate>[^/]+)/(?P<well>[A-P][0-9]{2})_s(?P<site>[0-9]+)_(?P<channel>[^_]+)\.tif'."
+            r"such as '(?P<plate>[^/]+)/(?P<well>[A-P][0-9]{2})_s(?P<site>[0-9]+)_(?P<channel>[^_]+)\.tif'. "
+            r"Without wells, sample stands for them, and files with all channels need no group channel: "
+            r"'(?P<sample>[^/]+)\.tif'."
         )
     others = [preset.name for preset, trial in trials if trial.fits and preset.name != used]
     if used and others:
@@ -455,11 +459,6 @@ def _advice(
         told.append("Each focal plane is a site of its own; set z to max (projection) or sharpest to have one.")
     if source.z == "sharpest":
         told += _focus_advice(plates)
-    if plates and not any(plate.wells for plate in plates):
-        told.append(
-            "Nothing says what was done to the wells; write a platemap.csv with columns plate, well, perturbation, "
-            "control, or set plate_map."
-        )
     return told
 
 
@@ -493,6 +492,13 @@ def _focus_advice(plates: Sequence[Plate]) -> list[str]:
         f"plane with the best median rank is taken there: {split[0]}. Where planes far apart are named, look at the "
         "images, or set z to max."
     ]
+
+
+def _absolute(path: str) -> str:
+    """An absolute path without `..`, unless a link would make that another folder."""
+    whole = Path(path).expanduser().absolute()
+    short = Path(os.path.normpath(whole))
+    return str(short if short.exists() and short.samefile(whole) else whole)
 
 
 def _fields_that_differ(source: ScreenSource) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,15 @@ from numpy.typing import NDArray
 from cytolake.screens.label_vocabulary import LABELS, OBJECT_PLACES, fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import site_name, well_name
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
-from cytolake.screens.tables import cell_texts, checked_columns, header_delimiter, unpacked
+from cytolake.screens.source_folder import SourceFolder
+from cytolake.screens.tables import (
+    cell_texts,
+    checked_columns,
+    header_delimiter,
+    ragged_row,
+    table_errors,
+    unpacked,
+)
 from cytolake.screens.well_labels import WellLabels, declare_labels, read_labels
 
 if TYPE_CHECKING:
@@ -103,7 +109,8 @@ def read_object_table(path: str | Path, screen: str, label_columns: Mapping[str,
             "both y and x",
         )
     rows = opened.read(sorted({*taken, *candidates}))
-    return _table(rows, found, candidates, declared, screen, str(path))
+    table = _table(rows, found, candidates, declared, screen, str(path))
+    return replace(table, problems=(*opened.problems, *table.problems))
 
 
 def object_labels(
@@ -229,10 +236,13 @@ class _Source:
 
         self._file, self._screen = file, screen
         self._is_parquet = file.lower().endswith(".parquet")
-        try:
+        with table_errors(file, screen):
             data = folder.read_bytes(file, TABLE_BYTES_MAX)
             if self._is_parquet:
-                names = list(pq.read_schema(io.BytesIO(data)).names)
+                try:
+                    names = list(pq.read_schema(io.BytesIO(data)).names)
+                except pa.ArrowException as error:
+                    raise OSError(str(error)) from error
             else:
                 data = unpacked(data, file)
                 if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -244,13 +254,10 @@ class _Source:
                 text = first.decode()
                 self._delimiter = header_delimiter(text, file)
                 names = next(csv.reader([text.rstrip("\r")], delimiter=self._delimiter), [])
-        except PathRefusedError as refused:
-            raise self._unreadable(refused.found) from refused
-        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-            raise self._unreadable(str(error)) from error
         self._data = data
         self.columns = checked_columns(names, file, screen)
         self._name_of = dict(zip(self.columns, names, strict=True))
+        self.problems: list[Problem] = []
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """These columns: of a CSV as text, of Parquet as they are."""
@@ -259,22 +266,31 @@ class _Source:
         import pyarrow.parquet as pq
 
         names = [self._name_of[column] for column in columns]
-        try:
-            if self._is_parquet:
-                table = pq.read_table(io.BytesIO(self._data), columns=names)
-            else:
-                table = pyarrow.csv.read_csv(
-                    io.BytesIO(self._data),
-                    read_options=pyarrow.csv.ReadOptions(skip_rows=1, column_names=list(self._name_of.values())),
-                    parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter),
-                    convert_options=pyarrow.csv.ConvertOptions(include_columns=names, default_column_type=pa.string()),
-                )
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(str(error)) from error
+        with table_errors(self._file, self._screen):
+            try:
+                table = pq.read_table(io.BytesIO(self._data), columns=names) if self._is_parquet else self._csv(names)
+            except pa.ArrowException as error:
+                raise OSError(str(error)) from error
         return pa.table({column: table[self._name_of[column]] for column in columns})
 
-    def _unreadable(self, found: str) -> ScreenError:
-        return _refused(self._screen, self._file, "unreadable_file", found, "a CSV file in UTF-8, or Parquet")
+    def _csv(self, names: Sequence[str]) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.csv
+
+        def skip(row: Any) -> str:
+            n_cells = row.actual_columns
+            self.problems.append(ragged_row(self._screen, self._file, row.number or 0, n_cells, row.expected_columns))
+            return "skip"
+
+        return pyarrow.csv.read_csv(
+            io.BytesIO(self._data),
+            # One thread, or rows have no numbers.
+            read_options=pyarrow.csv.ReadOptions(
+                skip_rows=1, column_names=list(self._name_of.values()), use_threads=False
+            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, invalid_row_handler=skip),
+            convert_options=pyarrow.csv.ConvertOptions(include_columns=names, default_column_type=pa.string()),
+        )
 
 
 def _declared(columns: Sequence[str], label_columns: Mapping[str, str], screen: str, file: str) -> dict[str, str]:
@@ -309,7 +325,7 @@ def _numbers(column: pa.ChunkedArray, screen: str, file: str, name: str) -> NDAr
 
 def _refused(screen: str, file: str, problem: str, found: str, expected: str) -> ScreenError:
     next_step = {
-        "no_label": "Name the label's column with --label-column, such as perturbation=sgRNA, or rename it.",
+        "no_label": "Name the label's column with --label, such as --label guide=call, or rename it.",
         "missing_column": "Add or rename the column.",
     }.get(problem, "Save it again.")
     return ScreenError(

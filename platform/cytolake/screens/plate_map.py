@@ -1,8 +1,9 @@
 """Plate maps: what was done to each well.
 
-A table, CSV or Parquet, with a `well` column (or `well_position`, `Metadata_Well`), a `plate` column where it covers
-several plates with different layouts (without one, it holds for every plate of the screen), an optional `batch`, and
-any other columns. Names of these columns are in catalog/labels.yaml; names of plates are compared in one Unicode form.
+A table, CSV or Parquet, with a `well` column (or `well_position`, `Metadata_Well`; or `row` in letters and `column`), a
+`plate` column where it covers several plates with different layouts (without one, it holds for every plate of the
+screen), an optional `batch`, and any other columns. Names of these columns are in catalog/labels.yaml; names of plates
+are compared in one Unicode form.
 
 Or a CSV without wells that says which map each plate follows, as the Cell Painting data sets have it:
 `barcode_platemap.csv` with `Assay_Plate_Barcode` and `Plate_Map_Name`, and the maps in `platemap/` beside it. Its other
@@ -79,6 +80,8 @@ def read_plate_map(
     map_column = next((column for column in columns if fold_column(column) == MAP_COLUMN), None)
     if well_column is None and plate_column and map_column and not is_in_list:
         return _read_list_of_maps(folder, file, screen, table, problems, plate_column, map_column, samples)
+    if well_column is None and not samples:
+        well_column, table = _wells_from_rows_and_columns(columns, table)
     if well_column is None:
         raise ScreenError(
             Problem(
@@ -86,8 +89,9 @@ def read_plate_map(
                 file=file,
                 problem="missing_column",
                 found=f"columns {', '.join(columns) or 'none'}",
-                expected="a column well",
-                next_step="Add or rename the column that holds positions such as B03.",
+                expected=f"a column {SAMPLE}, with names such as {min(samples)}" if samples else "a column well",
+                next_step="The first line names the columns: add or rename the one that holds "
+                + ("the names of samples." if samples else "positions such as B03."),
             )
         )
     rows = []
@@ -112,6 +116,25 @@ def read_plate_map(
             )
         )
     return _plate_map(screen, file, plate_column is not None, rows, problems)
+
+
+def _wells_from_rows_and_columns(columns: Sequence[str], table: list[TableRow]) -> tuple[str | None, list[TableRow]]:
+    """The table with a column `well` of its columns `row`, in letters, and `column`; None where it has no such.
+
+    Numbers of rows are not taken: nothing says whether they start at 0 or 1.
+    """
+    folded = {fold_column(column): column for column in reversed(columns)}
+    row_column = next((folded[name] for name in ("row", "wellrow") if name in folded), None)
+    column_column = next((folded[n] for n in ("column", "col", "wellcolumn", "wellcol") if n in folded), None)
+    if row_column is None or column_column is None:
+        return None, table
+    if not all(row.cells[row_column].isalpha() for row in table):
+        return None, table
+    with_wells = []
+    for row in table:
+        others = {name: cell for name, cell in row.cells.items() if name not in (row_column, column_column)}
+        with_wells.append(TableRow(row.line, {"well": row.cells[row_column] + row.cells[column_column], **others}))
+    return "well", with_wells
 
 
 def _read_list_of_maps(

@@ -36,7 +36,7 @@ from cytolake.screens.unlisted_files import report_unlisted
 from cytolake.screens.well_labels import declare_labels
 
 AUTO, REGEX = "auto", "regex"
-PLATE_MAP = "platemap.csv"
+PLATE_MAPS = ("platemap.csv", "platemap.tsv")
 N_SHOWN_MAX = 20  # problems told in one error; a folder of 100,000 lost files must not fill the screen
 
 
@@ -56,8 +56,8 @@ class ScreenSource:
     plate, well (or row and column, from 1; or sample, where there are no wells), site, channel, z, timepoint (0 is the
     first), acquisition (the folder of an imaging run); other groups say something about the well."""
     plate_map: str = ""
-    """CSV of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
-    `platemap.csv` there or beside the plate, where it exists."""
+    """Table of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
+    `platemap.csv` or `platemap.tsv` there or next to the plate, where one exists."""
     label_columns: Mapping[str, str] = field(default_factory=dict)
     """Label -> column of the plate map or table that holds it, such as `{perturbation: Treatment}`, before the names of
     catalog/labels.yaml. Labels: perturbation, gene, pathway, guide, compound, dose, replicate, control."""
@@ -106,11 +106,7 @@ class ScreenSource:
                 f"screen {self.screen}: found layout {self.layout!r} and pattern {self.pattern!r}, expected a pattern "
                 "with layout regex and with no other. Set both `layout` and `pattern`, or neither."
             )
-        if unknown := sorted(set(self.label_columns) - set(LABELS)):
-            raise ValueError(
-                f"screen {self.screen}: found label_columns for {', '.join(unknown)}, expected labels out of "
-                f"{', '.join(LABELS)}. Correct `label_columns`: label first, then its column."
-            )
+        check_label_columns(self.label_columns)
         try:
             renamed((), self.channel_names)
             if self.pattern:
@@ -381,6 +377,19 @@ def _report_other_assays(plate: Plate, names: Mapping[str, str]) -> Plate:
     return replace(plate, problems=(*plate.problems, *problems)) if problems else plate
 
 
+def check_label_columns(label_columns: Mapping[str, str]) -> None:
+    """That columns are declared for labels that wells have.
+
+    Raises:
+        ValueError: One is for something else.
+    """
+    if unknown := sorted(set(label_columns) - set(LABELS)):
+        raise ValueError(
+            f"found label_columns for {', '.join(unknown)}, expected labels out of {', '.join(LABELS)}. Correct them: "
+            "label first, then its column."
+        )
+
+
 def open_folder(source: ScreenSource) -> SourceFolder:
     """The folder of a screen, which is there and holds something.
 
@@ -533,16 +542,16 @@ def _missing_channel(plate: Plate, channel: str, found: tuple[str, ...], site: S
 
 def _read_plate_map(source: ScreenSource, folder: SourceFolder, samples: frozenset[str]) -> PlateMap | None:
     """The plate map that is named, which must exist, or the one that lies there; looked for beside a lone plate too."""
-    name = source.plate_map or PLATE_MAP
-    if not folder.exists(name):
-        above, _, own = str(folder.root).rpartition("/")
-        if own.endswith(".zarr") and above and not above.endswith(":/"):
-            beside = SourceFolder(above)
-            if beside.exists(name):
-                return read_plate_map(beside, name, source.screen, samples=samples)
-        if not source.plate_map:
-            return None
-    return read_plate_map(folder, name, source.screen, samples=samples)
+    names = (source.plate_map,) if source.plate_map else PLATE_MAPS
+    folders = [folder]
+    above, _, own = str(folder.root).rpartition("/")
+    if own.endswith(".zarr") and above and not above.endswith(":/"):
+        folders.append(SourceFolder(above))
+    for place in folders:
+        for name in names:
+            if place.exists(name):
+                return read_plate_map(place, name, source.screen, samples=samples)
+    return read_plate_map(folder, source.plate_map, source.screen, samples=samples) if source.plate_map else None
 
 
 def _in_map(source: ScreenSource, plate: Plate, plate_map: PlateMap) -> str:

@@ -16,6 +16,7 @@ from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods are zip files; .xls is a compound file
 TABLE_BYTES_MAX = 1 << 30  # unpacked; a table of 10 million images with 100 bytes each
 
 
@@ -42,13 +43,13 @@ def read_table(folder: SourceFolder, file: str, screen: str) -> tuple[list[str],
         ScreenError: `missing_file`, `unreadable_file` (no such text, no Parquet), `duplicate_column`,
             `path_outside_screen`.
     """
-    with _told(file, screen):
+    with table_errors(file, screen):
         lines = _numbered_lines(folder, file)
         columns = checked_columns(next(lines, (0, []))[1], file, screen)
         rows, problems = [], []
         for line, cells in lines:
             if any(cell.strip() for cell in cells[len(columns) :]):
-                problems.append(_ragged(screen, file, line, len(cells), len(columns)))
+                problems.append(ragged_row(screen, file, line, len(cells), len(columns)))
             elif any(cell.strip() for cell in cells):
                 stripped = [cell.strip() for cell in cells] + [""] * (len(columns) - len(cells))
                 rows.append(TableRow(line, dict(zip(columns, stripped, strict=False))))
@@ -61,7 +62,7 @@ def read_header(folder: SourceFolder, file: str, screen: str) -> list[str]:
     Raises:
         ScreenError: As `read_table`.
     """
-    with _told(file, screen):
+    with table_errors(file, screen):
         return checked_columns(next(_numbered_lines(folder, file, header_only=True), (0, []))[1], file, screen)
 
 
@@ -140,7 +141,7 @@ def checked_columns(header: list[str], file: str, screen: str) -> list[str]:
 
 
 @contextmanager
-def _told(file: str, screen: str) -> Iterator[None]:
+def table_errors(file: str, screen: str) -> Iterator[None]:
     """Turns what reading and unpacking raise into a ScreenError that names the file."""
     missing = ("missing_file", "no such file", "a CSV file", "Correct its name, or write it.")
     try:
@@ -151,7 +152,21 @@ def _told(file: str, screen: str) -> Iterator[None]:
         raise _refusal(screen, file, refused.problem, refused.found, refused.expected, refused.next_step) from refused
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _refusal(screen, file, *missing) from error
-    except (OSError, UnicodeDecodeError, csv.Error, zlib.error, EOFError) as error:
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        number = before.count(b"\n") + 1
+        line = before.rpartition(b"\n")[2] + error.object[error.start : error.start + 12].split(b"\n")[0]
+        text = line[-24:].decode("cp1252", "replace").strip()
+        raise _refusal(
+            screen,
+            file,
+            "unreadable_file",
+            f"line {number} is not in UTF-8 ({text!r}, if it is in Windows-1252)",
+            "a CSV file in UTF-8, or Parquet",
+            "Save it again as CSV UTF-8 (in Excel a type of its own); no other encoding is guessed, since names would "
+            "change.",
+        ) from error
+    except (OSError, csv.Error, zlib.error, EOFError) as error:
         raise _refusal(
             screen,
             file,
@@ -162,14 +177,16 @@ def _told(file: str, screen: str) -> Iterator[None]:
         ) from error
 
 
-def _ragged(screen: str, file: str, line: int, n_cells: int, n_columns: int) -> Problem:
+def ragged_row(screen: str, file: str, line: int, n_cells: int, n_columns: int) -> Problem:
+    """That a row has more cells than there are columns (of a table of objects also fewer)."""
     return Problem(
         screen=screen,
         file=file,
         problem="ragged_row",
         found=f"{n_cells} cells in line {line}",
-        expected=f"at most {n_columns}, as many as columns",
-        next_step="Put quotes around the cell that holds a comma, or remove a cell; until then the row is left out.",
+        expected=f"{'at most ' if n_cells > n_columns else ''}{n_columns}, as many as columns",
+        next_step="Put quotes around the cell that holds a comma, or remove or add a cell; until then the row is left "
+        "out.",
     )
 
 
@@ -183,8 +200,10 @@ def unpacked(data: bytes, file: str) -> bytes:
     """The bytes of a file that may be named `.gz`.
 
     Raises:
-        OSError: More than TABLE_BYTES_MAX, or a packed file that ends too early (EOFError).
+        OSError: More than TABLE_BYTES_MAX, a packed file that ends too early (EOFError), or a workbook.
     """
+    if data.startswith(_WORKBOOKS):
+        raise OSError("a workbook of a spreadsheet program, or an archive")
     if not file.lower().endswith(".gz"):
         return data
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)

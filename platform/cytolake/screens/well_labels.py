@@ -37,6 +37,8 @@ _NAMES = ("perturbation", "gene", "compound", "guide")
 _ID_WORDS = ("id", "barcode", "plate", "sample", "clone", "accession", "catalog", "lot", "batch")
 _NEAR = 0.85
 _N_SHOWN = 8
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?")  # of spreadsheets in much of Europe
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 _SUBSTANCE = re.compile(r"[^\W\d]")
 
 
@@ -127,6 +129,11 @@ def parse_control(text: str, treatment: str) -> str | None:
     if said in POSITIVE or said.startswith(POSITIVE_PREFIXES):
         return "positive"
     return None
+
+
+def looks_negative(treatment: str) -> bool:
+    """Whether a treatment has a name of those that negative controls have."""
+    return _fold(treatment) in NEGATIVE
 
 
 def declare_labels(plate: Plate, label_columns: Mapping[str, str]) -> Plate:
@@ -229,7 +236,7 @@ def _of_well(
         report(
             "bad_dose",
             f"{column} {written}",
-            "a number without a unit",
+            "a number without a unit; a decimal comma only where it cannot be one of thousands",
             f"Correct the column {column} in the plate map. The well is kept without a dose.",
         )
         annotations[column.lower()] = written
@@ -297,7 +304,12 @@ def _not_used(
         repeated = [f"{column} ({len(set(found))} values)" for column, found in others.items() if _repeats(found)]
         columns = f"; columns {', '.join(others)}" if others else ""
         like = f"; {', '.join(repeated)} repeat over wells as labels do" if repeated else ""
+        maps = [problem.file for problem in plate.problems if problem.problem == "image_without_well"]
         where = "its plate map" if plate.wells else "a plate map: there is none"
+        next_step = f"{set_it}, or rename it." if others else "Write a platemap.csv, or set `plate_map`."
+        if maps and not plate.wells:
+            where = f"rows of this plate in {maps[0]}: there are none"
+            next_step = f"Name the plate {plate.plate} in the column plate of {maps[0]}."
         return [
             Problem(
                 screen=plate.screen,
@@ -305,20 +317,43 @@ def _not_used(
                 problem="no_perturbation",
                 found=f"no well with a perturbation, gene or compound{columns}{like}",
                 expected=f"what was done to the wells, in {where}",
-                next_step=f"{set_it}, or rename it." if others else "Write a platemap.csv, or set `plate_map`.",
+                next_step=next_step,
             )
         ]
+    return [
+        *_reagents_alone(plate, wells),
+        *(
+            Problem(
+                screen=plate.screen,
+                plate=plate.plate,
+                problem="unused_label",
+                found=f"the column {column}, which looks like {label} and is kept as an annotation",
+                expected=f"a column for {label} of a name that catalog/labels.yaml has",
+                next_step=f"{set_it.replace('perturbation', label).replace('COLUMN', column)}, if it is one.",
+            )
+            for column in others
+            if (label := _near(column, vocabulary)) and label != "perturbation" and not used.get(label)
+        ),
+    ]
+
+
+def _reagents_alone(plate: Plate, wells: Mapping[str, WellLabels]) -> list[Problem]:
+    """That wells have a guide, on a plate whose perturbations are genes or compounds, and none of these."""
+    found = [well for well, each in wells.items() if each.texts["guide"] and not (each.perturbation or each.control)]
+    if not found:
+        return []
+    guides = dict.fromkeys(wells[well].texts["guide"] for well in found)
     return [
         Problem(
             screen=plate.screen,
             plate=plate.plate,
-            problem="unused_label",
-            found=f"the column {column}, which looks like {label} and is kept as an annotation",
-            expected=f"a column for {label} of a name that catalog/labels.yaml has",
-            next_step=f"{set_it.replace('perturbation', label).replace('COLUMN', column)}, if it is one.",
+            well=found[0] if len(found) == 1 else "",
+            problem="no_perturbation",
+            found=f"{len(found)} wells with a guide ({_some(list(guides))}) and no gene or compound: {_some(found)}",
+            expected="a perturbation wherever a guide is named, as on the rest of the plate",
+            next_step="Fill in their gene, or write what they are, such as non-targeting, and negative into a column "
+            "control. Until then they count as wells without a perturbation.",
         )
-        for column in others
-        if (label := _near(column, vocabulary)) and label != "perturbation" and not used.get(label)
     ]
 
 
@@ -372,8 +407,10 @@ def _is_place(column: str) -> bool:
 
 
 def _number(text: str) -> float | None:
+    """A number with a decimal point, or with a decimal comma; 1,000 may be either, and is None."""
+    is_decimal = _DECIMAL_COMMA.fullmatch(text) and not _THOUSANDS.fullmatch(text)
     try:
-        number = float(text)
+        number = float(text.replace(",", ".") if is_decimal else text)
     except ValueError:
         return None
     return number if math.isfinite(number) else None

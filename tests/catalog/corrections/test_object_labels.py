@@ -157,6 +157,7 @@ def test_objects_without_coordinates_label_their_site(catalog, tmp_path):
         (["P1,A01,1,1,10,10,g,MYC,", "P1,A01,1,1,10,10,g,TP53,"], "duplicate_object"),
         (["P1,A01,1,1,10,10,g,MYC,perhaps"], "unknown_control"),
         (["P1,A01,1,1,10,10,g,1-Mar,"], "spreadsheet_damage"),
+        (["P1,A01,1,1,10,10,g,MYC,,more,cells"], "ragged_row"),
         ([f"P1,A01,1,{i},5000,5000,g,MYC," for i in range(4)], "object_outside_image"),
     ],
 )
@@ -179,6 +180,7 @@ def test_one_bad_row_costs_itself_and_is_reported(catalog, tmp_path, rows, probl
         ("well,site,y,x,gene,gene\nA01,1,1,1,MYC,MYC\n", "twice"),
         ("plate,well,site,y,x,gene\nP9,A01,1,1,1,MYC\n", "found the plates P9"),
         ("well,y,x,gene\nA01,1,1,MYC\n", "no column for the site"),
+        ("PK\x03\x04 workbook", "a workbook"),
     ],
 )
 def test_a_table_that_says_too_little_is_refused_whole(catalog, tmp_path, text, said):

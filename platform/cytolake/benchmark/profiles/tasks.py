@@ -186,7 +186,9 @@ def _dose(asked: Asked) -> Iterator[Score]:
     )
     if not found.increasing.total:
         why = sorted({str(row["reason"]) for row in found.table.to_pylist()})
-        raise ValueError(f"no compound can be tested ({'; '.join(why[:2])}).")
+        raise ValueError(
+            f"no compound can be tested ({'; '.join(why[:2]) or 'no treated well has a compound and a dose'})."
+        )
     tested = [row for row in found.table.to_pylist() if row["p_value"] is not None]
     yield score(
         "dose_response", "dose", "share_increasing", found.increasing.value, found.increasing,

@@ -19,10 +19,11 @@ from cytolake.catalog.ingest.screen_problems import quarantine_rows
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import Plate, Problem, SiteImage
-from cytolake.screens.plate_map import PlateMap, read_plate_map
-from cytolake.screens.positions import well_order
+from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map
+from cytolake.screens.positions import is_position, well_order
 from cytolake.screens.source_folder import SourceFolder
-from cytolake.screens.sources import label_plate
+from cytolake.screens.sources import check_label_columns, label_plate
+from cytolake.screens.well_labels import declare_labels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,8 @@ class AnnotateReport:
     plates: tuple[str, ...]
     """Names, as screen/plate, of the plates with other labels than before."""
     is_committed: bool
+    not_in_map: tuple[str, ...] = ()
+    """Names of the plates of the screen that the map has no row of: they keep their labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,14 @@ class _Labelled:
     problems: list[Problem]
 
 
-def annotate(catalog: Catalog, name: str, plate_map: str | Path, *, is_dry_run: bool = False) -> AnnotateReport:
+def annotate(
+    catalog: Catalog,
+    name: str,
+    plate_map: str | Path,
+    *,
+    label_columns: Mapping[str, str] | None = None,
+    is_dry_run: bool = False,
+) -> AnnotateReport:
     """Give the wells of a plate, or of all plates of a screen, the labels of a plate map, in one commit.
 
     The map is the whole truth: a well that it does not name loses its labels. Crops, embeddings and QC stay as they
@@ -57,24 +67,35 @@ def annotate(catalog: Catalog, name: str, plate_map: str | Path, *, is_dry_run: 
         catalog: Not pinned.
         name: `screen/plate`, a plate, a plate_id, or a screen: then the map's plate column says which plates.
         plate_map: CSV or TSV, as for an ingest. The batch of a plate changes where the map names another.
+        label_columns: Label -> column of the map, as `ScreenSource.label_columns`, for columns of other names than
+            catalog/labels.yaml has.
         is_dry_run: Compare only.
 
     Raises:
         ScreenError: The map cannot be read.
+        ValueError: `label_columns` names what is no label.
         CatalogError: No such plate, a map that does not name it, or another process corrected it meanwhile.
     """
     rows = plates_named(catalog, name, may_be_screen=True)
     path = Path(plate_map).expanduser().resolve()
-    found = read_plate_map(SourceFolder(path.parent), path.name, rows[0]["screen"])
+    declared = label_columns or {}
+    check_label_columns(declared)
+    wells = {
+        well["well"] for row in rows for well in catalog.rows_of_plate("wells", row).to_table(["well"]).to_pylist()
+    }
+    samples = frozenset(well for well in wells if not is_position(well))
+    found = read_plate_map(SourceFolder(path.parent), path.name, rows[0]["screen"], samples=samples)
     named = [row for row in rows if not found.has_plates or row["plate"] in found.by_plate]
     if not named:
         raise CatalogError(
             f"{path}: found the plates {', '.join(found.plates()[:8])}, expected {name_of(rows[0])}. Correct the "
             "map's plate column, or give the plate's name as the catalog has it."
         )
-    labelled = [_label(catalog, row, found) for row in named]
+    labelled = [_label(catalog, row, found, declared) for row in named]
     changed = [each for each in labelled if each.changes]
-    problems = [*found.problems, *(problem for each in labelled for problem in each.problems)]
+    of_screen = {row["plate"] for row in catalog.visibility().plates.to_pylist() if row["screen"] == rows[0]["screen"]}
+    unknown = plates_without_images(found, sorted(of_screen))
+    problems = [*found.problems, *unknown, *(problem for each in labelled for problem in each.problems)]
     if changed and not is_dry_run:
         _commit(catalog, changed, path)
     return AnnotateReport(
@@ -82,14 +103,16 @@ def annotate(catalog: Catalog, name: str, plate_map: str | Path, *, is_dry_run: 
         problems=tuple(problems),
         plates=tuple(name_of(each.row) for each in changed),
         is_committed=bool(changed) and not is_dry_run,
+        not_in_map=tuple(name_of(row) for row in rows if row not in named),
     )
 
 
-def _label(catalog: Catalog, row: Row, plate_map: PlateMap) -> _Labelled:
+def _label(catalog: Catalog, row: Row, plate_map: PlateMap, label_columns: Mapping[str, str]) -> _Labelled:
     stored = catalog.rows_of_plate("wells", row).to_table().to_pylist()
     with_images = frozenset(well["well"] for well in stored if well["has_images"])
     imaged = with_images | _wells_with_unreadable_sites(catalog, row["plate_id"])
     plate = label_plate(_as_listed(row, sorted(imaged, key=well_order)), plate_map)
+    plate = declare_labels(plate, label_columns)
     wells, problems = well_rows(plate, with_images)
     of = ids_of(row)
     for well in wells:

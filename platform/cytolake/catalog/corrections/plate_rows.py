@@ -36,6 +36,8 @@ def plates_named(
         plates = [row for row in everything if row["plate"] == name]
         screen = [row for row in everything if row["screen"] == name] if may_be_screen else []
         names = sorted({name_of(row) for row in plates})
+        if screen and names == sorted({name_of(row) for row in screen}):  # the only plate of a screen of its name
+            screen = []
         if len(names) > 1 or (plates and screen):
             raise CatalogError(
                 f"plate {name}: found {', '.join(names[:8])}{' and a screen of this name' if screen else ''}, expected "

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from cytolake.catalog.errors import CatalogError
@@ -150,34 +149,42 @@ def same_sites(catalog: Catalog, plate_id: str, staged: Sequence[Row]) -> bool:
 
 def files_under_another_name(catalog: Catalog, plate: Plate, visible: Collection[Row]) -> Problem | None:
     """A problem where most of the plate's images are in the catalog already, as a plate of another name."""
-    others = [row for row in visible if row["source"] == plate.source]
-    if not others:
-        return None
     ours = {(site.image_paths, site.planes, site.z) for site in plate.sites}
-    rows = catalog.dataset("sites").to_table(
-        columns=["plate_id", "image_paths", "planes", "z"],
-        filter=pc.field("plate_id").isin(pa.array([row["plate_id"] for row in others], pa.string())),
-    )
-    counts: dict[str, int] = {}
-    for row in rows.to_pylist():
-        if (tuple(row["image_paths"]), tuple(row["planes"] or ()), row["z"]) in ours:
-            counts[row["plate_id"]] = counts.get(row["plate_id"], 0) + 1
-    most = max(counts, key=lambda each: counts[each], default="")
-    if not most or 2 * counts[most] <= len(ours):
+    there, n_sites = _with_files(catalog, plate, visible)
+    if there is None:
         return None
-    there = next(row for row in others if row["plate_id"] == most)
     old = f"{there['screen']}/{there['plate']}"
     options = f" --screen {shlex.quote(plate.screen)}" if there["screen"] != plate.screen else ""
     options += f" --plate {shlex.quote(plate.plate)}" if there["plate"] != plate.plate else ""
     return _problem(
         plate,
         "files_in_catalog",
-        f"{counts[most]} of {len(ours)} sites whose files the catalog has as {old}",
+        f"{n_sites} of {len(ours)} sites whose files the catalog has as {old}",
         "files of a plate that is not in the catalog",
         f"If it is the same plate under a new name: cytolake plates rename {shlex.quote(old)}{options}"
         f"{_where(catalog)}. Its ids, embeddings and scores stay. To read the files a second time, use another catalog "
         "root.",
     )
+
+
+def _with_files(catalog: Catalog, plate: Plate, rows: Collection[Row]) -> tuple[Row | None, int]:
+    """The row whose sites are most of the plate's images, and how many they are; None and 0 where there is none."""
+    others = [row for row in rows if row["source"] == plate.source]
+    if not others:
+        return None, 0
+    ours = {(site.image_paths, site.planes, site.z) for site in plate.sites}
+    columns = ["image_paths", "planes", "z"]
+    counts = {  # of hidden plates too, which `Catalog.dataset` leaves out
+        row["plate_id"]: sum(
+            (tuple(site["image_paths"]), tuple(site["planes"] or ()), site["z"]) in ours
+            for site in catalog.rows_of_plate("sites", row).to_table(columns).to_pylist()
+        )
+        for row in others
+    }
+    most = max(counts, key=lambda each: counts[each], default="")
+    if not most or 2 * counts[most] <= len(ours):
+        return None, 0
+    return next(row for row in others if row["plate_id"] == most), counts[most]
 
 
 def copied_plate(
@@ -209,13 +216,25 @@ def copied_plate(
     return None
 
 
-def hidden_plate(plate: Plate, rows: Sequence[Row]) -> Problem | None:
-    """A problem for a plate of which the catalog has hidden acquisitions alone; None where it may come in."""
-    hidden = [row for row in rows if row["state"] != "replaced"]
+def hidden_plate(catalog: Catalog, plate: Plate, rows: Sequence[Row]) -> Problem | None:
+    """A problem for a plate of which the catalog has hidden acquisitions alone; None where it may come in.
+
+    A plate that was retracted under another name is known by its files.
+
+    Args:
+        catalog: Where it may be.
+        plate: As listed; no visible plate has its name.
+        rows: All rows of `plates`.
+    """
+    named = [row for row in rows if (row["screen"], row["plate"]) == (plate.screen, plate.plate)]
+    hidden = [row for row in named if row["state"] != "replaced"]
     if not hidden:
-        return None
+        there, _ = _with_files(catalog, plate, [row for row in rows if row["state"] == "retracted"])
+        if there is None:
+            return None
+        hidden = [there]
     newest = max(hidden, key=lambda row: row["acquisition"] or 1)
-    name = shlex.quote(f"{plate.screen}/{plate.plate}")
+    name = shlex.quote(f"{newest['screen']}/{newest['plate']}")
     is_retracted = newest["state"] == "retracted"
     return _problem(
         plate,
