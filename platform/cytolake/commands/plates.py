@@ -210,7 +210,7 @@ def purge(
     """Delete a plate's rows, in older versions too. It cannot be undone; image files and packs are not touched."""
     import cytolake.catalog
     from cytolake.catalog.corrections import purge as purge_plate
-    from cytolake.catalog.corrections.plate_rows import plates_named
+    from cytolake.catalog.corrections.plate_rows import acquisition_of, plates_named
     from cytolake.catalog.corrections.purge import packs_of
 
     console = Console(soft_wrap=True, highlight=False)
@@ -218,6 +218,7 @@ def purge(
         catalog = cytolake.catalog.open(root)
         if not yes:
             rows = plates_named(catalog, plate, ("visible", "retracted", "replaced", "purging"))
+            rows = [row for row in rows if acquisition in (None, acquisition_of(row))]
             packs = packs_of(catalog, tuple(row["plate_id"] for row in rows))
             n_crops = sum(row["n_crops"] or 0 for row in rows)
             console.print(

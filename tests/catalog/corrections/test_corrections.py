@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +338,82 @@ def test_a_plate_without_a_readable_site_is_no_plate_that_came_in(tmp_path):
             Path(path).write_bytes(b"")
     report = ingest_plates(catalog, [plate], CONFIG)
     assert (report.ingested, report.without_sites, report.n_sites) == ((), ("S/P1",), 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["well,gene\n", "well\n", "well,gene\n,\n", "well,gene\nZ99,K\n", "well,batch\nA01,b\n"]
+)
+def test_a_map_without_a_perturbation_takes_none_away(catalog, tmp_path, text):
+    before = visible(catalog)
+    with pytest.raises(CatalogError, match=r"found no perturbation of any imaged well of plate S/P1, of which 2 have"):
+        annotate(catalog, "S/P1", map_file(tmp_path, text))
+    assert visible(catalog) == before
+
+
+def named(plate, screen, name):
+    sites = tuple(dataclasses.replace(site, screen=screen, plate=name) for site in plate.sites)
+    return dataclasses.replace(plate, screen=screen, plate=name, sites=sites, problems=())
+
+
+def test_two_plates_whose_names_read_the_same_are_never_mixed_up(tmp_path):
+    """Screen A with plate B/C, and screen A/B with plate C."""
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    commit(catalog, named(write_plate(tmp_path / "source", "x"), "A", "B/C"))
+    commit(catalog, named(write_plate(tmp_path / "source", "y", seed=1), "A/B", "C"))
+    for verb in (retract, purge):
+        with pytest.raises(CatalogError, match=r"found plates of several screens that read so: .* Give a plate_id"):
+            verb(catalog, "A/B/C", "blurred")
+    first = ids.plate_id("A", "B/C")
+    retract(catalog, first, "blurred")
+    restore(catalog, first)
+    assert [each.state for each in list_catalog_plates(catalog)] == ["visible", "visible"]
+    (renamed,) = rename(catalog, first, plate="D")
+    assert (renamed["screen"], renamed["plate"], catalog.table("plates").num_rows) == ("A", "D", 2)
+
+
+@pytest.mark.parametrize("name", ["it's", 'q"uote', "é ü", "a" * 300, "x\ny", "%_[]*", "'); DROP TABLE plates;--"])
+def test_every_correction_takes_every_name(tmp_path, name):
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    commit(catalog, named(write_plate(tmp_path / "source", "x"), "S", name))
+    annotate(catalog, f"S/{name}", map_file(tmp_path, "well,gene\nA01,K\n"))
+    rename(catalog, f"S/{name}", plate="Q")
+    rename(catalog, "S/Q", plate=name)
+    retract(catalog, f"S/{name}", "blurred")
+    restore(catalog, f"S/{name}")
+    assert (catalog.find_crops(plates=[name]).num_rows, labels(catalog)["A01"]) == (36, "K")
+    assert purge(catalog, f"S/{name}", "consent withdrawn").n_rows["crops"] == 3 * 36
+
+
+@pytest.mark.parametrize("verb", [retract, purge])
+def test_a_plate_that_was_renamed_and_hidden_stays_out_under_its_first_name(catalog, tmp_path, verb):
+    rename(catalog, "S/P1", plate="Q1")
+    verb(catalog, "S/Q1", "consent withdrawn")
+    report = ingest_plates(catalog, [write_plate(tmp_path / "source")], CONFIG)
+    assert (report.ingested, report.refused) == ((), ())
+    assert "S/Q1" in str(report.left_out[0])
+    other = ingest_plates(catalog, [write_plate(tmp_path / "elsewhere" / "longer", seed=3)], CONFIG)
+    assert (len(other.ingested), len(other.left_out)) == ((1, 0) if verb is retract else (0, 1))
+
+
+def test_a_plate_that_was_purged_stays_out_when_its_screen_is_renamed(catalog, tmp_path):
+    commit(catalog, write_plate(tmp_path / "source", "P2"))
+    purge(catalog, "S/P1", "consent withdrawn")
+    rename(catalog, "S", screen="T")
+    report = ingest_plates(catalog, [named(write_plate(tmp_path / "source"), "T", "P1")], CONFIG)
+    assert (report.ingested, len(report.left_out)) == ((), 1)
+
+
+def test_two_changes_at_one_moment_are_two_changes(catalog, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    monkeypatch.setattr(datetime, "datetime", StoppedClock)
+    for _ in range(2):
+        retract(catalog, "S/P1", "blurred")
+        assert catalog.table("plates").num_rows == 0
+        restore(catalog, "S/P1")
+        assert catalog.table("plates").num_rows == 1
+
+
+class StoppedClock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, tzinfo=tz)

@@ -209,13 +209,33 @@ def copied_plate(
     return None
 
 
-def hidden_plate(plate: Plate, rows: Sequence[Row]) -> Problem | None:
-    """A problem for a plate of which the catalog has hidden acquisitions alone; None where it may come in."""
-    hidden = [row for row in rows if row["state"] != "replaced"]
+def hidden_plate(plate: Plate, content: PlateContent, rows: Collection[Row]) -> Problem | None:
+    """A problem for a plate of which the catalog has hidden acquisitions alone; None where it may come in.
+
+    It is known by its name, or, where it was renamed, by the name that it came in under with the same files.
+
+    Args:
+        plate: As listed; no visible plate has its name.
+        content: Its hashes.
+        rows: Of `plates`, all of them.
+    """
+    hidden = [
+        row
+        for row in rows
+        if row["state"] not in (None, VISIBLE, "replaced")
+        and (
+            (row["screen"], row["plate"]) == (plate.screen, plate.plate)
+            or (
+                row["id_names"] is not None
+                and json.loads(row["id_names"])[:2] == [plate.screen, plate.plate]
+                and _has_same_files(row, plate, content)
+            )
+        )
+    ]
     if not hidden:
         return None
     newest = max(hidden, key=lambda row: row["acquisition"] or 1)
-    name = shlex.quote(f"{plate.screen}/{plate.plate}")
+    name = shlex.quote(f"{newest['screen']}/{newest['plate']}")
     is_retracted = newest["state"] == "retracted"
     return _problem(
         plate,
@@ -224,6 +244,11 @@ def hidden_plate(plate: Plate, rows: Sequence[Row]) -> Problem | None:
         "a plate that may be read",
         f"It stays out. To have it back: cytolake plates {'restore' if is_retracted else 'replace'} {name}.",
     )
+
+
+def _has_same_files(row: Row, plate: Plate, content: PlateContent) -> bool:
+    """By the folder; of a plate that was purged, whose row names none, by names and sizes."""
+    return row["source"] == plate.source or (row["source"] is None and row["pixels_hash"] == content.pixels_hash)
 
 
 def is_hidden_run(problem: Problem, rows: Sequence[Row]) -> bool:
