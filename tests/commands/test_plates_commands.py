@@ -117,3 +117,12 @@ def test_a_check_ends_with_1_where_something_is_wrong(lab):
 @pytest.mark.parametrize(("form", "text"), [("duckdb", "delta_scan("), ("polars", "pl.scan_delta(")])
 def test_views_are_printed_for_each_program(lab, form, text):
     assert text in lab[2]("catalog", "views", "--format", form)
+
+
+@pytest.mark.parametrize("name", ["[/]", "it's P[red]"])
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(lab, name):
+    _, _, run = lab
+    assert f"S/{name}" in run("plates", "rename", "S/P1", "--plate", name)
+    assert f"plate S/{name} is hidden" in run("plates", "retract", f"S/{name}", "--why", "blurred")
+    assert f"plate S/{name}: acquisition 1 is visible" in run("plates", "restore", f"S/{name}")
+    assert f"S/{name}" in run("plates")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -417,3 +418,23 @@ class StoppedClock(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
         return cls(2026, 1, 1, tzinfo=tz)
+
+
+def test_plates_whose_names_make_the_same_file_name_have_label_files_of_their_own(tmp_path):
+    """Also one whose name is as long as a file's name may be; the command of each gives it its own labels."""
+    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    names = ("P 1", "P_1", "P/1", "p_1", "é" * 200)
+    plates = [named(write_plate(tmp_path / "source", f"x{n}", seed=n), "S", name) for n, name in enumerate(names)]
+    genes = {}
+    for plate in plates:
+        commit(catalog, plate)
+        genes[plate.plate] = f"GENE{len(genes)}"
+    changed = [
+        dataclasses.replace(plate, wells=({"well": "A01", "gene": genes[plate.plate], "control": ""},))
+        for plate in plates
+    ]
+    for problem in ingest_plates(catalog, changed, CONFIG).refused:
+        file = problem.next_step.partition("--plate-map ")[2].partition(" --root")[0]
+        annotate(catalog, f"S/{problem.plate}", shlex.split(file)[0])
+    rows = catalog.table("wells", where="well = 'A01'").to_pylist()
+    assert {row["plate"]: row["gene"] for row in rows} == genes

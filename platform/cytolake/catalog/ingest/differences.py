@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import content_id
 from cytolake.catalog.ingest.labels import label_changes, labels_of
 from cytolake.catalog.ingest.plate_content import PlateContent
 from cytolake.catalog.ingest.wells import well_rows
@@ -23,6 +24,7 @@ from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.sources import ScreenSource, default_batch
 from cytolake.screens.storage import is_uri
 
+LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
 LABELS_FOLDER = "labels"
 """Below the root: labels as a source has them now, where they differ from the catalog's, as plate maps."""
 
@@ -337,7 +339,7 @@ def _write_labels(catalog: Catalog, plate: Plate) -> str:
     if not any(row.get("batch") for row in plate.wells):
         columns = [name for name in columns if name != "batch"]
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{plate.screen}-{plate.plate}")
-    path = folder / f"{safe}.csv"
+    path = folder / f"{safe[:LABELS_NAME_MAX]}-{content_id(plate.screen, plate.plate)[:8]}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8", newline="") as file:
