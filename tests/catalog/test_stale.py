@@ -124,3 +124,23 @@ def test_a_newer_pack_and_its_representations_take_the_place_of_those_of_before_
         values = {"kind": kind, "pack_id": "newer", "created_at": datetime.datetime.now(datetime.UTC), "block": 0}
         catalog.append("representations", row("representations", representation_id=name, **values), transaction=name)
     assert kinds(catalog) == []
+
+
+@pytest.mark.parametrize(("seconds", "is_stale"), [(-1, True), (0, True), (1, False)])
+def test_what_was_computed_at_the_moment_of_a_correction_is_stale(catalog, tmp_path, seconds, is_stale):
+    """A clock may stand still between the two; to compute it once more costs less than to trust it."""
+    path = tmp_path / "map.csv"
+    path.write_text("well,gene\nA01,KRAS\n")
+    annotate(catalog, "S/P1", path)
+    (row,) = catalog.table("plates", where="plate = 'P1'").to_pylist()
+    when = row["changed_at"] + datetime.timedelta(seconds=seconds)
+    rows = {
+        "representations": {"kind": "aligned", "architecture": "a", "block": 0, "pooling": "mean", "pack_id": ""}
+        | {"created_at": when},
+        "profiles": {"well_id": "w", "plate_id": row["plate_id"], "n_crops": 1, "profile": [0.0]},
+    }
+    for name, cells in rows.items():
+        contract = table_contract(name)
+        whole = dict.fromkeys(contract.schema.names) | cells | {"representation_id": "r"}
+        catalog.append(name, contract.rows([whole]), transaction="r")
+    assert [each.identity for each in stale_artefacts(catalog)] == (["r"] if is_stale else [])

@@ -153,3 +153,12 @@ def test_a_plate_that_was_renamed_and_retracted_stays_out_of_the_next_ingest(lab
     assert (report.ingested, report.refused) == ((), ())
     (problem,) = report.left_out
     assert "restore S/Q1" in problem.next_step
+
+
+@pytest.mark.parametrize("name", ["[/]", "it's P[red]"])
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(lab, name):
+    _, _, run = lab
+    assert f"S/{name}" in run("plates", "rename", "S/P1", "--plate", name)
+    assert f"plate S/{name} is hidden" in run("plates", "retract", f"S/{name}", "--why", "blurred")
+    assert f"plate S/{name}: acquisition 1 is visible" in run("plates", "restore", f"S/{name}")
+    assert f"S/{name}" in run("plates")

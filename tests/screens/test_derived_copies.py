@@ -66,3 +66,15 @@ def test_copies_by_the_end_of_their_names_are_left_out_under_a_pattern_too(tmp_p
     )
     assert [site.site for site in found.plates[0].sites] == ["1"]
     assert [(problem.problem, problem.file) for problem in found.problems] == [("derived_copy", "P1/*_mip")]
+
+
+@pytest.mark.parametrize("below", ["Deconvolved", "masks/nuclei", "backup"])
+def test_a_folder_below_the_images_of_a_phenix_plate_makes_no_plate_of_its_own(tmp_path, below):
+    """It is of the plate around it: copies that are left out, or images that are there twice, and no plate more."""
+    images = [f"P1__1/Images/r01c01f0{field}p01-ch1sk1fk1fl1.tiff" for field in (1, 2)]
+    found = listing(tmp_path, [*images, *(name.replace("Images/", f"Images/{below}/") for name in images)])
+    (plate,) = found.plates
+    assert plate.plate == "P1"
+    assert [site.image_paths for site in plate.sites] == [(str(tmp_path / name),) for name in images]
+    problems = [problem.problem for problem in (*plate.problems, *found.problems)]
+    assert problems == (["duplicate_image"] * 2 if below == "backup" else ["derived_copy"])

@@ -82,6 +82,49 @@ def test_a_whole_harmony_plate_has_no_problem(tmp_path):
     assert [plate.problems for plate in listed(tmp_path)] == [(), ()]
 
 
+def test_images_that_a_harmony_index_does_not_list_are_read_and_counted(tmp_path):
+    write_phenix(tmp_path / "P1__1")
+    extra = [f"r01c07f01p01-ch{number}sk1fk1fl1.tiff" for number in STAINS]
+    write(*(tmp_path / "P1__1/Images" / name for name in extra))
+    (plate,) = listed(tmp_path)
+    (problem,) = plate.problems
+    assert (problem.problem, problem.file) == ("not_in_listing", "P1__1/Images/Index.idx.xml")
+    assert problem.found.startswith("2 images or fields that it does not list: ")
+    assert extra[0] in problem.found
+    assert "A07" in {site.well for site in plate.sites}
+
+
+def test_an_index_that_is_cut_short_says_nothing_of_the_images_after_the_cut(tmp_path):
+    write_phenix(tmp_path / "P1__1")
+    index = tmp_path / "P1__1/Images/Index.idx.xml"
+    index.write_bytes(index.read_bytes()[:-900])
+    assert {problem.problem for plate in listed(tmp_path) for problem in plate.problems} == {"unreadable_file"}
+
+
+def test_images_that_an_htd_file_did_not_select_are_read_and_counted(tmp_path):
+    """Selected are well A01, one site, one wavelength and one timepoint."""
+    names = [f"P1_{well}_s{site}_w{wave}.tif" for well in ("A01", "A02") for site in (1, 2) for wave in (1, 2)]
+    write(*(tmp_path / "P1/TimePoint_1" / name for name in names))
+    write(tmp_path / "P1/TimePoint_2/P1_A01_s1_w1.tif")
+    rows = (
+        '"XWells", 2\n"YWells", 1\n"WellsSelection1", TRUE, FALSE\n"Sites", TRUE\n"XSites", 1\n"YSites", 1\n'
+        '"SiteSelection1", TRUE\n"NWavelengths", 1\n"WaveName1", "DAPI"\n"TimePoints", 1\n'
+    )
+    (tmp_path / "P1/P1.HTD").write_text(rows)
+    plates = listed(tmp_path)
+    (problem,) = problems(plates, "not_in_listing")
+    assert problem.file == "P1/P1.HTD"
+    assert problem.found.startswith("8 images or fields that it does not list: A01, site 1, w1, timepoint 2, ")
+    assert len({site.well for site in plates[0].sites}) == 2
+
+
+def test_fields_that_a_table_of_wells_has_no_row_of_are_read_and_counted(tmp_path):
+    write(*(tmp_path / f"images/E/Plate1/{well}_s{site}_w1.png" for well in ("A01", "B02") for site in (1, 2)))
+    (tmp_path / "metadata.csv").write_text("experiment,plate,well,site\nE,1,A01,1\n")
+    (problem,) = problems(listed(tmp_path), "not_in_listing")
+    assert problem.found == "3 images or fields that it does not list: A01, site 2, B02, site 1, B02, site 2"
+
+
 def test_one_lost_channel_is_one_problem(tmp_path):
     write_phenix(tmp_path / "P1__1", lambda name: name == "r01c01f02p01-ch2sk1fk1fl1.tiff")
     (problem,) = listed(tmp_path)[0].problems

@@ -32,6 +32,8 @@ ROWS = [{"well": "B02", "gene": "TP53"}, {"well": "B03", "gene": "NFκB, α"}]
         ("t.txt", "well\tgene\nB02\tTP53\nB03\tNFκB, α\n"),
         ("t.csv", '\ufeff well ,gene\r\n B02,TP53 \r\n\r\nB03,"NFκB, α"'),
         ("t.csv", 'well,gene,,\nB02,TP53,,\n,,,\nB03,"NFκB, α",,\n'),
+        ("t.csv", '\n\nwell;gene\nB02;TP53\nB03;"NFκB, α"\n'),
+        ("t.csv", '\ufeff,,\r\n \r\nwell,gene\r\nB02,TP53\r\nB03,"NFκB, α"\r\n'),
         ("t.csv", 'well;"gene"\nB02;TP53\nB03;"NFκB, α"\n'),
         ("t.csv", "\ufeffsep=;\nwell;gene\nB02;TP53\nB03;NFκB, α\n"),
         ("t.csv", "well\tgene\nB02\tTP53\nB03\tNFκB, α\n"),

@@ -9,7 +9,7 @@ from cytolake.screens.plate import Plate
 from cytolake.screens.positions import name_of_well
 from cytolake.screens.well_labels import declare_labels, read_labels
 
-NOTHING = ["", "NA", "nan", "N/A", "#N/A", "#REF!", "#VALUE!", "null", "None", " na ", "<NA>"]
+NOTHING = ["", "NA", "nan", "N/A", "#N/A", "#REF!", "#VALUE!", "null", "None", " na ", "<NA>", "-", "–"]
 
 
 def plate(*rows, wells=None):

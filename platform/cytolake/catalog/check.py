@@ -12,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cytolake.catalog.commits import delete_rows, open_table
+from cytolake.catalog.corrections.editions import edition_application
 from cytolake.catalog.corrections.plate_rows import name_of
 from cytolake.catalog.corrections.purge import LOG, files_of_log, purge
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.plate_commits import plate_application
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import EDITIONS, PLATE_TABLES
+from cytolake.screens.plate import WELLS_ONLY
 from cytolake.screens.storage import file_system, is_uri
 
 REFERENCES = (
@@ -59,8 +62,49 @@ def check_catalog(catalog: Catalog, *, is_repair: bool = False, older_than_h: fl
     """
     if catalog.pinned is not None:
         raise CatalogError("check: found a catalog pinned to old versions, expected an open one. Use `open(root)`.")
+    if lost := _lost_plates(catalog):
+        return [lost]
     found = [*_unfinished_purges(catalog, is_repair), *_left_over(catalog, is_repair, older_than_h)]
+    found += _lost_tables(catalog)
     return [*found, *_wrong_counts(catalog), *_double_names(catalog), *_broken(catalog), *_missing_files(catalog)]
+
+
+def _lost_plates(catalog: Catalog) -> Finding | None:
+    """The table plates is gone, or younger than rows of plates that it does not have: they are of no killed run."""
+    known = {*catalog.visibility().plates.column("plate_id").to_pylist()}
+    plates = open_table(f"{catalog.place}/tables/plates")
+    made = None if plates is None else plates.metadata().created_time
+    older = []
+    for name in PLATE_TABLES:
+        table = open_table(f"{catalog.place}/tables/{name}")
+        files = [] if table is None else pa.table(table.get_add_actions(flatten=True)).to_pylist()
+        before = (file for file in files if file["num_records"] and (made is None or file["modification_time"] < made))
+        if any(not known.issuperset((file.get("min.plate_id"), file.get("max.plate_id"))) for file in before):
+            older.append(name)
+    if not older:
+        return None
+    state = "is not there" if made is None else "was made after the rows"
+    return Finding(
+        what=f"table plates {state} of {', '.join(older)}: it was deleted, and what it said of them is lost",
+        next_step=f"Put {catalog.place}/tables/plates back from a backup, and ingest nothing into this root before. "
+        "Nothing else was looked at, and nothing was repaired.",
+    )
+
+
+def _lost_tables(catalog: Catalog) -> list[Finding]:
+    """Tables that every ingest or curation writes, and that are not there."""
+    has_images = any(row["reader"] != WELLS_ONLY for row in catalog.table("plates").to_pylist())
+    names = [*PLATE_TABLES, "quarantine"] if has_images else []
+    names += ["curations"] if catalog.table("curation_runs", columns=["curation_id"]).num_rows else []
+    return [
+        Finding(
+            what=f"table {name} is not there, and rows of other tables are of the runs that wrote it",
+            next_step=f"Put {catalog.place}/tables/{name} back from a backup; or read the plates again into another "
+            "catalog root.",
+        )
+        for name in names
+        if open_table(f"{catalog.place}/tables/{name}") is None
+    ]
 
 
 def _unfinished_purges(catalog: Catalog, is_repair: bool) -> list[Finding]:
@@ -96,7 +140,8 @@ def _left_over(catalog: Catalog, is_repair: bool, older_than_h: float) -> list[F
             lost = [value for value in lost if _age_h(table, column, value) >= older_than_h]
             if not lost:
                 continue
-            n = delete_rows(path, column, lost) if is_repair else 0
+            wrote = plate_application if column == "plate_id" else edition_application
+            n = delete_rows(path, column, lost, forget=[wrote(each) for each in lost]) if is_repair else 0
             what = f"table {name}: rows of {len(lost)} {column}s that no plate shows, from runs that were killed"
             step = f"{n} rows deleted." if is_repair else "Run the ingest or the correction again, or check --repair."
             found.append(Finding(what=what, next_step=step, is_repaired=is_repair))
@@ -184,7 +229,7 @@ def _missing_files(catalog: Catalog) -> list[Finding]:
     """Sources and images that are gone, and packs whose curation is."""
     found = []
     for row in catalog.table("plates").to_pylist():
-        if row["reader"] == "table" or is_uri(row["source"]):
+        if row["reader"] == WELLS_ONLY or is_uri(row["source"]):
             continue
         if not Path(row["source"]).exists():
             what = f"plate {name_of(row)}: its source {row['source']} is gone"

@@ -29,6 +29,8 @@ Rows: TypeAlias = "pa.Table | Callable[[], Iterator[pa.Table]]"
 ATTEMPTS = 12  # with the backoff below a commit gives up after about 20 s of lost races
 FIRST_BACKOFF_S = 0.02
 LONGEST_BACKOFF_S = 4.0
+FORGOTTEN = 0
+"""Mark of an application whose rows were deleted; no content of an application is 0."""
 ROWS_PER_GROUP = 4096  # about 30 wells of crops: a query for a few wells of a plate reads a few groups of its file
 
 _CONFIGURATION = {
@@ -177,13 +179,21 @@ def commit_rows(
     raise AssertionError("the last attempt returns or raises")
 
 
-def delete_rows(path: str, column: str, values: Collection[str]) -> int:
+def delete_rows(path: str, column: str, values: Collection[str], *, forget: Collection[str] = ()) -> int:
     """Delete rows from a table, in one commit; returns how many. Versions of before still have them.
+
+    Args:
+        path: Folder or URI of the table.
+        column: A column of texts.
+        values: Rows with one of these go.
+        forget: Applications that wrote the rows: the table no longer remembers that they did, so that the same job
+            writes them again.
 
     Raises:
         CatalogError: Other writers kept this one out for about 20 seconds, or the table cannot be written.
     """
-    listed = ", ".join(f"'{value}'" for value in sorted(values))
+    quoted = [value.replace("'", "''") for value in sorted(values)]
+    listed = ", ".join(f"'{value}'" for value in quoted)
     for attempt in range(ATTEMPTS):
         table = open_table(path)
         if table is None:
@@ -191,7 +201,9 @@ def delete_rows(path: str, column: str, values: Collection[str]) -> int:
         try:
             if table.to_pyarrow_dataset().count_rows(filter=pc.field(column).isin(sorted(values))) == 0:
                 return 0
-            return int(table.delete(f"{column} in ({listed})")["num_deleted_rows"] or 0)
+            commit = CommitProperties(app_transactions=[Transaction(each, FORGOTTEN) for each in sorted(forget)])
+            deleted = table.delete(f"{column} in ({listed})", commit_properties=commit)
+            return int(deleted["num_deleted_rows"] or 0)
         except CommitFailedError as error:
             if attempt == ATTEMPTS - 1:
                 raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Run it again.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +96,7 @@ class PlateCommits:
         plate_ids = tuple(sorted({*before["plate_id"].to_pylist(), *after["plate_id"].to_pylist()}))
         shows = shows or {}
         change = mark or f"change/{content_id(*plate_ids)}"
-        version = 1 if mark else int(datetime.datetime.now(datetime.UTC).timestamp() * 1e6)
+        version = 1 if mark else secrets.randbits(62) + 1  # two changes at one moment are two changes
 
         def check() -> None:
             self._check_unchanged(before, plate_ids)
@@ -193,10 +193,11 @@ class PlateCommits:
     def plate_content(self, name: str, plate_id: str) -> int | None:
         """What `write_plate` last committed of this plate to this table; None where nothing."""
         table = open_table(self._path(name))
-        return None if table is None else table.transaction_version(_plate_application(plate_id))
+        return None if table is None else table.transaction_version(plate_application(plate_id))
 
 
-def _plate_application(plate_id: str) -> str:
+def plate_application(plate_id: str) -> str:
+    """Application that stands for a plate in each of its tables."""
     return f"plate/{plate_id}"
 
 
@@ -211,7 +212,7 @@ def _names(rows: pa.Table) -> list[str]:
 
 
 def _marks(contents: Mapping[str, int]) -> dict[str, int]:
-    return {_plate_application(plate_id): content for plate_id, content in contents.items()}
+    return {plate_application(plate_id): content for plate_id, content in contents.items()}
 
 
 def _claims(contents: Mapping[str, int]) -> dict[str, int]:

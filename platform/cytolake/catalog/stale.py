@@ -226,16 +226,16 @@ def _stale_models(catalog: Catalog) -> list[Stale]:
 
 
 def _changes_after(rows: Mapping[str, Mapping[str, Any]], plate_ids: Iterable[str], when: Any) -> list[tuple[Why, str]]:
-    """Corrections of some plates after a moment."""
+    """Corrections of some plates after a moment, or at it: a clock may stand still between the two."""
     found: list[tuple[Why, str]] = []
     for plate_id in sorted(plate_ids):
         row = rows.get(plate_id)
-        if row is None or row["changed_at"] is None or row["changed_at"] <= when:
+        if row is None or row["changed_at"] is None or row["changed_at"] < when:
             continue
         name = f"{row['screen']}/{row['plate']}"
         if row["state"] not in (None, "visible"):
             found.append(("pixels", name))
-        elif row["labelled_at"] is not None and row["labelled_at"] > when:
+        elif row["labelled_at"] is not None and row["labelled_at"] >= when:
             found.append(("labels", name))
     return found
 

@@ -8,7 +8,7 @@ filtered at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
+from pyarrow.fs import FileType
 
 from cytolake.catalog.commits import open_table
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.declared import table_contract
+from cytolake.catalog.errors import CatalogError
 
 INGESTED_TABLES = ("wells", "sites", "crops", "qc_metrics")
 """Tables that an ingest writes before `plates`."""
@@ -104,6 +106,9 @@ def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility
         table: Opened at the version to read.
         contract: Its columns; those that were added later read as null.
         visibility: None for a table of which every row is visible.
+
+    Raises:
+        CatalogError: An older version, of which a purge removed files that other plates have rows in.
     """
     whole = table.to_pyarrow_dataset().replace_schema(contract.schema)
     if visibility is None:
@@ -111,10 +116,33 @@ def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility
     judged = _judge_derived(table, visibility) if name in DERIVED_TABLES else _judge(name, table, visibility)
     hidden = {file for file, verdict in judged if verdict is False}
     is_mixed = any(verdict is None for _, verdict in judged)
+    if visibility.gone:
+        _check_files(name, table, whole, {file for file, verdict in judged if verdict is False}, visibility.gone)
     if hidden:
         kept = [fragment for fragment in whole.get_fragments() if unquote(fragment.path) not in hidden]
         whole = ds.FileSystemDataset(kept, contract.schema, whole.format, whole.filesystem)
     return whole.filter(_condition(name, visibility)) if is_mixed else whole
+
+
+def _check_files(
+    name: str, table: DeltaTable, whole: ds.FileSystemDataset, hidden: Collection[str], gone: Collection[str]
+) -> None:
+    """That an older version has all files of which a part is visible.
+
+    A purge removes files that held rows of its plate, also with those of other plates: these are no longer whole.
+    """
+    mixed = [
+        file.path
+        for file in _files(table, has_editions=False)
+        if file.path not in hidden
+        and (file.first is None or file.last is None or any(file.first <= each <= file.last for each in gone))
+    ]
+    lost = [info for info in whole.filesystem.get_file_info(mixed) if info.type == FileType.NotFound] if mixed else []
+    if lost:
+        raise CatalogError(
+            f"table {name}, version {table.version()}: {len(lost)} of its files held rows of plates that were purged "
+            "since, together with rows of other plates, and are gone. Read a version of after the purge."
+        )
 
 
 class _File(NamedTuple):

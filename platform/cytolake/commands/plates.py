@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -65,7 +66,9 @@ def print_stale(console: Console, catalog_root: str) -> None:
     listed = ", ".join(f"{n} {kind}{'s' if n > 1 else ''} (other {why})" for (kind, why), n in sorted(counts.items()))
     console.print(f"[yellow]stale[/] {listed}")
     for each in stale[:12]:
-        console.print(f"  [dim]{each.kind:<14} {escape(each.name)} {each.identity[:12]}: {', '.join(each.plates)}[/]")
+        console.print(
+            f"  [dim]{each.kind:<14} {escape(each.name)} {each.identity[:12]}: {escape(', '.join(each.plates))}[/]"
+        )
     if len(stale) > 12:
         console.print(f"  [dim]{len(stale) - 12} more[/]")
     is_curated_alone = {each.kind for each in stale} <= {"curation", "pack"}
@@ -192,7 +195,7 @@ def replace(
         with ray_session(RayConfig()), stage_progress("replace", console) as report:
             new = replace_plate(catalog, plate, listed, progress=report)
         console.print(
-            f"plate {new['screen']}/{new['plate']}: acquisition {new['acquisition']} is visible, {new['n_sites']:,} "
+            f"plate {_name(new)}: acquisition {new['acquisition']} is visible, {new['n_sites']:,} "
             f"sites, {new['n_crops']:,} crops, {new['n_quarantined']} rows in quarantine"
         )
         print_stale(console, root)
@@ -203,12 +206,13 @@ def retract(plate: Name, why: Why, root: Root = DEFAULT_ROOT) -> None:
     """Hide a plate and all that was computed from it. Nothing is deleted; an ingest leaves it out."""
     import cytolake.catalog
     from cytolake.catalog.corrections import retract as retract_plate
+    from cytolake.catalog.corrections.plate_rows import name_of
 
     console = Console(soft_wrap=True, highlight=False)
     with bad_input_told():
         row = retract_plate(cytolake.catalog.open(root), plate, why)
-        name = f"{row['screen']}/{row['plate']}"
-        console.print(f"plate {name} is hidden. To have it back: cytolake plates restore {shlex.quote(name)}")
+        again = escape(shlex.quote(name_of(row)))
+        console.print(f"plate {_name(row)} is hidden. To have it back: cytolake plates restore {again}")
         print_stale(console, root)
 
 
@@ -226,7 +230,7 @@ def restore(
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
         row = restore_plate(catalog, plate, acquisition)
-        console.print(f"plate {row['screen']}/{row['plate']}: acquisition {row['acquisition'] or 1} is visible")
+        console.print(f"plate {_name(row)}: acquisition {row['acquisition'] or 1} is visible")
         others = [each for each in catalog.visibility().plates.to_pylist() if each["plate_id"] != row["plate_id"]]
         if any(each["source"] == row["source"] and each["state"] == "replaced" for each in others):
             console.print(
@@ -250,7 +254,7 @@ def rename(
     console = Console(soft_wrap=True, highlight=False)
     with bad_input_told():
         rows = rename_plates(cytolake.catalog.open(root), plate, screen=screen, plate=new_plate)
-        names = ", ".join(f"{row['screen']}/{row['plate']}" for row in rows[:8])
+        names = ", ".join(map(_name, rows[:8]))
         console.print(f"{count(len(rows), 'plate')} renamed: {names}{' ...' if len(rows) > 8 else ''}")
 
 
@@ -265,7 +269,7 @@ def purge(
     """Delete a plate's rows, in older versions too. It cannot be undone; image files and packs are not touched."""
     import cytolake.catalog
     from cytolake.catalog.corrections import purge as purge_plate
-    from cytolake.catalog.corrections.plate_rows import plates_named
+    from cytolake.catalog.corrections.plate_rows import acquisition_of, plates_named
     from cytolake.catalog.corrections.purge import packs_of
 
     console = Console(soft_wrap=True, highlight=False)
@@ -273,6 +277,7 @@ def purge(
         catalog = cytolake.catalog.open(root)
         if not yes:
             rows = plates_named(catalog, plate, ("visible", "retracted", "replaced", "purging"))
+            rows = [row for row in rows if acquisition in (None, acquisition_of(row))]
             packs = packs_of(catalog, tuple(row["plate_id"] for row in rows))
             n_crops = sum(row["n_crops"] or 0 for row in rows)
             console.print(
@@ -301,3 +306,8 @@ def _label_columns(options: list[str]) -> dict[str, str]:
 def count(n: int, noun: str) -> str:
     """`1 plate`, `1,200 plates`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """screen/plate, for a console that reads markup."""
+    return escape(f"{row['screen']}/{row['plate']}")

@@ -2,7 +2,8 @@
 
 A listing is Index.idx.xml of Harmony, the HTD file of MetaXpress, a metadata table of wells and sites, or OME-Zarr
 metadata. Each absent thing that is listed has a problem of its own, as fine as the listing is; a well of which nothing
-is there has one more, and a plate of which nothing is there has one in all. Tables with a row for each image, and
+is there has one more, and a plate of which nothing is there has one in all. What is there and not listed is read, since
+its name says where it belongs, and counted in one problem of the plate. Tables with a row for each image, and
 CellVoyager's records, are looked for row by row where they are read.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import natural_order, well_position
 
+N_NAMED = 3
 COPY = "Copy it from where the screen was exported, or take it off the listing if it was never imaged."
 
 
@@ -78,6 +80,30 @@ def report_wells_without_image(plate: Plate) -> Plate:
         for well in sorted(missing, key=_well_order)
     ]
     return replace(plate, problems=(*plate.problems, *added)) if added else plate
+
+
+def report_not_listed(plate: Plate, listing: str, extra: Sequence[str]) -> Plate:
+    """The plate with a problem for what is there and what its listing does not name; as it is where there is nothing.
+
+    Args:
+        plate: With images.
+        listing: The file that lists them.
+        extra: What it does not name, in words.
+    """
+    if not extra:
+        return plate
+    shown = ", ".join(extra[:N_NAMED]) + (", ..." if len(extra) > N_NAMED else "")
+    problem = Problem(
+        screen=plate.screen,
+        plate=plate.plate,
+        file=listing,
+        problem="not_in_listing",
+        found=f"{len(extra):,} images or fields that it does not list: {shown}",
+        expected="a listing of everything that was imaged",
+        next_step="They are read as their names say. If they are of another plate or run, move them out of the folder; "
+        "if the listing is of a part of the plate, copy the whole one.",
+    )
+    return replace(plate, problems=(*plate.problems, problem))
 
 
 def _with_absent(plate: Plate, listed: Sequence[Listed], is_there: Callable[[Listed], bool]) -> Plate:

@@ -17,6 +17,7 @@ from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods are zip files; .xls is a compound file
+_BLANK = ' \r\t,;"'
 TABLE_BYTES_MAX = 1 << 30  # unpacked; a table of 10 million images with 100 bytes each
 
 
@@ -74,10 +75,13 @@ def _numbered_lines(folder: SourceFolder, file: str, *, header_only: bool = Fals
     data = unpacked(folder.read_bytes(file), file)
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
-    header, _, rest = text.partition("\n")
     n_before = 0
+    header, line_end, rest = text.partition("\n")
+    while line_end and not header.strip(_BLANK):
+        text, n_before = rest, n_before + 1
+        header, line_end, rest = text.partition("\n")
     if header.strip().strip('"').lower() in ("sep=,", "sep=;", "sep=\t", "sep="):
-        text, n_before = rest, 1
+        text, n_before = rest, n_before + 1
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=header_delimiter(text, file))
     for cells in reader:
         yield reader.line_num + n_before, cells

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +338,29 @@ def test_a_plate_without_a_readable_site_is_no_plate_that_came_in(tmp_path):
             Path(path).write_bytes(b"")
     report = ingest_plates(catalog, [plate], CONFIG)
     assert (report.ingested, report.without_sites, report.n_sites) == ((), ("S/P1",), 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["well,gene\n", "well\n", "well,gene\n,\n", "well,gene\nZ99,K\n", "well,batch\nA01,b\n"]
+)
+def test_a_map_without_a_perturbation_takes_none_away(catalog, tmp_path, text):
+    before = visible(catalog)
+    with pytest.raises(CatalogError, match=r"found no perturbation of any imaged well of plate S/P1, of which 2 have"):
+        annotate(catalog, "S/P1", map_file(tmp_path, text))
+    assert visible(catalog) == before
+
+
+def test_two_changes_at_one_moment_are_two_changes(catalog, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    monkeypatch.setattr(datetime, "datetime", StoppedClock)
+    for _ in range(2):
+        retract(catalog, "S/P1", "blurred")
+        assert catalog.table("plates").num_rows == 0
+        restore(catalog, "S/P1")
+        assert catalog.table("plates").num_rows == 1
+
+
+class StoppedClock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, tzinfo=tz)

@@ -293,3 +293,12 @@ def planes(real_data: Path) -> dict[str, list[dict[str, float]]]:
                 with Image.open(folder / row["path"]) as image:
                     found[row["note"]] += measure_site(np.asarray(image)[None])
     return found
+
+
+def test_an_infinite_pixel_counts_like_one_that_is_no_number():
+    image = photograph(cells()).astype(np.float32)
+    measured = []
+    for value in (np.nan, np.inf, -np.inf):
+        image[0, 0, 0] = value
+        measured += measure_site(image)
+    assert measured[0] == measured[1] == measured[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from cytolake.catalog.corrections.editions import write_names, write_wells
+from cytolake.catalog.corrections.editions import edition_application, write_names, write_wells
 from cytolake.catalog.corrections.plate_rows import Row, change, name_of, plates_named
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.commit import ids_of
@@ -74,7 +74,8 @@ def annotate(
     Raises:
         ScreenError: The map cannot be read.
         ValueError: `label_columns` names what is no label.
-        CatalogError: No such plate, a map that does not name it, or another process corrected it meanwhile.
+        CatalogError: No such plate, a map that does not name it or has no label for it, or another process corrected
+            it meanwhile.
     """
     rows = plates_named(catalog, name, may_be_screen=True)
     path = Path(plate_map).expanduser().resolve()
@@ -88,10 +89,12 @@ def annotate(
     named = [row for row in rows if not found.has_plates or row["plate"] in found.by_plate]
     if not named:
         raise CatalogError(
-            f"{path}: found the plates {', '.join(found.plates()[:8])}, expected {name_of(rows[0])}. Correct the "
-            "map's plate column, or give the plate's name as the catalog has it."
+            f"{path}: found the plates {', '.join(found.plates()[:8]) or 'of no row'}, expected {name_of(rows[0])}. "
+            "Correct the map's plate column, or give the plate's name as the catalog has it."
         )
     labelled = [_label(catalog, row, found, declared) for row in named]
+    for each in labelled:
+        _check_labels(catalog, each, path)
     changed = [each for each in labelled if each.changes]
     of_screen = {row["plate"] for row in catalog.visibility().plates.to_pylist() if row["screen"] == rows[0]["screen"]}
     unknown = plates_without_images(found, sorted(of_screen))
@@ -121,6 +124,21 @@ def _label(catalog: Catalog, row: Row, plate_map: PlateMap, label_columns: Mappi
     if plate.batch != row["batch"]:
         changes.insert(0, LabelChange(row["screen"], row["plate"], "", "batch", row["batch"], plate.batch))
     return _Labelled(row, wells, plate.batch, changes, [*plate.problems, *problems])
+
+
+def _check_labels(catalog: Catalog, labelled: _Labelled, path: Path) -> None:
+    """That a map takes not every perturbation away: it is a wrong file then, or its columns have other names."""
+    stored = catalog.rows_of_plate("wells", labelled.row).to_table().to_pylist()
+    before, after = (
+        [well["well"] for well in rows if well["has_images"] and well["perturbation"]]
+        for rows in (stored, labelled.wells)
+    )
+    if before and not after:
+        raise CatalogError(
+            f"{path}: found no perturbation of any imaged well of plate {name_of(labelled.row)}, of which "
+            f"{len(before)} have one, expected at least one. Nothing was changed. Correct the wells or the names of "
+            "the columns (those of catalog/labels.yaml are known); to change a batch alone, give the labels, too."
+        )
 
 
 def _as_listed(row: Mapping[str, Any], wells: list[str]) -> Plate:
@@ -167,6 +185,6 @@ def _commit(catalog: Catalog, labelled: list[_Labelled], path: Path) -> None:
             new["sites_edition"] = write_names(catalog, row, {"batch": each.batch})
         if each.problems:
             quarantine = quarantine_rows(row["plate_id"], each.problems, now)
-            catalog.append("quarantine", quarantine, transaction=f"edition/{edition}")
+            catalog.append("quarantine", quarantine, transaction=edition_application(edition))
         after.append(new)
     change(catalog, [each.row for each in labelled], after)

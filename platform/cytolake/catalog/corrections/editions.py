@@ -14,6 +14,11 @@ from cytolake.catalog.tables import Catalog
 ROWS_AT_ONCE = 200_000
 
 
+def edition_application(edition: str) -> str:
+    """Application that stands for an edition in each table that has it."""
+    return f"edition/{edition}"
+
+
 def write_names(catalog: Catalog, row: Mapping[str, Any], new: Mapping[str, str]) -> str:
     """Write the sites and crops of a plate once more, with other names in `screen`, `plate` or `batch`.
 
@@ -43,7 +48,7 @@ def write_wells(catalog: Catalog, row: Mapping[str, Any], wells: list[dict[str, 
     plain = table_contract("wells").rows([{**well, "edition": None} for well in wells]).to_pylist()
     edition = content_id("wells", row["plate_id"], *(str(sorted(well.items())) for well in plain))
     rows = table_contract("wells").rows([{**well, "edition": edition} for well in wells])
-    catalog.append("wells", rows, transaction=f"edition/{edition}")
+    catalog.append("wells", rows, transaction=edition_application(edition))
     return edition
 
 
@@ -66,4 +71,4 @@ def _rewrite(catalog: Catalog, name: str, row: Mapping[str, Any], new: Mapping[s
                 table = table.set_column(index, contract.schema.field(column), pa.repeat(value, table.num_rows))
             yield table
 
-    catalog.append(name, parts, transaction=f"edition/{edition}")
+    catalog.append(name, parts, transaction=edition_application(edition))

@@ -32,16 +32,21 @@ def plates_named(
     """
     everything = catalog.visibility().plates.to_pylist()
     found = [row for row in everything if name in (row["plate_id"], name_of(row))]
+    if len({names_of(row) for row in found}) > 1:
+        ids = ", ".join(sorted(f"{row['plate_id']} (screen {row['screen']})" for row in found)[:8])
+        raise CatalogError(f"plate {name}: found plates of several screens that read so: {ids}. Give a plate_id.")
     if not found:
         plates = [row for row in everything if row["plate"] == name]
         screen = [row for row in everything if row["screen"] == name] if may_be_screen else []
         names = sorted({name_of(row) for row in plates})
         if screen and names == sorted({name_of(row) for row in screen}):  # the only plate of a screen of its name
             screen = []
-        if len(names) > 1 or (plates and screen):
+        if len({names_of(row) for row in plates}) < 2:
+            names = []
+        if names or (plates and screen):
             raise CatalogError(
-                f"plate {name}: found {', '.join(names[:8])}{' and a screen of this name' if screen else ''}, expected "
-                "one. Give it as screen/plate."
+                f"plate {name}: found {', '.join(names[:8]) or 'a plate'}"
+                f"{' and a screen of this name' if screen else ''}, expected one. Give it as screen/plate."
             )
         found = plates or screen
     if not found:
@@ -67,6 +72,11 @@ def plate_named(catalog: Catalog, name: str, states: Collection[str] = (VISIBLE,
 def name_of(row: Mapping[str, Any]) -> str:
     """`screen/plate`."""
     return f"{row['screen']}/{row['plate']}"
+
+
+def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Screen and plate, by which acquisitions are of one plate: `name_of` may be the same of two plates with a /."""
+    return row["screen"], row["plate"]
 
 
 def acquisition_of(row: Mapping[str, Any]) -> int:

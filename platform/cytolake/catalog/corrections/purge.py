@@ -18,13 +18,14 @@ from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.commit import STAGING
 from cytolake.catalog.ingest.staging import remove_folder
+from cytolake.catalog.plate_commits import plate_application
 from cytolake.catalog.tables import Catalog
-from cytolake.catalog.visibility import VISIBLE
+from cytolake.catalog.visibility import PLATE_TABLES, VISIBLE
 from cytolake.screens.storage import file_system
 
 LOG = "_delta_log"
-_KEPT = ("plate_id", "screen", "plate", "acquisition", "id_names")
-"""Columns of a purged plate's row: an ingest must know that the plate stays out."""
+_KEPT = ("plate_id", "screen", "plate", "acquisition", "id_names", "pixels_hash")
+"""Columns of a purged plate's row: an ingest must know that the plate stays out, also under a name of before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,9 @@ def purge(catalog: Catalog, name: str, why: str, acquisition: int | None = None)
     """Delete all acquisitions of a plate, or one: rows of every table, and files that held them.
 
     First the plate is hidden, in one commit; then rows go from each table; then every file of an older version that
-    held rows of it is removed, so that these versions lose the plate, and what other plates had in the same files. A
-    purge that was killed goes on when it is called again. Image files, packs, exports and models are not touched.
+    held rows of it is removed, so that these versions lose the plate. A table of which others had rows in the same
+    files, such as curations, cannot be read at these versions any more. A purge that was killed goes on when it is
+    called again. Image files, packs, exports and models are not touched.
 
     Args:
         catalog: Not pinned. No query that began before should run on: its files go.
@@ -78,7 +80,8 @@ def purge(catalog: Catalog, name: str, why: str, acquisition: int | None = None)
     n_files = 0
     for table in table_names():
         if table != "plates" and "plate_id" in table_contract(table).schema.names:
-            n_rows[table] = delete_rows(f"{catalog.place}/tables/{table}", "plate_id", plate_ids)
+            wrote = [plate_application(each) for each in plate_ids] if table in PLATE_TABLES else []
+            n_rows[table] = delete_rows(f"{catalog.place}/tables/{table}", "plate_id", plate_ids, forget=wrote)
             n_files += _remove_files(f"{catalog.place}/tables/{table}", frozenset(plate_ids))
     for plate_id in plate_ids:
         _remove_staged(catalog, plate_id)
@@ -93,19 +96,28 @@ def purge(catalog: Catalog, name: str, why: str, acquisition: int | None = None)
 
 
 def packs_of(catalog: Catalog, plate_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Ids of the packs below the catalog's root that hold crops of some plates."""
+    """Ids of the packs below the catalog's root that hold crops of some plates.
+
+    A damaged pack may hold crops of any plate: it is named, by its folder.
+    """
     try:
         folder = catalog.root / "packs"
     except CatalogError:
         return ()
     found = []
     for file in sorted(folder.glob("[!.]*/pack.json")):
-        described = json.loads(file.read_text(encoding="utf-8"))
-        plates = described.get("source_dtypes")
-        if plates is None:  # of before pack.json listed them
-            plates = pq.read_table(file.parent / "index.parquet", columns=["plate_id"])["plate_id"].unique().to_pylist()
-        if not set(plates).isdisjoint(plate_ids):
-            found.append(str(described["pack_id"]))
+        try:
+            described = json.loads(file.read_text(encoding="utf-8"))
+            plates = described.get("source_dtypes")
+            if plates is None:  # of before pack.json listed them
+                index = pq.read_table(file.parent / "index.parquet", columns=["plate_id"])
+                plates = index["plate_id"].unique().to_pylist()
+            holds_some = not set(plates).isdisjoint(plate_ids)
+            pack_id = str(described["pack_id"])
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):  # Arrow's errors are ValueErrors or OSErrors
+            holds_some, pack_id = True, file.parent.name
+        if holds_some:
+            found.append(pack_id)
     return tuple(found)
 
 

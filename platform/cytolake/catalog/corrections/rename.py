@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 from cytolake.catalog.corrections.editions import write_names, write_well_names
-from cytolake.catalog.corrections.plate_rows import Row, change, name_of, plates_named
+from cytolake.catalog.corrections.plate_rows import Row, change, name_of, names_of, plates_named
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.commit import ids_of
 from cytolake.catalog.tables import Catalog
-from cytolake.catalog.visibility import VISIBLE, state_of
+from cytolake.catalog.visibility import GONE, VISIBLE, state_of
 
 
 def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") -> list[Row]:
@@ -33,10 +33,11 @@ def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") ->
     """
     if not (screen.strip() or plate.strip()):
         raise CatalogError(f"plate {name}: found no new name, expected one. Give --screen or --plate.")
-    states = (VISIBLE, "retracted", "replaced")
+    states = (VISIBLE, "retracted", "replaced", "purged")  # a plate that was purged must be known by its new name
     rows = plates_named(catalog, name, states, may_be_screen=True)
-    if len({name_of(row) for row in rows}) == 1:  # a plate_id, too, stands for all acquisitions of its plate
-        rows = plates_named(catalog, name_of(rows[0]), states)
+    if len({names_of(row) for row in rows}) == 1:  # a plate_id, too, stands for all acquisitions of its plate
+        everything = catalog.visibility().plates.to_pylist()
+        rows = [row for row in everything if names_of(row) == names_of(rows[0]) and state_of(row) in states]
     elif plate:
         raise CatalogError(f"screen {name}: found {len(rows)} plates, expected one to be called {plate}. Name it.")
     now = datetime.datetime.now(datetime.UTC)
@@ -49,16 +50,13 @@ def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") ->
         of = ids_of(row)
         ids = json.dumps([of.screen, of.plate, of.acquisition])
         before.append(row)
-        after.append(
-            row
-            | names
-            | {
+        editions = {}
+        if state_of(row) not in GONE:
+            editions = {
                 "wells_edition": write_well_names(catalog, row, names),
                 "sites_edition": write_names(catalog, row, names),
-                "id_names": ids,
-                "changed_at": now,
             }
-        )
+        after.append(row | names | editions | {"id_names": ids, "changed_at": now})
     _check_free(catalog, before, after)
     if before:
         change(catalog, before, after)
@@ -67,6 +65,8 @@ def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") ->
 
 def _new_names(row: Row, screen: str, plate: str) -> dict[str, Any]:
     names = {"screen": screen or row["screen"], "plate": plate or row["plate"], "batch": row["batch"]}
+    if row["batch"] is None:  # of a plate that was purged
+        return names
     batch = str(row["batch"])
     middle = batch[len(row["screen"]) : len(batch) - len(row["plate"])]
     if batch == row["plate"]:
@@ -78,9 +78,9 @@ def _new_names(row: Row, screen: str, plate: str) -> dict[str, Any]:
 
 def _check_free(catalog: Catalog, before: list[Row], after: list[Row]) -> None:
     ours = {row["plate_id"] for row in before}
-    wanted = {name_of(row) for row in after}
+    wanted = {names_of(row) for row in after}
     for row in catalog.visibility().plates.to_pylist():
-        if row["plate_id"] not in ours and name_of(row) in wanted:
+        if row["plate_id"] not in ours and names_of(row) in wanted:
             raise CatalogError(
                 f"plate {name_of(row)}: found a plate of this name, {state_of(row)}, expected none. Choose another "
                 "name, or rename that plate first."

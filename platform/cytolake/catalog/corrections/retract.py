@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import datetime
 
-from cytolake.catalog.corrections.plate_rows import Row, acquisition_of, change, name_of, plate_named, plates_named
+from cytolake.catalog.corrections.plate_rows import (
+    Row,
+    acquisition_of,
+    change,
+    name_of,
+    names_of,
+    plate_named,
+    plates_named,
+)
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import VISIBLE, state_of
@@ -60,7 +68,7 @@ def restore(catalog: Catalog, name: str, acquisition: int | None = None) -> Row:
     after = row | {"state": VISIBLE, "why": None, "changed_at": now}
     before, rows = [row], [after]
     for other in catalog.visibility().visible.to_pylist():
-        if name_of(other) == name_of(row):
+        if names_of(other) == names_of(row):
             before.append(other)
             why = f"by acquisition {acquisition_of(row)}, restored"
             rows.append(other | {"state": "replaced", "why": why, "changed_at": now})

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import content_id
 from cytolake.catalog.ingest.labels import label_changes, labels_of
 from cytolake.catalog.ingest.plate_content import PlateContent
 from cytolake.catalog.ingest.wells import well_rows
@@ -22,6 +23,7 @@ from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.sources import ScreenSource, default_batch
 from cytolake.screens.storage import is_uri
 
+LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
 LABELS_FOLDER = "labels"
 """Below the root: labels as a source has them now, where they differ from the catalog's, as plate maps."""
 
@@ -216,23 +218,31 @@ def copied_plate(
     return None
 
 
-def hidden_plate(catalog: Catalog, plate: Plate, rows: Sequence[Row]) -> Problem | None:
+def hidden_plate(plate: Plate, content: PlateContent, rows: Collection[Row]) -> Problem | None:
     """A problem for a plate of which the catalog has hidden acquisitions alone; None where it may come in.
 
-    A plate that was retracted under another name is known by its files.
+    It is known by its name, or, where it was renamed, by the name that it came in under with the same files.
 
     Args:
-        catalog: Where it may be.
         plate: As listed; no visible plate has its name.
-        rows: All rows of `plates`.
+        content: Its hashes.
+        rows: Of `plates`, all of them.
     """
-    named = [row for row in rows if (row["screen"], row["plate"]) == (plate.screen, plate.plate)]
-    hidden = [row for row in named if row["state"] != "replaced"]
+    hidden = [
+        row
+        for row in rows
+        if row["state"] not in (None, VISIBLE, "replaced")
+        and (
+            (row["screen"], row["plate"]) == (plate.screen, plate.plate)
+            or (
+                row["id_names"] is not None
+                and json.loads(row["id_names"])[:2] == [plate.screen, plate.plate]
+                and _has_same_files(row, plate, content)
+            )
+        )
+    ]
     if not hidden:
-        there, _ = _with_files(catalog, plate, [row for row in rows if row["state"] == "retracted"])
-        if there is None:
-            return None
-        hidden = [there]
+        return None
     newest = max(hidden, key=lambda row: row["acquisition"] or 1)
     name = shlex.quote(f"{newest['screen']}/{newest['plate']}")
     is_retracted = newest["state"] == "retracted"
@@ -243,6 +253,11 @@ def hidden_plate(catalog: Catalog, plate: Plate, rows: Sequence[Row]) -> Problem
         "a plate that may be read",
         f"It stays out. To have it back: cytolake plates {'restore' if is_retracted else 'replace'} {name}.",
     )
+
+
+def _has_same_files(row: Row, plate: Plate, content: PlateContent) -> bool:
+    """By the folder; of a plate that was purged, whose row names none, by names and sizes."""
+    return row["source"] == plate.source or (row["source"] is None and row["pixels_hash"] == content.pixels_hash)
 
 
 def is_hidden_run(problem: Problem, rows: Sequence[Row]) -> bool:
@@ -331,7 +346,7 @@ def _write_labels(catalog: Catalog, plate: Plate) -> str:
     if not any(row.get("batch") for row in plate.wells):
         columns = [name for name in columns if name != "batch"]
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{plate.screen}-{plate.plate}")
-    path = folder / f"{safe}.csv"
+    path = folder / f"{safe[:LABELS_NAME_MAX]}-{content_id(plate.screen, plate.plate)[:8]}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8", newline="") as file:

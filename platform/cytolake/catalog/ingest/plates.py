@@ -172,7 +172,7 @@ def ingest_plates(
         content = plate_content(plate)
         source = (sources or {}).get(plate.screen)
         if name not in known:
-            hidden = differences.hidden_plate(catalog, plate, rows)
+            hidden = differences.hidden_plate(plate, content, rows)
             copied = differences.files_under_another_name(catalog, plate, visible)
             if hidden is not None:
                 left_out.append(hidden)

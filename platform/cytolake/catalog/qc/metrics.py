@@ -218,7 +218,7 @@ def _finite(channel: Counts) -> Counts:
     if np.issubdtype(channel.dtype, np.integer):
         return channel
     top = float(np.finfo(np.float32).max)
-    counts: Counts = np.clip(np.nan_to_num(channel.astype(np.float64), nan=0.0), -top, top)
+    counts: Counts = np.clip(np.nan_to_num(channel.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), -top, top)
     return counts
 
 

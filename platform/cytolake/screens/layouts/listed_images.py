@@ -12,10 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from cytolake.screens.layouts.htd import HTD_SUFFIX, htd_settings
+from cytolake.screens.layouts.htd import HTD_SUFFIX, HtdSettings, htd_settings
 from cytolake.screens.layouts.preset import PathRule, TableRule, WellTable
 from cytolake.screens.layouts.xml_elements import XmlElement, XmlRefusedError, xml_elements
-from cytolake.screens.listings import Listed, absent_of_listing, report_wells_without_image
+from cytolake.screens.listings import (
+    Listed,
+    absent_of_listing,
+    report_not_listed,
+    report_wells_without_image,
+)
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.positions import site_name, well_at, well_name
 from cytolake.screens.source_folder import PathRefusedError, SourceFolder
@@ -48,17 +53,25 @@ def hold_against_listing(
     found, problems = list(plates), list[Problem]()
     if files is not None and isinstance(read, PathRule):
         if read.companion == "harmony":
-            found, absent = absent_of_listing(
-                screen, _of_harmony(folder, files, plates, read), plates, _is_among(set(files))
-            )
+            cut: set[str] = set()
+            listed = list(_of_harmony(folder, files, plates, read, cut))
+            found, absent = absent_of_listing(screen, listed, plates, _is_among(set(files)))
+            found = [_report_files(plate, folder, listed, cut) for plate in found]
             problems += absent
         if read.wells is not None:
             listed = _of_well_table(screen, folder, files, read.wells)
             found, absent = absent_of_listing(screen, listed, found, _has_site(plates))
+            found = [_report_fields(plate, listed) for plate in found]
             problems += absent
     elif files is not None and read == "imagexpress":
-        listed = [each for plate in plates for each in _of_htd(folder, files, plate)]
-        found, _ = absent_of_listing(screen, listed, plates, lambda _: False)
+        listed = []
+        for number, plate in enumerate(plates):
+            settings = _settings_of(folder, files, plate)
+            if settings is not None:
+                taken = _Taken.of(plate.sites)
+                listed += _of_htd(settings, plate, taken)
+                found[number] = report_not_listed(plate, settings.file, _beyond_htd(settings, taken))
+        found, _ = absent_of_listing(screen, listed, found, lambda _: False)
     elif read == "ome-zarr":
         found = [report_wells_without_image(plate) for plate in plates]
     return found, problems
@@ -81,9 +94,10 @@ def _has_site(plates: Sequence[Plate]) -> Callable[[Listed], bool]:
 
 
 def _of_harmony(
-    folder: SourceFolder, files: Sequence[str], plates: Sequence[Plate], rule: PathRule
+    folder: SourceFolder, files: Sequence[str], plates: Sequence[Plate], rule: PathRule, cut: set[str]
 ) -> Iterator[Listed]:
-    """Images of every index; a plate is that of the images in the same folder."""
+    """Images of every index; a plate is that of the images in the same folder. `cut` gets indexes that cannot be read
+    to their end."""
     plate_of: dict[str, str] = {}
     for plate in plates:
         for site in plate.sites:
@@ -114,8 +128,36 @@ def _of_harmony(
         except UnreachableError:
             raise
         except (PathRefusedError, OSError, XmlRefusedError):
+            cut.add(file)
             if len(done) > n_before:  # what stands before the cut is listed
                 done.add(images_folder)
+
+
+def _report_files(plate: Plate, folder: SourceFolder, listed: Sequence[Listed], cut: set[str]) -> Plate:
+    """The plate with a problem for images in the folders of whole indexes that these do not name."""
+    named: dict[str, set[str]] = {}
+    listing: dict[str, str] = {}
+    for each in listed:
+        place = each.file.rpartition("/")[0]
+        named.setdefault(place, set()).add(each.file)
+        listing.setdefault(place, each.listing)
+    used = {folder.relative(path) for site in plate.sites for path in site.image_paths}
+    for place, file in listing.items():
+        if file not in cut:
+            extra = sorted(path for path in used if path.rpartition("/")[0] == place and path not in named[place])
+            plate = report_not_listed(plate, file, extra)
+    return plate
+
+
+def _report_fields(plate: Plate, listed: Sequence[Listed]) -> Plate:
+    """The plate with a problem for fields, or wells, that the table of wells has no row of."""
+    if not listed:
+        return plate
+    fields = {(each.well, each.site) for each in listed if each.plate == plate.plate}
+    has_sites = any(site for _, site in fields)
+    there = dict.fromkeys((site.well, site.site if has_sites else "") for site in plate.sites)
+    extra = [f"{well}, site {site}" if site else f"well {well}" for well, site in there if (well, site) not in fields]
+    return report_not_listed(plate, listed[0].listing, extra)
 
 
 def _harmony_image(element: XmlElement, plate: str, below: str, channel: str, file: str) -> Listed | None:
@@ -187,24 +229,38 @@ class _Taken:
         return cls(images, channels)
 
 
-def _of_htd(folder: SourceFolder, files: Sequence[str], plate: Plate) -> list[Listed]:
-    """What the HTD file of a plate's folder has selected and what no image was found of.
-
-    It does not say which wavelength was taken in which focal plane or timepoint: a wavelength is expected at the
-    timepoints at which some well has it. A timepoint that no well has is one thing that is absent, not one for each
-    field. In a folder of several plates the file is the one that is named after the plate.
-    """
+def _settings_of(folder: SourceFolder, files: Sequence[str], plate: Plate) -> HtdSettings | None:
+    """The HTD file of a plate's folder; in a folder of several plates, the one that is named after the plate."""
     top = folder.relative(plate.source)
     below = "" if top == "." else top + "/"
     candidates = [path for path in files if path.lower().endswith(HTD_SUFFIX) and path.startswith(below)]
     own = [path for path in candidates if PurePosixPath(path).stem == plate.plate]
     if not own and len({PurePosixPath(path).stem for path in candidates}) > 1:
-        return []
+        return None
     candidates = sorted(own or candidates, key=lambda path: (path.count("/"), path))
-    settings = next((found for path in candidates if (found := htd_settings(folder, path)) is not None), None)
-    if settings is None:
-        return []
-    taken = _Taken.of(plate.sites)
+    return next((found for path in candidates if (found := htd_settings(folder, path)) is not None), None)
+
+
+def _beyond_htd(settings: HtdSettings, taken: _Taken) -> list[str]:
+    """Images of wells, sites, wavelengths or timepoints that were not selected."""
+    sites = settings.site_names({image[1] for image in taken.images})
+    return [
+        f"{well}, site {site}, w{wavelength}, timepoint {timepoint + 1}"
+        for well, site, wavelength, timepoint in sorted(taken.images)
+        if well not in settings.wells
+        or site not in sites
+        or wavelength not in settings.wavelengths
+        or timepoint >= settings.n_timepoints
+    ]
+
+
+def _of_htd(settings: HtdSettings, plate: Plate, taken: _Taken) -> list[Listed]:
+    """What the HTD file of a plate has selected and what no image was found of.
+
+    It does not say which wavelength was taken in which focal plane or timepoint: a wavelength is expected at the
+    timepoints at which some well has it. A timepoint that no well has is one thing that is absent, not one for each
+    field.
+    """
     sites = settings.site_names({site.site for site in plate.sites})
     timepoints = {timepoint for *_, timepoint in taken.images}
     at = {(wavelength, timepoint) for _, _, wavelength, timepoint in taken.images}
