@@ -338,6 +338,8 @@ def test_a_plate_without_a_readable_site_is_no_plate_that_came_in(tmp_path):
             Path(path).write_bytes(b"")
     report = ingest_plates(catalog, [plate], CONFIG)
     assert (report.ingested, report.without_sites, report.n_sites) == ((), ("S/P1",), 0)
+    again = ingest_plates(catalog, [plate], CONFIG)
+    assert (again.ingested, again.skipped, again.without_sites) == ((), (), ("S/P1",))
 
 
 @pytest.mark.parametrize(

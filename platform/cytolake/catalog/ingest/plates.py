@@ -86,7 +86,8 @@ class IngestReport:
     left_out: tuple[Problem, ...] = ()
     """Plates that were retracted or purged, and stay so."""
     without_sites: tuple[str, ...] = ()
-    """Names, as screen/plate, of plates that came in without a single readable site; not among `ingested`."""
+    """Names, as screen/plate, of plates that came in without a single readable site, now or before; not among
+    `ingested` or `skipped`."""
 
 
 _WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a screen's plan
@@ -155,6 +156,7 @@ def ingest_plates(
     taken = {row["plate_id"] for row in rows}
     incoming: list[Incoming] = []
     skipped: list[str] = []
+    without_sites: list[str] = []
     of_screens = [
         problem
         for problem in of_screens
@@ -192,17 +194,16 @@ def ingest_plates(
             of, key = ids_of(row), content_id("read again", content.content_hash, content.files_hash)
             incoming.append(Incoming(plate, content, of, key, known=row))
             continue
-        _settle(catalog, plate, content, row, found, skipped, refused)
+        _settle(catalog, plate, content, row, found, skipped, refused, without_sites)
         staging_of(catalog, plate, content.content_hash, config).remove()  # of a run killed right after its commit
 
     counts = {"n_sites": 0, "n_crops": 0, "n_quarantined": 0}
     ingested: list[str] = []
-    without_sites: list[str] = []
     for each in _staged(catalog, incoming, config, progress):
         if each.known is not None:
             source = (sources or {}).get(each.plate.screen)
             found = _read_difference(catalog, each, config, source)
-            _settle(catalog, each.plate, each.content, each.known, found, skipped, refused)
+            _settle(catalog, each.plate, each.content, each.known, found, skipped, refused, without_sites)
             continue
         outcome = commit_incoming(catalog, each, _staging(catalog, each, config), config.crop_size)
         if isinstance(outcome, Problem):
@@ -295,12 +296,16 @@ def _settle(
     found: Difference,
     skipped: list[str],
     refused: list[Problem],
+    without_sites: list[str],
 ) -> None:
     """Report a known plate; where it is the same in other files, remember these, so that no pixel is read again."""
     if found.problem is not None:
         refused.append(found.problem)
         return
-    skipped.append(known["plate_id"])
+    if known["n_sites"]:
+        skipped.append(known["plate_id"])
+    else:
+        without_sites.append(f"{plate.screen}/{plate.plate}")
     now = {**known, "content_hash": content.content_hash, "pixels_hash": content.pixels_hash}
     if known["source"] == plate.source:
         now["files_hash"] = content.files_hash
