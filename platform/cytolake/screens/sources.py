@@ -11,6 +11,7 @@ from cytolake.screens import storage
 from cytolake.screens.acquisitions import ImageOf, Runs, choose_runs
 from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
 from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
+from cytolake.screens.dose_units import mixed_dose_units
 from cytolake.screens.images.focal_planes import Planes, join_planes
 from cytolake.screens.images.illumination import OFF, correct_illumination
 from cytolake.screens.images.image_files import one_line
@@ -337,8 +338,9 @@ def complete_plates(
         if not is_one_plate:
             problems += plates_without_images(plate_map, [_in_map(source, plate, plate_map) for plate in plates])
         plates = [_annotate(plate, plate_map, _in_map(source, plate, plate_map)) for plate in plates]
-    labelled = (_name_batch(declare_labels(plate, source.label_columns)) for plate in plates)
-    return Listing(plates=tuple(labelled), problems=tuple(problems))
+    labelled = tuple(_name_batch(declare_labels(plate, source.label_columns)) for plate in plates)
+    problems += mixed_dose_units(source.screen, labelled)
+    return Listing(plates=labelled, problems=tuple(problems))
 
 
 def _names_of_channels(source: ScreenSource, plate: Plate, vocabulary: Mapping[str, str]) -> dict[str, str]:
