@@ -1,4 +1,4 @@
-"""Score the chosen representation and its baselines on every label, batch leakage included."""
+"""Score every representation on every label and benchmark of the recipe, guard rails included; the leaderboard."""
 
 import _checkout  # noqa: F401  isort: skip
 

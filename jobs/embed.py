@@ -1,4 +1,4 @@
-"""Embed every crop of a pack with every block of an encoder, and of its untrained twin."""
+"""Embed every crop of the pack with every block of the encoder, and of its untrained twin."""
 
 import _checkout  # noqa: F401  isort: skip
 

@@ -1,4 +1,4 @@
-"""The whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
+"""Run the whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
 
 import _checkout  # noqa: F401  isort: skip
 

@@ -1,4 +1,4 @@
-"""Learn to predict how well a query, or a prompt, will do before it is used; test it on unseen ones; register it."""
+"""Predict how well queries of the promoted representation, or prompts of a table, will do before they are used."""
 
 import _checkout  # noqa: F401  isort: skip
 

@@ -1,4 +1,4 @@
-"""Train an encoder on a curated pack."""
+"""Train an encoder on the newest pack of the recipe's curation."""
 
 import _checkout  # noqa: F401  isort: skip
 

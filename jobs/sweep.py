@@ -1,4 +1,4 @@
-"""Train and probe once for each value of one setting, with all else fixed."""
+"""Search for the best settings of the training: Optuna proposes, trials that fall behind are stopped early."""
 
 import _checkout  # noqa: F401  isort: skip
 

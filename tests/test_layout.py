@@ -135,19 +135,19 @@ def test_imports_point_down(path):
         assert other == own or RANK[other] < RANK[own] or (own, other) in WITHIN_A_RANK, where
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=relative)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=relative)
 def test_models_need_torch_timm_numpy_and_safetensors_alone(path):
     roots = {module.split(".")[0] for module, _ in imports(path)}
     assert roots - MODELS_MAY_IMPORT - {"cytolake", "__future__"} - set(sys.stdlib_module_names) == set()
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "statistics").glob("*.py")), ids=relative)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "statistics").rglob("*.py")), ids=relative)
 def test_statistics_need_numpy_and_scipy_alone(path):
     roots = {module.split(".")[0] for module, _ in imports(path) if not module.startswith("cytolake.statistics")}
     assert roots - {"numpy", "scipy", "__future__"} - set(sys.stdlib_module_names) == set()
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "client").glob("*.py")), ids=relative)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "client").rglob("*.py")), ids=relative)
 def test_the_client_needs_numpy_and_httpx_alone(path):
     """So that its two files can be carried to a machine that will never train or serve."""
     modules = {module for module, _ in imports(path)}

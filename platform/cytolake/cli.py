@@ -31,6 +31,7 @@ from cytolake.line import stages
 from cytolake.line.catalog_root import Root
 from cytolake.line.command import bad_input_told, job_command
 from cytolake.line.config import DEFAULT_ROOT
+from cytolake.line.dry_run import pretrain_dry_run
 from cytolake.line.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.line.overrides import apply_overrides
 from cytolake.line.progress import stage_progress
@@ -61,7 +62,9 @@ DETECTOR = "qc/detector.safetensors"
 """Where `qc train` puts the detector, below the root."""
 
 for _job in stages.JOBS:
-    app.command(_job.__name__.replace("_", "-"))(job_command(_job, _job.__doc__, can_force=_job is stages.promote))
+    _estimate = pretrain_dry_run if _job is stages.pretrain else None
+    _command = job_command(_job, _job.__doc__, _estimate, can_force=_job is stages.promote)
+    app.command(_job.__name__.replace("_", "-"))(_command)
 
 
 @app.command()
@@ -752,16 +755,14 @@ def qc_page(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write the page of plate maps, failed rules and worst sites."""
+    from cytolake.catalog.qc.newest import newest_qc_id
     from cytolake.line.qc_page import write_qc_page
 
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
-        if not qc_id:
-            newest = catalog.sql("select qc_id from qc_verdicts order by judged_at desc limit 1").to_pylist()
-            if not newest:
-                raise LookupError(f"{catalog.place}: no verdicts. Run `cytolake qc judge` first.")
-            qc_id = newest[0]["qc_id"]
-        page = write_qc_page(catalog, qc_id, Path(folder) if folder else catalog.root / "report")
+        page = write_qc_page(
+            catalog, qc_id or newest_qc_id(catalog), Path(folder) if folder else catalog.root / "report"
+        )
     typer.echo(page)
 
 

@@ -18,7 +18,7 @@ from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.line.training_probe import TrainingProbe
 from cytolake.models import collate, load_encoder
 from cytolake.serving.champion import load_champion
-from cytolake.tracking import ModelCard, TrackingConfig, promote
+from cytolake.tracking import ModelCard, TrackingConfig, promote, resolve_alias
 
 WIDTHS = (64, 128, 256, 512, 512)
 PROBE = ProbeConfig(seeds=(0,), regularisation=(0.1,))
@@ -90,7 +90,7 @@ def test_serving_and_mlflow_give_the_stored_vectors_of_a_promoted_stage(small, r
     )  # fmt: skip
     tracking = TrackingConfig().at(tmp_path)
     promoted = promote(tracking, card, row["checkpoint"])
-    champion = load_champion(tracking, "champion", "cpu")
+    champion = load_champion(resolve_alias(tracking), "cpu")
     images = small.pack.read(np.arange(6))
     served = champion.embed(list(images), [champion.channel_indices(CHANNELS)] * 6)
     stored = read_vectors(small.catalog, row["representation_id"], small.pack.index["crop_id"].to_pylist()[:6])

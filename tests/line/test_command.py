@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import cytolake.catalog
 from cytolake.line import stages
 from cytolake.line.command import job_command
 from cytolake.line.dry_run import pretrain_dry_run
+from cytolake.recipes import build_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -87,20 +90,50 @@ def test_a_dry_run_says_what_training_would_cost_and_leaves_nothing(tmp_path):
     assert not root.exists()
 
 
-def test_a_dry_run_counts_the_newest_pack_of_the_recipes_curation(tmp_path):
-    for name, curation, day in (("old", "default", 1), ("new", "default", 2), ("other", "phenoprints", 3)):
-        folder = tmp_path / "packs" / name
-        folder.mkdir(parents=True)
-        write_pack(folder, pack_id=name, curation=curation, built_at=f"2026-01-0{day}T00:00:00+00:00")
+def curated(root: Path, *curations: tuple[str, str]) -> None:
+    """A catalog with one crop kept by each curation (id and name), the last one newest."""
+    catalog = cytolake.catalog.open(root, create=True)
+    for day, (identity, name) in enumerate(curations, 1):
+        row = dict.fromkeys(cytolake.catalog.table_contract("curations").schema.names) | {
+            "curation_id": identity, "curation": name, "crop_id": "crop0", "plate_id": "plate0", "is_kept": True,
+            "reason": "", "curated_at": datetime.datetime(2026, 1, day, tzinfo=datetime.UTC),
+        }  # fmt: skip
+        catalog.append("curations", cytolake.catalog.table_contract("curations").rows([row]), transaction=identity)
+
+
+def built(root: Path, curation_id: str, curation: str, pack_id: str) -> None:
+    folder = root / "packs" / pack_id
+    folder.mkdir(parents=True)
+    pack = build_recipe("chada_vit_s16").pack
+    settings = {"shuffle_seed": pack.shuffle_seed, "pixels": pack.pixels}
+    write_pack(folder, pack_id=pack_id, curation=curation, curation_id=curation_id, **settings)
+
+
+def test_a_dry_run_takes_the_pack_that_training_would_take(tmp_path):
+    curated(tmp_path, ("first", "default"), ("second", "default"), ("other", "phenoprints"))
+    for identity, name in (("second", "default"), ("first", "default"), ("other", "phenoprints")):
+        built(tmp_path, identity, name, f"of-{identity}")
     settings = ("root=" + str(tmp_path), "pretrain.model.crop_size=8", "pretrain.model.patch_size=8")
     assignments = [part for setting in settings for part in ("--set", setting)]
     done = run(stages.pretrain, "--recipe", "chada_vit_s16", "--dry-run", *assignments, dry_run=pretrain_dry_run)
-    told = _unwrapped(done.output)
-    assert "pack new, 50 crops" in told
-    assert "5,000 crops of 50 in 20 steps" in told
+    shown = _unwrapped(done.output)
+    assert "pack of-second, 50 crops" in shown
+    assert "5,000 crops of 50 in 20 steps" in shown
     wrong = run(stages.pretrain, "--recipe", "mae_vit_g8", "--dry-run", *assignments[:2], dry_run=pretrain_dry_run)
     assert wrong.exit_code == 2
-    assert "pack new has crops of 8 px, the model takes 256 px" in _unwrapped(wrong.output)
+    assert "pack of-second has crops of 8 px, the model takes 256 px" in _unwrapped(wrong.output)
+
+
+@pytest.mark.parametrize("job", [stages.embed, stages.probe, stages.promote, stages.benchmark, stages.report])
+def test_a_stage_after_curate_builds_no_pack(job, tmp_path, monkeypatch):
+    """A pack may be terabytes: it is built by `curate`, and by nothing that was meant to read it."""
+    curated(tmp_path, ("first", "default"))
+    built(tmp_path, "first", "default", "old")
+    monkeypatch.setattr(stages, "find_built_pack", lambda *_: None)  # as where the pack was deleted
+    monkeypatch.setattr(stages, "build_pack", lambda *_: pytest.fail("a pack was built"))
+    done = run(job, "--recipe", "chada_vit_s16", "--set", f"root={tmp_path}")
+    assert done.exit_code == 2
+    assert "Run jobs/curate.py" in _unwrapped(done.output)
 
 
 def test_a_job_that_costs_little_has_no_dry_run():
@@ -113,7 +146,9 @@ def test_traceback_shows_where_bad_input_was_noticed():
 
 @pytest.mark.parametrize("job", stages.JOBS, ids=lambda job: job.__name__)
 def test_every_job_has_its_file(job, checkout: Path):
-    assert f"run_job({job.__name__}, __doc__" in (checkout / "jobs" / f"{job.__name__}.py").read_text()
+    text = (checkout / "jobs" / f"{job.__name__}.py").read_text()
+    assert f"run_job({job.__name__}, __doc__" in text
+    assert ast.get_docstring(ast.parse(text)) == job.__doc__  # the same command by two names
 
 
 def _unwrapped(text: str) -> str:

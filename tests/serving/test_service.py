@@ -14,14 +14,14 @@ from cytolake.performance_prediction.queries import QueryPredictorConfig, fit_qu
 from cytolake.performance_prediction.registered import query_model, register_query_predictor
 from cytolake.serving import Service, ServingConfig, config_from_environment
 from cytolake.serving.service import Minibatch, _run_together, _shares
-from cytolake.tracking import TrackingConfig, find_folder, promote, start_run
+from cytolake.tracking import TrackingConfig, find_folder, promote, resolve_alias, start_run
 
 
 @pytest.mark.parametrize(
     ("alias", "folder", "told"),
     [
         ("challenger", "", ("'challenger'", "champion -> version 1", "jobs/promote.py")),
-        ("champion", "missing", ("missing", "no catalog there", "jobs/ingest.py")),
+        ("champion", "missing", ("missing", "no catalog there", "cytolake ingest")),
     ],
 )
 def test_without_a_champion_the_service_starts_and_says_what_to_do(lake, send, alias, folder, told):
@@ -206,6 +206,27 @@ def test_a_version_whose_vectors_are_not_the_stored_ones_is_told_and_the_one_bef
     service.load()
     assert service.follower().why_not_current() == ""
     assert service.follower().current().champion.card.representation_id == "right"
+
+
+def test_an_alias_that_moves_while_its_model_loads_is_followed_at_the_next_look(own_lake, monkeypatch):
+    """The version that was resolved is the one that is loaded, named and refused; never a mixture of two."""
+    tracking = TrackingConfig().at(own_lake.root)
+    seen = []
+
+    def resolve_then_move(*arguments):
+        card = resolve_alias(*arguments)
+        if not seen:
+            promote(tracking, dataclasses.replace(own_lake.card, reason="moved"), own_lake.source_checkpoint)
+        seen.append(card.version)
+        return card
+
+    monkeypatch.setattr("cytolake.serving.follower.resolve_alias", resolve_then_move)
+    service = Service(own_lake.config)
+    service.load()
+    assert service.follower().current().champion.card.version == seen[0]
+    service.load()
+    assert seen[1] != seen[0]
+    assert service.follower().current().champion.card.version == seen[1]
 
 
 @contextmanager

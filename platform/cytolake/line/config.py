@@ -82,6 +82,7 @@ class Line:
     screens: ScreensConfig
     ingest: IngestConfig = field(default_factory=IngestConfig)
     qc: QcConfig = field(default_factory=QcConfig)
+    """What judges the sites where the curation's file has no rule `qc`; the modalities count in any case."""
     curate: CurateConfig = field(default_factory=CurateConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     hold_out_plates: tuple[str, ...] = ()

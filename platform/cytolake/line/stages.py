@@ -29,10 +29,10 @@ from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
 from cytolake.benchmark.profiles.score import ProfileScores, score_profiles
 from cytolake.catalog import Catalog
-from cytolake.catalog.curation.curate import Curation
+from cytolake.catalog.curation.curate import Curation, qc_of_curation
 from cytolake.catalog.curation.curate import curate as choose_crops
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
-from cytolake.catalog.qc.verdicts import judge_sites
+from cytolake.catalog.qc.verdicts import Progress, judge_sites
 from cytolake.catalog.stale import check_curation, stale_artefacts
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.external import EXTERNAL
@@ -53,7 +53,7 @@ from cytolake.line.session import ray_session
 from cytolake.line.study_page import PAGE_FILE as STUDY_FILE
 from cytolake.line.study_page import study_text, write_study
 from cytolake.line.training_probe import pin_training_probe
-from cytolake.packs.build import build_pack
+from cytolake.packs.build import build_pack, find_built_pack
 from cytolake.packs.pack import Pack
 from cytolake.screens.simulated.screen import simulate_screen
 from cytolake.screens.sources import ScreenSource
@@ -166,7 +166,7 @@ def report(line: Line, console: Console) -> None:
                 f"report shows[/], {choice.representation_id}. `cytolake promote` moves it."
             )
             card = None
-        qc_id = judge_sites(session.catalog, line.qc)
+        qc_id = session.judge()
         write_qc_page(session.catalog, qc_id, session.catalog.root / REPORT_FOLDER)
         session.report(pack.curation_id, qc_id, trained, ids, choice, session.compare(ids, choice), card)
         session.leaderboard_page(pack)
@@ -346,6 +346,41 @@ def _stage(name: str, console: Console) -> Iterator[StageLine]:
     console.print(f"[bold]{name:<9}[/][dim]{time.monotonic() - started:7.1f} s[/]   {escape(told.outcome)}")
 
 
+def built_pack(line: Line, catalog: Catalog, *, for_training: bool = False) -> Pack:
+    """The pack of the newest curation that has the recipe's name. Builds none: a pack may be terabytes.
+
+    Args:
+        line: The recipe.
+        catalog: Opened.
+        for_training: The pack that `pretrain` takes: without the plates that are held out of pretraining.
+
+    Raises:
+        MissingInputError: No such curation, or its pack was not built, or not with these settings.
+        CatalogError: Labels or pixels of its plates were corrected since.
+    """
+    name = line.curate.name
+    found = catalog.sql(
+        "select curation_id from curations where curation = '" + name.replace("'", "''") + "' "
+        "group by curation_id order by max(curated_at) desc limit 1"
+    ).to_pylist()
+    if not found:
+        raise MissingInputError(
+            f"{line.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root first."
+        )
+    curation_id = found[0]["curation_id"]
+    check_curation(catalog, curation_id)
+    config = dataclasses.replace(line.pack, exclude_plates=line.hold_out_plates) if for_training else line.pack
+    pack = find_built_pack(catalog, curation_id, config)
+    if pack is None:
+        job = "pretrain" if config.exclude_plates else "curate"
+        raise MissingInputError(
+            f"{line.root_path}: no pack of curation {name!r} ({curation_id[:12]}) with pixels {config.pixels}, shuffle "
+            f"{config.shuffle_seed}{' and without the held-out plates' if config.exclude_plates else ''}. Run "
+            f"jobs/{job}.py with the same recipe, root and --set first: it builds the pack."
+        )
+    return pack
+
+
 @dataclass(slots=True)
 class Session:
     """One run of one or more stages: the config, where it prints, the open catalog, what each stage took."""
@@ -410,10 +445,15 @@ class Session:
             )
         return report
 
+    def judge(self, progress: Progress | None = None) -> str:
+        """Judge the sites by what the recipe's curation excludes them by; returns the qc_id."""
+        qc = qc_of_curation(self.line.curate, self.line.qc)
+        return qc if isinstance(qc, str) else judge_sites(self.catalog, qc, progress)
+
     def curate(self) -> tuple[Curation, Pack, str]:
         """Verdicts and their page, chosen crops, the pack of their pixels; returns curation, pack and qc_id."""
         with self._stage("qc") as told:
-            qc_id = judge_sites(self.catalog, self.line.qc, told.report)
+            qc_id = self.judge(told.report)
             page = write_qc_page(self.catalog, qc_id, self.catalog.root / REPORT_FOLDER)
             failed = self.catalog.sql(
                 "select count(distinct site_id) filter (not is_pass) failed, count(distinct site_id) judged "
@@ -421,7 +461,8 @@ class Session:
             ).to_pylist()[0]
             told.outcome = f"{failed['failed']:,} of {failed['judged']:,} sites fail a rule: {page}"
         with self._stage("curate") as told:
-            curation = choose_crops(self.catalog, self.line.curate, told.report)
+            modalities = self.line.qc.modalities
+            curation = choose_crops(self.catalog, self.line.curate, told.report, modalities=modalities)
             pack = build_pack(self.catalog, curation.curation_id, self.line.pack, told.report)
             told.outcome = f"kept {curation.n_kept:,} of {curation.n_considered:,} crops: pack {pack.pack_id[:12]}"
         for step in curation.steps:
@@ -449,21 +490,10 @@ class Session:
             MissingInputError: The catalog has none.
             CatalogError: Labels or pixels of its plates were corrected since.
         """
-        name = self.line.curate.name
-        found = self.catalog.sql(
-            "select curation_id from curations where curation = '" + name.replace("'", "''") + "' "
-            "group by curation_id order by max(curated_at) desc limit 1"
-        ).to_pylist()
-        if not found:
-            raise MissingInputError(
-                f"{self.line.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root "
-                "first."
-            )
-        check_curation(self.catalog, found[0]["curation_id"])
-        return build_pack(self.catalog, found[0]["curation_id"], self.line.pack)
+        return built_pack(self.line, self.catalog)
 
     def training_pack(self, pack: Pack) -> Pack:
-        """The pack to train on: without the plates that are held out of pretraining too."""
+        """The pack to train on: without the plates that are held out of pretraining too. Built where it is missing."""
         excluded = self.line.hold_out_plates
         if not excluded:
             return pack
@@ -500,7 +530,7 @@ class Session:
         Raises:
             MissingInputError: There is none.
         """
-        trained_on = self.training_pack(pack)
+        trained_on = built_pack(self.line, self.catalog, for_training=True) if self.line.hold_out_plates else pack
         result = finished_run(trained_on.pack_id, self.line.pretrain, self.catalog.root / "runs")
         if result is None:
             raise MissingInputError(

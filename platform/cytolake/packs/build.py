@@ -101,19 +101,11 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
         PackError: No such curation, crops of several sizes, a source that is gone or changed since the ingest, or a
             disk that is full.
     """
-    there = find_pack(catalog.root / "packs", curation_id, config.shuffle_seed, config.pixels, config.exclude_plates)
-    if there is not None:
-        return Pack.open(there)
-    kept = _kept_crops(catalog, curation_id, config.exclude_plates)
-    pixels_content = pixels_of_crops(catalog, kept.table_versions, kept.crops)
-    same = find_pack_of_pixels(catalog.root / "packs", pixels_content, config.shuffle_seed, config.pixels)
-    if same is not None:
-        return Pack.open(same)
-    content = content_of_crops(catalog, kept.table_versions, kept.crops)
-    pack_id = content_id("pack", CONTENT, curation_id, content, config.shuffle_seed, config.pixels)
+    found = _look_up(catalog, curation_id, config)
+    if isinstance(found, Pack):
+        return found
+    kept, pixels_content, pack_id = found
     path = catalog.root / "packs" / pack_id
-    if path.is_dir():
-        return Pack.open(path)  # says what is wrong with it
     plan = _plan(kept, config)
     _remove_leftovers(path.parent, pack_id)
     _check_room(path.parent, plan, config)
@@ -164,6 +156,34 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Pack.open(path)
+
+
+def find_built_pack(catalog: Catalog, curation_id: str, config: PackConfig) -> Pack | None:
+    """The pack that `build_pack` would open with the same arguments; None where it would build one. Writes nothing.
+
+    Raises:
+        PackError: No such curation, or a pack that is damaged.
+    """
+    found = _look_up(catalog, curation_id, config)
+    return found if isinstance(found, Pack) else None
+
+
+def _look_up(catalog: Catalog, curation_id: str, config: PackConfig) -> Pack | tuple[_Kept, str, str]:
+    """The pack that is there, or what is to be built: what was kept, the hash of its pixels, the pack's id."""
+    folder = catalog.root / "packs"
+    there = find_pack(folder, curation_id, config.shuffle_seed, config.pixels, config.exclude_plates)
+    if there is not None:
+        return Pack.open(there)
+    kept = _kept_crops(catalog, curation_id, config.exclude_plates)
+    pixels_content = pixels_of_crops(catalog, kept.table_versions, kept.crops)
+    same = find_pack_of_pixels(folder, pixels_content, config.shuffle_seed, config.pixels)
+    if same is not None:
+        return Pack.open(same)
+    content = content_of_crops(catalog, kept.table_versions, kept.crops)
+    pack_id = content_id("pack", CONTENT, curation_id, content, config.shuffle_seed, config.pixels)
+    if (folder / pack_id).is_dir():
+        return Pack.open(folder / pack_id)  # says what is wrong with it
+    return kept, pixels_content, pack_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cytolake.models import Encoder, collate, load_encoder
 from cytolake.models.crops import check_ranges, range_of
 from cytolake.models.precision import EncoderPrecision, multiply_in
-from cytolake.tracking import ChampionCard, TrackingConfig, resolve_alias
+from cytolake.tracking import ChampionCard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,21 +63,18 @@ class Champion:
         return np.asarray(vectors_BD.float().cpu().numpy(), dtype=np.float32)
 
 
-def load_champion(tracking: TrackingConfig, alias: str, device: str, precision: EncoderPrecision = "fp32") -> Champion:
-    """Resolve an alias and load its encoder.
+def load_champion(card: ChampionCard, device: str, precision: EncoderPrecision = "fp32") -> Champion:
+    """Load the encoder of a registered version.
 
     Args:
-        tracking: Store and registered model, with its `uri` filled in.
-        alias: Such as `champion`.
+        card: As `resolve_alias` gave it, once: an alias that is resolved again may stand for another version by then.
         device: torch device; `auto` takes a GPU where there is one.
         precision: Of the matrix products.
 
     Raises:
-        AliasNotFoundError: No such model or alias.
         CheckpointError: The files are damaged, or not an encoder.
         ValueError: The card asks for what this version of cytolake cannot serve, or is not the encoder's.
     """
-    card = resolve_alias(tracking, alias)
     whose = f"model {card.name} version {card.version}"
     if card.alignment != "none":
         raise ValueError(

@@ -144,7 +144,7 @@ class Follower:
         if champion is None:
             if self._refused is not None and self._refused[0] == tried:
                 raise ValueError(self._refused[1])  # loading it again would find the same
-            champion = load_champion(self._tracking, self.alias, self._device, self._precision)
+            champion = load_champion(card, self._device, self._precision)
         index = before.index if before is not None else None
         if index is None or not _is_current(index, champion, catalog):
             index = read_index(catalog, champion.card.representation_id, champion.card.dim)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, channel_vocabulary, table_contract
 from cytolake.catalog.qc.metrics import METRICS, measure_site
+from cytolake.catalog.qc.newest import newest_of
 from cytolake.catalog.qc.rules import QcRule
 from cytolake.catalog.qc.verdicts import QcProfile, profile_of
 from cytolake.serving.problems import ServingError
@@ -216,11 +217,8 @@ def stored_verdicts(
             f"the table {of}.",
         )
     rows = catalog.sql(
-        """
-        WITH newest AS (
-            SELECT plate_id, arg_max(qc_id, judged_at) AS qc_id FROM qc_verdicts
-            WHERE plate_id IN (SELECT plate_id FROM places) GROUP BY plate_id
-        )
+        f"""
+        WITH {newest_of("plate_id IN (SELECT plate_id FROM places)")}
         SELECT coalesce(v.level, 'site') AS level, v.site_id, v.well_id, v.plate_id, qc_id, v.channel, v.channel_index,
             v.rule, v.metric, v.value, v.threshold, v.is_pass, v.judged_at
         FROM qc_verdicts v JOIN newest USING (plate_id, qc_id)

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cytolake.catalog import Catalog
+from cytolake.catalog.qc.newest import newest_of
 
 QC_COLUMNS = ("qc_pass", "qc_reasons")
 
-_NEWEST = "newest AS (SELECT plate_id, arg_max(qc_id, judged_at) AS qc_id FROM qc_verdicts GROUP BY plate_id)"
 _OF_SITES = f"""
-WITH {_NEWEST},
+WITH {newest_of()},
 of_rule AS (
     SELECT site_id, rule, bool_and(is_pass) AS is_pass,
         string_agg(DISTINCT channel, ', ' ORDER BY channel) FILTER (WHERE NOT is_pass AND channel <> '') AS channels
@@ -25,17 +25,11 @@ FROM of_rule GROUP BY site_id
 """
 
 
-def newest_qc(catalog: Catalog) -> dict[str, str]:
-    """QC that each plate was judged by last, by plate id, whichever rules they were; no plate that was not judged."""
-    judged = catalog.sql(f"WITH {_NEWEST} SELECT plate_id, qc_id FROM newest")
-    return dict(zip(judged["plate_id"].to_pylist(), judged["qc_id"].to_pylist(), strict=True))
-
-
 def failed_verdicts(catalog: Catalog, at_most: int) -> pa.Table:
     """Rows of qc_verdicts that failed, of each plate's `newest_qc`: those of sites first, then by level and rule."""
     return catalog.sql(
         f"""
-        WITH {_NEWEST}
+        WITH {newest_of()}
         SELECT qc_verdicts.* REPLACE (coalesce(level, 'site') AS level)
         FROM qc_verdicts JOIN newest USING (plate_id, qc_id) WHERE NOT is_pass
         ORDER BY coalesce(level, 'site') <> 'site', level, rule, plate_id, well_id, site_id, channel LIMIT {at_most}
@@ -47,7 +41,7 @@ def rule_counts(catalog: Catalog) -> pa.Table:
     """What `newest_qc` judged: level, rule, qc_ids, n_judged, n_failed, in the order of level and rule."""
     return catalog.sql(
         f"""
-        WITH {_NEWEST}
+        WITH {newest_of()}
         SELECT coalesce(level, 'site') AS level, rule, list(DISTINCT qc_id ORDER BY qc_id) AS qc_ids,
             count(is_pass) AS n_judged, count_if(NOT is_pass) AS n_failed
         FROM qc_verdicts JOIN newest USING (plate_id, qc_id) GROUP BY ALL ORDER BY ALL

@@ -13,10 +13,18 @@ import yaml
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
-from cytolake.catalog.curation.curate import CurateConfig, Curation, CurationError, curate, curation_spec
+from cytolake.catalog.curation.curate import (
+    CurateConfig,
+    Curation,
+    CurationError,
+    curate,
+    curation_spec,
+    qc_of_curation,
+)
 from cytolake.catalog.curation.rules import ForegroundStep, QcStep
 from cytolake.catalog.declared import declared_path
 from cytolake.catalog.qc.metrics import METRICS
+from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
 
 GOOD = dict.fromkeys(METRICS, 0.0) | {
     "foreground_share": 0.3,
@@ -320,3 +328,39 @@ def test_steps_that_are_not_sound_say_what_is_wrong(try_to_run, steps, said):
 def test_steps_and_simple_keys_in_one_file_are_refused(try_to_run):
     with pytest.raises(CurationError, match="found steps and where"):
         try_to_run(steps=[{"rule": "qc"}], where="x > 0")
+
+
+def test_the_verdicts_of_a_recipe_are_those_that_its_curation_excludes_by(catalog):
+    """A page of other verdicts would show failures that excluded nothing."""
+    plain = QcConfig()
+    assert qc_of_curation(CurateConfig(), plain) == plain
+    modalities = ("DNA: phase",)
+    declared = qc_of_curation(CurateConfig(), QcConfig(modalities=modalities))
+    assert declared == QcConfig(modalities=modalities)
+    shown = judge_sites(catalog, declared)
+    kept = curate(catalog, CurateConfig(), modalities=modalities)
+    (run,) = catalog.table("curation_runs", where=f"curation_id = '{kept.curation_id}'").to_pylist()
+    assert json.loads(run["spec"])["steps"][0]["qc_id"] == shown
+    assert judge_sites(catalog, plain) != shown
+
+
+def test_a_spec_with_a_profile_or_verdicts_of_its_own_decides(catalog, tmp_path):
+    (tmp_path / "strict.yaml").write_text("qc: {profile: strict}\n")
+    (tmp_path / "learned.yaml").write_text("qc: {qc_id: abc}\n")
+    (tmp_path / "none.yaml").write_text("min_foreground_share: 0.1\n")
+
+    def of(name: str, qc: QcConfig) -> QcConfig | str:
+        return qc_of_curation(CurateConfig(name=name, folder=str(tmp_path)), qc)
+
+    assert of("strict", QcConfig()) == QcConfig(profile="strict")
+    assert of("strict", QcConfig(profile="strict")) == QcConfig(profile="strict")
+    assert of("learned", QcConfig()) == "abc"
+    assert of("none", QcConfig(profile="mine")) == QcConfig(profile="mine")
+    with pytest.raises(CurationError, match=r"excludes by the profile strict, and qc\.profile is mine"):
+        of("strict", QcConfig(profile="mine"))
+
+
+def test_a_spec_without_modalities_is_written_as_before_there_were_any():
+    step = json.loads(curation_spec(CurateConfig()).as_json())["steps"][0]
+    assert step["rule"] == "qc"
+    assert "modalities" not in step

@@ -31,7 +31,7 @@ from cytolake.catalog.curation.rules import (
 )
 from cytolake.catalog.declared import declared_path, table_contract
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.qc.verdicts import Progress
+from cytolake.catalog.qc.verdicts import Progress, QcConfig
 from cytolake.catalog.tables import Catalog
 
 TABLES_READ = ("crops", "plates", "qc_metrics", "sites", "wells")
@@ -76,6 +76,9 @@ class CurationSpec:
     def as_json(self) -> str:
         """The rules with every value, defaults too."""
         steps = [{"rule": step.rule, **asdict(step)} for step in self.steps]  # type: ignore[call-overload]
+        for step in steps:
+            if not step.get("modalities", True):  # curations of before keep their ids
+                del step["modalities"]
         return json.dumps({"name": self.name, "seed": self.seed, "steps": steps}, sort_keys=True)
 
 
@@ -129,7 +132,43 @@ def curation_spec(config: CurateConfig) -> CurationSpec:
     return CurationSpec(name=config.name, seed=int(declared.get("seed") or 0), steps=steps)
 
 
-def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = None) -> Curation:
+def qc_of_curation(config: CurateConfig, qc: QcConfig) -> QcConfig | str:
+    """What decides which sites a curation excludes, so that pages show these verdicts and no others.
+
+    Args:
+        config: Which spec.
+        qc: Whose modalities count; and which is taken whole where the spec has no rule `qc`.
+
+    Returns:
+        What judges the sites, or the `qc_id` of verdicts that are in the table already; of several rules `qc` the
+        first.
+
+    Raises:
+        CatalogError: The spec is not sound.
+        CurationError: The spec and `qc` name two profiles.
+    """
+    steps = [step for step in _with_modalities(curation_spec(config), qc.modalities).steps if isinstance(step, QcStep)]
+    if not steps:
+        return qc
+    if qc.profile not in (QcConfig().profile, steps[0].profile):
+        raise CurationError(
+            f"curation {config.name}: its rule qc excludes by the profile {steps[0].profile}, and qc.profile is "
+            f"{qc.profile}. Set the profile in the curation's file (catalog/curation/), and leave qc.profile out."
+        )
+    return steps[0].qc_id or steps[0].qc
+
+
+def _with_modalities(spec: CurationSpec, modalities: tuple[str, ...]) -> CurationSpec:
+    steps = (
+        dataclasses.replace(step, modalities=modalities) if isinstance(step, QcStep) and not step.modalities else step
+        for step in spec.steps
+    )
+    return dataclasses.replace(spec, steps=tuple(steps))
+
+
+def curate(
+    catalog: Catalog, config: CurateConfig, progress: Progress | None = None, *, modalities: tuple[str, ...] = ()
+) -> Curation:
     """Choose crops of all ingested plates, and write each with the reason why it was excluded, if it was.
 
     Sites that the QC profile has not judged yet are judged first. The curation's id is the hash of its rules and of the
@@ -141,12 +180,13 @@ def curate(catalog: Catalog, config: CurateConfig, progress: Progress | None = N
         catalog: Where crops are read and choices written.
         config: Which spec.
         progress: Called as plates are judged, experiments tested and rules done.
+        modalities: As `QcConfig.modalities`, for rules `qc` that name none.
 
     Raises:
         CatalogError: The spec is not sound, nothing was ingested, or a rule needs embeddings that are not there.
         CurationError: No crop would be kept; says how many each rule excluded. Nothing is written.
     """
-    spec = curation_spec(config)
+    spec = _with_modalities(curation_spec(config), modalities)
     spec = dataclasses.replace(spec, steps=tuple(step.prepared(catalog, spec.name, progress) for step in spec.steps))
     tables = {*TABLES_READ, *(table for step in spec.steps for table in step.tables)}
     versions = {name: version for name, version in catalog.versions().items() if name in tables}

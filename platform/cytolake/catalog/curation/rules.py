@@ -149,6 +149,8 @@ class QcStep:
     tables: ClassVar[tuple[str, ...]] = ("qc_verdicts",)
     profile: str = "default"
     """Of catalog/qc.yaml."""
+    modalities: tuple[str, ...] = ()
+    """As `QcConfig.modalities`; where empty, those that `curate` is given."""
     qc_id: str = ""
     """Verdicts that are in the table already, such as those of a learned detector; empty means those of the profile."""
     rules: tuple[str, ...] = ()
@@ -176,7 +178,12 @@ class QcStep:
             return self
         profile = qc_profile(self.profile)
         self._check_rules({rule.name for rule in profile.rules}, curation, f"profile {self.profile}")
-        return replace(self, qc_id=judge_sites(catalog, QcConfig(profile=self.profile), progress))
+        return replace(self, qc_id=judge_sites(catalog, self.qc, progress))
+
+    @property
+    def qc(self) -> QcConfig:
+        """What judges the sites where no `qc_id` is given."""
+        return QcConfig(profile=self.profile, modalities=self.modalities)
 
     def _check_rules(self, known: set[str], curation: str, place: str) -> None:
         if set(self.rules) - known:

@@ -13,6 +13,7 @@ from cytolake.screens.layouts.class_folders import N_PLATES, list_class_folders,
 from cytolake.screens.layouts.paths import list_by_paths, match_path
 from cytolake.screens.layouts.preset import LayoutPreset, PathRule
 from cytolake.screens.layouts.wide_tables import NO_TABLE, find_tables, list_by_tables
+from cytolake.screens.ome_zarr import list_zarr_plates
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import read_header
@@ -161,8 +162,6 @@ def list_by_layout(
     if preset.read == "index-csv":
         return list_indexed_plates(screen, folder, index, prefixes)
     if preset.read == "ome-zarr":
-        from cytolake.screens.ome_zarr import list_zarr_plates  # ngio takes 2 s to import
-
         return list_zarr_plates(screen, folder)
     files = screen_files(folder) if files is None else files
     named = [path for path in files if _can_be_named(path)]
