@@ -162,3 +162,20 @@ def test_a_name_that_looks_like_markup_is_printed_as_it_is(lab, name):
     assert f"plate S/{name} is hidden" in run("plates", "retract", f"S/{name}", "--why", "blurred")
     assert f"plate S/{name}: acquisition 1 is visible" in run("plates", "restore", f"S/{name}")
     assert f"S/{name}" in run("plates")
+
+
+def test_cells_of_a_pooled_screen_are_labelled_by_command(lab, tmp_path):
+    root, _, run = lab
+    cells = tmp_path / "cells.csv"
+    cells.write_text("well,site,cell,y,x,call\nA01,1,1,9,9,g1\nA01,1,2,9,40,g2\nA01,1,3,10,41,g3\nA02,1,1,400,9,g1\n")
+    words = ("plates", "label-objects", "S/P1", cells, "--label", "guide=call")
+    assert "nothing was written" in run(*words, "--dry-run")
+    assert cytolake.catalog.open(root).table("objects").num_rows == 0
+    said = run(*words)
+    assert "objects: 4 of 3 perturbations (0 labelled before), 1 in no crop" in said
+    assert "crops: 1 of one kind of object, 1 of several, without a label" in said
+    assert "1 plate committed" in said
+    assert cytolake.catalog.open(root).table("objects").num_rows == 4
+    assert "the catalog has these labels already" in run(*words)
+    assert "expected LABEL=COLUMN" in run("plates", "label-objects", "S/P1", cells, "--label", "guide", code=2)
+    assert "a label such as perturbation" in run("plates", "label-objects", "S/P1", cells, code=2)

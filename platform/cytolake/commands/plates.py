@@ -150,11 +150,10 @@ def label_objects(
         if len(found.problems) > 8:
             console.print(f"  [dim]{len(found.problems) - 8:,} more problems of the table[/]")
         console.print(
-            f"{found.n_objects:,} objects of {found.n_perturbations:,} perturbations ({found.n_before:,} had labels "
-            f"before); {found.n_crops:,} crops show objects of one kind, {found.n_mixed:,} of several and have no label"
+            f"objects: {found.n_objects:,} of {count(found.n_perturbations, 'perturbation')} ({found.n_before:,} "
+            f"labelled before), {found.n_outside:,} in no crop"
         )
-        if found.n_outside:
-            console.print(f"  {found.n_outside:,} objects lie in no crop")
+        console.print(f"crops: {found.n_crops:,} of one kind of object, {found.n_mixed:,} of several, without a label")
         if found.n_mixed > found.n_crops:
             console.print("  [yellow]beware[/] most crops show several kinds: ingest with a smaller ingest.crop_size")
         if not found.is_committed:
