@@ -128,7 +128,8 @@ def test_wells_are_held_out_whole(pooled):
 
 def test_benchmarks_of_profiles_rank_guides_of_pools(pooled):
     catalog, identity, _ = pooled
-    config = ProfileBenchmarkConfig(tasks=("magnitude",), alignments=("centre_scale",), draws=200)
+    # Centred alone: a scale from the two or three controls of a plate would drown the effect now and then.
+    config = ProfileBenchmarkConfig(tasks=("magnitude",), alignments=("centre",), draws=200)
     rows = score_profiles(catalog, [identity], config).rows
     shares = {row["metric"]: row["value"] for row in rows if row["seed"] == -1}
     assert shares["share_significant"] == 1.0

@@ -102,8 +102,7 @@ def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_contro
     wells = units.rows.filter(pc.is_in(units.rows[UNIT], value_set=pc.unique(unit_of_crop)))
     rows = wells.sort_by(UNIT).to_pylist()
     well_ids = tuple(row[UNIT] for row in rows)
-    place = pc.index_in(unit_of_crop, value_set=pa.array(well_ids, pa.string()))
-    well_of_crop = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
+    well_of_crop = pc.index_in(unit_of_crop, value_set=pa.array(well_ids, pa.string())).combine_chunks()
     if well_of_crop.null_count:
         raise ValueError(
             f"{what}: {well_of_crop.null_count} crops belong to wells that the wells table "

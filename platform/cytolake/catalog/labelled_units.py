@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OBJECT_LABELS = (
     "perturbation", "gene", "pathway", "guide", "compound", "dose", "replicate", "control", "is_negative_control",
 )  # fmt: skip
+"""Columns of `objects` that are labels; `wells` has the same."""
+
 UNIT = "unit_id"
 
 
@@ -95,8 +97,8 @@ def labelled_units(catalog: Catalog, columns: Sequence[str] | None = None) -> La
     with_objects = frozenset(objects["well_id"].to_pylist())
     rows: list[dict[str, Any]] = []
     for well in of_well.values():
-        emptied = dict.fromkeys(given[well["plate_id"]], None) if well["well_id"] in with_objects else {}
-        rows.append({**well, **{name: _EMPTY.get(name, "") for name in emptied}, UNIT: well["well_id"]})
+        lost = given[well["plate_id"]] if well["well_id"] in with_objects else ()
+        rows.append({**well, **{name: _EMPTY.get(name, "") for name in lost}, UNIT: well["well_id"]})
     for group in labels.to_pylist():
         well = of_well.get(group["well_id_first"])
         if well is not None:
@@ -104,7 +106,7 @@ def labelled_units(catalog: Catalog, columns: Sequence[str] | None = None) -> La
             rows.append({**well, **own, UNIT: group["group_id"]})
     fields = [pa.field(UNIT, pa.string()), *(table_contract("wells").schema.field(name) for name in names)]
     table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-    return LabelledUnits(table, _group_of_crop(objects), with_objects, pooled)
+    return LabelledUnits(table, group_of_crop(objects), with_objects, pooled)
 
 
 _EMPTY: dict[str, Any] = {"dose": None, "is_negative_control": False}
@@ -124,8 +126,12 @@ def _labels_given(objects: pa.Table) -> dict[str, frozenset[str]]:
     return {plate: frozenset(names) for plate, names in found.items()}
 
 
-def _group_of_crop(objects: pa.Table) -> pa.Table:
-    """Crops whose objects are all of one group."""
+def group_of_crop(objects: pa.Table) -> pa.Table:
+    """`crop_id` and `unit_id` of the crops whose objects are all of one group.
+
+    Args:
+        objects: `crop_ids` and `group_id` of each object.
+    """
     crops = objects["crop_ids"].combine_chunks()
     pairs = pa.table(
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from cytolake.line.catalog_root import Root, job_options
 from cytolake.line.command import bad_input_told
 from cytolake.line.config import DEFAULT_ROOT
+from cytolake.screens.plate import Problem
 
 plates = typer.Typer(help="Plates of a catalog: list and correct them.", invoke_without_command=True)
 
@@ -108,10 +109,7 @@ def annotate(
             console.print(shown)
         if len(found.changes) > MAX_CHANGES_PRINTED:
             console.print(f"[dim]{len(found.changes) - MAX_CHANGES_PRINTED:,} more changes[/]")
-        for problem in found.problems[:8]:
-            console.print(f"  [yellow]{escape(str(problem))}[/]")
-        if len(found.problems) > 8:
-            console.print(f"  [dim]{len(found.problems) - 8:,} more problems of the map[/]")
+        _print_problems(console, found.problems, "map")
         if found.not_in_map:
             names = ", ".join(found.not_in_map[:8]) + (" and more" if len(found.not_in_map) > 8 else "")
             console.print(f"  not in the map, with the labels of before: {escape(names)}")
@@ -145,10 +143,7 @@ def label_objects(
         found = annotate_objects(catalog, plate, table, label_columns=_label_columns(label or []), is_dry_run=dry_run)
         shown = ", ".join(f"{name} from {escape(column)}" for name, column in found.columns.items())
         console.print(f"[dim]{shown}[/]")
-        for problem in found.problems[:8]:
-            console.print(f"  [yellow]{escape(str(problem))}[/]")
-        if len(found.problems) > 8:
-            console.print(f"  [dim]{len(found.problems) - 8:,} more problems of the table[/]")
+        _print_problems(console, found.problems, "table")
         console.print(
             f"objects: {found.n_objects:,} of {count(found.n_perturbations, 'perturbation')} ({found.n_before:,} "
             f"labelled before), {found.n_outside:,} in no crop"
@@ -293,6 +288,13 @@ def purge(
             console.print(f"  [yellow]pack {pack} holds its crops[/]: delete {escape(str(catalog.root))}/packs/{pack}")
         if found.representations:
             console.print(f"  [yellow]{len(found.representations)} representations[/] are of encoders of these packs")
+
+
+def _print_problems(console: Console, problems: Sequence[Problem], of: str) -> None:
+    for problem in problems[:8]:
+        console.print(f"  [yellow]{escape(str(problem))}[/]")
+    if len(problems) > 8:
+        console.print(f"  [dim]{len(problems) - 8:,} more problems of the {of}[/]")
 
 
 def _label_columns(options: list[str]) -> dict[str, str]:

@@ -167,8 +167,8 @@ def append_profiles(catalog: Catalog, representation_ids: Sequence[str]) -> bool
 def append_group_profiles(catalog: Catalog, representation_ids: Sequence[str]) -> bool:
     """Write the means of groups of labelled objects that have none yet, of representations with embeddings.
 
-    Objects may have got their labels after a representation was written: whoever reads profiles by their labels calls
-    this first.
+    Objects may have got their labels after a representation was written, so this is called before profiles are read
+    by their labels.
 
     Returns:
         False where all had been written before.

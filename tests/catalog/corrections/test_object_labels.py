@@ -131,12 +131,22 @@ def test_every_form_of_a_table_reads_alike(catalog, tmp_path, form):
 
 
 def test_objects_of_crops_are_found_by_the_crop_id(catalog, tmp_path):
-    crops = catalog.table("crops").sort_by("crop_id").to_pylist()
+    commit(catalog, write_plate(tmp_path / "source", "P2", seed=1))
+    annotate_objects(catalog, "S/P2", table(tmp_path, [CELLS[2].replace("P1", "P2")]))
+    crops = catalog.table("crops", where="plate = 'P1'").sort_by("crop_id").to_pylist()
     path = tmp_path / "crops.csv"
     path.write_text(f"crop_id,gene\n{crops[0]['crop_id']},MYC\n{crops[5]['crop_id']},TP53\nunknown,TP53\n")
-    annotate_objects(catalog, "S/P1", path)
-    place = [(c["well"], c["site"], c["y"], c["x"]) for c in crops]
-    assert labels_of_crops(catalog) == {place[0]: "MYC", place[5]: "TP53"}
+    found = annotate_objects(catalog, "S", path)
+    assert found.plates == ("S/P1",)
+    assert [each.problem for each in found.problems] == ["object_without_crop"]
+    labelled = dict(
+        zip(*(labelled_units(catalog).group_of_crop[c].to_pylist() for c in ("crop_id", UNIT)), strict=True)
+    )
+    assert {crops[0]["crop_id"], crops[5]["crop_id"]} < set(labelled)
+    assert len(labelled) == 3, "the table names no crop of P2, whose objects keep their labels"
+    path.write_text("crop_id,gene\nunknown,TP53\n")
+    with pytest.raises(CatalogError, match="found no crop of S/P1, S/P2"):
+        annotate_objects(catalog, "S", path)
 
 
 def test_objects_without_coordinates_label_their_site(catalog, tmp_path):

@@ -19,20 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cytolake.catalog.corrections.editions import edition_application
 from cytolake.catalog.corrections.object_crops import by_crop, by_place, once
 from cytolake.catalog.corrections.plate_rows import Row, change, name_of, plates_named
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ingest.screen_problems import quarantine_rows
+from cytolake.catalog.labelled_units import OBJECT_LABELS, UNIT, group_of_crop
 from cytolake.catalog.tables import Catalog
 from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.object_table import ObjectTable, read_object_table
 from cytolake.screens.plate import Problem
 from cytolake.screens.well_labels import TEXT_LABELS, WellLabels
-
-LABELS = ("perturbation", *TEXT_LABELS, "dose", "control", "is_negative_control")
-"""Columns of `objects` that are labels; `wells` has the same."""
 
 _SOME = 5
 _MOST_OUTSIDE = 0.5
@@ -67,8 +66,7 @@ class _OfPlate:
     row: Row
     objects: pa.Table
     edition: str
-    n_mixed: int
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = ()
 
 
 def annotate_objects(
@@ -99,23 +97,32 @@ def annotate_objects(
     rows = plates_named(catalog, name, may_be_screen=True)
     found = read_object_table(table, rows[0]["screen"], label_columns)
     of_plate = _rows_of_plates(found, rows)
-    plates = [_plate(catalog, row, found, of_plate[row["plate_id"]]) for row in rows if row["plate_id"] in of_plate]
+    named = [row for row in rows if row["plate_id"] in of_plate]
+    tried = [_plate(catalog, row, found, of_plate[row["plate_id"]]) for row in named]
+    plates = [each for each in tried if each is not None]
+    if not plates:
+        raise CatalogError(
+            f"{found.source}: found no crop of {', '.join(map(name_of, rows[:_SOME]))}, expected some. Take crop ids "
+            "from the table crops, or from the import that the cells came in by."
+        )
+    problems = [*found.problems, *_without_crop(found, plates, rows[0]["screen"])]
     changed = [each for each in plates if each.edition != each.row["objects_edition"]]
     if changed and not is_dry_run:
-        _commit(catalog, changed, found.problems)
+        _commit(catalog, changed, problems)
     n_before = sum(catalog.rows_of_plate("objects", each.row).count_rows() for each in plates)
     objects = pa.concat_tables([each.objects for each in plates])
     in_crops = pc.greater(pc.list_value_length(objects["crop_ids"]), 0)
+    n_crops = group_of_crop(objects).num_rows
     return ObjectsReport(
         plates=tuple(name_of(each.row) for each in changed),
         n_objects=objects.num_rows,
         n_before=n_before,
         n_outside=objects.num_rows - (pc.sum(in_crops).as_py() or 0),
-        n_crops=sum(len(_crop_kinds(each.objects)[0]) for each in plates),
-        n_mixed=sum(each.n_mixed for each in plates),
+        n_crops=n_crops,
+        n_mixed=len(pc.unique(objects["crop_ids"].combine_chunks().flatten())) - n_crops,
         n_perturbations=len(set(objects["perturbation"].to_pylist()) - {""}),
         columns=found.columns,
-        problems=(*found.problems, *(problem for each in plates for problem in each.problems)),
+        problems=(*problems, *(problem for each in plates for problem in each.problems)),
         is_committed=bool(changed) and not is_dry_run,
     )
 
@@ -167,7 +174,7 @@ def label_crops(catalog: Catalog, crops: pa.Table, labels: Sequence[WellLabels],
         n_new += new.num_rows
         kept = before.select(new.column_names).cast(new.schema)
         objects, edition = _as_edition(row, pa.concat_tables([kept, new]))
-        changed.append(_OfPlate(row, objects, edition, 0, ()))
+        changed.append(_OfPlate(row, objects, edition))
     if changed:
         _commit(catalog, changed)
     return n_new
@@ -194,8 +201,8 @@ def _rows_of_plates(table: ObjectTable, rows: Sequence[Row]) -> dict[str, np.nda
     return found
 
 
-def _plate(catalog: Catalog, row: Row, table: ObjectTable, here: np.ndarray[Any, np.dtype[np.intp]]) -> _OfPlate:
-    """The objects of one plate, matched to its crops."""
+def _plate(catalog: Catalog, row: Row, table: ObjectTable, here: np.ndarray[Any, np.dtype[np.intp]]) -> _OfPlate | None:
+    """The objects of one plate, matched to its crops; None where all crops of a table are of other plates."""
     problems: list[Problem] = []
 
     def report(problem: str, found: str, expected: str, next_step: str) -> None:
@@ -233,8 +240,8 @@ def _plate(catalog: Catalog, row: Row, table: ObjectTable, here: np.ndarray[Any,
     else:
         shown, placed = by_place(catalog, row, objects, crops, report)
     if not placed.num_rows:
-        if has_crop_ids and not table.plate[0]:  # crops of another plate of the screen
-            return _OfPlate(row, *_as_edition(row, _no_objects()), 0, ())
+        if has_crop_ids and not table.plate[0]:
+            return None
         raise CatalogError(
             f"{table.source}: found no object in a well or crop of plate {name_of(row)}, expected some. Wells there: "
             f"{', '.join(sorted({table.well[i] for i in index})[:_SOME])}. Correct the table, or name its plate."
@@ -265,8 +272,27 @@ def _plate(catalog: Catalog, row: Row, table: ObjectTable, here: np.ndarray[Any,
             **_label_columns(table.labels, placed["kind"].to_pylist()),
         }
     )
-    finished, edition = _as_edition(row, plain)
-    return _OfPlate(row, finished, edition, len(_crop_kinds(finished)[1]), tuple(problems))
+    return _OfPlate(row, *_as_edition(row, plain), tuple(problems))
+
+
+def _without_crop(table: ObjectTable, plates: Sequence[_OfPlate], screen: str) -> list[Problem]:
+    """A problem for objects of a table of crops whose crop no plate has."""
+    if not table.crop[0]:
+        return []
+    there = {crop for each in plates for crops in each.objects["crop_ids"].to_pylist() for crop in crops}
+    lost = [crop for crop in table.crop if crop not in there]
+    if not lost:
+        return []
+    return [
+        Problem(
+            screen=screen,
+            file=Path(table.source).name,
+            problem="object_without_crop",
+            found=f"{len(lost)} objects of crops that no plate here has, such as {lost[0]}",
+            expected="ids of the table crops, or of imported vectors",
+            next_step="Correct the ids, or name the screen that has them; until then these objects have no labels.",
+        )
+    ]
 
 
 def _label_columns(labels: Sequence[WellLabels], kinds: Sequence[int]) -> dict[str, pa.Array]:
@@ -282,21 +308,18 @@ def _label_columns(labels: Sequence[WellLabels], kinds: Sequence[int]) -> dict[s
     return {name: pa.array(values, schema.field(name).type).take(place) for name, values in columns.items()}
 
 
-def _no_objects() -> pa.Table:
-    return table_contract("objects").empty().drop_columns(["group_id", "edition"])
-
-
 def _as_edition(row: Row, objects: pa.Table) -> tuple[pa.Table, str]:
-    """Rows of `objects`, in order of their ids, with groups and edition; no row has no edition of its own."""
+    """Rows of `objects`, in order of their ids, with groups and their edition."""
     contract = table_contract("objects")
     objects = objects.sort_by("object_id")
-    kinds = [content_id(*map(str, kind)) for kind in zip(*(objects[n].to_pylist() for n in LABELS), strict=True)]
+    kinds = [content_id(*map(str, kind)) for kind in zip(*(objects[n].to_pylist() for n in OBJECT_LABELS), strict=True)]
     wells = objects["well_id"].to_pylist()
     objects = objects.append_column(
         "group_id", pa.array([content_id(*pair) for pair in zip(wells, kinds, strict=True)])
     )
     members: dict[str, list[str]] = {}
-    for crop, group in sorted(_crop_kinds(objects)[0].items()):
+    pure = group_of_crop(objects)
+    for crop, group in sorted(zip(pure["crop_id"].to_pylist(), pure[UNIT].to_pylist(), strict=True)):
         members.setdefault(group, []).append(crop)
     named = {each: content_id("group", each, *members.get(each, ())) for each in set(objects["group_id"].to_pylist())}
     groups = pa.array([named[each] for each in objects["group_id"].to_pylist()], pa.string())
@@ -309,27 +332,16 @@ def _as_edition(row: Row, objects: pa.Table) -> tuple[pa.Table, str]:
     return contract.conform(objects.select(contract.schema.names)), edition
 
 
-def _crop_kinds(objects: pa.Table) -> tuple[dict[str, str], set[str]]:
-    """The group of each crop that shows objects of one, and crops that show objects of several."""
-    of_crop: dict[str, str] = {}
-    mixed: set[str] = set()
-    for group, crops in zip(objects["group_id"].to_pylist(), objects["crop_ids"].to_pylist(), strict=True):
-        for crop in crops:
-            if of_crop.setdefault(crop, group) != group:
-                mixed.add(crop)
-    return {crop: group for crop, group in of_crop.items() if crop not in mixed}, mixed
-
-
 def _commit(catalog: Catalog, plates: Sequence[_OfPlate], of_table: Sequence[Problem] = ()) -> None:
     """All plates at once; what is wrong with the table as a whole goes into quarantine with the first."""
     now = datetime.datetime.now(datetime.UTC)
     after = []
     for each in plates:
-        catalog.append("objects", each.objects, transaction=f"edition/{each.edition}")
+        catalog.append("objects", each.objects, transaction=edition_application(each.edition))
         problems = [*(of_table if each is plates[0] else ()), *each.problems]
         if problems:
             quarantine = quarantine_rows(each.row["plate_id"], problems, now)
-            catalog.append("quarantine", quarantine, transaction=f"edition/{each.edition}")
+            catalog.append("quarantine", quarantine, transaction=edition_application(each.edition))
         # Named even where it has no rows: profiles of the groups that were are known to be outdated by it.
         after.append(each.row | {"objects_edition": each.edition, "labelled_at": now, "changed_at": now})
     change(catalog, [each.row for each in plates], after)
