@@ -1,6 +1,6 @@
 """Puts `platform/` on the path, so that a job runs from a checkout, or Ray's copy of one, without an install.
 
-Reaches this process only; workers get theirs from `cytolake.line.session`.
+Reaches this process only; workers get theirs from `cytolake.pipeline.session`.
 """
 
 import sys

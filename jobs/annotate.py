@@ -4,7 +4,7 @@ import _checkout  # noqa: F401  isort: skip
 
 import typer
 
-from cytolake.commands.plates import annotate
+from cytolake.cli.plates import annotate
 
 if __name__ == "__main__":
     typer.run(annotate)

@@ -2,8 +2,8 @@
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.line.command import run_job
-from cytolake.line.stages import embed
+from cytolake.cli.command import run_job
+from cytolake.pipeline.stages import embed
 
 if __name__ == "__main__":
     run_job(embed, __doc__)

@@ -4,7 +4,7 @@ import _checkout  # noqa: F401  isort: skip
 
 import typer
 
-from cytolake.commands.plates import label_objects
+from cytolake.cli.plates import label_objects
 
 if __name__ == "__main__":
     typer.run(label_objects)

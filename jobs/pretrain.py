@@ -2,9 +2,9 @@
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.line.command import run_job
-from cytolake.line.dry_run import pretrain_dry_run
-from cytolake.line.stages import pretrain
+from cytolake.cli.command import run_job
+from cytolake.pipeline.dry_run import pretrain_dry_run
+from cytolake.pipeline.stages import pretrain
 
 if __name__ == "__main__":
     run_job(pretrain, __doc__, dry_run=pretrain_dry_run)

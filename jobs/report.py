@@ -2,8 +2,8 @@
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.line.command import run_job
-from cytolake.line.stages import report
+from cytolake.cli.command import run_job
+from cytolake.pipeline.stages import report
 
 if __name__ == "__main__":
     run_job(report, __doc__)

@@ -57,7 +57,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray of this test process, stopped at its end; never a cluster that somebody else started."""
-    from cytolake.line.session import RayConfig, ray_session
+    from cytolake.pipeline.session import RayConfig, ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(RayConfig(cpus=2, object_store_mb=256)):
@@ -136,7 +136,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3_bucket(s3_server: str) -> Iterator[str]:
     """`s3://` and the name of a bucket of this test alone, empty at first."""
-    from cytolake.screens.storage import file_system
+    from cytolake.storage.files import file_system
 
     name = f"bucket-{os.getpid()}-{time.monotonic_ns()}"
     files = file_system(f"s3://{name}")

@@ -39,11 +39,11 @@ from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.catalog.ingest.inspection import Inspection, inspect_screen
 from cytolake.catalog.ingest.plates import IngestConfig, IngestReport, ingest_screens
-from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
-from cytolake.cli import app
-from cytolake.line.session import RayConfig, ray_session
-from cytolake.screens.inspection import Inspection, inspect_screen
+from cytolake.cli.main import app
+from cytolake.pipeline.session import RayConfig, ray_session
+from cytolake.qc.verdicts import QcConfig, judge_sites
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource
 

@@ -35,13 +35,13 @@ from scipy import stats
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
-from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
+from cytolake.curation.curate import CurateConfig, Curation, curate
 from cytolake.embed.pixel_statistics import MODEL, PixelStatistics
-from cytolake.line.session import RayConfig, ray_session
 from cytolake.packs.build import PackConfig, build_pack
 from cytolake.packs.pack import Pack
+from cytolake.pipeline.session import RayConfig, ray_session
 from cytolake.screens.simulated.screen import SimulatedScreen, SimulatedWell, simulate_screen, simulated_wells
 from cytolake.screens.sources import ScreenSource
 

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 import cytolake.catalog
 from cytolake.embed.extract import EmbedConfig, embed_pack
-from cytolake.line.session import RayConfig, ray_session
 from cytolake.models import CropBatch, ModelConfig, VisionTransformer, build_encoder, collate, save_encoder
 from cytolake.packs.pack import Pack
+from cytolake.pipeline.session import RayConfig, ray_session
 
 BAR = 0.9
 N_CROPS, SIZE, MINIBATCH = 1024, 128, 32

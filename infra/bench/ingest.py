@@ -31,8 +31,8 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
 from cytolake.catalog.ingest.site_rows import crop_grid
-from cytolake.catalog.qc.metrics import measure_with_windows
-from cytolake.line.session import RayConfig, ray_session
+from cytolake.pipeline.session import RayConfig, ray_session
+from cytolake.qc.metrics import measure_with_windows
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource
 

@@ -35,7 +35,7 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.catalog import table_contract, table_names
-from cytolake.catalog.vacuum import vacuum
+from cytolake.catalog.corrections.vacuum import vacuum
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 
 INGEST_KILLS = 40
@@ -47,7 +47,7 @@ DRIVER = """
 import sys
 import cytolake.catalog
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
-from cytolake.line.session import RayConfig, ray_session
+from cytolake.pipeline.session import RayConfig, ray_session
 from cytolake.screens.sources import ScreenSource
 root, *screens = sys.argv[1:]
 catalog = cytolake.catalog.open(root, create=True)
@@ -118,7 +118,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY
 
 CLUSTER = """
 import sys
-from cytolake.line.session import RayConfig, ray_session
+from cytolake.pipeline.session import RayConfig, ray_session
 with ray_session(RayConfig(cpus=2, object_store_mb=200)):
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)

@@ -24,10 +24,10 @@ from rich.console import Console
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.unit_scores import Candidate, gain
-from cytolake.line.choice_text import headline, how_measured, measures
-from cytolake.line.config import Line
-from cytolake.line.stages import PipelineResult, run_pipeline
+from cytolake.pipeline.config import Line
+from cytolake.pipeline.stages import PipelineResult, run_pipeline
 from cytolake.recipes import build_recipe
+from cytolake.reports.choice_text import headline, how_measured, measures
 from cytolake.train.evaluation import read_evaluations
 
 BAR = 0.05

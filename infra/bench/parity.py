@@ -32,7 +32,7 @@ from rich.console import Console
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.client import Client
-from cytolake.line.stages import run_pipeline
+from cytolake.pipeline.stages import run_pipeline
 from cytolake.recipes import build_recipe
 from cytolake.tracking import ChampionCard, ModelCard, TrackingConfig, promote
 

@@ -27,10 +27,10 @@ from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.embed.alignment.variants import Variant
-from cytolake.line.config import ScreensConfig
-from cytolake.line.leaderboard_page import write_leaderboard
-from cytolake.line.stages import print_caveats, run_pipeline
+from cytolake.pipeline.config import ScreensConfig
+from cytolake.pipeline.stages import print_caveats, run_pipeline
 from cytolake.recipes import build_recipe
+from cytolake.reports.leaderboard_page import write_leaderboard
 from cytolake.screens.simulated.screen import SimulatedScreen
 
 BAR = 3.0

@@ -24,8 +24,8 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process for each core: a second thread of each would only wait
 
-from cytolake.benchmark.qc.detector import ArtefactDetector, DetectorConfig, Example
-from cytolake.benchmark.qc.features import (
+from cytolake.qc.detector.detector import ArtefactDetector, DetectorConfig, Example
+from cytolake.qc.detector.features import (
     PlateScale,
     RawFeatures,
     SiteStatistics,
@@ -33,7 +33,7 @@ from cytolake.benchmark.qc.features import (
     measure_sites,
     plate_reference,
 )
-from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig, Point, label_efficiency
+from cytolake.qc.detector.label_efficiency import LabelEfficiencyConfig, Point, label_efficiency
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS, add_artefact
 from cytolake.screens.simulated.cells import CHANNELS
 from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, simulated_wells

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cytolake.catalog import table_contract
-from cytolake.catalog.qc.levels import places
-from cytolake.catalog.qc.metrics import measure_site
-from cytolake.catalog.qc.verdicts import qc_profile
+from cytolake.qc.levels import places
+from cytolake.qc.metrics import measure_site
+from cytolake.qc.verdicts import qc_profile
 from cytolake.screens.positions import well_position
 from cytolake.screens.simulated.cells import CHANNELS
 from cytolake.screens.simulated.imaging import ARTEFACTS

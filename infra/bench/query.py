@@ -24,7 +24,7 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
-from cytolake.catalog.qc.verdicts import qc_profile
+from cytolake.qc.verdicts import qc_profile
 from cytolake.screens.positions import name_of_well
 
 BAR = 20.0
@@ -192,7 +192,9 @@ def main() -> int:
             (
                 "plates, perturbation, QC",
                 lambda: catalog.find_crops(
-                    plates=[f"P{number:03d}" for number in range(50, 60)], perturbations=[compound], passes_qc="default"
+                    plates=[f"P{number:03d}" for number in range(50, 60)],
+                    perturbations=[compound],
+                    qc_id=qc_profile("default").qc_id,
                 ),
                 scan_all_three,
             ),

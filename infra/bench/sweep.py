@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from cytolake.line.config import Line
+from cytolake.pipeline.config import Line
 
 BAR = 1.15
 CONCURRENT = os.cpu_count() or 1
@@ -81,7 +81,7 @@ def prepare(root: Path) -> None:
     """Simulate, ingest and curate."""
     from rich.console import Console
 
-    from cytolake.line import stages
+    from cytolake.pipeline import stages
 
     console = Console(highlight=False)
     for stage in (stages.ingest, stages.curate):
@@ -93,9 +93,9 @@ def run(root: Path) -> None:
     from rich.console import Console
 
     import cytolake.catalog
-    from cytolake.line import stages
-    from cytolake.line.session import ray_session
-    from cytolake.line.study_page import study_text, write_study
+    from cytolake.pipeline import stages
+    from cytolake.pipeline.session import ray_session
+    from cytolake.reports.study_page import study_text, write_study
     from cytolake.tune.study import run_study
 
     line = the_line(root)

@@ -99,7 +99,7 @@ class Outcome:
 
 def drive(root: Path, workers: int, min_workers: int | None) -> None:
     """The process of one driver: train, or go on."""
-    from cytolake.line.session import RayConfig, ray_session
+    from cytolake.pipeline.session import RayConfig, ray_session
 
     config = dataclasses.replace(CONFIG, workers=workers, min_workers=min_workers)
     with ray_session(RayConfig(cpus=max(2, workers), object_store_mb=100)):

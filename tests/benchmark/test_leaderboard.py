@@ -13,8 +13,8 @@ from rich.console import Console
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import BEST_OF_THESE, LeaderboardFilter, leaderboard
 from cytolake.catalog.declared import table_contract
-from cytolake.line.figures import block_curves
-from cytolake.line.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
+from cytolake.reports.figures import block_curves
+from cytolake.reports.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.tracking import TrackingConfig
 from cytolake.tune.promotion import NoGainError, PromoteBy, check_gain, choose_by, promote_choice
 

@@ -17,7 +17,7 @@ from tests.catalog.small_plate import commit, contents, write_plate
 import cytolake.catalog
 from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.storage import list_objects
+from cytolake.storage.files import list_objects
 
 
 def test_a_tag_reads_as_the_catalog_was_and_is_never_moved(tmp_path):
@@ -73,7 +73,7 @@ from tests.catalog.older_catalog import as_first_release
 from tests.catalog.small_plate import CONFIG, write_plate
 import cytolake.catalog
 from cytolake.catalog.ingest.plates import ingest_plates
-from cytolake.line.session import RayConfig, ray_session
+from cytolake.pipeline.session import RayConfig, ray_session
 catalog = cytolake.catalog.open(sys.argv[1])
 with ray_session(RayConfig(cpus=1, object_store_mb=100)):
     print(len(ingest_plates(catalog, [write_plate(Path(sys.argv[2]))], CONFIG).ingested))

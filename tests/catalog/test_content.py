@@ -13,9 +13,9 @@ from tests.packs.test_build import CONFIG, ingest, write_plate
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.catalog.content import OF_PIXELS, content_of, plate_contents
-from cytolake.catalog.curation import curate as curating
-from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
 from cytolake.catalog.ids import representation_id
+from cytolake.curation import curate as curating
+from cytolake.curation.curate import CurateConfig, Curation, curate
 from cytolake.packs import built_of
 from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack

@@ -10,8 +10,8 @@ from tests.catalog.small_plate import commit, write_plate
 import cytolake.catalog
 from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.catalog.corrections import annotate, purge, rename, restore, retract
-from cytolake.catalog.curation.curate import CurateConfig, curate
 from cytolake.catalog.stale import check_curation, stale_artefacts
+from cytolake.curation.curate import CurateConfig, curate
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
-from cytolake.cli import app
+from cytolake.cli.main import app
 from cytolake.embed import align as module
 from cytolake.embed.aggregate import aggregate, append_profiles
 from cytolake.embed.align import align_representation, fit_representation, pieces_of
@@ -26,8 +26,8 @@ from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.fitted import FittedAlignment
 from cytolake.embed.alignment.kept import ALIGNMENTS_FOLDER, keep_alignment, load_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
-from cytolake.embed.export import export_anndata, export_parquet, representations_of
-from cytolake.embed.external import _check_pack
+from cytolake.exchange.export import export_anndata, export_parquet, representations_of
+from cytolake.exchange.external import _check_pack
 
 Level = Literal["crop", "well"]
 LEVELS: tuple[Level, ...] = ("crop", "well")

@@ -20,13 +20,13 @@ from cytolake.benchmark.stored_probe import probe_stored
 from cytolake.benchmark.units import held_out_units
 from cytolake.catalog import Catalog
 from cytolake.catalog.corrections import annotate_objects
-from cytolake.cli import app
+from cytolake.cli.main import app
 from cytolake.embed.aggregate import aggregate, append_group_profiles
 from cytolake.embed.align import align_representation
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
-from cytolake.embed.export import export_anndata, export_parquet
-from cytolake.embed.external import find_representation
+from cytolake.exchange.export import export_anndata, export_parquet
+from cytolake.exchange.external import find_representation
 
 GUIDES = {"NTC_1": "NTC", "TP53_1": "TP53", "TP53_2": "TP53", "MYC_1": "MYC"}
 PLATES, WELLS, CELLS, DIM = ("P1", "P2", "P3"), ("A01", "A02", "B01"), 6, 4

@@ -17,9 +17,8 @@ from tests.packs.test_build import CONFIG, ingest, write_plate
 from torch.nn import functional
 
 import cytolake.catalog
-from cytolake.benchmark.qc.encoders import EncoderFeatures
 from cytolake.catalog import Catalog
-from cytolake.catalog.curation.curate import CurateConfig, curate
+from cytolake.curation.curate import CurateConfig, curate
 from cytolake.embed.extract import EmbedConfig, embed_pack, embed_rows
 from cytolake.embed.pyfunc import ServedVectors
 from cytolake.models import VisionTransformer, collate, load_encoder, save_encoder
@@ -27,6 +26,7 @@ from cytolake.models.published_chada import load_published_chada
 from cytolake.packs.build import build_pack
 from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
+from cytolake.qc.detector.encoders import EncoderFeatures
 from cytolake.serving.champion import Champion
 
 LAST = DEPTH - 1

@@ -11,12 +11,12 @@ from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_scr
 from cytolake.benchmark.cross_validation import probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors
-from cytolake.benchmark.qc.encoders import EncoderFeatures
 from cytolake.embed import extract
-from cytolake.embed.export import export_anndata, representations_of
 from cytolake.embed.extract import EmbedConfig, embed_pack
-from cytolake.line.training_probe import TrainingProbe
+from cytolake.exchange.export import export_anndata, representations_of
 from cytolake.models import collate, load_encoder
+from cytolake.pipeline.training_probe import TrainingProbe
+from cytolake.qc.detector.encoders import EncoderFeatures
 from cytolake.serving.champion import load_champion
 from cytolake.tracking import ModelCard, TrackingConfig, promote, resolve_alias
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cytolake.line.config import Line
-from cytolake.line.overrides import apply_overrides
+from cytolake.pipeline.config import Line
+from cytolake.pipeline.overrides import apply_overrides
 from cytolake.recipes import build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,9 +24,9 @@ import cytolake
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.catalog.corrections import annotate, rename, replace_plate
-from cytolake.catalog.curation.curate import CurateConfig, Curation, curate
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
+from cytolake.curation.curate import CurateConfig, Curation, curate
 from cytolake.packs import build
 from cytolake.packs.build import PackConfig, build_pack
 from cytolake.packs.pack import Pack, PackError, array_path
@@ -389,7 +389,7 @@ def test_how_a_pack_is_laid_out_does_not_change_what_it_is(catalog, curation):
 KILLED = """
 import sys, time
 import cytolake.catalog
-from cytolake.line.session import RayConfig, ray_session
+from cytolake.pipeline.session import RayConfig, ray_session
 from cytolake.packs.build import PackConfig, build_pack
 
 def wait(what, done, total):

@@ -11,8 +11,6 @@ from rich.console import Console
 
 import cytolake.catalog
 from cytolake.catalog import table_contract
-from cytolake.line import stages
-from cytolake.line.config import PerformanceConfig
 from cytolake.performance_prediction.catalog_queries import (
     QueriesConfig,
     crop_queries,
@@ -24,6 +22,8 @@ from cytolake.performance_prediction.prompt_predictor import PromptPredictorConf
 from cytolake.performance_prediction.prompt_table import PromptTableConfig
 from cytolake.performance_prediction.queries import PREDICTOR, QueryPredictorConfig
 from cytolake.performance_prediction.registered import PROMPT_MODEL, find_query_predictor
+from cytolake.pipeline import stages
+from cytolake.pipeline.config import PerformanceConfig
 from cytolake.recipes import build_recipe
 from cytolake.tracking import TrackingConfig, find_folder
 

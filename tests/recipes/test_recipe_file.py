@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cytolake.line.overrides import RecipeError
+from cytolake.pipeline.overrides import RecipeError
 from cytolake.recipes import build_recipe
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from pydantic import TypeAdapter
 
-from cytolake.line.config import Line
-from cytolake.line.overrides import RecipeError, apply_overrides
+from cytolake.pipeline.config import Line
+from cytolake.pipeline.overrides import RecipeError, apply_overrides
 from cytolake.recipes import RECIPES, build_recipe
 
 

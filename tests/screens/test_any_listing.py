@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.screens.inspection import inspect_screen
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import well_name
 from cytolake.screens.sources import ScreenSource, list_plates

@@ -8,10 +8,10 @@ import io
 import pytest
 from rich.console import Console
 
+from cytolake.catalog.ingest.inspection import inspect_screen, render
 from cytolake.catalog.ingest.wells import well_rows
-from cytolake.line.overrides import apply_overrides
+from cytolake.pipeline.overrides import apply_overrides
 from cytolake.recipes import RECIPES
-from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.sources import ScreenSource, list_plates
 
 

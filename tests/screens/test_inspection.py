@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.screens.inspection import Inspection, inspect_screen, render
+from cytolake.catalog.ingest.inspection import Inspection, inspect_screen, render
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 

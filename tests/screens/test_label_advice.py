@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cytolake.screens.inspection import inspect_screen
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.screens.sources import ScreenSource
 
 

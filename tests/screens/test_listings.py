@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.screens.inspection import inspect_screen
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_screen
 

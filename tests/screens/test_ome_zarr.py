@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import zarr
 
-from cytolake.screens import storage
 from cytolake.screens.images.focus import focus_of
 from cytolake.screens.images.pixels import read_site, resolve_sharpest
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.storage import files as storage
 
 HEIGHT, WIDTH = 24, 32  # of what write_zarr_plate writes
 VERSIONS = pytest.mark.parametrize("version", ["0.4", "0.5"])

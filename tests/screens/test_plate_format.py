@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cytolake.catalog.qc.levels import Places
-from cytolake.line.plate_maps import PlateGrid
+from cytolake.qc.levels import Places
+from cytolake.reports.plate_maps import PlateGrid
 from cytolake.screens.plate_format import ASSIGNED_FORMATS, PLATE_FORMATS, plate_format
 
 PAGE = Path(__file__).resolve().parents[2] / "serve" / "page" / "platemap.js"

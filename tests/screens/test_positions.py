@@ -6,13 +6,13 @@ from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
 from cytolake.screens.positions import (
     expected_well,
     name_of_well,
-    natural_order,
     site_name,
     well_at,
     well_name,
     well_position,
     whole_number,
 )
+from cytolake.storage.natural_order import natural_order
 
 
 def test_every_well_of_a_1536_well_plate_comes_back_from_its_name():

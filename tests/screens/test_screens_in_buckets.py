@@ -11,12 +11,12 @@ import pytest
 import tifffile
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.screens import storage
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.screens.images.ome_metadata import read_groups
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.inspection import inspect_screen
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.storage import files as storage
 
 
 def listed(path, **fields):

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cytolake.screens.plate import ScreenError
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import read_header, read_table
+from cytolake.storage.source_folder import SourceFolder
 
 
 @pytest.fixture

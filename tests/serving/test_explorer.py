@@ -18,8 +18,8 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from cytolake.catalog import table_contract
-from cytolake.catalog.curation.curate import CurateConfig, curate
-from cytolake.catalog.qc.verdicts import qc_profile
+from cytolake.curation.curate import CurateConfig, curate
+from cytolake.qc.verdicts import qc_profile
 from cytolake.serving import Service
 from cytolake.serving.explorer import page_folder
 from cytolake.serving.projections import Computing, Projections, pca_points, umap_points

@@ -203,7 +203,7 @@ def test_a_line_of_the_file_limits_a_key_that_stands_in_the_environment_too(tmp_
 
 
 def test_the_command_prints_the_key_once_and_a_line_that_the_file_takes(tmp_path):
-    from cytolake.cli import app
+    from cytolake.cli.main import app
 
     tomorrow = (date.today() + timedelta(days=1)).isoformat()
     arguments = ["keys", "new", "--name", "lab", "--scopes", "embed,search", "--expires", tomorrow]
@@ -220,7 +220,7 @@ def test_the_command_prints_the_key_once_and_a_line_that_the_file_takes(tmp_path
 
 @pytest.mark.parametrize("arguments", [["--name", "a b"], ["--name", "lab", "--scopes", "all"]])
 def test_the_command_refuses_what_the_file_would_refuse(arguments):
-    from cytolake.cli import app
+    from cytolake.cli.main import app
 
     found = CliRunner().invoke(app, ["keys", "new", *arguments])
     assert found.exit_code == 2

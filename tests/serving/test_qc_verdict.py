@@ -8,8 +8,8 @@ from tests.catalog.small_plate import CHANNELS, commit, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, ids, table_contract
-from cytolake.catalog.qc.metrics import METRICS, measure_site
-from cytolake.catalog.qc.verdicts import QcConfig, judge_sites, qc_profile
+from cytolake.qc.metrics import METRICS, measure_site
+from cytolake.qc.verdicts import QcConfig, judge_sites, qc_profile
 from cytolake.screens.images.pixels import read_site
 from cytolake.serving.problems import ServingError
 from cytolake.serving.qc_verdict import RuleVerdict, judge_pixels, stored_verdicts

@@ -10,9 +10,9 @@ from scipy.stats import norm
 from tests.embed.small_screen import SmallScreen, make_small_screen
 
 from cytolake.embed.extract import embed_crops
-from cytolake.line.audit_page import audit_table, audit_text, proposal_text, write_audit
 from cytolake.models import load_encoder
 from cytolake.models.augment import KNOBS, AugmentConfig
+from cytolake.reports.audit_page import audit_table, audit_text, proposal_text, write_audit
 from cytolake.tune.augmentation_design import propose_augmentations, proposed_config, proposed_settings
 from cytolake.tune.invariance_audit import OFF, Audit, AuditConfig, AuditRow, _task, audit_encoders
 

@@ -10,9 +10,9 @@ import pytest
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 from tests.tune.small_training import SMALL_TRAINING
 
-from cytolake.line.study_page import study_summary, study_text, write_study
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import ObjectiveConfig
+from cytolake.reports.study_page import study_summary, study_text, write_study
 from cytolake.tracking import TrackingConfig
 from cytolake.train.pretrain import finished_run
 from cytolake.tune.questions import DENSITY, pin_questions

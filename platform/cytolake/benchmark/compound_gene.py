@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval, few_groups_interval
 from cytolake.catalog.ids import content_id
+from cytolake.statistics.intervals import Interval, few_groups_interval
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from cytolake.benchmark.intervals import Interval, WellCounts, balanced_accuracy
 from cytolake.benchmark.linear_probe import (
     CROP_METRIC,
     METRICS,
@@ -33,6 +32,7 @@ from cytolake.benchmark.probe_data import ProbeData, standardise_by_plate_contro
 from cytolake.benchmark.split import hold_out_wells
 from cytolake.benchmark.unit_scores import Candidate, UnitScores
 from cytolake.benchmark.units import Units, group_names, held_out_units
+from cytolake.statistics.intervals import Interval, WellCounts, balanced_accuracy
 
 Numbers = NDArray[np.float64]
 MAX_SHARED_FOLDS = 6

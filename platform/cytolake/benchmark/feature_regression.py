@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.intervals import Interval
 from cytolake.catalog.ids import content_id
+from cytolake.statistics.intervals import Interval
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]

@@ -20,16 +20,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.intervals import Interval, WellCounts, balanced_accuracy, mean_of_splits
 from cytolake.benchmark.linear_probe import linear_probe
 from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig, consistency
-from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.benchmark.split import hold_out_wells
 from cytolake.catalog.ids import content_id
 from cytolake.statistics.combined_p_values import cauchy_combination
 from cytolake.statistics.exchanged_labels import p_value_of_first
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.intervals import Interval, WellCounts, balanced_accuracy, mean_of_splits
 from cytolake.statistics.random_subsets import MIN_PLACEMENTS, seeded_generator
+from cytolake.statistics.shares import Share, share_of
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

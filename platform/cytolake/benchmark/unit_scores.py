@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import ROUNDING, Interval
-from cytolake.benchmark.perturbation_signal.shares import share_of
+from cytolake.statistics.intervals import ROUNDING, Interval
+from cytolake.statistics.shares import share_of
 
 Numbers = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cytolake.benchmark.probe_data import ProbeData
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.ids import content_id
-from cytolake.screens.positions import natural_order
+from cytolake.storage.natural_order import natural_order
 
 MAX_UNITS = 64
 """More plates than this are scored in so many groups: an interval gains nothing from more."""

@@ -21,7 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.errors import CatalogError
-from cytolake.screens.storage import delta_options
+from cytolake.storage.files import delta_options
 
 Rows: TypeAlias = "pa.Table | Callable[[], Iterator[pa.Table]]"
 """A table, or what gives the same tables each time it is called, one after the other: then one at once is in memory."""

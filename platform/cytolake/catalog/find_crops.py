@@ -1,7 +1,7 @@
 """Crops by plate, well, perturbation and QC, reading the files and row groups that hold them and no others.
 
-A plate's crops lie in one file, sorted by well, and the statistics of files and row groups name both. So the question
-is first put to the small table of wells, and the crops are then asked for by plate and well.
+A plate's crops lie in one file, sorted by well, and the statistics of files and row groups name both. So the
+small table of wells is read first, and the crops are then filtered by plate and well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def find_crops(
     plates: Sequence[str],
     wells: Sequence[str],
     perturbations: Sequence[str],
-    passes_qc: str,
+    qc_id: str,
     columns: Sequence[str] | None,
 ) -> pa.Table:
     """See `Catalog.find_crops`."""
@@ -33,8 +33,8 @@ def find_crops(
     unknown = [name for name in names if name not in crops.schema.names]
     if unknown:
         raise CatalogError(f"table crops: no column {', '.join(unknown)}. There are: {', '.join(crops.schema.names)}.")
-    asked = (("plate", plates), ("well", wells), ("perturbation", perturbations))
-    conditions = [pc.field(name).isin(list(values)) for name, values in asked if values]
+    filters = (("plate", plates), ("well", wells), ("perturbation", perturbations))
+    conditions = [pc.field(name).isin(list(values)) for name, values in filters if values]
     chosen = None
     if conditions:
         wells_of_plate: dict[str, set[str]] = defaultdict(set)
@@ -45,12 +45,10 @@ def find_crops(
             return crops.schema.empty_table().select(names)
         is_whole_plate = not wells and not perturbations
         chosen = _by_plate_and_well(wells_of_plate, is_whole_plate)
-    if not passes_qc:
+    if not qc_id:
         return crops.to_table(columns=names, filter=chosen)
 
-    from cytolake.catalog.qc.verdicts import qc_profile
-
-    failed = (pc.field("qc_id") == qc_profile(passes_qc).qc_id) & ~pc.field("is_pass") & (pc.field("level") == "site")
+    failed = (pc.field("qc_id") == qc_id) & ~pc.field("is_pass") & (pc.field("level") == "site")
     if conditions:
         failed &= pc.field("plate_id").isin(sorted(wells_of_plate))
     sites = catalog.dataset("qc_verdicts").to_table(columns=["site_id"], filter=failed)["site_id"].unique()
@@ -59,7 +57,7 @@ def find_crops(
 
 
 def _by_plate_and_well(wells_of_plate: dict[str, set[str]], is_whole_plate: bool) -> pc.Expression:
-    """One condition for all plates on which the same wells are asked for: replicate plates share a layout."""
+    """One condition for all plates on which the same wells are wanted: replicate plates share a layout."""
     if is_whole_plate:
         return _one_of("plate_id", sorted(wells_of_plate))
     plates_of_layout: dict[frozenset[str], list[str]] = defaultdict(list)

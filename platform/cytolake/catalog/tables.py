@@ -26,7 +26,7 @@ from cytolake.catalog.visibility import (
     read_visibility,
     shown_part,
 )
-from cytolake.screens.storage import is_uri
+from cytolake.storage.files import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,7 +223,7 @@ class Catalog(PlateCommits):
         plates: Sequence[str] = (),
         wells: Sequence[str] = (),
         perturbations: Sequence[str] = (),
-        passes_qc: str = "",
+        qc_id: str = "",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
         """Crops of some plates, wells or perturbations, whose sites pass QC. Reads little more than it returns.
@@ -234,16 +234,17 @@ class Catalog(PlateCommits):
             plates: Names, as in plates.plate.
             wells: Positions such as `B03`.
             perturbations: As in wells.perturbation.
-            passes_qc: A profile of catalog/qc.yaml: crops of sites that fail one of its rules in any channel are left
-                out, also by a rule that fails most controls of a plate. A site that the profile has not judged passes.
+            qc_id: Verdicts of a QC profile, such as `cytolake.qc.verdicts.qc_profile("default").qc_id`: crops of sites
+                that fail one of its rules in any channel are left out, also by a rule that fails most controls of a
+                plate. A site that was not judged passes.
             columns: Of the table crops; all by default.
 
         Raises:
-            CatalogError: No such column or QC profile.
+            CatalogError: No such column.
         """
         from cytolake.catalog.find_crops import find_crops
 
-        return find_crops(self, plates, wells, perturbations, passes_qc, columns)
+        return find_crops(self, plates, wells, perturbations, qc_id, columns)
 
     def to_pandas(
         self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
@@ -319,7 +320,7 @@ class Catalog(PlateCommits):
         return annotated.to_anndata(self, representation_id, level=level)
 
     def crop_pixels(self, crop_ids: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-        """Raw pixels of crops from their source: (C, size, size) each, in the source's dtype, in the order asked for.
+        """Raw pixels of crops from their source: (C, size, size) each, of the source's type, in the order of the ids.
 
         Raises:
             CatalogError: A crop id that the catalog does not have.

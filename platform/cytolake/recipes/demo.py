@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cytolake.benchmark.qc.label_efficiency import LabelEfficiencyConfig
-from cytolake.benchmark.qc.learned import QcTrainConfig
-from cytolake.line.config import Line, ScreensConfig
-from cytolake.line.label_curve import LabelCurveConfig
-from cytolake.line.training_probe import TrainingProbeConfig
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
+from cytolake.pipeline.config import Line, ScreensConfig
+from cytolake.pipeline.label_curve import LabelCurveConfig
+from cytolake.pipeline.training_probe import TrainingProbeConfig
+from cytolake.qc.detector.label_efficiency import LabelEfficiencyConfig
+from cytolake.qc.detector.learned import QcTrainConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.train.config import PretrainConfig
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cytolake.benchmark.linear_probe import ProbeConfig
-from cytolake.catalog.curation.curate import CurateConfig
 from cytolake.catalog.ingest.plates import IngestConfig
-from cytolake.line.config import BenchmarkConfig, Line, ScreensConfig
+from cytolake.curation.curate import CurateConfig
 from cytolake.models import ModelConfig
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import DinoConfig, MoCoV2PlusConfig, ObjectiveConfig
+from cytolake.pipeline.config import BenchmarkConfig, Line, ScreensConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.study_config import StudyConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from cytolake.catalog.curation.curate import CurateConfig
-from cytolake.line.config import Line, ScreensConfig
+from cytolake.curation.curate import CurateConfig
+from cytolake.pipeline.config import Line, ScreensConfig
 from cytolake.recipes.demo import demo
 
 

@@ -15,11 +15,11 @@ import dataclasses
 from typing import Any
 
 from cytolake.catalog.ingest.plates import IngestConfig
-from cytolake.line.config import Line, ScreensConfig
 from cytolake.models import ModelConfig, published_size
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.crops import REFERENCE_NOISE_FLOOR
 from cytolake.models.objectives import DinoConfig, MaeConfig, ObjectiveConfig
+from cytolake.pipeline.config import Line, ScreensConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
 

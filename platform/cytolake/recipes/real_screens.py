@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cytolake.benchmark.linear_probe import ProbeConfig
-from cytolake.catalog.curation.curate import CurateConfig
 from cytolake.catalog.ingest.plates import IngestConfig
-from cytolake.line.config import BenchmarkConfig, Line, ScreensConfig
-from cytolake.line.training_probe import TrainingProbeConfig
+from cytolake.curation.curate import CurateConfig
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
+from cytolake.pipeline.config import BenchmarkConfig, Line, ScreensConfig
+from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
 

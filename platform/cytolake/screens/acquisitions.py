@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from cytolake.screens.plate import Plate, Problem, with_name
-from cytolake.screens.positions import natural_order
+from cytolake.storage.natural_order import natural_order
 
 Runs = Literal["one", "each"]
 """one: a plate is the plate, however often it was imaged. each: each imaging run is a plate of its own."""

@@ -23,15 +23,15 @@ from cytolake.screens.plate_format import ASSIGNED_FORMATS
 from cytolake.screens.positions import (
     expected_well,
     name_of_well,
-    natural_order,
     site_name,
     well_name,
     whole_number,
 )
 from cytolake.screens.site_groups import ImageFile, group_sites
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.tables import read_table
 from cytolake.screens.well_facts import facts_of_wells
+from cytolake.storage.natural_order import natural_order
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 REQUIRED = ("path", "plate", "well", "site", "channel")
 OF_THE_IMAGE = (*REQUIRED, "z", "timepoint", "pixel_size_um", "illumination", "shape", "dtype")

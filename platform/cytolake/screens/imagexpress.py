@@ -16,9 +16,10 @@ from cytolake.screens.imagexpress_names import ImageName, parse_image_name
 from cytolake.screens.imagexpress_planes import planes_of
 from cytolake.screens.metaseries import htd_files, pixel_size_um, read_htd, read_metaseries
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import natural_order, site_name, well_name, whole_number
+from cytolake.screens.positions import site_name, well_name, whole_number
 from cytolake.screens.site_groups import ImageFile, group_sites
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage.natural_order import natural_order
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 N_TRIED = 16
 """Files of a channel that are tried until one can be read."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cytolake.screens import storage
 from cytolake.screens.metaseries import read_metaseries
 from cytolake.screens.site_groups import ImageFile
+from cytolake.storage import files as storage
 
 PROJECTION = "0"
 _N_PLACES = 4  # sites of a channel that are looked at, until one can be read

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import natural_order, well_position
+from cytolake.screens.positions import well_position
+from cytolake.storage.natural_order import natural_order
 
 N_NAMED = 3
 COPY = "Copy it from where the screen was exported, or take it off the listing if it was never imaged."

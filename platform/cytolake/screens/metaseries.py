@@ -10,9 +10,9 @@ from typing import cast
 
 import tifffile
 
-from cytolake.screens import storage
 from cytolake.screens.length_units import micrometres
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage import files as storage
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 _PROPERTY = re.compile(r'<(?:custom-)?prop id="([^"]+)" type="[^"]*" value="([^"]*)"')
 _HTD_BYTES_MAX = 2**24

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from cytolake.screens.label_vocabulary import LABELS, OBJECT_PLACES, fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import site_name, well_name
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import (
     cell_texts,
     checked_columns,
@@ -32,6 +31,7 @@ from cytolake.screens.tables import (
     unpacked,
 )
 from cytolake.screens.well_labels import WellLabels, declare_labels, read_labels
+from cytolake.storage.source_folder import SourceFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cytolake.screens import storage
 from cytolake.screens.derived_copies import derived_copy, derived_word
 from cytolake.screens.images.ome_metadata import (
     GROUP_FILES,
@@ -20,9 +19,11 @@ from cytolake.screens.images.ome_metadata import (
 )
 from cytolake.screens.ome_zarr_acquisitions import PlateImage, acquisition_order, sites_of_images
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.positions import expected_well, natural_order, site_name, well_name
+from cytolake.screens.positions import expected_well, site_name, well_name
 from cytolake.screens.site_groups import site_order
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage import files as storage
+from cytolake.storage.natural_order import natural_order
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 _MARKS = (*GROUP_FILES, ".zgroup")
 N_LEVELS = 3

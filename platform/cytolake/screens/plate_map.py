@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from cytolake.screens.label_vocabulary import fold_column, label_vocabulary, nfc
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 from cytolake.screens.positions import expected_well, well_name, well_order
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.spreadsheet_damage import likely_original
 from cytolake.screens.tables import TableRow, read_table
 from cytolake.screens.well_facts import Conflict, facts_of_wells
+from cytolake.storage.source_folder import SourceFolder
 
 MAP_COLUMN = fold_column("plate_map_name")
 SAMPLE = "sample"

@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
+from cytolake.storage.natural_order import natural_order
 
 N_DIGITS_MAX = 9  # of a count; more is no count but a barcode in the wrong column
 
@@ -13,7 +14,6 @@ _LETTER_NUMBER = re.compile(r"([A-Za-z]{1,2})[\s_:/-]?0*([1-9][0-9]?)")
 _NUMBER_LETTER = re.compile(r"0*([1-9][0-9]?)[\s_:/-]?([A-Za-z]{1,2})")  # 01A, column first
 _ROW_COLUMN = re.compile(r"[rR]0*([1-9][0-9]?)[\s_-]?[cC]0*([1-9][0-9]?)")  # Opera Phenix: r03c11
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0+)?")  # spreadsheets turn 2 into 2.0
-_DIGITS = re.compile(r"([0-9]+)")
 
 
 @lru_cache(maxsize=4096)  # a plate has at most 1536 wells and ten thousands of images
@@ -91,18 +91,6 @@ def whole_number(text: str, default: int) -> int | None:
         return default
     match = _WHOLE_NUMBER.fullmatch(text)
     return int(match[1]) if match and len(match[1]) <= N_DIGITS_MAX else None
-
-
-def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which `"s2"` comes before `"s10"`, whatever the length of the numbers."""
-    key = []
-    for part in _DIGITS.split(text):
-        if part and part[0] in "0123456789":
-            digits = part.lstrip("0")
-            key.append((0, len(digits), digits))
-        elif part:
-            key.append((1, 0, part))
-    return tuple(key)
 
 
 def well_at(row: str, column: str, first_row: int = 1, first_column: int = 1) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cytolake.screens.plate import Problem, SiteImage
-from cytolake.screens.positions import natural_order, well_order
+from cytolake.screens.positions import well_order
+from cytolake.storage.natural_order import natural_order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cytolake.screens import storage
 from cytolake.screens.acquisitions import ImageOf, Runs, choose_runs
 from cytolake.screens.channel_assays import ambiguous_names, names_otherwise
 from cytolake.screens.channel_names import ARROW, canonical, canonical_names, fold, renamed
@@ -31,10 +30,11 @@ from cytolake.screens.layouts.listed_images import hold_against_listing
 from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map, wells_of_plate
 from cytolake.screens.positions import is_position
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
 from cytolake.screens.stacks import Pages, expand_stacks
 from cytolake.screens.unlisted_files import report_unlisted
 from cytolake.screens.well_labels import declare_labels
+from cytolake.storage import files as storage
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 AUTO, REGEX = "auto", "regex"
 PLATE_MAPS = ("platemap.csv", "platemap.tsv")

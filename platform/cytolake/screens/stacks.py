@@ -18,7 +18,7 @@ from cytolake.screens.images.tiff_stacks import TiffStack, opened_stack
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
 from cytolake.screens.plate import Plate, Problem, Reader, SiteImage
 from cytolake.screens.site_groups import site_order
-from cytolake.screens.storage import is_uri
+from cytolake.storage.files import is_uri
 
 Pages = Literal["", "channels", "planes", "times"]
 """What the pages of a TIFF are that has no metadata of its own: empty, nothing is assumed."""

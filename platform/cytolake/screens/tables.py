@@ -14,7 +14,7 @@ from typing import Any
 
 from cytolake.screens.label_vocabulary import nfc
 from cytolake.screens.plate import Problem, ScreenError
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods are zip files; .xls is a compound file
 _BLANK = ' \r\t,;"'

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from cytolake.screens.images.ome_metadata import GROUP_FILES
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import well_name
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"

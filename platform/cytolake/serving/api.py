@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 
 import cytolake
 from cytolake.catalog import CatalogError
-from cytolake.catalog.qc.verdicts import QcConfig, qc_profile
 from cytolake.performance_prediction.catalog_queries import family_of
+from cytolake.qc.verdicts import QcConfig, qc_profile
 from cytolake.serving.decoding import ARRAY_MEDIA_TYPE, PIXEL_MEDIA_TYPES, DecodedCrops
 from cytolake.serving.explorer import explorer_router, page_folder
 from cytolake.serving.follower import Loaded

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from cytolake.catalog import Catalog, CatalogError
+from cytolake.qc.crop_verdicts import QC_COLUMNS
 from cytolake.screens.plate_format import PLATE_FORMATS
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError
 from cytolake.serving.projections import Computing, Method, Points, Projections
-from cytolake.serving.quality import QC_COLUMNS
 from cytolake.serving.rendering import ChannelView, contrast, parse_views, png, render, sheet
 from cytolake.serving.selections import as_csv, as_curation
 from cytolake.serving.service import Service

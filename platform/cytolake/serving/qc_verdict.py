@@ -18,10 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, channel_vocabulary, table_contract
-from cytolake.catalog.qc.metrics import METRICS, measure_site
-from cytolake.catalog.qc.newest import newest_of
-from cytolake.catalog.qc.rules import QcRule
-from cytolake.catalog.qc.verdicts import QcProfile, profile_of
+from cytolake.qc.metrics import METRICS, measure_site
+from cytolake.qc.newest import newest_of
+from cytolake.qc.rules import QcRule
+from cytolake.qc.verdicts import QcProfile, profile_of
 from cytolake.serving.problems import ServingError
 
 

@@ -23,12 +23,12 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
-from cytolake.catalog.qc.newest import newest_qc
-from cytolake.catalog.qc.verdicts import profile_of
+from cytolake.qc.crop_verdicts import add_quality, failed_verdicts, rule_counts
+from cytolake.qc.newest import newest_qc
+from cytolake.qc.verdicts import profile_of
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
-from cytolake.serving.quality import add_quality, failed_verdicts, rule_counts
 from cytolake.serving.unit_vectors import unit_vectors
 
 ROW_TABLES = ("crops", "plates", "wells")

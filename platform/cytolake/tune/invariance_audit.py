@@ -22,14 +22,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import (
-    MIN_GROUPS,
-    WellCounts,
-    balanced_accuracy,
-    few_groups_interval,
-    resampled_scores,
-    standard_error,
-)
 from cytolake.benchmark.linear_probe import FittedProbe, ProbeConfig, linear_probe, make_splits
 from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import SplitBy, classes_in_both
@@ -42,6 +34,14 @@ from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
 from cytolake.models.crops import CropBatch
 from cytolake.packs.pack import Pack
+from cytolake.statistics.intervals import (
+    MIN_GROUPS,
+    WellCounts,
+    balanced_accuracy,
+    few_groups_interval,
+    resampled_scores,
+    standard_error,
+)
 from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 
 Progress = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from cytolake.benchmark.perturbation_signal.shares import share_of
+from cytolake.statistics.shares import share_of
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 1), (0, 40), (3, 40), (40, 40), (1, 2), (712, 5000)])

@@ -15,8 +15,8 @@ from cytolake.benchmark.leaderboard import leaderboard
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog.ingest.published_wells import import_wells
-from cytolake.embed.external import ExternalTable, import_embeddings
-from cytolake.line.leaderboard_page import write_leaderboard
+from cytolake.exchange.external import ExternalTable, import_embeddings
+from cytolake.reports.leaderboard_page import write_leaderboard
 from cytolake.screens.positions import name_of_well
 
 DIM, N_GENES, N_CONTROLS, N_PLATES = 24, 60, 20, 4

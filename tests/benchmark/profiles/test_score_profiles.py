@@ -24,7 +24,7 @@ from cytolake.embed.align import align_representation
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.kept import load_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
-from cytolake.line.leaderboard_page import encoder_name
+from cytolake.reports.leaderboard_page import encoder_name
 from cytolake.screens.positions import name_of_well
 
 CONFIG = ProfileBenchmarkConfig(draws=99, seeds=(0, 1))

@@ -31,8 +31,8 @@ from cytolake.benchmark.transcriptomics.signal_targets import write_targets
 from cytolake.catalog import Catalog
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.ids import content_id
-from cytolake.line.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
-from cytolake.line.transcriptomics_page import write_transcriptomics
+from cytolake.reports.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
+from cytolake.reports.transcriptomics_page import write_transcriptomics
 
 CONFIG = BenchmarkConfig(
     embedding=EmbeddingConfig(n_components=10, random_width=16),

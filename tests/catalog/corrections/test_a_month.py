@@ -6,12 +6,12 @@ import pytest
 from tests.catalog.small_plate import CONFIG, write_plate
 
 import cytolake.catalog
-from cytolake.catalog.check import check_catalog
 from cytolake.catalog.corrections import annotate, replace_plate, retract
+from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.screens.plate_map import read_plate_map
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.sources import label_plate
+from cytolake.storage.source_folder import SourceFolder
 
 OF_HISTORY = {
     *("plate_id", "site_id", "crop_id", "acquisition", "id_names", "edition", "wells_edition", "sites_edition"),

@@ -11,8 +11,8 @@ from tests.catalog.small_plate import commit, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import CatalogError, table_contract
-from cytolake.catalog.check import check_catalog
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename
+from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.tables import Catalog
 
 

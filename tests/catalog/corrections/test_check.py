@@ -8,8 +8,8 @@ import pytest
 from tests.catalog.small_plate import stage, write_plate
 
 from cytolake.catalog import CatalogError, ids, table_contract
-from cytolake.catalog.check import check_catalog
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename
+from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.catalog.tables import Catalog
 

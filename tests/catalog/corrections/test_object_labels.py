@@ -10,8 +10,8 @@ import pytest
 from tests.catalog.small_plate import commit, write_plate
 
 from cytolake.catalog import Catalog
-from cytolake.catalog.check import check_catalog
 from cytolake.catalog.corrections import annotate_objects, purge, rename, retract
+from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.labelled_units import UNIT, labelled_units
 from cytolake.catalog.stale import corrected_since

@@ -13,8 +13,8 @@ from tests.catalog.older_catalog import as_first_release
 from tests.catalog.small_plate import CONFIG, write_plate
 
 import cytolake.catalog
-from cytolake.catalog.check import check_catalog
 from cytolake.catalog.corrections import annotate, list_catalog_plates, rename, replace_plate, restore, retract
+from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.catalog.stale import stale_artefacts
 

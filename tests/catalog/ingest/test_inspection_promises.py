@@ -14,8 +14,8 @@ from tests.catalog.small_plate import CONFIG, commit
 
 import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.catalog.ingest.screen_problems import quarantine_of_screens
-from cytolake.screens.inspection import inspect_screen
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates, list_screen
 

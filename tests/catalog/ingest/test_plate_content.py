@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.screens import storage
 from cytolake.screens.plate import Plate, SiteImage
-from cytolake.screens.storage import StorageError
+from cytolake.storage import files as storage
+from cytolake.storage.files import StorageError
 
 FILES = {
     "P1/B02/1.tif": b"dna",

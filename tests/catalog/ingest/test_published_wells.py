@@ -14,8 +14,8 @@ from cytolake.catalog import Catalog, CatalogError, ids
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import ingest_plates
 from cytolake.catalog.ingest.published_wells import import_wells
-from cytolake.catalog.qc.verdicts import QcConfig, judge_sites
 from cytolake.catalog.visibility import INGESTED_TABLES
+from cytolake.qc.verdicts import QcConfig, judge_sites
 
 ROWS = [
     {"well": "a1", "gene": "TP53", "guide": "TP53_1", "dose": None, "control": "", "SMILES": ""},

@@ -17,7 +17,7 @@ from cytolake.catalog import CatalogError
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.staging import Staging
-from cytolake.screens.storage import file_system
+from cytolake.storage.files import file_system
 
 
 def part(value: int) -> pa.Table:

@@ -10,8 +10,8 @@ import tifffile
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.screens.images.focus import MEASURES, FocusChoice, PlaneFocus, focus_of, measure_focus, sharpest_plane
-from cytolake.screens.inspection import inspect_screen
 from cytolake.screens.sources import ScreenSource
 
 SIZE, N_PLANES = 160, 9

@@ -9,12 +9,12 @@ import pytest
 import tifffile
 from scipy.ndimage import gaussian_filter
 
-from cytolake.screens import storage
 from cytolake.screens.images import image_files
 from cytolake.screens.images.focus import focus_of
 from cytolake.screens.images.image_files import read_shape
 from cytolake.screens.images.pixels import read_site, resolve_sharpest, site_image
 from cytolake.screens.plate import ScreenError, SiteImage
+from cytolake.storage import files as storage
 
 GREY = {"photometric": "minisblack"}
 LAYOUTS = {

@@ -8,8 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
+from cytolake.catalog.ingest.inspection import inspect_screen, render
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.inspection import inspect_screen, render
 from cytolake.screens.layouts.class_folders import try_class_folders
 from cytolake.screens.plate import Plate, ScreenError
 from cytolake.screens.positions import well_position

@@ -4,7 +4,7 @@ import pytest
 
 from cytolake.catalog.declared import layout_presets
 from cytolake.screens.layouts import screen_files, try_layout
-from cytolake.screens.source_folder import SourceFolder
+from cytolake.storage.source_folder import SourceFolder
 
 
 def trials(folder):

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval, mean_of_groups
 from cytolake.benchmark.perturbation_signal.correlations import Codes, Floats, correlated_rows
 from cytolake.catalog.ids import content_id
+from cytolake.statistics.intervals import Interval, mean_of_groups
 
 ROWS_AT_ONCE = 1024
 LEAST_SPREAD = 1e-9

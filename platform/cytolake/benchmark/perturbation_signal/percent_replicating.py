@@ -23,9 +23,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytolake.benchmark.perturbation_signal.correlations import Codes, Floats, correlated_rows, rows_of_perturbations
-from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.catalog.ids import content_id
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.shares import Share, share_of
 
 TIE = 1e-9
 ATTEMPTS = 10

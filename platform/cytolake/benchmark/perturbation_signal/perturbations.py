@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.statistics.consistency import MIN_ROWS as MIN_ROWS_CONSISTENCY
 from cytolake.statistics.consistency import NOT_TESTED, consistency_tests
 from cytolake.statistics.false_discovery import benjamini_hochberg
@@ -33,6 +32,7 @@ from cytolake.statistics.magnitude import MIN_ROWS as MIN_ROWS_MAGNITUDE
 from cytolake.statistics.magnitude import magnitude_tests
 from cytolake.statistics.named_null import p_values_against
 from cytolake.statistics.random_subsets import MIN_PLACEMENTS
+from cytolake.statistics.shares import Share, share_of
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

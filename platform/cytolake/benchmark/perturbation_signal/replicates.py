@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.intervals import MIN_GROUPS, ROUNDING, Interval
 from cytolake.catalog.ids import content_id
+from cytolake.statistics.intervals import MIN_GROUPS, ROUNDING, Interval
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
-from cytolake.benchmark.perturbation_signal.shares import Share
 from cytolake.benchmark.profiles.aggregation import aggregated
 from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
@@ -22,6 +20,8 @@ from cytolake.benchmark.profiles.feature_table import FeatureTable
 from cytolake.benchmark.profiles.gene_sets import GeneSets, knocked_out
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.relation_files import Relations, rename
+from cytolake.statistics.intervals import Interval
+from cytolake.statistics.shares import Share
 
 Floats = NDArray[np.float64]
 Score = dict[str, Any]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from cytolake.benchmark.compound_gene import MAX, CompoundGeneConfig, compound_gene_activity
-from cytolake.benchmark.intervals import mean_of_groups
-from cytolake.benchmark.perturbation_signal.shares import share_of
 from cytolake.benchmark.profiles.aggregation import aggregated
 from cytolake.benchmark.profiles.asked import Asked, Score, gene_profiles, kept, score
 from cytolake.benchmark.relations.clusters import cluster_tests
+from cytolake.statistics.intervals import mean_of_groups
+from cytolake.statistics.shares import share_of
 
 SIGNIFICANT_Q = 0.05
 

@@ -25,7 +25,7 @@ from scipy import stats
 from cytolake.benchmark.profiles.asked import Asked, Score, finite
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.unit_scores import MIN_UNITS
-from cytolake.screens.positions import natural_order
+from cytolake.storage.natural_order import natural_order
 
 PLATE_METRICS: Mapping[str, tuple[str, ...]] = {
     "relations": ("recall_05_95", "recall_10_90"),

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
 from cytolake.benchmark.relations.cosine_blocks import (
     BlockMap,
     Floats,
@@ -31,6 +30,7 @@ from cytolake.benchmark.relations.cosine_blocks import (
 )
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.catalog.ids import content_id
+from cytolake.statistics.intervals import Interval
 
 Thresholds = tuple[float, float]
 ALL, IN_NULL = "all", "in_null"

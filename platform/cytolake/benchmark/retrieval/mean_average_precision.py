@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval, mean_of_groups
 from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO, TIE, exact_null, is_exact, sampled_null
 from cytolake.benchmark.retrieval.pairs import Metadata, as_table, column, column_codes, joint_codes
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.intervals import Interval, mean_of_groups
 
 Floats = NDArray[np.float64]
 

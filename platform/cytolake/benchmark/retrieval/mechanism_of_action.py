@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval, mean_of_groups
 from cytolake.benchmark.retrieval.average_precision import unit_vectors
+from cytolake.statistics.intervals import Interval, mean_of_groups
 
 Protocol = Literal["NSC", "NSCB"]
 

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import Interval
-from cytolake.benchmark.perturbation_signal.shares import Share, share_of
 from cytolake.benchmark.retrieval.average_precision import average_precision
 from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_groups, mean_average_precision
 from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO
 from cytolake.benchmark.retrieval.pairs import Metadata, PairRules, as_table, column_codes
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.intervals import Interval
 from cytolake.statistics.match_tests import match_tests
+from cytolake.statistics.shares import Share, share_of
 
 CONTROL_OF_ITS_OWN = "_control_row"
 

@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytolake.benchmark.intervals import MIN_GROUPS
 from cytolake.benchmark.transcriptomics.batch_mixing import PERPLEXITY, ilisi
 from cytolake.benchmark.transcriptomics.embeddings import DRAWN_BY_SEED, EmbeddingConfig, Vectors, embed
 from cytolake.benchmark.transcriptomics.known_relations import HIGH, LOW, known_relation_recall
@@ -63,6 +62,7 @@ from cytolake.benchmark.transcriptomics.separability import (
 from cytolake.benchmark.transcriptomics.signal_targets import Targets
 from cytolake.embed.alignment.held_out_controls import hold_out_controls
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.intervals import MIN_GROUPS
 from cytolake.statistics.named_null import p_values_against
 
 Floats = NDArray[np.float64]

@@ -21,9 +21,9 @@ from cytolake.catalog.tables import Catalog
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map
 from cytolake.screens.positions import is_position, well_order
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.sources import check_label_columns, label_plate
 from cytolake.screens.well_labels import declare_labels
+from cytolake.storage.source_folder import SourceFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

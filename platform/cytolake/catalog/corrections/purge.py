@@ -21,7 +21,7 @@ from cytolake.catalog.ingest.staging import remove_folder
 from cytolake.catalog.plate_commits import plate_application
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import PLATE_TABLES, VISIBLE
-from cytolake.screens.storage import file_system
+from cytolake.storage.files import file_system
 
 LOG = "_delta_log"
 _KEPT = ("plate_id", "screen", "plate", "acquisition", "id_names", "pixels_hash")

@@ -21,7 +21,7 @@ from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import VISIBLE
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.sources import ScreenSource, default_batch
-from cytolake.screens.storage import is_uri
+from cytolake.storage.files import is_uri
 
 LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
 LABELS_FOLDER = "labels"

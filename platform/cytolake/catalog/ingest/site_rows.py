@@ -10,9 +10,9 @@ import numpy as np
 
 from cytolake.catalog import ids
 from cytolake.catalog.errors import CatalogError
-from cytolake.catalog.qc.metrics import foreground_shares, measure_site, measure_with_windows
-from cytolake.screens.crop_grid import crop_grid as crop_grid
-from cytolake.screens.crop_grid import finite_crops, smaller_than_crop
+from cytolake.cropping.grid import crop_grid as crop_grid
+from cytolake.cropping.grid import finite_crops, smaller_than_crop
+from cytolake.qc.metrics import foreground_shares, measure_site, measure_with_windows
 from cytolake.screens.images.image_files import STORAGE_FAILED
 from cytolake.screens.images.pixels import correct, read_recorded
 from cytolake.screens.plate import Problem, ScreenError, SiteImage

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from cytolake.catalog.errors import CatalogError
-from cytolake.screens.storage import file_system, is_uri
+from cytolake.storage.files import file_system, is_uri
 
 SUFFIX = ".arrow"
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")

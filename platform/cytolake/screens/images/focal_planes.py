@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from cytolake.screens.plate import Plate, SiteImage
-from cytolake.screens.positions import natural_order
 from cytolake.screens.site_groups import site_order
+from cytolake.storage.natural_order import natural_order
 
 Planes = Literal["keep", "max", "sharpest"]
 """keep: every plane is a site. max: the maximum over the planes. sharpest: the plane that is most in focus."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cytolake.screens.channel_names import canonical, fold
 from cytolake.screens.plate import Plate, Problem, SiteImage
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 OFF = "none"
 """Value of `ScreenSource.illumination` that leaves aside what a table names, too."""

@@ -22,7 +22,7 @@ import tifffile
 from cytolake.screens.images import jpeg2000
 from cytolake.screens.images.image_errors import ImageFileError as ImageFileError
 from cytolake.screens.images.tiff_pages import image_page
-from cytolake.screens.storage import is_of_storage, open_file
+from cytolake.storage.files import is_of_storage, open_file
 
 PIXEL_KINDS = "uif"
 STORAGE_FAILED = "storage_failed"

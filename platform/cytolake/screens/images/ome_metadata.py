@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytolake.screens.length_units import micrometres
-from cytolake.screens.storage import UnreachableError, read_each
+from cytolake.storage.files import UnreachableError, read_each
 
 METADATA_BYTES_MAX = 16 * 2**20  # a plate of 1,536 wells has 100 KB
 GROUP_FILES = ("zarr.json", ".zattrs")

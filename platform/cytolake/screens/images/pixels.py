@@ -29,7 +29,7 @@ from cytolake.screens.images.image_files import (
 )
 from cytolake.screens.images.tiff_stacks import read_stack_planes
 from cytolake.screens.plate import Problem, Reader, ScreenError, SiteImage
-from cytolake.screens.storage import StoredFile, is_uri, stored_file
+from cytolake.storage.files import StoredFile, is_uri, stored_file
 
 if TYPE_CHECKING:
     from cytolake.screens.images.zarr_images import ZarrImage

@@ -33,7 +33,7 @@ from zarr.registry import register_codec
 from cytolake.screens.images.image_files import ImageFileError, Window, one_line
 from cytolake.screens.images.missing_chunks import ChunksRead, fill_value_text
 from cytolake.screens.images.ome_metadata import image_facts, lengths, level_of, read_arrays, read_groups
-from cytolake.screens.storage import is_uri, read_part
+from cytolake.storage.files import is_uri, read_part
 
 CODEC = "cytolake-bounded"
 COMPRESSORS = ("blosc", "zstd", "gzip", "zlib", "lz4")

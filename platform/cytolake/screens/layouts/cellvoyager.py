@@ -14,8 +14,8 @@ from cytolake.screens.layouts.paths import without_lone_planes
 from cytolake.screens.layouts.xml_elements import XmlElement, XmlRefusedError, xml_elements
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import site_name, well_at, whole_number
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
-from cytolake.screens.storage import UnreachableError
+from cytolake.storage.files import UnreachableError
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.plate_format import ASSIGNED_FORMATS
 from cytolake.screens.positions import name_of_well, well_name
 from cytolake.screens.site_groups import site_order
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 LAYOUT = "class-folders"
 N_PLATES = 4

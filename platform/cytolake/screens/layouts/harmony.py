@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
 from cytolake.screens.length_units import micrometres
 from cytolake.screens.plate import Problem
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
-from cytolake.screens.storage import UnreachableError
+from cytolake.storage.files import UnreachableError
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
 """The usual names, which come before others."""

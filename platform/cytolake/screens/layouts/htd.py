@@ -12,7 +12,7 @@ from itertools import product
 from cytolake.screens.metaseries import read_htd
 from cytolake.screens.plate_format import N_COLUMNS_MAX, N_ROWS_MAX
 from cytolake.screens.positions import name_of_well, whole_number
-from cytolake.screens.source_folder import SourceFolder
+from cytolake.storage.source_folder import SourceFolder
 
 HTD_SUFFIX = ".htd"
 _GRID_MAX = 1024  # sites along one side, wavelengths

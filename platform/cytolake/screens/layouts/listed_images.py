@@ -23,9 +23,9 @@ from cytolake.screens.listings import (
 )
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.positions import site_name, well_at, well_name
-from cytolake.screens.source_folder import PathRefusedError, SourceFolder
-from cytolake.screens.storage import UnreachableError
 from cytolake.screens.tables import read_table
+from cytolake.storage.files import UnreachableError
+from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 _INDEX = re.compile(r"(?:.*/)?index(?:[._-][a-z0-9._-]*)?\.xml", re.IGNORECASE)
 _SITE_COLUMNS = ("site", "field", "fov")

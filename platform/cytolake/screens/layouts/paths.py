@@ -13,9 +13,9 @@ from cytolake.screens.layouts.harmony import read_harmony_channels
 from cytolake.screens.layouts.preset import PLACES, PathRule, WellTable, template_names
 from cytolake.screens.plate import Plate, Problem
 from cytolake.screens.positions import site_name, well_at, well_name, whole_number
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import read_table
 from cytolake.screens.well_facts import Conflict, Place, facts_of_wells, with_conflicts
+from cytolake.storage.source_folder import SourceFolder
 
 Groups = dict[str, str]
 

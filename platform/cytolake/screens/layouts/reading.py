@@ -15,8 +15,8 @@ from cytolake.screens.layouts.preset import LayoutPreset, PathRule
 from cytolake.screens.layouts.wide_tables import NO_TABLE, find_tables, list_by_tables
 from cytolake.screens.ome_zarr import list_zarr_plates
 from cytolake.screens.plate import Plate, Problem, ScreenError
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import read_header
+from cytolake.storage.source_folder import SourceFolder
 
 INDEX = "index.csv"
 _NOT_PORTABLE = re.compile(r"\\|\A[A-Za-z]:/|\A[A-Za-z]:\Z")  # C:/x is a path of Windows

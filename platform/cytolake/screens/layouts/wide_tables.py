@@ -13,9 +13,9 @@ from cytolake.screens.layouts.preset import TableRule, template_names
 from cytolake.screens.path_prefixes import below_screen
 from cytolake.screens.plate import Plate, Problem, ScreenError
 from cytolake.screens.positions import site_name, well_at, well_name, whole_number
-from cytolake.screens.source_folder import SourceFolder
 from cytolake.screens.tables import TableRow, read_header, read_table
 from cytolake.screens.well_facts import Conflict, facts_of_wells, with_conflicts
+from cytolake.storage.source_folder import SourceFolder
 
 _ImagePlace = tuple[str, str, str, str, str]
 """Well, site, timepoint, focal plane, channel."""

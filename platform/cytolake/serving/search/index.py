@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from cytolake.qc.crop_verdicts import QC_COLUMNS
 from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
-from cytolake.serving.quality import QC_COLUMNS
 from cytolake.serving.search.approximate import Cells, nearest_approximately
 from cytolake.serving.search.nearest import Rows, nearest
 from cytolake.serving.search.sites import Sites

@@ -1,0 +1,191 @@
+"""What differs between two curations: crops that came in, crops that went, and which rule it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cytolake.catalog.tables import Catalog
+from cytolake.curation.rules import CurationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOT_THERE = "not in the catalog then"
+SHOWN = 15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurationDiff:
+    """Two curations compared crop by crop."""
+
+    first: dict[str, Any]
+    """Row of curation_runs."""
+    second: dict[str, Any]
+    n_both: int
+    """Crops that both keep."""
+    added: tuple[str, ...]
+    """Ids of crops that the second keeps and the first does not, in order."""
+    removed: tuple[str, ...]
+    """Ids of crops that the first keeps and the second does not, in order."""
+    added_by_reason: dict[str, int]
+    """Why the first had excluded the crops added, largest first."""
+    removed_by_reason: dict[str, int]
+    """Why the second excludes the crops removed, largest first."""
+    by_plate: dict[str, tuple[int, int]]
+    """Plate to crops added and removed, where any were; most changed first."""
+    by_perturbation: dict[str, tuple[int, int]]
+    """Perturbation to crops added and removed, where any were; most changed first."""
+    rules: tuple[str, ...]
+    """Rules with other values, or there in one of the two only, as `rule.key: first -> second`."""
+    tables: tuple[str, ...]
+    """Tables that were read at other versions, as `table: first -> second`."""
+
+    def render(self, console: Console) -> None:
+        """Print the differences for people."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        for name, run in (("first", self.first), ("second", self.second)):
+            console.print(
+                f"[bold]{name:<7}[/]{escape(run['curation'])} {run['curation_id'][:12]}  "
+                f"{run['curated_at']:%Y-%m-%d %H:%M} UTC  keeps {run['n_kept']:,} of {run['n_considered']:,} crops"
+            )
+        console.print(f"both keep {self.n_both:,}; {len(self.added):,} added, {len(self.removed):,} removed")
+        for title, lines in (("rules", self.rules), ("tables read", self.tables)):
+            for line in lines:
+                console.print(f"  [dim]{title}[/] {escape(line)}")
+        for title, counts in (
+            ("added: excluded before by", self.added_by_reason),
+            ("removed by", self.removed_by_reason),
+        ):
+            if counts:
+                shown = Table(title, "crops", box=None, header_style="dim", pad_edge=False)
+                shown.columns[1].justify = "right"
+                for reason, n in list(counts.items())[:SHOWN]:
+                    shown.add_row(escape(reason), f"{n:,}")
+                console.print(shown)
+        for title, pairs in (("plate", self.by_plate), ("perturbation", self.by_perturbation)):
+            if pairs:
+                shown = Table(title, "added", "removed", box=None, header_style="dim", pad_edge=False)
+                for column in shown.columns[1:]:
+                    column.justify = "right"
+                for name, (added, removed) in list(pairs.items())[:SHOWN]:
+                    shown.add_row(escape(name) or "[dim]none[/]", f"{added:,}", f"{removed:,}")
+                if len(pairs) > SHOWN:
+                    shown.add_row(f"[dim]and {len(pairs) - SHOWN} more[/]", "", "")
+                console.print(shown)
+
+
+def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
+    """Compare two curations.
+
+    Args:
+        catalog: Holds both.
+        first: Id, the first 6 digits of it or more, or a name: then the newest of that name.
+        second: The same. The same name twice compares the newest with the one before it.
+
+    Raises:
+        CurationError: No such curation, or an ambiguous start of an id; lists those that are there.
+    """
+    runs = (
+        catalog.table("curation_runs").sort_by([("curated_at", "descending"), ("curation_id", "ascending")]).to_pylist()
+    )
+    old, new = _find(runs, first), _find(runs, second)
+    if first == second and old["curation"] == first:
+        earlier = [run for run in runs if run["curation"] == first]
+        if len(earlier) < 2:
+            raise CurationError(f"curation {first}: there is only one, {new['curation_id']}. Give another id or name.")
+        old = earlier[1]
+    changed = catalog.sql(
+        "SELECT crop_id, coalesce(b.is_kept, false) AS is_added, "
+        f"coalesce(CASE WHEN coalesce(b.is_kept, false) THEN a.reason ELSE b.reason END, '{NOT_THERE}') AS reason "
+        f"FROM (SELECT * FROM curations WHERE curation_id = '{old['curation_id']}') a FULL JOIN "
+        f"(SELECT * FROM curations WHERE curation_id = '{new['curation_id']}') b USING (crop_id) "
+        "WHERE coalesce(a.is_kept, false) <> coalesce(b.is_kept, false) ORDER BY crop_id"
+    )
+    n_both = catalog.sql(
+        "SELECT count(*) AS n FROM curations a JOIN curations b USING (crop_id) WHERE a.is_kept AND b.is_kept AND "
+        f"a.curation_id = '{old['curation_id']}' AND b.curation_id = '{new['curation_id']}'"
+    )
+    rows = changed.to_pylist()
+    return CurationDiff(
+        first=old,
+        second=new,
+        n_both=n_both.column(0)[0].as_py(),
+        added=tuple(row["crop_id"] for row in rows if row["is_added"]),
+        removed=tuple(row["crop_id"] for row in rows if not row["is_added"]),
+        added_by_reason=_by_reason(rows, is_added=True),
+        removed_by_reason=_by_reason(rows, is_added=False),
+        by_plate=_by_column(catalog, changed, "c.plate"),
+        by_perturbation=_by_column(catalog, changed, "w.perturbation"),
+        rules=tuple(_changed_rules(json.loads(old["spec"]), json.loads(new["spec"]))),
+        tables=tuple(_changed_values(json.loads(old["table_versions"]), json.loads(new["table_versions"]), "")),
+    )
+
+
+def _find(runs: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
+    """The run of an id, or the newest of a name; runs come newest first."""
+    exact = [run for run in runs if wanted in (run["curation_id"], run["curation"])]
+    found = exact or [run for run in runs if len(wanted) >= 6 and run["curation_id"].startswith(wanted)]
+    if exact or len(found) == 1:
+        return found[0]
+    listed = "; ".join(
+        f"{run['curation_id']} ({run['curation']}, {run['curated_at']:%Y-%m-%d %H:%M})" for run in runs[:10]
+    )
+    raise CurationError(
+        f"curation {wanted}: {len(found) or 'none'} with this id or name. There are: {listed or 'none'}. "
+        "Curate first: jobs/curate.py."
+    )
+
+
+def _by_reason(rows: list[dict[str, Any]], *, is_added: bool) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row["is_added"] == is_added:
+            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _by_column(catalog: Catalog, changed: Any, column: str) -> dict[str, tuple[int, int]]:
+    counts = catalog.sql(
+        f"SELECT coalesce({column}, '') AS label, count(*) FILTER (is_added) AS added, "
+        "count(*) FILTER (NOT is_added) AS removed FROM changed_crops JOIN crops c USING (crop_id) "
+        "LEFT JOIN wells w ON w.well_id = c.well_id GROUP BY label ORDER BY count(*) DESC, label",
+        changed_crops=changed,
+    ).to_pylist()
+    return {row["label"]: (row["added"], row["removed"]) for row in counts}
+
+
+def _changed_rules(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    lines = _changed_values({"seed": first["seed"]}, {"seed": second["seed"]}, "")
+    old, new = _by_rule(first["steps"]), _by_rule(second["steps"])
+    for rule in [*old, *(rule for rule in new if rule not in old)]:
+        if rule not in new or rule not in old:
+            lines.append(
+                f"{rule}: {'not there' if rule not in old else 'there'} -> {'there' if rule in new else 'gone'}"
+            )
+        else:
+            lines += _changed_values(old[rule], new[rule], f"{rule}.")
+    common = [rule for rule in old if rule in new]
+    if common != [rule for rule in new if rule in old]:
+        lines.append(f"order: {', '.join(old)} -> {', '.join(new)}")
+    return lines
+
+
+def _by_rule(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Steps under their rule's name; the second of a rule is `rule 2`."""
+    named: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        n = 1 + sum(other["rule"] == step["rule"] for other in named.values())
+        named[step["rule"] if n == 1 else f"{step['rule']} {n}"] = step
+    return named
+
+
+def _changed_values(first: dict[str, Any], second: dict[str, Any], prefix: str) -> list[str]:
+    return [
+        f"{prefix}{key}: {first.get(key, 'none')} -> {second.get(key, 'none')}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]

@@ -1,0 +1,56 @@
+"""The catalog that a command works on: `--root`, `CYTOLAKE_ROOT`, or that of the recipe in the working directory."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from cytolake.pipeline.config import DEFAULT_ROOT
+
+RECIPE_FILE = "cytolake.yaml"
+"""Taken where no recipe is named and the working directory has it; `cytolake init` writes it."""
+
+
+def root_here() -> str:
+    """Root of the recipe file of the working directory, else DEFAULT_ROOT; a broken file is the jobs' to report."""
+    try:
+        given = yaml.safe_load(Path(RECIPE_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return DEFAULT_ROOT
+    root = given.get("root") if isinstance(given, dict) else None
+    return root if isinstance(root, str) and root else DEFAULT_ROOT
+
+
+def of_command(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    """The root that was given, also to the group, as in `cytolake plates --root R retract P`; else that of here."""
+    name = parameter.name or ""
+    if not _is_default(context, name):
+        return value
+    group = context.parent
+    return root_here() if group is None or _is_default(group, name) else str(group.params[name])
+
+
+def _is_default(context: Any, name: str) -> bool:
+    source = context.get_parameter_source(name)  # of Typer's own copy of Click, so it is compared by its name
+    return source is None or source.name == "DEFAULT"
+
+
+Root = Annotated[
+    str,
+    typer.Option(
+        envvar="CYTOLAKE_ROOT",
+        help=f"Catalog root, or the URI of its tables; by default the root of {RECIPE_FILE} here, where there is one.",
+        callback=of_command,
+    ),
+]
+
+
+def job_options(root: str) -> str:
+    """What a job needs on its command line to work on this catalog, with a space before it; empty where it finds it."""
+    if Path(RECIPE_FILE).is_file():
+        return "" if Path(root_here()).absolute() == Path(root).absolute() else f" --set root={shlex.quote(root)}"
+    return f" --recipe RECIPE --set root={shlex.quote(root)}"

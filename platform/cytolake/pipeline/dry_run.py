@@ -1,0 +1,34 @@
+"""`pretrain --dry-run`: what the recipe's training would cost, on the pack that it would take or on none."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+import cytolake.catalog
+from cytolake.catalog import CatalogError
+from cytolake.packs.pack import Pack
+from cytolake.pipeline.config import Line
+from cytolake.pipeline.stages import MissingInputError, built_pack
+from cytolake.train.dry_run import dry_run, dry_run_tables
+
+
+def pretrain_dry_run(line: Line, console: Console) -> None:
+    """Print parameters, memory, speed, GPU-hours and the FSDP plan; nothing is started and nothing written."""
+    pack, why = _pack(line)
+    shown = (
+        f"none yet [dim]{escape(why)}[/]"
+        if pack is None
+        else escape(f"{pack.pack_id}, {pack.n_crops:,} crops: {pack.path}")
+    )
+    console.print(f"[bold]{escape(line.name)}[/]  [dim]pack[/] {shown}\n")
+    console.print(dry_run_tables(dry_run(line.pretrain, pack=pack)))
+
+
+def _pack(line: Line) -> tuple[Pack | None, str]:
+    """The pack that `pretrain` would train on, or why there is none."""
+    try:
+        catalog = cytolake.catalog.open(line.root_path)
+        return built_pack(line, catalog, for_training=bool(line.hold_out_plates)), ""
+    except (CatalogError, MissingInputError) as error:
+        return None, str(error)
