@@ -17,7 +17,8 @@ import pytest
 from hypothesis import settings
 
 # The same cases on every machine, so that a change is judged by what it changed; `make fuzz` looks for new ones.
-settings.register_profile("same_cases", derandomize=True)
+settings.register_profile("same_cases", derandomize=True, max_examples=20)
+settings.register_profile("all_cases", derandomize=True, max_examples=100)  # of `make test-all`
 settings.register_profile("new_cases", max_examples=3000, print_blob=True)
 settings.load_profile("same_cases")
 
@@ -47,10 +48,10 @@ def checkout() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The real screens beside the checkout; a test that needs them is skipped where they are not."""
+    """The real screens next to the checkout; a test that needs them is skipped where they are not."""
     folder = CHECKOUT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the real screens are not beside this checkout")
+        pytest.skip("the real screens are not next to this checkout")
     return folder
 
 
