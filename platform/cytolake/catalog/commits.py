@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -192,8 +192,7 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
     Raises:
         CatalogError: Other writers kept this one out for about 20 seconds, or the table cannot be written.
     """
-    quoted = [value.replace("'", "''") for value in sorted(values)]
-    listed = ", ".join(f"'{value}'" for value in quoted)
+    predicate = _one_of(column, sorted(values))
     for attempt in range(ATTEMPTS):
         table = open_table(path)
         if table is None:
@@ -202,7 +201,7 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
             if table.to_pyarrow_dataset().count_rows(filter=pc.field(column).isin(sorted(values))) == 0:
                 return 0
             commit = CommitProperties(app_transactions=[Transaction(each, FORGOTTEN) for each in sorted(forget)])
-            deleted = table.delete(f"{column} in ({listed})", commit_properties=commit)
+            deleted = table.delete(predicate, commit_properties=commit)
             return int(deleted["num_deleted_rows"] or 0)
         except CommitFailedError as error:
             if attempt == ATTEMPTS - 1:
@@ -252,8 +251,13 @@ def _predicate(table: DeltaTable, replaced: Replaced) -> str | None:
     """None where there is nothing to replace: Delta plans an append in a fraction of the time."""
     if table.to_pyarrow_dataset().count_rows(filter=pc.field(replaced.column).isin(replaced.values)) == 0:
         return None
-    listed = ", ".join(f"'{value}'" for value in replaced.values)
-    return f"{replaced.column} in ({listed})"
+    return _one_of(replaced.column, replaced.values)
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    """Condition for delta-rs, which takes no parameters."""
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} in ({listed})"
 
 
 def _back_off(attempt: int) -> None:

@@ -94,7 +94,7 @@ def check_curation(catalog: Catalog, curation_id: str) -> None:
     Raises:
         CatalogError: One was; says which, and what to run.
     """
-    runs = catalog.table("curation_runs", where=f"curation_id = '{curation_id}'").to_pylist()
+    runs = catalog.table("curation_runs", where="curation_id = ?", parameters=[curation_id]).to_pylist()
     changed = corrected_since(catalog, json.loads(runs[0]["table_versions"])) if runs else {}
     if changed:
         why, name = next(iter(changed.values()))

@@ -17,7 +17,7 @@ from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.plate_commits import PlateCommits
-from cytolake.catalog.query import parse_query, run_query
+from cytolake.catalog.query import Parameters, parse_query, run_query
 from cytolake.catalog.visibility import (
     DERIVED_TABLES,
     PLATE_TABLES,
@@ -183,14 +183,21 @@ class Catalog(PlateCommits):
         return versions
 
     def table(
-        self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
+        version: int | None = None,
     ) -> pa.Table:
         """Read one table, or part of it.
 
         Args:
             name: As in catalog/tables/.
             columns: Only these, in this order.
-            where: SQL condition on its columns; may hold subqueries of other tables.
+            where: SQL condition on its columns, such as `plate = $plate`; may hold subqueries of other tables.
+            parameters: Values of `$name`, or of each `?` in order, in `where`: `{"plate": "P1"}`.
             version: Delta version of this table. For a table of plates' parts, which plates show is as of today, or as
                 of `at(...)`, which pins every table.
 
@@ -214,7 +221,7 @@ class Catalog(PlateCommits):
         else:
             selected = ", ".join(f'"{column}"' for column in names)
             query = parse_query(f'SELECT {selected} FROM "{name}" WHERE (\n{where}\n)')
-            found = run_query(query, self._datasets(query.tables, {name: version}))
+            found = run_query(query, self._datasets(query.tables, {name: version}), parameters)
         return pa.Table.from_arrays([found.column(i).cast(field.type) for i, field in enumerate(wanted)], schema=wanted)
 
     def find_crops(
@@ -247,24 +254,32 @@ class Catalog(PlateCommits):
         return find_crops(self, plates, wells, perturbations, qc_id, columns)
 
     def to_pandas(
-        self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
+        version: int | None = None,
     ) -> pd.DataFrame:
         """`table(...)` as a pandas frame."""
-        frame: pd.DataFrame = self.table(name, columns=columns, where=where, version=version).to_pandas()
+        table = self.table(name, columns=columns, where=where, parameters=parameters, version=version)
+        frame: pd.DataFrame = table.to_pandas()
         return frame
 
-    def sql(self, query: str, **views: Any) -> pa.Table:
+    def sql(self, query: str, *, parameters: Parameters | None = None, **views: Any) -> pa.Table:
         """Run one SELECT over the catalog's tables with DuckDB.
 
         Args:
             query: May name every table of the catalog and every view. It can read nothing else and write nothing.
+            parameters: Values of `$name`, or of each `?` in order, in the query. Put values here, not into the text.
             views: More tables by name: Arrow tables, pandas frames, Arrow datasets. They hide a table of that name.
 
         Raises:
             CatalogError: Not one SELECT, a function that is not allowed, or DuckDB's reason.
         """
         parsed = parse_query(query)
-        return run_query(parsed, {**self._datasets(parsed.tables - views.keys(), {}), **views})
+        return run_query(parsed, {**self._datasets(parsed.tables - views.keys(), {}), **views}, parameters)
 
     def append(self, name: str, rows: Rows, *, transaction: str) -> bool:
         """Append rows in one atomic commit.

@@ -87,8 +87,9 @@ def score_profiles(
         ValueError: No such representation or no profiles, a file of the config that cannot be read, chromosome arms of
             too few genes, or features of other wells.
     """
-    listed = ", ".join(f"'{each}'" for each in representation_ids) or "''"
-    found = catalog.table("representations", where=f"representation_id in ({listed})").to_pylist()
+    found = catalog.table(
+        "representations", where="representation_id in $ids", parameters={"ids": list(representation_ids)}
+    ).to_pylist()
     taken = {row["representation_id"] for row in found if row["pooling"] in config.poolings}
     ids = [each for each in dict.fromkeys(representation_ids) if each in taken]
     if not ids:
@@ -105,8 +106,8 @@ def score_profiles(
     features = read_feature_table(catalog, Path(config.features), wells) if config.features else None
     known = (*(repr(each) for each in relations), gene_sets.identity, *([features.identity] if features else []))
     protocol = content_id(repr(asdict(config)), wells.identity, *known)
-    protocols = ", ".join(f"'{each}'" for each in (protocol, _decoding(protocol, statistics_id)))
-    there = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
+    protocols = [protocol, _decoding(protocol, statistics_id)]
+    there = catalog.table("scores", where="protocol in $protocols", parameters={"protocols": protocols}).to_pylist()
     done = {row["representation_id"] for row in there}
     todo = [each for each in ids if each not in done]
     as_they_are = replace(config, alignments=("none",))
