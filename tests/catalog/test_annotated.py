@@ -99,10 +99,12 @@ def test_annotations_are_columns_in_place_of_one_text(tmp_path):
     assert obs["Metadata_efficacy"].tolist() == ["", "0.5"]
 
 
-def test_an_unknown_or_empty_representation_is_told_with_what_is_there(catalog):
-    with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2: "):
+def test_an_unknown_or_empty_representation_is_refused_with_what_is_there(catalog):
+    with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2, the newest: "):
         catalog.to_anndata("r2")
-    with pytest.raises(CatalogError, match=r"representation other: no rows in profiles"):
+    with pytest.raises(CatalogError, match=r"none given\): not in the table"):
+        catalog.to_anndata([])
+    with pytest.raises(CatalogError, match=r"representation other has no rows in the table profiles"):
         catalog.to_anndata("other", level="well")
 
 

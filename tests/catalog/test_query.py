@@ -109,7 +109,7 @@ def test_a_value_with_quotes_is_data_and_never_sql(catalog):
     several = catalog.to_pandas("scores", where="label IN $names", parameters={"names": tuple(names[:2])})
     assert sorted(several["label"]) == names[:2]
     assert catalog.table("scores", where="label IN $names", parameters={"names": []}).num_rows == 0
-    with pytest.raises(CatalogError, match="query failed: .*[Pp]arameter"):
+    with pytest.raises(CatalogError, match=r"query failed: .*[Pp]arameter"):
         catalog.table("scores", where="label = $name", parameters={"other": "P1"})
     assert delete_rows(f"{catalog.place}/tables/scores", "label", ["O'Brien"]) == 1
     assert sorted(catalog.table("scores")["label"].to_pylist()) == sorted(names[1:])

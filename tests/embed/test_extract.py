@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.embed.every_block import every_block
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
 from cytolake.catalog.ids import representation_id
 from cytolake.embed import extract
-from cytolake.embed.extract import EmbedConfig, EmbedCrops, VectorGroup, embed_crops, embed_pack, groups_of
+from cytolake.embed.crop_vectors import EmbedCrops, VectorGroup, groups_of
+from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.embed.pixel_statistics import VARIANTS, PixelStatistics
 from cytolake.models import (
     POOLINGS,
@@ -74,13 +76,13 @@ def embedded(mixed: SmallScreen, local_ray: None) -> tuple[SmallScreen, list[dic
     trained = next(extract._sources(mixed.catalog, mixed.pack, {"trained": mixed.checkpoints["trained"]}, "run0"))
     actor = EmbedCrops(str(mixed.pack.path), {"trained": trained.checkpoint}, None, 1, False)
     extract._append(mixed.catalog, mixed.pack, [trained], actor(pa.table({"row": np.asarray([4])})))
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     config = EmbedConfig(minibatch_size=5, actors=1, megabytes_per_append=1)
     rows = embed_pack(
-        mixed.catalog, mixed.pack, mixed.checkpoints, config, lambda _, done, total: told.append((done, total)),
+        mixed.catalog, mixed.pack, mixed.checkpoints, config, lambda _, done, total: reported.append((done, total)),
         run_id="run0",
     )  # fmt: skip
-    assert told[-1] == (mixed.pack.n_crops, mixed.pack.n_crops)
+    assert reported[-1] == (mixed.pack.n_crops, mixed.pack.n_crops)
     return mixed, rows
 
 
@@ -105,7 +107,7 @@ def test_stored_vectors_are_those_of_the_encoder_and_of_the_pixels(embedded):
     images = small.pack.read(everything)
     channels = [small.pack.channels(int(row)) for row in everything]
     for kind in ("trained", "untrained"):
-        computed = embed_crops(load_encoder(small.checkpoints[kind]), images, channels)
+        computed = every_block(load_encoder(small.checkpoints[kind]), images, channels)
         for row in rows:
             if row["kind"] == kind:
                 place = POOLINGS.index(row["pooling"]) * 2 + row["block"]
@@ -157,7 +159,7 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
     images = small.pack.read(np.arange(small.pack.n_crops))
     for row in new:
         encoder = load_encoder(small.checkpoints[row["kind"]])
-        expected = embed_crops(encoder, images, [CHANNELS] * len(images), ("channel_mean",))[:, row["block"]]
+        expected = every_block(encoder, images, [CHANNELS] * len(images), ("channel_mean",))[:, row["block"]]
         found = vectors_of(small, row["representation_id"])
         np.testing.assert_allclose(found, expected, atol=1e-5)
         mean = next(

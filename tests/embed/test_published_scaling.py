@@ -19,7 +19,8 @@ from torch.nn import functional
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.curation.curate import CurateConfig, curate
-from cytolake.embed.extract import EmbedConfig, embed_pack, embed_rows
+from cytolake.embed.crop_vectors import embed_rows
+from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.embed.pyfunc import ServedVectors
 from cytolake.models import VisionTransformer, collate, load_encoder, save_encoder
 from cytolake.models.published_chada import load_published_chada

@@ -24,7 +24,7 @@ FILES = {
 
 @pytest.fixture(params=["local", "s3"])
 def screen(request, tmp_path):
-    """The same screen on a disk and in a bucket, with a file beside it that must never be found."""
+    """The same screen on a disk and in a bucket, with a file next to it that must never be found."""
     if request.param == "local":
         root = tmp_path / "screen"
         for name, content in (FILES | {"../screen2/secret.tif": b"s"}).items():
@@ -98,7 +98,7 @@ def test_a_name_that_leaves_the_folder_is_refused(screen, name):
     assert not screen.exists(name)
 
 
-def test_no_name_at_all_and_a_name_that_is_not_there_are_told_apart(screen):
+def test_no_name_at_all_and_a_name_that_is_not_there_differ(screen):
     for name, problem in (
         ("", "missing_path"),
         ("  ", "missing_path"),

@@ -26,7 +26,7 @@ TYPES: dict[str, pa.DataType] = {
     "timestamp": pa.timestamp("us", tz="UTC"),
     "binary": pa.binary(),
 }
-"""Types a contract may name, beside `list<...>` of one of them."""
+"""Types that a contract may name, besides `list<...>` of one of them."""
 
 _SIGNED = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.int64()}
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())  # each fits into those after it

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_crops(catalog: Catalog, crop_ids: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-    """Pixels of each crop: (C, size, size), in the source's dtype, in the order asked for.
+    """Pixels of each crop: (C, size, size), in the source's dtype, in the order of the ids.
 
     A site is read once for all its crops, and only the rectangle that holds them.
     """

@@ -6,11 +6,14 @@ import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from pyarrow.fs import LocalFileSystem
 
 from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table
 from cytolake.catalog.declared import table_contract, table_names
@@ -24,13 +27,17 @@ from cytolake.catalog.visibility import (
     VISIBLE,
     Visibility,
     read_visibility,
+    shown_files,
     shown_part,
 )
+from cytolake.storage.atomic_write import write_text
 from cytolake.storage.files import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+    from cytolake.catalog.representations import Level
 
 PLACE_FILE = "catalog.json"
 """In a catalog's folder, where its tables lie somewhere else."""
@@ -40,7 +47,7 @@ def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog
     """Open a catalog.
 
     Args:
-        root: Its folder, with the tables in `<root>/tables` and packs and runs beside them; or `s3://bucket/prefix`,
+        root: Its folder, with the tables in `<root>/tables`, packs and runs next to them; or `s3://bucket/prefix`,
             where only tables can be: such a catalog can be queried and ingested into, packs need a folder.
         tables: With `create`: put the tables of this folder there instead, such as `s3://bucket/prefix`. The folder
             remembers it.
@@ -75,10 +82,7 @@ def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
                 "use another root."
             )
         if create:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = note.with_suffix(".part")
-            part.write_text(json.dumps({"tables": wanted}) + "\n", encoding="utf-8")
-            part.replace(note)
+            write_text(note, json.dumps({"tables": wanted}) + "\n")
         place = wanted
     return place or str(folder)
 
@@ -148,6 +152,10 @@ class Catalog(PlateCommits):
         for name in versions:
             table_contract(name)
         return Catalog(self._folder, self.place, versions)
+
+    def snapshot(self) -> Catalog:
+        """This catalog at its present versions, so that all that is read from it fits together."""
+        return self.at(self.versions()) if self.pinned is None else self
 
     def tag(self, name: str, note: str = "") -> dict[str, int]:
         """Give the catalog as it is now a name, for `at`. A tag is never moved: the same name again is refused.
@@ -319,19 +327,16 @@ class Catalog(PlateCommits):
         table = open_table(self._path(table_contract(name).name))
         return {each for each in transactions if table is not None and table.transaction_version(each) is not None}
 
-    def to_anndata(self, representation_id: str | Sequence[str], *, level: Literal["crop", "well"] = "crop") -> AnnData:
+    def to_anndata(self, representation_id: str | Sequence[str], *, level: Level = "crop") -> AnnData:
         """Embeddings with everything known about their crops or wells, for scanpy; see `annotated.to_anndata`.
 
         Args:
-            representation_id: One, or several; `champion` is the promoted one of the MLflow file in the catalog's root.
+            representation_id: One, or several: ids, names of external ones, or `champion`, the promoted one of the
+                MLflow registry in the catalog's root.
             level: One row for each crop, or for each well.
         """
         from cytolake.catalog import annotated
 
-        if representation_id == "champion":
-            from cytolake.tracking import TrackingConfig, resolve_alias  # mlflow: not to open a table
-
-            representation_id = resolve_alias(TrackingConfig().at(self.root)).representation_id
         return annotated.to_anndata(self, representation_id, level=level)
 
     def crop_pixels(self, crop_ids: Sequence[str]) -> list[np.ndarray[Any, Any]]:
@@ -372,6 +377,16 @@ class Catalog(PlateCommits):
         """One table as an Arrow dataset, for reading by columns and filters: see `pyarrow.dataset`."""
         return self._datasets(frozenset({table_contract(name).name}), {})[name]
 
+    def visible_files(self, name: str) -> tuple[ds.Dataset, pc.Expression | None]:
+        """Files of one table, not `plates`, and the condition of its visible rows where files hold others too."""
+        contract = table_contract(name)
+        is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
+        visibility = self._visibility(None) if is_filtered else None  # before the table: see `versions`
+        table = self._opened(name, None)
+        if table is None:
+            return ds.FileSystemDataset([], contract.schema, ds.ParquetFileFormat(), LocalFileSystem()), None
+        return shown_files(name, table, contract, visibility)
+
     def visibility(self) -> Visibility:
         """The table plates with rows of every state, and what is visible by it."""
         return self._visibility(None)
@@ -396,11 +411,13 @@ class Catalog(PlateCommits):
             assert visibility is not None
             return ds.dataset((visibility if version is None else self._visibility(version)).visible)
         contract = table_contract(name)
-        if version is None and self.pinned is not None:
-            table = open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
-        else:
-            table = open_table(self._path(name), version)
+        table = self._opened(name, version)
         if table is None:
             return ds.dataset(contract.empty())
         is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
         return shown_part(name, table, contract, visibility if is_filtered else None)
+
+    def _opened(self, name: str, version: int | None) -> DeltaTable | None:
+        if version is None and self.pinned is not None:
+            return open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
+        return open_table(self._path(name), version)

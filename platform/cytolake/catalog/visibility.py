@@ -99,7 +99,17 @@ def read_visibility(path: str, version: int | None) -> Visibility:
 
 
 def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility: Visibility | None) -> ds.Dataset:
-    """The visible part of a table.
+    """The visible part of a table. Args and Raises: as `shown_files`."""
+    files, condition = shown_files(name, table, contract, visibility)
+    return files if condition is None else files.filter(condition)
+
+
+def shown_files(
+    name: str, table: DeltaTable, contract: TableContract, visibility: Visibility | None
+) -> tuple[ds.FileSystemDataset, pc.Expression | None]:
+    """The files of a table that have visible rows, and the condition of these where a file may have others too.
+
+    Arrow gives no files of a dataset that a condition was put on.
 
     Args:
         name: Of the table, not `plates`.
@@ -112,7 +122,7 @@ def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility
     """
     whole = table.to_pyarrow_dataset().replace_schema(contract.schema)
     if visibility is None:
-        return whole
+        return whole, None
     judged = _judge_derived(table, visibility) if name in DERIVED_TABLES else _judge(name, table, visibility)
     hidden = {file for file, verdict in judged if verdict is False}
     is_mixed = any(verdict is None for _, verdict in judged)
@@ -121,7 +131,7 @@ def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility
     if hidden:
         kept = [fragment for fragment in whole.get_fragments() if unquote(fragment.path) not in hidden]
         whole = ds.FileSystemDataset(kept, contract.schema, whole.format, whole.filesystem)
-    return whole.filter(_condition(name, visibility)) if is_mixed else whole
+    return whole, _condition(name, visibility) if is_mixed else None
 
 
 def _check_files(

@@ -23,11 +23,12 @@ from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import NUISANCES
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.catalog.ingest.inspection import inspect_screen, render
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.catalog.stale import stale_artefacts
 from cytolake.cli.catalog import catalog as catalog_commands
 from cytolake.cli.command import bad_input_told, job_command
 from cytolake.cli.plates import plates as plates_commands
+from cytolake.cli.print_inspection import print_inspection
 from cytolake.cli.rows_out import Format, write_rows
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.packs.pack import Pack
@@ -147,7 +148,7 @@ def score(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Score the well profiles of any representations, and print the rankings that they are in."""
-    from cytolake.exchange.external import find_representation
+    from cytolake.catalog.representations import find_representation
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told():
@@ -201,7 +202,7 @@ def probe(
     """Predict a label of wells on held-out plates from any stored representation, such as an import."""
     from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
     from cytolake.benchmark.stored_probe import probe_stored
-    from cytolake.exchange.external import find_representation
+    from cytolake.catalog.representations import find_representation
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told():
@@ -399,7 +400,10 @@ def export(
         list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
     ] = None,
     model: Annotated[str, typer.Option(help="Every block and pooling of this model_id too (.h5ad).")] = "",
-    level: Annotated[Literal["well", "crop"], typer.Option(help="Profiles of wells or embeddings of crops.")] = "well",
+    level: Annotated[
+        Literal["well", "crop", "guide", "perturbation"],
+        typer.Option(help="One row for each of these; of guides and perturbations the mean of their wells (no .h5ad)."),
+    ] = "well",
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
@@ -408,8 +412,10 @@ def export(
     with bad_input_told():
         catalog = cytolake.catalog.open(root)
         ids = list(dict.fromkeys([*(representations_of(catalog, model) if model else ()), *(representation or ())]))
+        if path.suffix == ".h5ad" and level in ("guide", "perturbation"):
+            raise ValueError(f"{path}: --level {level} goes into .parquet, .csv or .csv.gz, .h5ad has wells or crops.")
         if path.suffix == ".h5ad" and ids:
-            export_anndata(catalog, ids, path, level=level)
+            export_anndata(catalog, ids, path, level="crop" if level == "crop" else "well")
         elif path.suffix == ".parquet" and len(ids) == 1:
             export_parquet(catalog, ids[0], path, level=level)
         elif path.name.lower().endswith((".csv", ".csv.gz")) and len(ids) == 1:
@@ -553,7 +559,7 @@ def align(
 
     On a cluster its parts are tasks: `ray job submit --working-dir . -- python -m cytolake.cli align ...`
     """
-    from cytolake.embed.aggregate import known_representation
+    from cytolake.catalog.representations import find_representation
     from cytolake.embed.align import align_representation
     from cytolake.embed.alignment.kept import load_alignment
 
@@ -562,7 +568,7 @@ def align(
         catalog = cytolake.catalog.open(root)
         config = apply_overrides(AlignmentConfig(variant=variant), set_ or [])
         made = align_representation(catalog, representation, config, level=level, align_by=by, progress=report)
-        row = known_representation(catalog, made)
+        row = find_representation(catalog, made)
         fitted = load_alignment(catalog.root, row["alignment_id"])
     n_controls = sum(batch.n_controls for batch in fitted.batches)
     console.print(
@@ -648,7 +654,7 @@ def inspect(
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
         else:
-            render(found, console)
+            print_inspection(found, console)
     if not found.can_ingest:
         raise typer.Exit(1)
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id, representation_id
-from cytolake.embed.aggregate import append_profiles, vectors_column
+from cytolake.catalog.representations import stored_representation, vectors_column
+from cytolake.embed.well_sums import append_profiles
 from cytolake.packs.pack import Pack
 
 CELL_COUNT = "cell_count"
@@ -36,9 +37,8 @@ def append_cell_counts(catalog: Catalog, pack: Pack) -> dict[str, Any] | None:
     """
     model = content_id(MODEL)
     identity = representation_id(model, -1, "all", pack.pack_id)
-    there = catalog.table("representations", where=f"representation_id = '{identity}'").to_pylist()
-    if there:
-        return dict(there[0])
+    if there := stored_representation(catalog, identity):
+        return there
     n_counted = _read(catalog, pack.index.select(["crop_id"]), "count(object_count) as n")["n"][0].as_py()
     if n_counted < pack.n_crops:
         return None

@@ -30,12 +30,11 @@ from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
 from cytolake.benchmark.profiles.score import ProfileScores, score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
+from cytolake.catalog.representations import ALIGNED, EXTERNAL
 from cytolake.catalog.stale import check_curation, stale_artefacts
 from cytolake.curation.curate import Curation, qc_of_curation
 from cytolake.curation.curate import curate as choose_crops
-from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.extract import embed_pack
-from cytolake.exchange.external import EXTERNAL
 from cytolake.packs.build import build_pack, find_built_pack
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.code_revision import code_revision

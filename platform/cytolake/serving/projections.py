@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cytolake.storage.atomic_write import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -203,15 +204,8 @@ def _load(path: Path, n: int) -> Any:
 
 def _save(path: Path, points_M2: Points) -> None:
     """Whole or not at all; then the maps of earlier versions of the table go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")  # not tempfile: replicas of other users read it too
-    try:
-        with part.open("xb") as file:
-            np.save(file, points_M2, allow_pickle=False)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as part, part.open("wb") as file:
+        np.save(file, points_M2, allow_pickle=False)
     name, _, version = path.stem.rpartition("-")
     for old in path.parent.glob(f"{name}-*.npy"):
         number = old.stem.removeprefix(f"{name}-")

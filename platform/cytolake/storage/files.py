@@ -23,12 +23,12 @@ from typing import Any, BinaryIO, cast
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
-ATTEMPTS_MAX = 3  # of one request; a storage that refuses connections is told after seconds
+ATTEMPTS_MAX = 3  # of one request; a storage that refuses connections is reported after seconds
 WHOLE_OBJECT_BYTES_MAX = 16 * 2**20
 """Objects up to this size are fetched in one request; larger ones are read in blocks, as far as they are needed."""
 BLOCK_BYTES = 2**20
 
-_TOGETHER = 1024  # objects asked for in one go; s3fs has 128 requests of these under way
+_TOGETHER = 1024  # objects requested at once; s3fs has 128 of these requests in flight
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _TRUE = ("1", "true", "yes", "on")
@@ -125,20 +125,20 @@ def read_part(path: str | Path, start: int, stop: int | None, limit: int) -> byt
     else:
         # a request for more than there is gives what there is
         end = start + limit + 1 if stop is None else min(stop, start + limit + 1)
-        with _told(path):
+        with _named_errors(path):
             try:
                 content = file_system(path).cat_file(str(path), start=start, end=None if start < 0 else end)
             except OSError as error:
                 if not _is_past_the_end(error):
                     raise
-                content = b""  # of an empty object no range can be asked for
+                content = b""  # an empty object has no range to request
     return _within(path, content, limit)
 
 
 def read_each(paths: Sequence[str], limit: int) -> list[bytes | OSError]:
     """Every byte of each file or object, in order, or the error that `read_bytes` would raise.
 
-    Objects are asked for side by side: one at a time, the metadata of a plate of 3,456 images take minutes.
+    Objects are requested concurrently: one at a time, the metadata of a plate of 3,456 images take minutes.
     """
     found: list[bytes | OSError] = []
     if paths and is_uri(paths[0]):
@@ -146,7 +146,7 @@ def read_each(paths: Sequence[str], limit: int) -> list[bytes | OSError]:
             names = list(paths[first : first + _TOGETHER])
             n = len(names)
             try:
-                with _told(names[0]):
+                with _named_errors(names[0]):
                     got = file_system(names[0]).cat_ranges(names, [0] * n, [limit + 1] * n, on_error="return")
             except OSError as error:
                 got = [error] * n
@@ -165,7 +165,7 @@ def _read_or_error(path: str, content: bytes | Exception, limit: int) -> bytes |
         if isinstance(content, Exception):
             if _is_past_the_end(content):
                 return b""
-            with _told(path):
+            with _named_errors(path):
                 raise content
         return _within(path, content, limit)
     except OSError as error:
@@ -202,7 +202,7 @@ def open_file(path: str | Path) -> BinaryIO:
     """
     if not is_uri(path):
         return open(path, "rb")  # noqa: PTH123 - the caller closes it; called for each of many files
-    with _told(path):
+    with _named_errors(path):
         file_system_ = file_system(path)
         size = int(file_system_.info(str(path))["size"])
         if size <= WHOLE_OBJECT_BYTES_MAX:
@@ -210,7 +210,7 @@ def open_file(path: str | Path) -> BinaryIO:
             return io.BytesIO(file_system_.cat_file(str(path)) if size else b"")
         # BLOCK_BYTES ahead of each read: strips of a TIFF lie in order
         file = file_system_.open(str(path), "rb", block_size=BLOCK_BYTES, cache_type="readahead", size=size)
-        return cast(BinaryIO, io.BufferedReader(_ToldReads(file, str(path)), BLOCK_BYTES))
+        return cast(BinaryIO, io.BufferedReader(_ReportedReads(file, str(path)), BLOCK_BYTES))
 
 
 def file_size(path: str | Path) -> int:
@@ -230,7 +230,7 @@ def stored_file(path: str | Path) -> StoredFile:
     """
     if not is_uri(path):
         return StoredFile(os.stat(path).st_size)  # noqa: PTH116 - called for every file of a screen
-    with _told(path):
+    with _named_errors(path):
         return _as_stored(file_system(path).info(str(path)))
 
 
@@ -248,7 +248,7 @@ def list_beginning_with(uri: str) -> dict[str, StoredFile]:
     """Every object whose URI begins with this one, by its URI. Otherwise as `list_objects`."""
     bucket_and_key(uri)
     folder, _, beginning = uri.partition("://")[2].rpartition("/")
-    with _told(uri):
+    with _named_errors(uri):
         found = file_system(uri).find(folder + "/", prefix=beginning, detail=True)
     # a prefix of s3fs that is itself an object comes along
     named = ((f"s3://{name}", entry) for name, entry in found.items() if entry["type"] == "file")
@@ -263,7 +263,7 @@ def list_one_level(uri: str) -> dict[str, bool]:
     """
     bucket, key = bucket_and_key(uri)
     prefix = f"{bucket}/{key}/" if key else f"{bucket}/"
-    with _told(uri):
+    with _named_errors(uri):
         try:
             entries = file_system(uri).ls(prefix, detail=True)
         except FileNotFoundError as error:
@@ -339,15 +339,15 @@ def _s3_file_system(process: int, endpoint: str, region: str, is_anonymous: bool
             "read_timeout": READ_TIMEOUT_S,
             "retries": {"max_attempts": ATTEMPTS_MAX, "mode": "standard"},
         },
-        use_listings_cache=False,  # a listing is kept by who asked for it, so that a new ingest sees new objects
+        use_listings_cache=False,  # callers cache listings themselves, so that a new ingest sees new objects
         skip_instance_cache=True,
     )
     files.retries = 1  # botocore tries again by itself, with longer and longer pauses; both would multiply
     return files
 
 
-class _ToldReads(io.RawIOBase):
-    """A file of fsspec whose read errors are told as those of `open_file` are."""
+class _ReportedReads(io.RawIOBase):
+    """A file of fsspec whose read errors become those of `open_file`."""
 
     def __init__(self, file: Any, path: str) -> None:
         self._file, self._path = file, path
@@ -365,7 +365,7 @@ class _ToldReads(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        with _told(self._path):
+        with _named_errors(self._path):
             content = self._file.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
@@ -376,7 +376,7 @@ class _ToldReads(io.RawIOBase):
 
 
 @contextmanager
-def _told(path: str | Path) -> Iterator[None]:
+def _named_errors(path: str | Path) -> Iterator[None]:
     """Turns what fsspec, s3fs and botocore raise into an OSError that names the path and says what to do."""
     from aiohttp import ClientPayloadError
     from botocore.exceptions import (

@@ -23,7 +23,7 @@ from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import classes_in_both
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.embed.extract import embed_rows
+from cytolake.embed.crop_vectors import embed_rows
 from cytolake.models import load_encoder
 from cytolake.packs.pack import Pack
 from cytolake.tune.clusterings import cluster_agreement, terciles

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cytolake.catalog import Catalog
 from cytolake.models.augment.knobs import KNOBS
 from cytolake.packs.pack import Pack
+from cytolake.storage.atomic_write import write_text
 from cytolake.tracking import TrackingConfig, start_run
 from cytolake.train.config import PretrainConfig, with_vocabulary
 from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
@@ -218,9 +219,7 @@ def train_and_ask(
     result = pretrain(pack_path, trial.pretrain, runs_root, tracking, tags=tags)
     answers = questions(result.checkpoint)
     path = result.run_folder / f"study_{questions.key}.json"
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(answers), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(answers))
     return time.monotonic() - started
 
 

@@ -176,8 +176,8 @@ def test_an_import_that_runs_beside_another_of_the_same_wells_writes_them_once(c
         return show(rows, contents_)
 
     catalog.write_plates, catalog.show_plates = write_late, show_late
-    told = "another process writes wells or images of the same plates now"
-    with nullcontext() if other == ("P1", "P2") else pytest.raises(CatalogError, match=told):
+    refused = "another process writes wells or images of the same plates now"
+    with nullcontext() if other == ("P1", "P2") else pytest.raises(CatalogError, match=refused):
         import_wells(catalog, wells_table())
     import_wells(cytolake.catalog.open(catalog.root), wells_table())
     there = sorted(catalog.table("wells")["well_id"].to_pylist())
@@ -258,6 +258,6 @@ def test_quality_control_passes_over_plates_without_images(catalog, tmp_path):
     with pytest.raises(CatalogError, match="no plate to judge"):
         judge_sites(catalog, QcConfig())
     commit(catalog, write_plate(tmp_path / "source", "P3"))
-    told = []
-    judge_sites(catalog, QcConfig(), lambda *where: told.append(where))
-    assert told == [("plates judged", 1, 1)]
+    reported = []
+    judge_sites(catalog, QcConfig(), lambda *where: reported.append(where))
+    assert reported == [("plates judged", 1, 1)]

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from tests.catalog.processes import ingest_on_full_disk, run_at_once
 from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
 
 import cytolake
@@ -120,45 +118,15 @@ def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path
     assert contents(catalog)["quarantine"] == contents(whole)["quarantine"]
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from tests.catalog.small_plate import stage, write_plate
-import cytolake.catalog
-from cytolake.catalog.ingest.plates import commit_plate
-from cytolake.catalog.ingest.plate_content import content_hash
-from tests.catalog.small_plate import CONFIG
-catalog = cytolake.catalog.open(sys.argv[1])
-plate = write_plate(Path(sys.argv[2]))
-if sys.argv[3] == "commit":
-    stage(catalog, plate)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes then fail with EFBIG, as they would with ENOSPC
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-try:
-    if sys.argv[3] == "stage":
-        stage(catalog, plate)
-    commit_plate(catalog, plate, content_hash(plate), CONFIG)
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit of file sizes here")
 @pytest.mark.parametrize(("moment", "limit"), [("stage", 2000), ("commit", 3000)])
-def test_a_disk_that_fills_up_is_told_and_nothing_shows_until_a_later_run_completes(tmp_path, moment, limit):
+def test_a_disk_that_fills_up_is_reported_and_nothing_shows_until_a_later_run_completes(tmp_path, moment, limit):
     catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
     plate = write_plate(tmp_path / "source")
-    run = subprocess.run(
-        [
-            sys.executable, "-c", FULL_DISK, str(catalog.root),
-            str(tmp_path / "source"), moment, str(limit),
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "CatalogError" in run.stdout, run.stdout
-    assert "Make " in run.stdout
+    codes, said = run_at_once(ingest_on_full_disk, [(catalog.root, tmp_path / "source", moment, limit)])
+    assert codes == [0]
+    assert "CatalogError" in said[0]
+    assert "Make " in said[0]
     assert all(not rows for name, rows in contents(catalog).items() if name != "quarantine")
     commit(catalog, plate)
     whole = cytolake.catalog.open(tmp_path / "whole", create=True)

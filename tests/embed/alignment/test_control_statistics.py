@@ -110,7 +110,7 @@ def test_every_variant_fits_from_chunks_as_from_all_rows(variant, missing):
 
 
 def test_digits_survive_a_large_offset_and_features_that_nearly_depend_on_each_other():
-    """The covariance of these rows, squared spreads of 1 beside 1e-14, would not tell the smallest direction."""
+    """The covariance of these rows, squared spreads of 1 and 1e-14, would lose the smallest direction."""
     random = np.random.default_rng(0)
     common = random.normal(size=(400, 1))
     vectors = 1e3 + common + 1e-7 * random.normal(size=(400, 3))

@@ -41,11 +41,12 @@ from cytolake.benchmark.relations.relation_files import Relations, read_aliases,
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
-from cytolake.embed.aggregate import append_group_profiles
+from cytolake.catalog.representations import ALIGNED, VectorReader
 from cytolake.embed.alignment.chromosome_arms import fit_chromosome_arms
 from cytolake.embed.alignment.fit import fit_alignment
-from cytolake.embed.alignment.kept import ALIGNED, keep_alignment
+from cytolake.embed.alignment.kept import keep_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
+from cytolake.embed.well_sums import append_group_profiles
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
@@ -206,9 +207,9 @@ def _statistics_id(catalog: Catalog, wells: Wells, packs: set[str]) -> str:
         .sort_by("created_at")
         .to_pylist()
     )
+    profiles = VectorReader(catalog, "well")
     for row in sorted(there, key=lambda row: row["pack_id"] not in packs):
-        where = f"representation_id = '{row['representation_id']}'"
-        has = catalog.table("profiles", columns=["well_id"], where=where)["well_id"].to_pylist()
+        has = profiles.columns(row["representation_id"], ["well_id"])["well_id"].to_pylist()
         if set(wells.well_id) <= set(has):
             return str(row["representation_id"])
     return ""

@@ -21,6 +21,7 @@ from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import VISIBLE
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.sources import ScreenSource, default_batch
+from cytolake.storage.atomic_write import atomic_file
 from cytolake.storage.files import is_uri
 
 LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
@@ -347,13 +348,10 @@ def _write_labels(catalog: Catalog, plate: Plate) -> str:
         columns = [name for name in columns if name != "batch"]
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{plate.screen}-{plate.plate}")
     path = folder / f"{safe[:LABELS_NAME_MAX]}-{content_id(plate.screen, plate.plate)[:8]}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([row.get(name, "") for name in columns] for row in plate.wells)
-    part.replace(path)
     return shlex.quote(str(path))
 
 

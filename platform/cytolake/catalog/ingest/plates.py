@@ -96,7 +96,7 @@ _WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a scree
 def ingest_screens(
     catalog: Catalog, sources: Sequence[ScreenSource], config: IngestConfig, progress: Progress | None = None
 ) -> IngestReport:
-    """Ingest every plate of the screens, with stains spelled as in catalog/channels.yaml where that knows them.
+    """Ingest every plate of the screens, with the stain names of catalog/channels.yaml where it knows them.
 
     Raises:
         ScreenError: A screen's folder is missing, cannot be read or holds nothing usable. The other screens were
@@ -396,12 +396,12 @@ def _stage_wells(tasks: pa.Table, *, crop_size: int) -> pa.Table:
     done = []
     for task in tasks.to_pylist():
         sites = [_site_from_json(site) for site in task["sites"]]
-        told = {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
+        result = {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
         try:
             stage_well(Staging(task["staging"]), sites, task["batch"], crop_size, PlateIds(*task["of"]))
         except CatalogError as error:  # as a row: raised here, it would reach the driver under pages of Ray's own trace
-            told["error"] = f"plate {sites[0].plate}, {error}"
-        done.append(told)
+            result["error"] = f"plate {sites[0].plate}, {error}"
+        done.append(result)
     return pa.Table.from_pylist(done, schema=_DONE)
 
 

@@ -4,7 +4,7 @@
     aligned = fitted.apply(vectors, batches)
 
 Negative controls have the same effect, none, in every batch: what differs between the controls of two batches is the
-batches, and what varies among them is no biology that the screen asks for.
+batches, and what varies among them is not the biology that the screen studies.
 
 Two facts about the published code, which differ here. With fewer controls than features, a PCA of n controls that
 keeps n components has a last one without any spread; scaled to variance 1 it blows wells up by 1e16. Components are

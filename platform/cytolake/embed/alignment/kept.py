@@ -6,14 +6,11 @@ run that was cut short and goes on elsewhere takes the numbers that it began wit
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 
 from cytolake.embed.alignment.fitted import FittedAlignment
+from cytolake.storage.atomic_write import atomic_folder, write_text
 
-ALIGNED = "aligned"
-"""`kind` in `representations` of vectors that were aligned."""
 ALIGNMENTS_FOLDER = "alignments"
 _NOTES = "fitted_for"
 
@@ -22,15 +19,8 @@ def keep_alignment(root: str | Path, fitted: FittedAlignment) -> str:
     """Save a fit below a root, unless it is there; its folder shows whole or not at all. Returns its id."""
     folder = alignment_folder(root, fitted.id)
     if not folder.is_dir():
-        part = _hidden(folder)
-        try:
+        with atomic_folder(folder) as part:
             fitted.save(part)
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process kept the same
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return folder.name
 
 
@@ -46,11 +36,7 @@ def load_alignment(root: str | Path, alignment_id: str) -> FittedAlignment:
 
 def note_alignment(root: str | Path, request: str, alignment_id: str) -> None:
     """Write down which kept fit a request led to."""
-    note = Path(root) / ALIGNMENTS_FOLDER / _NOTES / request
-    note.parent.mkdir(parents=True, exist_ok=True)
-    part = _hidden(note)
-    part.write_text(f"{alignment_id}\n", encoding="utf-8")
-    part.replace(note)
+    write_text(Path(root) / ALIGNMENTS_FOLDER / _NOTES / request, f"{alignment_id}\n")
 
 
 def noted_alignment(root: str | Path, request: str) -> str | None:
@@ -63,8 +49,3 @@ def noted_alignment(root: str | Path, request: str) -> str | None:
 def alignment_folder(root: str | Path, alignment_id: str) -> Path:
     """Where a fit is, or would be."""
     return Path(root) / ALIGNMENTS_FOLDER / alignment_id
-
-
-def _hidden(path: Path) -> Path:
-    """A name beside a path that nobody else takes."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")

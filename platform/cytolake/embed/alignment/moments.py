@@ -31,7 +31,7 @@ class Moments:
     squares: Floats
     """(D,) sum of squared deviations from the mean: the diagonal of the scatter matrix."""
     root: Floats | None
-    """(R, D) with root^T root the scatter matrix, R at most 2 D; None where only `squares` were asked for."""
+    """(R, D) with root^T root the scatter matrix, R at most 2 D; None where only `squares` are wanted."""
 
     @staticmethod
     def of_rows(rows_ND: Floats, *, full: bool) -> Moments:
