@@ -22,10 +22,10 @@ from cytolake.catalog.representations import VectorReader
 from cytolake.cli.main import app
 from cytolake.embed import align as module
 from cytolake.embed.aggregate import aggregate
-from cytolake.embed.align import align_representation, fit_representation, pieces_of
+from cytolake.embed.align import align_representation, fit_representation, planned_commits
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.fitted import FittedAlignment
-from cytolake.embed.alignment.kept import ALIGNMENTS_FOLDER, keep_alignment, load_alignment
+from cytolake.embed.alignment.stored import ALIGNMENTS_FOLDER, load_alignment, save_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
 from cytolake.embed.well_sums import append_profiles
 from cytolake.exchange.export import export_anndata, export_parquet, representations_of
@@ -178,8 +178,8 @@ def test_a_run_that_dies_anywhere_is_gone_on_with_and_doubles_nothing(tmp_path, 
             assert catalog.table("representations").num_rows == 1
             # What was fitted is kept: other hardware would fit other last digits, and write other rows.
             monkeypatch.setattr(module, "fit_representation", lambda *_, **__: pytest.fail("fitted again"))
-    pieces = list(pieces_of(VectorReader(catalog, level), identity, DIM))
-    assert n_runs == len(pieces) + (2 if level == "crop" else 1)
+    commits = list(planned_commits(VectorReader(catalog, level), identity, DIM))
+    assert n_runs == len(commits) + (2 if level == "crop" else 1)
     rows = stored(catalog, identity, level)
     found = stored(catalog, aligned, level)
     assert found[KEYS[level][1]].tolist() == rows[KEYS[level][1]].tolist()
@@ -293,11 +293,11 @@ def test_a_fit_is_kept_whole_or_not_at_all(planted, tmp_path, monkeypatch):
 
     monkeypatch.setattr(FittedAlignment, "save", dies)
     with pytest.raises(OSError, match="disk full"):
-        keep_alignment(tmp_path, fitted)
+        save_alignment(tmp_path, fitted)
     assert not list((tmp_path / ALIGNMENTS_FOLDER).iterdir())
     monkeypatch.setattr(FittedAlignment, "save", save)
     for _ in range(2):
-        assert keep_alignment(tmp_path, fitted) == fitted.id
+        assert save_alignment(tmp_path, fitted) == fitted.id
     assert [path.name for path in (tmp_path / ALIGNMENTS_FOLDER).iterdir()] == [fitted.id]
     assert load_alignment(tmp_path, fitted.id).id == fitted.id
 

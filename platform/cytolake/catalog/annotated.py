@@ -1,4 +1,4 @@
-"""Representations with everything known about their crops or wells, as one AnnData.
+"""Reads representations with all labels of their crops or wells into one AnnData.
 
 `cytolake.exchange.export` writes the same to a file, of representations that need not fit into memory together.
 """

@@ -1,4 +1,4 @@
-"""The one way rows enter a Delta table: whole, once, checked.
+"""Appends, replaces and deletes rows of Delta tables: atomically, exactly once, checked against the contract.
 
 Every commit carries an application transaction, the mark by which a repeated or restarted job finds that its rows are
 already there. Delta itself refuses two of them only when they race, so the mark is looked up before each attempt.
@@ -24,7 +24,7 @@ from cytolake.catalog.errors import CatalogError
 from cytolake.storage.files import delta_options
 
 Rows: TypeAlias = "pa.Table | Callable[[], Iterator[pa.Table]]"
-"""A table, or what gives the same tables each time it is called, one after the other: then one at once is in memory."""
+"""A table, or a function that yields tables one after the other, the same at each call: one is in memory at a time."""
 
 ATTEMPTS = 12  # with the backoff below a commit gives up after about 20 s of lost races
 FIRST_BACKOFF_S = 0.02
@@ -42,18 +42,18 @@ _CONFIGURATION = {
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Rows that go in the commit that brings others in their place."""
+    """Rows that a commit deletes and writes others in their place."""
 
     column: str
     values: tuple[str, ...]
     check: Callable[[], None]
-    """Called before they go; raises where they must stay."""
+    """Called before they are deleted; raises where they must stay."""
     always: bool = False
-    """Also where the commit's applications never wrote here before."""
+    """Delete them also where the commit's applications never wrote to this table before."""
 
 
 def create_table(path: str, contract: TableContract) -> DeltaTable:
-    """Make the table if it is not there, and give it the constraints and new columns of its contract.
+    """Create the table where it is missing, and add the constraints and new columns of its contract.
 
     Several processes may do this at once; a process killed in the middle is made good by the next call.
 
@@ -180,7 +180,7 @@ def commit_rows(
 
 
 def delete_rows(path: str, column: str, values: Collection[str], *, forget: Collection[str] = ()) -> int:
-    """Delete rows from a table, in one commit; returns how many. Versions of before still have them.
+    """Delete rows from a table, in one commit; returns how many. Older versions still have them.
 
     Args:
         path: Folder or URI of the table.

@@ -1,4 +1,4 @@
-"""From crop ids back to the pixels in their source. The catalog holds none of them."""
+"""Reads the pixels of crops from their source; the catalog itself stores no pixels."""
 
 from __future__ import annotations
 

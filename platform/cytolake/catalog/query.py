@@ -1,4 +1,4 @@
-"""SQL over Arrow data that can do nothing but read that data: no files, no network, no settings, no writing."""
+"""Runs SQL over Arrow data, restricted to reading it: no files, no network, no settings, no writing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cytolake.catalog.declared import table_names
 from cytolake.catalog.errors import CatalogError
 
 TABLE_FUNCTIONS = frozenset({"unnest", "range", "generate_series"})
-"""Table functions a query may call. The others reach files, settings or, by address, memory (`arrow_scan`)."""
+"""Table functions that a query may call. Others can read files, settings or, by address, memory (`arrow_scan`)."""
 
 Parameters: TypeAlias = Mapping[str, Any] | Sequence[Any]
 """Values of `$name`, or of each `?` in order: texts, numbers, times, or lists of these (`plate IN $plates`)."""
@@ -36,7 +36,7 @@ class ParsedQuery:
 
 @lru_cache(maxsize=1024)  # jobs and tests run the same few texts, with other parameters
 def parse_query(text: str) -> ParsedQuery:
-    """Check, by DuckDB's own parser, that the text is one SELECT that calls no table function of the forbidden kind.
+    """Check with DuckDB's own parser that the text is one SELECT that calls only allowed table functions.
 
     Raises:
         CatalogError: Not SQL, several statements, a statement other than SELECT, or a forbidden function.
@@ -103,7 +103,7 @@ def _parser() -> duckdb.DuckDBPyConnection:
 
 
 def _plain_lists(parameters: Parameters) -> dict[str, Any] | list[Any]:
-    """DuckDB takes dicts and lists, also inside."""
+    """Parameters as dict and lists: DuckDB refuses tuples."""
     if isinstance(parameters, Mapping):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
     return [list(value) if isinstance(value, tuple) else value for value in parameters]

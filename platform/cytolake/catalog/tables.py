@@ -1,4 +1,7 @@
-"""The catalog as people and jobs see it: tables to read, query and append to, and the pixels behind crops."""
+"""The catalog that people and jobs use: read, query and append to its tables, and read the pixels of crops.
+
+One class, so one file: every method is a question about the same tables.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from cytolake.catalog.representations import Level
 
 PLACE_FILE = "catalog.json"
-"""In a catalog's folder, where its tables lie somewhere else."""
+"""File in a catalog's folder that says where its tables are, if not in the folder itself."""
 
 
 def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog:
@@ -72,7 +75,7 @@ def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog
 
 
 def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
-    """The folder or URI that holds `tables/` of a catalog's folder."""
+    """Folder or URI that holds the `tables/` of a catalog."""
     note = folder / PLACE_FILE
     place = json.loads(note.read_text(encoding="utf-8"))["tables"] if note.is_file() else ""
     if wanted and wanted != place:
@@ -124,7 +127,7 @@ class Catalog(PlateCommits):
         return {name: table.version() for name, table in sorted(found.items()) if table is not None}
 
     def state(self) -> dict[str, tuple[str, int]]:
-        """Id and Delta version of every table that exists: two states with other rows are never equal.
+        """Id and Delta version of every table that exists: states with different rows differ.
 
         A table gets its id, at random, when it is made: versions alone are the same in catalogs of other screens, and
         in one that was deleted and made again.
@@ -137,7 +140,7 @@ class Catalog(PlateCommits):
         return "" if found is None else str(found.metadata().id)
 
     def at(self, versions: Mapping[str, int] | str) -> Catalog:
-        """The same catalog as it was, for reading.
+        """The same catalog at older versions, for reading.
 
         Args:
             versions: Delta version of each table, as `versions` gives them; a table that is not named is empty. Or the
@@ -158,7 +161,7 @@ class Catalog(PlateCommits):
         return self.at(self.versions()) if self.pinned is None else self
 
     def tag(self, name: str, note: str = "") -> dict[str, int]:
-        """Give the catalog as it is now a name, for `at`. A tag is never moved: the same name again is refused.
+        """Name the present versions of the tables, for `at`. A tag is never moved: a second use of the name is refused.
 
         Returns:
             The versions that the tag stands for.
@@ -241,7 +244,7 @@ class Catalog(PlateCommits):
         qc_id: str = "",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """Crops of some plates, wells or perturbations, whose sites pass QC. Reads little more than it returns.
+        """Crops of some plates, wells or perturbations whose sites pass QC. Reads little more than it returns.
 
         Every condition left empty counts as met. What is not said here can be said in SQL.
 
@@ -309,7 +312,7 @@ class Catalog(PlateCommits):
         return self._commit(name, rows, marks={transaction: 1})
 
     def rows_of_plate(self, name: str, row: Mapping[str, Any]) -> ds.Dataset:
-        """Rows of one acquisition in a table, whatever its state: those of the edition that its row names.
+        """Rows of one acquisition in a table, visible or not, of the edition that its row of `plates` names.
 
         Args:
             name: A table of plates' parts, such as wells.
@@ -323,7 +326,7 @@ class Catalog(PlateCommits):
         return shown_part(name, table, contract, Visibility(alone))
 
     def committed(self, name: str, transactions: Iterable[str]) -> set[str]:
-        """Which of some transactions `append` has committed to a table by now; also where this catalog is pinned."""
+        """The transactions that `append` has committed to a table by now, also where this catalog is pinned."""
         table = open_table(self._path(table_contract(name).name))
         return {each for each in transactions if table is not None and table.transaction_version(each) is not None}
 
@@ -388,7 +391,7 @@ class Catalog(PlateCommits):
         return shown_files(name, table, contract, visibility)
 
     def visibility(self) -> Visibility:
-        """The table plates with rows of every state, and what is visible by it."""
+        """The table `plates` with rows of every state, and which rows of other tables it makes visible."""
         return self._visibility(None)
 
     def _visibility(self, version: int | None) -> Visibility:

@@ -561,7 +561,7 @@ def align(
     """
     from cytolake.catalog.representations import find_representation
     from cytolake.embed.align import align_representation
-    from cytolake.embed.alignment.kept import load_alignment
+    from cytolake.embed.alignment.stored import load_alignment
 
     console = Console(highlight=False, soft_wrap=True)
     with bad_input_told(), cluster_session(), stage_progress("align", console) as report:

@@ -1,7 +1,7 @@
-"""A representation aligned on its negative controls becomes another one: fitted, applied and written in parts.
+"""Aligns a representation on its negative controls and writes the result as a representation of its own.
 
 Tasks of Ray (or here, to the same result) count parts of the stored rows into statistics of the controls. These are
-merged in order, and what they give is kept once below the catalog's root. Tasks again apply it to parts and append
+merged in order, and the fit is stored once below the catalog's root. Tasks again apply it to parts and append
 their rows. The row of `representations` comes last: an aligned representation that is there is whole. Memory follows
 the number of plates or batches, not the number of rows.
 
@@ -39,11 +39,11 @@ from cytolake.catalog.representations import (
 from cytolake.embed.alignment.control_statistics import ControlStatistics
 from cytolake.embed.alignment.fit import fit_alignment, fit_from_statistics
 from cytolake.embed.alignment.fitted import FittedAlignment
-from cytolake.embed.alignment.kept import (
-    keep_alignment,
+from cytolake.embed.alignment.stored import (
+    cache_alignment,
+    cached_alignment,
     load_alignment,
-    note_alignment,
-    noted_alignment,
+    save_alignment,
 )
 from cytolake.embed.alignment.variants import ROBUST, AlignmentConfig
 from cytolake.embed.alignment.well_facts import AlignBy, WellFacts, read_well_facts
@@ -59,17 +59,17 @@ Chunk = tuple[NDArray[np.float32], NDArray[np.object_], NDArray[np.bool_]]
 """(N, D) vectors, and of each row its plate or batch and whether it is a negative control."""
 
 STATISTICS_BYTES = 8_000_000_000
-"""Of the controls of all plates or batches, in all parts at once; fitting takes about twice as much again."""
+"""Most bytes of statistics of all controls, in all parts together; fitting takes about twice as much again."""
 CHUNK_BYTES = 128_000_000
-"""Vectors that are counted at once: a few rows at a time would copy the covariances of every plate for each few."""
+"""Bytes of vectors that are added to the statistics at once: each addition copies the covariances of every plate."""
 APPEND_BYTES = 128_000_000
-"""Vectors of one commit. What a commit holds is what makes its name: with another number here, a run that an older
+"""Bytes of vectors in one commit. A commit is named after its rows: with another number here, a run that an older
 cytolake left unfinished would write rows twice. It is refused then."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Row groups whose aligned rows make one commit."""
+class PlannedCommit:
+    """Row groups whose aligned rows are one commit."""
 
     groups: tuple[tuple[str, int], ...]
     """Path of a file in its table, and the number of a row group there. Files of a table never change."""
@@ -119,13 +119,13 @@ def align_representation(
     # What the fit depends on: rows of a representation do not change, what is known of wells may.
     of_wells = (f"{well} {is_control} {group}" for well, (group, is_control) in sorted(facts.items()))
     request = content_id("alignment", representation_id, level, align_by, repr(asdict(config)), *of_wells)
-    alignment_id = noted_alignment(catalog.root, request)
+    alignment_id = cached_alignment(catalog.root, request)
     if alignment_id is None:
         fitted = fit_representation(
             source, representation_id, config, level=level, align_by=align_by, progress=progress
         )
-        alignment_id = keep_alignment(catalog.root, fitted)
-        note_alignment(catalog.root, request, alignment_id)
+        alignment_id = save_alignment(catalog.root, fitted)
+        cache_alignment(catalog.root, request, alignment_id)
     # A model id of its own: the blocks of the encoder's model id are those that serving can give.
     # Groups of labelled objects are rows that the same fit did not have before.
     rows_of = (request,) if source.dataset("objects").count_rows() else ()
@@ -209,7 +209,7 @@ def statistics_of_part(
     return statistics
 
 
-def append_pieces(
+def append_aligned(
     catalog: Catalog,
     source: Catalog,
     representation_id: str,
@@ -218,9 +218,9 @@ def append_pieces(
     alignment_id: str,
     level: Level,
     align_by: AlignBy,
-    pieces: Sequence[Piece],
+    commits: Sequence[PlannedCommit],
 ) -> None:
-    """Append the aligned rows of some pieces, each in a commit; one task.
+    """Append the aligned rows of some planned commits; one task.
 
     Args:
         catalog: Where the rows go.
@@ -231,7 +231,7 @@ def append_pieces(
         alignment_id: Of the kept fit.
         level: Of the rows.
         align_by: As it was fitted.
-        pieces: Of the pinned table.
+        commits: Of the pinned table.
     """
     table, vector, _ = TABLES[level]
     contract = table_contract(table)
@@ -240,8 +240,8 @@ def append_pieces(
     reader = VectorReader(source, level)
     files = {str(file.path): file for file in reader.files(representation_id)}
     with threadpool_limits(limits=1):
-        for piece in pieces:
-            groups = (files[path].subset(row_group_ids=[number]) for path, number in piece.groups)
+        for planned in commits:
+            groups = (files[path].subset(row_group_ids=[number]) for path, number in planned.groups)
             tables = []
             for rows in reader.rows_of_groups(representation_id, groups):
                 vectors_ND, group_N, _ = _chunk(rows, representation_id, dim, facts)
@@ -251,11 +251,11 @@ def append_pieces(
                     vector: vectors_column(aligned_NK),
                 }
                 tables.append(pa.table({name: changed.get(name, rows[name]) for name in contract.schema.names}))
-            catalog.append(table, pa.concat_tables(tables), transaction=piece.transaction(table, identity))
+            catalog.append(table, pa.concat_tables(tables), transaction=planned.transaction(table, identity))
 
 
-def pieces_of(reader: VectorReader, representation_id: str, dim: int) -> Iterator[Piece]:
-    """All row groups of a representation, in order, as many in a piece as fit into one commit.
+def planned_commits(reader: VectorReader, representation_id: str, dim: int) -> Iterator[PlannedCommit]:
+    """All row groups of a representation, in order, as many in each commit as fit.
 
     Args:
         reader: Of a pinned catalog.
@@ -267,12 +267,12 @@ def pieces_of(reader: VectorReader, representation_id: str, dim: int) -> Iterato
     for file in reader.files(representation_id):
         for group in file.row_groups:
             if groups and n_bytes + 4 * dim * group.num_rows > APPEND_BYTES:
-                yield Piece(tuple(groups))
+                yield PlannedCommit(tuple(groups))
                 groups, n_bytes = [], 0
             groups.append((str(file.path), int(group.id)))
             n_bytes += 4 * dim * group.num_rows
     if groups:
-        yield Piece(tuple(groups))
+        yield PlannedCommit(tuple(groups))
 
 
 def _write_rows(
@@ -285,19 +285,19 @@ def _write_rows(
     align_by: AlignBy,
     progress: Progress | None,
 ) -> None:
-    """All rows of the aligned representation, those that are there already passed over."""
+    """Write all rows of the aligned representation that are not there yet."""
     reader = VectorReader(source, level)
     table = reader.table
     wanted = reader.count(parent["representation_id"])
     dim = int(parent["dim"])
     widest = max(dim, fitted.n_out)
-    pieces = list(pieces_of(reader, parent["representation_id"], widest))
-    done = catalog.committed(table, [piece.transaction(table, identity) for piece in pieces])
-    todo = [piece for piece in pieces if piece.transaction(table, identity) not in done]
+    commits = list(planned_commits(reader, parent["representation_id"], widest))
+    done = catalog.committed(table, [planned.transaction(table, identity) for planned in commits])
+    todo = [planned for planned in commits if planned.transaction(table, identity) not in done]
     n_parts = max(1, min(MOST_PARTS, len(todo), 4 * widest * wanted // BYTES_FOR_TASKS))
     about = (catalog, source, parent["representation_id"], dim, identity, fitted.id, level, align_by)
     tasks = ((*about, todo[part::n_parts]) for part in range(n_parts) if todo)
-    run_tasks(append_pieces, tasks, n_parts if todo else 0, "parts aligned", progress)
+    run_tasks(append_aligned, tasks, n_parts if todo else 0, "parts aligned", progress)
     written = VectorReader(catalog, level).count(identity)
     if written != wanted:
         raise RuntimeError(
@@ -308,7 +308,7 @@ def _write_rows(
 
 
 def _check_request(catalog: Catalog, config: AlignmentConfig, level: Level) -> None:
-    """What need not be read to be refused."""
+    """Refuse what can be refused without reading rows."""
     if catalog.pinned is not None:
         raise ValueError(f"{catalog!r}: pinned to old versions, so nothing can be written. Give `open(root)`.")
     if config.variant == "none":
@@ -357,14 +357,14 @@ def _parts_to_fit(
 def _fit_in_memory(
     catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, align_by: AlignBy
 ) -> FittedAlignment:
-    """On the means of all wells, in the order of their ids."""
+    """Fit on the means of all wells, in the order of their ids."""
     facts = read_well_facts(catalog, align_by)
     stored = pa.concat_tables(VectorReader(catalog, "well").rows(representation_id)).sort_by("well_id")
     return fit_alignment(*_chunk(stored, representation_id, dim, facts), config)
 
 
 def _facts_of(catalog: Catalog, representation_id: str, align_by: AlignBy) -> dict[str, tuple[str, bool]]:
-    """Of the wells of a representation, and of the groups of labelled objects there."""
+    """Plate or batch and control flag of a representation's wells and groups of labelled objects."""
     stored = VectorReader(catalog, "well").columns(representation_id, ["well_id", "plate_id"])
     if not stored.num_rows:
         raise no_vectors(find_representation(catalog, representation_id), "well")

@@ -1,4 +1,4 @@
-"""The baseline that knows how many cells there are, and nothing else: a representation of every crop of a pack.
+"""The cell-count baseline: a representation whose only information is the number of cells in the crop's site.
 
 A perturbation that kills cells, or a dense corner of a plate, is easy to recognise by the number of cells alone;
 what an encoder adds is only visible next to it (arXiv 2603.13377; Nature Communications 2026, s41467-026-68725-5). The

@@ -25,7 +25,7 @@ from cytolake.packs.pack import Pack
 
 @dataclass(frozen=True, slots=True)
 class VectorGroup:
-    """Vectors of one width that an encoder gives: poolings, outer, of blocks, inner; -1 is no block."""
+    """Vectors of one width of an encoder: poolings, outer, of blocks, inner; -1 is no block."""
 
     poolings: tuple[str, ...]
     blocks: tuple[int, ...]
@@ -37,7 +37,7 @@ class VectorGroup:
 
 
 def groups_of(encoder: Encoder, *, channel_mean: bool = False) -> list[VectorGroup]:
-    """What an encoder gives, by width: the blocks of a vision transformer are alike, the stages of a ResNet are not."""
+    """Outputs of an encoder, by width: blocks of a vision transformer have one width, stages of a ResNet several."""
     widths = encoder.config.block_widths
     blocks = {width: tuple(block for block, each in enumerate(widths) if each == width) for width in widths}
     groups = [VectorGroup(encoder.config.poolings, each) for each in blocks.values()]
@@ -45,7 +45,7 @@ def groups_of(encoder: Encoder, *, channel_mean: bool = False) -> list[VectorGro
 
 
 class EmbedCrops:
-    """What an actor does: rows of the pack in, one long vector for each encoder out."""
+    """Embeds rows of a pack in a Ray actor: one long vector for each encoder and width."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Embed every crop of a pack: one pass over the pixels gives every block and pooling of every encoder.
+"""Embeds every crop of a pack: one pass over the pixels yields every block and pooling of every encoder.
 
 Ray Data hands row numbers of the pack to actors that hold the encoders; the driver writes bounded appends to the
 `embeddings` table. Rows of `representations` come last: a representation that is there is whole.
@@ -39,7 +39,7 @@ ENCODER_KINDS = ("trained", "untrained")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
-    """How the pass over the pack is spread."""
+    """How the pass over the pack is distributed."""
 
     minibatch_size: int = 64
     """Crops in one forward pass; changes memory and speed, not the vectors."""
@@ -82,7 +82,7 @@ class _Source:
     todo: NDArray[np.int64]
     """Rows of the pack without vectors yet."""
     group: VectorGroup
-    """What of the encoder it holds, or which form of the pixel statistics."""
+    """Its poolings and blocks, or the variant of the pixel statistics."""
 
     @property
     def dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Embeddings as files that other tools read as they are: AnnData (.h5ad) and profiling tables (Parquet, CSV).
+"""Exports embeddings for other tools: AnnData (.h5ad) and profiling tables (Parquet, CSV).
 
 Shapes: N crops or wells, D features.
 """
@@ -277,7 +277,7 @@ class _CsvWriter:
 
 
 def _that_are(rows: pa.Table, units: LabelledUnits, level: Level) -> pa.Table:
-    """Rows without profiles of groups that were labelled otherwise since."""
+    """Rows without profiles of groups whose labels changed since."""
     if level == "crop" or not units.plates_with_objects:
         return rows
     outdated = units.outdated(rows["well_id"].to_pylist(), rows["plate_id"].to_pylist())
@@ -344,7 +344,7 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
 
 
 def _encoder(catalog: Catalog, row: Mapping[str, Any]) -> str:
-    """Model id of the encoder, also of what was aligned since."""
+    """Model id of the encoder, also of an aligned representation."""
     while row["kind"] == ALIGNED:
         row = find_representation(catalog, row["parent_id"])
     return str(row["model_id"])
@@ -353,7 +353,7 @@ def _encoder(catalog: Catalog, row: Mapping[str, Any]) -> str:
 def _observations(
     catalog: Catalog, reader: VectorReader, representation: Mapping[str, Any], units: LabelledUnits
 ) -> pa.Table:
-    """What is known of the crops or wells of a representation, by its row of `representations`."""
+    """Labels of the crops or wells of a representation, by its row of `representations`."""
     representation_id, level = representation["representation_id"], reader.level
     own = ["n_crops"] if level == "well" else []
     columns = list(dict.fromkeys([reader.key, "well_id", "plate_id", *own]))

@@ -1,4 +1,4 @@
-"""Published profiles of genes or perturbations: one vector for each name, of wells that nobody has here.
+"""Imports published profiles of genes or perturbations: one vector for each name, without wells.
 
 Shapes: N names, D features.
 """

@@ -1,4 +1,4 @@
-"""Screens of which wells and embeddings were published, and whose images need not be here."""
+"""Reads wells and embeddings of published screens; their images are not needed."""
 
 from __future__ import annotations
 

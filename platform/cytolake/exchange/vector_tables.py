@@ -35,7 +35,7 @@ NO_LABELS: ObjectLabels = ((), np.zeros(0, np.intp), ())
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExternalTable:
-    """Vectors of somebody else's model, and where each belongs.
+    """Vectors of another tool's model, and the crop or well of each.
 
     Raises:
         ValueError: No rows or features, vectors that are not finite, or labels that do not fit: too few, empty, or

@@ -1,4 +1,4 @@
-"""Where bytes lie: on a disk of this machine, or as objects of an S3 bucket.
+"""Reads files on a local disk and objects in an S3 bucket.
 
 A path is a local path or `s3://bucket/key`; nothing else. Endpoint, region and credentials of S3 are those of the usual
 environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...); where there are no credentials, or with
@@ -35,11 +35,11 @@ _TRUE = ("1", "true", "yes", "on")
 
 
 class StorageError(OSError):
-    """Bytes that could not be had for another reason than a missing path or a missing permission."""
+    """A read that failed for another reason than a missing path or permission."""
 
 
 class UnreachableError(StorageError):
-    """The storage does not answer, is overloaded, or the credentials ran out: it says nothing about the one file."""
+    """The storage does not answer, is overloaded, or the credentials expired: an error of all files, not of one."""
 
 
 _OF_THE_MACHINE = frozenset(
@@ -315,7 +315,7 @@ def _s3_settings() -> tuple[str, str, bool]:
 
 @lru_cache(maxsize=8)
 def _has_credentials(profile: str) -> bool:
-    """Whether a profile, a role or the machine itself has credentials; asking the machine takes up to 2 s, once."""
+    """Whether a profile, a role or the machine has credentials; a request to the machine takes up to 2 s, once."""
     import botocore.session  # type: ignore[import-untyped]
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
@@ -377,7 +377,7 @@ class _ReportedReads(io.RawIOBase):
 
 @contextmanager
 def _named_errors(path: str | Path) -> Iterator[None]:
-    """Turns what fsspec, s3fs and botocore raise into an OSError that names the path and says what to do."""
+    """Turn errors of fsspec, s3fs and botocore into an OSError that names the path and what to do."""
     from aiohttp import ClientPayloadError
     from botocore.exceptions import (
         BotoCoreError,

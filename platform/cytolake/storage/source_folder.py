@@ -1,4 +1,4 @@
-"""The folder of a screen, on a disk or in an S3 bucket, and the one rule for paths found in it: they stay below it."""
+"""The folder of a screen, on a disk or in an S3 bucket. Paths found in its files must stay below it."""
 
 from __future__ import annotations
 

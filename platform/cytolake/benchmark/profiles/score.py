@@ -44,7 +44,7 @@ from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.representations import ALIGNED, VectorReader
 from cytolake.embed.alignment.chromosome_arms import fit_chromosome_arms
 from cytolake.embed.alignment.fit import fit_alignment
-from cytolake.embed.alignment.kept import keep_alignment
+from cytolake.embed.alignment.stored import save_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.embed.well_sums import append_group_profiles
 
@@ -228,7 +228,7 @@ def _aligned(
     settings = AlignmentConfig(variant=variant, missing_controls=config.missing_controls)
     groups = wells.plate if config.align_by == "plate" else wells.batch
     fitted = fit_alignment(profiles_WD, groups, wells.is_control, settings)
-    return fitted.apply(profiles_WD, groups), keep_alignment(catalog.root, fitted)
+    return fitted.apply(profiles_WD, groups), save_alignment(catalog.root, fitted)
 
 
 def _without_arms(

@@ -1,4 +1,4 @@
-"""Advice on what to set for a screen, so that an ingest takes more of it, or takes it better."""
+"""Suggests settings of a screen's source with which an ingest finds more images, wells or stains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cytolake.storage.natural_order import natural_order
 from cytolake.storage.source_folder import SourceFolder
 
 N_FOCUS_SITES = 4
-"""Of a screen with z = sharpest: their planes are read."""
+"""Sites whose planes are read, of a screen with z = sharpest."""
 _N_PREFIX_TRIALS = 20
 _N_SHOWN = 12
 
@@ -28,7 +28,7 @@ def advice_on_source(
     vocabulary: Mapping[str, str],
     prefix: str,
 ) -> list[str]:
-    """What a user could set in the source: layout, pattern, path prefix, channel names, focal planes."""
+    """Suggestions for the source: layout, pattern, path prefix, channel names, focal planes."""
     advice = []
     if prefix:
         advice.append(
@@ -62,7 +62,7 @@ def advice_on_source(
 
 
 def prefix_that_helps(folder: SourceFolder, source: ScreenSource, problems: Sequence[Problem]) -> str:
-    """Beginning of the refused absolute paths that the screen's folder stands for: without it their rest is there."""
+    """Prefix of refused absolute paths without which they lead to files below the screen's folder; empty for none."""
     helped: Counter[str] = Counter()
     refused = [problem.file for problem in problems if problem.problem == "path_outside_screen"]
     for file in refused[:_N_PREFIX_TRIALS]:
@@ -79,7 +79,7 @@ def prefix_that_helps(folder: SourceFolder, source: ScreenSource, problems: Sequ
 
 
 def _focus_advice(plates: Sequence[Plate]) -> list[str]:
-    """On how many of some sites, whose planes are read, the measures of focus disagree."""
+    """On how many sampled sites the measures of focus disagree."""
     from cytolake.screens.images.focus import MEASURES  # scipy takes a moment to import
     from cytolake.screens.images.pixels import choose_plane
 

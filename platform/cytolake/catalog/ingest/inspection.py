@@ -1,4 +1,4 @@
-"""What a folder holds, before anything is written: which layout fits, what an ingest would take, and what it would not.
+"""Inspects the folder of a screen: which layout fits, what an ingest would take and what it would refuse.
 
 Names, tables and metadata are read as an ingest reads them; so are the pixels of a few sites, of small plates of all.
 """
@@ -54,11 +54,11 @@ class ChannelFound:
     """One channel name of the source."""
 
     found: str
-    """As the source spells it."""
+    """Name in the source."""
     name: str
-    """As the catalog will have it."""
+    """Name in the catalog."""
     is_known: bool
-    """Whether catalog/channels.yaml has it; an encoder has no identity of its own for other stains."""
+    """Whether catalog/channels.yaml has it; to an encoder all other stains are one unknown stain."""
     n_sites: int
 
 
@@ -71,7 +71,7 @@ class ColumnFound:
     """`label gene`, `place`, `annotation`, or `nothing` where all its cells are empty."""
     n_plates: int
     n_values: int
-    """Different values, of the plate with the most."""
+    """Distinct values, of the plate with the most."""
     example: str
 
 
@@ -85,20 +85,20 @@ class PlateFound:
     n_wells: int
     """Wells with images or in the plate map."""
     n_sites: int
-    """Sites that an ingest would have rows of: those listed, less those that were looked at and cannot be read."""
+    """Sites that an ingest would add: those listed, without the sampled ones that cannot be read."""
     n_timepoints: int
     n_planes: int
     """Focal planes of the site with the most; 1 where the source names no planes."""
     wells_in_map: int
-    """Wells of which the plate map, or the table that lists the images, says something."""
+    """Wells with labels, in the plate map or in the table that lists the images."""
     wells_with_images_in_map: int
     pixel_size_um: float | None
     sizes: tuple[str, ...]
     """Height x width and pixel type of the sampled images, the most frequent first; empty where none was sampled."""
     n_crops: int
-    """Crops, if the other sites are like those that were read; 0 where none was."""
+    """Crops, estimated from the sites that were read; 0 where none was."""
     n_bytes: int
-    """Bytes of pixels that an ingest decodes, on the same condition."""
+    """Bytes of pixels that an ingest would decode, estimated in the same way."""
     n_problems: int
 
 
@@ -124,13 +124,13 @@ class Inspection:
     plates: tuple[PlateFound, ...]
     channels: tuple[ChannelFound, ...]
     columns: tuple[ColumnFound, ...]
-    """What is said about wells, and what each column of it becomes."""
+    """Columns with facts about wells, and what each becomes."""
     problems: tuple[ProblemFound, ...]
     crop_size: int
     advice: tuple[str, ...]
-    """What could be set to have more, or to have it better."""
+    """Settings with which an ingest would find more."""
     source: dict[str, Any]
-    """The fields of `ScreenSource` that give these plates, without those that have their default."""
+    """Fields of the `ScreenSource` that lists these plates, without those at their default."""
 
     @property
     def can_ingest(self) -> bool:

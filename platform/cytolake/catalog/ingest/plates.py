@@ -1,10 +1,12 @@
-"""Ingest: every pixel of a plate is read once, and rows go into the catalog. Pixels stay in their source.
+"""Ingests plates: reads every pixel once and writes rows into the catalog. Pixels stay in their source.
 
 Ray Data reads wells side by side; a worker holds one site at a time and stages the rows of each well (see `staging`).
 When a plate's last well is staged, the driver commits it: one transaction for each table, streamed from the staged
 files, `plates` last. Rows of a plate show only once `plates` has it, so a run that is killed leaves nothing to be
 seen, and the next one goes on with the wells that are missing. Memory is that of the sites in work, whatever the
 screen's size.
+
+One file: which plates are read, and how, is one sequence of steps from the listing to the report.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.sources import ScreenSource, list_screen
 
 Progress = Callable[[str, int, int], None]
-"""What is worked on, how much is done, how much there is."""
+"""Called with a unit of work, the number done and the total."""
 
 _DONE = pa.schema([("plate", pa.int64()), ("well", pa.string()), ("n_sites", pa.int64()), ("error", pa.string())])
 _TEXT = pa.schema([(name, pa.string()) for name in Problem.__dataclass_fields__])  # of a problem, in its order
@@ -58,8 +60,8 @@ class IngestConfig:
     sites_per_task: int = 32
     """A Ray task reads wells, one site after the other, until it has about so many sites; towards the end, fewer."""
     verify: Literal["mtime", "checksum"] = "mtime"
-    """How a plate that is in the catalog is held against its files: by names, sizes and modification times, its pixels
-    read again only where a time differs; or always by the checksums of its pixels, which takes as long as an ingest."""
+    """How a plate in the catalog is compared with its files: by names, sizes and modification times (a file with another
+    time is read again), or by checksums of all pixels, which takes as long as an ingest."""
 
     def __post_init__(self) -> None:
         for name in ("crop_size", "sites_per_task"):
@@ -74,17 +76,17 @@ class IngestReport:
     """What an ingest did."""
 
     ingested: tuple[str, ...]
-    """Ids of plates that came into the catalog."""
+    """Ids of plates that were added."""
     skipped: tuple[str, ...]
     """Ids of plates that were there already, unchanged."""
     refused: tuple[Problem, ...]
-    """Plates that are there with other content, under the same name twice, or no longer where they were."""
+    """Plates that are in the catalog with other content, that occur twice, or that moved."""
     n_sites: int
     n_crops: int
     n_quarantined: int
-    """Rows that the ingested plates, and what is wrong with their screens, put into quarantine."""
+    """Rows added to `quarantine`, for the ingested plates and their screens."""
     left_out: tuple[Problem, ...] = ()
-    """Plates that were retracted or purged, and stay so."""
+    """Plates that were retracted or purged and stay hidden."""
     without_sites: tuple[str, ...] = ()
     """Names, as screen/plate, of plates that came in without a single readable site, now or before; not among
     `ingested` or `skipped`."""
@@ -298,7 +300,7 @@ def _settle(
     refused: list[Problem],
     without_sites: list[str],
 ) -> None:
-    """Report a known plate; where it is the same in other files, remember these, so that no pixel is read again."""
+    """Report a known plate; where its files changed and its pixels did not, store the new hashes."""
     if found.problem is not None:
         refused.append(found.problem)
         return

@@ -1,4 +1,4 @@
-"""Wells of a published table: rows of `wells` and `plates` for a screen whose images are not here.
+"""Imports wells from a published table: rows of `wells` and `plates` of a screen without images.
 
 Embeddings that others publish come with a table that says what was done to each well, and benchmarks of profiles need
 no more. The wells of a plate come in together, and all plates of a table in one transaction for each catalog table,
@@ -39,7 +39,7 @@ class _PlateOfWells:
     rows: list[dict[str, Any]]
     """Of `wells`."""
     problems: list[Problem]
-    """Cells that were not understood: each well is there without that label."""
+    """Cells that could not be parsed: their wells lack that label."""
     content_hash: str
 
 

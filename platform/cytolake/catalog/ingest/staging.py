@@ -1,4 +1,4 @@
-"""What workers have read of a plate, well by well, until the plate is whole and committed.
+"""Stores the rows that workers read of a plate, well by well, until the plate is committed.
 
 One file for each well, in a folder named after the plate and its content: a run that was killed goes on with the wells
 that have no file. A file appears whole or not at all. Nothing here shows in the catalog.

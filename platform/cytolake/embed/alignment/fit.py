@@ -1,4 +1,4 @@
-"""Fit an alignment of embeddings on the negative controls.
+"""Fits an alignment of embeddings on the negative controls.
 
     fitted = fit_alignment(vectors, batches, is_control, AlignmentConfig(variant="tvn_vcb"))
     aligned = fitted.apply(vectors, batches)
@@ -86,7 +86,7 @@ def fit_alignment(
 
 
 def fit_from_statistics(statistics: ControlStatistics, config: AlignmentConfig) -> FittedAlignment:
-    """Fit on what was collected over chunks of rows: as `fit_alignment` on all of them.
+    """Fit on statistics collected over chunks of rows: as `fit_alignment` on all of them.
 
     Args:
         statistics: From `ControlStatistics.for_config` with the same config.

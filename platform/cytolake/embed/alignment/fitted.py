@@ -1,4 +1,4 @@
-"""An alignment that has been fitted: applied to vectors, saved, loaded, named by its content.
+"""A fitted alignment: applied to vectors, saved and loaded; its id is a hash of its content.
 
 Shapes: M rows, B batches, D features in, K features out.
 """
@@ -91,7 +91,7 @@ class Whitening:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchFit:
-    """What one batch gave to the fit."""
+    """The rows of one batch that the fit used."""
 
     name: str
     n_controls: int
@@ -118,7 +118,7 @@ class FittedAlignment:
 
     @property
     def id(self) -> str:
-        """Hash of the config, of what it was fitted on and of every number: equal ids do equal things."""
+        """Hash of the config, the batches and every number: alignments of one id are equal."""
         return content_id(
             FORMAT, json.dumps(self._description(), sort_keys=True), *(f"{n}:{_digest(a)}" for n, a in self._named())
         )

@@ -1,7 +1,7 @@
-"""Fitted alignments below the root of a catalog: each is there once, under the id of its content.
+"""Stores fitted alignments below the root of a catalog: each once, under the id of its content.
 
-Other hardware adds up to other last digits, and so to another id. What was fitted for a request is therefore noted: a
-run that was cut short and goes on elsewhere takes the numbers that it began with.
+Sums differ in the last digits on other hardware, and so do ids. The fit of a request is therefore cached: a run that
+was interrupted and continues elsewhere uses the numbers that it began with.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ ALIGNMENTS_FOLDER = "alignments"
 _NOTES = "fitted_for"
 
 
-def keep_alignment(root: str | Path, fitted: FittedAlignment) -> str:
-    """Save a fit below a root, unless it is there; its folder shows whole or not at all. Returns its id."""
+def save_alignment(root: str | Path, fitted: FittedAlignment) -> str:
+    """Save a fit below a root, unless it is there; its folder appears whole or not at all. Returns its id."""
     folder = alignment_folder(root, fitted.id)
     if not folder.is_dir():
         with atomic_folder(folder) as part:
@@ -25,7 +25,7 @@ def keep_alignment(root: str | Path, fitted: FittedAlignment) -> str:
 
 
 def load_alignment(root: str | Path, alignment_id: str) -> FittedAlignment:
-    """Read what `keep_alignment` saved.
+    """Read a fit that `save_alignment` saved.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -34,13 +34,13 @@ def load_alignment(root: str | Path, alignment_id: str) -> FittedAlignment:
     return FittedAlignment.load(alignment_folder(root, alignment_id))
 
 
-def note_alignment(root: str | Path, request: str, alignment_id: str) -> None:
-    """Write down which kept fit a request led to."""
+def cache_alignment(root: str | Path, request: str, alignment_id: str) -> None:
+    """Remember the stored fit of a request."""
     write_text(Path(root) / ALIGNMENTS_FOLDER / _NOTES / request, f"{alignment_id}\n")
 
 
-def noted_alignment(root: str | Path, request: str) -> str | None:
-    """Id of the kept fit that a request led to; None where there is none (any more)."""
+def cached_alignment(root: str | Path, request: str) -> str | None:
+    """Id of the stored fit of a request; None where there is none (any more)."""
     note = Path(root) / ALIGNMENTS_FOLDER / _NOTES / request
     alignment_id = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
     return alignment_id if alignment_id and alignment_folder(root, alignment_id).is_dir() else None
