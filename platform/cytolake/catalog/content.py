@@ -15,8 +15,7 @@ from cytolake.catalog.ids import content_id
 from cytolake.catalog.tables import Catalog
 
 OF_PIXELS = ("plates", "qc_metrics", "sites")
-"""Tables whose rows change with the pixels: names and sizes of files, and statistics of every site and channel, computed
-from all pixels."""
+"""Tables whose rows change with the pixels: they hold sizes of files, and statistics of every pixel of a site."""
 
 _LEFT_OUT = {
     "plates": {

@@ -45,7 +45,7 @@ def test_two_plates_whose_names_read_the_same_are_never_mixed_up(tmp_path):
     assert (renamed["screen"], renamed["plate"], catalog.table("plates").num_rows) == ("A", "D", 2)
 
 
-@pytest.mark.parametrize("name", ["it's", 'q"uote', "é ü", "a" * 300, "x\ny", "%_[]*", "'); DROP TABLE plates;--"])
+@pytest.mark.parametrize("name", ["it's a q\"uote", "a" * 300, "x\ny %_[]*é", "'); DROP TABLE plates;--"])
 def test_every_correction_takes_every_name(tmp_path, name):
     catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
     commit(catalog, named(write_plate(tmp_path / "source", "x"), "S", name))

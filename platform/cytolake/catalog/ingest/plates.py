@@ -60,8 +60,8 @@ class IngestConfig:
     sites_per_task: int = 32
     """A Ray task reads wells, one site after the other, until it has about so many sites; towards the end, fewer."""
     verify: Literal["mtime", "checksum"] = "mtime"
-    """How a plate in the catalog is compared with its files: by names, sizes and modification times (a file with another
-    time is read again), or by checksums of all pixels, which takes as long as an ingest."""
+    """How a plate in the catalog is compared with its files: by names, sizes and modification times (where a time
+    differs, pixels are read again), or by checksums of all pixels, which takes as long as an ingest."""
 
     def __post_init__(self) -> None:
         for name in ("crop_size", "sites_per_task"):
