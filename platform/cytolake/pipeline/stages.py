@@ -258,10 +258,14 @@ def pipeline(line: Line, console: Console) -> None:
         console.print(f"[bold]{name:<9}[/]{escape(place)}")
 
 
-JOBS = (
-    *(ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, report, predict_performance),
-    pipeline,
-)
+JOBS = {
+    job.__name__: job
+    for job in (
+        *(ingest, curate, pretrain, embed, probe, sweep, study, benchmark, promote, report, predict_performance),
+        pipeline,
+    )
+}
+"""By the name that `cytolake.cli.jobs` gives it."""
 
 
 def run_pipeline(line: Line, console: Console) -> PipelineResult:
