@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.cli.jobs import JOBS, job_command
-from cytolake.pipeline import stages
+from cytolake.pipeline import stages, steps
 from cytolake.recipes import build_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -128,8 +128,8 @@ def test_a_stage_after_curate_builds_no_pack(job, tmp_path, monkeypatch):
     """A pack may be terabytes: it is built by `curate`, and by nothing that was meant to read it."""
     curated(tmp_path, ("first", "default"))
     built(tmp_path, "first", "default", "old")
-    monkeypatch.setattr(stages, "find_built_pack", lambda *_: None)  # as where the pack was deleted
-    monkeypatch.setattr(stages, "build_pack", lambda *_: pytest.fail("a pack was built"))
+    monkeypatch.setattr(steps, "find_built_pack", lambda *_: None)  # as where the pack was deleted
+    monkeypatch.setattr(steps, "build_pack", lambda *_: pytest.fail("a pack was built"))
     done = run(job, "--recipe", "chada_vit_s16", "--set", f"root={tmp_path}")
     assert done.exit_code == 2
     assert "Run jobs/curate.py" in _unwrapped(done.output)

@@ -54,10 +54,10 @@ def score(
     from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, names_in
     from cytolake.benchmark.profiles.score import score_profiles
     from cytolake.exchange.external import find_representation
-    from cytolake.pipeline import stages
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
     from cytolake.pipeline.session import RayConfig, ray_session
+    from cytolake.pipeline.summaries import print_caveats
     from cytolake.reports.leaderboard_page import write_leaderboard
 
     console = Console(highlight=False, soft_wrap=True)
@@ -83,7 +83,7 @@ def score(
         with ray_session(RayConfig()) if len(ids) > 1 else nullcontext(), stage_progress("score", console) as report:
             scores = score_profiles(catalog, ids, config, report)
         console.print(f"{len(scores.rows):,} scores of well profiles in the scores table")
-        stages.print_caveats(console, scores)
+        print_caveats(console, scores)
         rows = ranked(catalog, LeaderboardFilter(representation_ids=tuple(ids)))
         if parquet is not None:
             write_parquet(rows, parquet)
@@ -243,9 +243,9 @@ def transcriptomics(
     from cytolake.benchmark.transcriptomics import TASKS, BenchmarkConfig, ScreenSpec, few_rows
     from cytolake.benchmark.transcriptomics.scores import score_expression_screen
     from cytolake.benchmark.transcriptomics.signal_targets import write_targets
-    from cytolake.pipeline import stages
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
+    from cytolake.reports.page import REPORT_FOLDER
     from cytolake.reports.transcriptomics_page import FOLDER, file_stem, transcriptomics_text, write_transcriptomics
     from cytolake.storage.files import is_uri
 
@@ -289,7 +289,7 @@ def transcriptomics(
         if parquet is not None:
             write_parquet(rows, parquet)
         stem = file_stem(name or path.stem)
-        folder = Path(FOLDER) if is_uri(str(root)) else catalog.root / stages.REPORT_FOLDER / FOLDER
+        folder = Path(FOLDER) if is_uri(str(root)) else catalog.root / REPORT_FOLDER / FOLDER
         page = page or folder / f"{stem}.html"
         of_targets = scored.target_rows()
         targets = targets or page.with_name(f"{page.stem}_perturbations.csv")

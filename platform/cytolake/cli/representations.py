@@ -89,10 +89,10 @@ def audit(
     from cytolake.benchmark.profiles.tasks import NUISANCES
     from cytolake.benchmark.split import SplitBy
     from cytolake.packs.pack import Pack
-    from cytolake.pipeline import stages
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
     from cytolake.reports.audit_page import PAGE_FILE, audit_table, audit_text, proposal_text, write_audit
+    from cytolake.reports.page import REPORT_FOLDER
     from cytolake.tracking import TrackingConfig, resolve_alias
     from cytolake.tune.augmentation_design import propose_augmentations
     from cytolake.tune.invariance_audit import AuditConfig, audit_encoders
@@ -114,7 +114,7 @@ def audit(
             found = audit_encoders(catalog, pack, encoders, card.block, card.pooling, config, report)
         proposals = propose_augmentations(found, "trained", kept, ignored)
         about = f"{card.name} version {card.version}, block {card.block}, {card.pooling} pooling."
-        place = page or catalog.root / stages.REPORT_FOLDER / PAGE_FILE
+        place = page or catalog.root / REPORT_FOLDER / PAGE_FILE
         written = write_audit(place, "Audit of invariance", found, about, proposals, kept, ignored)
         if parquet is not None:
             write_parquet(audit_table(found), parquet)
