@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, UnknownTableError, table_contract, table_names
@@ -16,7 +17,7 @@ NOW = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return cytolake.catalog.open(tmp_path, create=True)
+    return empty_catalog(tmp_path)
 
 
 def score(name: str, value: float) -> dict[str, object]:

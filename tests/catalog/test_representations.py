@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from safetensors.numpy import save_file
+from tests.catalog.empty_catalog import empty_catalog
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
 import cytolake.catalog
@@ -49,7 +50,7 @@ def add(catalog: Catalog, representation: str, kind: str, curation: str, day: in
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("named"), create=True)
+    catalog = empty_catalog(tmp_path_factory.mktemp("named"))
     add(catalog, "old", "pixel_statistics", "default", 1)
     add(catalog, "new", "pixel_statistics", "default", 2)
     add(catalog, "other", "pixel_statistics", "strict", 3)
@@ -89,7 +90,7 @@ def test_an_unknown_representation_is_listed_with_those_that_are_there(tmp_path,
         find_representation(catalog, "pixel_statistics", of="third")
     with pytest.raises(CatalogError, match="not in the table representations"):
         find_representation(catalog, "x' OR true --")
-    alone = cytolake.catalog.open(tmp_path, create=True)
+    alone = empty_catalog(tmp_path)
     add(alone, "own", "pixel_statistics", "default", 1)
     with pytest.raises(CatalogError, match="of a curation other than default: not in the table"):
         find_representation(alone, "pixel_statistics", not_of="default")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.catalog.empty_catalog import empty_catalog
 from tests.models.test_published_chada import DEPTH, HEADS, MOST, WIDTH, padded_cls, published_weights
 from tests.packs.test_build import CONFIG, ingest, write_plate
 from torch.nn import functional
 
-import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.curation.curate import CurateConfig, curate
 from cytolake.embed.crop_vectors import embed_rows
@@ -63,7 +63,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Publ
     weights = published_weights() | {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
     save_file(weights, folder / "model.safetensors")
     save_encoder(load_published_chada(folder / "model.safetensors", heads=HEADS), folder / "encoder.safetensors")
-    catalog = cytolake.catalog.open(folder / "catalog", create=True)
+    catalog = empty_catalog(folder / "catalog")
     for name in RANGE:
         ingest(catalog, write_plate(folder / "screens", name))
     (folder / "any.yaml").write_text("where: x >= 0\n")

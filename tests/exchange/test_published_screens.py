@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.catalog.ingest.published_wells import import_wells
 from cytolake.catalog.representations import find_representation
 from cytolake.embed.aggregate import aggregate
@@ -41,7 +41,7 @@ def written(folder, text, id_column):
 
 @pytest.fixture
 def catalog(tmp_path):
-    return cytolake.catalog.open(tmp_path / "catalog", create=True)
+    return empty_catalog(tmp_path / "catalog")
 
 
 def test_rxrx3_core_comes_in_with_facts_and_vectors_of_its_wells(catalog, tmp_path):

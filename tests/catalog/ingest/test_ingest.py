@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.processes import commit_and_die, run_at_once
 from tests.catalog.small_plate import CHANNELS, CONFIG, commit, contents, write_plate
 
@@ -30,7 +31,7 @@ def plate(tmp_path: Path) -> Plate:
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return cytolake.catalog.open(tmp_path / "catalog", create=True)
+    return empty_catalog(tmp_path / "catalog")
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(70, 100, 32), (64, 64, 64), (63, 64, 64), (129, 65, 64)])
@@ -58,7 +59,7 @@ def test_ingest_writes_every_row_once_and_a_second_run_reads_nothing(catalog, pl
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
     found = contents(catalog)
-    without_ray = cytolake.catalog.open(catalog.root.parent / "other", create=True)
+    without_ray = empty_catalog(catalog.root.parent / "other")
     commit(without_ray, plate)
     assert found == contents(without_ray)
 
@@ -128,7 +129,7 @@ def test_a_site_smaller_than_a_crop_is_reported_and_has_no_crops(catalog, plate)
 def test_the_same_plate_elsewhere_has_the_same_ids(tmp_path):
     found = []
     for place in ("one", "two"):
-        catalog = cytolake.catalog.open(tmp_path / place / "catalog", create=True)
+        catalog = empty_catalog(tmp_path / place / "catalog")
         commit(catalog, write_plate(tmp_path / place))
         found.append(contents(catalog))
     for rows in found:
@@ -184,7 +185,7 @@ def test_a_killed_driver_leaves_nothing_to_see_and_the_next_run_completes(catalo
         k: v for k, v in nothing.items() if k != "quarantine"
     }
     commit(catalog, plate)
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, plate)
     assert contents(catalog) == contents(whole)
 
@@ -193,14 +194,14 @@ def test_a_plate_mended_after_a_kill_leaves_no_row_of_the_old_one(catalog, plate
     assert run_at_once(commit_and_die, [(catalog.root, tmp_path / "source", 4)])[0] == [-9]
     mended = replace(plate, sites=plate.sites[:3], wells=plate.wells[:1], problems=())
     commit(catalog, mended)
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, mended)
     assert contents(catalog) == contents(whole)
 
 
 def test_two_processes_that_ingest_one_plate_write_it_once(catalog, plate, tmp_path):
     assert run_at_once(commit_and_die, [(catalog.root, tmp_path / "source", 99)] * 2)[0] == [0, 0]
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, plate)
     assert contents(catalog) == contents(whole)
 
@@ -237,7 +238,7 @@ def test_two_contents_of_one_plate_are_never_mixed(catalog, plate, tmp_path, mom
     ((arguments, named),) = waiting
     del second.show_plate
     assert second.show_plate(*arguments, **named)
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, changed(plate))
     assert contents(catalog) == contents(whole)
 
@@ -254,7 +255,7 @@ def test_a_screen_that_cannot_be_read_is_reported_and_the_others_are_ingested(ca
         assert catalog.table("sites").num_rows == 6
         problems = catalog.table("quarantine", where="screen = 'gone'").column("problem").to_pylist()
         assert problems == ["missing_folder"]
-    other = cytolake.catalog.open(tmp_path / "other", create=True)
+    other = empty_catalog(tmp_path / "other")
     with pytest.raises(ScreenError, match="gone"):
         ingest_screens(other, sources[:1], CONFIG)
     assert other.table("quarantine").num_rows == 0

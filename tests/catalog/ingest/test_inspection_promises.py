@@ -10,9 +10,9 @@ import pytest
 import tifffile
 import zarr
 from ngio import ImageInWellPath, create_empty_plate, create_ome_zarr_from_array
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit
 
-import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.catalog.ingest.screen_problems import quarantine_of_screens
@@ -177,7 +177,7 @@ SCREENS = {
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
-    return cytolake.catalog.open(tmp_path_factory.mktemp("catalog"), create=True)
+    return empty_catalog(tmp_path_factory.mktemp("catalog"))
 
 
 @pytest.mark.parametrize("name", SCREENS)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pyarrow as pa
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
 
 import cytolake.catalog
@@ -38,7 +39,7 @@ def wells_table(plates=("P1", "P2"), rows=ROWS, **changes) -> pa.Table:
 
 @pytest.fixture
 def catalog(tmp_path) -> Catalog:
-    return cytolake.catalog.open(tmp_path / "catalog", create=True)
+    return empty_catalog(tmp_path / "catalog")
 
 
 def test_rows_are_those_that_an_ingest_of_the_plate_map_would_write(catalog):
@@ -135,7 +136,7 @@ def test_rows_that_a_killed_ingest_left_do_not_show(catalog, tmp_path):
 @pytest.mark.parametrize("n_writes", [0, 1, len(INGESTED_TABLES)])
 def test_a_killed_import_leaves_nothing_to_see_and_goes_on_or_gives_way_to_images(tmp_path, n_writes):
     for then in ("import", "ingest"):
-        catalog = cytolake.catalog.open(tmp_path / then / "catalog", create=True)
+        catalog = empty_catalog(tmp_path / then / "catalog")
         nothing = contents(catalog)
         write = catalog.write_plates
         left = iter([True] * n_writes)
@@ -150,7 +151,7 @@ def test_a_killed_import_leaves_nothing_to_see_and_goes_on_or_gives_way_to_image
             import_wells(catalog, wells_table())
         assert contents(catalog) == nothing
         catalog = cytolake.catalog.open(catalog.root)
-        whole = cytolake.catalog.open(tmp_path / then / "whole", create=True)
+        whole = empty_catalog(tmp_path / then / "whole")
         for each in (catalog, whole):
             if then == "import":
                 import_wells(each, wells_table())
@@ -209,7 +210,7 @@ def test_an_ingest_that_claims_the_plate_meanwhile_wins_and_the_import_says_so(c
     catalog.write_plates = write_late
     with pytest.raises(ValueError, match="another process writes wells or images of the same plates now"):
         import_wells(catalog, wells_table())
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, plate)
     assert contents(catalog) == contents(whole)
     assert catalog.table("plates")["content_hash"].to_pylist() == [content_hash(plate)]

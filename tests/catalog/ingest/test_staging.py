@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.processes import ingest_on_full_disk, run_at_once
 from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
 
-import cytolake
-import cytolake.catalog
 from cytolake.catalog import CatalogError
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
@@ -64,7 +63,7 @@ def test_damaged_rows_are_removed_so_that_the_next_run_reads_the_well_again(tmp_
 
 @pytest.mark.usefixtures("local_ray")
 def test_an_ingest_goes_on_with_the_wells_that_a_killed_one_had_not_staged(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     staging = stage(catalog, plate)
     (Path(staging.folder) / "B01.arrow").unlink()
@@ -76,7 +75,7 @@ def test_an_ingest_goes_on_with_the_wells_that_a_killed_one_had_not_staged(tmp_p
     report = ingest_plates(catalog, [plate], CONFIG, lambda _what, done, _total: seen.append(done))
     assert (report.n_sites, report.n_quarantined) == (6, 2)
     assert seen == [6]
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, write_plate(tmp_path / "again"))
     assert [row["crop_id"] for row in contents(catalog)["crops"]] == [
         row["crop_id"] for row in contents(whole)["crops"]
@@ -85,7 +84,7 @@ def test_an_ingest_goes_on_with_the_wells_that_a_killed_one_had_not_staged(tmp_p
 
 
 def test_a_plate_with_a_well_too_few_is_not_committed(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     staging = stage(catalog, plate)
     (Path(staging.folder) / "A02.arrow").unlink()
@@ -95,7 +94,7 @@ def test_a_plate_with_a_well_too_few_is_not_committed(tmp_path):
 
 
 def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path, s3_bucket, monkeypatch):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     local = write_plate(tmp_path / "source")
     files = file_system(s3_bucket)
     files.put(f"{local.source}/", f"{s3_bucket}/P1/", recursive=True)
@@ -113,7 +112,7 @@ def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path
     assert staging.wells() == {"A01"}
     commit(catalog, plate)
     assert catalog.table("sites").num_rows == 6
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, local)
     assert contents(catalog)["quarantine"] == contents(whole)["quarantine"]
 
@@ -121,7 +120,7 @@ def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit of file sizes here")
 @pytest.mark.parametrize(("moment", "limit"), [("stage", 2000), ("commit", 3000)])
 def test_a_disk_that_fills_up_is_reported_and_nothing_shows_until_a_later_run_completes(tmp_path, moment, limit):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     codes, said = run_at_once(ingest_on_full_disk, [(catalog.root, tmp_path / "source", moment, limit)])
     assert codes == [0]
@@ -129,6 +128,6 @@ def test_a_disk_that_fills_up_is_reported_and_nothing_shows_until_a_later_run_co
     assert "Make " in said[0]
     assert all(not rows for name, rows in contents(catalog).items() if name != "quarantine")
     commit(catalog, plate)
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, plate)
     assert contents(catalog) == contents(whole)
