@@ -17,12 +17,11 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from tests.catalog.small_plate import CONFIG, commit, stage, write_plate
+from tests.catalog.small_plate import CONFIG, commit, commit_plate, stage, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import table_contract
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate
 
 
 def fork_server() -> ForkServerContext:

@@ -47,7 +47,7 @@ def test_an_object_reads_as_a_file_of_the_same_bytes(tmp_path, put):
         assert storage.read_part(f"{place}/a", 7, None, 10) == b"789"
         assert storage.read_part(f"{place}/a", -3, None, 10) == b"789"
         assert storage.read_part(f"{place}/a", -30, None, 10) == CONTENT
-        assert storage.file_size(f"{place}/a") == 10
+        assert storage.stored_file(f"{place}/a").size == 10
         with storage.open_file(f"{place}/a") as file:
             assert (file.read(3), file.seek(8), file.read()) == (b"012", 8, b"89")
 
@@ -93,7 +93,7 @@ def test_what_is_not_there_is_named_by_its_path(put):
     bucket = put({"a": CONTENT})
     for read in (
         lambda path: storage.read_bytes(path, 10),
-        storage.file_size,
+        storage.stored_file,
         lambda path: storage.open_file(path).read(),
     ):
         with pytest.raises(FileNotFoundError, match=f"{bucket}/gone: no such object"):

@@ -213,15 +213,6 @@ def open_file(path: str | Path) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(_ReportedReads(file, str(path)), BLOCK_BYTES))
 
 
-def file_size(path: str | Path) -> int:
-    """Bytes of a file or object.
-
-    Raises:
-        FileNotFoundError, PermissionError, StorageError: As for `read_bytes`.
-    """
-    return stored_file(path).size
-
-
 def stored_file(path: str | Path) -> StoredFile:
     """Size and etag of one file or object.
 

@@ -6,12 +6,11 @@ import duckdb
 import polars as pl
 import pytest
 from deltalake import DeltaTable
-from tests.catalog.small_plate import CONFIG, commit, stage, write_plate
+from tests.catalog.small_plate import CONFIG, commit, commit_plate, stage, write_plate
 
 from cytolake.catalog import CatalogError, table_contract
 from cytolake.catalog.corrections import annotate, purge, rename, replace_plate, retract
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.views import view_text
 

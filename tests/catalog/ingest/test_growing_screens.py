@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tifffile
 from tests.catalog.empty_catalog import empty_catalog
-from tests.catalog.small_plate import CONFIG, commit
+from tests.catalog.small_plate import CONFIG, commit, commit_plate
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
+from cytolake.catalog.ingest.plates import ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.screen_problems import image_of_plate
 from cytolake.screens.sources import ScreenSource, list_screen
 

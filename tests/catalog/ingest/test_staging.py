@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.processes import ingest_on_full_disk, run_at_once
-from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
+from tests.catalog.small_plate import CONFIG, commit, commit_plate, contents, stage, write_plate
 
 from cytolake.catalog import CatalogError
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
+from cytolake.catalog.ingest.plates import ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.storage.files import file_system
 

@@ -253,12 +253,6 @@ def stage_well(
     staging.write(sites[0].well, _as_part([read_site_rows(site, batch, crop_size, plate_ids) for site in sites]))
 
 
-def commit_plate(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> dict[str, Any] | Problem:
-    """Commit the first acquisition of a plate whose wells are all staged; see `commit_incoming`."""
-    incoming = Incoming(plate, plate_content(plate), PlateIds(plate.screen, plate.plate), content)
-    return commit_incoming(catalog, incoming, staging_of(catalog, plate, content, config), config.crop_size)
-
-
 def _staging(catalog: Catalog, incoming: Incoming, config: IngestConfig) -> Staging:
     return _staging_folder(catalog, incoming.of, incoming.key, config)
 
