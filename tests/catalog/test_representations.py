@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from safetensors.numpy import save_file
 from tests.catalog.empty_catalog import empty_catalog
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
@@ -23,7 +23,7 @@ from cytolake.catalog.representations import (
     stored_vectors,
     vectors_of,
 )
-from cytolake.tracking import ModelCard, TrackingConfig, promote
+from cytolake.tracking import AliasNotFoundError, TrackingConfig
 
 
 def add(catalog: Catalog, representation: str, kind: str, curation: str, day: int, n: int = 3) -> None:
@@ -96,17 +96,20 @@ def test_an_unknown_representation_is_listed_with_those_that_are_there(tmp_path,
         find_representation(alone, "pixel_statistics", not_of="default")
 
 
-def test_champion_is_the_representation_that_was_promoted(catalog, tmp_path):
-    with pytest.raises(CatalogError, match="representation champion: "):
+def test_champion_is_the_representation_that_the_registry_names(catalog, monkeypatch):
+    """The registry itself takes seconds to make; tests of promotion and serving use a real one."""
+    promoted: list[str] = []
+
+    def resolve_alias(tracking: TrackingConfig) -> SimpleNamespace:
+        assert tracking == TrackingConfig().at(catalog.root)
+        if not promoted:
+            raise AliasNotFoundError("no version has the alias champion")
+        return SimpleNamespace(representation_id=promoted[0])
+
+    monkeypatch.setattr("cytolake.tracking.resolve_alias", resolve_alias)
+    with pytest.raises(CatalogError, match="representation champion: no version"):
         find_representation(catalog, "champion")
-    checkpoint = tmp_path / "encoder.safetensors"
-    save_file({"weight": np.zeros(1, np.float32)}, checkpoint)
-    card = ModelCard(
-        representation_id="encoder", model_id="m", architecture="mae_vit", channels=("DNA",), crop_size=8, block=3,
-        pooling="mean", dim=2, pack_id="p", curation_id="c", table_versions={}, run_id="", benchmark="linear_probe",
-        label="gene", split="plate", metric="balanced_accuracy", score=0.5, ci_low=0.4, ci_high=0.6, baselines=(),
-    )  # fmt: skip
-    promote(TrackingConfig().at(catalog.root), card, checkpoint)
+    promoted.append("encoder")
     assert find_representation(catalog, "champion")["representation_id"] == "encoder"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tests.embed.every_block import every_block
+from tests.embed.in_process import embedding_in_process
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
 from cytolake.catalog.ids import representation_id
@@ -139,7 +140,7 @@ def test_a_second_run_writes_nothing_and_needs_no_worker(embedded, monkeypatch):
     assert small.catalog.versions() == before
 
 
-def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, local_ray):
+def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path):
     small = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=2)
     before = list(extract._sources(small.catalog, small.pack, small.checkpoints, ""))
     statistics = PixelStatistics([CHANNELS])
@@ -147,7 +148,8 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
     whole = EmbedCrops(str(small.pack.path), paths, statistics, 1, False)(pa.table({"row": before[0].todo}))
     extract._append(small.catalog, small.pack, before, whole)
     config = EmbedConfig(minibatch_size=3, actors=1, channel_mean=True)
-    rows = embed_pack(small.catalog, small.pack, small.checkpoints, config)
+    with embedding_in_process():
+        rows = embed_pack(small.catalog, small.pack, small.checkpoints, config)
     ids = {row["representation_id"] for row in rows}
     assert ids > {row["representation_id"] for source in before for row in source.rows}
     n_vectors = small.catalog.dataset("embeddings").count_rows()

@@ -248,7 +248,6 @@ def _embed(
 
     bytes_per_crop = sum(4 * source.dim * len(source.rows) for source in sources)
     crops_per_append = max(1, config.megabytes_per_append * 1_000_000 // bytes_per_crop)
-    with_statistics = any(source.kind == PIXEL_STATISTICS for source in sources)
     minibatch_size = min(config.minibatch_size, len(todo))
     n_actors = max(1, min(config.actors, len(todo) // minibatch_size))
     with _in_order():
@@ -256,15 +255,7 @@ def _embed(
             [pa.table({"row": part}) for part in np.array_split(todo, max(1, len(todo) // minibatch_size))]
         ).map_batches(
             EmbedCrops,
-            fn_constructor_kwargs={
-                "pack_path": str(pack.path),
-                "checkpoints": {source.kind: source.checkpoint for source in sources if source.checkpoint},
-                "groups": {kind: [source.group for source in sources if source.kind == kind] for kind in ENCODER_KINDS},
-                "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
-                "threads": max(1, round(config.cpus_per_actor)),
-                "cuda": config.gpus_per_actor > 0,
-                "precision": config.precision,
-            },
+            fn_constructor_kwargs=_actor_arguments(pack, sources, config),
             batch_size=minibatch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=n_actors),
@@ -285,6 +276,20 @@ def _embed(
                 progress("crops", pack.n_crops - len(todo) + n_done, pack.n_crops)
     if n_done != len(todo):
         raise RuntimeError(f"pack {pack.pack_id}: {n_done} of {len(todo)} crops came back embedded. Run the job again.")
+
+
+def _actor_arguments(pack: Pack, sources: Sequence[_Source], config: EmbedConfig) -> dict[str, Any]:
+    """Of `EmbedCrops`."""
+    with_statistics = any(source.kind == PIXEL_STATISTICS for source in sources)
+    return {
+        "pack_path": str(pack.path),
+        "checkpoints": {source.kind: source.checkpoint for source in sources if source.checkpoint},
+        "groups": {kind: [source.group for source in sources if source.kind == kind] for kind in ENCODER_KINDS},
+        "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
+        "threads": max(1, round(config.cpus_per_actor)),
+        "cuda": config.gpus_per_actor > 0,
+        "precision": config.precision,
+    }
 
 
 def _append(catalog: Catalog, pack: Pack, sources: Sequence[_Source], batch: pa.Table) -> None:
