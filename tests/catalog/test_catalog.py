@@ -28,7 +28,7 @@ def test_a_tag_reads_as_the_catalog_was_and_is_never_moved(tmp_path):
     assert catalog.table("crops").num_rows == 72
     assert catalog.at("first").table("crops").num_rows == 36
     assert catalog.at("first").find_crops(plates=["P2"]).num_rows == 0
-    with pytest.raises(CatalogError, match="tag first: it stands for other versions"):
+    with pytest.raises(CatalogError, match="tag first: it names other versions"):
         catalog.tag("first")
     with pytest.raises(CatalogError, match=r"no such tag\. There are: first"):
         catalog.at("second")

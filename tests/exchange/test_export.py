@@ -121,8 +121,9 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, str]:
     return catalog, identity
 
 
-@pytest.mark.parametrize("level", ["crop", "well"])
-@pytest.mark.parametrize("kind", ["parquet", "csv", "csv.gz", "h5ad"])
+@pytest.mark.parametrize(
+    ("kind", "level"), [("parquet", "crop"), ("csv", "well"), ("csv.gz", "crop"), ("h5ad", "crop"), ("h5ad", "well")]
+)
 def test_annotations_of_the_plate_map_are_columns_of_every_export(annotated, tmp_path, level, kind):
     catalog, identity = annotated
     path = tmp_path / f"table.{kind}"

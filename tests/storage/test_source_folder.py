@@ -119,7 +119,7 @@ def test_paths_beside_the_folder_are_not_held(screen):
     assert not screen.holds("/etc/passwd")
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.lists(st.sampled_from(["..", ".", "", "images", "P1", "screen2", "secret.tif", "~", "C:", "s3:"])))
 def test_whatever_is_found_lies_in_the_folder(screen, name):
     try:

@@ -55,7 +55,7 @@ class Replaced:
 def create_table(path: str, contract: TableContract) -> DeltaTable:
     """Create the table where it is missing, and add the constraints and new columns of its contract.
 
-    Several processes may do this at once; a process killed in the middle is made good by the next call.
+    Several processes may do this at once; the next call completes what a killed process left unfinished.
 
     Raises:
         CatalogError: The table there has a column of another type than the contract, or one that the contract lacks.
@@ -159,7 +159,7 @@ def commit_rows(
             named = (*marks.items(), *claims.items(), *((each, table.version() + 1) for each in touches))
             _write(table, contract, rows, predicate, [Transaction(*each) for each in named])
             return True
-        except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
+        except CommitFailedError as error:  # another process was first: its commit may be this very transaction
             if attempt == ATTEMPTS - 1:
                 raise CatalogError(
                     f"table {contract.name}: {ATTEMPTS} attempts to commit {next(iter(marks))} lost against other "
@@ -174,7 +174,7 @@ def commit_rows(
                 ) from error
             raise CatalogError(
                 f"table {contract.name} at {table.table_uri}: rows could not be written ({error}). Nothing of them "
-                "shows. Make room there, or mend the access, then run the job again."
+                "shows. Make room there, or correct the permissions, then run the job again."
             ) from error
     raise AssertionError("the last attempt returns or raises")
 
@@ -208,7 +208,9 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
                 raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Run it again.") from error
             _back_off(attempt)
         except (DeltaError, OSError) as error:
-            raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Mend the access.") from error
+            raise CatalogError(
+                f"table at {path}: rows could not be deleted: {error}. Correct the permissions."
+            ) from error
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -164,10 +164,10 @@ class Catalog(PlateCommits):
         """Name the present versions of the tables, for `at`. A tag is never moved: a second use of the name is refused.
 
         Returns:
-            The versions that the tag stands for.
+            The versions that the tag names.
 
         Raises:
-            CatalogError: An empty name, or one that stands for other versions.
+            CatalogError: An empty name, or a tag of other versions.
         """
         if not name.strip():
             raise CatalogError("tag: found an empty name, expected one such as paper-2026. Give it a name.")
@@ -181,7 +181,7 @@ class Catalog(PlateCommits):
         rows = table_contract("tags").rows([row])
         if not self.append("tags", rows, transaction=content_id("tag", name)) and self._tagged(name) != versions:
             raise CatalogError(
-                f"tag {name}: it stands for other versions of the tables. A tag is never moved: take another name, or "
+                f"tag {name}: it names other versions of the tables. A tag is never moved: take another name, or "
                 f"read the catalog as it was with at({name!r})."
             )
         return versions

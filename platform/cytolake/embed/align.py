@@ -302,8 +302,8 @@ def _write_rows(
     if written != wanted:
         raise RuntimeError(
             f"representation {identity}: {written} rows in the table {table}, expected {wanted} as of its parent "
-            f"{parent['representation_id']}. Another version of cytolake, or somebody else, wrote rows of it. It does "
-            "not show: align with that version, or under another root."
+            f"{parent['representation_id']}. Another version of cytolake, or another program, wrote rows of it. "
+            "It is not visible: align with that version, or under another root."
         )
 
 

@@ -76,7 +76,7 @@ def _deepprofiler_site(path: Path) -> tuple[NDArray[np.float32], dict[str, str]]
 def _pickled_labels(text: bytes) -> dict[str, str]:
     """The labels in the first dict of a pickle that has any.
 
-    Opcodes are followed as far as dicts of plain values need it. Whatever a pickle would import or call is a blank.
+    Opcodes are interpreted as far as dicts of plain values need it. What a pickle would import or call becomes None.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -121,7 +121,7 @@ def _taken(stack: list[Any], before: Sequence[Any]) -> list[Any]:
         mark = len(stack) - 1 - stack[::-1].index(_MARK)
         n = len(stack) - mark + list(before).index(pickletools.markobject)
     if n > len(stack):
-        raise ValueError("its metadata is cut short")
+        raise ValueError("its metadata is truncated")
     taken = stack[len(stack) - n :]
     del stack[len(stack) - n :]
     return taken

@@ -96,7 +96,7 @@ def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, scre
 
     Rows with crop ids are vectors of the catalog's crops. Rows with plate and well alone are given crop ids made of the
     well, the site and their number in it, so that tables of as many rows of the same wells can be compared with each
-    other. The same content under the same name is there once, whatever file it came from.
+    other. The same content under the same name is stored once, from whatever file.
 
     Args:
         catalog: Where the wells are and the rows go.

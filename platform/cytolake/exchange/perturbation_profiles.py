@@ -93,7 +93,7 @@ def read_perturbation_table(
 def import_perturbations(catalog: Catalog, table: PerturbationTable, name: str, *, screen: str) -> str:
     """Write such a table as a representation of kind `external_perturbations`; no well is made up for it.
 
-    The same content under the same name is there once, in whatever order its rows are.
+    The same content under the same name is stored once, in whatever order its rows come.
 
     Args:
         catalog: Where the rows go.

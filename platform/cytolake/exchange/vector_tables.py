@@ -77,7 +77,7 @@ class ExternalTable:
             raise ValueError(
                 f"{self.source}: values that are not finite (NaN, infinite or missing) in {len(bad)} of "
                 f"{len(self.vectors)} rows: {', '.join(self.row(i) for i in bad[:_SOME])}. Leave these rows out, or "
-                "mend the features, or leave out those that lack values (--leave-out-missing)."
+                "correct the features, or leave out those that lack values (--leave-out-missing)."
             )
 
     def row(self, i: int) -> str:

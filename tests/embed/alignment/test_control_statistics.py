@@ -56,7 +56,7 @@ chunkings = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 @given(chunkings, st.booleans(), st.booleans())
 def test_chunks_in_any_order_and_grouping_make_the_whole(chunking, full, keep):
     seed, n, n_features, places, offset = chunking
@@ -70,7 +70,7 @@ def test_chunks_in_any_order_and_grouping_make_the_whole(chunking, full, keep):
         assert_same(merged, whole)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 @given(chunkings)
 def test_merged_moments_are_those_of_numpy(chunking):
     seed, n, n_features, places, offset = chunking

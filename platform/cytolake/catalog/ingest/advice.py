@@ -39,7 +39,7 @@ def advice_on_source(
         advice.append(
             "No layout fits. Set layout to regex and pattern to a regular expression over the paths below this folder, "
             r"such as '(?P<plate>[^/]+)/(?P<well>[A-P][0-9]{2})_s(?P<site>[0-9]+)_(?P<channel>[^_]+)\.tif'. "
-            r"Without wells, sample stands for them, and files with all channels need no group channel: "
+            r"Without wells, use the group sample; files with all channels need no group channel: "
             r"'(?P<sample>[^/]+)\.tif'."
         )
     others = [preset.name for preset, trial in trials if trial.fits and preset.name != used]

@@ -166,7 +166,7 @@ def inspect_screen(
     A screen that cannot be ingested is an answer, not an error: then `plates` is empty and `problems` says why.
 
     Args:
-        source: The screen, with whatever is known already; its path alone will do.
+        source: The screen; its path is enough.
         vocabulary: Folded spelling -> declared channel name, from `channel_names.alias_table`.
         presets: The declared layouts.
         crop_size: Edge of the crops to be counted, pixels.

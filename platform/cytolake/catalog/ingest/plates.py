@@ -308,7 +308,7 @@ def _settle(
     if now == known:
         return
     contract = table_contract("plates")
-    with contextlib.suppress(CatalogError):  # somebody else writes the row: the next ingest looks again
+    with contextlib.suppress(CatalogError):  # another process writes the row: the next ingest compares again
         catalog.change_plates(contract.rows([known]), contract.rows([now]))
 
 
