@@ -40,7 +40,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
 
 
 def vectors_of(small: SmallScreen, representation_id: str) -> np.ndarray:
-    rows = small.catalog.table("embeddings", where=f"representation_id = '{representation_id}'").to_pylist()
+    rows = small.catalog.table("embeddings", where="representation_id = ?", parameters=[representation_id]).to_pylist()
     by_crop = {row["crop_id"]: row["embedding"] for row in rows}
     assert len(by_crop) == len(rows)
     return np.asarray([by_crop[crop] for crop in small.pack.index["crop_id"].to_pylist()])
@@ -123,7 +123,7 @@ def test_profiles_are_the_means_of_a_wells_crops(embedded):
     representation = rows[0]["representation_id"]
     vectors = vectors_of(small, representation)
     wells = np.asarray(small.pack.index["well_id"].to_pylist())
-    profiles = small.catalog.table("profiles", where=f"representation_id = '{representation}'").to_pylist()
+    profiles = small.catalog.table("profiles", where="representation_id = ?", parameters=[representation]).to_pylist()
     assert len(profiles) == len(set(wells.tolist()))
     for profile in profiles:
         here = wells == profile["well_id"]
@@ -170,7 +170,7 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path):
             if (each["kind"], each["block"], each["pooling"]) == (row["kind"], row["block"], "mean")
         )
         np.testing.assert_allclose(found.reshape(-1, 2, 16).mean(axis=1), vectors_of(small, mean), atol=1e-5)
-        profiles = small.catalog.table("profiles", where=f"representation_id = '{row['representation_id']}'")
+        profiles = small.catalog.table("profiles", where="representation_id = ?", parameters=[row["representation_id"]])
         assert profiles.num_rows == len(set(small.pack.index["well_id"].to_pylist()))
 
 

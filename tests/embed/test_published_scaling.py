@@ -80,7 +80,9 @@ def test_embeddings_in_the_table_are_the_published_features(published):
     with embedding_in_process():
         rows = embed_pack(published.catalog, pack, {"trained": published.checkpoint}, EmbedConfig(actors=1))
     (last,) = (row for row in rows if (row["kind"], row["block"], row["pooling"]) == ("trained", LAST, "cls"))
-    stored = published.catalog.table("embeddings", where=f"representation_id = '{last['representation_id']}'")
+    stored = published.catalog.table(
+        "embeddings", where="representation_id = ?", parameters=[last["representation_id"]]
+    )
     found = np.array(stored["embedding"].to_pylist())
     wanted = published.wanted(stored["crop_id"].to_pylist())
     assert len(found) == pack.n_crops

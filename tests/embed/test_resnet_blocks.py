@@ -58,7 +58,7 @@ def test_every_stage_and_the_pooled_vector_are_stored_with_their_own_width(small
             if row["kind"] == kind:
                 vectors = read_vectors(small.catalog, row["representation_id"], crop_ids)
                 np.testing.assert_allclose(vectors, blocks[row["block"]], rtol=1e-4, atol=1e-5)
-    profiles = small.catalog.table("profiles", where=f"representation_id = '{rows[0]['representation_id']}'")
+    profiles = small.catalog.table("profiles", where="representation_id = ?", parameters=[rows[0]["representation_id"]])
     assert len(profiles["profile"][0]) == 64
 
 

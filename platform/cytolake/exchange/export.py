@@ -230,7 +230,7 @@ def _stored_rows(
 
     waiting: list[pa.Table] = []
     for stored in reader.rows(representation_id):
-        rows = _that_are(stored, units, level)
+        rows = _current_rows(stored, units, level)
         if rows.num_rows:
             waiting.append(_profiling_rows(rows, units, wells, reader.key, representation_id, features))
         if sum(each.num_rows for each in waiting) >= at_once:
@@ -276,7 +276,7 @@ class _CsvWriter:
         self._sink.close()
 
 
-def _that_are(rows: pa.Table, units: LabelledUnits, level: Level) -> pa.Table:
+def _current_rows(rows: pa.Table, units: LabelledUnits, level: Level) -> pa.Table:
     """Rows without profiles of groups whose labels changed since."""
     if level == "crop" or not units.plates_with_objects:
         return rows
@@ -320,8 +320,10 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
         raise ValueError("no representation given, expected one or more ids. See representations_of.")
     keyed: dict[str, dict[str, Any]] = {}
     encoder = ""
-    for each in dict.fromkeys(representation_ids):
-        row = find_representation(catalog, each)
+    rows = {
+        row["representation_id"]: row for row in (find_representation(catalog, each) for each in representation_ids)
+    }
+    for each, row in rows.items():
         has_blocks = row["block"] is not None and row["block"] >= 0
         model_id = _encoder(catalog, row)
         if has_blocks and encoder not in ("", model_id):
@@ -357,7 +359,7 @@ def _observations(
     representation_id, level = representation["representation_id"], reader.level
     own = ["n_crops"] if level == "well" else []
     columns = list(dict.fromkeys([reader.key, "well_id", "plate_id", *own]))
-    rows = _that_are(reader.columns(representation_id, columns), units, level)
+    rows = _current_rows(reader.columns(representation_id, columns), units, level)
     if rows.num_rows == 0:
         raise no_vectors(representation, level)
     n_ids = pc.count_distinct(rows[reader.key]).as_py()
@@ -381,7 +383,7 @@ def _matrix(
     """(N, D) in the order of the ids of crops or wells, which are those of the representation `first`."""
     representation_id, level = str(representation["representation_id"]), reader.level
     columns = list(dict.fromkeys([reader.key, "well_id", "plate_id"]))
-    own = _that_are(reader.columns(representation_id, columns), units, level)
+    own = _current_rows(reader.columns(representation_id, columns), units, level)
     _places(own[reader.key], ids, f"representation {first}", representation_id)
     if own.num_rows != len(ids):
         raise ValueError(

@@ -159,7 +159,7 @@ def test_a_plate_that_changed_moved_or_came_twice_is_refused_with_what_to_do(cat
         assert words[problem] in report.refused[0].next_step
         assert not report.ingested
         ingest_plates(catalog, listed, config)
-        assert catalog.table("quarantine", where=f"problem = '{problem}'").num_rows == 1
+        assert catalog.table("quarantine", where="problem = ?", parameters=[problem]).num_rows == 1
     copy = write_plate(tmp_path / "copy")
     assert not ingest_plates(catalog, [copy], CONFIG).refused  # a copy, while the first is still there
     Path(plate.source).rename(tmp_path / "away")
