@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +128,14 @@ def with_annotations(units: LabelledUnits, columns: Sequence[str], reserved: Col
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `representations` as JSON and HDF5 have it: null is empty, a time is text in UTC."""
-    return {
-        name: ""
-        if value is None or value != value  # NaN
-        else value
-        if isinstance(value, int | float | str)
-        else value.strftime("%Y-%m-%dT%H:%M:%SZ")
-        for name, value in row.items()
-    }
+    """A row of `representations` as JSON and HDF5 have it: null and NaN are empty, a time is text in UTC."""
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> int | float | str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value if isinstance(value, int | float | str) else str(value.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
 def _ids_of_all(reader: VectorReader, known: dict[str, dict[str, Any]]) -> pa.Table:
