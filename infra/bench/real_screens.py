@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 
 from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.pipeline.stages import run_pipeline
-from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.recipes import build_recipe
 from cytolake.train.evaluation import read_evaluations
 from cytolake.tune.block_search import interval_text

@@ -134,8 +134,8 @@ def bare(job: tuple[str, str, int]) -> float:
     import cytolake.catalog
     from cytolake.packs.pack import Pack
     from cytolake.tracking import TrackingConfig
-    from cytolake.tune.questions import pin_questions
-    from cytolake.tune.study import study_trials, train_and_ask
+    from cytolake.tune.study import study_trials, train_and_evaluate
+    from cytolake.tune.study_probe import pin_study_probe
 
     torch.set_num_threads(1)
     root, runs, place = job
@@ -143,10 +143,10 @@ def bare(job: tuple[str, str, int]) -> float:
     catalog = cytolake.catalog.open(root)
     pack = Pack.open(next((Path(root) / "packs").glob("[!.]*")))
     trials, _ = study_trials(line.study, line.pretrain)
-    questions = pin_questions(catalog, pack, line.study)
+    probe = pin_study_probe(catalog, pack, line.study)
     trial = list({trial.pretrain: trial for trial in trials}.values())[place]
     started = time.perf_counter()
-    train_and_ask(pack.path, trial, questions, Path(runs) / "runs", TrackingConfig().at(runs), "")
+    train_and_evaluate(pack.path, trial, probe, Path(runs) / "runs", TrackingConfig().at(runs), "")
     return time.perf_counter() - started
 
 
@@ -162,18 +162,18 @@ def confusions_are_scikit_learns(root: Path) -> bool:
 
     import cytolake.catalog
     from cytolake.packs.pack import Pack
-    from cytolake.tune.questions import pin_questions
+    from cytolake.tune.study_probe import pin_study_probe
 
     answers = sorted((root / "runs").glob("*/study_*.json"))
     for path in answers:
-        kept = json.loads(path.read_text())
-        counted = confusion_matrix(kept["label"], kept["told"], labels=range(len(kept["confusion"])))
-        if not (counted == np.array(kept["confusion"])).all():
+        stored = json.loads(path.read_text())
+        counted = confusion_matrix(stored["label"], stored["predicted"], labels=range(len(stored["confusion"])))
+        if not (counted == np.array(stored["confusion"])).all():
             return False
     pack = Pack.open(next((root / "packs").glob("[!.]*")))
-    questions = pin_questions(cytolake.catalog.open(root), pack, the_line(root).study)
-    label, told = questions.told(questions.vectors(path.with_name("encoder.safetensors")))
-    same = np.mean((label == kept["label"]) & (told == kept["told"]))
+    probe = pin_study_probe(cytolake.catalog.open(root), pack, the_line(root).study)
+    label, predicted = probe.predict(probe.vectors(path.with_name("encoder.safetensors")))
+    same = np.mean((label == stored["label"]) & (predicted == stored["predicted"]))
     print(f"{len(answers)} confusions are scikit-learn's; asked again, an encoder tells {same:.1%} of crops the same")
     return bool(same >= SAME)
 

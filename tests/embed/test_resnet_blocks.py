@@ -10,12 +10,12 @@ from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_scr
 
 from cytolake.benchmark.cross_validation import probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
+from cytolake.benchmark.pinned_probe import PinnedCrops, TrainingProbe
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors
 from cytolake.embed import extract
 from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.exchange.export import export_anndata, representations_of
 from cytolake.models import collate, load_encoder
-from cytolake.pipeline.training_probe import TrainingProbe
 from cytolake.qc.detector.encoders import EncoderFeatures
 from cytolake.serving.champion import load_champion
 from cytolake.tracking import ModelCard, TrackingConfig, promote, resolve_alias
@@ -66,7 +66,7 @@ def test_every_block_is_probed_and_while_it_trains_too(small, rows):
     for block, each in ids.items():
         vectors = read_vectors(small.catalog, each, data.crop_ids)
         stored[f"block_{block}"] = probe_representation(vectors, each, data, PROBE, key).summary[CROP_METRIC].value
-    probe = TrainingProbe(small.pack.path, small.pack.rows_of(data.crop_ids), data, PROBE)
+    probe = TrainingProbe(PinnedCrops(small.pack.path, small.pack.rows_of(data.crop_ids), data), PROBE)
     assert probe(small.checkpoints["trained"]) == pytest.approx({**stored, "best_block": max(stored.values())})
 
 

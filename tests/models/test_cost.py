@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cytolake.models import SIZES, ModelConfig, collate, masking_noise, published_size
-from cytolake.models.cost import DEVICES, device_peak_tflops, find_device, parameter_units, training_cost
+from cytolake.models.cost import parameter_units, training_cost
+from cytolake.models.devices import DEVICES, device_peak_tflops, find_device
 from cytolake.models.objectives import (
     DinoConfig,
     MaeConfig,

@@ -41,7 +41,7 @@ def trained(seed=0, name="adamw", model=MODEL):
 def write(folder, objective, optimiser, *, step=5, workers=1, n_kept=2):
     for rank in range(workers):
         writer = CheckpointWriter(folder, rank, workers, n_kept)
-        encoder = encoder_on_cpu(objective.kept_encoder, rank == 0)
+        encoder = encoder_on_cpu(objective.final_encoder, rank == 0)
         writer.begin(objective, optimiser, encoder, Position(step=step, samples=8 * step, pack_id="pack"), {"seed": 0})
         writer.wait()
     return folder / checkpoint_name(step)

@@ -80,7 +80,7 @@ def train(kind: str, rank: int, world_size: int, folder: Path, optimiser_name: s
         optimiser.step()
         optimiser.zero_grad()
     writer = CheckpointWriter(folder, rank, world_size, 2)
-    encoder = encoder_on_cpu(objective.kept_encoder, rank == 0)
+    encoder = encoder_on_cpu(objective.final_encoder, rank == 0)
     writer.begin(objective, optimiser, encoder, Position(step=N_STEPS, samples=24, pack_id="pack"), {})
     writer.wait()
     state = state_of(objective, optimiser)
@@ -173,7 +173,7 @@ def test_a_checkpoint_from_before_key_biases_were_left_alone_goes_on(tmp_path):
     optimisers[0].zero_grad()
     position = Position(step=1, samples=8, pack_id="pack")
     writer = CheckpointWriter(tmp_path, 0, 1, 2)
-    writer.begin(old, optimisers[0], encoder_on_cpu(old.kept_encoder, True), position, {})
+    writer.begin(old, optimisers[0], encoder_on_cpu(old.final_encoder, True), position, {})
     writer.wait()
     assert read_checkpoint(tmp_path / checkpoint_name(1), new, optimisers[1], "pack") == position
     kept = new.encoder.blocks[0].key_norm.bias.clone()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.ingest.plates import IngestConfig
@@ -18,7 +19,6 @@ from cytolake.performance_prediction.prompt_predictor import PromptPredictorConf
 from cytolake.performance_prediction.prompt_table import PromptTableConfig
 from cytolake.pipeline.label_curve import LabelCurveConfig
 from cytolake.pipeline.session import RayConfig
-from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.qc.verdicts import QcConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
@@ -26,7 +26,7 @@ from cytolake.tracking import CHAMPION, TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.promotion import PromoteBy
 from cytolake.tune.study_config import StudyConfig
-from cytolake.tune.sweep import SweepConfig
+from cytolake.tune.sweep_config import SweepConfig
 
 DEFAULT_ROOT = "cytolake_data"
 

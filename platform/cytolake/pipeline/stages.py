@@ -27,6 +27,7 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import ProfileScores, score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
@@ -46,7 +47,6 @@ from cytolake.pipeline.performance import PAGE_FILE as PERFORMANCE_FILE
 from cytolake.pipeline.performance import performance_text, predict_prompts, predict_queries, write_performance
 from cytolake.pipeline.progress import Report, stage_progress
 from cytolake.pipeline.session import ray_session
-from cytolake.pipeline.training_probe import pin_training_probe
 from cytolake.qc.verdicts import Progress, judge_sites
 from cytolake.reports.choice_text import choice_table, headline, how_measured, objective_text
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE

@@ -1,4 +1,4 @@
-"""Reconstructions for people to look at while a masked autoencoder is trained."""
+"""Pictures of reconstructions during the training of a masked autoencoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DARKEST, _BRIGHTEST = -1.0, 4.0  # in standard deviations of the channel: backg
 def draw_pictures(
     objective: Objective, pack: Pack, config: PretrainConfig, run_folder: Path, step: int, epoch: int, writes: bool
 ) -> None:
-    """Write what the model makes of a few crops from all over the pack, the same ones every time, with the same masks.
+    """Write reconstructions of a few crops from all over the pack, the same every time, with the same masks.
 
     `reconstructions.npz` has the newest ones: original, masked and reconstructed, (crops, C, S, S) each, 0 beyond a
     crop's channels, and how many channels each has; `pictures/` a PNG of every time. Does nothing for an objective that

@@ -48,7 +48,7 @@ def test_the_encoder_is_the_one_of_the_seed_whatever_the_objective(name):
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["encoder.patch_embedding.weight"], other["encoder.patch_embedding.weight"])
     bare = build_encoder(MODEL, 0).state_dict()
-    kept = build_objective(MODEL, CONFIGS[name], 0).kept_encoder
+    kept = build_objective(MODEL, CONFIGS[name], 0).final_encoder
     assert kept.config == MODEL
     for key, value in bare.items():
         assert torch.equal(one[f"encoder.{key}"], value)
@@ -103,7 +103,7 @@ def test_a_resnet_trains_with_it_and_goes_on_from_its_state_with_the_same_losses
     later = [objective(views) for objective in (first, resumed)]
     assert {key: value.item() for key, value in later[0].items()} == {k: v.item() for k, v in later[1].items()}
     # running statistics of whatever is kept have moved
-    mean = first.kept_encoder.net.bn1.running_mean
+    mean = first.final_encoder.net.bn1.running_mean
     assert not torch.equal(mean, torch.zeros_like(mean))
 
 

@@ -27,7 +27,7 @@ from cytolake.models.runs import Runs, longer, split_runs, to_device
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """Standardised pictures for people, (B, C, S, S) float32 each, in the order of the model's channels."""
+    """Standardised pictures to look at, (B, C, S, S) float32 each, in the order of the model's channels."""
 
     original: Tensor
     masked: Tensor
@@ -37,7 +37,7 @@ class Reconstruction:
 
 
 class MaskedAutoencoder(Objective):
-    """Encoder and decoder with the loss that trains them."""
+    """Encoder and decoder, and the loss of the reconstruction."""
 
     encoder: VisionTransformer
     compiled_for_one_shape: ClassVar = ("distances",)
@@ -97,7 +97,7 @@ class MaskedAutoencoder(Objective):
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:
-        """What the model makes of the crops with the same masks as `forward`."""
+        """Reconstruction of the crops with the same masks as `forward`."""
         encoded, mask, patches, _ = self._encode(view)
         predicted, pixels = self.decoder(encoded, mask, patches), patches.pixels
         return Reconstruction(
