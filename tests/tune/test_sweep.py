@@ -173,17 +173,18 @@ def test_a_ledger_knows_what_ended_and_what_was_interrupted(tmp_path):
     assert again.ended()[0].step == 4
 
 
-def test_a_training_that_rests_goes_on_as_if_it_had_not(small: SmallScreen, tmp_path):
-    whole = pretrain(small.pack.path, BASE, tmp_path / "whole" / "runs", TrackingConfig())
-    runs = tmp_path / "rests" / "runs"
-    first = pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 1)
+def test_a_paused_training_continues_as_if_it_had_not_stopped(small: SmallScreen, tmp_path):
+    tracking = TrackingConfig().at(small.catalog.root)
+    whole = pretrain(small.pack.path, BASE, tmp_path / "whole" / "runs", tracking)
+    runs = tmp_path / "paused" / "runs"
+    first = pretrain_until(small.pack.path, BASE, runs, tracking, 1)
     assert first.parent.name == "checkpoint_step_00000001"
     assert finished_run(small.pack.pack_id, BASE, runs) is None
-    assert pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 1) == first
-    pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 3)
-    rested = pretrain(small.pack.path, BASE, runs, TrackingConfig())
-    assert rested.model_id == whole.model_id, "weights are the same to the last bit"
-    assert pretrain_until(small.pack.path, BASE, runs, TrackingConfig(), 2) == rested.checkpoint
+    assert pretrain_until(small.pack.path, BASE, runs, tracking, 1) == first
+    pretrain_until(small.pack.path, BASE, runs, tracking, 3)
+    continued = pretrain(small.pack.path, BASE, runs, tracking)
+    assert continued.model_id == whole.model_id, "weights are the same to the last bit"
+    assert pretrain_until(small.pack.path, BASE, runs, tracking, 2) == continued.checkpoint
 
 
 def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, local_ray: None, vary: Vary):
@@ -234,7 +235,8 @@ def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, lo
 
 def test_a_training_that_fails_scores_0_and_ends_its_trial(small: SmallScreen, vary: Vary, tmp_path):
     probe = pin_study_probe(small.catalog, small.pack, EVALUATION)
-    training = _TrialTraining(small.pack.path, BASE, vary, probe, (2, 4), tmp_path / "runs", TrackingConfig(), "")
+    tracking = TrackingConfig().at(small.catalog.root)
+    training = _TrialTraining(small.pack.path, BASE, vary, probe, (2, 4), tmp_path / "runs", tracking, "")
     failed = training({"pretrain.learning_rate": 1e30}, 0)
     assert (failed["score"], failed["done"]) == (0.0, True)
     assert "loss is" in failed["failure"]
