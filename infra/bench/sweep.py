@@ -175,9 +175,7 @@ def confusions_are_scikit_learns(root: Path) -> bool:
     probe = pin_study_probe(cytolake.catalog.open(root), pack, the_line(root).study)
     label, predicted = probe.predict(probe.vectors(path.with_name("encoder.safetensors")))
     same = np.mean((label == stored["label"]) & (predicted == stored["predicted"]))
-    print(
-        f"{len(files)} confusions are scikit-learn's; evaluated again, an encoder predicts the same for {same:.1%} of crops"
-    )
+    print(f"{len(files)} confusions are scikit-learn's; an encoder evaluated again predicts {same:.1%} of crops alike")
     return bool(same >= SAME)
 
 
