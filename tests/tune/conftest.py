@@ -18,5 +18,4 @@ def small_screen(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
 @pytest.fixture
 def calls_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """`run_calls` without Ray, whose own trials test_trials.py and test_sweep.py run."""
-    for module in study:
-        monkeypatch.setattr(module, "run_calls", run_in_process)
+    monkeypatch.setattr(study, "run_calls", run_in_process)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.embed.small_screen import SmallScreen, make_small_screen
+from tests.tune.in_process import run_in_process
 from tests.tune.small_training import SMALL_TRAINING
 
 from cytolake.pipeline.overrides import RecipeError, apply_overrides
 from cytolake.tracking import TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import finished_run, pretrain, pretrain_until
+from cytolake.tune import sweep
 from cytolake.tune.paired_seeds import paired_difference
 from cytolake.tune.search_space import Range, Vary
 from cytolake.tune.study_config import StudyConfig
@@ -187,7 +189,9 @@ def test_a_paused_training_continues_as_if_it_had_not_stopped(small: SmallScreen
     assert pretrain_until(small.pack.path, BASE, runs, tracking, 2) == continued.checkpoint
 
 
-def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, local_ray: None, vary: Vary):
+def test_a_search_finds_confirms_and_does_not_train_again(
+    small: SmallScreen, local_ray: None, vary: Vary, monkeypatch: pytest.MonkeyPatch
+):
     config = SweepConfig(
         space=(Range(name="pretrain.learning_rate", low=1e-4, high=1e-2, log=True), Range(name="knob.gamma")),
         trials=3,
@@ -228,6 +232,8 @@ def test_a_search_finds_confirms_and_does_not_train_again(small: SmallScreen, lo
         path.relative_to(small.catalog.root / "runs").parts[0] for path in before if after.get(path) != before[path]
     }
     assert len(changed) <= 1, "the interrupted one alone, which may rest at another rung now"
+    monkeypatch.setattr(sweep, "run_search", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr(sweep, "run_calls", run_in_process)
     third = run_sweep(small.catalog, small.pack, config, EVALUATION, BASE, vary, tracking)
     assert third.n_ran == 0
     assert third.confirmed == again.confirmed
