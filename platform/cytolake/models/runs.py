@@ -51,7 +51,7 @@ def spread(of_crop_XB: Tensor, runs: Runs) -> Tensor:
 @lru_cache(maxsize=256)
 def starts(runs: Runs, device: torch.device) -> Tensor:
     """(B + 1,) int32, where in the row each crop starts, and the end of the last. Cached, since every block uses it."""
-    with torch.inference_mode(False):  # what is kept must serve training too
+    with torch.inference_mode(False):  # a cached tensor must serve training too
         lengths = torch.cat([torch.full((n,), length, dtype=torch.int32) for n, length in runs])
         return to_device(functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), device)
 
