@@ -142,7 +142,7 @@ def measure(n_wells: int, name: str, *, with_copairs: bool = False) -> dict[str,
     if with_copairs:
         scores = of_copairs(table, vectors, rules)
         assert scores is not None
-        return _told(scores, started, before, share=1.0)
+        return _measured(scores, started, before, share=1.0)
     pairs = find_pairs(table, rules)
     unit_ND = unit_vectors(vectors)
     ranges = block_ranges(pairs)
@@ -153,10 +153,10 @@ def measure(n_wells: int, name: str, *, with_copairs: bool = False) -> dict[str,
         scores = pd.DataFrame({"average_precision": np.concatenate([block.average_precision for block in blocks])})
     else:
         scores = scores_table(table, blocks).to_pandas()
-    return _told(scores, started, before, share=len(done) / len(ranges))
+    return _measured(scores, started, before, share=len(done) / len(ranges))
 
 
-def _told(scores: pd.DataFrame, started: tuple[float, float], before_gb: float, share: float) -> dict[str, Any]:
+def _measured(scores: pd.DataFrame, started: tuple[float, float], before_gb: float, share: float) -> dict[str, Any]:
     seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
     mean = float(scores["average_precision"].mean())
     return {"seconds": seconds, "cpu": cpu, "before_gb": before_gb, "peak_gb": _peak_gb(), "share": share, "mean": mean}
