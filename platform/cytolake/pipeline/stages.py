@@ -58,7 +58,7 @@ from cytolake.reports.study_page import study_text, write_study
 from cytolake.screens.simulated.screen import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
-from cytolake.tracking import ChampionCard, resolve_alias
+from cytolake.tracking import ModelVersion, resolve_alias
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
@@ -85,7 +85,7 @@ class PipelineResult:
     choice: BlockChoice
     others: tuple[BlockChoice, ...]
     """The same by single crops, and held out otherwise, such as by batch."""
-    card: ChampionCard | None
+    card: ModelVersion | None
     """None where the choice was not promoted, since no gain was shown."""
     refusal: str
     """Why it was not promoted; empty where it was."""
@@ -155,7 +155,7 @@ def report(line: Line, console: Console) -> None:
         trained = session.finished_run(pack)
         ids = session.representation_ids(pack, trained)
         choice = session.choose(ids)
-        card: ChampionCard | None
+        card: ModelVersion | None
         try:
             card = resolve_alias(line.tracking.at(line.root_path), line.alias)
         except LookupError:  # nothing was promoted yet
@@ -600,7 +600,7 @@ class Session:
                 told.outcome = f"{other.score:.3f} by {other.protocol}"
         return tuple(found)
 
-    def promote(self, choice: BlockChoice) -> ChampionCard:
+    def promote(self, choice: BlockChoice) -> ModelVersion:
         """Register the choice and move the alias."""
         with self._stage("promote") as told:
             forced = self.line.promote_without_gain
@@ -669,7 +669,7 @@ class Session:
         embedded: list[str],
         choice: BlockChoice,
         others: tuple[BlockChoice, ...],
-        card: ChampionCard | None,
+        card: ModelVersion | None,
     ) -> Path:
         """Write the report page."""
         with self._stage("report") as told:
@@ -731,7 +731,7 @@ def print_choice(console: Console, choice: BlockChoice, others: Sequence[BlockCh
     console.print(f"[dim]{escape(how_measured(choice))}[/]")
 
 
-def _choice_facts(choice: BlockChoice, card: ChampionCard | None) -> tuple[tuple[str, str], ...]:
+def _choice_facts(choice: BlockChoice, card: ModelVersion | None) -> tuple[tuple[str, str], ...]:
     model = "not promoted, since no gain is shown"
     if card is not None:
         model = f"{card.name} version {card.version} ({card.architecture}), alias {card.alias}"
