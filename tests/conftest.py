@@ -66,6 +66,42 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a test run: `make test` names one, xdist's workers have their parent's."""
+    if folder := os.environ.get("CYTOLAKE_TEST_FOLDER"):
+        return Path(folder)
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def golden_lake(shared_folder: Path) -> Iterator[Path]:
+    """Root of a catalog that went through the whole pipeline, see tests/golden_lake.py. Read-only."""
+    from tests.golden_lake import shared_golden_lake, unchanged
+
+    root = shared_golden_lake(shared_folder)
+    with unchanged(root):
+        yield root
+
+
+@pytest.fixture
+def golden_copy(golden_lake: Path, tmp_path: Path) -> Path:
+    """Root of a copy of the golden lake that the test may change."""
+    from tests.golden_lake import copy_golden_lake
+
+    return copy_golden_lake(golden_lake, tmp_path / "lake")
+
+
+@pytest.fixture
+def ray_in_process() -> Iterator[None]:
+    """Ray's tasks, batches and trials run in this process, see tests/ray_in_process.py."""
+    from tests.ray_in_process import ray_in_process
+
+    with ray_in_process():
+        yield
+
+
+@pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with every dependency and without cytolake.
 
