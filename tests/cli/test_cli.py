@@ -515,7 +515,7 @@ def test_the_promoted_encoder_is_audited_and_augmentations_are_proposed(tmp_path
     quick = ("--set", "knobs=[blur_sigma_px, noise]", "--set", "strengths=[0.5]", "--set", "bootstrap_draws=20")
     said = run("audit", "--root", tmp_path / "root", "--parquet", tmp_path / "audit.parquet", *quick)
     assert "blur_sigma_px 0.5" in said
-    assert "train with" in told or "leave" in said
+    assert "train with" in said or "leave" in said
     rows = pq.read_table(tmp_path / "audit.parquet").to_pylist()
     assert {row["encoder"] for row in rows} == {"trained", "untrained"}
     assert {row["knob"] for row in rows} == {"", "blur_sigma_px", "noise"}
