@@ -87,21 +87,21 @@ def _changed(config: Any, tree: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(type(config))
     values: dict[str, Any] = {}
     for name, branch in tree.items():
-        told = " ".join(_typed(branch))
+        given = " ".join(_typed(branch))
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise RecipeError(
-                f"{told}: {type(config).__name__} has no field {name!r}.{hint} Its fields: {', '.join(fields)}."
+                f"{given}: {type(config).__name__} has no field {name!r}.{hint} Its fields: {', '.join(fields)}."
             )
         if isinstance(branch, _Assignment):
             values[name] = _read_value(branch.value, hints[name], branch.whole)
             continue
         current = getattr(config, name)
         if current is None:
-            raise RecipeError(f"{told}: {name!r} is off in this recipe, so it has no fields to set.")
+            raise RecipeError(f"{given}: {name!r} is off in this recipe, so it has no fields to set.")
         if not dataclasses.is_dataclass(current):
-            raise RecipeError(f"{told}: {name!r} is a plain value with no fields; stop the path there.")
+            raise RecipeError(f"{given}: {name!r} is a plain value with no fields; stop the path there.")
         values[name] = _changed(current, branch)
     try:
         return dataclasses.replace(config, **values)
@@ -125,12 +125,17 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"{assignment}: {text!r} is not a YAML value.") from error
+    part_hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if dataclasses.is_dataclass(part_hint) and isinstance(value, dict):
+        value = [value]
     if typing.get_origin(hint) is tuple and not isinstance(value, list):
         # --set probe.seeds=0,1,2, or a single value: YAML needs no brackets round what is a list in any case.
         parts = [part.strip() for part in text.split(",") if part.strip()]
         value = parts if str in typing.get_args(hint) else [yaml.safe_load(part) for part in parts]
-    part_hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     if isinstance(value, list):
+        if dataclasses.is_dataclass(part_hint) and (texts := [part for part in value if not isinstance(part, dict)]):
+            example = getattr(part_hint, "EXAMPLE", "") or f"the fields of {part_hint.__name__}"  # type: ignore[union-attr]
+            raise RecipeError(f"{assignment}: found {texts[0]!r}. Write it as {example}.")
         value = tuple(
             _built(part_hint, part, assignment)
             if isinstance(part, dict) and dataclasses.is_dataclass(part_hint)
