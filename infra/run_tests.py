@@ -132,7 +132,9 @@ def environment_of(version: str, interpreter: Path) -> Path:
         if not python.exists():
             subprocess.run([interpreter, "-m", "venv", folder], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, "--constraint", "constraints.txt", "--editable", ".[all,dev]"], cwd=CHECKOUT, check=True)
+        subprocess.run(
+            [*install, "--constraint", "constraints.txt", "--editable", ".[all,dev]"], cwd=CHECKOUT, check=True
+        )
         installed.touch()
     return python
 

@@ -70,7 +70,6 @@ SHOWN_BY = {"rich": ("cli", "pipeline", "reports"), "jinja2": ("reports",), "mat
 SHOWN_ELSEWHERE = {
     ("qc/labels.py", "jinja2"),  # the sheet of sites to label is a data exchange: it writes what `qc read` reads
     ("curation/diff.py", "rich"),
-    ("train/dry_run.py", "rich"),
     ("catalog/ingest/inspection.py", "rich"),
 }
 """Files of other rooms that show something, and by what."""
@@ -98,7 +97,6 @@ LONG_WITHOUT_A_REASON: set[str] = {
     "platform/cytolake/embed/extract.py",
     "platform/cytolake/exchange/export.py",
     "platform/cytolake/exchange/external.py",
-    "platform/cytolake/models/cost.py",
     "platform/cytolake/packs/build.py",
     "platform/cytolake/packs/shards.py",
     "platform/cytolake/performance_prediction/queries.py",
@@ -114,12 +112,7 @@ LONG_WITHOUT_A_REASON: set[str] = {
     "platform/cytolake/screens/simulated/screen.py",
     "platform/cytolake/screens/sources.py",
     "platform/cytolake/screens/well_labels.py",
-    "platform/cytolake/serving/api.py",
-    "platform/cytolake/serving/explorer.py",
     "platform/cytolake/storage/files.py",
-    "platform/cytolake/tracking.py",
-    "platform/cytolake/train/pretrain.py",
-    "platform/cytolake/tune/sweep.py",
 }
 """Longer files that do not say it yet."""
 
