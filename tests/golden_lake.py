@@ -69,14 +69,19 @@ def golden_line(root: Path, *changes: str, screens: Path | None = None):
     Args:
         root: The lake, or a copy of it.
         changes: More assignments such as `pretrain.seed=3`.
-        screens: Where the plates are; None means in the lake. A copy has none of its own.
+        screens: The folder of the plates, where they are there and not simulated: those of the lake for a copy of it.
     """
+    from cytolake.pipeline.config import ScreensConfig
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.recipes import build_recipe
+    from cytolake.screens.sources import ScreenSource
 
-    of_screens = (f"screens.root={screens}",) if screens is not None else ()
-    line = apply_overrides(build_recipe("demo"), (*SETTINGS, *of_screens, *changes))
-    return dataclasses.replace(line, root=str(root))
+    line = dataclasses.replace(apply_overrides(build_recipe("demo"), (*SETTINGS, *changes)), root=str(root))
+    if screens is None:
+        return line
+    name = line.screens.simulate.screen
+    source = ScreenSource(screen=name, path=str(screens / name), layout="ome-zarr")
+    return dataclasses.replace(line, screens=ScreensConfig(root=str(screens), sources=(source,)))
 
 
 def build_golden_lake(root: Path) -> str:
