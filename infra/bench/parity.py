@@ -34,7 +34,7 @@ from cytolake.catalog import Catalog
 from cytolake.client import Client
 from cytolake.pipeline.stages import run_pipeline
 from cytolake.recipes import build_recipe
-from cytolake.tracking import ChampionCard, ModelCard, TrackingConfig, promote
+from cytolake.tracking import ModelCard, ModelVersion, TrackingConfig, promote
 
 BAR = 1e-3
 N_CROPS = 1000
@@ -148,7 +148,7 @@ def main() -> int:
     return 0 if is_ok else 1
 
 
-def another_block(catalog: Catalog, card: ChampionCard) -> ModelCard:
+def another_block(catalog: Catalog, card: ModelVersion) -> ModelCard:
     """The same encoder's earlier block (or the next one), which the table has too, as something to promote."""
     condition = f"model_id = '{card.model_id}' AND pack_id = '{card.pack_id}' AND pooling = '{card.pooling}'"
     rows = catalog.table("representations", columns=["representation_id", "block"], where=condition).to_pylist()

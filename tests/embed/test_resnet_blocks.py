@@ -17,7 +17,7 @@ from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.exchange.export import export_anndata, representations_of
 from cytolake.models import collate, load_encoder
 from cytolake.qc.detector.encoders import EncoderFeatures
-from cytolake.serving.champion import load_champion
+from cytolake.serving.served_model import load_served_model
 from cytolake.tracking import ModelCard, TrackingConfig, promote, resolve_alias
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -90,7 +90,7 @@ def test_serving_and_mlflow_give_the_stored_vectors_of_a_promoted_stage(small, r
     )  # fmt: skip
     tracking = TrackingConfig().at(tmp_path)
     promoted = promote(tracking, card, row["checkpoint"])
-    champion = load_champion(resolve_alias(tracking), "cpu")
+    champion = load_served_model(resolve_alias(tracking), "cpu")
     images = small.pack.read(np.arange(6))
     served = champion.embed(list(images), [champion.channel_indices(CHANNELS)] * 6)
     stored = read_vectors(small.catalog, row["representation_id"], small.pack.index["crop_id"].to_pylist()[:6])

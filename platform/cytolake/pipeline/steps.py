@@ -46,7 +46,7 @@ from cytolake.reports.report import ReportInputs, write_report
 from cytolake.screens.simulated.screen import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
-from cytolake.tracking import ChampionCard
+from cytolake.tracking import ModelVersion
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
 from cytolake.tune.block_search import CELL_COUNT, BlockChoice, search_blocks
@@ -331,7 +331,7 @@ class Steps:
                 stage.outcome = f"{other.score:.3f} by {other.protocol}"
         return tuple(found)
 
-    def promote(self, choice: BlockChoice) -> ChampionCard:
+    def promote(self, choice: BlockChoice) -> ModelVersion:
         """Register the choice and move the alias."""
         with self._stage("promote") as stage:
             forced = self.line.promote_without_gain
@@ -400,7 +400,7 @@ class Steps:
         embedded: list[str],
         choice: BlockChoice,
         others: tuple[BlockChoice, ...],
-        card: ChampionCard | None,
+        card: ModelVersion | None,
     ) -> Path:
         """Write the report page."""
         with self._stage("report") as stage:

@@ -13,7 +13,7 @@ from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_ra
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.models import POOLINGS, load_encoder
-from cytolake.tracking import CHAMPION, Baseline, ChampionCard, ModelCard, TrackingConfig, promote
+from cytolake.tracking import CHAMPION, Baseline, ModelCard, ModelVersion, TrackingConfig, promote
 from cytolake.tune.block_search import BASELINES, CELL_COUNT, BlockChoice, interval_text
 
 
@@ -159,7 +159,7 @@ def check_gain(choice: BlockChoice, forced: str) -> None:
 
 def promote_choice(
     catalog: Catalog, choice: BlockChoice, tracking: TrackingConfig, alias: str = CHAMPION, *, forced: str = ""
-) -> ChampionCard:
+) -> ModelVersion:
     """Register the chosen representation with everything needed to compute and judge it, and move the alias to it.
     Serving returns the encoder's own vectors, also where the probe aligned them first.
 
