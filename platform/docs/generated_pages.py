@@ -19,6 +19,7 @@ sys.path.insert(0, str(DOCS.parent))  # the package, also where it is not instal
 from generators import (  # noqa: E402
     commands,
     config_fields,
+    dependencies,
     example_pages,
     http_interface,
     python_interface,
@@ -74,6 +75,7 @@ def on_files(files: Files, config: Any) -> Files:
         "reference/config.md": config_fields.fields_page(),
         "reference/tables.md": table_contracts.page(),
         "reference/http.md": http_interface.page(),
+        "reference/dependencies.md": dependencies.page(),
         "reference/metrics.md": served_metrics.page(),
         "architecture.md": rooms.page(),
         **python_interface.pages(),

@@ -20,6 +20,7 @@ WRITES = {
 """Files that each script leaves in the working directory."""
 
 
+@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")  # of scanpy's plots
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_an_example_runs(script: Path, lake: Path, capsys: pytest.CaptureFixture[str]):
     runpy.run_path(str(script), run_name="__main__")

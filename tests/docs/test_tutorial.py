@@ -63,13 +63,15 @@ def test_the_python_of_the_readme_runs(lake: Path):
             assert names["kept"].num_rows > 0
 
 
-def test_the_commands_of_the_readme_run_on_plates_of_ones_own(lake: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_of_the_readme_run_on_plates_of_ones_own(
+    lake: Path, golden_lake: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Layout, recipe and query; the ingest between them is Ray's and is tested in tests/catalog/ingest."""
     monkeypatch.setenv("CYTOLAKE_ROOT", str(lake))
     (block,) = (
         each for each in fences(CHECKOUT / "README.md") if each.language == "bash" and "cytolake init" in each.text
     )
-    screen = next(path for path in (lake / "screens").iterdir() if path.is_dir())
+    screen = next(path for path in (golden_lake / "screens").iterdir() if path.is_dir())
     from cytolake.cli.main import app
 
     n_run = 0

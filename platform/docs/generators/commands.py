@@ -46,9 +46,8 @@ def page() -> str:
             ["command", "purpose"],
             ([f"[`{name}`](#{anchor(name)})", cell(first_line(command.help))] for name, command in listed),
         ),
-        "## Jobs { #jobs }\n",
-        "Each stage is also a script in `jobs/`, for `ray job submit`; it takes the same options as the command of its "
-        "name.\n",
+        "## Scripts in `jobs/` { #jobs }\n",
+        "Each stage is also a script, for `ray job submit`; it takes the same options as the command of its name.\n",
         table(["script", "purpose"], ([code(f"jobs/{path.name}"), cell(about)] for path, about in _jobs())),
     ]
     for name, command in listed:

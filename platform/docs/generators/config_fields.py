@@ -98,7 +98,8 @@ def _fields_table(owner: type, places: dict[type, list[str]]) -> str:
     for field, hint in _fields(owner):
         inner = [each for each in _dataclasses_in(hint) if each in places]
         kind = ", ".join(f"[{each.__name__}](#{anchor(each.__name__)})" for each in inner) or code(_type(hint))
-        rows.append([code(field.name), kind, _default(field), cell(texts.get(field.name, ""))])
+        about = texts.get(field.name) or next(map(_about, _dataclasses_in(hint)), "")
+        rows.append([code(field.name), kind, _default(field), cell(about)])
     return table(["field", "type", "default", "meaning"], rows)
 
 

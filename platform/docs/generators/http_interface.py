@@ -27,9 +27,9 @@ def page() -> str:
         "`/openapi.json` of a running service. "
         "How to run one: [Serve](../how-to/serve.md).\n",
         "Every request but those to `/healthz` and `/readyz` needs `Authorization: Bearer KEY`, unless the service "
-        "runs without keys. Errors are `application/problem+json` ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with "
-        "`title`, `detail` and a request id. Endpoints below `/v1/explore/` serve the explorer page and may change "
-        "with it.\n",
+        "runs without keys. Errors are `application/problem+json` "
+        "([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) with `title`, `detail` and a request id. "
+        "Endpoints below `/v1/explore/` serve the explorer page and may change with it.\n",
         table(
             ["endpoint", "purpose"],
             (

@@ -7,20 +7,21 @@ from collections.abc import Iterable, Sequence
 
 
 def code(text: object) -> str:
-    """Inline code for a cell of a table, where a bar would end the cell. Empty text stays empty."""
+    """Inline code, in which a bar does not end a cell of a table. Empty text stays empty."""
     shown = str(text).replace("\n", " ")
-    if not shown:
-        return ""
     fence = "``" if "`" in shown else "`"
-    return f"{fence}{shown}{fence}".replace("|", "\\|") if "|" in shown else f"{fence}{shown}{fence}"
+    return f"{fence}{shown}{fence}" if shown else ""
 
 
 def cell(text: object) -> str:
     """Prose for a cell of a table: one line, bars escaped, nothing read as an HTML tag."""
     shown = re.sub(r"\s+", " ", str(text)).strip()
     parts = re.split(r"(`[^`]*`)", shown)
-    plain = [part if part.startswith("`") else part.replace("<", "&lt;").replace("*", "\\*") for part in parts]
-    return "".join(plain).replace("|", "\\|")
+    return "".join(part if part.startswith("`") else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", "\\*").replace("|", "\\|")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
