@@ -32,6 +32,8 @@ for axis, column in zip(axes, ["pathway", "plate"], strict=True):
 figure.savefig("umap.png", dpi=150)
 
 # %% [markdown]
+# ![Crops of the demo by pathway and by plate](../pictures/umap.png)
+#
 # Save it for other tools. `cytolake export blocks.h5ad --model MODEL_ID` writes every block of an encoder without a
 # script.
 

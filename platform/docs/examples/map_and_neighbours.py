@@ -37,6 +37,8 @@ axis.legend(frameon=False, fontsize=8)
 figure.savefig("map.png", dpi=150)
 
 # %% [markdown]
+# ![Wells of the demo by pathway, and negative controls](../pictures/map.png){ width=560 }
+#
 # The nearest crops to one crop: cosine similarity of the stored vectors.
 
 # %%
@@ -58,6 +60,8 @@ for axis, crop, title in zip(axes, pixels, ["query", *(f"{similarity[i]:.2f}" fo
 figure.savefig("neighbours.png", dpi=150)
 
 # %% [markdown]
+# ![The nuclei of one crop and of the five most similar ones](../pictures/neighbours.png)
+#
 # The same search from a running service, which needs only numpy and httpx on this side. It is skipped where
 # `CYTOLAKE_URL` names none.
 

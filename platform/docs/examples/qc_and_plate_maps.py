@@ -24,7 +24,7 @@ failed = catalog.sql(
 print(failed.to_pandas().head(12).to_string(index=False))
 
 # %% [markdown]
-# One value for each well: failed verdicts of its sites, and objects in a site. Every verdict has the value and the
+# One value for each well: failed verdicts of its sites, and nuclei in a site (objects in the channel DNA). Every verdict has the value and the
 # threshold that it was compared with.
 
 # %%
@@ -34,7 +34,8 @@ wells = catalog.sql(
         select sites.well_id, count(*) filter (not is_pass) as failed
         from qc_verdicts v join sites using (site_id) where level = 'site' group by all
     ), counts as (
-        select well_id, avg(object_count) as cells from qc_metrics join sites using (site_id) group by all
+        select well_id, avg(object_count) as cells
+        from qc_metrics join sites using (site_id) where channel = 'DNA' group by all
     )
     select plate, "row", "column", coalesce(failed, 0) failed, cells
     from wells left join verdicts using (well_id) left join counts using (well_id) order by plate
@@ -64,6 +65,8 @@ for axes_of_value in axes:
 figure.savefig("plate_maps.png", dpi=150)
 
 # %% [markdown]
+# ![Failed verdicts and cell counts of the demo's plates](../pictures/plate_maps.png)
+#
 # Sites that fail most rules, worst first: look at these on the page `report/qc.html`, or label them with
 # `cytolake qc label`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from generators.markdown import table
+from generators.markdown import cell, table
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -15,13 +15,12 @@ def pages() -> dict[str, str]:
     made = {}
     rows = []
     for path in sorted(EXAMPLES.glob("*.py")):
-        text = rendered(path.read_text(encoding="utf-8"), path.name)
-        made[f"examples/{path.stem}.md"] = text
-        title = re.search(r"^# (.+)$", text, re.MULTILINE)
-        about = re.search(r"^# .+\n+(.+?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
-        if title is None or about is None:
-            raise RuntimeError(f"{path.name}: expected a first cell of Markdown with a title and a sentence.")
-        rows.append([f"[{title[1]}]({path.stem}.md)", " ".join(about[1].split())])
+        source = path.read_text(encoding="utf-8")
+        made[f"examples/{path.stem}.md"] = rendered(source, path.name)
+        title, _, about = cells(source)[0][1].removeprefix("# ").partition("\n\n")
+        if not about:
+            raise RuntimeError(f"{path.name}: expected a first cell of Markdown with a title and a paragraph.")
+        rows.append([f"[{title}]({path.stem}.md)", cell(about)])
     made["examples/index.md"] = "\n".join(
         [
             "# Examples\n",

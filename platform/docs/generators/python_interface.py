@@ -47,9 +47,13 @@ def _room_page(room: str, about: str) -> str:
     modules = [_module(path) for path in sorted(folder.rglob("*.py")) if not path.name.startswith("_")]
     exporting = [path.parent for path in sorted(folder.rglob("__init__.py")) if _exports(path)]
     for each in exporting:
-        parts += [f"::: {_module(each)}\n", "    options:", "      show_submodules: false", "      members:"]
-        parts += [f"        - {name}" for name in _exports(each / "__init__.py")]
+        parts += [f"::: {_module(each)}", "    options:", "      show_submodules: false", "      members:"]
+        names = _exports(each / "__init__.py")
+        # A function that has the name of its module is hidden by it.
+        hidden = [name for name in names if (each / f"{name}.py").is_file()]
+        parts += [f"        - {name}" for name in names if name not in hidden]
         parts.append("")
+        parts += [f"::: {_module(each)}.{name}.{name}\n    options: {{heading_level: 3}}\n" for name in hidden]
     if room in WHOLE:
         inside = tuple(f"{_module(each)}." for each in exporting)
         for module in modules:
