@@ -24,7 +24,7 @@ failed = catalog.sql(
 print(failed.to_pandas().head(12).to_string(index=False))
 
 # %% [markdown]
-# One value for each well: failed verdicts of its sites, and nuclei in a site (objects in the channel DNA). Every verdict
+# One value for each well: failed verdicts of its sites, and nuclei in a site (objects in the channel DNA). A verdict
 # has the value and the threshold that it was compared with.
 
 # %%
