@@ -141,4 +141,4 @@ def picture(rows: tuple[tuple[str, ...], ...]) -> str:
                 f'<text class="what" x="{middle:.1f}" y="{y + 45}">{html.escape(SHORT[room])}</text></g>'
             ]
     parts.append("</svg>")
-    return f'<div class="picture" markdown="0">{"".join(parts)}</div>'
+    return f'<div class="picture" data-search-exclude markdown="0">{"".join(parts)}</div>'
