@@ -13,7 +13,7 @@ import pytest
 from tests.embed.small_screen import PERTURBATIONS, SmallScreen, make_small_screen
 
 import cytolake.catalog
-from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors, standardise_by_plate_controls
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
@@ -106,7 +106,7 @@ def test_wells_are_searched_without_another_fit_and_two_batches_give_no_interval
 
 def test_every_fold_and_metric_has_a_row_and_every_summary_an_interval(choice, small):
     rows = [row for row in small.catalog.table("scores").to_pylist() if row["protocol"] == choice.protocol_id]
-    n_rows = len(SIGNALS) * len(METRICS) * (len(choice.units) + 1)
+    n_rows = len(SIGNALS) * len(PROBE_METRICS) * (len(choice.units) + 1)
     assert len({row["score_id"] for row in rows}) == len(rows) == n_rows
     for row in rows:
         assert (row["ci_low"] is None) == (row["seed"] >= 0)

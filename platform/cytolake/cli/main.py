@@ -18,9 +18,9 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.benchmark.merit import NUISANCES
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, names_in
 from cytolake.benchmark.profiles.score import score_profiles
-from cytolake.benchmark.profiles.tasks import NUISANCES
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.inspection import inspect_screen, render
@@ -199,7 +199,7 @@ def probe(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Predict a label of wells on held-out plates from any stored representation, such as an import."""
-    from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+    from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
     from cytolake.benchmark.stored_probe import probe_stored
     from cytolake.exchange.external import find_representation
 
@@ -209,7 +209,7 @@ def probe(
         catalog = cytolake.catalog.open(root)
         for each in representation:
             result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
-            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in METRICS]
+            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in PROBE_METRICS]
             console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
 
 
@@ -303,7 +303,7 @@ def transcriptomics(
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of BenchmarkConfig, such as --set perplexity=30."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Of TranscriptomicsConfig: --set perplexity=30."),
     ] = None,
     name: Annotated[str, typer.Option(help="What rankings call the screen; the file's name where empty.")] = "",
     parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
@@ -318,9 +318,9 @@ def transcriptomics(
 ) -> None:
     """Score embeddings of a perturbation screen on six tasks, with principal components and noise, and rank them."""
     from cytolake.benchmark.relations.relation_files import read_relations
-    from cytolake.benchmark.transcriptomics import TASKS, BenchmarkConfig, ScreenSpec, few_rows
+    from cytolake.benchmark.transcriptomics import TASKS, ScreenSpec, TranscriptomicsConfig, few_rows
+    from cytolake.benchmark.transcriptomics.perturbation_signal import write_targets
     from cytolake.benchmark.transcriptomics.scores import score_expression_screen
-    from cytolake.benchmark.transcriptomics.signal_targets import write_targets
     from cytolake.reports.transcriptomics_page import FOLDER, file_stem, transcriptomics_text, write_transcriptomics
 
     console = Console(highlight=False, soft_wrap=True)
@@ -339,7 +339,7 @@ def transcriptomics(
         )
         if targets is not None and targets.suffix not in (".csv", ".parquet"):
             raise ValueError(f"--targets {targets}: expected a name that ends in .csv or .parquet.")
-        config = apply_overrides(few_rows() if is_small else BenchmarkConfig(), set_ or [])
+        config = apply_overrides(few_rows() if is_small else TranscriptomicsConfig(), set_ or [])
         related = [read_relations(each) for each in relations or ()]
         catalog = cytolake.catalog.open(root, create=True)  # such a screen needs no ingest
         with stage_progress("transcriptomics", console) as report:

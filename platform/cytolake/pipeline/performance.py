@@ -16,7 +16,7 @@ from rich.table import Table
 from cytolake.catalog import Catalog
 from cytolake.performance_prediction.baselines import Verdict
 from cytolake.performance_prediction.catalog_queries import crop_queries, well_queries
-from cytolake.performance_prediction.correlations import METRICS, Estimate
+from cytolake.performance_prediction.correlations import PREDICTION_METRICS, Estimate
 from cytolake.performance_prediction.prompt_predictor import PromptReport, fit_prompt_predictor
 from cytolake.performance_prediction.prompt_table import FEWEST_TO_SPLIT, read_prompts
 from cytolake.performance_prediction.queries import Before, Measure, QueryReport, fit_query_predictor
@@ -159,10 +159,10 @@ def predict_queries(
 def performance_text(section: PerformanceSection) -> Table:
     """The figures of a predictor and its baselines, for a terminal of 80 columns: an interval under each value, what is
     registered in bold."""
-    shown = Table("", *METRICS, box=None, header_style="dim", pad_edge=False)
+    shown = Table("", *PREDICTION_METRICS, box=None, header_style="dim", pad_edge=False)
     for name, scores in _named(section):
         cells = []
-        for metric in METRICS:
+        for metric in PREDICTION_METRICS:
             each = scores[metric]
             is_known = np.isfinite(each.value)
             cells.append(f"{each.value:.3f}\n[dim]{each.low:.3f} to {each.high:.3f}[/]" if is_known else NO_FIGURE)
@@ -176,7 +176,7 @@ def write_performance(path: Path, title: str, sections: Sequence[PerformanceSect
         path,
         "performance.html.j2",
         title=title,
-        metrics=METRICS,
+        metrics=PREDICTION_METRICS,
         sections=[
             {
                 "name": section.name,
@@ -238,7 +238,7 @@ def _lines(section: PerformanceSection) -> list[tuple[str, list[str]]]:
     def shown(estimate: Estimate) -> str:
         return str(estimate) if np.isfinite(estimate.value) else NO_FIGURE
 
-    return [(name, [shown(scores[metric]) for metric in METRICS]) for name, scores in _named(section)]
+    return [(name, [shown(scores[metric]) for metric in PREDICTION_METRICS]) for name, scores in _named(section)]
 
 
 def _scatter(section: PerformanceSection) -> str:

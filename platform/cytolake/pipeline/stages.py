@@ -26,7 +26,7 @@ from rich.table import Table
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.profiles.score import ProfileScores, score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
@@ -628,7 +628,7 @@ class Session:
             config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
             with self._stage(f"probe {label}") as told:
                 search_blocks(self.catalog, [*representation_ids, *of_crops], config, told.report)
-                told.outcome = f"{', '.join(METRICS)} in the scores table"
+                told.outcome = f"{', '.join(PROBE_METRICS)} in the scores table"
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:
