@@ -1,4 +1,4 @@
-"""How well queries do: the performance that a predictor of queries learns from."""
+"""Performance of queries, the target of a predictor."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from cytolake.benchmark.retrieval.average_precision import average_precision
 from cytolake.benchmark.retrieval.pairs import PairRules
-from cytolake.performance_prediction.query_map import unit
+from cytolake.performance_prediction.query_map import SHORTEST
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Numbers = NDArray[np.float64]
 Measure = Literal["average_precision", "replicate_consistency"]
 LOWEST: Mapping[Measure, float] = {"average_precision": 0.0, "replicate_consistency": -1.0}
-"""The least that each can be; both are at most 1."""
+"""Lowest possible value of each measure; the highest is 1."""
 
 
 def realised_performance(
@@ -26,10 +27,10 @@ def realised_performance(
     is_control: NDArray[np.bool_],
     measure: Measure = "average_precision",
 ) -> Numbers:
-    """(N,) performance of each profile as a query; NaN for controls, and for a perturbation of one profile.
+    """(N,) performance of each profile as a query; NaN for controls, and for a perturbation with one profile.
 
-    Positives are profiles of the same perturbation, on other plates where each perturbation has some, for replicates of
-    one plate share more than what was done to them; negatives are those of all others, controls included.
+    Positives are profiles of the same perturbation, on other plates where every perturbation has several plates,
+    because replicates of one plate share more than the perturbation. Negatives are all others, controls included.
     """
     names = np.where(is_control, "\0control", np.asarray(perturbation, dtype=object)).astype(str)
     plates: dict[str, set[str]] = {}
@@ -50,16 +51,16 @@ def realised_performance(
 
 
 def _replicate_cosine(vectors: Numbers, names: NDArray[np.str_], plate: NDArray[np.str_], is_across: bool) -> Numbers:
-    """(N,) mean cosine with the others of the same name, on other plates where `is_across`; NaN where there is none."""
-    unit_vectors = unit(np.asarray(vectors, dtype=float))
+    """(N,) mean cosine with the others of the same name, on other plates where `is_across`; NaN without others."""
+    unit_ND = unit_vectors(np.asarray(vectors, dtype=float), least_length=SHORTEST)
     of_name = np.unique(names, return_inverse=True)[1]
     on_plate = np.unique(plate, return_inverse=True)[1]
-    # The sum over all of a name, less those that do not count: of the same plate, or the query alone.
+    # The sum over all of a name, less those that do not count: the same plate, or the query itself.
     pair = of_name * (on_plate.max() + 1) + on_plate if is_across else np.arange(len(names))
     dots, counts = np.zeros(len(names)), np.zeros(len(names))
     for codes, sign in ((of_name, 1.0), (np.unique(pair, return_inverse=True)[1], -1.0)):
-        sums = np.zeros((codes.max() + 1, unit_vectors.shape[1]))
-        np.add.at(sums, codes, unit_vectors)
-        dots += sign * np.einsum("nd,nd->n", sums[codes], unit_vectors)
+        sums = np.zeros((codes.max() + 1, unit_ND.shape[1]))
+        np.add.at(sums, codes, unit_ND)
+        dots += sign * np.einsum("nd,nd->n", sums[codes], unit_ND)
         counts += sign * np.bincount(codes)[codes]
     return np.where(counts > 0, dots / np.maximum(counts, 1), np.nan)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from cytolake.benchmark.perturbation_signal import replicates
-from cytolake.benchmark.perturbation_signal.replicates import replicate_consistency
+from cytolake.benchmark.perturbation_signal.replicate_consistency import replicate_consistency
 
 
 def make_map(n_perturbations=20, n_experiments=3, *, strength=2.0, shift=0.0, dim=8, n_wells=1, seed=0):

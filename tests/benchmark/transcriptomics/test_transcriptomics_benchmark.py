@@ -12,28 +12,28 @@ import pytest
 from cytolake.benchmark.transcriptomics import (
     SCHEMA,
     TASKS,
-    BenchmarkConfig,
     DecoderConfig,
     EmbeddingConfig,
     ScviConfig,
+    TranscriptomicsConfig,
     benchmark_embeddings,
     difference,
     score_embeddings,
 )
 from cytolake.benchmark.transcriptomics.embeddings import embed, principal_components, variable_genes
-from cytolake.benchmark.transcriptomics.resampling import mean_over_seeds, resampled_pairs, resampled_ratio
+from cytolake.benchmark.transcriptomics.perturbation_signal import targets_of
 from cytolake.benchmark.transcriptomics.screen import load_screen
-from cytolake.benchmark.transcriptomics.signal_targets import targets_of
+from cytolake.statistics.bootstrap import mean_over_seeds, resampled_pairs, resampled_ratio
 from cytolake.statistics.false_discovery import benjamini_hochberg
 
-CONFIG = BenchmarkConfig(
+CONFIG = TranscriptomicsConfig(
     embedding=EmbeddingConfig(n_components=10, random_width=16),
-    decoder=DecoderConfig(epochs=12, warm_up_epochs=2, learning_rate=3e-3, minibatch_size=64),
+    decoder=DecoderConfig(epochs=10, warm_up_epochs=2, learning_rate=3e-3, minibatch_size=64),
     perplexity=12,
     mixing_rows="all",
     n_neighbours=21,
     signal_draws=39,
-    bootstrap_draws=200,
+    bootstrap_draws=100,
 )
 RELATIONS = {"programmes": [(f"gene{2 * i}", f"gene{2 * i + 1}") for i in range(4)]}
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_run_is_refused_by_name(data, spec, change, message):
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(field, changed):
     with pytest.raises(ValueError, match=rf"config\.{field}"):
-        BenchmarkConfig(**{field: changed})
+        TranscriptomicsConfig(**{field: changed})
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -368,7 +368,7 @@ def test_a_unit_counts_alike_wherever_it_is():
 def test_draws_in_blocks_are_those_in_one_piece(monkeypatch):
     values, units = np.random.default_rng(0).normal(size=20), np.arange(20)
     whole = resampled_ratio(values, np.ones(20), units, 20, 90)
-    monkeypatch.setattr("cytolake.benchmark.transcriptomics.resampling.BLOCK_VALUES", 140)
+    monkeypatch.setattr("cytolake.statistics.bootstrap.BLOCK_VALUES", 140)
     np.testing.assert_allclose(resampled_ratio(values, np.ones(20), units, 20, 90), whole)
 
 

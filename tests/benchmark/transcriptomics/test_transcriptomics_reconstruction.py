@@ -88,7 +88,7 @@ def test_figures_in_streams_are_those_of_the_whole_matrices(screen, minibatch_si
     for gene in range(0, t.shape[1] - 1, 6):
         assert found.pearson[gene] == pytest.approx(stats.pearsonr(p[:, gene], t[:, gene]).statistic)
         assert found.spearman[gene] == pytest.approx(stats.spearmanr(p[:, gene], t[:, gene]).statistic)
-    assert found.pearson[-1] == found.spearman[-1] == 0  # a constant prediction tells nothing
+    assert found.pearson[-1] == found.spearman[-1] == 0  # a constant prediction has no information
     batches, is_control = screen.batch_of_row[rows], screen.is_control[rows]
     assert found.integrity == pytest.approx(integrity_by_loop(p, t, batches, is_control))
     keys = sorted(set(zip(batches.tolist(), screen.perturbation_of_row[rows].tolist(), strict=True)))

@@ -1,4 +1,4 @@
-"""Scores of an expression screen in the catalog: what is written, ranked, kept and left out."""
+"""Scores of an expression screen in the catalog: written, ranked, reused and left out."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from cytolake.benchmark.leaderboard import EXPRESSION, LeaderboardFilter, leader
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.benchmark.transcriptomics import (
     TASKS,
-    BenchmarkConfig,
     DecoderConfig,
     EmbeddingConfig,
     ScreenSpec,
+    TranscriptomicsConfig,
     benchmark_embeddings,
     scores,
 )
-from cytolake.benchmark.transcriptomics.benchmark import SETTINGS_OF, WITHOUT_SPLIT, Trial, run_task
+from cytolake.benchmark.transcriptomics.config import SETTINGS_OF, WITHOUT_SPLIT
+from cytolake.benchmark.transcriptomics.perturbation_signal import write_targets
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.scores import score_expression_screen
-from cytolake.benchmark.transcriptomics.signal_targets import write_targets
+from cytolake.benchmark.transcriptomics.tasks import TaskInput, run_task
 from cytolake.catalog import Catalog
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.ids import content_id
 from cytolake.reports.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.reports.transcriptomics_page import write_transcriptomics
 
-CONFIG = BenchmarkConfig(
+CONFIG = TranscriptomicsConfig(
     embedding=EmbeddingConfig(n_components=10, random_width=16),
     decoder=DecoderConfig(epochs=12, warm_up_epochs=2, learning_rate=3e-3, minibatch_size=64),
     perplexity=12,
     mixing_rows="all",
     n_neighbours=21,
     signal_draws=39,
-    bootstrap_draws=200,
+    bootstrap_draws=50,
 )
 RELATIONS = Relations("programmes", tuple((f"gene{2 * i}", f"gene{2 * i + 1}") for i in range(4)), 4)
 NAMES = ("pca", "random", "scrambled_pca", "model")
@@ -179,12 +180,12 @@ def test_a_killed_run_goes_on_where_it_was(path, spec, tmp_path, monkeypatch):
             score_expression_screen(catalog, path, spec, ["pca", "random"], tasks, **SETTINGS)
     assert catalog.table("representations")["architecture"].to_pylist() == [PCA]
     calls = count_calls(monkeypatch)
-    told: list[tuple[str, int, int]] = []
+    calls_back: list[tuple[str, int, int]] = []
     whole = score_expression_screen(
-        catalog, path, spec, ["pca", "random"], tasks, **SETTINGS, progress=lambda *where: told.append(where)
+        catalog, path, spec, ["pca", "random"], tasks, **SETTINGS, progress=lambda *where: calls_back.append(where)
     )
     assert calls == [("random", task) for task in tasks]
-    assert told == [("random", 0, 2), ("random", 1, 2), ("random", 2, 2)]
+    assert calls_back == [("random", 0, 2), ("random", 1, 2), ("random", 2, 2)]
     assert len(catalog.table("scores")) == len(whole.rows) > whole.n_new > 0
 
 
@@ -209,7 +210,7 @@ def test_other_settings_start_a_ranking_of_their_own_and_other_components_do_not
 
 
 def test_a_task_is_computed_again_for_every_setting_that_it_reads_and_for_no_other(screen):
-    """Each task runs with a config that tells what is read of it."""
+    """Each task runs with a config that records what is read of it."""
     read: set[str] = set()
 
     class Watched:
@@ -221,7 +222,7 @@ def test_a_task_is_computed_again_for_every_setting_that_it_reads_and_for_no_oth
     for task, settings in SETTINGS_OF.items():
         read.clear()
         split = None if task in WITHOUT_SPLIT else split_screen(screen, 0, Watched().train_share)
-        run_task(task, Trial(screen, screen.embeddings["model"], split, 0, Watched(), pairs))
+        run_task(task, TaskInput(screen, screen.embeddings["model"], split, 0, Watched(), pairs))
         assert read == set(settings)
 
 
@@ -343,9 +344,9 @@ def test_what_cannot_be_run_is_refused_by_name_and_writes_nothing(path, spec, tm
     catalog = cytolake.catalog.open(tmp_path, create=True)
     change = {"embeddings": ["random"], **SETTINGS, **change}
     given = change.pop("path", path)
-    asked = dataclasses.replace(spec, **change.pop("spec", {}))
+    requested = dataclasses.replace(spec, **change.pop("spec", {}))
     with pytest.raises(ValueError, match=message):
-        score_expression_screen(catalog, given, asked, **change)
+        score_expression_screen(catalog, given, requested, **change)
     assert catalog.table("representations").num_rows == catalog.table("scores").num_rows == 0
 
 
@@ -364,7 +365,7 @@ def test_principal_components_of_real_cells_rank_above_noise(real_data, tmp_path
 
     source = real_data / "papalexi2021_eccite_subset" / "papalexi2021_thp1_290genes.h5ad"
     if not source.is_file():
-        pytest.skip(f"{source.name} is not beside this checkout")
+        pytest.skip(f"{source.name} is not next to this checkout")
     cells = anndata.read_h5ad(source)
     pathway = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")
     labels = cells.obs["perturbation"].astype(str).to_numpy()
