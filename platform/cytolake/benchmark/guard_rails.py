@@ -33,7 +33,6 @@ Flags = NDArray[np.bool_]
 Vectors = NDArray[np.generic]
 
 TIE = 1e-9
-LEAK_ALPHA = 0.05
 WELLS_AT_ONCE = 1024
 
 DOSE_SCHEMA = pa.schema(
@@ -64,11 +63,6 @@ class BatchLeakage:
     dropped: tuple[str, ...]
     """Batches of one well, which cannot be in both parts."""
 
-    @property
-    def leaks(self) -> bool:
-        """Whether the p-value is up to 0.05."""
-        return self.p_value <= LEAK_ALPHA
-
 
 @dataclass(frozen=True, slots=True)
 class FalsePositives:
@@ -86,11 +80,6 @@ class FalsePositives:
     """Row numbers of the tested wells."""
     n_untested: int
     """Wells with too few controls to compare with."""
-
-    @property
-    def is_excessive(self) -> bool:
-        """Whether the interval lies above alpha."""
-        return self.rate.low > self.alpha
 
 
 @dataclass(frozen=True, slots=True)

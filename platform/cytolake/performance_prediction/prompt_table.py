@@ -107,10 +107,6 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.text)
 
-    def of_part(self, *parts: Part) -> Prompts:
-        """The prompts of some parts."""
-        return self.rows(np.flatnonzero(np.isin(self.part, parts)))
-
     def rows(self, index: Codes) -> Prompts:
         """Some of the prompts, by position."""
         return replace(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cytolake.benchmark.perturbation_signal import replicates
+from cytolake.benchmark.perturbation_signal import replicate_consistency as replicates
 from cytolake.benchmark.perturbation_signal.replicate_consistency import replicate_consistency
 
 

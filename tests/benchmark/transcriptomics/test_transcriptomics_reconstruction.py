@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from cytolake.benchmark.transcriptomics.embeddings import principal_components
-from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
-from cytolake.benchmark.transcriptomics.reconstruction import (
+from cytolake.benchmark.transcriptomics.decoder import (
     DecoderConfig,
-    judge,
     learning_rate_factor,
     make_decoder,
-    no_skill,
-    structural_integrity,
     train_decoder,
 )
+from cytolake.benchmark.transcriptomics.embeddings import principal_components
+from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
+from cytolake.benchmark.transcriptomics.reconstruction import judge, no_skill, structural_integrity
 from cytolake.benchmark.transcriptomics.screen import Screen
 
 QUICK = DecoderConfig(epochs=4, warm_up_epochs=1, learning_rate=3e-3, minibatch_size=64)
