@@ -28,8 +28,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from cytolake.performance_prediction.queries import Queries
-from cytolake.performance_prediction.query_performance import Measure
+from cytolake.performance_prediction.queries import Measure, Queries
 
 BAR = 0.0
 MEASURES: tuple[Measure, ...] = ("average_precision", "replicate_consistency")

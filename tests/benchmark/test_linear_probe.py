@@ -199,7 +199,7 @@ def test_plate_shifts_hurt_and_alignment_on_controls_mends_them(data):
     assert aligned.benchmark != config.benchmark
 
 
-def test_a_class_of_one_plate_is_dropped_and_told(data):
+def test_a_class_of_one_plate_is_dropped_and_reported(data):
     label_W = data.label_of_well.copy()
     label_W[(label_W == 2) & (np.asarray(data.plates) != "s/P0")] = -1
     result = probe_representation(

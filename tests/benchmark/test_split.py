@@ -38,7 +38,7 @@ def test_every_plate_has_its_turn_before_any_has_a_second():
     assert Counter(name for split in splits for name in split.held_out) == Counter({f"P{i}": 1 for i in range(8)})
 
 
-def test_a_seed_gives_the_same_split_whatever_other_seeds_are_asked_for():
+def test_a_seed_gives_the_same_split_whatever_other_seeds_there_are():
     groups = [f"P{i}" for i in range(6)]
     alone = hold_out_groups(groups, 0.3, [4])[0]
     among = hold_out_groups(groups, 0.3, range(8))[4]

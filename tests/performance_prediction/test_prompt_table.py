@@ -207,7 +207,7 @@ def test_a_bad_table_is_refused_with_the_reason(tmp_path, rows, change, options,
     assert "prompts.csv" in str(error.value)
 
 
-def test_a_table_that_is_not_there_is_told(tmp_path):
+def test_a_missing_table_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_text("no parquet")
     for path, message in (
@@ -220,7 +220,7 @@ def test_a_table_that_is_not_there_is_told(tmp_path):
             read_prompts(PromptTableConfig(path=str(tmp_path / path) if path else ""))
 
 
-def test_scores_known_for_some_prompts_only_help_and_are_not_asked_for(tmp_path, rows):
+def test_scores_known_for_some_prompts_only_help_and_are_not_required(tmp_path, rows):
     for i, row in enumerate(rows):
         row["other"] = "" if i % 3 else i
     path = write(tmp_path / "prompts.csv", rows).path

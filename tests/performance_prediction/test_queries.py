@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from cytolake.performance_prediction.baselines import BEST, MEAN, PREDICTOR, TFIDF
-from cytolake.performance_prediction.queries import queries_of_profiles
+from cytolake.performance_prediction.queries import queries_of_profiles, realised_performance
 from cytolake.performance_prediction.query_map import Map
-from cytolake.performance_prediction.query_performance import realised_performance
 from cytolake.performance_prediction.query_predictor import (
     LENGTH,
     STRENGTH,

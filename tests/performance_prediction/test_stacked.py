@@ -76,7 +76,7 @@ def test_a_wider_coverage_gives_wider_intervals(inputs):
     assert widths[0] < 0.6 * widths[1]
 
 
-def test_a_target_that_helps_is_learnt_beside_the_score_and_may_be_unknown(inputs):
+def test_an_auxiliary_target_is_learnt_with_the_score_and_may_be_unknown(inputs):
     views, targets, group = inputs
     partly = targets.copy()
     partly[::3, 1] = np.nan

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.catalog import Catalog
-from cytolake.performance_prediction.queries import Queries, queries_of_profiles
-from cytolake.performance_prediction.query_performance import Measure
+from cytolake.performance_prediction.queries import Measure, Queries, queries_of_profiles
 from cytolake.performance_prediction.query_predictor import Before, QueryPredictorConfig
 
 

@@ -37,9 +37,8 @@ from cytolake.performance_prediction.baselines import (
     score_each,
 )
 from cytolake.performance_prediction.correlations import Estimate
-from cytolake.performance_prediction.queries import Queries
+from cytolake.performance_prediction.queries import LOWEST, Measure, Queries
 from cytolake.performance_prediction.query_map import Map
-from cytolake.performance_prediction.query_performance import LOWEST, Measure
 from cytolake.performance_prediction.regressors import Family, View
 from cytolake.performance_prediction.stack import Predicted, Stack, load_stack
 from cytolake.performance_prediction.stack_fitting import StackConfig, balanced_folds, fit_stack

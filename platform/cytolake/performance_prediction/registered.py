@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cytolake.performance_prediction.query_performance import Measure
+from cytolake.performance_prediction.queries import Measure
 from cytolake.performance_prediction.query_predictor import Before, QueryPredictor, load_query_predictor
 from cytolake.tracking import Run, TrackingConfig, find_folder, register_folder
 

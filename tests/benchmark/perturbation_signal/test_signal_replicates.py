@@ -134,7 +134,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert np.mean(held) > 0.75  # 88 % over 150 maps
 
 
-def test_rows_that_are_not_finite_and_integers_are_taken_as_told():
+def test_rows_that_are_not_finite_are_left_out_and_integers_are_accepted():
     vectors, names, experiments = make_map()
     broken = vectors.copy()
     broken[0, 0] = np.nan

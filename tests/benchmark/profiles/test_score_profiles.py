@@ -147,7 +147,7 @@ def test_planted_biology_is_found_where_it_is_and_not_where_it_is_not(scores, be
     assert value(scores, benchmark, metric) - value(scores, benchmark, metric, representation="untrained") >= least_gain
 
 
-def test_alignment_takes_away_what_tells_plates_apart_and_shows_the_pathways(scores):
+def test_alignment_removes_differences_between_plates_and_shows_the_pathways(scores):
     assert value(scores, "batch_leakage", "balanced_accuracy", "none") > 0.95
     assert value(scores, "batch_leakage", "balanced_accuracy") < 0.5
     unaligned, aligned = (value(scores, "relation_recall", "recall_05_95", each) for each in ("none", "pca_cs"))

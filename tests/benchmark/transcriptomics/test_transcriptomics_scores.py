@@ -350,7 +350,7 @@ def test_what_cannot_be_run_is_refused_by_name_and_writes_nothing(path, spec, tm
     assert catalog.table("representations").num_rows == catalog.table("scores").num_rows == 0
 
 
-def test_a_missing_extra_is_told_before_anything_is_computed(path, spec, tmp_path, monkeypatch):
+def test_a_missing_extra_is_an_error_before_anything_is_computed(path, spec, tmp_path, monkeypatch):
     catalog = cytolake.catalog.open(tmp_path, create=True)
     monkeypatch.setitem(sys.modules, "scvi", None)
     with pytest.raises(ImportError, match=r"pip install 'cytolake\[scvi\]'"):

@@ -55,7 +55,7 @@ def test_two_perturbations_get_two_columns_and_one_is_refused(parts):
         linear_scores(train, np.zeros(len(train), int), test, standardise=True)
 
 
-def test_fits_at_the_limit_of_iterations_are_told(parts):
+def test_fits_at_the_limit_of_iterations_are_reported(parts):
     train, labels, test, _ = parts
     assert not linear_scores(train, labels, test, standardise=True, max_iterations=1)[2]
 
