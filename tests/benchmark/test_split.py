@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cytolake.benchmark.split import classes_in_both, hold_out_groups, hold_out_wells
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(n_groups=st.integers(2, 9), share=st.floats(0.05, 0.95), n_seeds=st.integers(1, 12))
 def test_splits_are_distinct_as_long_as_there_are_distinct_ones(n_groups, share, n_seeds):
     groups = [f"P{i % n_groups}" for i in range(3 * n_groups)]
