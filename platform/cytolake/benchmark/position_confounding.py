@@ -4,7 +4,7 @@
   random layouts.
 - `same_positions`: labels whose wells are at the same positions on every plate.
 
-Shapes: N wells, K classes, V values of a factor, B batches.
+Shapes: N wells, K classes, V values of a factor, B layouts.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ MAX_WELLS = 20_000
 BANDWIDTH_WELLS = 0.5
 """Bandwidth of the Gaussian weights by distance: a direct neighbour has exp(-2) of the weight of the same position."""
 TIE = 1e-9
+CELLS_AT_ONCE = 2_000_000  # of the tables of several random layouts, 16 MB
 
 _SEEN: dict[Factor, str] = {
     "row": "the row", "column": "the column", "edge": "the distance to the plate's edge",
@@ -267,20 +268,18 @@ def _test(
     parts = [part for part in parts if part.n_classes > 1]
     if not parts or not task.values:
         return []
-    observed = {factor: _accuracy(parts, *values) for factor, values in task.values.items()}
-    null: dict[Factor, list[float]] = {factor: [] for factor in task.values}
     by_group = np.argsort(task.group, kind="stable")
-    for _ in range(n_draws):
-        order = np.empty(len(by_group), np.int64)
+    orders_BN = np.empty((n_draws, len(by_group)), np.int64)
+    for order in orders_BN:
         order[by_group] = np.lexsort((rng.random(len(by_group)), task.group))
-        for factor, (value, size, smoothing) in task.values.items():
-            null[factor].append(_accuracy(parts, value[order], size, smoothing))
     n_classes = max(part.n_classes for part in parts)
     chance = float(np.mean([1 / part.n_classes for part in parts]))
     results = []
-    for factor, accuracy in observed.items():
-        low, high = np.quantile(null[factor], [0.025, 0.975])
-        p_value = permutation_p_value(accuracy, np.asarray(null[factor]), TIE)
+    for factor, (value, size, smoothing) in task.values.items():
+        accuracy = float(_accuracies(parts, value[None], size, smoothing)[0])
+        null_B = _accuracies(parts, value[orders_BN], size, smoothing)
+        low, high = np.quantile(null_B, [0.025, 0.975])
+        p_value = permutation_p_value(accuracy, null_B, TIE)
         results.append(
             PositionConfounding(
                 label, factor, accuracy, chance, float(low), float(high), p_value, len(task.label), n_classes,
@@ -309,24 +308,32 @@ def _part(label_N: Codes, is_test: NDArray[np.bool_]) -> _Part:
     return _Part(train, coded[train], test, coded[test], len(classes))
 
 
-def _accuracy(parts: Sequence[_Part], value_N: Codes, size: int, smoothing: Smoothing | None) -> float:
-    return float(np.mean([_balanced_accuracy(part, value_N, size, smoothing) for part in parts]))
+def _accuracies(parts: Sequence[_Part], value_BN: Codes, size: int, smoothing: Smoothing | None) -> Floats:
+    """(B,) balanced accuracy of each layout, mean over the splits."""
+    at_once = max(1, CELLS_AT_ONCE // (max(part.n_classes for part in parts) * size))
+    blocks = [value_BN[start : start + at_once] for start in range(0, len(value_BN), at_once)]
+    of_blocks = [
+        np.stack([_balanced_accuracies(part, block, size, smoothing) for part in parts], axis=1) for block in blocks
+    ]
+    return np.concatenate([np.empty(0), *(each.mean(axis=1) for each in of_blocks)])
 
 
-def _balanced_accuracy(part: _Part, value_N: Codes, size: int, smoothing: Smoothing | None) -> float:
-    shape = (part.n_classes, size)
-    train_KV = _counts(part.train_label, value_N[part.train], shape)
-    test_KV = _counts(part.test_label, value_N[part.test], shape)
-    share_KV = train_KV / train_KV.sum(axis=1, keepdims=True)
+def _balanced_accuracies(part: _Part, value_BN: Codes, size: int, smoothing: Smoothing | None) -> Floats:
+    shape = (len(value_BN), part.n_classes, size)
+    train_BKV = _counts(part.train_label, value_BN[:, part.train], shape)
+    test_BKV = _counts(part.test_label, value_BN[:, part.test], shape)
+    share_BKV = train_BKV / train_BKV.sum(axis=2, keepdims=True)
     if smoothing is not None:
-        share_KV = smoothing(share_KV)
-    is_best_KV = share_KV >= share_KV.max(axis=0) * (1 - TIE)
-    right_K = (test_KV * is_best_KV / is_best_KV.sum(axis=0)).sum(axis=1)
-    return float(np.mean(right_K / test_KV.sum(axis=1)))
+        share_BKV = smoothing(share_BKV)
+    is_best_BKV = share_BKV >= share_BKV.max(axis=1, keepdims=True) * (1 - TIE)
+    right_BK = (test_BKV * is_best_BKV / is_best_BKV.sum(axis=1, keepdims=True)).sum(axis=2)
+    return np.asarray(np.mean(right_BK / test_BKV.sum(axis=2), axis=1))
 
 
-def _counts(label: Codes, value: Codes, shape: tuple[int, int]) -> Floats:
-    flat = np.bincount(label * shape[1] + value, minlength=shape[0] * shape[1])
+def _counts(label: Codes, value_BN: Codes, shape: tuple[int, int, int]) -> Floats:
+    n_layouts, n_classes, size = shape
+    layout_B1 = np.arange(n_layouts)[:, None] * (n_classes * size)
+    flat = np.bincount((layout_B1 + label * size + value_BN).ravel(), minlength=n_layouts * n_classes * size)
     return flat.reshape(shape).astype(np.float64)
 
 
@@ -337,8 +344,8 @@ def _nearby(height: int, width: int) -> Smoothing:
         for n in (height, width)
     )
 
-    def spread(counts_KV: Floats) -> Floats:
-        return np.asarray(over_rows @ counts_KV.reshape(-1, height, width) @ over_columns).reshape(counts_KV.shape)
+    def spread(counts_BKV: Floats) -> Floats:
+        return np.asarray(over_rows @ counts_BKV.reshape(-1, height, width) @ over_columns).reshape(counts_BKV.shape)
 
     return spread
 

@@ -198,8 +198,9 @@ def test_the_same_tasks_run_on_features_of_images(data, spec):
     images.X = (np.log1p(counts) * 10 - 5).astype(np.float32)  # not counts, and below 0
     images.obsm["model"] = np.log1p(data.obsm["model"])
     of_images = dataclasses.replace(spec, values="features")
+    quick = dataclasses.replace(CONFIG, signal_draws=19, decoder=DecoderConfig(epochs=2, warm_up_epochs=1))
     table = benchmark_embeddings(
-        images, of_images, ["pca", "model", "random"], seeds=(0,), relations=RELATIONS, config=CONFIG,
+        images, of_images, ["pca", "model", "random"], seeds=(0,), relations=RELATIONS, config=quick,
         post_processing=("none", "tvn"),
         alignments={"tvn": lambda vectors, batches, is_control: vectors - vectors[is_control].mean(axis=0)},
     )  # fmt: skip

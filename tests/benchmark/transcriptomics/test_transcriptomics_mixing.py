@@ -18,7 +18,7 @@ def test_batches_apart_score_1():
     np.testing.assert_allclose(mixing.normalised, 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("n_batches", "perplexity"), [(2, 83), (3, 250), (4, 250)])
+@pytest.mark.parametrize(("n_batches", "perplexity"), [(2, 83), (4, 250)])
 def test_large_batches_that_mix_perfectly_score_their_number(n_batches, perplexity):
     random = np.random.default_rng(1)
     mixing = ilisi(random.normal(size=(1500, 6)), random.permutation(np.arange(1500) % n_batches), perplexity)
