@@ -142,7 +142,7 @@ def test_every_rule_is_judged_or_named_as_not_judged(profile):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "channels", "told"),
+    ("pixels", "channels", "reason"),
     [
         (np.zeros((2, 8, 8)), ("DNA",), "1 channel names for 2 channels"),
         (np.zeros((8, 8)), ("DNA",), "(channels, height, width)"),
@@ -151,11 +151,11 @@ def test_every_rule_is_judged_or_named_as_not_judged(profile):
         (np.full((1, 8, 8), np.nan), ("DNA",), "finite"),
     ],
 )
-def test_what_is_no_image_is_refused(pixels, channels, told):
+def test_what_is_no_image_is_refused(pixels, channels, reason):
     with pytest.raises(ServingError) as error:
         judge_pixels(pixels, channels, PROFILE)
     assert error.value.status == 422
-    assert told in error.value.detail
+    assert reason in error.value.detail
 
 
 def rows_of(verdicts: tuple[RuleVerdict, ...]) -> list[tuple[object, ...]]:
@@ -187,7 +187,7 @@ def test_stored_verdicts_of_sites_and_of_their_crops_are_those_of_the_table(judg
         assert verdict.verdicts == by_site[crop["site_id"]].verdicts
 
 
-def test_the_same_crop_asked_twice_is_answered_twice(judged):
+def test_a_duplicate_crop_has_a_duplicate_answer(judged):
     catalog, _ = judged
     crop_id = catalog.table("crops")["crop_id"][0].as_py()
     first, second = stored_verdicts(catalog, [crop_id, crop_id])
@@ -207,7 +207,7 @@ def test_the_rules_that_judged_last_count(judged, tmp_path):
         assert (verdict.qc_id, verdict.profile) == (qc_id, profile)
 
 
-def test_unknown_ids_are_told(judged):
+def test_unknown_ids_are_refused(judged):
     catalog, _ = judged
     for of in ("crops", "sites"):
         with pytest.raises(ServingError, match="1 of 1") as error:

@@ -103,7 +103,7 @@ def write_transcriptomics(
         path: Where it goes.
         title: Its heading.
         rows: Of `leaderboard`, of one expression screen.
-        targets: Rows of `signal_targets.SCHEMA`.
+        targets: Rows of `perturbation_signal.TARGETS_SCHEMA`.
         notes: Rows of the file that were left out, and the like.
         left_out: Tasks that the screen does not allow, and why.
         targets_file: Name of the file with all rows of `targets`.
@@ -146,7 +146,7 @@ def write_transcriptomics(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The result in a sentence or two: which embedding ranks first on the biological tasks, and which are above chance."""
+    """The result in a sentence or two: what ranks first on the biological tasks, and what is above chance."""
     rankings = [each for each in _rankings(rows) if each.is_ranked and each.task != NO_MERIT]
     if not rankings:
         return "No task with a known chance was scored."

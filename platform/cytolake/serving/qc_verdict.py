@@ -1,7 +1,7 @@
-"""Quality control of an image that is sent, and of sites that are stored.
+"""QC verdicts on images of a request, and on stored sites.
 
-A sent image is measured and judged by the code that ingest and `jobs/curate.py` use, under the same rules. What a rule
-says of a site's place among its plate cannot be said of one image; those rules are named, not passed.
+The image of a request is measured and judged by the code and the rules of ingest and `jobs/curate.py`. Rules that
+compare a site with its plate cannot judge a single image; they are listed as not judged, and do not count as passed.
 
 Shapes: C channels, H and W pixels.
 """
@@ -27,7 +27,7 @@ from cytolake.serving.problems import ServingError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuleVerdict:
-    """What one rule says of a channel of a site, of a site, a well or a plate."""
+    """Verdict of one rule on a channel of a site, a site, a well or a plate."""
 
     rule: str
     """Name in catalog/qc.yaml."""
@@ -36,20 +36,20 @@ class RuleVerdict:
     channel: str
     """Stain; empty where the channels are judged together."""
     channel_index: int
-    """Place of the channel in the image; -1 where they are judged together."""
+    """Index of the channel in the image; -1 where the channels are judged together."""
     metric: str
     """One of `METRICS`."""
     value: float | None
-    """Measured; None where there was too little to measure."""
+    """Measured value; None where there was too little to measure."""
     threshold: float | None
-    """Limit that applied; None where the rule had none, so that it passed without being judged."""
+    """Limit that was applied; None where the rule had none, and passed without being judged."""
     is_pass: bool
     says: str
-    """What a failure means, for people; empty for rules that catalog/qc.yaml does not have."""
+    """Meaning of a failure, for people; empty for rules that are not in catalog/qc.yaml."""
 
     @property
     def reason(self) -> str:
-        """A sentence for people, for a failure."""
+        """A sentence for people that describes a failure."""
         of_channel = f"{self.channel}: " if self.channel else ""
         numbers = f"{self.metric} {_short(self.value)}, limit {_short(self.threshold)}"
         return f"{of_channel}{self.says or self.rule} ({numbers})"
@@ -57,82 +57,81 @@ class RuleVerdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChannelQuality:
-    """One channel of a sent image."""
+    """Verdicts on one channel of an image."""
 
     channel: str
-    """Stain, as catalog/channels.yaml spells it."""
+    """Stain, by its name in catalog/channels.yaml."""
     metrics: Mapping[str, float]
-    """Every one of `METRICS`, in the units of catalog/tables/qc_metrics.yaml."""
+    """All `METRICS`, in the units of catalog/tables/qc_metrics.yaml."""
     is_pass: bool
-    """It failed no rule that could be judged."""
+    """The channel failed none of the rules that judged it."""
     reasons: tuple[str, ...]
-    """A sentence for each rule it failed."""
+    """A sentence for each failed rule."""
     verdicts: tuple[RuleVerdict, ...]
-    """Of each rule that could be judged and applies to the stain."""
+    """Verdicts of the rules that judged the channel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NotJudged:
-    """A rule that one image does not have enough for."""
+    """A rule that could not judge a single image."""
 
     rule: str
     level: str
     is_partly: bool
-    """Its absolute limit was applied, and the one relative to the plate was not; or it judged some channels only."""
+    """The rule applied its absolute limit, but not the limit relative to the plate; or it judged only some channels."""
     reason: str
     """Such as `not judged: needs the plate`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageVerdict:
-    """A sent image, judged."""
+    """Verdict on an image of a request."""
 
     profile: str
     """Name in catalog/qc.yaml."""
     qc_id: str
     """Hash of the rules, as in the table qc_verdicts."""
     is_pass: bool
-    """No channel failed a rule that could be judged."""
+    """No channel failed a rule."""
     channels: tuple[ChannelQuality, ...]
     not_judged: tuple[NotJudged, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredVerdict:
-    """What the table qc_verdicts has on a site."""
+    """Verdicts of the table qc_verdicts on a site."""
 
     asked: str
-    """The crop id or site id that was asked for."""
+    """The crop id or site id of the request."""
     site_id: str
     well_id: str
     plate_id: str
     qc_id: str | None
-    """Hash of the rules that judged the plate last; None where nobody did."""
+    """Hash of the rules that judged the plate last; None where it was not judged."""
     profile: str | None
-    """Their name in catalog/qc.yaml; None where it has them no longer, or never had."""
+    """Name of these rules in catalog/qc.yaml; None where they are not in the file."""
     judged_at: datetime | None
     is_pass: bool | None
-    """The site failed no rule of level site; None where it was not judged. Its well and plate do not count."""
+    """The site failed no rule of level site; None where it was not judged. Rules of well and plate do not count."""
     reasons: tuple[str, ...]
-    """A sentence for each rule that the site failed."""
+    """A sentence for each rule of level site that failed."""
     verdicts: tuple[RuleVerdict, ...]
-    """Of the site, then of its well and its plate."""
+    """Verdicts on the site, then on its well and its plate."""
 
 
 def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcProfile) -> ImageVerdict:
     """Measure an image as ingest does and judge it by the rules that need no plate.
 
-    The limits are made for whole sites: a small crop of a sound site may read as blurred or empty, because there is
-    little in it.
+    The limits are made for whole sites: a small crop of a sound site may fail as blurred or empty.
 
     Args:
-        pixels_CHW: Raw counts of any real type, as the camera gave them, without illumination correction.
-        channels: C stains, any spelling that catalog/channels.yaml knows.
-        profile: From `qc_profile`.
+        pixels_CHW: Raw camera counts of any real type, without illumination correction.
+        channels: C stains; any synonym in catalog/channels.yaml.
+        profile: Result of `qc_profile`.
 
     Raises:
-        ServingError: 422, not (C, H, W), as many names as channels are missing, a stain twice, or pixels that are
-            not finite.
+        ServingError: 422, another shape than (C, H, W), another number of names than channels, a duplicate stain, or
+            pixels that are not finite.
     """
     if pixels_CHW.ndim != 3 or 0 in pixels_CHW.shape or pixels_CHW.dtype.kind not in "uif":
         raise ServingError(
@@ -144,7 +143,7 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
         raise ServingError(
             status=422,
             detail=f"{len(channels)} channel names for {len(pixels_CHW)} channels. Name each channel of the image in "
-            "its order, such as ?channels=DNA,ER,RNA: some rules leave out some stains.",
+            "order, such as ?channels=DNA,ER,RNA: some rules do not apply to some stains.",
         )
     if pixels_CHW.dtype.kind == "f" and not np.isfinite(pixels_CHW).all():
         raise ServingError(status=422, detail="the image holds NaN or infinite pixels. Send finite intensities.")
@@ -152,16 +151,16 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
     if len(set(names)) < len(names):
         raise ServingError(
             status=422,
-            detail=f"channels {', '.join(channels)}: two are of one stain. Name each stain once.",
+            detail=f"channels {', '.join(channels)}: two names are of one stain. Name each stain once.",
         )
     measured = measure_site(pixels_CHW, names)
     metrics = table_contract("qc_metrics").rows(
         {"site_id": "sent", "plate_id": "sent", "channel": name, "channel_index": index, **values}
         for index, (name, values) in enumerate(zip(names, measured, strict=True))
     )
-    # A reference of two sites is never reached by one, so no limit relative to it is made up.
+    # One site is fewer than the 2 or more of a reference, so no relative limit is computed from the image itself.
     alone = replace(profile, min_sites=max(2, profile.min_sites))
-    # judge() looks for the wells' places: without any, rules of wells and plates are left out.
+    # Without positions of wells, judge() leaves out the rules of wells and plates.
     says = {rule.name: rule.says for rule in profile.rules}
     rows = alone.judge(metrics).to_pylist()
     found = [_verdict(row, says) for row in rows if row["threshold"] is not None]
@@ -190,25 +189,28 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
 def stored_verdicts(
     catalog: Catalog, ids: Sequence[str], *, of: Literal["crops", "sites"] = "crops"
 ) -> list[StoredVerdict]:
-    """The newest verdicts on the sites of some crops, or on some sites, in the order asked for.
+    """The newest verdicts on sites, or on the sites of crops, in the order of the ids.
 
-    Newest are those of the rules that judged the plate last.
+    The newest verdicts are those of the rules that judged the plate last.
 
     Args:
         catalog: Where the tables are.
         ids: crops.crop_id or sites.site_id.
-        of: What the ids are.
+        of: Kind of the ids.
 
     Raises:
-        ServingError: 404, naming ids that the catalog does not hold.
+        ServingError: 404, ids that are not in the catalog; the message names the first.
     """
     key = "crop_id" if of == "crops" else "site_id"
-    wanted = pa.table({"asked": pa.array(list(ids), pa.string()), "position": pa.array(range(len(ids)), pa.int64())})
+    wanted = pa.table(
+        {"requested_id": pa.array(list(ids), pa.string()), "position": pa.array(range(len(ids)), pa.int64())}
+    )
     places = catalog.sql(
-        f"SELECT asked, site_id, well_id, plate_id FROM wanted JOIN {of} ON {key} = asked ORDER BY position",
+        f"SELECT requested_id, site_id, well_id, plate_id FROM wanted JOIN {of} ON {key} = requested_id "
+        "ORDER BY position",
         wanted=wanted,
     )
-    known = set(places["asked"].to_pylist())
+    known = set(places["requested_id"].to_pylist())
     missing = [each for each in ids if each not in known]
     if missing:
         raise ServingError(
@@ -249,7 +251,7 @@ def _stored(
     of_site = [verdict for verdict in verdicts if verdict.level == "site"]
     failed = [verdict for verdict in of_site if not verdict.is_pass]
     return StoredVerdict(
-        asked=place["asked"],
+        asked=place["requested_id"],
         site_id=place["site_id"],
         well_id=place["well_id"],
         plate_id=place["plate_id"],
@@ -268,7 +270,7 @@ def _verdict(row: Mapping[str, Any], says: Mapping[str, str]) -> RuleVerdict:
 
 
 def _not_judged(rule: QcRule, rows: Sequence[Mapping[str, Any]]) -> NotJudged | None:
-    """Why one image is not enough for the rule, or the rule not made for it; None where all channels were judged."""
+    """Why the rule did not judge a single image, or some of its channels; None where it judged all."""
     is_alone = rule.level == "site" and not rule.joint and rule.absolute is not None
     of_rule = [row for row in rows if row["rule"] == rule.name]
     unsuited = [row for row in of_rule if row["threshold"] is None] if is_alone else []
