@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from cytolake.curation.consistency import align_to_controls, combined_p_value
-from cytolake.statistics.combined_p_values import cauchy_combination
 from cytolake.statistics.consistency import consistency_tests
+from cytolake.statistics.p_values import cauchy_combination
 
 
 def planted(seed: int, n_conditions: int, n_wells: int, strength: float, dim: int = 24):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.statistics.combined_p_values import cauchy_combination
+from cytolake.statistics.p_values import cauchy_combination
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

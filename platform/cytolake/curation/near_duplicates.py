@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -97,8 +98,7 @@ def standardised(vectors_ND: NDArray[np.floating]) -> Floats:
 
 def unit_rows(vectors_ND: NDArray[np.floating]) -> Floats:
     """(N, D) scaled to length 1; rows of length 0 stay 0."""
-    norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.asarray(vectors_ND / np.where(norms > 0, norms, 1.0), np.float32)
+    return np.asarray(unit_vectors(vectors_ND), np.float32)
 
 
 def cluster_centres(vectors_ND: Floats, n_clusters: int, seed: int) -> Floats:

@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
@@ -363,7 +363,7 @@ class Steps:
             config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
             with self._stage(f"probe {label}") as stage:
                 search_blocks(self.catalog, [*representation_ids, *of_crops], config, stage.report)
-                stage.outcome = f"{', '.join(METRICS)} in the scores table"
+                stage.outcome = f"{', '.join(PROBE_METRICS)} in the scores table"
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:

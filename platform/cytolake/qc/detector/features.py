@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from cytolake.qc.metrics import METRICS, measure_site
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Pixels = NDArray[Any]
 Numbers = NDArray[np.float64]
@@ -299,6 +300,5 @@ def _tiles(image: Image, n: int) -> Numbers:
 def _correlations(pixels: Pixels) -> Numbers:
     flat = np.nan_to_num(pixels.reshape(len(pixels), -1).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     flat = flat - flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-    norm = np.linalg.norm(flat, axis=1, keepdims=True)
-    unit = flat / np.where(norm > 0, norm, 1)
+    unit = unit_vectors(flat)
     return np.asarray(unit @ unit.T, np.float64)

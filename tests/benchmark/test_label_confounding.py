@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats.contingency import association
 
-from cytolake.benchmark.batch_confounding import label_confounding
+from cytolake.benchmark.confounding import label_confounding
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""What a benchmark of profiles is given, and the rows of scores that it gives.
+"""Input and output of the profile benchmarks.
 
 Shapes: W wells, D features, S pixel statistics, G genes.
 """
@@ -20,38 +20,37 @@ from cytolake.benchmark.profiles.feature_table import FeatureTable
 from cytolake.benchmark.profiles.gene_sets import GeneSets, knocked_out
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.relation_files import Relations, rename
-from cytolake.statistics.intervals import Interval
-from cytolake.statistics.shares import Share
+from cytolake.statistics.intervals import Interval, Share
 
 Floats = NDArray[np.float64]
-Score = dict[str, Any]
+ScoreRow = dict[str, Any]
 """Columns of the `scores` table that depend on the benchmark; `details` is a dict."""
-MAX_CLASSES_KEPT = 200
-"""Most classes whose own scores are kept in a row's details."""
+MAX_CLASSES_STORED = 200
+"""Most classes with their own scores in a row's details."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one representation is asked under one alignment."""
+class BenchmarkInput:
+    """One representation under one alignment, with everything that a profile benchmark reads."""
 
     vectors: Floats
     """(W, D) aligned profiles."""
     wells: Wells
     relations: Sequence[Relations]
     aliases: dict[str, str]
-    """Names of genes to replace."""
+    """Gene names to replace, and their symbols."""
     gene_sets: GeneSets
     config: ProfileBenchmarkConfig
     alignment: str
     compared: ComparedControls
-    """The same profiles, aligned on half of the controls: where treated wells are compared with controls."""
+    """The same profiles, aligned on half of the controls, for comparisons of treated wells with controls."""
     pixel_statistics: Floats | None = None
-    """(W, S) of the same wells, not aligned."""
+    """(W, S) pixel statistics of the same wells, not aligned."""
     features: FeatureTable | None = None
-    """Of the same wells, as `config.features` has them."""
+    """Measured features of the same wells, from `config.features`."""
 
 
-def score(
+def score_row(
     benchmark: str,
     label: str,
     metric: str,
@@ -62,8 +61,8 @@ def score(
     n_test: int | None = None,
     n_classes: int | None = None,
     **details: Any,
-) -> Score:
-    """One row of scores, without what is the same for all of a representation's."""
+) -> ScoreRow:
+    """One row of scores, without the columns that all rows of a representation share."""
     low, high = (None, None) if interval is None else (finite(interval.low), finite(interval.high))
     return {
         "benchmark": benchmark,
@@ -79,28 +78,28 @@ def score(
     }
 
 
-def gene_profiles(asked: Asked) -> tuple[list[str], Floats]:
+def gene_profiles(data: BenchmarkInput) -> tuple[list[str], Floats]:
     """Genes sorted by name, and (G, D) profiles: wells to guides and guides to genes, by `config.gene_aggregation`.
 
-    Wells with a compound do not count: their gene is the compound's target, which nobody knocked out.
+    Wells with a compound do not count: their gene is the compound's target, which was not knocked out.
     """
-    wells, how = asked.wells, asked.config.gene_aggregation
-    genes = rename(knocked_out(wells), asked.aliases)
+    wells, how = data.wells, data.config.gene_aggregation
+    genes = rename(knocked_out(wells), data.aliases)
     knockouts = [i for i, gene in enumerate(genes) if gene]
     of_guide = [(genes[i], wells.guide[i]) for i in knockouts]
-    guides, guides_ND = aggregated(asked.vectors[knockouts], of_guide, how)
+    guides, guides_ND = aggregated(data.vectors[knockouts], of_guide, how)
     order = sorted(range(len(guides)), key=guides.__getitem__)
     return aggregated(guides_ND[order], [guides[i][0] for i in order], how)
 
 
 def finite(value: float) -> float | None:
-    """The number, or None where it is none."""
+    """The number, or None where it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
-def kept(of_class: dict[str, Any]) -> dict[str, float]:
-    """The scores of single classes, rounded; of many, the highest and lowest."""
-    ranked = sorted(of_class.items(), key=lambda item: -item[1])
-    if len(ranked) > MAX_CLASSES_KEPT:
-        ranked = ranked[: MAX_CLASSES_KEPT // 2] + ranked[-MAX_CLASSES_KEPT // 2 :]
+def by_class(scores: dict[str, Any]) -> dict[str, float]:
+    """Rounded scores of single classes for the details of a row; of many classes, the highest and the lowest."""
+    ranked = sorted(scores.items(), key=lambda item: -item[1])
+    if len(ranked) > MAX_CLASSES_STORED:
+        ranked = ranked[: MAX_CLASSES_STORED // 2] + ranked[-MAX_CLASSES_STORED // 2 :]
     return {name: round(float(value), 4) for name, value in ranked}

@@ -1,12 +1,12 @@
-"""Replicate consistency: is a perturbation in another experiment more like itself than like the others there?
+"""Replicate consistency: similarity of one perturbation in two experiments, compared with different perturbations.
 
-For every perturbation seen in two experiments, the cosine between its mean in one and its mean in the other is set
-against the cosine between its mean in the one and another perturbation's mean in the other: as many pairs, over the
-same pairs of experiments. The distance between the two distributions of cosines, Kolmogorov-Smirnov or
-Cramer-von Mises, says how well perturbations are told across experiments.
+For every perturbation in two experiments, the cosine between its two means is one value of the first distribution. The
+cosine between its mean in one experiment and another perturbation's mean in the other is one value of the second, with
+equally many pairs over the same pairs of experiments. The distance between the two distributions, Kolmogorov-Smirnov or
+Cramer-von Mises, measures how well perturbations are recognised across experiments.
 
-Cramer-von Mises' T grows with the number of pairs n: T is about n / 2 times an integral that does not. Compare T at
-equal n only; `cramer_von_mises_per_pair` = T (n + m) / (n m) is that integral.
+Cramer-von Mises' T is about n / 2 times an integral that does not depend on the number of pairs n. Compare T at equal n
+only; `cramer_von_mises_per_pair` = T (n + m) / (n m) is that integral.
 
 Source: Kraus et al. 2024, arXiv 2411.02572, replicate consistency; the pairing by experiments is ours.
 
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cytolake.catalog.ids import content_id
-from cytolake.statistics.intervals import MIN_GROUPS, ROUNDING, Interval
+from cytolake.statistics.intervals import MIN_GROUPS, ROUNDING, Interval, student_quantile
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -34,24 +35,24 @@ PAIRS_AT_ONCE = 8192
 
 @dataclass(frozen=True, slots=True)
 class ReplicateConsistency:
-    """How well perturbations are told across experiments; each score with a 95 % interval over perturbations."""
+    """Recognition of perturbations across experiments; each score has a 95 % interval over perturbations."""
 
     kolmogorov_smirnov: Interval
-    """0..1; 1 where every pair of replicates is nearer than every other pair."""
+    """0..1; 1 where every pair of replicates is more similar than every other pair."""
     cramer_von_mises: Interval
     """T at n = m = `n_pairs`."""
     cramer_von_mises_per_pair: Interval
     """T (n + m) / (n m), the same at any number of pairs."""
     n_pairs: int
-    """Pairs of replicates, and of others."""
+    """Pairs of replicates that are compared, and equally many pairs of different perturbations."""
     n_pairs_in_all: int
-    """Pairs of replicates there are; more than `n_pairs` where a sample was taken."""
+    """All pairs of replicates; more than `n_pairs` where a sample was taken."""
     n_unmatched: int
-    """Sampled pairs left out, for the other experiment has no other perturbation."""
+    """Sampled pairs left out because the other experiment has no other perturbation."""
     n_perturbations: int
-    """With a pair."""
+    """Perturbations with a pair."""
     n_not_finite: int
-    """Rows left out."""
+    """Rows left out because a value is not finite."""
 
 
 def replicate_consistency(
@@ -66,20 +67,20 @@ def replicate_consistency(
     """Compare replicates in different experiments with different perturbations in different experiments.
 
     Rows of one perturbation in one experiment are averaged first. A resample takes perturbations with replacement,
-    each with its pairs of both kinds. Distances between samples read high where the two are nearly equal; the
-    intervals allow for that, and can then lie below the value.
+    each with its pairs of both kinds. The distance between two samples is biased upwards where the distributions are
+    nearly equal; the intervals correct this bias and can then lie below the value.
 
     Args:
         vectors: (N, D) of any numeric type, aligned, without control rows.
         perturbations: (N,)
         experiments: (N,)
-        max_pairs: Pairs of replicates that are looked at; a seeded sample where there are more.
-        bootstrap_draws: Resamples.
-        seed: Of the sample, the other perturbations and the resamples.
+        max_pairs: Most pairs of replicates that are compared; a seeded sample of more.
+        bootstrap_draws: Number of resamples.
+        seed: Seed of the sample, the other perturbations and the resamples.
 
     Raises:
-        ValueError: Arguments of different lengths, no perturbation in two experiments, no other to compare with, or a
-            setting below 1.
+        ValueError: Arguments of different lengths, no perturbation in two experiments, no other perturbation to compare
+            with, or a setting below 1.
     """
     for name, value in (("max_pairs", max_pairs), ("bootstrap_draws", bootstrap_draws)):
         if value < 1:
@@ -133,7 +134,7 @@ def replicate_consistency(
 def _unit_means(
     matrix: Floats, perturbations: NDArray[np.str_], experiments: NDArray[np.str_]
 ) -> tuple[Floats, Codes, Codes]:
-    """(M, D) directions of the mean of each perturbation in each experiment, its perturbation and its experiment."""
+    """(M, D) unit vector of each perturbation's mean in each experiment, (M,) its perturbation, (M,) its experiment."""
     _, p = np.unique(perturbations, return_inverse=True)
     experiment_names, e = np.unique(experiments, return_inverse=True)
     cells, of_row, counts = np.unique(
@@ -144,14 +145,13 @@ def _unit_means(
         return matrix, np.empty(0, np.int64), np.empty(0, np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     means_MD = np.add.reduceat(matrix[order], starts, axis=0) / counts[:, None]
-    norms = np.linalg.norm(means_MD, axis=1, keepdims=True)
-    return means_MD / np.where(norms > 0, norms, 1.0), cells // len(experiment_names), cells % len(experiment_names)
+    return unit_vectors(means_MD), cells // len(experiment_names), cells % len(experiment_names)
 
 
 def _replicate_pairs(of_mean: Codes, max_pairs: int, rng: np.random.Generator) -> tuple[Codes, Codes, int]:
-    """Two means of one perturbation, all pairs or a sample of them, and how many there are.
+    """All pairs of means of one perturbation, or a sample of them, and the number of all pairs.
 
-    `of_mean` is in ascending order, so that the means of a perturbation lie beside each other.
+    `of_mean` is in ascending order, so the means of a perturbation are consecutive.
     """
     _, starts, counts = np.unique(of_mean, return_index=True, return_counts=True)
     n_pairs = counts * (counts - 1) // 2
@@ -160,7 +160,7 @@ def _replicate_pairs(of_mean: Codes, max_pairs: int, rng: np.random.Generator) -
     chosen = np.arange(n_in_all) if n_in_all <= max_pairs else np.sort(rng.choice(n_in_all, max_pairs, replace=False))
     group = np.searchsorted(ends, chosen, side="right")
     rank = chosen - (ends[group] - n_pairs[group]) if len(chosen) else chosen
-    # Pair number k = j (j - 1) / 2 + i with i < j; the root is off by one at most, through rounding.
+    # Pair number k = j (j - 1) / 2 + i with i < j; rounding changes the root by one at most.
     j = np.floor((1 + np.sqrt(1 + 8 * rank)) / 2).astype(np.int64)
     j -= j * (j - 1) // 2 > rank
     j += j * (j + 1) // 2 <= rank
@@ -172,7 +172,7 @@ def _replicate_pairs(of_mean: Codes, max_pairs: int, rng: np.random.Generator) -
 def _strangers(
     one: Codes, other: Codes, of_mean: Codes, experiment_of_mean: Codes, rng: np.random.Generator
 ) -> tuple[Codes, NDArray[np.bool_]]:
-    """For each pair a mean of another perturbation in the experiment of `other`; False where there is none."""
+    """For each pair the mean of another perturbation in the experiment of `other`; False where there is none."""
     order = np.argsort(experiment_of_mean, kind="stable")
     counts = np.bincount(experiment_of_mean)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -193,17 +193,18 @@ def _cosines(unit_MD: Floats, first: Codes, second: Codes) -> Floats:
 
 
 class _Distances:
-    """Distances between the two distributions of cosines under any weights of the pairs, sorted once for all."""
+    """Distances between the two distributions of cosines under any weights of the pairs; the cosines are sorted
+    once."""
 
     def __init__(self, query: Floats, null: Floats) -> None:
         values = np.concatenate([query, null])
         self.order = np.argsort(values, kind="stable")
         self.is_query = self.order < len(query)
-        # Distributions are compared where a run of equal values ends.
+        # Distributions are compared at the end of each run of equal values.
         self.ends = np.flatnonzero(np.append(np.diff(values[self.order]) > 0, True))
 
     def of(self, query_weight: Floats, null_weight: Floats, swapped: NDArray[np.bool_] | None = None) -> Floats:
-        """(2,) Kolmogorov-Smirnov and size-free Cramer-von Mises; `swapped` pairs change sides."""
+        """(2,) Kolmogorov-Smirnov distance and Cramer-von Mises integral; `swapped` pairs change sides."""
         weight = np.concatenate([query_weight / query_weight.sum(), null_weight / null_weight.sum()])[self.order]
         is_query = self.is_query
         if swapped is not None:
@@ -218,10 +219,10 @@ class _Distances:
 def _resampled(
     query: Floats, null: Floats, group: Codes, other: Codes, n_draws: int, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """(2, R) distances of resamples of the perturbations, and (2, R) without any effect.
+    """(2, R) distances of resamples of the perturbations, and (2, R) distances without any effect.
 
-    A pair of two perturbations counts as often as the product of their counts: perturbations, not pairs, were sampled.
-    Without an effect a perturbation's pairs with itself and with others could as well change sides.
+    Perturbations, not pairs, were sampled, so a pair of two perturbations has the product of their counts as weight.
+    Without an effect, a perturbation's pairs with itself and with others are exchangeable.
 
     Args:
         query: (n,) cosines of replicates.
@@ -243,17 +244,17 @@ def _resampled(
 
 
 def _interval(value: float, resampled_R: Floats, swapped_R: Floats, n: int, greatest: float) -> Interval:
-    """The value less the bias of resamples, with Student's t over the perturbations times their spread.
+    """The value less the bias of the resamples, with Student's t over the perturbations times their spread.
 
-    A distance between two samples is greater than that of what they were drawn from, and a resample's greater again.
-    Near no effect the bias is greater than resamples say, so the interval starts at 0 where the value is one that pairs
-    which change sides at random give.
+    The distance between two samples exceeds that between their distributions, and a resample's exceeds it again. For
+    small effects resamples underestimate this bias, so the interval starts at 0 where the value is not larger than with
+    sides changed at random.
     """
     known = resampled_R[np.isfinite(resampled_R)]
     if n < MIN_GROUPS or len(known) < 2:
         return Interval(value, math.nan, math.nan, resampled_R)
     middle = 2 * value - float(known.mean())
-    half = float(stats.t.ppf(0.975, n - 1) * known.std(ddof=1)) * math.sqrt(n / (n - 1))
+    half = float(student_quantile(n - 1) * known.std(ddof=1)) * math.sqrt(n / (n - 1))
     low, high = np.clip([middle - half, middle + half], 0.0, greatest)
     if value <= np.quantile(swapped_R, 0.975):
         low = 0.0

@@ -1,6 +1,8 @@
-"""Intervals of a score by resampling what it is a mean of, and of a mean over seeds.
+"""Bootstrap resamples of scores: Poisson weights of units, and rows of groups drawn whole.
 
-Shapes: U units (rows, groups, perturbations or features), R draws, S seeds.
+`intervals` makes intervals of the resamples.
+
+Shapes: U units (rows, groups, perturbations or features), N rows, R draws, S seeds.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cytolake.statistics.intervals import student_quantile
 
 Floats = NDArray[np.float64]
 BLOCK_VALUES = 4_000_000  # 32 MB of weights at once
@@ -26,8 +30,8 @@ def resampled_ratio(
     Args:
         numerator_U: (U,)
         denominator_U: (U,)
-        units_U: (U,) which units these are, below `n_units`.
-        n_units: How many there are in the screen.
+        units_U: (U,) numbers of these units, below `n_units`.
+        n_units: Number of units in the screen.
         n_draws: R.
 
     Source: the Poisson bootstrap, Hanley and MacGibbon 2006, doi:10.1016/j.cmpb.2006.04.006.
@@ -39,14 +43,15 @@ def resampled_ratio(
 
 
 def resampled_pairs(values_Q: Floats, pairs: NDArray[np.intp], n_nodes: int, n_draws: int) -> Floats:
-    """(R,) mean value of pairs when their ends count Poisson(1) times: pairs that share an end are not independent.
+    """(R,) mean value of pairs when each end counts Poisson(1) times, since pairs that share an end are not
+    independent.
 
     NaN where a draw left no pair.
 
     Args:
         values_Q: (Q,)
         pairs: (Q, 2) places of the ends.
-        n_nodes: How many ends there are in the screen.
+        n_nodes: Number of possible ends in the screen.
         n_draws: R.
     """
     upper, lower = np.empty(n_draws), np.empty(n_draws)
@@ -64,8 +69,8 @@ def resampled_means(
     Args:
         sums_UK: (U, K) sum over the rows of a class in a unit.
         counts_UK: (U, K) its rows. A class that a draw leaves without rows does not count in it.
-        units_U: (U,) which units these are, below `n_units`.
-        n_units: How many there are in the screen.
+        units_U: (U,) numbers of these units, below `n_units`.
+        n_units: Number of units in the screen.
         n_draws: R.
     """
     means = np.full(n_draws, np.nan)
@@ -81,36 +86,47 @@ def resampled_means(
 
 
 def widened(draws_R: Floats, value: float, n_units: int) -> Floats:
-    """(R,) the draws, as far apart that their percentiles are the interval of Student's t over a few units.
+    """(R,) the draws spread out so that their percentiles are the interval of Student's t over a few units.
 
     Source: Hesterberg 2015, doi:10.1080/00031305.2015.1089789, section 4 (narrowness bias).
     """
     from scipy import stats
 
-    wider = float(stats.t.ppf(0.975, n_units - 1) / stats.norm.ppf(0.975)) * float(np.sqrt(n_units / (n_units - 1)))
+    wider = float(student_quantile(n_units - 1) / stats.norm.ppf(0.975)) * float(np.sqrt(n_units / (n_units - 1)))
     return np.asarray(value + wider * (draws_R - value))
 
 
 def mean_over_seeds(draws_SR: Sequence[Floats]) -> Floats:
-    """(R,) draws of the mean over seeds, which are drawn with replacement; units count alike in all of them.
+    """(R,) draws of the mean over seeds, which are drawn with replacement; a unit has the same weight in all seeds.
 
-    With few seeds the share of the interval that is due to them is rough, and too narrow rather than too wide.
+    With few seeds, their part of the interval is a rough estimate, and rather too narrow than too wide.
     """
     draws = np.asarray(draws_SR)
     chosen_RS = np.random.default_rng(7).integers(0, len(draws), (draws.shape[1], len(draws)))
     return np.asarray(draws[chosen_RS, np.arange(draws.shape[1])[:, None]].mean(axis=1))
 
 
-def percentile_interval(draws_R: Floats | None) -> tuple[float | None, float | None]:
-    """2.5 and 97.5 % of the draws that are numbers; None without any."""
-    if draws_R is None or not np.isfinite(draws_R).any():
-        return None, None
-    low, high = np.nanpercentile(draws_R, [2.5, 97.5]).tolist()
-    return low, high
+def resamples(group: NDArray[np.intp], n_draws: int, seed: int) -> list[NDArray[np.intp]]:
+    """Row numbers of each resample: whole groups, with replacement.
+
+    Args:
+        group: (N,) group of each row; a number of its own where rows are drawn one by one.
+        n_draws: R.
+        seed: Seed of the draws; equal groups and seeds give paired resamples.
+    """
+    codes = np.unique(group, return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(codes.max(initial=-1) + 2))
+    random = np.random.default_rng(seed)
+    n_groups = len(bounds) - 1
+    if n_groups == len(codes):  # each alone
+        return [random.integers(0, n_groups, n_groups) for _ in range(n_draws)]
+    members = [order[bounds[g] : bounds[g + 1]] for g in range(n_groups)]
+    return [np.concatenate([members[g] for g in random.integers(0, n_groups, n_groups)]) for _ in range(n_draws)]
 
 
 def _weights(n_units: int, n_draws: int) -> Iterator[tuple[slice, Floats]]:
-    """(R', n) how often each unit counts, for some draws at a time; the same in every call."""
+    """(R', n) Poisson weight of each unit, for some draws at a time; the same in every call."""
     rng = np.random.default_rng(6)
     step = max(1, BLOCK_VALUES // max(1, n_units))
     for start in range(0, n_draws, step):

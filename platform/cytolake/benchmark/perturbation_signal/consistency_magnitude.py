@@ -1,13 +1,13 @@
-"""Perturbation signal: do a perturbation's replicates agree, and how far are they from the controls?
+"""Consistency and magnitude of perturbations: agreement of replicates, and their distance from the controls.
 
 Consistency is the mean cosine of all pairs of a perturbation's rows, tested against random treated rows of the same
 batches (`statistics.consistency`). Magnitude is the energy distance between its rows and the control rows, tested by
 exchanging the labels of the two in each batch (`statistics.magnitude`).
 
-Where null perturbations are named, such as guides of genes that are not expressed, both are compared with theirs
-instead: p then says whether a perturbation beats those that cut the DNA to no effect. That is the published test.
+Where null perturbations are named, such as guides of genes that are not expressed, their values are the null
+distribution of both, as in the published test: p then compares with perturbations that cut the DNA without an effect.
 
-Rows are wells, or means of guides: crops of one well agree for reasons of the well, and would pass every test.
+Rows are wells, or means of guides. Crops of one well are similar because of the well and would pass every test.
 
 Source: Celik et al. 2024, doi:10.1371/journal.pcbi.1012463, and its EFAAR_benchmarking; Bendidi et al. 2024,
 arXiv 2410.13956, "perturbation signal".
@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from cytolake.statistics.consistency import MIN_ROWS as MIN_ROWS_CONSISTENCY
 from cytolake.statistics.consistency import NOT_TESTED, consistency_tests
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.intervals import Share, share_of
 from cytolake.statistics.magnitude import MIN_ROWS as MIN_ROWS_MAGNITUDE
 from cytolake.statistics.magnitude import magnitude_tests
-from cytolake.statistics.named_null import p_values_against
+from cytolake.statistics.p_values import p_values_against
 from cytolake.statistics.random_subsets import MIN_PLACEMENTS
-from cytolake.statistics.shares import Share, share_of
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -55,18 +55,18 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalConfig:
-    """How a perturbation's signal is tested."""
+    """Settings of the tests of consistency and magnitude."""
 
     alpha: float = 0.05
-    """A perturbation with p up to this counts as one with signal; and with q up to this as a discovery."""
+    """A perturbation with p up to this is significant, with q up to this a discovery."""
     n_draws: int = 999
-    """Random sets, or exchanges of labels, behind a p-value, which is then never below 1 / (1 + n_draws)."""
+    """Random sets, or exchanges of labels, behind a p-value, which is never below 1 / (1 + n_draws)."""
     max_controls: int = 1000
-    """Magnitude: control rows that a perturbation is compared with; a seeded sample where its batches hold more."""
+    """Magnitude: most control rows that a perturbation is compared with; a seeded sample of more."""
     max_rows: int = 500
-    """Rows of a perturbation that are tested; a seeded sample where it has more."""
+    """Most rows of a perturbation that are tested; a seeded sample of more."""
     seed: int = 0
-    """Of every sample and draw."""
+    """Seed of every sample and draw."""
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -85,15 +85,15 @@ class Signal:
     table: pa.Table
     """One row for each perturbation, sorted by name; columns as `SCHEMA`. `value`, `p_value` and `q_value` are empty
     where undefined, and `reason` then says why. `n_rows` counts the finite rows, `n_tested` those behind value and
-    p-value. q-values are over the perturbations with a p-value that are not of the null."""
+    p-value. q-values are over the perturbations with a p-value, without null perturbations."""
     significant: Share
-    """Perturbations with p up to alpha among those with a defined p; those of the null are not counted."""
+    """Perturbations with p up to alpha among those with a defined p; null perturbations do not count."""
     discovered: Share
     """The same with q up to alpha."""
 
     @property
     def n_defined(self) -> int:
-        """Perturbations with a defined p, those of the null not counted."""
+        """Perturbations with a defined p, without null perturbations."""
         return self.significant.total
 
 
@@ -112,22 +112,22 @@ def consistency(
 
     Args:
         vectors: (N, D) of any numeric type, aligned so that a row of 0 is a typical control.
-        perturbations: (N,); rows of "" are drawn and are no perturbation.
+        perturbations: (N,); rows of "" can be drawn but are no perturbation.
         batches: (N,) the batch each row was measured in.
-        is_control: (N,) control rows: not looked at.
-        config: How to test.
-        null_perturbations: Perturbations that should do nothing. Where given, all are compared with theirs.
+        is_control: (N,) control rows, which are ignored.
+        config: Settings of the test.
+        null_perturbations: Perturbations without an effect. Where given, their values are the null distribution.
 
     Returns:
         The value is empty below 2 rows.
 
     Raises:
-        ValueError: Arguments of different lengths, vectors of less or more than 2 dimensions, or null perturbations of
-            which none has 2 rows, or too few for a p-value of alpha.
+        ValueError: Arguments of different lengths, vectors that are not two-dimensional, or null perturbations none of
+            which has 2 rows, or too few of them for a p-value of alpha.
     """
     rows = _Rows.of(vectors, perturbations, batches, is_control)
     treated = np.flatnonzero(~rows.is_control)
-    # Without draws where the null perturbations make the p-values.
+    # Without draws where the null perturbations give the p-values.
     found = consistency_tests(
         rows.vectors[treated],
         rows.codes[treated],
@@ -158,23 +158,23 @@ def magnitude(
 ) -> Signal:
     """Energy distance between each perturbation's rows and the controls, and its p-value.
 
-    A perturbation is compared with the controls of its own batches. Where null perturbations are named, with those of
+    A perturbation is compared with the controls of its own batches; where null perturbations are named, with those of
     all batches, as published.
 
     Args:
-        vectors: (N, D) of any numeric type. Not aligned on the control rows that are given here, or without an effect
-            most perturbations are significant: see `statistics.magnitude`. With null perturbations they may be.
-        perturbations: (N,); rows of "" are not looked at.
+        vectors: (N, D) of any numeric type, not aligned on these control rows: else most perturbations without an
+            effect are significant, see `statistics.magnitude`. With null perturbations such vectors are fine.
+        perturbations: (N,); rows of "" are ignored.
         batches: (N,) the batch each row was measured in.
         is_control: (N,) control rows.
-        config: How to test.
-        null_perturbations: As `consistency`.
+        config: Settings of the test.
+        null_perturbations: As in `consistency`.
 
     Returns:
         The value is empty below 5 rows in batches with controls.
 
     Raises:
-        ValueError: As `consistency`, with 5 rows; or no finite control row.
+        ValueError: As in `consistency`, with 5 rows; or no finite control row.
     """
     rows = _Rows.of(vectors, perturbations, batches, is_control)
     if not rows.is_control.any():
@@ -214,9 +214,9 @@ class _Rows:
 
     vectors: Floats
     names: tuple[str, ...]
-    """Of the perturbations, sorted; those of control rows alone are none."""
+    """Names of the perturbations of treated rows, sorted."""
     codes: Codes
-    """(N,) index into `names`; `NOT_TESTED` for a control row and for a row of no perturbation."""
+    """(N,) index into `names`; `NOT_TESTED` for a control row and for a row without a perturbation."""
     batches: Codes
     is_control: NDArray[np.bool_]
     n_rows: Codes
@@ -266,7 +266,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What the tests found, (P,) each."""
+    """Results of the tests, (P,) each."""
 
     rows: _Rows
     config: SignalConfig
@@ -288,7 +288,7 @@ class _Table:
         return cls(rows, config, is_null, np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.int64))
 
     def signal(self, statistic: str, without_value: Sequence[str], without_p: str) -> Signal:
-        """The result, from null perturbations where there are any; with reasons for what is undefined."""
+        """The result, with p-values from null perturbations where there are any, and reasons for undefined values."""
         p_value = self.p_value
         if self.is_null.any():
             p_value, without_p = self._against_null(), "all null perturbations have the same value"
@@ -320,7 +320,7 @@ class _Table:
     def _against_null(self) -> Floats:
         p_value = p_values_against(self.value, self.is_null)
         null = self.value[self.is_null & ~np.isnan(self.value)]
-        # Representations that collapsed have the same value for all; then rounding alone would decide.
+        # A collapsed representation has one value for all perturbations; rounding alone would then decide.
         if np.ptp(null) <= 1e-9 * max(1.0, float(np.abs(null).max())) and len(null) > 1:
             return np.full(len(p_value), np.nan)
         if (1 + len(null)) * self.config.alpha < 1:

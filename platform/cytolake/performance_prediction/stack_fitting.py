@@ -1,13 +1,13 @@
-"""A stack of regressors: settings chosen by cross-validation, weights fitted out of fold, intervals calibrated.
+"""Fit of a stack of regressors: settings by cross-validation, weights out of fold, calibrated intervals.
 
-Every family of regressors is tried with every setting on every view, in folds that keep groups whole. The best of each
-family is kept; their out-of-fold predictions are weighed by a regression whose weights are not negative. Whether the
-stack or one family alone is used is decided on held-out rows, never on the test part.
+Cross-validation in folds of whole groups compares all settings of all families on all views. The best member of each
+family becomes part of the stack; a regression with non-negative weights combines their out-of-fold predictions. The
+validation rows decide between the stack and a single family, never the test rows.
 
-The interval of a prediction is conformal: residuals that the stack made out of fold, divided by how wide they are
-expected to be, give the half-width that covers the wanted share of new rows of the same kind.
+The interval of a prediction is conformal: the out-of-fold residuals of the stack, divided by their expected size, give
+the half-width that covers the required share of new rows of the same kind.
 
-N rows, T targets (the score first), F families, V rows of the validation part.
+Shapes: N rows, T targets (the score first), F families, V rows of the validation part.
 
 Source: stacking: Breiman 1996, doi:10.1007/BF00117832; normalised conformal intervals: Lei et al. 2018,
 doi:10.1080/01621459.2017.1307116.
@@ -15,16 +15,13 @@ doi:10.1080/01621459.2017.1307116.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from cytolake.performance_prediction.correlations import correlation
 from cytolake.performance_prediction.regressors import (
@@ -37,38 +34,35 @@ from cytolake.performance_prediction.regressors import (
     build,
     candidates,
 )
+from cytolake.performance_prediction.stack import (
+    SPREAD_FLOOR,
+    STACK,
+    CandidateScore,
+    Stack,
+    combine,
+    one_openmp_thread,
+    spread_inputs,
+)
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.intp]
 Progress = Callable[[str, int, int], None]
 
-STACK = "stack"
-MODEL_FILE, CARD_FILE = "regressors.skops", "stack.json"
-TRUSTED = (
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.metrics._dist_metrics.EuclideanDistance64",
-    "sklearn.neighbors._kd_tree.KDTree",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-)
-"""Types beyond skops' own list that a stored stack may hold: parts of scikit-learn, none of which runs code on load."""
-SPREAD_FLOOR = 0.25
-"""A residual is never expected to be less than this share of the usual one: intervals must not collapse."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StackConfig:
-    """How a stack is fitted."""
+    """Settings of the fit of a stack."""
 
     families: tuple[Family, ...] = FAMILIES
-    """Regressors that take part."""
+    """Families of regressors."""
     folds: int = 5
-    """Folds of the cross-validation; groups are kept whole."""
+    """Folds of the cross-validation, of whole groups."""
     coverage: float = 0.9
     """Share of new rows whose score the interval should cover."""
     heteroscedastic: bool = True
-    """Let the width of an interval depend on the row; else one width serves all."""
+    """Whether the width of an interval depends on the row; else all have one width."""
     seed: int = 0
-    """Of the folds and of regressors that draw."""
+    """Seed of the folds and of regressors with random numbers."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.families) - set(FAMILIES))
@@ -78,134 +72,6 @@ class StackConfig:
             raise ValueError(f"folds is {self.folds}, expected 2 or more.")
         if not 0.5 <= self.coverage < 1:
             raise ValueError(f"coverage is {self.coverage}, expected at least 0.5 and below 1.")
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """Scores of N inputs."""
-
-    score: Numbers
-    """(N,) in the unit of the scores fitted on."""
-    low: Numbers
-    """(N,) lower end of the calibrated interval."""
-    high: Numbers
-    """(N,) upper end."""
-
-    def rows(self, index: Codes) -> Predicted:
-        """Some of the inputs."""
-        return Predicted(self.score[index], self.low[index], self.high[index])
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """How one candidate did."""
-
-    candidate: Candidate
-    pearson: float
-    """Of the score, out of fold on the training part."""
-
-
-@dataclass(slots=True)
-class Stack:
-    """A fitted stack; make one with `fit_stack` or `load_stack`."""
-
-    chosen: str
-    """`stack`, or the family that is used alone."""
-    members: list[Candidate]
-    """(F,) the best of each family."""
-    weights: Numbers
-    """One for each target that each member predicts, member by member."""
-    intercept: float
-    mean: Numbers
-    """(T,) of the targets fitted on."""
-    sd: Numbers
-    """(T,)"""
-    half_width: float
-    """Half the interval in units of the expected spread."""
-    coverage: float
-    regressors: list[Any] = field(default_factory=list)
-    """(F,) fitted."""
-    spread: Any = None
-    """Fitted regressor of the log of the squared residual, or None where one width serves all."""
-    trials: list[Trial] = field(default_factory=list)
-    """What was tried, in order."""
-    validation: dict[str, float] = field(default_factory=dict)
-    """Pearson on the validation part of each family and of the stack, fitted on the training part alone."""
-
-    def predict(self, views: Views) -> Predicted:
-        """Scores with intervals.
-
-        Args:
-            views: The views that the members read, made as those fitted on.
-        """
-        with _one_openmp_thread():
-            predicted = [
-                np.asarray(r.predict(views[m.view])) for r, m in zip(self.regressors, self.members, strict=True)
-            ]
-            z = _combine(predicted, self.weights, self.intercept)
-            spread = self._spread(predicted, z)
-        score = z * self.sd[0] + self.mean[0]
-        half = self.half_width * spread * self.sd[0]
-        return Predicted(score, score - half, score + half)
-
-    def _spread(self, predicted: list[Numbers], z: Numbers) -> Numbers:
-        if self.spread is None:
-            return np.ones(len(z))
-        expected = np.exp(0.5 * np.asarray(self.spread.predict(_spread_inputs(predicted, z))))
-        return np.maximum(expected, SPREAD_FLOOR)
-
-    def save(self, folder: Path) -> None:
-        """Write the stack as `regressors.skops` (fitted regressors, no pickle) and `stack.json` (all else)."""
-        import skops.io
-
-        folder.mkdir(parents=True, exist_ok=True)
-        skops.io.dump({"regressors": self.regressors, "spread": self.spread}, folder / MODEL_FILE)
-        card = {
-            "chosen": self.chosen,
-            "members": [[m.family, m.view, [list(pair) for pair in m.settings]] for m in self.members],
-            "weights": self.weights.tolist(),
-            "intercept": self.intercept,
-            "mean": self.mean.tolist(),
-            "sd": self.sd.tolist(),
-            "half_width": self.half_width,
-            "coverage": self.coverage,
-            "validation": self.validation,
-        }
-        (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-
-
-def load_stack(folder: Path) -> Stack:
-    """Read a stored stack.
-
-    Raises:
-        ValueError: A file is missing or damaged, or the stored regressors hold a type that is not known to be safe.
-    """
-    import skops.io
-
-    try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        unknown = sorted(set(skops.io.get_untrusted_types(file=folder / MODEL_FILE)) - set(TRUSTED))
-        if unknown:
-            raise ValueError(
-                f"{folder / MODEL_FILE} holds {', '.join(unknown)}, which could run code. It was not written by this "
-                "version of cytolake: fit the predictor again."
-            )
-        stored = skops.io.load(folder / MODEL_FILE, trusted=list(TRUSTED))
-        return Stack(
-            chosen=card["chosen"],
-            members=[Candidate(f, view, tuple((k, v) for k, v in pairs)) for f, view, pairs in card["members"]],
-            weights=np.array(card["weights"]),
-            intercept=card["intercept"],
-            mean=np.array(card["mean"]),
-            sd=np.array(card["sd"]),
-            half_width=card["half_width"],
-            coverage=card["coverage"],
-            regressors=stored["regressors"],
-            spread=stored["spread"],
-            validation=card["validation"],
-        )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: no readable predictor ({error}). Fit it again.") from error
 
 
 def fit_stack(
@@ -219,32 +85,32 @@ def fit_stack(
     """Choose settings on the training rows, stack or family on the validation rows, then fit on all of them.
 
     Args:
-        views: Ways to look at the N inputs; texts or (N, D) matrices.
-        targets: (N, T); the first is the score that is predicted, the others are learnt beside it. NaN counts as mean.
+        views: Views of the N inputs; texts or (N, D) matrices.
+        targets: (N, T); the first is the score that is predicted, the others are auxiliary. NaN counts as the mean.
         group: (N,) rows of one group are never on both sides of a fold.
-        is_validation: (N,) rows that decide between the stack and its members; none: the stack is taken.
+        is_validation: (N,) rows that decide between the stack and its members; without any, the stack is used.
         config: Families, folds, coverage.
-        progress: Told of each candidate.
+        progress: Called for each candidate.
 
     Raises:
-        ValueError: No family reads any of the views, or there are fewer groups than folds.
+        ValueError: No family can read any of the views, or there are fewer groups than folds.
     """
-    with _one_openmp_thread():
+    with one_openmp_thread():
         return _fit_stack(views, targets, group, is_validation, config or StackConfig(), progress)
 
 
 def fit_alone(
     candidates: Sequence[Candidate], views: Views, score: Numbers, group: Codes, config: StackConfig
 ) -> tuple[Stack, Numbers]:
-    """One regressor as it is, its setting chosen by cross-validation, as a stack of one; and its (N,) predictions out
-    of fold.
+    """A single regressor, its setting chosen by cross-validation, as a stack with one member; and its (N,) out-of-fold
+    predictions.
 
     Args:
-        candidates: The settings to choose from, by squared error out of fold.
-        views: Ways to look at the N inputs.
-        score: (N,) what is predicted.
+        candidates: The possible settings, compared by out-of-fold squared error.
+        views: Views of the N inputs.
+        score: (N,) targets.
         group: (N,) rows of one group are never on both sides of a fold.
-        config: Folds, coverage, seed; one width of interval serves all rows.
+        config: Folds, coverage, seed; all intervals have one width.
 
     Raises:
         ValueError: A regressor that cannot be fitted, such as one of words where no word is repeated.
@@ -252,7 +118,7 @@ def fit_alone(
     mean, sd = float(score.mean()), float(score.std()) or 1.0
     z = ((score - mean) / sd)[:, None]
     folds = balanced_folds(group, config.folds, config.seed)
-    with _one_openmp_thread():
+    with one_openmp_thread():
         tried = [_out_of_fold(each, views[each.view], z, folds, config.seed)[:, 0] for each in candidates]
         best = int(np.argmin([np.mean((z[:, 0] - each) ** 2) for each in tried]))
         member = candidates[best]
@@ -271,12 +137,6 @@ def fit_alone(
         regressors=[fitted],
     )
     return stack, tried[best] * sd + mean
-
-
-def _one_openmp_thread() -> Any:
-    """Boosted trees of a few thousand rows gain nothing by threads, and beside other work on the machine lose minutes:
-    200 rows took 75 s on two busy cores (measured 2026-11). BLAS keeps its threads."""
-    return threadpool_limits(limits=1, user_api="openmp")
 
 
 def _fit_stack(
@@ -299,14 +159,14 @@ def _fit_stack(
     tried = [each for family in config.families for each in candidates(family, views)]
     if not tried:
         raise ValueError(f"no regressor of {', '.join(config.families)} reads any of the views {', '.join(views)}.")
-    trials: list[Trial] = []
+    trials: list[CandidateScore] = []
     best: dict[str, tuple[float, Candidate, Numbers]] = {}
     for done, candidate in enumerate(tried):
         if progress is not None:
             progress("candidates", done, len(tried))
         predicted = _out_of_fold(candidate, rows_of_view(views[candidate.view], train), z[train], folds, config.seed)
         value = correlation("pearson", z[train, 0], predicted[:, 0])
-        trials.append(Trial(candidate, value))
+        trials.append(CandidateScore(candidate, value))
         if np.isfinite(value) and (candidate.family not in best or value > best[candidate.family][0]):
             best[candidate.family] = (value, candidate, predicted)
     if progress is not None:
@@ -324,7 +184,7 @@ def _fit_stack(
         keep = [k for k, member in enumerate(members) if member.family == chosen]
         members, out_of_fold = [members[k] for k in keep], [out_of_fold[k] for k in keep]
         weights, intercept = _weigh(out_of_fold, z[train, 0])
-    combined = _combine(out_of_fold, weights, intercept)
+    combined = combine(out_of_fold, weights, intercept)
     residual = z[train, 0] - combined
     spread, half_width = _calibrate(residual, out_of_fold, combined, folds, config)
     regressors = [_fit(member, views[member.view], z, config.seed) for member in members]
@@ -345,12 +205,12 @@ def _fit_stack(
 
 
 def rows_of_view(view: View, index: Codes) -> View:
-    """Some of the inputs, as a view looks at them."""
+    """Some rows of a view."""
     return [view[i] for i in index] if isinstance(view, list) else view[index]
 
 
 def balanced_folds(group: Codes, n_folds: int, seed: int) -> Codes:
-    """(N,) fold of each row: groups in a drawn order, each to the fold that holds fewest rows."""
+    """(N,) fold of each row: groups in random order, each to the smallest fold."""
     codes = np.unique(group, return_inverse=True)[1]
     size = np.bincount(codes)
     fold_of = np.empty(len(size), dtype=np.intp)
@@ -367,14 +227,14 @@ def _fit(candidate: Candidate, view: View, z: Numbers, seed: int) -> Any:
     regressor = build(candidate, view, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of passes is the regularisation
-        # A network asks for a vector where there is one target.
+        # A network needs a vector for a single target.
         is_alone = candidate.family in SCORE_ALONE or (candidate.family == "mlp" and z.shape[1] == 1)
         regressor.fit(view, z[:, 0] if is_alone else z)
     return regressor
 
 
 def _out_of_fold(candidate: Candidate, view: View, z: Numbers, folds: Codes, seed: int) -> Numbers:
-    """(N, T) predictions of each row by a regressor that was fitted without its fold; (N, 1) of the score alone."""
+    """(N, T) predictions of each row by a regressor fitted without its fold; (N, 1) for families of the score only."""
     predicted = np.zeros((len(z), 1 if candidate.family in SCORE_ALONE else z.shape[1]))
     for fold in range(int(folds.max()) + 1):
         rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
@@ -384,16 +244,12 @@ def _out_of_fold(candidate: Candidate, view: View, z: Numbers, folds: Codes, see
 
 
 def _weigh(predicted: Sequence[Numbers], z: Numbers) -> tuple[Numbers, float]:
-    """Weights, none below zero, of all members' predictions of all targets."""
+    """Non-negative weights of all members' predictions of all targets, and the intercept."""
     from sklearn.linear_model import Ridge
 
     inputs = np.concatenate(predicted, axis=1)
     fitted = Ridge(alpha=1.0, positive=True).fit(inputs, z)
     return np.asarray(fitted.coef_, dtype=float), float(fitted.intercept_)
-
-
-def _combine(predicted: Sequence[Numbers], weights: Numbers, intercept: float) -> Numbers:
-    return np.concatenate([each.reshape(len(each), -1) for each in predicted], axis=1) @ weights + intercept
 
 
 def _judge(
@@ -406,34 +262,28 @@ def _judge(
     intercept: float,
     config: StackConfig,
 ) -> tuple[str, dict[str, float]]:
-    """The best on the validation rows, and everyone's Pearson there."""
+    """The best of stack and families on the validation rows, and the Pearson correlation of each."""
     predicted = []
     for member in members:
         regressor = _fit(member, rows_of_view(views[member.view], train), z[train], config.seed)
         predicted.append(np.asarray(regressor.predict(rows_of_view(views[member.view], held))).reshape(len(held), -1))
-    found: dict[str, float] = {STACK: correlation("pearson", z[held, 0], _combine(predicted, weights, intercept))}
+    found: dict[str, float] = {STACK: correlation("pearson", z[held, 0], combine(predicted, weights, intercept))}
     for member, each in zip(members, predicted, strict=True):
         found[member.family] = correlation("pearson", z[held, 0], each[:, 0])
     finite = {name: value for name, value in found.items() if np.isfinite(value)}
     return (max(finite, key=lambda name: finite[name]) if finite else STACK), found
 
 
-def _spread_inputs(predicted: Sequence[Numbers], combined: Numbers) -> Numbers:
-    """(N, 2 or more) what the spread is predicted from: the prediction, and how far members disagree about it."""
-    scores = np.stack([each.reshape(len(each), -1)[:, 0] for each in predicted], axis=1)
-    return np.column_stack([combined, scores.std(axis=1), scores])
-
-
 def _calibrate(
     residual: Numbers, predicted: Sequence[Numbers], combined: Numbers, folds: Codes, config: StackConfig
 ) -> tuple[Any, float]:
-    """The regressor of the spread, and the half-width in its units; both from out-of-fold residuals."""
+    """The regressor of the spread, and the half-width in units of the spread, from out-of-fold residuals."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     expected = np.ones(len(residual))
     spread = None
     if config.heteroscedastic:
-        inputs = _spread_inputs(predicted, combined)
+        inputs = spread_inputs(predicted, combined)
         log_square = np.log(residual**2 + 1e-3)
 
         def fitted(rows: Codes) -> Any:
@@ -449,6 +299,6 @@ def _calibrate(
         expected = np.maximum(expected, SPREAD_FLOOR)
         spread = fitted(np.arange(len(residual)))
     ratio = np.sort(np.abs(residual) / expected)
-    # The conformal quantile: one rank more than the share itself.
+    # The conformal quantile: one rank above the share.
     rank = min(int(np.ceil((len(ratio) + 1) * config.coverage)), len(ratio)) - 1
     return spread, float(ratio[rank])
