@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +36,9 @@ def add(catalog: Catalog, representation: str, kind: str, curation: str, day: in
     catalog.append("embeddings", embeddings.rows(rows), transaction=representation)
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory) -> Catalog:
+    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("representations") / "catalog", create=True)
     add(catalog, "old", "pixel_statistics", "default", 1)
     add(catalog, "new", "pixel_statistics", "default", 2)
     add(catalog, "other", "pixel_statistics", "strict", 3)
@@ -83,12 +82,12 @@ def test_champion_is_the_representation_that_was_promoted(catalog, tmp_path):
     assert find_representation(catalog, "champion") == "encoder"
 
 
-def test_an_unknown_representation_is_told_with_those_that_are_there(catalog):
+def test_an_unknown_representation_is_refused_with_the_existing_ones(catalog):
     with pytest.raises(CatalogError, match=r"nowhere: not in the table .* encoder \(trained, block 3 mean, curation"):
         find_representation(catalog, "nowhere")
 
 
-def test_vectors_come_in_the_order_of_the_crops_asked_for(catalog):
+def test_vectors_come_in_the_order_of_the_requested_crops(catalog):
     found = stored_vectors(catalog, "encoder", pa.chunked_array([["c2", "missing"], ["c0", "c1"]]))
     assert found.rows.tolist() == [0, 2, 3]
     assert found.vectors.tolist() == [[4, 2], [4, 0], [4, 1]]
@@ -96,5 +95,5 @@ def test_vectors_come_in_the_order_of_the_crops_asked_for(catalog):
 
 
 def test_no_vector_of_any_crop_is_an_error(catalog):
-    with pytest.raises(CatalogError, match="none of 1 crops has a vector, 3 others have"):
+    with pytest.raises(CatalogError, match="0 of 1 crops have a vector, 3 others have"):
         stored_vectors(catalog, "encoder", pa.chunked_array([["missing"]]))

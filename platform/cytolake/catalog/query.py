@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import duckdb
@@ -36,7 +37,7 @@ def parse_query(text: str) -> ParsedQuery:
     Raises:
         CatalogError: Not SQL, several statements, a statement other than SELECT, or a forbidden function.
     """
-    with duckdb.connect(":memory:") as parser:
+    with _parser().cursor() as parser:
         serialised = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchone()
     tree: dict[str, Any] = json.loads(serialised[0]) if serialised else {"error": True}
     if tree["error"]:
@@ -59,6 +60,12 @@ def parse_query(text: str) -> ParsedQuery:
         elif kind.endswith("_NODE") and kind not in _QUERY_NODES:
             raise CatalogError(f"query refused: found {kind.lower()}, expected one SELECT that only reads.")
     return ParsedQuery(text=text, tables=frozenset(tables))
+
+
+@lru_cache(maxsize=1)
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A database without tables that parses queries: opening one takes 50 ms of CPU, parsing 3 ms."""
+    return duckdb.connect(":memory:")
 
 
 def run_query(query: ParsedQuery, relations: Mapping[str, Any]) -> pa.Table:

@@ -40,7 +40,8 @@ from cytolake.pipeline.progress import stage_progress
 from cytolake.pipeline.session import RayConfig, cluster_session, ray_session
 from cytolake.recipes import RECIPE_FILE, RECIPES, build_recipe
 from cytolake.reports.leaderboard_page import leaderboard_text, write_leaderboard
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
 from cytolake.tracking import CHAMPION, TrackingConfig, resolve_alias
@@ -777,10 +778,11 @@ def qc_label(
 ) -> None:
     """Write a sheet of sites to label; `qc read` takes the filled-in labels.csv."""
     from cytolake.qc.labels import LabelSheetConfig, export_label_sheet
+    from cytolake.reports.label_sheet import write_label_page
 
     with bad_input_told():
         config = apply_overrides(LabelSheetConfig(), set_ or [])
-        page = export_label_sheet(cytolake.catalog.open(root), folder, config)
+        page = write_label_page(export_label_sheet(cytolake.catalog.open(root), folder, config))
     typer.echo(f"{page}: label there and save its labels.csv, or fill in {page.with_name('labels.csv')} by hand")
 
 
@@ -915,10 +917,11 @@ def curation_diff(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Say which crops came in and went between two curations, and by which rule."""
+    from cytolake.cli.curation_diff import print_curation_diff
     from cytolake.curation.diff import diff_curations
 
     with bad_input_told():
-        diff_curations(cytolake.catalog.open(root), first, second).render(Console(highlight=False))
+        print_curation_diff(diff_curations(cytolake.catalog.open(root), first, second), Console(highlight=False))
 
 
 @pack.command("verify")

@@ -1,4 +1,4 @@
-"""Embeddings as the tables have them: which representation a name means, and its vectors of some crops."""
+"""Stored embeddings: the representation that a name stands for, and its vectors of some crops."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ PIXEL_STATISTICS = "pixel_statistics"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredVectors:
-    """Vectors of those of some crops that have one."""
+    """Vectors of requested crops; crops without a vector are left out."""
 
     rows: NDArray[np.int64]
-    """(N,) positions, ascending, among the crops asked for."""
+    """(N,) positions among the requested crops, ascending."""
     vectors: NDArray[np.float32]
     """(N, D), in that order."""
 
 
 def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: str = "") -> str:
-    """Id of the representation that a name means.
+    """Id of the representation that a name stands for.
 
     Args:
-        catalog: Where representations and curations are.
+        catalog: The catalog with representations and curations.
         name: An id; `champion`, the promoted one; or `pixel_statistics`, the newest of that kind.
-        of: Only those of packs of the curation of this name.
-        not_of: None of packs of the curation of this name, unless named by its id. A curation that reads the newest
-            embeddings of what it kept itself would keep less each time it is run.
+        of: Only representations of packs of this curation.
+        not_of: No representation of packs of this curation, unless given by its id: a curation that read the newest
+            embeddings of its own crops would keep fewer crops in every run.
 
     Raises:
-        CatalogError: There is none. Says which job makes it, and what is there.
+        CatalogError: There is none. Names the job that makes one, and the existing representations.
     """
     if name == CHAMPION:
         from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias  # MLflow, slow to import
@@ -83,7 +83,7 @@ def stored_vectors(catalog: Catalog, representation_id: str, crop_ids: pa.Chunke
     has_vector = np.asarray(pc.is_valid(places).to_numpy(zero_copy_only=False), np.bool_)
     if not has_vector.any():
         raise CatalogError(
-            f"representation {representation_id}: none of {len(crop_ids)} crops has a vector, {stored.num_rows} others "
+            f"representation {representation_id}: 0 of {len(crop_ids)} crops have a vector, {stored.num_rows} others "
             "have. Name a representation of a pack with these crops."
         )
     rows = np.flatnonzero(has_vector)

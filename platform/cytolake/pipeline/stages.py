@@ -55,7 +55,7 @@ from cytolake.reports.qc_page import write_qc_page
 from cytolake.reports.report import ReportInputs, write_report
 from cytolake.reports.study_page import PAGE_FILE as STUDY_FILE
 from cytolake.reports.study_page import study_text, write_study
-from cytolake.screens.simulated.screen import simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
 from cytolake.tracking import ChampionCard, resolve_alias

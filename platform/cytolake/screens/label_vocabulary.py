@@ -198,3 +198,16 @@ def _column(label: str, declared: Any) -> LabelColumn:
                 f"{', '.join(LABELS)}. Correct the file."
             )
     return LabelColumn(fold_column(str(declared["column"])), conditions["unless"], conditions["with"])
+
+
+def check_label_columns(label_columns: Mapping[str, str]) -> None:
+    """Check that every key is a label of wells.
+
+    Raises:
+        ValueError: A key is not in LABELS.
+    """
+    if unknown := sorted(set(label_columns) - set(LABELS)):
+        raise ValueError(
+            f"found label_columns for {', '.join(unknown)}, expected labels out of {', '.join(LABELS)}. Correct them: "
+            "label first, then its column."
+        )

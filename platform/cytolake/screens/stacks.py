@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from cytolake.screens.images.image_files import STORAGE_FAILED, ImageFileError
+from cytolake.screens.images.image_errors import STORAGE_FAILED, ImageFileError
 from cytolake.screens.images.tiff_stacks import TiffStack, opened_stack
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
 from cytolake.screens.plate import Plate, Problem, Reader, SiteImage

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 import cytolake
 from cytolake.catalog import CatalogError
 from cytolake.performance_prediction.catalog_queries import family_of
+from cytolake.qc.image_verdict import ImageVerdict
 from cytolake.qc.verdicts import QcConfig, qc_profile
 from cytolake.serving.decoding import ARRAY_MEDIA_TYPE, PIXEL_MEDIA_TYPES, DecodedCrops
 from cytolake.serving.explorer import explorer_router, page_folder
@@ -28,7 +29,7 @@ from cytolake.serving.guard import AsgiApp, Guard
 from cytolake.serving.metrics import METRICS_MEDIA_TYPE
 from cytolake.serving.performance import MAX_VECTOR, Prediction, PredictRequest, predict_performance
 from cytolake.serving.problems import PROBLEM_MEDIA_TYPE, ServingError, problem_document
-from cytolake.serving.qc_verdict import ImageVerdict, StoredVerdict, judge_pixels, stored_verdicts
+from cytolake.serving.qc_verdict import StoredVerdict, judge_pixels, stored_verdicts
 from cytolake.serving.sent_crops import JSON_MEDIA_TYPE, media_type_of, sent_crops
 from cytolake.serving.service import Service, ServingConfig
 

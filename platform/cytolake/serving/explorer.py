@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from cytolake.catalog import Catalog, CatalogError
-from cytolake.qc.crop_verdicts import QC_COLUMNS
+from cytolake.qc.newest import QC_COLUMNS
 from cytolake.screens.plate_format import PLATE_FORMATS
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError

@@ -485,6 +485,6 @@ def test_memory_that_is_not_there_is_no_fault_of_the_file(tmp_path, plane, monke
         raise MemoryError
 
     tifffile.imwrite(tmp_path / "a.tif", plane, **GREY)
-    monkeypatch.setattr(image_files, "_read_tiff", refuse)
+    monkeypatch.setattr(image_files, "read_tiff_plane", refuse)
     with pytest.raises(MemoryError):
         read_site(site_of(tmp_path / "a.tif"))

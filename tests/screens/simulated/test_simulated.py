@@ -17,6 +17,7 @@ import pytest
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.simulated.cells import CHANNELS, PATHWAYS, TRAITS, draw_cells, draw_field, pathway_direction
 from cytolake.screens.simulated.imaging import ARTEFACTS, draw_microscope, image_field
+from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.simulated.screen import (
     COPY_KINDS,
     PLANTED_COLUMNS,
@@ -24,7 +25,6 @@ from cytolake.screens.simulated.screen import (
     SimulatedScreen,
     SimulatedWell,
     plate_map_columns,
-    simulate_screen,
     simulated_cells,
     simulated_site,
     simulated_wells,

@@ -1,4 +1,4 @@
-"""Measured features of sites on disk: an encoder looks at a site once, however often detectors are compared.
+"""Cache of measured features on disk: an encoder measures a site once for any number of comparisons.
 
 A file holds the sites of one plate as one set of extractors measured them. Its name is the digest of what decides the
 numbers: extractors (with the digest of their weights), plate, content of the plate.
@@ -24,7 +24,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class StoredSite:
-    """Features of one site in their own units, and what was spoilt before it was measured."""
+    """Features of one site in their own units, and the channels with an added artefact."""
 
     values: Numbers
     """(C, F)"""
@@ -35,7 +35,7 @@ class StoredSite:
 
 
 def read_features(path: Path) -> dict[str, StoredSite]:
-    """Sites by name; empty where there is no file, or one that is damaged: features can be measured again."""
+    """Sites by name; empty without a file or if it is damaged: features can be measured again."""
     if not path.is_file():
         return {}
     try:
@@ -55,7 +55,7 @@ def read_features(path: Path) -> dict[str, StoredSite]:
 
 
 def write_features(path: Path, sites: Mapping[str, StoredSite]) -> None:
-    """Write sites to a file, whole or not at all; a file that is there is replaced."""
+    """Write sites to a file atomically; an existing file is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         "n_channels": np.array([len(site.values) for site in sites.values()]),

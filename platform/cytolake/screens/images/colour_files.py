@@ -14,15 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cytolake.screens.images.image_files import (
-    PAGES_MAX,
-    ImageFileError,
-    Window,
-    check_budget,
-    check_window,
-    one_line,
-    opened_file,
-)
+from cytolake.screens.images.bounded_tiff import PAGES_MAX
+from cytolake.screens.images.image_errors import ImageFileError, Window, check_budget, check_window, one_line
+from cytolake.screens.images.image_files import opened_file
 from cytolake.screens.images.tiff_pages import DERIVED
 
 COLOUR = ("RGB_R", "RGB_G", "RGB_B")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from cytolake.screens.images.colour_files import COLOUR, GREY, colour_header
-from cytolake.screens.images.image_files import ImageFileError
+from cytolake.screens.images.image_errors import ImageFileError
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.plate_format import ASSIGNED_FORMATS
 from cytolake.screens.positions import name_of_well, well_name
