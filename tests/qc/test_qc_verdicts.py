@@ -187,7 +187,7 @@ def test_a_rule_leaves_its_excepted_stains_alone():
     ("changes", "said"),
     [
         ({"metric": "sharpness"}, "metric 'sharpness' to be one of"),
-        ({"fails": "beside"}, "below, above, outside, found 'beside'"),
+        ({"fails": "near"}, "below, above, outside, found 'near'"),
         ({"fails": "outside"}, "outside only with statistic deviation or edge_shift"),
         ({"level": "batch"}, "level to be one of site, well, plate"),
         ({"level": "well", "statistic": "separation"}, "statistic to be one of value, deviation"),
@@ -513,7 +513,7 @@ def test_each_plate_is_judged_once(catalog):
     assert catalog.versions()["qc_verdicts"] == version
     add_plate(catalog, "P22", invented_metrics("P22"))
     seen = []
-    assert judge_sites(catalog, QcConfig(), lambda *told: seen.append(told)) == qc_id
+    assert judge_sites(catalog, QcConfig(), lambda *call: seen.append(call)) == qc_id
     assert seen == [("plates judged", 1, 2), ("plates judged", 2, 2)]
     after = catalog.table("qc_verdicts")
     assert after.num_rows == 2 * first.num_rows

@@ -1,4 +1,4 @@
-"""No file name and no table makes a listing fail but with a ScreenError, which can be told and stored."""
+"""No file name and no table makes a listing fail but with a ScreenError, which can be shown and stored."""
 
 from __future__ import annotations
 

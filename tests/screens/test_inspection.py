@@ -150,23 +150,23 @@ def test_an_ome_zarr_plate_is_inspected_like_any_other(tmp_path, write_zarr_plat
 
 
 def test_an_inspection_is_json(screen):
-    told = json.loads(json.dumps(dataclasses.asdict(inspected(screen))))
-    assert told["plates"][0]["plate"] == "P1"
-    assert told["layouts"][0]["layout"] == "index-csv"
+    shown = json.loads(json.dumps(dataclasses.asdict(inspected(screen))))
+    assert shown["plates"][0]["plate"] == "P1"
+    assert shown["layouts"][0]["layout"] == "index-csv"
 
 
 @pytest.mark.parametrize("width", [60, 200])
 def test_the_page_tells_plates_channels_problems_and_what_to_set(screen, width):
-    told = " ".join(printed(inspected(screen), width).split())
+    shown = " ".join(printed(inspected(screen), width).split())
     for part in ("P1", "mystery", "missing_file", "index-csv", "An ingest would take 2 plates", "--set"):
-        assert part in told, part
+        assert part in shown, part
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path / "[bold]x[", [{"plate": "[red]P1[/]", "channel": "[/]", "path": "a.tif"}])
-    told = printed(inspected(tmp_path / "[bold]x["))
-    assert "[red]P1[/]" in told
-    assert "[bold]x[" in told
+    shown = printed(inspected(tmp_path / "[bold]x["))
+    assert "[red]P1[/]" in shown
+    assert "[bold]x[" in shown
 
 
 def test_a_relative_path_is_given_back_as_one_that_is_right_from_anywhere(screen, monkeypatch):

@@ -257,15 +257,15 @@ def test_what_is_wrong_with_a_plate_in_a_bucket_is_told_as_on_a_disk(
 def test_a_plate_in_a_bucket_is_listed_without_a_look_at_its_chunks(tmp_path, write_zarr_plate, uploaded, monkeypatch):
     write_zarr_plate(tmp_path / "P1.zarr", "0.5", wells=("B/02", "B/03"))
     uri = uploaded(tmp_path)
-    asked, listings = [], []
+    fetched, listings = [], []
     files = storage.file_system(uri)
     get, ls = files.cat_ranges, storage.list_one_level
-    monkeypatch.setattr(files, "cat_ranges", lambda paths, *a, **k: asked.append(len(paths)) or get(paths, *a, **k))
+    monkeypatch.setattr(files, "cat_ranges", lambda paths, *a, **k: fetched.append(len(paths)) or get(paths, *a, **k))
     monkeypatch.setattr(storage, "list_one_level", lambda place: listings.append(place) or ls(place))
     listed(uri)
     assert listings == [uri]
-    assert sum(asked) <= 2 + 2 * 2 + 2 * (2 + 2 * 4)  # the plate, its wells, its images and their arrays, with probes
-    assert len(asked) <= 11  # and these side by side: as many times for a plate of any size
+    assert sum(fetched) <= 2 + 2 * 2 + 2 * (2 + 2 * 4)  # the plate, its wells, its images and their arrays, with probes
+    assert len(fetched) <= 11  # and these side by side: as many times for a plate of any size
 
 
 @VERSIONS
@@ -290,7 +290,7 @@ def test_the_sharpest_focal_plane_is_found(tmp_path, version, rewrite_array):
 
 @pytest.fixture
 def rewrite_array(write_zarr_plate):
-    """Writes a plate of one site, and its array again with five focal planes in the chunks asked for."""
+    """Writes a plate of one site, and its array again with five focal planes in the chunks given."""
 
     def write(folder, version, chunks, blur=False, **options):
         from scipy.ndimage import gaussian_filter

@@ -40,8 +40,8 @@ def test_map_and_images_that_disagree_are_told_both_ways(screen, of_screen):
     (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,C07,KRAS\nP9,B02,MYC\n")
     (plate,) = listed(screen)
     problems = (*plate.problems, *of_screen(screen))
-    told = {(problem.problem, problem.plate, problem.well) for problem in problems}
-    assert told == {
+    reported = {(problem.problem, problem.plate, problem.well) for problem in problems}
+    assert reported == {
         ("well_without_image", "P1", "C07"),
         ("image_without_well", "P1", "B03"),
         ("plate_without_image", "P9", ""),
@@ -108,7 +108,7 @@ LIST = "Assay_Plate_Barcode,Plate_Map_Name,Batch_Number\nP1,C-1,7\nP2,C-2,8\n"
 
 @pytest.fixture
 def two_plates(tmp_path, write_indexed_screen):
-    """Plates P1 and P2 with images of B02, a list of their maps, and the maps beside it."""
+    """Plates P1 and P2 with images of B02, a list of their maps, and the maps next to it."""
     folder = write_indexed_screen(tmp_path / "screen", [{"plate": "P1"}, {"plate": "P2"}])
     (folder / "meta" / "platemap").mkdir(parents=True)
     (folder / "meta" / "barcode_platemap.csv").write_text(LIST)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,7 +11,6 @@ import pytest
 from cytolake.benchmark.compound_gene import CompoundGeneConfig, compound_gene_activity
 from cytolake.screens.rxrx import (
     CONFLICTS,
-    control_offsets,
     perturbation_of_treatment,
     read_rxrx1,
     read_rxrx1_wells,
@@ -224,19 +221,3 @@ def test_sites_of_one_well_on_two_plates_are_an_error(tmp_path):
     (tmp_path / "metadata.csv").write_text("\n".join([*lines[:2], ",".join(row), *lines[3:]]) + "\n")
     with pytest.raises(ValueError, match=r"well HUVEC-1_1_B02 has sites of .* or 7"):
         read_rxrx1_wells(tmp_path / "metadata.csv")
-
-
-def test_control_offsets_tell_centred_vectors_from_raw_ones():
-    random = np.random.default_rng(0)
-    vectors = random.normal(size=(60, 5)) + 4
-    batches = np.repeat(["a", "b", "c"], 20)
-    is_control = np.tile([True, False], 30)
-    raw = control_offsets(vectors, batches.tolist(), is_control)
-    assert min(raw.values()) > 2
-    for name in "abc":
-        here = batches == name
-        vectors[here] -= vectors[here & is_control].mean(axis=0)
-    assert max(control_offsets(vectors, batches.tolist(), is_control).values()) < 1e-9
-    flat = np.ones((4, 2))
-    assert control_offsets(flat, ["a"] * 4, np.ones(4, bool)) == {"a": math.inf}
-    assert math.isnan(control_offsets(flat, ["a"] * 4, np.zeros(4, bool))["a"])

@@ -1,4 +1,4 @@
-"""Which columns label a well, by the names that catalog/labels.yaml declares, and which cells say nothing."""
+"""Vocabulary of well labels from catalog/labels.yaml: names of label columns, and cells that count as empty."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fold_column(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelColumn:
-    """One name that a label's column may have."""
+    """One possible name of a label's column."""
 
     name: str
     """Folded."""

@@ -1,4 +1,4 @@
-"""Where a screen is, and the listing of its plates. Reads metadata and tables only, never pixels."""
+"""Config of a screen, and the listing of its plates. Reads metadata and tables only, never pixels."""
 
 from __future__ import annotations
 
@@ -42,48 +42,48 @@ from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 AUTO, REGEX = "auto", "regex"
 PLATE_MAPS = ("platemap.csv", "platemap.tsv")
-N_SHOWN_MAX = 20  # problems told in one error; a folder of 100,000 lost files must not fill the screen
+N_SHOWN_MAX = 20  # problems listed in one error; a folder of 100,000 lost files must not fill the terminal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScreenSource:
-    """One screen (study) to read: a folder, and how it is laid out."""
+    """One screen (study) to read: its folder and its layout."""
 
     screen: str
-    """Name of the screen; part of every content-derived id."""
+    """Name of the screen; part of every id derived from content."""
     path: str
     """Folder on a local or mounted disk, or `s3://bucket/folder`."""
     layout: str = AUTO
-    """A preset of catalog/layouts, such as `ome-zarr`, `phenix` or `load-data`; `regex` with a pattern of your own;
-    `auto` takes the first preset that the folder looks like."""
+    """A preset of catalog/layouts, such as `ome-zarr`, `phenix` or `load-data`; `regex` for your own pattern; `auto`
+    for the first preset that fits the folder."""
     pattern: str = ""
     """For `regex`: a regular expression that matches the whole path of an image, relative to `path`. Named groups:
     plate, well (or row and column, from 1; or sample, where there are no wells), site, channel, z, timepoint (0 is the
     first), acquisition (the folder of an imaging run); other groups say something about the well."""
     plate_map: str = ""
-    """Table of what was done to each well, or one that lists the map of each plate, relative to `path`; empty means
-    `platemap.csv` or `platemap.tsv` there or next to the plate, where one exists."""
+    """Table of the treatments of wells, or a table that lists the map of each plate, relative to `path`; empty means
+    `platemap.csv` or `platemap.tsv` in the folder or next to the plate, if one exists."""
     label_columns: Mapping[str, str] = field(default_factory=dict)
-    """Label -> column of the plate map or table that holds it, such as `{perturbation: Treatment}`, before the names of
+    """Label to its column in the plate map or table, such as `{perturbation: Treatment}`; overrides the names of
     catalog/labels.yaml. Labels: perturbation, gene, pathway, guide, compound, dose, replicate, control."""
     index: str = "index.csv"
     """CSV that lists the images, relative to `path`: for `index-csv`, and for presets that read a table, whose usual
     names are looked for while this is index.csv."""
     path_prefix: tuple[str, ...] = ()
-    """Beginnings of absolute paths and URLs in the screen's tables that stand for `path`; or `OLD -> NEW` for its
+    """Prefixes of absolute paths and URLs in the screen's tables that stand for `path`; or `OLD -> NEW` for its
     folder NEW. Absolute paths without one are refused."""
     channels: tuple[str, ...] = ()
-    """Channels that every site must have, in the source's or the vocabulary's spelling; a site without one keeps what
+    """Channels that every site must have, by their name in the source or the vocabulary; a site without one keeps what
     it has, with a `missing_channel` problem. Empty means: those that most sites of its plate have."""
     channel_names: tuple[str, ...] = ()
-    """`FOUND -> NAME` for channels that the source names by their dye or number, such as `Alexa 488 -> ER`."""
+    """`FOUND -> NAME` for channels that the source names by dye or number, such as `Alexa 488 -> ER`."""
     n_plates: int = N_PLATES
     """Plates that the images of `class-folders` without splits are dealt to, every class evenly; more where they do
     not fit. Holding out plates then holds out images."""
     z: Planes = "keep"
     """Focal planes: `keep` each as a site; `max`, the maximum over them; `sharpest`, the one most in focus."""
     pages: Pages = ""
-    """What the pages of a TIFF are that no ImageJ or OME metadata explain: channels, planes or times."""
+    """Meaning of TIFF pages without ImageJ or OME metadata: channels, planes or times."""
     runs: Runs = "one"
     """Imaging runs of a plate: `one`, a plate is read once, and other runs of it are reported; `each`, every run is a
     plate of its own, with the run's folder in its name, such as `P1_1697` or `P1__2024-01-01-Measurement 1`."""
@@ -122,26 +122,26 @@ class ScreenSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenScreen:
-    """A screen's folder, with the layout that it is read by."""
+    """A screen's folder and its layout."""
 
     source: ScreenSource
     folder: SourceFolder
     preset: LayoutPreset
     files: list[str] | None = field(default=None, repr=False)
-    """Relative paths of its files, where they had to be listed to find the layout."""
+    """Relative paths of its files, if they were listed to find the layout."""
 
 
 def list_plates(
     source: ScreenSource, vocabulary: Mapping[str, str] | None = None, presets: Sequence[LayoutPreset] = ()
 ) -> list[Plate]:
-    """Plates of a screen, each with at least one site; what is wrong with them is in their `problems`.
+    """Plates of a screen, each with at least one site and with its `problems`.
 
-    What is wrong with the screen outside of them, `list_screen` gives.
+    `list_screen` returns problems outside of plates as well.
 
     Args:
         source: The screen.
-        vocabulary: Folded spelling -> declared channel name, from `channel_names.alias_table`; channels are then
-            spelled as declared. None leaves them as the source spells them.
+        vocabulary: Folded name to declared channel name, from `channel_names.alias_table`; channels are then
+            named as declared. None keeps the names of the source.
         presets: The declared layouts, from `cytolake.catalog.declared.layout_presets`; without any, only the layouts
             with a reader in code are known.
 
@@ -158,13 +158,13 @@ def list_screen(
     presets: Sequence[LayoutPreset] = (),
     image_of: ImageOf | None = None,
 ) -> Listing:
-    """Plates of a screen, and problems that belong to none of them.
+    """Plates of a screen, and problems outside of plates.
 
     Args:
         source: The screen.
         vocabulary: As for `list_plates`.
         presets: As for `list_plates`.
-        image_of: What the catalog has of this screen, for plates that were imaged more than once.
+        image_of: Plates of this screen in the catalog, for plates that were imaged more than once.
 
     Raises:
         ScreenError: As for `list_plates`.
@@ -173,21 +173,21 @@ def list_screen(
         return plates_of(open_screen(source, presets), vocabulary, image_of)
     except (ScreenError, ImportError, MemoryError):
         raise
-    except (OSError, PathRefusedError) as error:  # a bucket answers late, too: while its plates are listed
+    except (OSError, PathRefusedError) as error:  # a bucket may fail while its plates are listed
         raise ScreenError(unreadable_folder(source.screen, source.path, error)) from error
-    except Exception as error:  # a fault of a reader costs its screen, not the others of a run
+    except Exception as error:  # an error in a reader must not stop other screens of a run
         raise ScreenError(reader_failed(source, error)) from error
 
 
 def open_screen(
     source: ScreenSource, presets: Sequence[LayoutPreset] = (), folder: SourceFolder | None = None
 ) -> OpenScreen:
-    """The folder of a screen and its layout, found out where the source leaves that open.
+    """The folder of a screen and its layout, which is detected if the source does not set it.
 
     Args:
         source: The screen.
         presets: As for `list_plates`.
-        folder: The screen's, where it is open already.
+        folder: The screen's folder, if already open.
 
     Raises:
         ScreenError: The folder is missing, unreadable or empty, or looks like no preset.
@@ -262,9 +262,9 @@ def plates_of(
 
 
 def plates_as_found(opened: OpenScreen, image_of: ImageOf | None = None) -> tuple[list[Plate], list[Problem]]:
-    """Plates with images, with channels as the source spells them, and problems that belong to none of them.
+    """Plates with images, with channels named as in the source, and problems outside of plates.
 
-    Each name is there once: ids come from names, so a second plate of that name would overwrite the first.
+    Names are unique: ids are derived from names, so a second plate of that name would overwrite the first.
 
     Raises:
         ScreenError: A table that cannot be read.
@@ -286,7 +286,7 @@ def plates_as_found(opened: OpenScreen, image_of: ImageOf | None = None) -> tupl
 
 
 def _files_of(opened: OpenScreen) -> list[str]:
-    """All files of the screen; none in a bucket whose layout names every image by itself, where a listing is dear."""
+    """All files of the screen; empty in a bucket whose layout names every image, because listing is expensive."""
     if opened.files is not None:
         return opened.files
     if opened.folder.is_remote and opened.preset.read in ("index-csv", "ome-zarr"):
@@ -309,10 +309,10 @@ def no_images(opened: OpenScreen, next_step: str) -> Problem:
 def complete_plates(
     opened: OpenScreen, found: Sequence[Plate], others: Sequence[Problem], vocabulary: Mapping[str, str]
 ) -> Listing:
-    """The plates, at least one, that `plates_as_found` gave, in its order, with what their source does not say itself.
+    """The plates of `plates_as_found`, at least one, completed from outside their source.
 
-    That is: channels named as declared, illumination functions, files that no site uses, focal planes joined, plate
-    map and batch.
+    Adds declared channel names, illumination functions, problems of unused files, joined focal planes, plate map and
+    batch.
 
     Raises:
         ScreenError: A plate map that cannot be read, or two channels that were given one name.
@@ -386,7 +386,7 @@ def reader_failed(source: ScreenSource, error: Exception) -> Problem:
 
 
 def _read_plate_map(source: ScreenSource, folder: SourceFolder, samples: frozenset[str]) -> PlateMap | None:
-    """The plate map that is named, which must exist, or the one that lies there; looked for beside a lone plate too."""
+    """The plate map that the source names, which must exist, or one found in the folder or next to a single plate."""
     names = (source.plate_map,) if source.plate_map else PLATE_MAPS
     folders = [folder]
     above, _, own = str(folder.root).rpartition("/")
@@ -400,9 +400,9 @@ def _read_plate_map(source: ScreenSource, folder: SourceFolder, samples: frozens
 
 
 def _in_map(source: ScreenSource, plate: Plate, plate_map: PlateMap) -> str:
-    """The name by which a map has a plate: its own, or, where each run is a plate, that of the plate without its run.
+    """The name of a plate in a map: its own, or, if each run is a plate, the name without the run.
 
-    A run that an earlier version named so keeps what that version found in the map: its own name alone.
+    Runs named by an earlier version are looked up by their own name only.
     """
     if source.runs == "each" and plate.barcode and plate.plate not in plate_map.by_plate:
         return plate.barcode

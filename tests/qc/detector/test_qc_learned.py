@@ -113,13 +113,13 @@ def test_verdicts_say_channel_kind_and_well(judged):
 
 
 def test_judging_again_reads_and_writes_nothing(judged, detector, monkeypatch):
-    told: list[tuple[object, ...]] = []
+    calls: list[tuple[object, ...]] = []
     version = judged.versions()["qc_verdicts"]
     monkeypatch.setattr(qc_learned, "PlateSites", None)
-    qc_id = judge_with_detector(judged, detector, lambda *progress: told.append(progress))
+    qc_id = judge_with_detector(judged, detector, lambda *progress: calls.append(progress))
     assert {qc_id} == set(judged.table("qc_verdicts").column("qc_id").to_pylist())
     assert judged.versions()["qc_verdicts"] == version
-    assert told == [("plates judged", n, 3) for n in (1, 2, 3)]
+    assert calls == [("plates judged", n, 3) for n in (1, 2, 3)]
 
 
 def test_judging_that_was_cut_off_goes_on_to_the_same_verdicts(labelled, judged, detector, monkeypatch, tmp_path):
@@ -139,12 +139,12 @@ def test_judging_that_was_cut_off_goes_on_to_the_same_verdicts(labelled, judged,
             judge_with_detector(catalog, detector)
     assert catalog.sql("SELECT count(DISTINCT plate_id) FROM qc_verdicts").column(0)[0].as_py() == 1
     judge_with_detector(catalog, detector)
-    told = [
+    written = [
         {tuple(value for name, value in row.items() if name != "judged_at") for row in each.to_pylist()}
         for each in (catalog.table("qc_verdicts"), judged.table("qc_verdicts"))
     ]
-    assert told[0] == told[1]
-    assert catalog.table("qc_verdicts").num_rows == len(told[0])
+    assert written[0] == written[1]
+    assert catalog.table("qc_verdicts").num_rows == len(written[0])
 
 
 def test_a_curation_can_leave_out_what_a_detector_fails(judged):
@@ -251,8 +251,8 @@ def test_an_encoder_can_stand_beside_the_statistics_and_must_be_the_same_when_ju
 
 def test_a_detector_that_does_not_say_what_it_looks_at_is_refused(labelled):
     rng = np.random.default_rng(0)
-    told = [Example(rng.standard_normal((2, 3)), label) for label in ("normal", "noise")]
-    detector = ArtefactDetector.fit(told, ("a", "b", "c"))
+    labelled = [Example(rng.standard_normal((2, 3)), label) for label in ("normal", "noise")]
+    detector = ArtefactDetector.fit(labelled, ("a", "b", "c"))
     with pytest.raises(DetectorError, match="does not say how its features are measured"):
         judge_with_detector(labelled, detector)
 

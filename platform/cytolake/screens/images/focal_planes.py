@@ -17,7 +17,7 @@ Planes = Literal["keep", "max", "sharpest"]
 def join_planes(plate: Plate, z: Planes) -> Plate:
     """The plate with the planes of one well, site and timepoint as one site; `keep` gives the plate as it is.
 
-    A channel that was taken in one plane only counts in full beside channels taken in many. A plate without focal
+    A channel taken in one plane counts in full next to channels taken in many. A plate without focal
     planes stays as it is.
     """
     if z == "keep" or not any(site.z for site in plate.sites):

@@ -31,7 +31,7 @@ def correct_illumination(
     """The plate with illumination functions at its channels, and a problem for each channel that has none.
 
     Args:
-        plate: With channels spelled as declared.
+        plate: With channels named as declared.
         folder: Of the screen.
         where: A folder, or a path with {plate} and {channel}, both relative to the screen's folder; `none` takes away
             the functions that a table named; empty leaves them.

@@ -76,7 +76,7 @@ def one_line(error: BaseException) -> str:
 
 
 def not_read(error: OSError) -> ImageFileError:
-    """What a failed read is told as: a fault of the file, or of the storage that it lies on."""
+    """The error of a failed read: of the file, or of its storage."""
     if is_of_storage(error):
         return ImageFileError(
             STORAGE_FAILED, one_line(error), "a storage that answers", "Mend the access, then run the job again."

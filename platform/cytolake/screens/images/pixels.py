@@ -236,7 +236,7 @@ def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:
             image_paths=tuple(site.image_paths[first[channel] + plane] for channel in has_plane),
             illumination_paths=(),
         )
-        # all channels at once, so that those of another size or type are told by name
+        # all channels at once, so that an error names the channel of another size or type
         for channel, plane_HW in zip(has_plane, read_site(one, None, bytes_max), strict=True):
             found[channel].append(measure_focus(plane_HW))
     return found
@@ -266,7 +266,7 @@ def _corrected(
 
 
 def _version(path: str) -> tuple[StoredFile, int]:
-    """What tells one content of a function image from a later one of the same path."""
+    """Size and time of change, which distinguish contents of a function image at one path."""
     if is_uri(path):
         return stored_file(path), 0
     status = Path(path).stat()

@@ -60,7 +60,7 @@ class ZarrImage:
         return self.chunks[self.axes.index(axis)] if axis in self.axes else 1
 
     def bytes_in_work(self, planes: range, window: Window) -> int:
-        """Most bytes that reading a window of these focal planes decodes at a time, beside the pixels it gives.
+        """Largest number of bytes decoded at a time to read a window of these focal planes, without the result.
 
         Raises:
             ImageFileError: The window lies in more chunks than can be looked for.

@@ -21,7 +21,7 @@ from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
 """The usual names, which come before others."""
 _INDEX = re.compile(r"index(?:[._-][a-z0-9._-]*)?\.xml", re.IGNORECASE)
-_ALIKE_MAX = 2000  # images in a row that tell nothing new; Harmony 5 repeats the same few channels for each image
+_ALIKE_MAX = 2000  # images in a row without a new channel; Harmony 5 repeats the same few channels for each image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

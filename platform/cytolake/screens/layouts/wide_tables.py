@@ -68,10 +68,10 @@ def find_tables(
 def missing_columns(rule: TableRule, columns: Sequence[str]) -> list[str]:
     """What a table lacks to be read by the rule, in words."""
     lacks = [] if _channels(rule, columns) else [f"like {rule.file_name.pattern}"]
-    spelled = {column.casefold() for column in columns}
+    folded = {column.casefold() for column in columns}
     groups = rule.from_file_name.groupindex if rule.from_file_name is not None else {}
-    has_well = any(name.casefold() in spelled for name in rule.columns.get("well", ())) or "well" in groups
-    has_row = all(any(name.casefold() in spelled for name in rule.columns.get(k, ())) for k in ("row", "column"))
+    has_well = any(name.casefold() in folded for name in rule.columns.get("well", ())) or "well" in groups
+    has_row = all(any(name.casefold() in folded for name in rule.columns.get(k, ())) for k in ("row", "column"))
     if not has_well and not has_row:
         lacks.append(f"for the well ({', '.join(rule.columns.get('well', ()))})")
     return lacks
@@ -152,11 +152,11 @@ def _image_rows(
 ) -> tuple[list[ImageRow], list[Problem], list[Conflict]]:
     columns, rows, ragged = read_table(folder, file, screen)
     channels = _channels(rule, columns)
-    spelled = {column.casefold(): column for column in columns}
+    folded = {column.casefold(): column for column in columns}
     taken = {
         name: column
         for name, candidates in rule.columns.items()
-        if (column := next((spelled[each.casefold()] for each in candidates if each.casefold() in spelled), None))
+        if (column := next((folded[each.casefold()] for each in candidates if each.casefold() in folded), None))
     }
     about = {
         column: match.groupdict().get("name") or column  # a group of another alternative took no part

@@ -44,7 +44,7 @@ def xml_elements(data: bytes, names: frozenset[str]) -> Iterator[XmlElement]:
         XmlRefusedError: While iterating: the file is no well-formed XML, or declares a document type.
     """
     ended: list[XmlElement] = []
-    open_elements: list[XmlElement] = []  # from the outermost element that was asked for
+    open_elements: list[XmlElement] = []  # from the outermost requested element
 
     def start(name: str, attributes: dict[str, str]) -> None:
         local = _local(name)

@@ -150,7 +150,7 @@ def _write_plate(
     pool: Executor,
     advance: Callable[[int], None],
 ) -> None:
-    # The name keeps its .zarr: stores tell formats by it. A dot hides it from readers of the folder.
+    # The name ends in .zarr, by which stores recognise the format. A dot hides it from readers of the folder.
     temporary = path.with_name(f".{path.stem}.part.zarr")
     if temporary.exists():
         shutil.rmtree(temporary)

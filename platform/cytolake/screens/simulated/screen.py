@@ -89,7 +89,7 @@ class SimulatedScreen:
     """`0.5` (Zarr v3) or `0.4` (Zarr v2)."""
     effect_size: float = 6.0
     """Shift of a fully effective perturbation along its direction, in the unit in which `cell_sd` is given: with the
-    defaults a probe of the true traits tells 14 perturbations of unseen plates with 0.85 balanced accuracy."""
+    defaults a probe of the true traits separates 14 perturbations on held-out plates with 0.85 balanced accuracy."""
     gene_share: float = 0.5
     """Share of a gene's effect (by variance) that is its own and not its pathway's, 0..1."""
     cell_sd: float = 0.5
