@@ -214,7 +214,7 @@ def test_a_profile_is_found_again_by_the_id_of_its_verdicts():
     assert profile_of("no such id") is None
 
 
-def test_an_unknown_profile_is_told_with_those_that_are_there():
+def test_an_unknown_profile_is_refused_with_the_existing_ones():
     with pytest.raises(CatalogError, match=r"QC profile strict: not in .* There are: default"):
         qc_profile("strict")
 
@@ -357,7 +357,7 @@ def test_a_gradient_over_the_plate_is_a_position_effect_of_its_channel():
     assert "seeding" in {row["rule"] for row in failed}
 
 
-def test_controls_that_differ_pass_and_the_verdict_names_the_metric_that_tells_them_apart():
+def test_controls_that_differ_pass_and_the_verdict_names_the_metric_that_separates_them():
     spread = wells_with(300)
     spread[1:7, POSITIVE[0]] *= 1.5
     verdicts = qc_profile("default").judge(*plate_of_96(sd=spread))

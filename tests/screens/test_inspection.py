@@ -58,7 +58,7 @@ def test_what_is_found_is_what_an_ingest_would_list(screen):
     assert one.n_bytes == (2 + 1) * 24 * 32 * 2
 
 
-def test_channels_are_told_in_both_spellings_with_the_sites_that_have_them(screen):
+def test_channels_are_shown_under_both_names_with_the_sites_that_have_them(screen):
     found = {channel.found: (channel.name, channel.is_known, channel.n_sites) for channel in inspected(screen).channels}
     assert found == {"DAPI": ("DNA", True, 4), "mystery": ("mystery", False, 1)}
 
@@ -112,7 +112,7 @@ def test_absolute_paths_of_another_machine_give_the_prefix_to_set(tmp_path, writ
     assert inspected(folder, path_prefix=("/mnt/nas/2024/screen7",)).total("n_sites") == 1
 
 
-def test_a_damaged_header_is_told_before_the_ingest_meets_it(screen):
+def test_a_damaged_header_is_reported_before_the_ingest_meets_it(screen):
     (screen / "images" / "P1_B02_1_DAPI.tif").write_bytes(b"II*\0cut")
     inspection = inspected(screen)
     assert [(problem.problem, problem.n) for problem in inspection.problems] == [
@@ -122,7 +122,7 @@ def test_a_damaged_header_is_told_before_the_ingest_meets_it(screen):
     assert inspection.plates[0].n_problems == 2
 
 
-def test_images_of_two_sizes_are_told(screen):
+def test_images_of_two_sizes_are_reported(screen):
     tifffile.imwrite(screen / "images" / "P1_B02_1_DAPI.tif", [[1, 2], [3, 4]], photometric="minisblack", dtype="uint8")
     assert set(inspected(screen).plates[0].sizes) == {"24 x 32 uint16", "2 x 2 uint8"}
 
@@ -156,7 +156,7 @@ def test_an_inspection_is_json(screen):
 
 
 @pytest.mark.parametrize("width", [60, 200])
-def test_the_page_tells_plates_channels_problems_and_what_to_set(screen, width):
+def test_the_page_shows_plates_channels_problems_and_what_to_set(screen, width):
     shown = " ".join(printed(inspected(screen), width).split())
     for part in ("P1", "mystery", "missing_file", "index-csv", "An ingest would take 2 plates", "--set"):
         assert part in shown, part

@@ -17,7 +17,7 @@ from cytolake.screens.rxrx import (
     read_rxrx3_core,
     read_rxrx3_core_truth,
     read_rxrx3_core_wells,
-    spelled_as,
+    screen_names_of,
 )
 
 DIM = 12  # more than ten features: their names are not in order as text
@@ -139,7 +139,7 @@ def test_a_guide_becomes_its_gene_and_a_control_stays(treatment, expected):
     assert perturbation_of_treatment(treatment) == expected
 
 
-def test_the_truth_is_in_micromolar_and_spelled_as_the_screen_is(tmp_path):
+def test_the_truth_is_in_micromolar_and_named_as_in_the_screen(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text(
         "gene_symbol,nM_value,measurement_type,database,treatment\n"
@@ -151,7 +151,7 @@ def test_the_truth_is_in_micromolar_and_spelled_as_the_screen_is(tmp_path):
         {"compound": "ABT-199", "gene": "BCL2", "activity_um": pytest.approx(0.0044)},
         {"compound": "ABT-263", "gene": "C7orf26", "activity_um": 20.0},
     ]
-    assert spelled_as(["PALS1", "MPP5", "X"], ["MPP5"]) == ["MPP5", "MPP5", "X"]
+    assert screen_names_of(["PALS1", "MPP5", "X"], ["MPP5"]) == ["MPP5", "MPP5", "X"]
 
 
 def test_read_tables_go_into_the_benchmark(rxrx3, tmp_path):

@@ -119,7 +119,7 @@ def test_names_are_listed_once_for_a_folder_of_images_not_for_each_site(tmp_path
     ("path", "problem"),
     [("s3://no-such-bucket-of-these-tests/screen", "missing_folder"), ("{bucket}/nothing", "empty_folder")],
 )
-def test_a_bucket_or_prefix_that_is_not_there_is_told(s3_bucket, path, problem):
+def test_a_bucket_or_prefix_that_is_not_there_is_reported(s3_bucket, path, problem):
     with pytest.raises(ScreenError) as caught:
         listed(path.format(bucket=s3_bucket))
     assert [each.problem for each in caught.value.problems] == [problem]

@@ -165,7 +165,7 @@ def read_rxrx3_core_truth(path: str | Path, genes: Collection[str] = ()) -> pa.T
     return pa.table(
         {
             "compound": table["treatment"],
-            "gene": pa.array(spelled_as(table["gene_symbol"].to_pylist(), genes), pa.string()),
+            "gene": pa.array(screen_names_of(table["gene_symbol"].to_pylist(), genes), pa.string()),
             "activity_um": pc.divide(nanomolar, 1000.0),
         }
     )
@@ -176,7 +176,9 @@ def perturbation_of_treatment(treatment: str) -> str:
     return treatment if "_control" in treatment else treatment.split("_")[0]
 
 
-def spelled_as(genes: Sequence[str], known: Collection[str], aliases: Mapping[str, str] = GENE_ALIASES) -> list[str]:
+def screen_names_of(
+    genes: Sequence[str], known: Collection[str], aliases: Mapping[str, str] = GENE_ALIASES
+) -> list[str]:
     """Each gene, or the alias of it that is known where the gene itself is not."""
     have = set(known)
     others: dict[str, list[str]] = {}

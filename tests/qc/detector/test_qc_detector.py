@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def examples(n: int, seed: int = 0, **how: bool) -> list[Example]:
     return [example(label, rng, **how) for label in ("normal", *KINDS) for _ in range(n)]
 
 
+@cache
 def fit(head: str = "logistic", n: int = 12, **settings: object) -> ArtefactDetector:
     return ArtefactDetector.fit(examples(n), FEATURES, DetectorConfig(head=head, **settings), features_key="key")
 
@@ -56,7 +58,7 @@ def held_out() -> list[Example]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_spoilt_sites_of_other_draws_are_told_from_normal_ones(head, held_out):
+def test_spoilt_sites_of_other_draws_are_separated_from_normal_ones(head, held_out):
     detector = fit(head)
     found = detector.artefact_probabilities([each.deviations for each in held_out])
     assert roc_auc_score([each.label != "normal" for each in held_out], found) > 0.95
@@ -80,7 +82,7 @@ def test_it_says_which_channel_failed_though_labels_were_of_whole_sites(head, he
 
 
 @pytest.mark.parametrize("head", ["logistic", "svm", "knn"])
-def test_it_says_what_is_wrong_and_tells_too_bright_from_too_dim(head, held_out):
+def test_it_says_what_is_wrong_and_separates_too_bright_from_too_dim(head, held_out):
     detector = fit(head, n=25)
     assert detector.classes == ("normal", "blur", "bright", "dim")
     verdicts = detector.predict([each.deviations for each in held_out])
@@ -164,7 +166,7 @@ def test_prevalence_moves_probabilities_and_not_their_order(head, held_out):
     np.testing.assert_allclose(odds, 99, rtol=1e-6)
 
 
-def test_a_binary_detector_tells_no_kinds(held_out):
+def test_a_binary_detector_predicts_no_kinds(held_out):
     detector = fit(is_binary=True)
     assert detector.classes == ("normal", ARTEFACT)
     found = detector.artefact_probabilities([each.deviations for each in held_out])

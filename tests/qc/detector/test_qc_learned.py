@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.qc.detector.labelled_screen import ingest_screen
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError
@@ -24,17 +23,18 @@ from cytolake.qc.detector.plates import PlateSites, Spoiling
 from cytolake.qc.labels import read_label_sheet
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
-SAID = {"blur": "defocus"}
-"""What a person calls an artefact of the simulated screen, where the names differ."""
+LABEL_OF = {"blur": "defocus"}
+"""Label of an artefact of the simulated screen, where the names differ."""
 FEATURES = FeatureConfig(reference_sites=8)
 CONFIG = QcTrainConfig(features=FEATURES)
 
 
 @pytest.fixture(scope="module")
-def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalog of three plates of twelve sites, a quarter of them spoilt, and a sheet that says so for two plates."""
-    root = tmp_path_factory.mktemp("learned")
-    catalog = ingest_screen(root)
+def ingested(simulated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalog of three plates of twelve sites, a quarter of them spoilt, and a sheet with labels of two plates."""
+    root = tmp_path_factory.mktemp("learned") / "copy"
+    shutil.copytree(simulated_root, root)
+    catalog = cytolake.catalog.open(root / "catalog")
     with (root / "screens" / "simulated" / "platemap.csv").open() as file:
         artefacts = {(row["plate"], row["well"]): row["artefact"] for row in csv.DictReader(file)}
     with (root / "labels.csv").open("w") as file:
@@ -42,7 +42,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for site in catalog.table("sites").to_pylist():
             artefact = artefacts[site["plate"], site["well"]]
             if site["plate"] != "P03":
-                file.write(f"{site['site_id']},{SAID.get(artefact, artefact) or 'normal'}\n")
+                file.write(f"{site['site_id']},{LABEL_OF.get(artefact, artefact) or 'normal'}\n")
     return root
 
 
@@ -237,7 +237,7 @@ def test_labels_that_name_channels_spoil_only_those(labelled, tmp_path):
     assert [c for c, is_spoilt in zip(site["channels"], example.is_spoilt, strict=True) if is_spoilt] == ["ER", "Mito"]
 
 
-def test_an_encoder_can_stand_beside_the_statistics_and_must_be_the_same_when_judging(labelled, tmp_path):
+def test_an_encoder_can_be_added_to_the_statistics_and_must_be_the_same_when_judging(labelled, tmp_path):
     path = tmp_path / "encoder.safetensors"
     save_encoder(VisionTransformer(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)
     config = replace(CONFIG, features=FeatureConfig(checkpoint=str(path), windows_per_side=1, reference_sites=4))
@@ -249,10 +249,10 @@ def test_an_encoder_can_stand_beside_the_statistics_and_must_be_the_same_when_ju
         judge_with_detector(labelled, detector)
 
 
-def test_a_detector_that_does_not_say_what_it_looks_at_is_refused(labelled):
+def test_a_detector_without_a_key_of_its_features_is_refused(labelled):
     rng = np.random.default_rng(0)
-    labelled = [Example(rng.standard_normal((2, 3)), label) for label in ("normal", "noise")]
-    detector = ArtefactDetector.fit(labelled, ("a", "b", "c"))
+    examples = [Example(rng.standard_normal((2, 3)), label) for label in ("normal", "noise")]
+    detector = ArtefactDetector.fit(examples, ("a", "b", "c"))
     with pytest.raises(DetectorError, match="does not say how its features are measured"):
         judge_with_detector(labelled, detector)
 

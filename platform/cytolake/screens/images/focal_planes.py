@@ -1,4 +1,4 @@
-"""What becomes of focal planes: each a site of its own, one projection of all, or the sharpest one."""
+"""Handling of focal planes: each a site, one projection of all, or the sharpest one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Illumination functions of a plate, found by their names: the images by which raw counts are divided.
+"""Illumination functions of a plate, found by their file names; raw counts are divided by them.
 
 The usual names are those of a CellProfiler illumination pipeline, `<plate>/<plate>_Illum<channel>.npy`; any name
 that holds nothing but the plate, the word Illum, and the channel will do.

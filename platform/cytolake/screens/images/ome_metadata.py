@@ -1,4 +1,4 @@
-"""The JSON of OME-Zarr groups and arrays: what a plate, a well and an image say of themselves, before any pixel.
+"""Metadata of OME-Zarr plates, wells, images and arrays (JSON), read without pixels.
 
 Not read through ngio or zarr, because a plate has thousands of groups: in a bucket they are fetched side
 by side, and nothing in them is believed before it is checked. Consolidated metadata is not read: it goes stale.

@@ -75,7 +75,7 @@ def read_site(
 
 
 def read_recorded(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> RecordedSite:
-    """Counts of a whole site as its files hold them, and what is wrong with them though they can be read.
+    """Counts of a whole site as stored in its files, and problems of pixels that could be read.
 
     Args, Raises: As for `read_site`; `missing_chunk`: not one chunk of an OME-Zarr image is stored. Whatever else a
     decoder raises is `unreadable_file`, so that a damaged file costs its own site. An ImportError or MemoryError is of
@@ -124,7 +124,7 @@ def resolve_sharpest(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> SiteIm
 
 
 def choose_plane(site: SiteImage, bytes_max: int = SITE_BYTES_MAX) -> tuple[SiteImage, FocusChoice | None]:
-    """`resolve_sharpest`, and what each measure of focus says; None where the site is none of `z="sharpest"`.
+    """`resolve_sharpest` with the choice of each focus measure; None for a site without `z="sharpest"`.
 
     Every plane is read once, and no two are kept. Each channel counts alike, so that a bright one has no more to say
     than a faint one, and one plane is taken for all of them (`focus.sharpest_plane`). A channel of one plane keeps it;
@@ -215,7 +215,7 @@ def _not_numbers(site: SiteImage, pixels_CHW: np.ndarray) -> list[Problem]:
 
 
 def _focus_of_planes(site: SiteImage, bytes_max: int) -> list[list[PlaneFocus]]:
-    """What is measured of each plane of each channel."""
+    """Focus measures of each plane of each channel."""
     if site.reader == "ome-zarr":
         images, planes, whole = open_zarr(site, None, bytes_max)
         focus = [[measure_focus(plane_HW) for plane_HW in p] for p in zarr_planes(site, images, planes, whole)]

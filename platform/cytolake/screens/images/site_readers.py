@@ -124,7 +124,7 @@ def zarr_planes(site: SiteImage, images: Sequence[ZarrImage], planes: range, win
 
 
 def open_zarr(site: SiteImage, window: Window | None, bytes_max: int) -> tuple[list[ZarrImage], range, Window]:
-    """The images of a site, its focal planes and its window, held against what the images say of themselves.
+    """The images of a site, its focal planes and its window, checked against the metadata of the images.
 
     A site has several images where its channels were taken in several multiplexing cycles.
     """

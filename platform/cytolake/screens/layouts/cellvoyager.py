@@ -60,7 +60,7 @@ def list_cellvoyager_plates(
 def _read_records(
     screen: str, folder: SourceFolder, plate: str, file: str, settings: _Settings, rows: list[ImageRow]
 ) -> list[Problem]:
-    """Adds a row for each image of one measurement file; returns its error records and what is wrong with it."""
+    """Add a row for each image of one measurement file; returns its error records and problems."""
     place = file.rpartition("/")[0]
     problems = []
     try:
@@ -111,7 +111,7 @@ def _read_records(
 def _read_settings(
     screen: str, folder: SourceFolder, plate: str, neighbours: Sequence[str]
 ) -> tuple[_Settings, list[Problem]]:
-    """What the `.mrf` and `.mes` files of a measurement folder say about its channels."""
+    """Channels of a measurement folder, from its `.mrf` and `.mes` files."""
     settings = _Settings({}, {})
     problems = []
     channels: list[XmlElement] = []

@@ -1,4 +1,4 @@
-"""Plates whose images are found by their names, as a `PathRule` describes these."""
+"""Plates whose images are located by their file names, by a `PathRule`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Groups = dict[str, str]
 def list_by_paths(
     screen: str, folder: SourceFolder, rule: PathRule, files: Sequence[str]
 ) -> tuple[list[Plate], list[Problem]]:
-    """Plates of the files whose names match, and problems that belong to none of them.
+    """Plates of the files whose names match, and problems outside of plates.
 
     Args:
         screen: Its name.

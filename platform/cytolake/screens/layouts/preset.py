@@ -1,4 +1,4 @@
-"""What a layout preset declares: how a kind of screen looks on disk, and how its plates are read from it.
+"""Declared layout presets: how a kind of screen is recognised on disk, and how its plates are read.
 
 A preset is data. It names a reader in code, or a regular expression over file paths, or the columns of a table.
 """
@@ -96,7 +96,7 @@ class TableRule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayoutPreset:
-    """One way in which screens lie on disk."""
+    """One layout of screens on disk."""
 
     name: str
     about: str

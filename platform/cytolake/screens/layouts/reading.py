@@ -1,4 +1,4 @@
-"""Trying layouts on a folder, and listing plates by one of them."""
+"""Detection of a folder's layout, and listing of plates by a layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BUILT_IN = tuple(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """Whether a folder looks like a layout."""
+    """Result of testing a folder for a layout."""
 
     fits: bool
     said: str

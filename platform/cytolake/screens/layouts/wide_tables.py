@@ -1,4 +1,4 @@
-"""Plates listed by tables with one row for each site and columns for each channel, as a `TableRule` describes them."""
+"""Plates listed by tables with one row per site and columns per channel, by a `TableRule`."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def _path_of(
     for template in rule.places:
         if template_names(template) <= said.keys():
             written = template.format_map(said).lstrip("/" if not at else "")
-            tried += _beside(below_screen(written, folder.root, prefixes), table)
+            tried += _possible_paths(below_screen(written, folder.root, prefixes), table)
     path = next((each for each in tried if folder.exists(each)), tried[0] if tried else name)
     return found.setdefault((plate, at, name), path)
 
@@ -282,11 +282,11 @@ def _illumination(folder: SourceFolder, row: TableRow, channel: _Channel, table:
         return ""
     at = row.cells[channel.illumination_folder] if channel.illumination_folder else ""
     written = f"{at.rstrip('/')}/{name}" if at else name
-    tried = _beside(below_screen(written, folder.root, prefixes), table)
+    tried = _possible_paths(below_screen(written, folder.root, prefixes), table)
     return next((each for each in tried if folder.exists(each)), tried[0])
 
 
-def _beside(path: str, table: str) -> list[str]:
+def _possible_paths(path: str, table: str) -> list[str]:
     """A relative path as it is meant: from the screen's folder, or from the table's own."""
     at = table.rpartition("/")[0]
     return [path, f"{at}/{path}"] if at and not path.startswith("/") and "://" not in path else [path]

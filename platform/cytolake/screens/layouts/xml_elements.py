@@ -1,4 +1,4 @@
-"""Elements of an XML file, one after the other, without what makes XML unsafe to read.
+"""Safe streaming reader of XML elements.
 
 A vendor's index has no document type, so one that declares a type (which entity expansion and external files need) is
 refused. The file is streamed: an index of a million images costs no tree.

@@ -78,7 +78,7 @@ def simulate_screen(
 
 
 class _Borrowed:
-    """Use someone else's executor without shutting it down."""
+    """Context of a caller's executor, which is not shut down."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -104,7 +104,7 @@ def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[Simula
 
 
 def _written_config(config: SimulatedScreen) -> dict[str, Any]:
-    """What a plate remembers of its config. Of later options only those in use: plates written before stay valid."""
+    """The config stored in a plate. Later options are stored only if used, so that older plates stay valid."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return {name: value for name, value in values.items() if value or name not in _LATER_OPTIONS}
 

@@ -1,7 +1,7 @@
-"""The simulated screen: plates whose biology, batch effects and artefacts are known, written as real OME-Zarr plates.
+"""The simulated screen: plates with known biology, batch effects and artefacts.
 
 Genes of a pathway share a direction in the space of cell traits; each adds a part of its own, each guide its efficacy.
-A compound hits a pathway with a dose response. Where wells lie is drawn anew for each plate.
+A compound affects a pathway with a dose response. The layout of wells is drawn for each plate.
 
 Faults can be planted that a curation should find: genes that do nothing, wells spoilt throughout, copies of wells.
 The plate map says where they are.
@@ -60,7 +60,7 @@ _BATCH, _PLATE, _WELL, _SITE, _GENE, _COMPOUND, _LAYOUT, _PLANTED = range(8)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedScreen:
-    """What to simulate. The same values give the same bytes."""
+    """Config of a simulated screen. Equal values give equal bytes."""
 
     screen: str = "simulated"
     """Name of the screen and of its folder."""
@@ -162,7 +162,7 @@ class SimulatedScreen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedWell:
-    """One well: its plate-map row, and the truth that no plate map holds."""
+    """One well: its plate-map row, and its ground truth."""
 
     row: dict[str, str]
     """One value for each of `plate_map_columns`."""
@@ -183,7 +183,7 @@ def plate_map_columns(config: SimulatedScreen) -> tuple[str, ...]:
 
 
 def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
-    """Lay out every plate: what each used well holds and does, in plate and then well order."""
+    """Wells of every plate with their labels and effects, by plate and then by well."""
     treatments = _treatments(config)
     n_rows, n_columns = _SHAPES[config.plate_format]
     wells: list[SimulatedWell] = []
