@@ -1,9 +1,8 @@
-"""Score every representation on every label and benchmark of the recipe, guard rails included; the leaderboard."""
+"""Score every representation on all labels and benchmarks of the recipe; the leaderboard."""
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.cli.command import run_job
-from cytolake.pipeline.stages import benchmark
+from cytolake.cli.jobs import run_job
 
 if __name__ == "__main__":
-    run_job(benchmark, __doc__)
+    run_job("benchmark")

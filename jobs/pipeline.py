@@ -1,9 +1,8 @@
-"""Run the whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
+"""Run all stages: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.cli.command import run_job
-from cytolake.pipeline.stages import pipeline
+from cytolake.cli.jobs import run_job
 
 if __name__ == "__main__":
-    run_job(pipeline, __doc__)
+    run_job("pipeline")

@@ -2,9 +2,7 @@
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.cli.command import run_job
-from cytolake.pipeline.dry_run import pretrain_dry_run
-from cytolake.pipeline.stages import pretrain
+from cytolake.cli.jobs import run_job
 
 if __name__ == "__main__":
-    run_job(pretrain, __doc__, dry_run=pretrain_dry_run)
+    run_job("pretrain")

@@ -2,8 +2,7 @@
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.cli.command import run_job
-from cytolake.pipeline.stages import promote
+from cytolake.cli.jobs import run_job
 
 if __name__ == "__main__":
-    run_job(promote, __doc__, can_force=True)
+    run_job("promote")

@@ -1,9 +1,8 @@
-"""Train with one augmentation at a time, at several strengths: which classes does it help, and which harm?"""
+"""Train with one augmentation at a time, at several strengths, and compare the classes."""
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.cli.command import run_job
-from cytolake.pipeline.stages import study
+from cytolake.cli.jobs import run_job
 
 if __name__ == "__main__":
-    run_job(study, __doc__)
+    run_job("study")

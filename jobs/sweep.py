@@ -1,9 +1,8 @@
-"""Search for the best settings of the training: Optuna proposes, trials that fall behind are stopped early."""
+"""Search for the best settings of the training with Optuna; weak trials stop early (ASHA)."""
 
 import _checkout  # noqa: F401  isort: skip
 
-from cytolake.cli.command import run_job
-from cytolake.pipeline.stages import sweep
+from cytolake.cli.jobs import run_job
 
 if __name__ == "__main__":
-    run_job(sweep, __doc__)
+    run_job("sweep")

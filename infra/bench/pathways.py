@@ -28,7 +28,8 @@ from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.embed.alignment.variants import Variant
 from cytolake.pipeline.config import ScreensConfig
-from cytolake.pipeline.stages import print_caveats, run_pipeline
+from cytolake.pipeline.stages import run_pipeline
+from cytolake.pipeline.summaries import print_caveats
 from cytolake.recipes import build_recipe
 from cytolake.reports.leaderboard_page import write_leaderboard
 from cytolake.screens.simulated.screen import SimulatedScreen

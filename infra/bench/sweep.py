@@ -93,8 +93,8 @@ def run(root: Path) -> None:
     from rich.console import Console
 
     import cytolake.catalog
-    from cytolake.pipeline import stages
     from cytolake.pipeline.session import ray_session
+    from cytolake.pipeline.steps import Steps
     from cytolake.reports.study_page import study_text, write_study
     from cytolake.tune.study import run_study
 
@@ -102,7 +102,7 @@ def run(root: Path) -> None:
     catalog = cytolake.catalog.open(root)
     started = time.perf_counter()
     with ray_session(line.ray):
-        pack = stages.Session(line, Console(), catalog).newest_pack()
+        pack = Steps(line, Console(), catalog).newest_pack()
         ready = time.perf_counter()
         found = run_study(catalog, pack, line.study, line.pretrain, line.tracking, _told)
     seconds = time.perf_counter() - ready

@@ -13,17 +13,16 @@ from tests.packs.small_pack import write_pack
 from typer.testing import CliRunner
 
 import cytolake.catalog
-from cytolake.cli.command import job_command
-from cytolake.pipeline import stages
-from cytolake.pipeline.dry_run import pretrain_dry_run
+from cytolake.cli.jobs import JOBS, job_command
+from cytolake.pipeline import stages, steps
 from cytolake.recipes import build_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def run(job, *arguments: str, dry_run=None):
+def run(job: str, *arguments: str):
     app = typer.Typer()
-    app.command()(job_command(job, job.__doc__, dry_run))
+    app.command()(job_command(job))
     return CliRunner().invoke(app, list(arguments))
 
 
@@ -37,7 +36,7 @@ def run(job, *arguments: str, dry_run=None):
     ],
 )
 def test_a_wrong_recipe_or_setting_is_told_before_anything_runs(arguments, told, tmp_path):
-    done = run(stages.pipeline, *arguments, "--set", f"root={tmp_path / 'lake'}")
+    done = run("pipeline", *arguments, "--set", f"root={tmp_path / 'lake'}")
     assert done.exit_code == 2
     assert told in _unwrapped(done.output)
     assert "Traceback" not in done.output
@@ -49,7 +48,7 @@ def test_an_empty_or_missing_screen_is_named_and_leaves_no_rows(is_there, tmp_pa
     if is_there:
         (tmp_path / "screens").mkdir()
     done = run(
-        stages.ingest,
+        "ingest",
         "--recipe",
         "mae_vit_s16",
         "--set",
@@ -64,14 +63,14 @@ def test_an_empty_or_missing_screen_is_named_and_leaves_no_rows(is_there, tmp_pa
 
 
 def test_a_recipe_without_a_screen_is_refused_with_the_way_to_name_one(tmp_path):
-    done = run(stages.ingest, "--recipe", "own_screen", "--set", f"root={tmp_path / 'lake'}")
+    done = run("ingest", "--recipe", "own_screen", "--set", f"root={tmp_path / 'lake'}")
     assert done.exit_code == 2
     assert "cytolake init FOLDER" in _unwrapped(done.output)
 
 
 def test_show_prints_the_whole_config_and_runs_nothing(tmp_path):
     done = run(
-        stages.pipeline, "--recipe", "demo", "--show", "--set", f"root={tmp_path / 'lake'}", "--set", "pretrain.seed=7"
+        "pipeline", "--recipe", "demo", "--show", "--set", f"root={tmp_path / 'lake'}", "--set", "pretrain.seed=7"
     )
     assert done.exit_code == 0
     assert yaml.safe_load(done.output)["pretrain"]["seed"] == 7
@@ -81,7 +80,7 @@ def test_show_prints_the_whole_config_and_runs_nothing(tmp_path):
 def test_a_dry_run_says_what_training_would_cost_and_leaves_nothing(tmp_path):
     root = tmp_path / "lake"
     settings = ("--set", f"root={root}", "--set", "pretrain.workers=64")
-    done = run(stages.pretrain, "--recipe", "mae_vit_g8", "--dry-run", *settings, dry_run=pretrain_dry_run)
+    done = run("pretrain", "--recipe", "mae_vit_g8", "--dry-run", *settings)
     assert done.exit_code == 0
     told = _unwrapped(done.output)
     assert "pack none yet" in told
@@ -115,40 +114,41 @@ def test_a_dry_run_takes_the_pack_that_training_would_take(tmp_path):
         built(tmp_path, identity, name, f"of-{identity}")
     settings = ("root=" + str(tmp_path), "pretrain.model.crop_size=8", "pretrain.model.patch_size=8")
     assignments = [part for setting in settings for part in ("--set", setting)]
-    done = run(stages.pretrain, "--recipe", "chada_vit_s16", "--dry-run", *assignments, dry_run=pretrain_dry_run)
+    done = run("pretrain", "--recipe", "chada_vit_s16", "--dry-run", *assignments)
     shown = _unwrapped(done.output)
     assert "pack of-second, 50 crops" in shown
     assert "5,000 crops of 50 in 20 steps" in shown
-    wrong = run(stages.pretrain, "--recipe", "mae_vit_g8", "--dry-run", *assignments[:2], dry_run=pretrain_dry_run)
+    wrong = run("pretrain", "--recipe", "mae_vit_g8", "--dry-run", *assignments[:2])
     assert wrong.exit_code == 2
     assert "pack of-second has crops of 8 px, the model takes 256 px" in _unwrapped(wrong.output)
 
 
-@pytest.mark.parametrize("job", [stages.embed, stages.probe, stages.promote, stages.benchmark, stages.report])
+@pytest.mark.parametrize("job", ["embed", "probe", "promote", "benchmark", "report"])
 def test_a_stage_after_curate_builds_no_pack(job, tmp_path, monkeypatch):
     """A pack may be terabytes: it is built by `curate`, and by nothing that was meant to read it."""
     curated(tmp_path, ("first", "default"))
     built(tmp_path, "first", "default", "old")
-    monkeypatch.setattr(stages, "find_built_pack", lambda *_: None)  # as where the pack was deleted
-    monkeypatch.setattr(stages, "build_pack", lambda *_: pytest.fail("a pack was built"))
+    monkeypatch.setattr(steps, "find_built_pack", lambda *_: None)  # as where the pack was deleted
+    monkeypatch.setattr(steps, "build_pack", lambda *_: pytest.fail("a pack was built"))
     done = run(job, "--recipe", "chada_vit_s16", "--set", f"root={tmp_path}")
     assert done.exit_code == 2
     assert "Run jobs/curate.py" in _unwrapped(done.output)
 
 
 def test_a_job_that_costs_little_has_no_dry_run():
-    assert run(stages.curate, "--dry-run").exit_code == 2
+    assert run("curate", "--dry-run").exit_code == 2
 
 
 def test_traceback_shows_where_bad_input_was_noticed():
-    assert isinstance(run(stages.pipeline, "--recipe", "dmo", "--traceback").exception, ValueError)
+    assert isinstance(run("pipeline", "--recipe", "dmo", "--traceback").exception, ValueError)
 
 
-@pytest.mark.parametrize("job", stages.JOBS, ids=lambda job: job.__name__)
-def test_every_job_has_its_file(job, checkout: Path):
-    text = (checkout / "jobs" / f"{job.__name__}.py").read_text()
-    assert f"run_job({job.__name__}, __doc__" in text
-    assert ast.get_docstring(ast.parse(text)) == job.__doc__  # the same command by two names
+def test_every_job_is_a_stage_and_has_its_file(checkout: Path):
+    assert list(JOBS) == list(stages.JOBS)
+    for name, job in JOBS.items():
+        text = (checkout / "jobs" / f"{name}.py").read_text()
+        assert f'run_job("{name}")' in text
+        assert ast.get_docstring(ast.parse(text)) == job.about  # the same command by two names
 
 
 def _unwrapped(text: str) -> str:

@@ -19,8 +19,11 @@ from cytolake.cli.main import app
 from cytolake.pipeline import stages
 from cytolake.pipeline.config import Line
 from cytolake.pipeline.overrides import apply_overrides
+from cytolake.pipeline.steps import MissingInputError
+from cytolake.pipeline.summaries import print_choice
 from cytolake.recipes import build_recipe
 from cytolake.reports import report
+from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.tracking import AliasNotFoundError, resolve_alias
 from cytolake.tune.promotion import NoGainError, PromoteBy
 
@@ -90,7 +93,7 @@ def test_the_page_and_the_printed_text_say_that_no_gain_is_shown_and_the_page_wh
     page = result.report.read_text(encoding="utf-8")
     assert result.choice.gain_low is None  # two plates
     text = io.StringIO()
-    stages.print_choice(Console(file=text, width=120), result.choice, result.others)
+    print_choice(Console(file=text, width=120), result.choice, result.others)
     for shown in (page, text.getvalue()):
         assert "2 plates are too few for an interval, so no gain is shown" in _unwrapped(shown)
     assert "four steps train nothing" in page
@@ -114,7 +117,7 @@ def test_without_a_reason_it_is_not_promoted_and_the_page_is_written(line, first
 
 def test_report_writes_the_pages_again_from_the_tables_and_computes_no_score(line, first):
     folder = first[0].report.parent
-    pages = ("index.html", "qc.html", stages.LEADERBOARD_FILE)
+    pages = ("index.html", "qc.html", LEADERBOARD_FILE)
     for page in pages:
         (folder / page).unlink(missing_ok=True)
     catalog = cytolake.catalog.open(line.root)
@@ -192,13 +195,13 @@ def test_anndata_of_the_champion_has_the_tables_vectors(line, first):
 )
 def test_a_stage_without_its_input_names_the_job_to_run(job, told, line, tmp_path):
     cytolake.catalog.open(tmp_path, create=True)
-    with pytest.raises(stages.MissingInputError, match=told):
+    with pytest.raises(MissingInputError, match=told):
         job(dataclasses.replace(line, root=str(tmp_path)), Console(file=io.StringIO()))
 
 
 def test_a_stage_of_another_recipe_names_the_training_that_is_missing(line, first):
     other = apply_overrides(line, ["pretrain.seed=9"])
-    with pytest.raises(stages.MissingInputError, match=r"Run jobs/pretrain\.py"):
+    with pytest.raises(MissingInputError, match=r"Run jobs/pretrain\.py"):
         stages.probe(other, Console(file=io.StringIO()))
 
 

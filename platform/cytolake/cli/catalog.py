@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cytolake.cli.command import bad_input_told
+from cytolake.cli.bad_input import exits_on_bad_input
+from cytolake.cli.options import Root
 from cytolake.cli.plates import print_stale
-from cytolake.pipeline.catalog_root import Root
-from cytolake.pipeline.config import DEFAULT_ROOT
+from cytolake.pipeline.root import DEFAULT_ROOT
 
 catalog = typer.Typer(help="Soundness of a catalog, and its views for other programs.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def check(
     from cytolake.catalog.corrections.check import check_catalog
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         found = check_catalog(cytolake.catalog.open(root), is_repair=repair, older_than_h=older_than_h)
         for each in found:
             state = "[green]repaired[/]" if each.is_repaired else "[yellow]found[/]"
@@ -50,5 +50,5 @@ def views(
     import cytolake.catalog
     from cytolake.catalog.views import view_text
 
-    with bad_input_told():
+    with exits_on_bad_input():
         print(view_text(cytolake.catalog.open(root), form), end="")

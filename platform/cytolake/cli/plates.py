@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cytolake.cli.command import bad_input_told
-from cytolake.pipeline.catalog_root import Root, job_options
-from cytolake.pipeline.config import DEFAULT_ROOT
+from cytolake.cli.bad_input import exits_on_bad_input
+from cytolake.cli.options import Root, job_options
+from cytolake.pipeline.root import DEFAULT_ROOT
 from cytolake.screens.plate import Problem
 
 plates = typer.Typer(help="Plates of a catalog: list and correct them.", invoke_without_command=True)
@@ -37,7 +37,7 @@ def list_plates(context: typer.Context, root: Root = DEFAULT_ROOT) -> None:
     from cytolake.catalog.corrections import list_catalog_plates
     from cytolake.catalog.stale import stale_artefacts
 
-    with bad_input_told():
+    with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         stale = stale_artefacts(catalog)
         n_stale = Counter(name for each in stale for name in each.plates)
@@ -97,7 +97,7 @@ def annotate(
     from cytolake.catalog.corrections import annotate as annotate_plates
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         declared = _label_columns(label or [])
         found = annotate_plates(catalog, plate, plate_map, label_columns=declared, is_dry_run=True)
@@ -138,7 +138,7 @@ def label_objects(
     from cytolake.catalog.corrections import annotate_objects
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         found = annotate_objects(catalog, plate, table, label_columns=_label_columns(label or []), is_dry_run=dry_run)
         shown = ", ".join(f"{name} from {escape(column)}" for name, column in found.columns.items())
@@ -179,7 +179,7 @@ def replace(
     from cytolake.screens.sources import ScreenSource
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         row = plate_to_replace(catalog, plate)
         if not (path or row["source"]):
@@ -203,7 +203,7 @@ def retract(plate: Name, why: Why, root: Root = DEFAULT_ROOT) -> None:
     from cytolake.catalog.corrections.plate_rows import name_of
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         row = retract_plate(cytolake.catalog.open(root), plate, why)
         again = escape(shlex.quote(name_of(row)))
         console.print(f"plate {_name(row)} is hidden. To have it back: cytolake plates restore {again}")
@@ -221,7 +221,7 @@ def restore(
     from cytolake.catalog.corrections import restore as restore_plate
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         row = restore_plate(catalog, plate, acquisition)
         console.print(f"plate {_name(row)}: acquisition {row['acquisition'] or 1} is visible")
@@ -246,7 +246,7 @@ def rename(
     from cytolake.catalog.corrections import rename as rename_plates
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         rows = rename_plates(cytolake.catalog.open(root), plate, screen=screen, plate=new_plate)
         names = ", ".join(map(_name, rows[:8]))
         console.print(f"{count(len(rows), 'plate')} renamed: {names}{' ...' if len(rows) > 8 else ''}")
@@ -267,7 +267,7 @@ def purge(
     from cytolake.catalog.corrections.purge import packs_of
 
     console = Console(soft_wrap=True, highlight=False)
-    with bad_input_told():
+    with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         if not yes:
             rows = plates_named(catalog, plate, ("visible", "retracted", "replaced", "purging"))

@@ -8,14 +8,14 @@ import math
 import sys
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-import pyarrow.csv as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Format = Literal["table", "csv", "json", "parquet"]
 ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -59,9 +59,13 @@ def write_rows(rows: pa.Table, chosen: Format | None, output: Path | None, most:
 
 def _write(rows: pa.Table, chosen: Format, file: Any) -> None:
     if chosen == "parquet":
-        pq.write_table(rows, file)
+        from pyarrow.parquet import write_table
+
+        write_table(rows, file)
     elif chosen == "csv":
-        pc.write_csv(_flat(rows), file)
+        from pyarrow.csv import write_csv
+
+        write_csv(_flat(rows), file)
     else:
         for row in rows.to_pylist():
             file.write((json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -86,6 +90,8 @@ def _plain(value: Any) -> Any:
 
 def _flat(rows: pa.Table) -> pa.Table:
     """Nested columns as JSON text: CSV has no lists."""
+    import pyarrow as pa
+
     columns = []
     for column in rows.columns:
         if pa.types.is_nested(column.type):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cytolake.performance_prediction.catalog_queries import QueriesConfig
 from cytolake.performance_prediction.prompt_predictor import PromptPredictorConfig
 from cytolake.performance_prediction.prompt_table import PromptTableConfig
 from cytolake.pipeline.label_curve import LabelCurveConfig
+from cytolake.pipeline.root import default_root
 from cytolake.pipeline.session import RayConfig
 from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.qc.verdicts import QcConfig
@@ -27,13 +27,6 @@ from cytolake.train.config import PretrainConfig
 from cytolake.tune.promotion import PromoteBy
 from cytolake.tune.study_config import StudyConfig
 from cytolake.tune.sweep import SweepConfig
-
-DEFAULT_ROOT = "cytolake_data"
-
-
-def default_root() -> str:
-    """`CYTOLAKE_ROOT`, or a folder beside the job."""
-    return os.environ.get("CYTOLAKE_ROOT", DEFAULT_ROOT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

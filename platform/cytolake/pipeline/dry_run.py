@@ -9,7 +9,7 @@ import cytolake.catalog
 from cytolake.catalog import CatalogError
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.config import Line
-from cytolake.pipeline.stages import MissingInputError, built_pack
+from cytolake.pipeline.steps import MissingInputError, built_pack
 from cytolake.train.dry_run import dry_run, dry_run_tables
 
 

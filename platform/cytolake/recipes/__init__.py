@@ -1,6 +1,6 @@
 """Recipes: functions that return one complete, typed config of the whole line. A job takes a recipe's name or file."""
 
-from cytolake.pipeline.catalog_root import RECIPE_FILE
+from cytolake.pipeline.root import RECIPE_FILE
 from cytolake.recipes.registry import RECIPES, build_recipe
 
 __all__ = ["RECIPES", "RECIPE_FILE", "build_recipe"]

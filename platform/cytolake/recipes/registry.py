@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from cytolake.pipeline.catalog_root import RECIPE_FILE
 from cytolake.pipeline.config import Line
 from cytolake.pipeline.overrides import RecipeError, apply_fields
+from cytolake.pipeline.root import RECIPE_FILE
 from cytolake.recipes.demo import demo
 from cytolake.recipes.natural_images import natural_images
 from cytolake.recipes.own_screen import own_screen

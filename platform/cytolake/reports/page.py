@@ -1,4 +1,4 @@
-"""How a page gets onto disk: one self-contained HTML file, whole or not at all."""
+"""Writing of a page: one self-contained HTML file, replaced at once when it is whole."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import jinja2
 
 import cytolake
 
+REPORT_FOLDER = "report"
+"""Folder of all pages, below the root of a catalog."""
+REPORT_FILE = f"{REPORT_FOLDER}/index.html"
+
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Render a template of this folder into a file and return its path.
 
     Args:
         path: Where the page goes; a page that is there is replaced at once.
-        template: File beside this one. It is given `version` and `written` (UTC) too, and fails on a value it lacks.
+        template: File in this folder. It is given `version` and `written` (UTC) too, and fails on a value it lacks.
         values: What else it is given.
     """
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""The catalog that a command works on: `--root`, `CYTOLAKE_ROOT`, or that of the recipe in the working directory."""
+"""Options that several commands share: `--root` with its default, and `--set`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from cytolake.pipeline.config import DEFAULT_ROOT
-
-RECIPE_FILE = "cytolake.yaml"
-"""Taken where no recipe is named and the working directory has it; `cytolake init` writes it."""
+from cytolake.pipeline.root import DEFAULT_ROOT, RECIPE_FILE
 
 
 def root_here() -> str:
-    """Root of the recipe file of the working directory, else DEFAULT_ROOT; a broken file is the jobs' to report."""
+    """Root of the recipe file of the working directory, else DEFAULT_ROOT. The jobs report a file that is broken."""
+    if not Path(RECIPE_FILE).is_file():
+        return DEFAULT_ROOT
+    import yaml
+
     try:
         given = yaml.safe_load(Path(RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -25,8 +25,8 @@ def root_here() -> str:
     return root if isinstance(root, str) and root else DEFAULT_ROOT
 
 
-def of_command(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
-    """The root that was given, also to the group, as in `cytolake plates --root R retract P`; else that of here."""
+def root_of_command(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    """The root that was given, also to the group, as in `cytolake plates --root R retract P`; else `root_here`."""
     name = parameter.name or ""
     if not _is_default(context, name):
         return value
@@ -44,13 +44,13 @@ Root = Annotated[
     typer.Option(
         envvar="CYTOLAKE_ROOT",
         help=f"Catalog root, or the URI of its tables; by default the root of {RECIPE_FILE} here, where there is one.",
-        callback=of_command,
+        callback=root_of_command,
     ),
 ]
 
 
 def job_options(root: str) -> str:
-    """What a job needs on its command line to work on this catalog, with a space before it; empty where it finds it."""
+    """The options, after a space, with which a job works on this catalog; empty where it finds the catalog without."""
     if Path(RECIPE_FILE).is_file():
         return "" if Path(root_here()).absolute() == Path(root).absolute() else f" --set root={shlex.quote(root)}"
     return f" --recipe RECIPE --set root={shlex.quote(root)}"

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 import cytolake.catalog
 from cytolake.catalog.corrections import list_catalog_plates
 from cytolake.cli.main import app
-from cytolake.pipeline.catalog_root import job_options
+from cytolake.cli.options import job_options
 
 
 @pytest.fixture
