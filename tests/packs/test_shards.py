@@ -201,5 +201,5 @@ def test_a_missing_array_and_one_laid_out_otherwise_are_refused(tmp_path):
     with pytest.raises(PackError, match=r"found codecs bytes, gzip.*expected one crop a chunk"):
         opened(tmp_path)
     file.write_text("{}")
-    with pytest.raises(PackError, match=r"zarr\.json is not that of a pack"):
+    with pytest.raises(PackError, match=r"zarr\.json does not describe an array of a pack"):
         opened(tmp_path)
