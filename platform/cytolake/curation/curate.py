@@ -1,7 +1,8 @@
 """Curation: a named, versioned selection of crops. Every crop gets a row: kept, or the reason for its exclusion.
 
 A curation is an ordered list of rules (`curation.rules`). Each rule works on the crops that the rules before it keep;
-the reason of a crop is that of the first rule that excludes it.
+the reason of a crop is that of the first rule that excludes it. Spec and run stay in one file because the id of a
+curation is the hash of both.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cytolake.catalog.declared import declared_path, table_contract
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules import RULES, Candidates, CapStep, CurationError, ForegroundStep, QcStep, Rule, WhereStep
-from cytolake.qc.verdicts import Progress, QcConfig
+from cytolake.qc.verdicts import DEFAULT_PROFILE, Progress, QcConfig
 
 TABLES_READ = ("crops", "plates", "qc_metrics", "sites", "wells")
 """Tables that every curation reads; rules may read more. Metrics distinguish pixels in files of equal name and size."""
@@ -144,7 +145,7 @@ def qc_of_curation(config: CurateConfig, qc: QcConfig) -> QcConfig | str:
     steps = [step for step in _with_modalities(curation_spec(config), qc.modalities).steps if isinstance(step, QcStep)]
     if not steps:
         return qc
-    if qc.profile not in (QcConfig().profile, steps[0].profile):
+    if qc.profile not in (DEFAULT_PROFILE, steps[0].profile):
         raise CurationError(
             f"curation {config.name}: its rule qc excludes by the profile {steps[0].profile}, and qc.profile is "
             f"{qc.profile}. Set the profile in the curation's file (catalog/curation/), and leave qc.profile out."

@@ -30,11 +30,15 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of the work, the amount done, and the total."""
 
 
+DEFAULT_PROFILE = "default"
+"""Profile of catalog/qc.yaml used unless another one is set."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QcConfig:
     """Rules that judge the sites."""
 
-    profile: str = "default"
+    profile: str = DEFAULT_PROFILE
     """Profile of catalog/qc.yaml."""
     modalities: tuple[str, ...] = ()
     """Channels with another modality than catalog/channels.yaml declares, such as `TL20: phase`."""

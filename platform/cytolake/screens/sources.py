@@ -1,4 +1,7 @@
-"""Config of a screen, and the listing of its plates. Reads metadata and tables only, never pixels."""
+"""Config of a screen, and the listing of its plates. Reads metadata and tables only, never pixels.
+
+The config stays with the listing, which reads its fields.
+"""
 
 from __future__ import annotations
 

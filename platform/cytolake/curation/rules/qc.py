@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules.contract import Candidates, CurationError, Exclusions, Rule, check_field
 from cytolake.qc.control_failures import failing_controls
-from cytolake.qc.verdicts import Progress, QcConfig, judge_sites, qc_profile
+from cytolake.qc.verdicts import DEFAULT_PROFILE, Progress, QcConfig, judge_sites, qc_profile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class QcStep(Rule):
 
     rule: ClassVar[str] = "qc"
     tables: ClassVar[tuple[str, ...]] = ("qc_verdicts",)
-    profile: str = "default"
+    profile: str = DEFAULT_PROFILE
     """Profile of catalog/qc.yaml."""
     modalities: tuple[str, ...] = ()
     """As `QcConfig.modalities`; empty means those passed to `curate`."""

@@ -1,5 +1,7 @@
 """The simulated screen: plates with known biology, batch effects and artefacts.
 
+Config, layout and drawing stay in one file because they share the seeds that make a screen reproducible.
+
 Genes of a pathway share a direction in the space of cell traits; each adds a part of its own, each guide its efficacy.
 A compound affects a pathway with a dose response. The layout of wells is drawn for each plate.
 
