@@ -76,7 +76,7 @@ def write_pixels(
     )
     written = []
     for _, (problem, file) in iterate_tasks(_write_shard, writes, len(shards), "shards written", progress):
-        if problem:
+        if file is None:
             raise PackError(problem)
         written.append(file)
     return scales, written
