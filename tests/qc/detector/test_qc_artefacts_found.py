@@ -16,6 +16,7 @@ def screen(n_plates: int, size_px: int) -> SimulatedScreen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ten_labels_of_a_kind_find_it_on_another_plate_and_in_the_right_channel():
     """`make bench-qc` on fewer kinds and sites."""
     kinds = ("defocus", "autofluorescence", "empty")
