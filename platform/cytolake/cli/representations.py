@@ -103,7 +103,7 @@ def audit(
     with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         card = resolve_alias(TrackingConfig().at(catalog.root), alias)
-        # Nuisances of the layout cannot be held out: a plate that was never seen cannot be told.
+        # Nuisances of the layout cannot be held out: no probe can predict a plate that it never saw.
         labels: list[tuple[str, SplitBy]] = [
             (name, "well" if name in NUISANCES else "plate") for name in (*kept, *ignored)
         ]

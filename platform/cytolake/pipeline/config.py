@@ -46,7 +46,7 @@ class BenchmarkConfig:
     """What `jobs/benchmark.py` scores."""
 
     tasks: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("pathway", "plate"), ("plate", "well"))
-    """Label and what is held out. The last default is a guard rail: a representation that tells plates apart carries
+    """Label and what is held out. The last default is a guard rail: a representation from which plates can be predicted carries
     batch effects."""
     profiles: ProfileBenchmarkConfig | None = field(default_factory=ProfileBenchmarkConfig)
     """Benchmarks of well profiles: recall of relations, replicates, mechanisms, guard rails. None means none."""

@@ -87,21 +87,21 @@ def _changed(config: Any, tree: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(type(config))
     values: dict[str, Any] = {}
     for name, branch in tree.items():
-        told = " ".join(_typed(branch))
+        given = " ".join(_typed(branch))
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise RecipeError(
-                f"{told}: {type(config).__name__} has no field {name!r}.{hint} Its fields: {', '.join(fields)}."
+                f"{given}: {type(config).__name__} has no field {name!r}.{hint} Its fields: {', '.join(fields)}."
             )
         if isinstance(branch, _Assignment):
             values[name] = _read_value(branch.value, hints[name], branch.whole)
             continue
         current = getattr(config, name)
         if current is None:
-            raise RecipeError(f"{told}: {name!r} is off in this recipe, so it has no fields to set.")
+            raise RecipeError(f"{given}: {name!r} is off in this recipe, so it has no fields to set.")
         if not dataclasses.is_dataclass(current):
-            raise RecipeError(f"{told}: {name!r} is a plain value with no fields; stop the path there.")
+            raise RecipeError(f"{given}: {name!r} is a plain value with no fields; stop the path there.")
         values[name] = _changed(current, branch)
     try:
         return dataclasses.replace(config, **values)

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
 class Report(Protocol):
-    """How a stage tells where it is: what it works on, how much is done, how much there is."""
+    """Called with what a stage works on, how much of it is done, and how much there is."""
 
     def __call__(self, what: str, done: int, total: int, /) -> None: ...
 

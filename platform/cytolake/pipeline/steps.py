@@ -201,7 +201,7 @@ class Steps:
         return curation, pack, qc_id
 
     def label_curve(self) -> None:
-        """Measure how many labels the artefact detector needs, where the recipe asks for it."""
+        """Measure how many labels the artefact detector needs, where the recipe has a label curve."""
         config = self.line.label_curve
         if config is None:
             return
@@ -348,7 +348,7 @@ class Steps:
     def benchmark(self, pack: Pack, representation_ids: list[str]) -> Group:
         """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return its text.
 
-        External representations and aligned ones are scored beside the recipe's own: by probes the external ones of the
+        External representations and aligned ones are scored with the recipe's own: by probes the external ones of the
         pack's crops, by profiles the external ones of the same wells and the aligned ones of the pack.
         """
         external = self.catalog.table(

@@ -302,7 +302,7 @@ def _in_order(channels: set[str]) -> list[str]:
 def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _Plate:
     wells = _query(tables, "select * from wells")
     grid = PlateGrid(wells)
-    told = {row["well_id"]: row for row in wells}
+    known = {row["well_id"]: row for row in wells}
     plate = _Plate(plate_id=named["plate_id"], name=named["plate"], screen=named["screen"], batch=named["batch"] or "")
     by_well = _query(
         tables,
@@ -328,8 +328,8 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
         "order by f.score desc, f.site_id, f.rule, f.channel",
     )
     for row in failed:
-        row["well"] = told.get(row["well_id"], {}).get("well", "")
-        row["treatment"] = treatment(told.get(row["well_id"], {}))
+        row["well"] = known.get(row["well_id"], {}).get("well", "")
+        row["treatment"] = treatment(known.get(row["well_id"], {}))
     plate.rules = Counter(row["rule"] for row in failed if row["level"] == "site").most_common(4)
     plate.wells = [_shown(row) for row in failed if row["level"] == "well"]
     plate.sites = [_shown(row) for row in failed if row["level"] == "site"]

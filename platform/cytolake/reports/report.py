@@ -28,7 +28,7 @@ from cytolake.tune.block_search import BlockChoice, held_out_text
 LABEL_EFFICIENCY_FILE = "report/label_efficiency.svg"
 """Where `label_curve` leaves its figure, below the root."""
 MAX_UNITS_DRAWN = 16
-"""More plates than this are not told apart in a figure."""
+"""More plates than this have one colour in a figure."""
 UMAP_CROPS = 2500
 """Crops drawn on the map; more would cost seconds and show no more."""
 
