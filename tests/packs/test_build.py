@@ -395,7 +395,8 @@ KILLED = """
 import sys, time
 import cytolake.catalog
 from cytolake.pipeline.session import RayConfig, ray_session
-from cytolake.packs.build import PackConfig, build_pack
+from cytolake.packs.build import build_pack
+from cytolake.packs.pack_plan import PackConfig
 
 def wait(what, done, total):
     print(what, flush=True)
