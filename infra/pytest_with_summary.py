@@ -1,9 +1,9 @@
-"""Runs pytest, and says so where it ended without its summary: killed, or ended by a library below Python.
+"""Runs pytest, and reports where it ended without a summary: killed, or ended by a library below Python.
 
     python infra/pytest_with_summary.py COMMAND [ARGUMENT ...]
 
 Ray's core ends its driver with status 1, the status of a failed test, once it has not reached its control store for a
-minute; a kernel short of memory kills without a word.
+minute; a kernel that is short of memory kills without a message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SUMMARY = re.compile(r"\b(passed|failed|error|errors|skipped|deselected|no test
 
 
 def main(command: list[str]) -> int:
-    """The command's exit status, 128 + N for signal N as a shell has it, and never 0 without a summary."""
+    """The command's exit status, 128 + N for signal N as in a shell, and never 0 without a summary."""
     last: deque[str] = deque(maxlen=N_LAST_LINES)
     has_summary = False
     with subprocess.Popen(
@@ -36,8 +36,8 @@ def main(command: list[str]) -> int:
         return status
     lines = "\n".join(f"    {line}" for line in last) or "    (none)"
     print(
-        f"\n{' '.join(command)}\nended with {_named(run.returncode)}, without a summary: killed, or ended from below "
-        "Python, and its tests are not all run. Look for a kernel short of memory (dmesg) and for Ray's logs "
+        f"\n{' '.join(command)}\nended with {_named(run.returncode)}, without a summary: killed, or ended by a library "
+        "below Python, before all tests ran. Check the kernel's log for a lack of memory (dmesg) and Ray's logs "
         f"(/tmp/ray/session_latest/logs), and run it again. Its last lines:\n{lines}",
         flush=True,
     )

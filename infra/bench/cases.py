@@ -105,8 +105,8 @@ class Lab:
 
     def cytolake(self, *arguments: str) -> str:
         done = CliRunner().invoke(app, [*arguments, "--root", str(self.root)])
-        is_told = done.exit_code == 0 or (isinstance(done.exception, SystemExit) and done.output.strip())
-        self.expect(bool(is_told), f"cytolake {' '.join(arguments)}: {done.exception!r}")
+        is_reported = done.exit_code == 0 or (isinstance(done.exception, SystemExit) and done.output.strip())
+        self.expect(bool(is_reported), f"cytolake {' '.join(arguments)}: {done.exception!r}")
         return done.output
 
 

@@ -3,7 +3,7 @@
 Both have the same weights and the same crops, of 1 to 6 channels in the shares of the recipe `real_screens`; the loss
 reads every real token. Their outputs and gradients are compared first. The figure is the padded form's time over the
 packed one's. It is also set against the ratio of their floating-point operations (products of matrices, by formula):
-the share that is reached says what packing costs beside what it saves.
+the share that is reached shows the cost of packing next to its saving.
 
 Bourriez et al. 2024, arXiv 2311.15264, pad all images of a minibatch to 10 channels, mask the padding as keys of
 attention, and compute every other layer on it. `padded_tokens` does so, and is the oracle of a test.

@@ -95,7 +95,7 @@ class Found:
 
 
 def add_pixel_statistics(catalog: Catalog, pack: Pack) -> None:
-    """Write the representation of a pack that needs no encoder, as the job `embed` does beside an encoder's."""
+    """Write the representation of a pack that needs no encoder, as the job `embed` does together with an encoder's."""
     channels = [tuple(names) for names in pack.index["channels"].to_pylist()]
     statistics = PixelStatistics(channels)
     parts = [
@@ -188,7 +188,7 @@ def curated(catalog: Catalog, folder: Path, name: str, steps: list[dict[str, obj
 
 
 def timed() -> Iterator[float]:
-    """Seconds since it was last asked."""
+    """Seconds since the last call."""
     last = time.monotonic()
     while True:
         now = time.monotonic()

@@ -6,7 +6,7 @@ the map is moved a step at every animation frame while the times between frames 
 
 Software GL draws on the CPUs what a graphics chip draws in a few milliseconds. Where frames come slowly the page draws
 a part of the points until the map rests, and the first frames, with all of them, are printed too. The bar: 10 frames a
-second without any graphics chip, beside the server on the same CPUs, so that the map follows the hand there as well.
+second without any graphics chip, on the same CPUs as the server, so that the map follows the hand there as well.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with {server.returncode}")
         try:
-            with asked(f"{address}/readyz"):
+            with fetched(f"{address}/readyz"):
                 return
         except OSError:
             time.sleep(0.25)
@@ -181,7 +181,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 def wait_for_map(address: str, method: str) -> None:
     started = time.perf_counter()
     while True:
-        with asked(f"{address}/v1/explore/points?representation_id=synthetic&method={method}") as answer:
+        with fetched(f"{address}/v1/explore/points?representation_id=synthetic&method={method}") as answer:
             if answer.status == 200:
                 n_bytes = len(answer.read())
                 break
@@ -189,7 +189,7 @@ def wait_for_map(address: str, method: str) -> None:
     print(f"{method} map computed in {time.perf_counter() - started:.1f} s, {n_bytes / 1e6:.1f} MB")
 
 
-def asked(address: str) -> Any:
+def fetched(address: str) -> Any:
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address)
 
 
@@ -222,8 +222,8 @@ async def look(address: str, shots: Path | None) -> list[float]:
         await asyncio.sleep(2)
         if shots is not None:
             await page.screenshot(shots / "million-points-umap.png")
-        if page.told:
-            print("console:", *page.told[:5], sep="\n  ")
+        if page.console:
+            print("console:", *page.console[:5], sep="\n  ")
     return times_ms
 
 

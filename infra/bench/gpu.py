@@ -10,7 +10,8 @@ twice the forward one; nothing that is computed again, no loss and no optimiser.
 own counter before anything is timed.
 
 Needs torch, timm, numpy, safetensors and a checkout, no install: `python3 infra/bench/gpu.py`. `--dry` runs every part
-on a CPU with tiny shapes and no figure. `--json FILE` keeps all numbers.
+on a CPU with tiny shapes and no figure. `--json FILE` stores all numbers. One file, since all parts share one plan, one
+timer and one report, and a GPU machine runs them in one call.
 
 Shapes: B crops, L = 1 + tokens of a crop, D width.
 """
@@ -556,18 +557,18 @@ def main() -> int:
     parser.add_argument("--max-autotune", action="store_true", help="let the compiler try its own products: minutes")
     parser.add_argument("--compiler", help="backend of torch.compile; aot_eager where dry, else inductor")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
-    asked = parser.parse_args()
-    if not asked.dry and not torch.cuda.is_available():
+    arguments = parser.parse_args()
+    if not arguments.dry and not torch.cuda.is_available():
         print("gpu: this benchmark needs a CUDA GPU and found none. --dry tries the script on a CPU.", file=sys.stderr)
         return 2
     plan = Plan(
-        device=torch.device("cpu" if asked.dry else "cuda"),
-        is_dry=asked.dry,
-        compiler=asked.compiler or ("aot_eager" if asked.dry else "inductor"),
-        repeats=2 if asked.dry else 12,
-        budget_s=float("inf") if asked.dry else asked.budget_s,
+        device=torch.device("cpu" if arguments.dry else "cuda"),
+        is_dry=arguments.dry,
+        compiler=arguments.compiler or ("aot_eager" if arguments.dry else "inductor"),
+        repeats=2 if arguments.dry else 12,
+        budget_s=float("inf") if arguments.dry else arguments.budget_s,
     )
-    if asked.max_autotune:
+    if arguments.max_autotune:
         from torch._inductor import config as compiler_config
 
         compiler_config.max_autotune = True
@@ -593,7 +594,7 @@ def main() -> int:
     }
     n_failed = 0
     for part, (likely_s, measure) in parts.items():
-        if asked.only and part not in asked.only:
+        if arguments.only and part not in arguments.only:
             continue
         if plan.elapsed_s + likely_s > plan.budget_s:
             print(f"{part}: left out, as {plan.elapsed_s:.0f} s of {plan.budget_s:.0f} s are over")
@@ -606,8 +607,8 @@ def main() -> int:
             n_failed += 1
         _forget(plan)
         print(f"{part}: done, {plan.elapsed_s:.0f} s so far", flush=True)
-        if asked.json is not None:
-            asked.json.write_text(json.dumps(report, indent=1))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(report, indent=1))
     if plan.is_dry:
         print(f"gpu: dry run, {len(report['rows'])} measurements, {n_failed} parts failed; a figure needs a GPU")
         return 1 if n_failed else 0

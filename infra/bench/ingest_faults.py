@@ -65,7 +65,7 @@ class Step:
 
     name: str
     has_come: Callable[[Path, set[Path], float], bool]
-    """Asked all the time, with the catalog's folder, the files that were there before, and seconds since the start."""
+    """Called repeatedly, with the catalog's folder, the files that were there before, and seconds since the start."""
 
 
 def staged(n: int) -> Callable[[Path, set[Path], float], bool]:

@@ -11,7 +11,7 @@ processor's cache. The bar is on it. A loader has to put the same bytes into mem
 side by side, and one of whole files into memory, are shown to judge that by. Their buffers begin at a page, which
 doubles their speed.
 
-Last, what somebody who browses waits for: one crop, asked for by its id, with the pack in the page cache.
+Last, the latency of browsing: one crop, requested by its id, with the pack in the page cache.
 
 MosaicML Streaming needs an older NumPy than cytolake: it runs in `.venv-peers`, which `make bench-loader` makes.
 """

@@ -1,14 +1,14 @@
 """Replicate retrieval: equal to copairs on 632 wells, and the memory and time of 9,216 and 100,000 wells.
 
 First the average precision of each treated well of BBBC021 (Ljosa profiles, wells against all DMSO wells) is compared
-with that of copairs: the package where it is installed, else its published values beside the checkout. Where the real
+with that of copairs: the package where it is installed, else its published values next to the checkout. Where the real
 wells are not there, simulated ones of the same shape are used. Then simulated screens of 384-well plates, 16 controls
 each, 128 features, every perturbation on 4 plates, are scored in processes of their own under three rules:
 
 - any control: replicates against all controls of the screen;
 - plate control: replicates on other plates against the controls of the well's plate;
 - all others: replicates against all wells of other perturbations, which needs every similarity. At 100,000 wells
-  only every 50th block is scored, and the time of all is told from theirs.
+  only every 50th block is scored, and the time of all is extrapolated from theirs.
 
 copairs stops at 9,216 wells for lack of memory where all pairs are listed (copairs#90). The figure is the largest peak
 of resident memory in GB; it counts only if the average precisions are equal.
@@ -142,7 +142,7 @@ def measure(n_wells: int, name: str, *, with_copairs: bool = False) -> dict[str,
     if with_copairs:
         scores = of_copairs(table, vectors, rules)
         assert scores is not None
-        return _told(scores, started, before, share=1.0)
+        return _measured(scores, started, before, share=1.0)
     pairs = find_pairs(table, rules)
     unit_ND = unit_vectors(vectors)
     ranges = block_ranges(pairs)
@@ -153,10 +153,10 @@ def measure(n_wells: int, name: str, *, with_copairs: bool = False) -> dict[str,
         scores = pd.DataFrame({"average_precision": np.concatenate([block.average_precision for block in blocks])})
     else:
         scores = scores_table(table, blocks).to_pandas()
-    return _told(scores, started, before, share=len(done) / len(ranges))
+    return _measured(scores, started, before, share=len(done) / len(ranges))
 
 
-def _told(scores: pd.DataFrame, started: tuple[float, float], before_gb: float, share: float) -> dict[str, Any]:
+def _measured(scores: pd.DataFrame, started: tuple[float, float], before_gb: float, share: float) -> dict[str, Any]:
     seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
     mean = float(scores["average_precision"].mean())
     return {"seconds": seconds, "cpu": cpu, "before_gb": before_gb, "peak_gb": _peak_gb(), "share": share, "mean": mean}
@@ -172,10 +172,10 @@ def _in_a_process(n_wells: int, name: str, *, with_copairs: bool = False) -> dic
     """None where the process did not end well, for lack of memory or of time."""
     command = [sys.executable, __file__, "--wells", str(n_wells), "--rules", name]
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.json"
-        command += ["--out", str(told), *(["--copairs"] if with_copairs else [])]
+        path = Path(folder) / "result.json"
+        command += ["--out", str(path), *(["--copairs"] if with_copairs else [])]
         ended = subprocess.run(command, check=False, capture_output=with_copairs)
-        result: dict[str, Any] | None = json.loads(told.read_text()) if ended.returncode == 0 else None
+        result: dict[str, Any] | None = json.loads(path.read_text()) if ended.returncode == 0 else None
     return result
 
 
@@ -193,20 +193,29 @@ def main() -> int:
     cases += [(min(SIZES), "any control", True)] if has_copairs else []
     for n_wells, name, with_copairs in cases:
         by = "copairs" if with_copairs else "cytolake"
-        told = _in_a_process(n_wells, name, with_copairs=with_copairs)
-        if told is None:
+        measured = _in_a_process(n_wells, name, with_copairs=with_copairs)
+        if measured is None:
             shown.add_row(f"{n_wells:,}", name, by, "failed", "", "", "", "")
             peaks += [] if with_copairs else [float("inf")]
             continue
-        seconds = f"{told['seconds'] / told['share']:.1f}" + ("" if told["share"] == 1 else f" ({told['seconds']:.1f})")
-        cpu = f"{told['cpu'] / told['share']:.1f}"
-        growth = told["peak_gb"] - told["before_gb"]
-        shown.add_row(
-            f"{n_wells:,}", name, by, seconds, cpu, f"{told['peak_gb']:.2f}", f"{growth:.2f}", f"{told['mean']:.4f}"
+        seconds = f"{measured['seconds'] / measured['share']:.1f}" + (
+            "" if measured["share"] == 1 else f" ({measured['seconds']:.1f})"
         )
-        peaks += [] if with_copairs else [told["peak_gb"]]
+        cpu = f"{measured['cpu'] / measured['share']:.1f}"
+        growth = measured["peak_gb"] - measured["before_gb"]
+        shown.add_row(
+            f"{n_wells:,}",
+            name,
+            by,
+            seconds,
+            cpu,
+            f"{measured['peak_gb']:.2f}",
+            f"{growth:.2f}",
+            f"{measured['mean']:.4f}",
+        )
+        peaks += [] if with_copairs else [measured["peak_gb"]]
     console.print(shown)
-    console.print("In brackets: seconds of the blocks that were scored, from which the time of all is told.")
+    console.print("In brackets: seconds of the blocks that were scored, from which the time of all is extrapolated.")
     figure = max(peaks)
     is_ok = figure < BAR_GB and difference <= LARGEST_DIFFERENCE  # never true of a difference that is NaN
     print(

@@ -1,11 +1,11 @@
 """Served and stored embeddings of the same 1,000 crops, through Ray Serve's HTTP endpoint: the largest difference.
 
-The bound is the table. Each crop is asked for twice, once by its id and once as raw pixels read from the plate, and
+The bound is the table. Each crop is requested twice, once by its id and once as raw pixels read from the plate, and
 both answers are compared with the row that the embedding job wrote: from the champion; from another version, to which
 the alias is moved while callers that never pause, and never ask again, count what they lose; and from a replica that
-computes in bf16. The figure is the largest absolute difference of all of these: of raw values in fp32, of unit
-vectors, which is what a search compares, in bf16. It is `ok` when no request was lost and each answer was the vectors
-of the version that its header names.
+computes in bf16. The figure is the largest absolute difference of all of these: of raw values in fp32, of unit vectors,
+which is what a search compares, in bf16. It is `ok` when no request was lost and each answer was the vectors of the
+version that its header names.
 
 Uses the demo's catalog, making it if need be; the alias is moved back.
 """
@@ -34,7 +34,7 @@ from cytolake.catalog import Catalog
 from cytolake.client import Client
 from cytolake.pipeline.stages import run_pipeline
 from cytolake.recipes import build_recipe
-from cytolake.tracking import ChampionCard, ModelCard, TrackingConfig, promote
+from cytolake.tracking import ModelCard, ModelVersion, TrackingConfig, promote
 
 BAR = 1e-3
 N_CROPS = 1000
@@ -136,8 +136,10 @@ def main() -> int:
         promote(tracking, first.card, first.encoder_path)
     with served(root, KEY, variables={"CYTOLAKE_PRECISION": "bf16"}) as server:
         figures += compare(server.url, crops, first, "bf16")
-    told = ", ".join(f"{n:,} by version {version}" for version, n in sorted(callers.answered.items()))
-    print(f"switch from version {first.version} to {version} under {CALLERS} callers: {told}; {len(callers.lost)} lost")
+    counts = ", ".join(f"{n:,} by version {version}" for version, n in sorted(callers.answered.items()))
+    print(
+        f"switch from version {first.version} to {version} under {CALLERS} callers: {counts}; {len(callers.lost)} lost"
+    )
     for trouble in callers.lost[:5]:
         print(f"lost: {trouble}")
     figure = max(figures)
@@ -146,7 +148,7 @@ def main() -> int:
     return 0 if is_ok else 1
 
 
-def another_block(catalog: Catalog, card: ChampionCard) -> ModelCard:
+def another_block(catalog: Catalog, card: ModelVersion) -> ModelCard:
     """The same encoder's earlier block (or the next one), which the table has too, as something to promote."""
     condition = f"model_id = '{card.model_id}' AND pack_id = '{card.pack_id}' AND pooling = '{card.pooling}'"
     rows = catalog.table("representations", columns=["representation_id", "block"], where=condition).to_pylist()
@@ -177,10 +179,10 @@ def compare(url: str, crops: Crops, card: ModelCard, what: str) -> list[float]:
     figures = []
     stored = crops.stored[card.representation_id]
     with Client(url, KEY, max_crops=50) as client:
-        told = client.model()
-        if told["representation_id"] != card.representation_id or told["precision"] != what[:4]:
+        served = client.model()
+        if served["representation_id"] != card.representation_id or served["precision"] != what[:4]:
             raise RuntimeError(
-                f"{told['representation_id']} in {told['precision']} answers, expected {card.representation_id}"
+                f"{served['representation_id']} in {served['precision']} answers, expected {card.representation_id}"
             )
         by_id = client.embed_crops(crops.crop_ids)
         by_pixels = client.embed(crops.pixels, crops.channels)
@@ -207,13 +209,13 @@ def wait_for_version(url: str, version: int) -> None:
     """Until the replica answers with this version; the callers' requests set off the look."""
     with Client(url, KEY) as client:
         for _ in range(POLLS):
-            told = client.model()
-            if told["version"] == version:
+            served = client.model()
+            if served["version"] == version:
                 return
-            if told["newest_is_not_served"]:
-                raise RuntimeError(f"version {version} was refused: {told['newest_is_not_served']}")
+            if served["newest_is_not_served"]:
+                raise RuntimeError(f"version {version} was refused: {served['newest_is_not_served']}")
             time.sleep(POLL_S)
-    raise RuntimeError(f"version {told['version']} still answers, expected {version}")
+    raise RuntimeError(f"version {served['version']} still answers, expected {version}")
 
 
 if __name__ == "__main__":

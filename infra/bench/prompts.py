@@ -41,7 +41,7 @@ def main() -> int:
 
     console = Console(width=150)
     if not DATA.is_dir():
-        print(f"prompts: figure=none bar={BAR} short (no {DATA.name} beside the checkout)")
+        print(f"prompts: figure=none bar={BAR} short (no {DATA.name} next to the checkout)")
         return 1
     table = Table("target", "predictor", "Pearson", "Spearman", "Kendall", "RMSE", title="test prompts, 95 % intervals")
     first = None

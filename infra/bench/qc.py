@@ -1,10 +1,11 @@
 """How well ten labels of a kind find each kind of artefact on plates that no label is from.
 
 Simulated plates, every one of a batch of its own. A detector is fitted to 10 normal and 10 spoilt sites of each kind,
-labelled as sites (which channel is spoilt is not told), of any severity from 0.25 to 1. On the held-out plates every
-site is looked at as it is and spoilt in each way at each severity: the area under the ROC curve tells the two apart.
-At severity 0 nothing may be found (the generator leaves no trace), at severity 1 everything should be.
-The bar holds when the worst kind has more than 0.95 at severity 1, and none has 0.55 or more at severity 0.
+labelled as sites (the spoilt channel is not labelled), of any severity from 0.25 to 1. On the held-out plates every
+site is looked at as it is and spoilt in each way at each severity: the area under the ROC curve measures how well the
+    two are separated. At
+severity 0 nothing may be found (the generator leaves no trace), at severity 1 everything should be. The bar holds when
+the worst kind has more than 0.95 at severity 1, and none has 0.55 or more at severity 0.
 
 Then the curve by number of labels: normal sites against spoilt ones of all kinds and of any severity, every detector on
 plates that none of its labels is from.

@@ -79,7 +79,7 @@ def main() -> int:
             for before in ("search", "screen"):
                 show("BBBC021", queries, before, QueryPredictorConfig())
     else:
-        print(f"no {SOURCE.name} beside the checkout: BBBC021 is left out, and the bar is missed")
+        print(f"no {SOURCE.name} next to the checkout: BBBC021 is left out, and the bar is missed")
         holds = False
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as folder:
         root = Path(sys.argv[1] if len(sys.argv) > 1 else folder)

@@ -1,9 +1,10 @@
 """What pretraining gains on real screens: a probe at several steps, against the same encoder untrained.
 
 The recipe `real_screens`, trained longer: six public screens of 1 to 6 channels, one channel-adaptive encoder. Where
-they come from is told without error by any encoder, so it says nothing. The label here is what happened to the cells of
-the one screen with a response, a plate row of a GPCR assay: bright vesicles, or none. It is a visual measure that comes
-with that copy of the images, well by well; the wells between the classes carry no label. Whole wells are held out.
+they come from is predicted without error by any encoder, so it shows nothing. The label here is what happened to the
+cells of the one screen with a response, a plate row of a GPCR assay: bright vesicles, or none. It is a visual measure
+that comes with that copy of the images, well by well; the wells between the classes carry no label. Whole wells are
+held out.
 
 The screens are looked for in CYTOLAKE_REAL_SCREENS, by default ../shared/data. With a folder as argument the run is
 kept there, pictures of reconstructions included. The figure is what the trained encoder's best block has over the best
@@ -23,8 +24,8 @@ from pathlib import Path
 from rich.console import Console
 
 from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.pipeline.stages import run_pipeline
-from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.recipes import build_recipe
 from cytolake.train.evaluation import read_evaluations
 from cytolake.tune.block_search import interval_text

@@ -2,14 +2,14 @@
 
 17,063 genes of 128 features, seeded: genes that a source relates share part of their direction. Both sides read the
 same relation files, take the same vectors, and report recall at (0.05, 0.95) and (0.1, 0.9); each has a process of its
-own, which also tells its peak memory. Ours runs twice, and the first call, as the peer's only one, is what counts.
+own, which also reports its peak memory. Ours runs twice, and the first call, as the peer's only one, is what counts.
 
 The figure is the peer's time over ours. The bar holds when it is 10 or more, every recall is the same number, and our
 process never held 2 GB.
 
-Relations are those of hu.MAP, Reactome and StringDB where their files lie beside the checkout, or in the folder that
-RELATIONS names; else they are drawn. The peer is installed without its dependencies, which are heavy
-(`pip install --no-deps efaar_benchmarking==1.0`); what its module imports and recall does not use is stood in for.
+Relations are those of hu.MAP, Reactome and StringDB where their files lie next to the checkout, or in the folder that
+RELATIONS names; else they are drawn. The peer is installed without its dependencies, which are heavy (`pip install
+--no-deps efaar_benchmarking==1.0`); what its module imports and recall does not use is stood in for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ N_GENES, N_FEATURES = 17_063, 128
 SOURCES = ("HuMAP", "Reactome", "StringDB")
 THRESHOLDS = ((0.05, 0.95), (0.1, 0.9))
 PEER, PEER_VERSION = "efaar_benchmarking", "1.0"
-BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "efaar_relationships"
+RELATIONS_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "efaar_relationships"
 
 Recalls = dict[str, float]
 """`SOURCE LOWER UPPER` to recall."""
@@ -42,7 +42,7 @@ Recalls = dict[str, float]
 
 def relation_folder(work: Path) -> tuple[Path, str]:
     """Where `SOURCE.txt` of each source lies, and what to call it."""
-    folder = Path(os.environ.get("RELATIONS", BESIDE))
+    folder = Path(os.environ.get("RELATIONS", RELATIONS_FOLDER))
     if all((folder / f"{source}.txt").is_file() for source in SOURCES):
         return folder, "published relations"
     random = np.random.default_rng(0)

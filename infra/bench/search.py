@@ -4,7 +4,7 @@ A catalog of 1 million crops with embeddings of 384 values is written and read a
 one process on the same vectors: the 100 nearest crops to one vector, of all crops and of the 1 % that pass an SQL
 filter, another one each time. Ours is the whole question, with the hits' columns. faiss is given the rows that pass by
 the same filter, as a bitmap, and its time is that of the filter and its search. numpy's matrix-vector product, the
-searches without the filter's time and batches of questions are timed beside them.
+searches without the filter's time and batches of queries are timed as well.
 
 The figure is the smaller of the two ratios of median times, faiss' to ours. It holds when every answer is the same as
 faiss': similarities within 1e-5, and other ids only where similarities are that close.
@@ -52,7 +52,7 @@ def main() -> int:
         build_s, index = timed(read_index, catalog, REPRESENTATION, DIM)
         open_s, index = timed(read_index, catalog, REPRESENTATION, DIM)
         console.print(f"{index.crops.num_rows:,} crops; index made in {build_s:.1f} s, opened again in {open_s:.2f} s")
-        # The service builds the cells in the background; here nothing may run beside the timings.
+        # The service builds the cells in the background; here nothing else may run during the timings.
         wait_s, _ = timed(wait_for, index.cells.is_ready)
         console.print(f"cells of the approximate search built in {wait_s:.0f} s more, on one core")
         figure, is_equal = exact(console, index)
@@ -200,7 +200,7 @@ def approximate(console: Console, index: CropIndex) -> None:
 
 
 def question_near(index: CropIndex, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A unit vector beside a stored one, as a crop of the same screen has."""
+    """A unit vector close to a stored one, as of a crop of the same screen."""
     vector = index.unit_vectors[rng.integers(len(index.unit_vectors))] + rng.normal(0, 0.02, DIM)
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 

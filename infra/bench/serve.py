@@ -8,8 +8,8 @@ ready as tensors, final block alone. The two take turns; the figure is the media
 Saturation: as many requests under way as a replica takes. Half load: requests come at fixed times, at half the rate
 that was reached; latency counts from the time at which a request was due. Overload: the same at ten times the rate.
 All must hold: the ratio reaches its bar; of the overload, what is accepted has a 99th percentile of at most three
-times that at saturation, all else is told 429, and memory grows by no more than a limit; the vectors are the bare
-model's.
+times that at saturation, all other requests get status 429, and memory grows by no more than a limit; the vectors are
+the bare model's.
 """
 
 from __future__ import annotations
@@ -243,9 +243,9 @@ def check(server: Server, body: bytes, expected: NDArray[np.float32]) -> None:
 
 
 def row(name: str, answers: Answers) -> Sequence[str]:
-    told = " ".join(f"{count} x {status}" for status, count in sorted(answers.statuses.items()))
+    statuses = " ".join(f"{count} x {status}" for status, count in sorted(answers.statuses.items()))
     p50, p99 = (f"{answers.percentile_s(percent):.2f}" for percent in (50, 99))
-    return name, f"{answers.crops_per_s:.1f}", p50, p99, told
+    return name, f"{answers.crops_per_s:.1f}", p50, p99, statuses
 
 
 def main() -> int:

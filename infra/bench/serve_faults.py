@@ -7,7 +7,7 @@ gives up on it, or when its answer is not that of the tables. What the client ha
 under the client, the run would prove nothing.
 
 Then a caller without a key begins to send 64 MiB, slowly, and counts what it got rid of before it was turned away. The
-guard itself asks for none of it (tests/serving/test_guard.py); what is counted here lies in the buffers of the sockets
+guard itself allocates none of it (tests/serving/test_guard.py); what is counted here lies in the buffers of the sockets
 and of Ray Serve's proxy.
 """
 

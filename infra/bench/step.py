@@ -9,7 +9,7 @@ forward, backward, clipping and update.
 - resident: the same step on one minibatch that is already there. The figure is its time over the loader's;
 - timm: He et al.'s masked autoencoder of the same size as one would write it with timm's `Block`: fp32, eager, a new
   step on a resident minibatch, no Fourier term. The second figure is its time over the loader's;
-- ours in fp32, printed beside: what is left of that when the arithmetic is the same.
+- ours in fp32, printed next to it: what is left of that when the arithmetic is the same.
 
 Matrix products in fp32 bound the fp32 arms: their share of what a bare product of matrices reaches is printed too.
 Where a processor multiplies bf16 no faster than fp32, our step is in fp32 as well, and that bounds the second figure.

@@ -1,9 +1,9 @@
-"""A study of augmentations on the simulated screen: what it costs beside bare trainings, and whether it can be killed.
+"""A study of augmentations on the simulated screen: its cost compared with bare trainings, and its survival of a kill.
 
 Three objectives x two knobs x five strengths x three seeds (strength 0 is shared by the knobs: 81 trainings), a small
 encoder, the demo's screen, all else fixed. First the same trainings are measured bare: a sample of them in as many
-processes side by side as the study has trials at once, without Ray, each asked the same questions. Then the study runs,
-is killed with SIGKILL (its whole Ray too) when a third is done, and runs again to its end.
+processes side by side as the study has trials at once, without Ray, each evaluated in the same way. Then the study
+runs, is killed with SIGKILL (its whole Ray too) when a third is done, and runs again to its end.
 
 The figure is the study's wall time, both parts, over the bare trainings' mean time x their number / how many run at
 once; the bar is 1.15. It holds when no training that was finished before the kill ran again, the confusion of all crops
@@ -36,7 +36,7 @@ SAMPLE = 6
 """Bare trainings that are measured, spread over the objectives."""
 KILL_AT = 1 / 3
 SAME = 0.99
-"""Share of crops that an encoder tells the same when it is asked again in another process."""
+"""Share of crops with the same prediction when an encoder is evaluated again in another process."""
 
 
 def the_line(root: Path) -> Line:
@@ -104,7 +104,7 @@ def run(root: Path) -> None:
     with ray_session(line.ray):
         pack = Steps(line, Console(), catalog).newest_pack()
         ready = time.perf_counter()
-        found = run_study(catalog, pack, line.study, line.pretrain, line.tracking, _told)
+        found = run_study(catalog, pack, line.study, line.pretrain, line.tracking, _print_progress)
     seconds = time.perf_counter() - ready
     Console(width=150).print(study_text(found))
     for curve in found.curves:
@@ -123,19 +123,19 @@ def run(root: Path) -> None:
     print(json.dumps(result))
 
 
-def _told(what: str, done: int, total: int) -> None:
+def _print_progress(what: str, done: int, total: int) -> None:
     print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
 
 
 def bare(job: tuple[str, str, int]) -> float:
-    """One training and its questions in a plain process: seconds."""
+    """One training and its evaluation in a plain process: seconds."""
     import torch
 
     import cytolake.catalog
     from cytolake.packs.pack import Pack
     from cytolake.tracking import TrackingConfig
-    from cytolake.tune.questions import pin_questions
-    from cytolake.tune.study import study_trials, train_and_ask
+    from cytolake.tune.study import study_trials, train_and_evaluate
+    from cytolake.tune.study_probe import pin_study_probe
 
     torch.set_num_threads(1)
     root, runs, place = job
@@ -143,10 +143,10 @@ def bare(job: tuple[str, str, int]) -> float:
     catalog = cytolake.catalog.open(root)
     pack = Pack.open(next((Path(root) / "packs").glob("[!.]*")))
     trials, _ = study_trials(line.study, line.pretrain)
-    questions = pin_questions(catalog, pack, line.study)
+    probe = pin_study_probe(catalog, pack, line.study)
     trial = list({trial.pretrain: trial for trial in trials}.values())[place]
     started = time.perf_counter()
-    train_and_ask(pack.path, trial, questions, Path(runs) / "runs", TrackingConfig().at(runs), "")
+    train_and_evaluate(pack.path, trial, probe, Path(runs) / "runs", TrackingConfig().at(runs), "")
     return time.perf_counter() - started
 
 
@@ -156,25 +156,26 @@ def finished(root: Path) -> dict[str, float]:
 
 
 def confusions_are_scikit_learns(root: Path) -> bool:
-    """Whether each finished trial's confusion is what scikit-learn counts of its answers, and one encoder that is asked
-    again answers the same. Of 500 crops one may be at a tie, which another number of threads decides differently."""
+    """Whether each finished trial's confusion is what scikit-learn counts of its answers, and one encoder that is
+    evaluated again predicts the same. Of 500 crops one may be at a tie, which another number of threads decides
+    differently."""
     from sklearn.metrics import confusion_matrix
 
     import cytolake.catalog
     from cytolake.packs.pack import Pack
-    from cytolake.tune.questions import pin_questions
+    from cytolake.tune.study_probe import pin_study_probe
 
-    answers = sorted((root / "runs").glob("*/study_*.json"))
-    for path in answers:
-        kept = json.loads(path.read_text())
-        counted = confusion_matrix(kept["label"], kept["told"], labels=range(len(kept["confusion"])))
-        if not (counted == np.array(kept["confusion"])).all():
+    files = sorted((root / "runs").glob("*/study_*.json"))
+    for path in files:
+        stored = json.loads(path.read_text())
+        counted = confusion_matrix(stored["label"], stored["predicted"], labels=range(len(stored["confusion"])))
+        if not (counted == np.array(stored["confusion"])).all():
             return False
     pack = Pack.open(next((root / "packs").glob("[!.]*")))
-    questions = pin_questions(cytolake.catalog.open(root), pack, the_line(root).study)
-    label, told = questions.told(questions.vectors(path.with_name("encoder.safetensors")))
-    same = np.mean((label == kept["label"]) & (told == kept["told"]))
-    print(f"{len(answers)} confusions are scikit-learn's; asked again, an encoder tells {same:.1%} of crops the same")
+    probe = pin_study_probe(cytolake.catalog.open(root), pack, the_line(root).study)
+    label, predicted = probe.predict(probe.vectors(path.with_name("encoder.safetensors")))
+    same = np.mean((label == stored["label"]) & (predicted == stored["predicted"]))
+    print(f"{len(files)} confusions are scikit-learn's; an encoder evaluated again predicts {same:.1%} of crops alike")
     return bool(same >= SAME)
 
 
@@ -202,8 +203,8 @@ def main() -> int:
         started = time.perf_counter()
         killed = start("run", root, stderr=subprocess.PIPE)
         assert killed.stderr is not None
-        for told in killed.stderr:
-            parts = told.split()
+        for line_of_progress in killed.stderr:
+            parts = line_of_progress.split()
             if parts[:1] == ["trials"] and int(parts[1]) >= KILL_AT * int(parts[3]):
                 break
         first_s = time.perf_counter() - started

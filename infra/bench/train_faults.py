@@ -7,8 +7,10 @@ crops were seen, and the losses are compared with those of a run never disturbed
    own where this machine allows that (root, and the `ip` command), else only processes of its own. One is killed with
    all it runs. By recipe the run then shrinks to the other node (`min_workers=1`), or waits for a new one.
 
-Every worker notes which crops each step saw. They must be those of the undisturbed run, step by step, so no crop of an
-epoch is missing and none comes twice; and every step's loss must equal the undisturbed one's.
+Every worker records which crops each step saw. They must be those of the undisturbed run, step by step, so no crop of
+an epoch is missing and none comes twice; and every step's loss must equal the undisturbed one's.
+
+One file, since the three faults share how runs are started, killed and compared.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The screen is Papalexi et al. 2021: 20,729 THP-1 cells, 290 genes, 25 knock-outs and a control in three replicates. Two
 things are known of it. IFNGR1, IFNGR2, JAK2 and STAT1 are one pathway: among the mean embeddings of perturbations, less
 the mean control of each replicate, the three nearest of each (by cosine) must be the other three. And an embedding that
-knows the cells must score above one that does not, on every task that asks for biology. Batch mixing does not, as noise
+knows the cells must score above one that does not, on every task of biology. Batch mixing does not, as noise
 mixes batches as well as can be: it is shown, and nothing is claimed.
 
 A comparison holds when the 95 % interval of the difference, both resampled alike, lies above 0. The six related pairs
@@ -106,7 +106,7 @@ def main() -> int:
     console = Console(width=190)
     if not DATA.is_file():
         print(
-            f"transcriptomics: figure=none bar={BAR} short (no {DATA.name} in {DATA.parent.name} beside the checkout)"
+            f"transcriptomics: figure=none bar={BAR} short (no {DATA.name} in {DATA.parent.name} next to the checkout)"
         )
         return 1
     started = time.perf_counter()

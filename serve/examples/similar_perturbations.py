@@ -1,8 +1,8 @@
-"""Which perturbations look like one? Asks a running service and prints a table.
+"""Lists the perturbations most similar to one, by a search of a running service.
 
     similar_perturbations.py TP53 --where "plate <> 'P1'"
 
-The service is at $CYTOLAKE_URL (http://127.0.0.1:8000 when unset), its key in $CYTOLAKE_API_KEY.
+$CYTOLAKE_URL is the address of the service (http://127.0.0.1:8000 when unset), $CYTOLAKE_API_KEY its key.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from rich.table import Table
 from cytolake.client import Client
 
 CROPS = 1000
-"""Most similar crops that are counted."""
+"""Number of most similar crops that are counted."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("perturbation", help="as in the column `perturbation` of the table wells")
-    parser.add_argument("--where", default="", help="SQL condition on the crops that may answer")
-    asked = parser.parse_args()
+    parser.add_argument("--where", default="", help="SQL condition on the crops to search in")
+    arguments = parser.parse_args()
     url, key = os.environ.get("CYTOLAKE_URL", "http://127.0.0.1:8000"), os.environ.get("CYTOLAKE_API_KEY", "")
     with Client(url, key) as service:
-        answer = service.search(perturbation=asked.perturbation, k=CROPS, where=asked.where)
+        answer = service.search(perturbation=arguments.perturbation, k=CROPS, where=arguments.where)
     similarities: dict[str, list[float]] = defaultdict(list)
     wells: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for hit in answer["hits"]:
@@ -39,12 +39,12 @@ def main() -> None:
         crops = similarities[name]
         table.add_row(name, str(len(crops)), str(len(wells[name])), f"{max(crops):.3f}")
     console = Console()
-    console.print(f"The {len(answer['hits']):,} crops most like {asked.perturbation}, of {answer['n_crops']:,}:")
+    console.print(f"The {len(answer['hits']):,} crops most like {arguments.perturbation}, of {answer['n_crops']:,}:")
     console.print(table)
     expected = answer["predicted_performance"]
     if expected is not None:
         console.print(
-            f"Expected average precision of a search by {asked.perturbation}: {expected['average_precision']:.2f} "
+            f"Expected average precision of a search by {arguments.perturbation}: {expected['average_precision']:.2f} "
             f"[{expected['low']:.2f}, {expected['high']:.2f}]"
         )
 

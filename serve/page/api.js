@@ -1,10 +1,10 @@
-// The service's answers. Asks for a key when the service does, and keeps it for this tab.
+// Requests to the service. Asks the user for a key where the service needs one, and keeps it for this tab.
 
 const KEY = "cytolake-key";
 let askForKey = async () => "";
 let rowsKey = "";
 
-/** How to get a key from the person: called with the reason, gives the key. */
+/** Set the function that asks the user for a key: called with the reason, returns a promise of the key. */
 export function onKeyWanted(ask) {
   askForKey = ask;
 }
@@ -25,7 +25,7 @@ async function request(path, options = {}) {
     const answer = await fetch(path, { ...options, headers, cache: "no-store" });
     if (answer.status === 401) {
       const problem = await answer.json().catch(() => ({}));
-      // Several requests may fail at once; one dialog answers for all.
+      // Several requests may fail at once; one dialog serves all.
       asking ??= askForKey(problem.detail ?? "").finally(() => (asking = null));
       sessionStorage.setItem(KEY, await asking);
       continue;
@@ -36,7 +36,7 @@ async function request(path, options = {}) {
     }
     const seen = answer.headers.get("X-Rows-Key");
     if (seen && rowsKey && seen !== rowsKey) {
-      throw new ServiceError(409, "Crops were added to the catalog. Load this page again to see them.");
+      throw new ServiceError(409, "Crops were added to the catalog. Load the page again to see them.");
     }
     rowsKey = seen ?? rowsKey;
     return answer;
@@ -54,7 +54,7 @@ export const getColumns = async () => (await request("../v1/explore/columns")).j
 export const getQc = async () => (await request("../v1/explore/qc")).json();
 export const getCrop = async (cropId) => (await request(`../v1/crops/${encodeURIComponent(cropId)}`)).json();
 
-/** `{rows, x, y}`, or `{share}` while the map is being computed. */
+/** `{rows, x, y}`, or `{share}` while the map is computed. */
 export async function getPoints(representationId, method) {
   const query = new URLSearchParams({ representation_id: representationId, method });
   const answer = await request(`../v1/explore/points?${query}`);
@@ -68,7 +68,7 @@ export async function getPoints(representationId, method) {
 
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
 
-/** `{name, kind, values, categories}`: one value, or place in `categories`, for each crop of the catalog. */
+/** `{name, kind, values, categories}`: one value, or index into `categories`, for each crop of the catalog. */
 export async function getColumn(name) {
   const bytes = await (await request(`../v1/explore/columns/${encodeURIComponent(name)}`)).arrayBuffer();
   const length = new DataView(bytes).getUint32(0, true);
@@ -77,27 +77,27 @@ export async function getColumn(name) {
 }
 
 /** Rows of the crops that pass a SQL condition. */
-export async function selectRows(filter) {
-  return new Uint32Array(await (await post("../v1/explore/select", { filter })).arrayBuffer());
+export async function selectRows(where) {
+  return new Uint32Array(await (await post("../v1/explore/select", { where })).arrayBuffer());
 }
 
-async function postRows(rows, form, condition = "") {
-  const query = new URLSearchParams({ key: rowsKey, form, condition });
+async function postRows(rows, form, where = "") {
+  const query = new URLSearchParams({ key: rowsKey, form, where });
   return request(`../v1/explore/crops?${query}`, {
     method: "POST", body: rows, headers: { "Content-Type": "application/octet-stream" },
   });
 }
 
-/** What is known of at most 2,000 crops. */
+/** Columns of at most 2,000 crops. */
 export const getCrops = async (rows) => (await (await postRows(rows, "json")).json()).crops;
 /** The crops as a file: `csv` or `curation`. */
-export const getFile = async (rows, form, condition) => (await postRows(rows, form, condition)).blob();
+export const getFile = async (rows, form, where) => (await postRows(rows, form, where)).blob();
 
 export const getNeighbours = async (representationId, cropId, k) =>
   (await (await post("../v1/explore/neighbours", { representation_id: representationId, crop_id: cropId, k })).json())
     .hits;
 
-/** A sheet of at most 200 crops: `{image, tile, columns, channels}`. */
+/** One picture of at most 200 crops: `{image, tile, columns, channels}`. */
 export async function getMontage(cropIds, channels) {
   const answer = await post("../v1/explore/montage", { crop_ids: cropIds, channels });
   return {

@@ -1,4 +1,4 @@
-// The page: loads what the address says, and passes what is chosen in one part on to the others.
+// The page: loads the view of the address, and passes selections from one part to the others.
 
 import * as api from "./api.js";
 import { colouring } from "./colouring.js";
@@ -11,7 +11,7 @@ import { Montage } from "./montage.js";
 import { PlateMap, wellsOf } from "./platemap.js";
 import { QcView } from "./qc.js";
 import { Scatter } from "./scatter.js";
-import { conditionOf, quoted } from "./sql.js";
+import { whereOf, quoted } from "./sql.js";
 import { change, onChange, readAddress, state } from "./state.js";
 
 const TABS = ["montage", "plates", "crop", "qc"];
@@ -29,7 +29,7 @@ let highlighted = "";
 let coloured = colouring(null, NOTHING);
 let parts;
 
-start().catch(tell);
+start().catch(report);
 
 async function start() {
   api.onKeyWanted(askForKey);
@@ -48,7 +48,7 @@ async function start() {
       onSite: ({ plate, well, site }) =>
         select(`plate = ${quoted(plate)} AND well = ${quoted(well)} AND site = ${quoted(site)}`),
     }),
-    qc: new QcView(byId("panel-qc"), (condition) => select(condition)),
+    qc: new QcView(byId("panel-qc"), (where) => select(where)),
     hover: new Hover(),
   };
   listenToPage();
@@ -66,7 +66,7 @@ async function start() {
   if (!wanted.select) say(`${number(nCrops)} crops in the catalog.`);
 }
 
-/** Names of a representation: a long one for lists, a short one for titles. */
+/** Long and short name of a representation, for lists and titles. */
 function named({ kind, model, block, pooling, alignment, dim, n, representation_id: id }) {
   const what = [model || (id.length > 24 ? id.slice(0, 8) : id), kind && kind !== model && kind, block >= 0 && `block ${block}`, pooling, alignment]
     .filter(Boolean).join(" · ");
@@ -135,7 +135,7 @@ function listenToPage() {
   });
 }
 
-/** The state has changed: bring the parts of the page up to it. */
+/** Update the parts of the page after a change of the state. */
 async function follow(changed) {
   for (const name of ["representation", "compared", "method", "colour"]) byId(name).value = state[name] ?? "";
   try {
@@ -155,7 +155,7 @@ async function follow(changed) {
     }
     await Promise.all(work);
   } catch (error) {
-    tell(error);
+    report(error);
   }
 }
 
@@ -209,11 +209,11 @@ async function loadMap(slot) {
       const pca = await api.getPoints(id, "pca");
       if (!isCurrent()) return;
       if (pca.rows) {
-        standIn = " PCA is shown until then.";
+        standIn = " PCA is shown in the meantime.";
         await put(slot, pca);
       }
     }
-    scatter.setNote(`The ${method === "umap" ? "UMAP" : "PCA"} map is being computed, ${share} %.${standIn}`);
+    scatter.setNote(`The ${method === "umap" ? "UMAP" : "PCA"} map is being computed, ${share} % done.${standIn}`);
     await new Promise((resolve) => setTimeout(resolve, wait));
     if (!isCurrent()) return;
   }
@@ -245,41 +245,41 @@ async function recolour() {
   await drawPlates();
 }
 
-/** Colours are of the crops on the first map, so that the largest categories are those that are seen. */
+/** Colours follow the crops on the first map, so that its largest categories have their own. */
 function applyColours(rows = slots.representation?.rows ?? NOTHING) {
   const current = columns.get(state.colour) ?? null;
   coloured = colouring(current, rows, highlighted);
   drawLegend(byId("legend"), current, coloured, highlighted, {
     onSelect: (entry) => {
-      const condition = conditionOf(current, entry);
-      if (condition) return void select(condition);
+      const where = whereOf(current, entry);
+      if (where) return void select(where);
       selectRows(rows.filter((row) => entry.members.has(current.values[row])));
     },
     onHighlight: (category) => {
       highlighted = category;
-      recolour().catch(tell);
+      recolour().catch(report);
     },
   });
 }
 
-/** Select by a SQL condition. The same again selects again, after a lasso. */
-function select(condition) {
-  byId("sql").value = condition;
-  if (!condition) return void clear();
-  if (state.select === condition) runSelect().catch(tell);
-  else change({ select: condition });
+/** Select by a SQL condition. Repeating the condition selects again, for example after a lasso. */
+function select(where) {
+  byId("sql").value = where;
+  if (!where) return void clear();
+  if (state.select === where) runSelect().catch(report);
+  else change({ select: where });
 }
 
 async function runSelect() {
-  const condition = state.select;
-  if (!condition) return;
-  byId("sql").value = condition;
-  const rows = await api.selectRows(condition);
-  if (state.select !== condition) return;
+  const where = state.select;
+  if (!where) return;
+  byId("sql").value = where;
+  const rows = await api.selectRows(where);
+  if (state.select !== where) return;
   setSelected(rows);
 }
 
-/** Select by lasso, legend or neighbours: no condition says which, so the address does not keep it. */
+/** Select by lasso, legend or neighbours: the address cannot hold such a selection. */
 function selectRows(rows) {
   change({ select: "" });
   setSelected(rows);
@@ -298,11 +298,11 @@ function setSelected(rows) {
   for (const id of ["copy-ids", "save-csv", "save-curation", "clear"]) byId(id).disabled = !n;
   const onMap = slots.representation?.rows;
   const missing = n && onMap ? n - countCommon(rows, onMap) : 0;
-  say(missing ? `${number(missing)} of the selected crops have no point on the map: they have no embedding there.` : "");
+  say(missing ? `${number(missing)} of the selected crops have no embedding in this representation and no point on its map.` : "");
   for (const scatter of scatters()) scatter.setSelected(rows);
   if (n && state.tab === "crop") change({ tab: "montage" });
   parts.montage.setRows(rows);
-  drawPlates().catch(tell);
+  drawPlates().catch(report);
 }
 
 function countCommon(rows, others) {
@@ -312,17 +312,17 @@ function countCommon(rows, others) {
 }
 
 async function showOnly() {
-  const condition = state.only;
-  if (condition) byId("sql").value = condition;
-  const rows = condition ? await api.selectRows(condition) : null;
-  if (state.only !== condition) return;
+  const where = state.only;
+  if (where) byId("sql").value = where;
+  const rows = where ? await api.selectRows(where) : null;
+  if (state.only !== where) return;
   trouble("");
   shown = rows;
   const button = byId("show-all");
   button.hidden = !rows;
-  button.title = condition ? `Now: ${condition}` : "";
+  button.title = where ? `Shown: ${where}` : "";
   byId("show-only").classList.toggle("on", Boolean(rows));
-  if (rows) say(`${number(rows.length)} crops are shown: ${condition}`);
+  if (rows) say(`${number(rows.length)} crops pass and are shown: ${where}`);
   await Promise.all(scatters().map((scatter) => scatter.setShown(rows)));
 }
 
@@ -344,7 +344,7 @@ function showTab() {
     byId(`tab-${tab}`).tabIndex = isOn ? 0 : -1;
   }
   if (state.tab === "montage" && parts.montage.isStale) parts.montage.draw();
-  if (state.tab === "plates") drawPlates().catch(tell);
+  if (state.tab === "plates") drawPlates().catch(report);
   if (state.tab === "crop" && parts.crop.isStale) parts.crop.drawPictures();
   if (state.tab === "qc") parts.qc.load();
 }
@@ -363,7 +363,7 @@ function toggleLasso() {
   const isOn = byId("lasso").ariaPressed !== "true";
   byId("lasso").ariaPressed = String(isOn);
   for (const scatter of scatters()) scatter.setMouseMode(isOn ? "lasso" : "panZoom");
-  say(isOn ? "Lasso: drag around points. L or Escape ends it." : "");
+  say(isOn ? "Lasso: drag around points. Press L or Escape to end it." : "");
 }
 
 function wholeMap() {
@@ -375,19 +375,19 @@ async function copyIds() {
   try {
     const lines = (await (await api.getFile(selected, "csv", "")).text()).split("\n").slice(1).filter(Boolean);
     await navigator.clipboard.writeText(lines.map((line) => line.split(",")[0].replaceAll('"', "")).join("\n"));
-    say(`${number(lines.length)} crop ids are on the clipboard, one a line.`);
+    say(`${number(lines.length)} crop ids copied to the clipboard, one on each line.`);
   } catch (error) {
-    tell(error);
+    report(error);
   }
 }
 
 async function save(form, name) {
   try {
     saveFile(await api.getFile(selected, form, state.select ?? ""), name);
-    const what = form === "csv" ? "CSV" : "curation; put it into catalog/curation/";
+    const what = form === "csv" ? "CSV" : "curation; move the file into catalog/curation/";
     say(`${number(selected.length)} crops saved as ${what}.`);
   } catch (error) {
-    tell(error);
+    report(error);
   }
 }
 
@@ -411,7 +411,7 @@ function trouble(text) {
   byId("trouble").hidden = !text;
 }
 
-function tell(error) {
+function report(error) {
   console.error(error);
   trouble(error.message);
 }

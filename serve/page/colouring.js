@@ -1,4 +1,4 @@
-// From a column to one colour for each crop, and the legend that says which colour means what.
+// Assigns a colour to each crop by a column, and builds the legend.
 
 import { CATEGORIES, HIGHLIGHT, OTHER, viridis } from "./palettes.js";
 
@@ -8,10 +8,10 @@ const STEPS = 128;
  * Codes and colours for a column.
  *
  * @param column of `getColumn`, or null for one colour.
- * @param rows whose values decide which categories are the largest, and where the scale ends.
- * @param highlighted a category that alone has a colour; "" gives the largest seven one each.
- * @returns `{codes, colours, entries, scale}`: codes for every crop of the catalog, places in `colours`; `entries` of
- *     the legend with the codes of `column.values` they stand for; `scale` of a number, [low, high].
+ * @param rows rows whose values determine the largest categories and the ends of the scale.
+ * @param highlighted the only category with a colour; "" colours the largest seven.
+ * @returns `{codes, colours, entries, scale}`: for every crop of the catalog an index into `colours`; `entries` of the
+ *     legend with their values of `column.values`; `scale` of a number, [low, high].
  */
 export function colouring(column, rows, highlighted = "") {
   if (!column) return { codes: null, colours: [CATEGORIES[0]], entries: [], scale: null };
@@ -25,7 +25,7 @@ function ofCategory(column, rows, highlighted) {
   const named = order.filter((k) => column.categories[k] !== "");
   const place = highlighted ? column.categories.indexOf(highlighted) : -1;
   const own = place >= 0 ? [place] : named.slice(0, named.length <= 8 ? 8 : 7);
-  // An eighth category takes the place of "other", which is then empty.
+  // With eight categories there is no "other", so the eighth has its own colour.
   const palette = place >= 0 ? [HIGHLIGHT] : [...CATEGORIES, "#000000"];
   const colours = own.map((_, i) => palette[i]);
   const codeOf = new Uint8Array(column.categories.length).fill(own.length);
@@ -51,7 +51,7 @@ function ofNumber(column, rows) {
   const sample = [];
   for (let i = 0; i < rows.length; i += step) if (!Number.isNaN(values[rows[i]])) sample.push(values[rows[i]]);
   sample.sort((a, b) => a - b);
-  // Beyond the 1st and 99th percentile the colour stays: a few extreme values would leave all others one colour.
+  // The scale ends at the 1st and 99th percentile, so that extreme values do not flatten the others.
   let low = sample[Math.floor(0.01 * (sample.length - 1))] ?? 0;
   let high = sample[Math.ceil(0.99 * (sample.length - 1))] ?? 1;
   if (high <= low) [low, high] = [sample[0] ?? 0, sample.at(-1) ?? 1];

@@ -1,4 +1,4 @@
-// The tab about one crop: the picture, where it is, the verdicts on its site, and its nearest neighbours.
+// The tab of one crop: its picture, position, verdicts and nearest neighbours.
 
 import { getCrop, getNeighbours } from "./api.js";
 import { el, number } from "./elements.js";
@@ -76,7 +76,7 @@ export class CropCard {
       this.title, this.near, ...verdicts(crop));
   }
 
-  /** Make the crop and its neighbours the selection; nothing where they are not known yet. */
+  /** Select the crop and its neighbours; does nothing until they are loaded. */
   selectNeighbours() {
     if (!this.crop || !this.hits) return;
     this.events.onSelect(Uint32Array.from([this.crop.crop_row, ...this.hits.map((hit) => hit.crop_row)]).sort());
@@ -88,7 +88,7 @@ export class CropCard {
     const { onPick } = this.events;
     const turn = this.turn;
     try {
-      // The crop and its neighbours on one sheet have one contrast, so that they can be compared.
+      // One picture of the crop and its neighbours has one contrast, so that they can be compared.
       const crops = [this.crop, ...(this.hits ?? [])];
       const tiles = el("div", {});
       await drawTiles(tiles, crops, { onPick, caption: (crop) => crop.similarity?.toFixed(3) ?? "" });

@@ -1,4 +1,4 @@
-// Building parts of the page.
+// Builds elements of the page.
 
 /** An element with properties and children; text is never read as HTML. */
 export function el(name, properties = {}, ...children) {
@@ -20,7 +20,7 @@ export function number(value) {
   return size >= 0.001 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
 }
 
-/** Hand the person a file. */
+/** Offer a file for download. */
 export function saveFile(blob, name) {
   const url = URL.createObjectURL(blob);
   el("a", { href: url, download: name }).click();

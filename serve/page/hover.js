@@ -1,4 +1,4 @@
-// What is under the pointer: the colour's value at once, the crop a moment later.
+// Shows the crop under the pointer: the value of the colour immediately, the picture after a delay.
 
 import { getCrops } from "./api.js";
 import { el, number } from "./elements.js";
@@ -18,7 +18,7 @@ export class Hover {
     this.box.hidden = true;
   }
 
-  /** @param row null hides; @param at where on the page; @param column that colours the map. */
+  /** @param row row of the crop, null hides; @param at position on the page; @param column that colours the map. */
   show(row, at, column) {
     this.hide();
     if (row === null) return;

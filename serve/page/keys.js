@@ -1,24 +1,24 @@
-// Keyboard shortcuts, and the list of them under "?".
+// Keyboard shortcuts, and their list under "?".
 
 import { byId, el } from "./elements.js";
 
 const HELP = [
   ["/", "go to the SQL condition"],
-  ["Enter", "in the condition: select the crops that pass; with Shift: show only them"],
-  ["L", "lasso on and off; also hold Shift and drag"],
+  ["Enter", "in the SQL condition: select the crops that pass; with Shift: show only these"],
+  ["L", "lasso on or off; or hold Shift and drag"],
   ["Escape", "end the lasso, or clear the selection"],
-  ["1 2 3 4", "crops, plates, one crop, QC"],
-  ["N", "select the crop that is looked at and its nearest neighbours"],
+  ["1 2 3 4", "tabs: crops, plates, one crop, QC"],
+  ["N", "select the crop of the tab One crop and its nearest neighbours"],
   ["Y", "copy the ids of the selected crops"],
-  ["R", "next representation; with Shift: the one before"],
-  ["U", "UMAP or PCA"],
-  ["Arrows, + −", "on a map: move, zoom. On crops and plates: go from one to the next"],
-  ["0", "the whole map"],
-  ["?", "this list"],
-  ["Mouse", "drag moves the map, wheel zooms, click shows a crop and its neighbours, double click clears"],
+  ["R", "next representation; with Shift: previous representation"],
+  ["U", "switch between UMAP and PCA"],
+  ["Arrows, + −", "map: move and zoom; crops and plates: next one"],
+  ["0", "show the whole map"],
+  ["?", "show or hide this list"],
+  ["Mouse", "drag to move the map, turn the wheel to zoom, click to show a crop, double click to clear the selection"],
 ];
 
-/** @param actions what each key does; a key is as in `KeyboardEvent.key`. */
+/** @param actions function of each key, by `KeyboardEvent.key`. */
 export function listenToKeys(actions) {
   byId("shortcuts").append(...HELP.flatMap(([keys, text]) => [el("dt", {}, el("kbd", {}, keys)), el("dd", {}, text)]));
   const help = byId("help-dialog");

@@ -1,10 +1,10 @@
-// Which colour means what. An entry selects its crops.
+// The legend of the colours. A click on an entry selects its crops.
 
 import { el, number } from "./elements.js";
 import { viridis } from "./palettes.js";
 
 /**
- * @param box where to draw.
+ * @param box element to draw in.
  * @param column that colours the map, or null.
  * @param coloured of `colouring`.
  * @param highlighted category, or "".

@@ -1,29 +1,29 @@
-// A sheet of crops with channel controls. The contrast is one for all crops on it.
+// A montage of crops with channel controls. All crops have one contrast.
 
 import { getCrops, getMontage } from "./api.js";
 import { el, number } from "./elements.js";
 
 const COUNTS = [24, 60, 120, 200];
 
-// How channels are shown, for every sheet of the page: name to `{isOn, black, white, colour, isSet}`.
+// Display of the channels on all montages of the page: name to `{isOn, black, white, colour, isSet}`.
 const views = new Map();
 const listeners = [];
 
-/** Called when a channel is switched or its contrast changed. */
+/** Add a function that is called after a change of channels or contrast. */
 export function onChannels(listener) {
   listeners.push(listener);
 }
 
-function asked() {
+function shownChannels() {
   if (!views.size) return undefined;
   return [...views].filter(([, view]) => view.isOn).map(([name, view]) => ({
     name, colour: view.colour, ...(view.isSet ? { black: view.black, white: view.white } : {}),
   }));
 }
 
-/** Draw tiles into `box`; `caption(crop)` is the text below a tile, or "". Gives the channels of the sheet. */
+/** Draw tiles into `box`; `caption(crop)` is the text below a tile, or "". Returns the channels of the crops. */
 export async function drawTiles(box, crops, { onPick, caption = () => "" }) {
-  const wanted = asked();
+  const wanted = shownChannels();
   const sheet = await getMontage(crops.map((crop) => crop.crop_id), wanted);
   for (const { name, is_on: isOn, black, white, colour } of sheet.channels) {
     const known = views.get(name);
@@ -47,7 +47,7 @@ export async function drawTiles(box, crops, { onPick, caption = () => "" }) {
   return sheet.channels.map((channel) => channel.name);
 }
 
-/** Arrow keys go from tile to tile; Tab leaves the sheet. */
+/** Arrow keys move between tiles; Tab leaves them. */
 function walk(event, box, tiles) {
   const at = tiles.indexOf(document.activeElement);
   const perRow = tiles.filter((tile) => tile.offsetTop === tiles[0].offsetTop).length;
@@ -60,7 +60,7 @@ function walk(event, box, tiles) {
   next.focus();
 }
 
-/** Rows of a channel each: on or off, colour, black and white. */
+/** A table with a row for each channel: on or off, colour, black and white. */
 export function drawChannels(box, names) {
   const rows = names.map((name) => {
     const view = views.get(name);
@@ -83,7 +83,7 @@ export function drawChannels(box, names) {
     return el("tr", {}, el("td", {}, el("label", {}, isOn, ` ${name}`)), el("td", {}, colour), el("td", {}, black),
       el("td", {}, white));
   });
-  const auto = el("button", { type: "button", className: "quiet", title: "1st to 99.8th percentile of the sheet" }, "Auto");
+  const auto = el("button", { type: "button", className: "quiet", title: "1st to 99.8th percentile of these crops" }, "Auto");
   auto.addEventListener("click", () => {
     for (const view of views.values()) view.isSet = false;
     for (const listener of listeners) listener();
@@ -105,12 +105,12 @@ export class Montage {
     this.start = 0;
     this.rows = new Uint32Array(0);
     this.about = el("span", {});
-    this.more = el("button", { type: "button", className: "quiet", title: "Other crops of the selection" }, "Others");
+    this.more = el("button", { type: "button", className: "quiet", title: "Show other crops of the selection" }, "Others");
     this.more.addEventListener("click", () => {
       this.start++;
       this.draw();
     });
-    const counts = el("select", { ariaLabel: "Crops on the sheet" });
+    const counts = el("select", { ariaLabel: "Number of crops" });
     counts.append(...COUNTS.map((n) => el("option", { value: n }, `${n} crops`)));
     counts.addEventListener("change", () => {
       this.count = Number(counts.value);
@@ -120,7 +120,7 @@ export class Montage {
     this.tiles = el("div", { className: "tiles" });
     this.channels = el("div", { className: "channel-box" });
     this.empty = el("p", { className: "empty" },
-      "Drag a lasso around points (L), type a SQL condition, or press a colour of the legend.");
+      "To select crops, drag a lasso around points (L), enter a SQL condition, or click a colour of the legend.");
     box.append(this.empty, this.bar, this.tiles, this.channels);
     onChannels(() => this.draw(true));
     this.show();
@@ -138,7 +138,7 @@ export class Montage {
     for (const part of [this.bar, this.tiles, this.channels]) part.hidden = isEmpty;
   }
 
-  /** Evenly over the selection, so that no plate fills the sheet alone. */
+  /** A sample evenly over the selection, so that it has crops of all plates. */
   sample() {
     const n = Math.min(this.count, this.rows.length);
     const step = this.rows.length / n;

@@ -1,6 +1,6 @@
-// Colours that can be told apart with any of the usual colour blindnesses.
+// Colours that can be distinguished with each common colour blindness.
 
-// Okabe and Ito 2008, without black; the last is for everything else.
+// Okabe and Ito 2008, without black.
 export const CATEGORIES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"];
 export const OTHER = "#b9bfc5";
 export const HIGHLIGHT = "#d55e00";

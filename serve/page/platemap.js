@@ -1,4 +1,4 @@
-// Plates as grids of wells, coloured by the selection or by the map's colour. A well selects its crops.
+// Plates as grids of wells, coloured by the selection or by the colour of the map. A click on a well selects its crops.
 
 import { el, number } from "./elements.js";
 import { OTHER, viridis } from "./palettes.js";
@@ -56,14 +56,14 @@ export class PlateMap {
     this.formats = formats;
     this.onPick = onPick;
     this.by = "selection";
-    this.bySelect = el("select", { ariaLabel: "What colours the wells" });
+    this.bySelect = el("select", { ariaLabel: "Colour of the wells" });
     this.bySelect.addEventListener("change", () => {
       this.by = this.bySelect.value;
       this.draw();
     });
     this.scale = el("span", { className: "plate-scale" });
     this.list = el("div", { className: "plates" });
-    box.append(el("div", { className: "bar" }, el("span", {}, "Wells by"), this.bySelect,
+    box.append(el("div", { className: "bar" }, el("span", {}, "Wells coloured by"), this.bySelect,
       el("span", { className: "gap" }), this.scale), this.list);
   }
 
@@ -84,13 +84,13 @@ export class PlateMap {
     this.list.replaceChildren(...shown.slice(0, MAX_PLATES).map((plate) => this.grid(plate, largest)));
     if (shown.length > MAX_PLATES) {
       const left = shown.length - MAX_PLATES;
-      this.list.append(el("p", { className: "empty" }, `${left} more plates; show only some of them by SQL.`));
+      this.list.append(el("p", { className: "empty" }, `${left} more plates are not drawn.`));
     }
   }
 
   drawScale(largest) {
     const isCategory = this.by === "colour" && !this.coloured.scale;
-    if (isCategory) return void this.scale.replaceChildren("most frequent, colours as on the map");
+    if (isCategory) return void this.scale.replaceChildren("most frequent value, in the colours of the map");
     const [low, high] = this.by === "colour" ? this.coloured.scale : this.by === "count" ? [0, largest] : [0, 1];
     const canvas = el("canvas", { width: 64, height: 1, className: "scale", ariaHidden: "true" });
     const pen = canvas.getContext("2d");
@@ -101,7 +101,7 @@ export class PlateMap {
     this.scale.replaceChildren(number(low), canvas, number(high));
   }
 
-  /** Colour of a well and what it says. */
+  /** Colour and text of a well. */
   look(well, largest) {
     const share = well.selected / well.n;
     const step = (value) => SCALE[Math.max(0, Math.min(63, Math.floor(value * 64)))];

@@ -1,4 +1,4 @@
-// The tab about quality control: which rules failed how often, and which sites failed them.
+// The tab of quality control: failures of each rule, and the failed verdicts.
 
 import { getQc } from "./api.js";
 import { el, number } from "./elements.js";
@@ -25,7 +25,7 @@ export class QcView {
   draw() {
     const { qc } = this;
     if (!qc.qc_ids.length) {
-      const text = "No site was judged yet. A curation judges its sites: jobs/curate.py.";
+      const text = "No site has been judged yet. Run jobs/curate.py, which judges the sites.";
       return void this.box.replaceChildren(el("p", { className: "empty" }, text));
     }
     const bySite = qc.rules.filter((rule) => rule.level === "site" && rule.n_failed);
@@ -56,23 +56,23 @@ export class QcView {
 
   verdict({ level, plate, well, site, rule, channel, value, threshold }) {
     const parts = [["plate", plate], ["well", well], ["site", site]].filter(([, text]) => text);
-    const condition = parts.map(([name, text]) => `${name} = ${quoted(text)}`).join(" AND ");
+    const where = parts.map(([name, text]) => `${name} = ${quoted(text)}`).join(" AND ");
     const place = [plate, well, site && `site ${site}`].filter(Boolean).join(" ") || level;
-    return el("tr", {}, el("td", {}, condition ? this.link(place, condition) : place), el("td", {}, rule),
+    return el("tr", {}, el("td", {}, where ? this.link(place, where) : place), el("td", {}, rule),
       el("td", {}, channel || "all"), el("td", { className: "n" }, number(value)),
       el("td", { className: "n" }, number(threshold)));
   }
 
-  link(text, condition) {
-    const button = el("button", { type: "button", className: "link", title: condition }, text);
-    button.addEventListener("click", () => this.onSelect(condition));
+  link(text, where) {
+    const button = el("button", { type: "button", className: "link", title: where }, text);
+    button.addEventListener("click", () => this.onSelect(where));
     return button;
   }
 }
 
-/** Sites that failed a rule; `defocus` must not find a rule whose name holds that word. */
+/** SQL condition for sites that failed a rule; `defocus` must not match a rule whose name contains that word. */
 function siteRule(rule) {
-  // "_" stands for any character in LIKE; no two rules differ by that alone. Channels follow in brackets.
+  // "_" matches any character in LIKE, but no two rules differ by that alone. Channels follow in brackets.
   const inside = ["", " (%", "; %"].flatMap((after) => ["", "%; "].map((before) => `qc_reasons LIKE ${quoted(before + rule + after)}`));
   return inside.join(" OR ");
 }

@@ -1,4 +1,4 @@
-// One map: points, their colours, which of them are selected or hidden, and marks on single crops.
+// One map: points with colours, selected and hidden points, and marks on single crops.
 
 import createScatterplot, { createRenderer } from "./vendor/regl-scatterplot.js";
 import { el } from "./elements.js";
@@ -6,7 +6,7 @@ import { OTHER } from "./palettes.js";
 
 const LARGE = 300000;
 
-// Where frames of a large map take longer than this while it moves, a part of its points is drawn until it rests.
+// Where frames of a moving large map take longer than this, only part of its points is drawn until it rests.
 const SLOW_MS = 50;
 const MOVING_POINTS = 50000;
 const REST_MS = 250;
@@ -23,7 +23,7 @@ function range(values) {
   return [low, high];
 }
 
-/** Size and opacity that keep single points visible and a million of them from becoming one blot. */
+/** Point size and opacity: single points stay visible, and a million do not merge into one area. */
 function look(n) {
   if (n < 2000) return { pointSize: 6, opacity: 0.9 };
   if (n < 20000) return { pointSize: 4, opacity: 0.8 };
@@ -71,7 +71,7 @@ export class Scatter {
 
   setTitle(text) {
     this.title.textContent = text;
-    this.stage.ariaLabel = `Map of ${text}. Arrow keys move it, plus and minus zoom, 0 shows all of it.`;
+    this.stage.ariaLabel = `Map of ${text}. Arrow keys move it, plus and minus zoom, 0 shows the whole map.`;
   }
 
   setNote(text) {
@@ -94,7 +94,7 @@ export class Scatter {
       await this.draw();
       this.index = this.plot.get("spatialIndex");
       this.wholeMap();
-      this.stage.dataset.points = rows.length; // tells a test that they are there
+      this.stage.dataset.points = rows.length; // read by tests
     });
   }
 
@@ -190,11 +190,11 @@ export class Scatter {
       for (let i = 0; i < this.rows.length; i++) points.z[i] = codes[this.rows[i]];
     }
     const colourBy = codes ? "valueA" : null;
-    // A palette of one colour is read as a single colour, which also paints selected points: give it a second.
+    // A palette of one colour would also colour the selected points, so it gets a second entry.
     const palette = colours.length > 1 ? colours : [colours[0], colours[0]];
-    // Selected crops of no colour of their own must stand out from the others of that grey.
+    // Selected crops without their own colour must stand out from the other grey points.
     const active = palette.map((colour) => (colour === OTHER ? INK : colour));
-    // Active colours count only where all three lists are of one length.
+    // The plot uses active colours only where all three lists have one length.
     const hover = palette.map(() => "#000000");
     this.plot.set({ colorBy: colourBy, pointColor: palette, pointColorActive: active, pointColorHover: hover });
     await this.plot.draw(points, { zDataType: "categorical", spatialIndex: this.index });
@@ -204,7 +204,7 @@ export class Scatter {
     this.drawMarks();
   }
 
-  /** Points without a colour of their own first, so that they cover no others; null keeps the order. */
+  /** Draw points without their own colour first, so that they cover no others; null keeps the order. */
   order(z, palette) {
     const other = palette.indexOf(OTHER);
     if (!z || other < 0 || !z.includes(other)) return null;
@@ -227,11 +227,11 @@ export class Scatter {
     }
     if (!this.isThin) return;
     clearTimeout(this.rest);
-    // A rest is told from a slow frame by being longer than several of them.
+    // A rest is longer than several slow frames.
     this.rest = setTimeout(() => this.thicken(), Math.max(REST_MS, gap < 3000 ? 4 * gap : 0));
   }
 
-  /** A hand begins to move the map: where it was slow before, two more slow frames are not waited for. */
+  /** Start of a movement: where the map was slow before, it is thinned without waiting for two slow frames. */
   onMove() {
     if (!this.isSlowHere || this.isThin || this.rows.length < LARGE) return;
     this.thin();
@@ -239,7 +239,7 @@ export class Scatter {
     this.rest = setTimeout(() => this.thicken(), 4 * REST_MS);
   }
 
-  /** Draw every so manieth point, and all that are selected where they are few. */
+  /** Draw every nth point, and all selected points where they are few. */
   thin() {
     const of = this.shown ? this.pointsOf(this.shown) : this.rows;
     const step = Math.ceil(of.length / MOVING_POINTS);

@@ -1,10 +1,10 @@
-// Conditions that the service understands.
+// SQL conditions for the service.
 
-/** A text as SQL writes it. */
+/** A text as a SQL literal. */
 export const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
-/** The condition that an entry of the legend stands for; "" where there is none. */
-export function conditionOf(column, entry) {
+/** SQL condition of an entry of the legend; "" where there is none. */
+export function whereOf(column, entry) {
   if (entry.members.size !== 1) return "";
   const category = column.categories[[...entry.members][0]];
   if (column.kind !== "category" || category === "") return "";

@@ -31,11 +31,11 @@ def vectors_of(pixels_BCHW):
 
 
 class Fake:
-    """A service in this process: answers as told, in turn, and after that as it should. It notes what it was asked."""
+    """A service in this process: returns the given answers in turn, then correct ones. Records the requests."""
 
     def __init__(self, *answers, **options):
         self.answers = list(answers)
-        self.asked: list[httpx.Request] = []
+        self.requests: list[httpx.Request] = []
         self.slept: list[float] = []
         self.representation = lambda: "r1"
         self.lock = threading.Lock()
@@ -46,12 +46,12 @@ class Fake:
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         with self.lock:
-            self.asked.append(request)
+            self.requests.append(request)
             if self.answers:
-                told = self.answers.pop(0)
-                if isinstance(told, Exception):
-                    raise told
-                return told
+                answer = self.answers.pop(0)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
             headers = {"x-representation-id": self.representation()}
         if request.url.path == "/v1/embed":
             if request.headers["content-type"] == "application/json":
@@ -85,9 +85,9 @@ def problem(status, headers=None, detail="crops of 15 x 16 px"):
 def test_a_large_array_is_sent_in_parts_and_its_vectors_come_in_order(limits, sizes):
     fake = Fake(**limits)
     np.testing.assert_array_equal(fake.client.embed(PIXELS, ("DNA", "ER")), vectors_of(PIXELS))
-    assert sorted(len(np.load(io.BytesIO(each.content))) for each in fake.asked) == sorted(sizes)
-    assert {each.url.params["channels"] for each in fake.asked} == {"DNA,ER"}
-    assert {each.headers["authorization"] for each in fake.asked} == {"Bearer the-key-of-the-tests"}
+    assert sorted(len(np.load(io.BytesIO(each.content))) for each in fake.requests) == sorted(sizes)
+    assert {each.url.params["channels"] for each in fake.requests} == {"DNA,ER"}
+    assert {each.headers["authorization"] for each in fake.requests} == {"Bearer the-key-of-the-tests"}
 
 
 def test_one_crop_is_an_array_of_one():
@@ -104,25 +104,25 @@ def test_an_array_that_is_no_crops_is_never_sent(array):
     fake = Fake()
     with pytest.raises(ValueError, match=r"expected \(B, C, S, S\)"):
         fake.client.embed(array, ("DNA", "ER"))
-    assert not fake.asked
+    assert not fake.requests
 
 
-def test_stored_crops_are_asked_for_in_parts_too():
+def test_stored_crops_are_requested_in_parts_too():
     fake = Fake(max_crops=4)
     ids = [str(i) for i in range(9, -1, -1)]
     np.testing.assert_array_equal(fake.client.embed_crops(ids), vectors_of(PIXELS[::-1]))
-    assert len(fake.asked) == 3
+    assert len(fake.requests) == 3
     with pytest.raises(ValueError, match="no crop ids"):
         fake.client.embed_crops([])
 
 
 def test_vectors_of_two_models_are_never_mixed():
     fake = Fake(max_crops=4, in_flight=1)
-    fake.representation = lambda: "old" if len(fake.asked) < 3 else "new"
+    fake.representation = lambda: "old" if len(fake.requests) < 3 else "new"
     np.testing.assert_array_equal(fake.client.embed(PIXELS, ("DNA", "ER")), vectors_of(PIXELS))
-    assert len(fake.asked) == 6, "the whole array again, with the new model"
-    fake.representation = lambda: str(len(fake.asked))
-    with pytest.raises(ServiceError, match="another model answered"):
+    assert len(fake.requests) == 6, "the whole array again, with the new model"
+    fake.representation = lambda: str(len(fake.requests))
+    with pytest.raises(ServiceError, match="answered by different models"):
         fake.client.embed(PIXELS, ("DNA", "ER"))
 
 
@@ -140,43 +140,42 @@ def test_vectors_of_two_models_are_never_mixed():
         httpx.Response(500, text="Internal Server Error"),
     ],
 )
-def test_what_may_pass_is_asked_again_under_the_same_id(trouble):
+def test_a_transient_failure_is_repeated_with_the_same_id(trouble):
     fake = Fake(trouble, trouble)
     assert fake.client.search(crop_id="c")["path"] == "/v1/search"
-    assert len(fake.asked) == 3
-    assert len({each.headers["x-request-id"] for each in fake.asked}) == 1
+    assert len(fake.requests) == 3
+    assert len({each.headers["x-request-id"] for each in fake.requests}) == 1
     assert len(fake.slept) == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 415, 422, 500])
-def test_what_the_service_itself_refuses_is_told_at_once(status):
+def test_a_refusal_of_the_service_is_raised_at_once(status):
     fake = Fake(problem(status))
-    with pytest.raises(ServiceError) as told:
+    with pytest.raises(ServiceError) as error:
         fake.client.search(crop_id="c")
-    assert len(fake.asked) == 1
-    error = told.value
-    assert (error.status, error.title, error.detail) == (status, "Not ready", "crops of 15 x 16 px")
-    assert error.request_id == "abc"
-    assert str(error) == f"{status} Not ready: crops of 15 x 16 px (request abc)"
+    assert len(fake.requests) == 1
+    assert (error.value.status, error.value.title, error.value.detail) == (status, "Not ready", "crops of 15 x 16 px")
+    assert error.value.request_id == "abc"
+    assert str(error.value) == f"{status} Not ready: crops of 15 x 16 px (request abc)"
 
 
-def test_attempts_are_bounded_and_the_last_failure_is_told():
+def test_attempts_are_bounded_and_the_last_failure_is_raised():
     fake = Fake(*[problem(503, detail=str(i)) for i in range(10)], retries=3)
-    with pytest.raises(ServiceError) as told:
+    with pytest.raises(ServiceError) as error:
         fake.client.search(crop_id="c")
-    assert (len(fake.asked), told.value.detail) == (4, "3")
+    assert (len(fake.requests), error.value.detail) == (4, "3")
     fake = Fake(*[httpx.ConnectError("refused")] * 10, retries=0)
     with pytest.raises(ServiceError, match="ConnectError"):
         fake.client.search(crop_id="c")
-    assert (len(fake.asked), fake.slept) == (1, [])
+    assert (len(fake.requests), fake.slept) == (1, [])
 
 
-def test_an_answer_that_takes_too_long_is_not_asked_for_again():
+def test_a_timeout_is_not_repeated():
     fake = Fake(httpx.ReadTimeout("timed out"))
-    with pytest.raises(ServiceError, match="ReadTimeout") as told:
+    with pytest.raises(ServiceError, match="ReadTimeout") as error:
         fake.client.search(crop_id="c")
-    assert told.value.status == 0
-    assert len(fake.asked) == 1
+    assert error.value.status == 0
+    assert len(fake.requests) == 1
 
 
 def test_waits_grow_are_random_and_have_a_limit(monkeypatch):
@@ -189,7 +188,7 @@ def test_waits_grow_are_random_and_have_a_limit(monkeypatch):
 
 
 @pytest.mark.parametrize(("retry_after", "least"), [("7", 7), ("in 100 s", 30), ("soon", 0), ("-5", 0), ("", 0)])
-def test_a_pause_that_is_asked_for_is_kept(retry_after, least):
+def test_the_client_waits_as_long_as_retry_after(retry_after, least):
     if retry_after == "in 100 s":  # made here: tests that are shared among processes must have the same names in all
         retry_after = format_datetime(datetime.now(UTC) + timedelta(seconds=100))
     fake = Fake(problem(429, {"retry-after": retry_after}))
@@ -198,26 +197,26 @@ def test_a_pause_that_is_asked_for_is_kept(retry_after, least):
     assert least or fake.slept[0] <= 0.25
 
 
-def test_a_service_that_asks_for_a_long_pause_is_not_waited_for():
+def test_a_long_retry_after_is_not_waited_for():
     fake = Fake(problem(429, {"retry-after": "3600"}))
     with pytest.raises(ServiceError, match="429"):
         fake.client.search(crop_id="c")
     assert fake.slept == []
 
 
-def test_what_is_no_problem_document_is_told_as_it_came():
+def test_an_error_without_a_problem_document_is_shown_as_text():
     broken = httpx.Response(422, content=b"{", headers={"content-type": "application/problem+json"})
-    for answer, told in ((broken, "{"), (httpx.Response(404, text="a\n  page"), "a page"), (httpx.Response(418), "no")):
+    for answer, text in ((broken, "{"), (httpx.Response(404, text="a\n  page"), "a page"), (httpx.Response(418), "no")):
         with pytest.raises(ServiceError) as error:
             Fake(answer).client.search(crop_id="c")
-        assert told in error.value.detail
+        assert text in error.value.detail
         assert error.value.request_id, "the client's own id, so that the log can be searched"
 
 
 def test_a_search_sends_what_was_given_and_nothing_else():
     fake = Fake()
     assert fake.client.search(np.array([1, 2], np.float32), k=3, where="gene = 'TP53'")["question"] == {
-        "vector": [1.0, 2.0], "k": 3, "filter": "gene = 'TP53'",
+        "vector": [1.0, 2.0], "k": 3, "where": "gene = 'TP53'",
     }  # fmt: skip
     assert fake.client.search(crop_id="c")["question"] == {"crop_id": "c", "k": 10}
 
@@ -228,14 +227,14 @@ def test_endpoints_that_a_service_may_lack_are_looked_up():
     assert answer == {"path": "/v1/predict-performance", "question": {"vectors": [[1.0, 1.0]]}}
     with pytest.raises(ServiceError, match="no endpoint POST /v1/qc"):
         fake.client.qc(crop_ids=["c"])
-    assert [each.url.path for each in fake.asked].count("/openapi.json") == 1
+    assert [each.url.path for each in fake.requests].count("/openapi.json") == 1
 
 
-def test_the_alias_of_the_client_goes_with_every_question():
+def test_the_alias_of_the_client_is_sent_with_every_request():
     fake = Fake(alias="candidate")
     fake.client.embed(PIXELS, ("DNA", "ER"))
     fake.client.search(crop_id="c")
-    assert {each.url.params["alias"] for each in fake.asked} == {"candidate"}
+    assert {each.url.params["alias"] for each in fake.requests} == {"candidate"}
     assert fake.client.model()["path"] == "/v1/models/candidate"
     assert fake.client.model("next")["path"] == "/v1/models/next"
     assert Fake().client.model()["path"] == "/v1/models/champion"
@@ -257,19 +256,19 @@ def test_limits_that_make_no_sense_are_refused(wrong):
 @contextmanager
 def flaky_server(n_broken):
     """A real server on loopback that hangs up in the middle of its first answers."""
-    asked = []
+    bodies = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
-            asked.append(body)
+            bodies.append(body)
             self.send_response(200)
             answer = b'{"hits": [], "k": 1}'
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
-            is_broken = len(asked) <= n_broken
+            is_broken = len(bodies) <= n_broken
             self.wfile.write(answer[:1] if is_broken else answer)
             self.close_connection = is_broken
 
@@ -280,7 +279,7 @@ def flaky_server(n_broken):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", bodies
     finally:
         server.shutdown()
         server.server_close()
@@ -288,18 +287,18 @@ def flaky_server(n_broken):
 
 
 def test_a_connection_that_breaks_in_the_middle_of_an_answer_is_made_again():
-    with flaky_server(2) as (url, asked), Client(url) as client:
+    with flaky_server(2) as (url, bodies), Client(url) as client:
         client._sleep = lambda seconds: time.sleep(0.001)
         assert client.search(crop_id="c") == {"hits": [], "k": 1}
-        assert len(asked) == 3
+        assert len(bodies) == 3
 
 
-def test_a_service_that_is_not_there_is_told():
+def test_a_missing_service_is_reported():
     with flaky_server(0) as (url, _):
         pass
     with Client(url, retries=1) as client:
         client._sleep = lambda seconds: None
         assert not client.is_ready()
-        with pytest.raises(ServiceError, match="Is the service running") as told:
+        with pytest.raises(ServiceError, match="Is the service running") as error:
             client.model()
-    assert told.value.status == 0
+    assert error.value.status == 0

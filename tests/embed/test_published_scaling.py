@@ -27,7 +27,7 @@ from cytolake.packs.build import build_pack
 from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 from cytolake.qc.detector.encoders import EncoderFeatures
-from cytolake.serving.champion import Champion
+from cytolake.serving.served_model import ServedModel
 
 LAST = DEPTH - 1
 RANGE = {"counts8": 255.0, "counts16": 65535.0}
@@ -106,7 +106,7 @@ def test_crops_sent_to_a_service_and_read_from_their_sources_too(published):
     images = published.catalog.crop_pixels(crop_ids)
     assert {image.dtype.name for image in images} == {"uint8", "uint16"}
     card = SimpleNamespace(block=LAST, pooling="cls")
-    champion = Champion(card=card, encoder=published.encoder, device="cpu", precision="fp32")
+    champion = ServedModel(card=card, encoder=published.encoder, device="cpu", precision="fp32")
     for image in images:
         champion.check_pixels(image)
     found = champion.embed(images, [(0, 0)] * len(images))

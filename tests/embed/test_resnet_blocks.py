@@ -10,14 +10,14 @@ from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_scr
 
 from cytolake.benchmark.cross_validation import probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
+from cytolake.benchmark.pinned_probe import PinnedCrops, TrainingProbe
 from cytolake.benchmark.probe_data import read_probe_data, read_vectors
 from cytolake.embed import extract
 from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.exchange.export import export_anndata, representations_of
 from cytolake.models import collate, load_encoder
-from cytolake.pipeline.training_probe import TrainingProbe
 from cytolake.qc.detector.encoders import EncoderFeatures
-from cytolake.serving.champion import load_champion
+from cytolake.serving.served_model import load_served_model
 from cytolake.tracking import ModelCard, TrackingConfig, promote, resolve_alias
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -66,7 +66,7 @@ def test_every_block_is_probed_and_while_it_trains_too(small, rows):
     for block, each in ids.items():
         vectors = read_vectors(small.catalog, each, data.crop_ids)
         stored[f"block_{block}"] = probe_representation(vectors, each, data, PROBE, key).summary[CROP_METRIC].value
-    probe = TrainingProbe(small.pack.path, small.pack.rows_of(data.crop_ids), data, PROBE)
+    probe = TrainingProbe(PinnedCrops(small.pack.path, small.pack.rows_of(data.crop_ids), data), PROBE)
     assert probe(small.checkpoints["trained"]) == pytest.approx({**stored, "best_block": max(stored.values())})
 
 
@@ -90,7 +90,7 @@ def test_serving_and_mlflow_give_the_stored_vectors_of_a_promoted_stage(small, r
     )  # fmt: skip
     tracking = TrackingConfig().at(tmp_path)
     promoted = promote(tracking, card, row["checkpoint"])
-    champion = load_champion(resolve_alias(tracking), "cpu")
+    champion = load_served_model(resolve_alias(tracking), "cpu")
     images = small.pack.read(np.arange(6))
     served = champion.embed(list(images), [champion.channel_indices(CHANNELS)] * 6)
     stored = read_vectors(small.catalog, row["representation_id"], small.pack.index["crop_id"].to_pylist()[:6])

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cytolake.models import SIZES, ModelConfig, collate, masking_noise, published_size
-from cytolake.models.cost import DEVICES, device_peak_tflops, find_device, parameter_units, training_cost
+from cytolake.models.cost import parameter_units, training_cost
+from cytolake.models.devices import DEVICES, device_peak_tflops, find_device
 from cytolake.models.objectives import (
     DinoConfig,
     MaeConfig,
@@ -187,8 +188,8 @@ def test_a_block_keeps_what_torch_keeps_of_it(block):
     deep, deeper = (dataclasses.replace(SMALL, block=block, depth=depth) for depth in (2, 6))
     config = ObjectiveConfig(mae=SMALL_MAE)
     kept = [_kept_bytes(built, views_of(SMALL, built, config)) for built in _built(config, deep, deeper)]
-    foretold = [training_cost(model, config, 3).activation_bytes_fp32 * N_CROPS for model in (deep, deeper)]
-    assert foretold[1] - foretold[0] == pytest.approx(kept[1] - kept[0], rel=0.1)
+    predicted = [training_cost(model, config, 3).activation_bytes_fp32 * N_CROPS for model in (deep, deeper)]
+    assert predicted[1] - predicted[0] == pytest.approx(kept[1] - kept[0], rel=0.1)
 
 
 def test_bf16_and_recomputing_keep_less():

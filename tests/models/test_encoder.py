@@ -94,8 +94,8 @@ def test_channel_means_are_those_of_a_loop_over_channels_whatever_their_order_in
 def test_other_poolings_are_the_same_to_the_bit_beside_channel_means():
     encoder = build_encoder(small("chada_vit"), 0)
     batch = collate([crop(2), crop(2, 1)], [(1, 3), (3, 1)])
-    alone, beside = encoder.pooled_blocks(batch), encoder.pooled_blocks(batch, (*POOLINGS, CHANNEL_MEAN))
-    assert all(torch.equal(alone[pooling], beside[pooling]) for pooling in POOLINGS)
+    alone, together = encoder.pooled_blocks(batch), encoder.pooled_blocks(batch, (*POOLINGS, CHANNEL_MEAN))
+    assert all(torch.equal(alone[pooling], together[pooling]) for pooling in POOLINGS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cytolake.recipes import RECIPES, build_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_complete_and_named_as_it_is_asked_for(name):
+def test_a_recipe_is_complete_and_has_the_name_of_its_function(name):
     line = build_recipe(name)
     assert line.name == name
     assert line.screens.sources or line.screens.simulate or name == "own_screen"  # which a recipe file fills in

@@ -21,6 +21,7 @@ import cytolake.catalog
 from cytolake.catalog import Catalog, channel_vocabulary, ids, table_contract
 from cytolake.models import ModelConfig, build_encoder, collate, load_encoder, save_encoder
 from cytolake.serving import Service, ServingConfig, build_app
+from cytolake.serving.decoding import DecodingBudget
 from cytolake.serving.guard import GuardConfig, key_digest
 from cytolake.tracking import ModelCard, TrackingConfig, promote
 
@@ -47,8 +48,19 @@ class Lake:
     @property
     def config(self) -> ServingConfig:
         return ServingConfig(
-            root=str(self.root), guard=GuardConfig(key_digests=(key_digest(KEY),)), minibatch_tokens=60, device="cpu"
+            root=str(self.root),
+            guard=GuardConfig(key_digests=(key_digest(KEY),)),
+            budget=DecodingBudget(max_decoded_bytes=2**24),
+            minibatch_tokens=60,
+            device="cpu",
         )
+
+    def loaded_service(self, **changes: object) -> Service:
+        """A service over this lake, with its model loaded."""
+        service = Service(dataclasses.replace(self.config, **changes))
+        service.load()
+        assert service.why_not_ready() == ""
+        return service
 
 
 @pytest.fixture(scope="session")
@@ -68,37 +80,37 @@ def lake(tmp_path_factory) -> Lake:
 @pytest.fixture
 def own_lake(lake, tmp_path):
     """A copy of the lake that a test may change; source images and registered files stay where they are."""
-    shutil.copytree(lake.root / "tables", tmp_path / "lake" / "tables")
-    shutil.copy(lake.root / "mlflow.db", tmp_path / "lake" / "mlflow.db")
-    return dataclasses.replace(lake, root=tmp_path / "lake")
+    return copy_of(lake, tmp_path / "lake")
+
+
+def copy_of(lake: Lake, root: Path) -> Lake:
+    """A copy of a lake's tables and registry."""
+    shutil.copytree(lake.root / "tables", root / "tables")
+    shutil.copy(lake.root / "mlflow.db", root / "mlflow.db")
+    return dataclasses.replace(lake, root=root)
 
 
 @pytest.fixture(scope="session")
 def service(lake) -> Service:
-    service = Service(lake.config)
-    service.load()
-    assert service.why_not_ready() == ""
-    return service
+    return lake.loaded_service()
 
 
 @pytest.fixture
 def ask(service):
     """Send one request, with the key, through the guard to the API: `ask("POST", "/v1/embed", json=...)`."""
-    return lambda method, path, **request: _send(service, method, path, **request)
+    return lambda method, path, **request: send_to(service, method, path, **request)
 
 
 @pytest.fixture
 def send():
     """The same for a service of the test's own: `send(service, "GET", "/readyz")`."""
-    return _send
+    return send_to
 
 
-@pytest.fixture
-def address(own_lake) -> Iterator[str]:
-    """Of an HTTP server of the test's own lake, on loopback."""
+@pytest.fixture(scope="session")
+def address(service) -> Iterator[str]:
+    """Address of an HTTP server of the shared service, on loopback."""
     uvicorn = pytest.importorskip("uvicorn")
-    service = Service(own_lake.config)
-    service.load()
     server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -113,19 +125,19 @@ def address(own_lake) -> Iterator[str]:
 _app_of = functools.lru_cache(maxsize=4)(build_app)
 
 
-def _send(service: Service, method: str, path: str, key: str | None = KEY, **request) -> httpx.Response:
+def send_to(service: Service, method: str, path: str, key: str | None = KEY, **request) -> httpx.Response:
     headers = ({"authorization": f"Bearer {key}"} if key else {}) | request.pop("headers", {})
 
     async def exchange() -> httpx.Response:
         transport = httpx.ASGITransport(app=_app_of(service), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", trust_env=False) as client:
             return await client.request(method, path, headers=headers, **request)
 
     return asyncio.run(exchange())
 
 
 def embed_and_promote(root: Path, checkpoint: Path, representation_id: str) -> Lake:
-    """What the jobs do, in the order of the crops and one at a time: the oracle for batched, padded serving."""
+    """Embed and promote as the jobs do, but crop by crop: the oracle for batched, padded serving."""
     catalog = cytolake.catalog.open(root)
     encoder = load_encoder(checkpoint)
     crops = catalog.table("crops").sort_by("crop_id")

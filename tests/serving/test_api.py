@@ -22,21 +22,21 @@ def npy(array) -> bytes:
     return stream.getvalue()
 
 
-def assert_problem(answer, status, *told):
+def assert_problem(answer, status, *texts):
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert problem["status"] == status
     assert problem["instance"].endswith(answer.headers["x-request-id"])
-    for text in told:
+    for text in texts:
         assert text in problem["detail"]
 
 
 def test_the_served_embedding_of_a_stored_crop_is_the_tables_row(ask, lake):
-    asked = lake.crop_ids[::-1]
-    answer = ask("POST", "/v1/embed", json={"crop_ids": asked})
+    crop_ids = lake.crop_ids[::-1]
+    answer = ask("POST", "/v1/embed", json={"crop_ids": crop_ids})
     assert answer.status_code == 200, answer.text
-    assert answer.json()["crop_ids"] == asked
+    assert answer.json()["crop_ids"] == crop_ids
     np.testing.assert_allclose(answer.json()["embeddings"], lake.stored[::-1], atol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_channels_may_be_named_in_the_query_a_header_or_the_npz_and_by_another_n
     assert np.abs(first - swapped).max() > 1e-3, "the names must matter"
 
 
-def test_vectors_come_as_an_array_when_asked_for(ask, lake):
+def test_vectors_come_as_an_array_where_accepted(ask, lake):
     answer = ask("POST", "/v1/embed", json={"crop_ids": lake.crop_ids}, headers={"accept": ARRAY["content-type"]})
     vectors = np.load(io.BytesIO(answer.content), allow_pickle=False)
     assert vectors.dtype == np.float32
@@ -85,7 +85,7 @@ def test_answers_name_the_model_and_the_request(ask, lake):
         assert headers["x-representation-id"] == lake.card.representation_id
 
 
-def test_the_card_tells_how_a_vector_comes_about(ask, lake):
+def test_the_card_describes_how_a_vector_is_computed(ask, lake):
     card = ask("GET", "/v1/models/champion").json()
     assert (card["name"], card["alias"], card["version"]) == ("cytolake-encoder", "champion", 1)
     assert {key: card[key] for key in ("block", "pooling", "dim", "crop_size", "score")} == {
@@ -138,13 +138,13 @@ def test_a_perturbation_is_searched_by_its_mean_direction(ask, lake):
 
 def test_a_crop_that_is_sent_is_searched_as_its_vector_is(ask, lake):
     pixels, (names,) = lake.catalog.crop_pixels(lake.crop_ids[:1])[0], lake.catalog.channels_of(lake.crop_ids[:1])
-    asked = f"/v1/search?k=4&channels={','.join(names)}&filter=plate = 'P1'"
-    hits = ask("POST", asked, content=npy(pixels), headers=ARRAY).json()["hits"]
-    by_vector = {"vector": lake.stored[0].tolist(), "k": 4, "filter": "plate = 'P1'"}
+    path = f"/v1/search?k=4&channels={','.join(names)}&where=plate = 'P1'"
+    hits = ask("POST", path, content=npy(pixels), headers=ARRAY).json()["hits"]
+    by_vector = {"vector": lake.stored[0].tolist(), "k": 4, "where": "plate = 'P1'"}
     expected = ask("POST", "/v1/search", json=by_vector).json()["hits"]
     assert [hit["crop_id"] for hit in hits] == [hit["crop_id"] for hit in expected]
     assert hits[0]["crop_id"] == lake.crop_ids[0]
-    two = ask("POST", asked, content=npy(np.stack([pixels, pixels])), headers=ARRAY)
+    two = ask("POST", path, content=npy(np.stack([pixels, pixels])), headers=ARRAY)
     assert_problem(two, 422, "2 crops, expected one")
 
 
@@ -176,7 +176,7 @@ def test_tiff_and_arrow_bodies_give_the_tables_vectors(ask, lake):
 def test_verdicts_of_stored_crops_and_of_sent_images(ask, lake):
     stored = ask("POST", "/v1/qc", json={"crop_ids": lake.crop_ids[:2]}).json()
     assert [each["asked"] for each in stored["stored"]] == lake.crop_ids[:2]
-    assert stored["stored"][0]["is_pass"] is None, "nobody judged these sites"
+    assert stored["stored"][0]["is_pass"] is None, "these sites were not judged"
     assert stored["sent"] == []
     flat = np.full((2, 64, 64), 500, np.uint16)
     sent = ask("POST", "/v1/qc?channels=DNA,ER", content=npy(flat), headers=ARRAY).json()
@@ -200,25 +200,28 @@ def test_a_hit_says_where_it_is_and_what_was_done_there(ask, lake):
     assert {key: hit[key] for key in crop} == crop
 
 
-def test_a_filter_is_applied_before_the_ranking(ask, lake):
+def test_a_condition_is_applied_before_the_ranking(ask, lake):
     condition = "gene = 'KRAS' AND y >= 16"
     passing = lake.catalog.sql(
         "select crop_id from crops join wells using (well_id) where gene = 'KRAS' and crops.y >= 16"
     )["crop_id"].to_pylist()
-    hits = ask("POST", "/v1/search", json={"vector": lake.stored[0].tolist(), "k": 100, "filter": condition}).json()
+    hits = ask("POST", "/v1/search", json={"vector": lake.stored[0].tolist(), "k": 100, "where": condition}).json()
     assert sorted(hit["crop_id"] for hit in hits["hits"]) == sorted(passing)
-    nothing = {"vector": lake.stored[0].tolist(), "filter": "gene = 'nobody'"}
+    former_name = {"vector": lake.stored[0].tolist(), "k": 100, "filter": condition}
+    assert ask("POST", "/v1/search", json=former_name).json() == hits
+    assert_problem(ask("POST", "/v1/search", json=former_name | {"where": condition}), 422, "filter")
+    nothing = {"vector": lake.stored[0].tolist(), "where": "gene = 'nobody'"}
     assert ask("POST", "/v1/search", json=nothing).json()["hits"] == []
 
 
-def test_a_hostile_filter_is_refused(ask, lake):
+def test_a_hostile_condition_is_refused(ask, lake):
     for condition in ("1=1; DROP TABLE crops", "gene IN (SELECT gene FROM wells)", "read_text('/etc/passwd') <> ''"):
-        answer = ask("POST", "/v1/search", json={"crop_id": lake.crop_ids[0], "filter": condition})
-        assert_problem(answer, 422, "filter: ")
+        answer = ask("POST", "/v1/search", json={"crop_id": lake.crop_ids[0], "where": condition})
+        assert_problem(answer, 422, "where: ")
 
 
 @pytest.mark.parametrize(
-    ("question", "told"),
+    ("question", "text"),
     [
         ({}, "one of vector, crop_id and perturbation"),
         ({"vector": [1.0] * 24, "crop_id": "x"}, "one of vector, crop_id and perturbation"),
@@ -231,8 +234,8 @@ def test_a_hostile_filter_is_refused(ask, lake):
         ({"vector": [1.0] * 24, "filters": "x"}, "filters"),
     ],
 )
-def test_a_question_that_makes_no_sense_is_told_so(ask, question, told):
-    assert_problem(ask("POST", "/v1/search", json=question), 422, told)
+def test_a_question_without_sense_is_refused(ask, question, text):
+    assert_problem(ask("POST", "/v1/search", json=question), 422, text)
 
 
 def test_what_is_not_there_is_a_404(ask, lake):
@@ -245,7 +248,7 @@ def test_what_is_not_there_is_a_404(ask, lake):
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels", "told"),
+    ("shape", "channels", "text"),
     [
         ((3, 15, 16), "DNA,ER,RNA", "15 x 16 px, the model takes 16 x 16 px"),
         ((3, 16, 16), "DNA,ER", "2 channel names for 3 channels"),
@@ -253,9 +256,9 @@ def test_what_is_not_there_is_a_404(ask, lake):
         ((16, 16), "DNA", "(B, C, H, W)"),
     ],
 )
-def test_crops_of_another_shape_are_refused(ask, shape, channels, told):
+def test_crops_of_another_shape_are_refused(ask, shape, channels, text):
     answer = ask("POST", f"/v1/embed?channels={channels}", content=npy(np.ones(shape, np.uint16)), headers=ARRAY)
-    assert_problem(answer, 422, told)
+    assert_problem(answer, 422, text)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +299,9 @@ def test_the_schema_is_the_frozen_one():
 
 def test_the_service_counts_what_it_did(ask, lake):
     ask("POST", "/v1/embed", json={"crop_ids": lake.crop_ids[:3]})
-    told = ask("GET", "/metrics")
-    assert told.headers["content-type"].startswith("text/plain")
-    series = {family.name: family.samples for family in text_string_to_metric_families(told.text)}
+    answer = ask("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    series = {family.name: family.samples for family in text_string_to_metric_families(answer.text)}
     (embedded,) = (s for s in series["cytolake_crops_embedded"] if s.name.endswith("_total"))
     assert embedded.value >= 3
     (model,) = series["cytolake_model_info"]

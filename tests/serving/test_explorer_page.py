@@ -39,96 +39,95 @@ async def hash_of(page):
     return {name: values[0] for name, values in parse_qs(await page.run("location.hash.slice(1)")).items()}
 
 
-def test_a_person_finds_crops_looks_at_them_and_takes_them_away(address, own_lake):
-    asyncio.run(asyncio.wait_for(visit(address, own_lake), 300))
+def test_a_user_finds_crops_looks_at_them_and_compares_representations(address, lake):
+    async def session():
+        async with Page() as page:
+            await visit(page, address, lake)
+            await compare(page, address, lake)
+
+    asyncio.run(asyncio.wait_for(session(), 300))
 
 
-async def visit(address, lake):
+async def visit(page, address, lake):
+    """Find crops by a condition and a lasso, look at plates and at one crop."""
     n = len(lake.crop_ids)
     kras = lake.catalog.sql("SELECT count(*) AS n FROM crops JOIN wells USING (well_id) WHERE gene = 'KRAS'")["n"][
         0
     ].as_py()
-    async with Page() as page:
-        await page.go(f"{address}/explore/#method=pca&colour=gene")
-        await enter_key(page, "a-key-of-nobody-at-all")
-        await page.until("document.querySelector('#key-reason').textContent.includes('not one of')")
-        await enter_key(page)
-        await page.until(f"{MAP_IS_DRAWN} === '{n}'")
-        legend = await page.run("[...document.querySelectorAll('.entry-label')].map((each) => each.textContent)")
-        assert sorted(legend) == ["GAPDH", "KRAS", "TP53"]
+    await page.go(f"{address}/explore/#method=pca&colour=gene")
+    await enter_key(page, "a-key-of-nobody-at-all")
+    await page.until("document.querySelector('#key-reason').textContent.includes('not one of')")
+    await enter_key(page)
+    await page.until(f"{MAP_IS_DRAWN} === '{n}'")
+    legend = await page.run("[...document.querySelectorAll('.entry-label')].map((each) => each.textContent)")
+    assert sorted(legend) == ["GAPDH", "KRAS", "TP53"]
 
-        await condition(page, "gene = 'KRAS'")
-        await page.until(f"{COUNT} === '{kras} selected'")
-        await page.until(f"document.querySelectorAll('#panel-montage .tile').length === {min(kras, 24)}")
-        await page.until("document.querySelectorAll('.channels tbody tr').length === 2")
-        assert (await hash_of(page))["select"] == "gene = 'KRAS'"
+    await condition(page, "gene = 'KRAS'")
+    await page.until(f"{COUNT} === '{kras} selected'")
+    await page.until(f"document.querySelectorAll('#panel-montage .tile').length === {min(kras, 24)}")
+    await page.until("document.querySelectorAll('.channels tbody tr').length === 2")
+    assert (await hash_of(page))["select"] == "gene = 'KRAS'"
 
-        # A link to this view brings another tab to the same selection.
-        await page.run("window.isBefore = true; location.reload()")  # the page as it was may answer for a while
-        await page.until(f"!window.isBefore && ({MAP_IS_DRAWN}) === '{n}' && {COUNT} === '{kras} selected'")
+    # A link to this view shows the same selection in another tab.
+    await page.run("window.isBefore = true; location.reload()")  # the old page may answer for a while
+    await page.until(f"!window.isBefore && ({MAP_IS_DRAWN}) === '{n}' && {COUNT} === '{kras} selected'")
 
-        await condition(page, "gene = 'nobody' OR", "#show-only")
-        await page.until("document.querySelector('#trouble').textContent.startsWith('filter: ')")
-        await condition(page, "plate = 'P1'", "#show-only")
-        await page.until("!document.querySelector('#show-all').hidden")
+    await condition(page, "gene = 'nobody' OR", "#show-only")
+    await page.until("document.querySelector('#trouble').textContent.startsWith('where: ')")
+    await condition(page, "plate = 'P1'", "#show-only")
+    await page.until("!document.querySelector('#show-all').hidden")
 
-        # A lasso around the whole map selects what is shown of it; the address then says no condition.
-        await page.press("l")
-        box = json.loads(await page.run("JSON.stringify(document.querySelector('.stage').getBoundingClientRect())"))
-        left, top = box["x"] + 4, box["y"] + 4
-        right, bottom = left + box["width"] - 8, top + box["height"] - 8
-        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-        await page.drag(path_through(corners))
-        await page.until(f"{COUNT} === '{n - kras} selected'")
-        assert "select" not in await hash_of(page)
-        await page.press("Escape")
+    # A lasso around the whole map selects what is shown of it; the address then says no condition.
+    await page.press("l")
+    box = json.loads(await page.run("JSON.stringify(document.querySelector('.stage').getBoundingClientRect())"))
+    left, top = box["x"] + 4, box["y"] + 4
+    right, bottom = left + box["width"] - 8, top + box["height"] - 8
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    await page.drag(path_through(corners))
+    await page.until(f"{COUNT} === '{n - kras} selected'")
+    assert "select" not in await hash_of(page)
+    await page.press("Escape")
 
-        await page.press("2")
-        await page.until("document.querySelectorAll('#panel-plates figure').length === 2")
-        assert await page.run("document.querySelectorAll('.well.has-selected').length") == 2
+    await page.press("2")
+    await page.until("document.querySelectorAll('#panel-plates figure').length === 2")
+    assert await page.run("document.querySelectorAll('.well.has-selected').length") == 2
 
-        await page.press("1")
-        await page.until("document.querySelector('#panel-montage .tile')")
-        await page.run("document.querySelector('#panel-montage .tile').click()")
-        await page.until("document.querySelectorAll('#panel-crop .tile').length > 10")
-        crop_id = (await hash_of(page))["crop"]
-        nearest = await page.run(
-            "document.querySelectorAll('#panel-crop .tiles:not(.large) .tile span')[0].textContent"
-        )
-        hit = search(address, crop_id)
-        assert nearest == f"{hit['similarity']:.3f}"
-        assert await page.run("document.querySelectorAll('.ring.crop').length") == 1
+    await page.press("1")
+    await page.until("document.querySelector('#panel-montage .tile')")
+    await page.run("document.querySelector('#panel-montage .tile').click()")
+    await page.until("document.querySelectorAll('#panel-crop .tile').length > 10")
+    crop_id = (await hash_of(page))["crop"]
+    nearest = await page.run("document.querySelectorAll('#panel-crop .tiles:not(.large) .tile span')[0].textContent")
+    hit = search(address, crop_id)
+    assert nearest == f"{hit['similarity']:.3f}"
+    assert await page.run("document.querySelectorAll('.ring.crop').length") == 1
 
-        await page.press("?")
-        await page.until("document.querySelector('#help-dialog').open")
-        assert await page.run("document.querySelectorAll('#shortcuts dt').length") > 8
+    await page.press("?")
+    await page.until("document.querySelector('#help-dialog').open")
+    assert await page.run("document.querySelectorAll('#shortcuts dt').length") > 8
 
-        assert all(asked.startswith((address, "blob:", "data:")) for asked in page.requested), page.requested
-        told = [line for line in page.told if "401" not in line and "422" not in line and "filter: " not in line]
-        assert told == []
+    assert all(each.startswith((address, "blob:", "data:")) for each in page.requested), page.requested
+    problems = [line for line in page.told if "401" not in line and "422" not in line and "where: " not in line]
+    assert problems == []
 
 
-def test_two_representations_side_by_side_share_the_selection(address, own_lake):
-    asyncio.run(asyncio.wait_for(compare(address, own_lake), 300))
-
-
-async def compare(address, lake):
+async def compare(page, address, lake):
+    """Two maps side by side share the selection."""
     n, name = len(lake.crop_ids), lake.card.representation_id
-    async with Page() as page:
-        await page.go(f"{address}/explore/#method=pca&compared={name}&select=gene%20%3D%20'TP53'")
-        await enter_key(page)
-        await page.until("document.querySelectorAll('.stage').length === 2")
-        await page.until(f"[...document.querySelectorAll('.stage')].every((each) => each.dataset.points === '{n}')")
-        await page.until("document.querySelectorAll('#panel-montage .tile').length")
-        counts = await page.run(
-            "import('./app.js').then(({ slots }) => Object.values(slots).map("
-            "({ scatter }) => scatter.plot.get('selectedPoints').length))"
-        )
-        expected = lake.catalog.sql("SELECT count(*) AS n FROM crops JOIN wells USING (well_id) WHERE gene = 'TP53'")[
-            "n"
-        ][0].as_py()
-        assert counts == [expected, expected]
-        assert urlsplit(await page.run("location.href")).path == "/explore/"
+    await page.go("about:blank")
+    await page.go(f"{address}/explore/#method=pca&compared={name}&select=gene%20%3D%20'TP53'")
+    await page.until("document.querySelectorAll('.stage').length === 2")
+    await page.until(f"[...document.querySelectorAll('.stage')].every((each) => each.dataset.points === '{n}')")
+    await page.until("document.querySelectorAll('#panel-montage .tile').length")
+    counts = await page.run(
+        "import('./app.js').then(({ slots }) => Object.values(slots).map("
+        "({ scatter }) => scatter.plot.get('selectedPoints').length))"
+    )
+    expected = lake.catalog.sql("SELECT count(*) AS n FROM crops JOIN wells USING (well_id) WHERE gene = 'TP53'")["n"][
+        0
+    ].as_py()
+    assert counts == [expected, expected]
+    assert urlsplit(await page.run("location.href")).path == "/explore/"
 
 
 def path_through(corners, steps=8):

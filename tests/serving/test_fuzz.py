@@ -1,4 +1,4 @@
-"""Requests that no caller means: the service must refuse them in words, and go on as if nothing had been."""
+"""Malformed and hostile requests: the service must refuse them with a problem document, and work as before."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.serving.conftest import send_to
 
 from cytolake.serving import build_app
 
 KEY = "the-key-of-the-serving-tests"
 ARRAY = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
-QUICK, SLOW = 200, 2000
-
-
-def limited_to(n_cases):
-    return settings(
-        max_examples=n_cases, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
-    )
+FUZZ = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+"""As many examples as the profile says."""
 
 
 def npy(array, **options) -> bytes:
@@ -61,18 +57,18 @@ def assert_refused_or_answered(answer):
         assert "Traceback" not in answer.text
 
 
-@pytest.fixture
-def still_right(ask, lake):
-    """After whatever a test did, a good question gets the table's vectors."""
+@pytest.fixture(scope="module", autouse=True)
+def still_right(service, lake):
+    """After all these requests, a valid one gets the vectors of the table."""
     yield
-    answer = ask("POST", "/v1/embed", json={"crop_ids": lake.crop_ids[:3]})
+    answer = send_to(service, "POST", "/v1/embed", json={"crop_ids": lake.crop_ids[:3]})
     np.testing.assert_allclose(answer.json()["embeddings"], lake.stored[:3], atol=1e-4)
 
 
 @pytest.fixture
 def cases(service):
-    """Requests that the application's own OpenAPI document allows, and such as it forbids."""
-    schemathesis = pytest.importorskip("schemathesis", reason="reads the OpenAPI document and thinks up requests")
+    """Requests that the OpenAPI document allows, and ones that it forbids."""
+    schemathesis = pytest.importorskip("schemathesis", reason="generates requests from the OpenAPI document")
     headers = {"authorization": f"Bearer {KEY}"}
     schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(service), headers=headers)
     modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
@@ -80,11 +76,10 @@ def cases(service):
     return st.one_of([each.as_strategy(generation_mode=mode) for each in operations for mode in modes])
 
 
-@pytest.mark.parametrize("n_cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
-def test_no_request_that_the_schema_suggests_is_a_server_error(cases, still_right, n_cases):
+def test_no_request_that_the_schema_suggests_is_a_server_error(cases):
     seen = Counter()
 
-    @limited_to(n_cases)
+    @FUZZ
     @given(case=cases)
     def ask_one(case):
         answer = case.call(headers={"authorization": f"Bearer {KEY}"})
@@ -94,8 +89,7 @@ def test_no_request_that_the_schema_suggests_is_a_server_error(cases, still_righ
             assert answer.headers["content-type"] == ["application/problem+json"]
 
     ask_one()
-    assert seen.total() >= n_cases
-    assert {path for path, _ in seen} >= {"/v1/embed", "/v1/search", "/v1/models/{alias}"}
+    assert len({path for path, _ in seen}) > 5
 
 
 @st.composite
@@ -113,10 +107,9 @@ def damaged(draw, whole: bytes):
     return bytes(body[: draw(st.integers(0, len(body)))] if draw(st.booleans()) else body)
 
 
-@pytest.mark.parametrize("n_cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("whole", [GOOD, GOOD_NPZ], ids=["npy", "npz"])
-def test_a_damaged_array_is_never_a_server_error(ask, still_right, whole, n_cases):
-    @limited_to(n_cases)
+def test_a_damaged_array_is_never_a_server_error(ask, whole):
+    @FUZZ
     @given(body=damaged(whole), channels=st.sampled_from(["DNA,ER,RNA", "", "DNA", "DNA,,", ",", "DNA,DNA,DNA"]))
     def ask_one(body, channels):
         assert_refused_or_answered(ask("POST", "/v1/embed", params={"channels": channels}, content=body, headers=ARRAY))
@@ -124,18 +117,17 @@ def test_a_damaged_array_is_never_a_server_error(ask, still_right, whole, n_case
     ask_one()
 
 
-@pytest.mark.parametrize("n_cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
-def test_no_filter_is_a_server_error(ask, lake, still_right, n_cases):
+def test_no_condition_is_a_server_error(ask, lake):
     words = [
         *("gene", "plate", "y", "=", "<>", "'TP53'", "'", '"', "(", ")", "AND", "OR", "NOT", "IN", "LIKE", "1", "-1"),
         *("1e400", "NULL", "IS", "BETWEEN", ";", "--", "/*", "SELECT", "*", "::", "[", "]", "{", "\x00", "é", "%"),
     ]
     conditions = st.lists(st.sampled_from(words), max_size=12).map(" ".join) | st.text(max_size=40)
 
-    @limited_to(n_cases)
+    @FUZZ
     @given(condition=conditions)
     def ask_one(condition):
-        question = {"crop_id": lake.crop_ids[0], "k": 2, "filter": condition}
+        question = {"crop_id": lake.crop_ids[0], "k": 2, "where": condition}
         assert_refused_or_answered(ask("POST", "/v1/search", content=json.dumps(question).encode(), headers=JSON))
 
     ask_one()
@@ -147,7 +139,7 @@ def test_no_filter_is_a_server_error(ask, lake, still_right, n_cases):
      "application/x-www-form-urlencoded", "application/JSON", "a" * 5000, "\x7f", "application/octet-stream, a/b"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/embed", "/v1/search"])
-def test_a_wrong_content_type_is_refused_or_understood(ask, still_right, path, content_type):
+def test_a_wrong_content_type_is_refused_or_understood(ask, path, content_type):
     for body in (GOOD, b'{"crop_ids": ["x"]}', b"", b"--x--"):
         answer = ask("POST", path, content=body, headers={"content-type": content_type})
         assert_refused_or_answered(answer)
@@ -183,7 +175,7 @@ class Explodes:
         header("(1, 3, 16, 16)", "__import__('os').getpid()"),
     ],
 )
-def test_an_array_of_anything_but_numbers_is_refused_unread(ask, still_right, body):
+def test_an_array_of_anything_but_numbers_is_refused_unread(ask, body):
     answer = ask("POST", "/v1/embed?channels=DNA,ER,RNA", content=body, headers=ARRAY)
     assert_refused_or_answered(answer)
     assert answer.status_code == 422
@@ -195,7 +187,7 @@ def test_an_array_of_anything_but_numbers_is_refused_unread(ask, still_right, bo
      "(1.5, 3, 16, 16)", "('a',)", "(" + "1," * 5000 + ")", "[1, 3, 16, 16]", "(" * 100 + ")" * 100, "None",
      "(1, 64, 16, 16)", "(2, 3, 16, 16, 1)", "(" + "2," * 33 + ")"],
 )  # fmt: skip
-def test_a_shape_that_cannot_be_is_refused_before_it_costs_memory(ask, still_right, shape):
+def test_a_shape_that_cannot_be_is_refused_before_it_costs_memory(ask, shape):
     answer = ask("POST", "/v1/embed?channels=DNA,ER,RNA", content=header(shape, data=b"\x00" * 1536), headers=ARRAY)
     assert_refused_or_answered(answer)
     assert answer.status_code in (413, 422)
@@ -214,16 +206,16 @@ def bomb(n_bytes: int) -> bytes:
     return stream.getvalue()
 
 
-def test_zip_bombs_are_refused(ask, still_right):
-    large = bomb(2**28)
-    assert len(large) < 2**21
+def test_zip_bombs_are_refused(ask):
+    large = bomb(2**25)  # twice the budget of the tests
+    assert len(large) < 2**18
     lying = bytearray(large)
     at = lying.rindex(b"PK\x01\x02")
     lying[at + 24 : at + 28] = struct.pack("<I", 1536)  # the directory says that it unpacks to one crop
     nested = npz(crops=npz(crops=GOOD))
     many = io.BytesIO()
     with zipfile.ZipFile(many, "w") as archive:
-        for i in range(20_000):
+        for i in range(3000):
             archive.writestr(f"m{i}.npy", b"")
     for body in (large, bytes(lying), nested, many.getvalue()):
         answer = ask("POST", "/v1/embed?channels=DNA,ER,RNA", content=body, headers=ARRAY)
@@ -238,8 +230,8 @@ def test_zip_bombs_are_refused(ask, still_right):
      "gene = 'x'); ATTACH 'x.db'; --", "COPY crops TO 'x'", "gene = $1", "gene = ?", "regexp_matches(gene, '(a+)+$')",
      "gene LIKE '" + "%a" * 2000 + "'", "NOT " * 5000 + "true", "(" * 5000 + "true" + ")" * 5000, "y = " + "9" * 5000],
 )  # fmt: skip
-def test_sql_that_is_no_condition_is_refused(ask, lake, still_right, condition):
-    answer = ask("POST", "/v1/search", json={"crop_id": lake.crop_ids[0], "filter": condition})
+def test_sql_that_is_no_condition_is_refused(ask, lake, condition):
+    answer = ask("POST", "/v1/search", json={"crop_id": lake.crop_ids[0], "where": condition})
     assert_refused_or_answered(answer)
     if answer.status_code == 200:
         assert len(answer.json()["hits"]) < len(lake.crop_ids)
@@ -248,7 +240,7 @@ def test_sql_that_is_no_condition_is_refused(ask, lake, still_right, condition):
 @pytest.mark.parametrize(
     "name", ["' OR '1'='1", "'; DROP TABLE crops; --", "../../etc/passwd", "\x00", "é" * 100, "%00", "\ud800"]
 )
-def test_names_are_never_sql_and_never_paths(ask, lake, still_right, name):
+def test_names_are_never_sql_and_never_paths(ask, lake, name):
     for path, question in (
         ("/v1/embed", {"crop_ids": [name]}),
         ("/v1/search", {"crop_id": name}),
@@ -264,10 +256,10 @@ def test_names_are_never_sql_and_never_paths(ask, lake, still_right, name):
     [b"", b"null", b"[]", b"0", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"crop_ids":' * 10_000,
      b'{"vector": [NaN]}', b'{"vector": [1e999]}', b'{"vector": [' + b"1," * 9000 + b"1]}", b'{"k": 1e30}',
      b'{"crop_id": "x", "crop_id": "y"}', b'{"crop_ids": [["x"]]}', b'{"crop_ids": [1]}', b'{"crop_id": {"a": 1}}',
-     b'{"vector": [1], "filter": 7}', b'{"crop_id": "\\ud800"}', b'{"vector": ' + b"9" * 10_000 + b"}"],
+     b'{"vector": [1], "where": 7}', b'{"crop_id": "\\ud800"}', b'{"vector": ' + b"9" * 10_000 + b"}"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/embed", "/v1/search"])
-def test_json_that_is_no_question_is_refused(ask, still_right, path, body):
+def test_json_that_is_no_question_is_refused(ask, path, body):
     answer = ask("POST", path, content=body, headers=JSON)
     assert_refused_or_answered(answer)
     assert answer.status_code in (400, 404, 422)

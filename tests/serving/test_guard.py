@@ -110,7 +110,7 @@ def test_keys_are_read_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "reason"),
     [
         ({"CYTOLAKE_API_KEYS": "short"}, "5 characters, expected at least 16"),
         ({"CYTOLAKE_API_KEYS": "sha256:beef"}, "64 hex digits"),
@@ -122,15 +122,15 @@ def test_keys_are_read_from_a_file(tmp_path):
         ({"CYTOLAKE_RATE_PER_S": "1", "CYTOLAKE_BURST": "1.5"}, "expected a whole number"),
     ],
 )
-def test_an_unsafe_environment_stops_the_start_without_showing_a_key(environment, told):
-    with pytest.raises(ValueError, match=re.escape(told)) as error:
+def test_an_unsafe_environment_stops_the_start_without_showing_a_key(environment, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)) as error:
         guard_from_environment(environment)
     assert "short" not in str(error.value)
     assert KEY not in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["", "0", "true", "yes"])
-def test_a_service_without_keys_refuses_everything_until_told_otherwise(value):
+def test_a_service_without_keys_refuses_everything_by_default(value):
     answer = Answer(guard_from_environment({"CYTOLAKE_NO_AUTH": value}), **bearer())
     assert answer.status == 401
     assert "CYTOLAKE_API_KEYS" in answer.problem["detail"]
@@ -159,7 +159,7 @@ def test_probes_need_no_key_and_the_schema_does():
     assert Answer(CONFIG, path="/healthz/../v1/embed").status == 401
 
 
-def test_files_of_the_page_can_be_read_without_a_key_and_nothing_beside_them():
+def test_files_of_the_page_can_be_read_without_a_key_and_no_others():
     assert Answer(CONFIG, path="/explore/", method="GET").status == 200
     assert Answer(CONFIG, path="/explore/app.js", method="GET").status == 200
     assert Answer(CONFIG, path="/explore/", method="POST").status == 401
@@ -211,7 +211,7 @@ def test_a_problem_has_the_members_of_rfc_9457():
     assert (problem["status"], problem["type"]) == (401, "urn:cytolake:problem:not-authorised")
 
 
-def test_a_large_body_of_a_caller_without_a_key_is_never_asked_for():
+def test_a_large_body_of_a_caller_without_a_key_is_never_received():
     """The server hands over what `receive` is called for: not called once, not a byte is taken in."""
     for headers in ({}, bearer("a-key-that-somebody-guessed")):
         answer = Answer(
@@ -284,7 +284,7 @@ def test_a_key_opens_what_its_scopes_name_and_nothing_else():
     refused = Answer(config, path="/v1/search", **bearer(plain))
     assert refused.problem["title"] == "Not allowed"
     assert "'search'" in refused.problem["detail"]
-    assert "lab is for embed, models" in refused.problem["detail"]
+    assert "the key lab has embed, models" in refused.problem["detail"]
     assert refused.reason == "scope"
 
 
@@ -304,7 +304,7 @@ def test_an_expired_key_is_refused_by_its_name_and_a_later_day_is_not():
 
 
 def test_a_key_is_exchanged_without_a_restart(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0)
+    monkeypatch.setattr(keys, "CHECK_EVERY_S", 0)
     (old, old_key), (new, now_key) = new_key("lab"), new_key("lab")
     file = tmp_path / "keys"
     file.write_text(old_key.line())

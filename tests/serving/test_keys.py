@@ -34,7 +34,7 @@ def test_the_old_forms_open_everything_for_ever():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("short", "5 characters, expected at least 16"),
         ("sha256:beef", "64 hex digits"),
@@ -51,8 +51,8 @@ def test_the_old_forms_open_everything_for_ever():
         (f"lab sha256:{DIGEST} {PLAIN}", "word 3"),
     ],
 )
-def test_a_line_that_is_no_key_is_told_without_showing_one(text, told):
-    with pytest.raises(ValueError, match=re.escape(told)) as error:
+def test_a_line_that_is_no_key_is_refused_without_showing_one(text, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)) as error:
         parse_key(text)
     assert PLAIN not in str(error.value)
     assert DIGEST not in str(error.value)
@@ -74,7 +74,7 @@ def test_every_key_is_compared_whichever_is_right(monkeypatch):
     assert len(compared) == 4
 
 
-def test_a_new_key_has_32_random_bytes_and_only_its_digest_is_kept():
+def test_a_new_key_has_32_random_bytes_and_only_its_digest_is_stored():
     plain, key = new_key("lab", ["embed"], date(2027, 1, 1))
     assert len(plain) == 43
     assert key.digest == key_digest(plain)
@@ -89,7 +89,7 @@ def test_a_key_is_refused_from_its_day_on():
     assert not ApiKey(name="lab", digest=DIGEST).has_expired(date(9999, 1, 1))
 
 
-def test_a_file_tells_the_line_that_is_wrong(tmp_path):
+def test_an_error_names_the_line_of_the_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"# ours\n\nlab sha256:{DIGEST} scopes=embed # since May\n{PLAIN}x\n")
     assert [key.name == "lab" for key in read_keys(file)] == [True, False]
@@ -110,11 +110,11 @@ def test_a_file_tells_the_line_that_is_wrong(tmp_path):
 @pytest.fixture
 def always_due(monkeypatch):
     """Every request may look at the file."""
-    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0)
+    monkeypatch.setattr(keys, "CHECK_EVERY_S", 0)
 
 
 class Ring:
-    """A key ring over a file, asked who is known."""
+    """A key ring over a file, and the names of its keys."""
 
     def __init__(self, file, text, fixed=()):
         self._file = file
@@ -142,7 +142,7 @@ def test_a_changed_file_is_followed(tmp_path, always_due):
     assert ring.names() == ["fixed"]
 
 
-def test_a_broken_file_keeps_the_keys_and_is_told_once(tmp_path, caplog, always_due):
+def test_a_broken_file_keeps_the_keys_and_is_logged_once(tmp_path, caplog, always_due):
     file = tmp_path / "keys"
     ring = Ring(file, f"lab sha256:{DIGEST}\n")
     for break_it in (lambda: ring.write("lab sha256:beef\n"), file.unlink, lambda: file.write_bytes(b"\xff")):
@@ -166,10 +166,10 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path, monkeypatch, alw
 
 
 def test_many_requests_at_once_look_at_the_file_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "LOOK_EVERY_S", 3600)
+    monkeypatch.setattr(keys, "CHECK_EVERY_S", 3600)
     looks = []
     ring = Ring(tmp_path / "keys", f"lab sha256:{DIGEST}\n").ring
-    ring.look = lambda: looks.append(1)
+    ring.check = lambda: looks.append(1)
 
     async def ask_often():
         await asyncio.gather(*(ring.keys() for _ in range(5)))
@@ -180,11 +180,11 @@ def test_many_requests_at_once_look_at_the_file_once(tmp_path, monkeypatch):
 
 
 def test_a_file_system_that_hangs_holds_up_no_more_than_one_request_and_that_shortly(tmp_path, monkeypatch, always_due):
-    monkeypatch.setattr(keys, "LOOK_WAIT_S", 0.01)
+    monkeypatch.setattr(keys, "CHECK_WAIT_S", 0.01)
     ring = Ring(tmp_path / "keys", f"lab sha256:{DIGEST}\n").ring
     goes_on = threading.Event()
     looks = []
-    ring.look = lambda: looks.append(goes_on.wait(20))
+    ring.check = lambda: looks.append(goes_on.wait(20))
 
     async def ask():
         names = [[key.name for key in await ring.keys()] for _ in range(3)]
@@ -195,7 +195,7 @@ def test_a_file_system_that_hangs_holds_up_no_more_than_one_request_and_that_sho
     assert len(looks) == 1
 
 
-def test_a_line_of_the_file_limits_a_key_that_stands_in_the_environment_too(tmp_path):
+def test_a_line_of_the_file_limits_a_key_that_is_in_the_environment_too(tmp_path):
     (tmp_path / "keys").write_text(f"lab sha256:{DIGEST} scopes=embed\n")
     ring = KeyRing([parse_key(PLAIN)], str(tmp_path / "keys"), read_keys(tmp_path / "keys"))
     (key,) = asyncio.run(ring.keys())

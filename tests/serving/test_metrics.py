@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from cytolake.serving import Service
 from cytolake.serving.guard import Guard, GuardConfig
 from cytolake.serving.keys import new_key
-from cytolake.serving.metrics import METRICS_MEDIA_TYPE, Metrics, ServedModel
+from cytolake.serving.metrics import METRICS_MEDIA_TYPE, Metrics, ModelInfo
 
-MODEL = ServedModel(name="cytolake-encoder", alias="champion", version=3, representation_id="r", n_crops=27)
+MODEL = ModelInfo(name="cytolake-encoder", alias="champion", version=3, representation_id="r", n_crops=27)
 
 
 def values(text: bytes) -> dict[tuple[str, ...], float]:
@@ -69,7 +69,7 @@ def test_requests_are_counted_by_the_template_of_their_path():
     assert found["cytolake_requests_in_progress",] == 0
 
 
-def test_a_caller_cannot_make_series_by_thinking_up_paths_and_methods():
+def test_a_caller_cannot_make_series_by_new_paths_and_methods():
     served = Served()
     served.ask("GET", "/nowhere", key=False)
     served.ask("GET", "/v1/things/nobody-allowed", key=False)
@@ -131,7 +131,7 @@ def test_only_the_model_that_is_served_now_is_named():
     metrics = Metrics()
     metrics.text([MODEL])
     info = ("cytolake_model_info", "alias=champion", "name=cytolake-encoder", "representation_id=r2", "version=4")
-    newer = ServedModel(name="cytolake-encoder", alias="champion", version=4, representation_id="r2", n_crops=30)
+    newer = ModelInfo(name="cytolake-encoder", alias="champion", version=4, representation_id="r2", n_crops=30)
     found = values(metrics.text([newer]))
     assert [series for series in found if series[0] == "cytolake_model_info"] == [info]
     assert (found[info], found["cytolake_ready",], found["cytolake_index_crops", "alias=champion"]) == (1, 1, 30)
@@ -141,13 +141,13 @@ def test_only_the_model_that_is_served_now_is_named():
 
 
 def test_a_service_of_two_aliases_names_both_models():
-    other = ServedModel(name="cytolake-encoder", alias="next", version=4, representation_id="r2", n_crops=5)
+    other = ModelInfo(name="cytolake-encoder", alias="next", version=4, representation_id="r2", n_crops=5)
     found = values(Metrics().text([MODEL, other]))
     assert len([series for series in found if series[0] == "cytolake_model_info"]) == 2
     assert (found["cytolake_index_crops", "alias=champion"], found["cytolake_index_crops", "alias=next"]) == (27, 5)
 
 
-def test_memory_is_told_and_the_text_is_prometheus():
+def test_memory_is_reported_and_the_text_is_prometheus():
     assert values(Metrics().text([]))["process_resident_memory_bytes",] > 10e6
     assert METRICS_MEDIA_TYPE.startswith("text/plain")
 
@@ -174,7 +174,7 @@ def test_the_service_counts_its_requests_passes_and_model(lake, send):
     assert n_passes > 1, "a minibatch of the tests holds few tokens"
     assert found["cytolake_queue_wait_seconds_count",] == n_passes
     assert found["cytolake_index_crops", "alias=champion"] == len(lake.crop_ids)
-    card = service.follower().current().champion.card
+    card = service.follower().current().model.card
     named = {f"name={card.name}", f"version={card.version}", f"representation_id={card.representation_id}"}
     (info,) = (series for series in found if series[0] == "cytolake_model_info")
     assert named <= set(info)

@@ -60,7 +60,7 @@ def test_stored_verdicts_of_sites_and_of_their_crops_are_those_of_the_table(judg
         assert verdict.verdicts == by_site[crop["site_id"]].verdicts
 
 
-def test_the_same_crop_asked_twice_is_answered_twice(judged):
+def test_a_duplicate_crop_has_a_duplicate_answer(judged):
     catalog, _ = judged
     crop_id = catalog.table("crops")["crop_id"][0].as_py()
     first, second = stored_verdicts(catalog, [crop_id, crop_id])
@@ -80,7 +80,7 @@ def test_the_rules_that_judged_last_count(judged, tmp_path):
         assert (verdict.qc_id, verdict.profile) == (qc_id, profile)
 
 
-def test_unknown_ids_are_told(judged):
+def test_unknown_ids_are_refused(judged):
     catalog, _ = judged
     for of in ("crops", "sites"):
         with pytest.raises(ServingError, match="1 of 1") as error:

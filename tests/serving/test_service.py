@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,18 +14,19 @@ from cytolake.models import build_encoder, load_encoder, save_encoder
 from cytolake.performance_prediction.queries import QueryPredictorConfig, fit_query_predictor, queries_of_profiles
 from cytolake.performance_prediction.registered import query_model, register_query_predictor
 from cytolake.serving import Service, ServingConfig, config_from_environment
-from cytolake.serving.service import Minibatch, _run_together, _shares
+from cytolake.serving.served_model import load_served_model
+from cytolake.serving.service import EmbedTask, _run_together, _split
 from cytolake.tracking import TrackingConfig, find_folder, promote, resolve_alias, start_run
 
 
 @pytest.mark.parametrize(
-    ("alias", "folder", "told"),
+    ("alias", "folder", "texts"),
     [
         ("challenger", "", ("'challenger'", "champion -> version 1", "jobs/promote.py")),
         ("champion", "missing", ("missing", "no catalog there", "cytolake ingest")),
     ],
 )
-def test_without_a_champion_the_service_starts_and_says_what_to_do(lake, send, alias, folder, told):
+def test_without_a_model_the_service_starts_and_reports_what_to_do(lake, send, alias, folder, texts):
     service = Service(dataclasses.replace(lake.config, alias=alias, root=str(lake.root / folder)))
     service.load()
     assert send(service, "GET", "/healthz").status_code == 200
@@ -37,11 +39,11 @@ def test_without_a_champion_the_service_starts_and_says_what_to_do(lake, send, a
         answer = send(service, method, path, **request)
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
-        for text in told:
+        for text in texts:
             assert text in answer.json()["detail"]
 
 
-def test_a_champion_promoted_later_is_taken_up_without_a_restart(own_lake, send):
+def test_a_model_promoted_later_is_loaded_without_a_restart(own_lake, send):
     service = Service(dataclasses.replace(own_lake.config, alias="next"))
     service.load()
     assert send(service, "GET", "/readyz").status_code == 503
@@ -50,20 +52,19 @@ def test_a_champion_promoted_later_is_taken_up_without_a_restart(own_lake, send)
     assert send(service, "GET", "/readyz").status_code == 200
 
 
-def test_a_damaged_encoder_is_told_and_never_served(own_lake):
+def test_a_damaged_encoder_is_reported_and_not_served(own_lake):
     card = dataclasses.replace(own_lake.card, representation_id="damaged")
-    champion = promote(TrackingConfig().at(own_lake.root), card, own_lake.source_checkpoint)
-    content = bytearray(champion.encoder_path.read_bytes())
+    version = promote(TrackingConfig().at(own_lake.root), card, own_lake.source_checkpoint)
+    content = bytearray(version.encoder_path.read_bytes())
     content[-5] ^= 0xFF
-    champion.encoder_path.write_bytes(content)
+    version.encoder_path.write_bytes(content)
     service = Service(own_lake.config)
     service.load()
     assert "weights have changed" in service.why_not_ready()
 
 
-def test_rows_written_later_are_found_and_a_pinned_index_does_not_change(own_lake):
-    service = Service(own_lake.config)
-    service.load()
+def test_rows_written_later_are_found_and_a_failed_check_changes_nothing(own_lake, caplog):
+    service = own_lake.loaded_service()
     before = service.follower().current()
     n_before = before.index.crops.num_rows
     service.load()
@@ -72,49 +73,43 @@ def test_rows_written_later_are_found_and_a_pinned_index_does_not_change(own_lak
     own_lake.catalog.append("embeddings", table, transaction="again")
     service.load()
     assert service.follower().current().index.crops.num_rows == n_before + 1
-    assert before.index.crops.num_rows == n_before
-
-
-def test_what_is_loaded_stays_when_a_look_fails(own_lake, caplog):
-    service = Service(own_lake.config)
-    service.load()
+    assert before.index.crops.num_rows == n_before, "an index never changes"
     loaded = service.follower().current()
     (own_lake.root / "mlflow.db").rename(own_lake.root / "gone.db")
     service.load()
     assert service.follower().current() is loaded
     assert service.why_not_ready() == ""
-    assert "gone" in caplog.text or "mlflow.db does not exist" in caplog.text
+    assert "mlflow.db does not exist" in caplog.text
 
 
-def test_a_look_is_set_off_by_a_request_only_when_one_is_due(lake):
-    async def looks(refresh_s: float) -> int:
-        service = Service(dataclasses.replace(lake.config, refresh_s=refresh_s))
-        service.load()
-        n_looks = 0
+def test_a_request_starts_a_check_only_when_one_is_due(lake):
+    async def checks(refresh_s: float) -> int:
+        follower = Service(dataclasses.replace(lake.config, refresh_s=refresh_s)).follower()
+        follower._checked_at = time.monotonic()
+        n_checks = 0
 
         def count() -> None:
-            nonlocal n_looks
-            n_looks += 1
+            nonlocal n_checks
+            n_checks += 1
 
-        follower = service.follower()
         follower.load = count
         for _ in range(3):
             follower.keep_current()
             await asyncio.sleep(0.05)
-        return n_looks
+        return n_checks
 
-    assert asyncio.run(looks(3600)) == 0
-    assert asyncio.run(looks(0)) == 3
+    assert asyncio.run(checks(3600)) == 0
+    assert asyncio.run(checks(0)) == 3
 
 
-def test_strangers_in_one_pass_get_the_vectors_they_would_get_alone(service, lake):
-    champion = service.follower().current().champion
+def test_requests_in_one_pass_get_the_vectors_they_would_get_alone(service, lake):
+    model = service.follower().current().model
     images, channels = lake.catalog.crop_pixels(lake.crop_ids), lake.catalog.channels_of(lake.crop_ids)
-    indices = [champion.channel_indices(names) for names in channels]
-    twin = dataclasses.replace(champion)
+    indices = [model.channel_indices(names) for names in channels]
+    twin = dataclasses.replace(model)
     parts = [
-        Minibatch(
-            champion=champion if i % 2 else twin, images=images[i : i + 4], indices=indices[i : i + 4], asked_at=0.0
+        EmbedTask(
+            model=model if i % 2 else twin, images=images[i : i + 4], indices=indices[i : i + 4], waiting_since=0.0
         )
         for i in range(0, len(images), 4)
     ]
@@ -123,17 +118,14 @@ def test_strangers_in_one_pass_get_the_vectors_they_would_get_alone(service, lak
 
 
 def test_only_the_blocks_that_are_served_are_kept(service, lake):
-    assert service.follower().current().champion.encoder.n_blocks == lake.card.block + 1
+    assert service.follower().current().model.encoder.n_blocks == lake.card.block + 1
 
 
-def test_a_card_that_is_not_its_encoders_is_refused(own_lake):
-    for wrong, told in (({"block": 3}, "blocks 0 to 2"), ({"dim": 25}, "24"), ({"alignment": "tvn"}, "tvn")):
-        card = dataclasses.replace(own_lake.card, representation_id=f"wrong-{told[:3]}", **wrong)
-        promote(TrackingConfig().at(own_lake.root), card, own_lake.source_checkpoint)
-        service = Service(own_lake.config)
-        service.load()
-        assert told in service.why_not_ready()
-        assert "Promote" in service.why_not_ready()
+def test_a_card_of_another_encoder_is_refused(service):
+    card = service.follower().current().model.card
+    for wrong, text in (({"block": 3}, "blocks 0 to 2"), ({"dim": 25}, "24"), ({"alignment": "tvn"}, "tvn")):
+        with pytest.raises(ValueError, match=rf"{text}[^P]*Promote"):
+            load_served_model(dataclasses.replace(card, **wrong), "cpu")
 
 
 def test_a_fixed_stain_encoder_refuses_other_stains_and_takes_any_order(own_lake, send, tmp_path):
@@ -156,23 +148,21 @@ def test_a_fixed_stain_encoder_refuses_other_stains_and_takes_any_order(own_lake
     assert "DNA, Mito" in refused.json()["detail"]
 
 
-def test_a_source_image_that_is_gone_is_the_services_trouble_not_the_callers(own_lake, send):
-    service = Service(own_lake.config)
-    service.load()
-    path = Path(own_lake.catalog.table("sites")["image_paths"].to_pylist()[0][0])
+def test_a_damaged_source_image_is_an_error_of_the_service(lake, ask):
+    path = Path(lake.catalog.table("sites")["image_paths"].to_pylist()[0][0])
     content = path.read_bytes()
-    site_id = own_lake.catalog.table("sites")["site_id"].to_pylist()[0]
-    crop = own_lake.catalog.table("crops", where=f"site_id = '{site_id}'")["crop_id"][0].as_py()
+    site_id = lake.catalog.table("sites")["site_id"].to_pylist()[0]
+    crop = lake.catalog.table("crops", where=f"site_id = '{site_id}'")["crop_id"][0].as_py()
     try:
         path.write_bytes(content[: len(content) // 2])
-        answer = send(service, "POST", "/v1/embed", json={"crop_ids": [crop]})
+        answer = ask("POST", "/v1/embed", json={"crop_ids": [crop]})
     finally:
         path.write_bytes(content)
     assert answer.status_code == 503
     assert "cannot be read" in answer.json()["detail"]
 
 
-def test_a_version_whose_vectors_are_not_the_stored_ones_is_told_and_the_one_before_goes_on(own_lake, send, tmp_path):
+def test_a_version_that_fails_the_smoke_test_is_reported_and_the_previous_one_stays(own_lake, send, tmp_path):
     service = Service(own_lake.config)
     service.load()
     before = service.follower().current()
@@ -192,23 +182,23 @@ def test_a_version_whose_vectors_are_not_the_stored_ones_is_told_and_the_one_bef
     assert service.follower().current() is before
     assert "cosine" in service.follower().why_not_current()
     card = send(service, "GET", "/v1/models/champion").json()
-    assert card["version"] == before.champion.card.version
+    assert card["version"] == before.model.card.version
     assert "version 2 is not served" in card["newest_is_not_served"]
-    with load_champion_calls(reads):
+    with loading_calls(reads):
         service.load()
     assert reads == [], "the same version is not tried again"
     again = stored.slice(0, 1).set_column(at, "representation_id", named.slice(0, 1))
     own_lake.catalog.append("embeddings", again, transaction="embedded again")
-    with load_champion_calls(reads):
+    with loading_calls(reads):
         service.load()
     assert len(reads) == 1, "other embeddings may make it right"
     promote(tracking, dataclasses.replace(wrong, representation_id="right"), own_lake.source_checkpoint)
     service.load()
     assert service.follower().why_not_current() == ""
-    assert service.follower().current().champion.card.representation_id == "right"
+    assert service.follower().current().model.card.representation_id == "right"
 
 
-def test_an_alias_that_moves_while_its_model_loads_is_followed_at_the_next_look(own_lake, monkeypatch):
+def test_an_alias_that_moves_while_its_model_loads_is_followed_at_the_next_check(own_lake, monkeypatch):
     """The version that was resolved is the one that is loaded, named and refused; never a mixture of two."""
     tracking = TrackingConfig().at(own_lake.root)
     seen = []
@@ -223,32 +213,30 @@ def test_an_alias_that_moves_while_its_model_loads_is_followed_at_the_next_look(
     monkeypatch.setattr("cytolake.serving.follower.resolve_alias", resolve_then_move)
     service = Service(own_lake.config)
     service.load()
-    loaded = service.follower().current().champion.card
+    loaded = service.follower().current().model.card
     assert (loaded.version, loaded.representation_id) == (seen[0], own_lake.card.representation_id)
     service.load()
     assert seen[1] != seen[0]
 
 
 @contextmanager
-def load_champion_calls(calls):
-    """Counts how often a model is loaded."""
+def loading_calls(calls):
+    """Records each load of a model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cytolake.serving.follower.load_champion", lambda *args: calls.append(args))
+        patch.setattr("cytolake.serving.follower.load_served_model", lambda *args: calls.append(args))
         yield
 
 
-def test_stored_crops_that_cannot_be_read_do_not_keep_a_model_from_serving(own_lake, monkeypatch, caplog):
+def test_a_model_is_served_where_the_smoke_test_can_read_no_crops(lake, monkeypatch, caplog):
     def unreadable(*_):
         raise OSError("the share is away")
 
     monkeypatch.setattr("cytolake.catalog.Catalog.crop_pixels", unreadable)
-    service = Service(own_lake.config)
-    service.load()
-    assert service.why_not_ready() == ""
+    lake.loaded_service()
     assert "the share is away" in caplog.text
 
 
-def test_another_alias_is_served_beside_when_it_is_asked_for(own_lake, send):
+def test_another_alias_is_loaded_at_its_first_request(own_lake, send):
     service = Service(dataclasses.replace(own_lake.config, other_aliases=("challenger",)))
     service.load()
     assert not service.follower("challenger").is_in_use
@@ -267,11 +255,11 @@ def test_another_alias_is_served_beside_when_it_is_asked_for(own_lake, send):
 
 
 def test_minibatches_hold_at_most_their_tokens_and_every_crop_once():
-    assert _shares([5, 5, 5], 10) == [(0, 2), (2, 3)]
-    assert _shares([50, 5, 5], 10) == [(0, 1), (1, 3)]
-    assert _shares([3], 10) == [(0, 1)]
+    assert _split([5, 5, 5], 10) == [(0, 2), (2, 3)]
+    assert _split([50, 5, 5], 10) == [(0, 1), (1, 3)]
+    assert _split([3], 10) == [(0, 1)]
     tokens = np.random.default_rng(0).integers(1, 12, 200).tolist()
-    shares = _shares(tokens, 20)
+    shares = _split(tokens, 20)
     assert [first for first, _ in shares[1:]] == [end for _, end in shares[:-1]]
     assert (shares[0][0], shares[-1][1]) == (0, 200)
     assert all(sum(tokens[first:end]) <= 20 for first, end in shares)
@@ -306,8 +294,9 @@ def test_bf16_is_another_rounding_of_the_same_vectors_and_the_card_says_so(lake,
     assert send(service, "GET", "/v1/models/champion").json()["precision"] == "bf16"
 
 
-def register_predictor(lake, folder, representation_id, before="search"):
-    """One that was fitted on made-up crops of this width."""
+@pytest.fixture(scope="module")
+def fitted(lake, tmp_path_factory):
+    """Predictors before the search and before the screen, fitted on made-up crops of this width, and saved."""
     random = np.random.default_rng(0)
     n, dim = 160, lake.stored.shape[1]
     what = [f"gene{i % 16}" for i in range(n)]
@@ -318,53 +307,53 @@ def register_predictor(lake, folder, representation_id, before="search"):
     text = [f"gene {name}" for name in what]
     queries = queries_of_profiles(vectors, what, what, text, np.full((n, 1), np.nan), plates, is_control)
     quick = QueryPredictorConfig(families=("ridge",), folds=2, outer_folds=2, bootstrap_draws=10, by_direction=True)
-    predictor, _ = fit_query_predictor(queries, before, quick)
+    return {before: fit_query_predictor(queries, before, quick)[0] for before in ("search", "screen")}
+
+
+def register(lake, predictor, folder, representation_id):
     predictor.representation_id = representation_id
     predictor.save(folder)
     tracking = TrackingConfig().at(lake.root)
     with start_run(tracking, "predictor") as run:
         register_query_predictor(tracking, predictor, folder, run)
-    return predictor
 
 
-def test_a_search_tells_how_well_it_will_do_once_that_was_learnt(own_lake, send, tmp_path):
-    service = Service(own_lake.config)
-    service.load()
-    question = {"json": {"crop_id": own_lake.crop_ids[0], "k": 3}}
-    assert send(service, "POST", "/v1/search", **question).json()["predicted_performance"] is None
-    predictor = register_predictor(own_lake, tmp_path / "fitted", own_lake.card.representation_id)
-    service.load()
-    told = send(service, "POST", "/v1/search", **question).json()["predicted_performance"]
-    expected = predictor.predict(own_lake.stored[:1].astype(float))
-    assert told["average_precision"] == pytest.approx(expected.score[0], abs=1e-4)
-    assert 0 <= told["low"] <= told["average_precision"] <= told["high"] <= 1
-    assert told["coverage"] == 0.9
-    by_vector = {"json": {"vector": (5 * own_lake.stored[0].astype(float)).tolist()}}
-    assert send(service, "POST", "/v1/search", **by_vector).json()["predicted_performance"] == pytest.approx(
-        told, abs=1e-4
-    )
+def test_queries_and_treatments_are_predicted_by_the_predictor_of_the_representation(own_lake, send, fitted, tmp_path):
+    own = own_lake.card.representation_id
+    service = own_lake.loaded_service()
 
+    def post(path, **question):
+        return send(service, "POST", path, json=question)
 
-def test_queries_treatments_and_prompts_are_told_by_what_was_fitted_for_them(own_lake, send, tmp_path):
-    service = Service(own_lake.config)
-    service.load()
-    by_crop = {"json": {"crop_ids": own_lake.crop_ids[:2]}}
-    answer = send(service, "POST", "/v1/predict-performance", **by_crop)
+    by_crop = {"crop_ids": own_lake.crop_ids[:2]}
+    answer = post("/v1/predict-performance", **by_crop)
     assert answer.status_code == 409
     assert "jobs/predict_performance.py" in answer.json()["detail"]
-    register_predictor(own_lake, tmp_path / "search", own_lake.card.representation_id)
-    planned = register_predictor(own_lake, tmp_path / "screen", own_lake.card.representation_id, "screen")
+    register(own_lake, fitted["search"], tmp_path / "another", "another")
     service.load()
-    told = send(service, "POST", "/v1/predict-performance", **by_crop).json()
-    assert (told["measure"], told["coverage"], told["predictor_version"]) == ("average_precision", 0.9, 1)
-    searched = send(service, "POST", "/v1/search", json={"crop_id": own_lake.crop_ids[1]}).json()
-    assert told["predicted"][1]["value"] == pytest.approx(searched["predicted_performance"]["average_precision"])
-    by_vector = {"json": {"vectors": own_lake.stored[:1].astype(float).tolist()}}
-    assert len(send(service, "POST", "/v1/predict-performance", **by_vector).json()["predicted"]) == 1
-    treatments = {"json": {"planned": [{"gene": "gene3"}, {"gene": "TP53", "dose": 2.5}]}}
-    told = send(service, "POST", "/v1/predict-performance", **treatments).json()
-    expected = planned.predict(description=["gene gene3", "gene TP53"], numbers=np.array([[np.nan], [2.5]]))
-    assert [each["value"] for each in told["predicted"]] == pytest.approx(expected.score.tolist())
+    assert service.follower().current().performance is None, "fitted on another representation"
+    assert post("/v1/search", crop_id=own_lake.crop_ids[0]).json()["predicted_performance"] is None
+
+    register(own_lake, fitted["search"], tmp_path / "search", own)
+    register(own_lake, fitted["screen"], tmp_path / "screen", own)
+    service.load()
+    predicted = post("/v1/search", crop_id=own_lake.crop_ids[0], k=3).json()["predicted_performance"]
+    expected = fitted["search"].predict(own_lake.stored[:1].astype(float))
+    assert predicted["average_precision"] == pytest.approx(expected.score[0], abs=1e-4)
+    assert 0 <= predicted["low"] <= predicted["average_precision"] <= predicted["high"] <= 1
+    assert predicted["coverage"] == 0.9
+    by_vector = post("/v1/search", vector=(5 * own_lake.stored[0].astype(float)).tolist()).json()
+    assert by_vector["predicted_performance"] == pytest.approx(predicted, abs=1e-4)
+
+    answer = post("/v1/predict-performance", **by_crop).json()
+    assert (answer["measure"], answer["coverage"], answer["predictor_version"]) == ("average_precision", 0.9, 2)
+    assert answer["predicted"][0]["value"] == pytest.approx(predicted["average_precision"])
+    vectors = own_lake.stored[:1].astype(float).tolist()
+    assert len(post("/v1/predict-performance", vectors=vectors).json()["predicted"]) == 1
+    treatments = [{"gene": "gene3"}, {"gene": "TP53", "dose": 2.5}]
+    answer = post("/v1/predict-performance", planned=treatments).json()
+    expected = fitted["screen"].predict(description=["gene gene3", "gene TP53"], numbers=np.array([[np.nan], [2.5]]))
+    assert [each["value"] for each in answer["predicted"]] == pytest.approx(expected.score.tolist())
     for question, status, text in (
         ({"planned": [{}]}, 422, "name a compound, gene, pathway or dose"),
         ({"vectors": [[1.0, 2.0]]}, 422, "fitted on (queries, 24)"),
@@ -373,25 +362,17 @@ def test_queries_treatments_and_prompts_are_told_by_what_was_fitted_for_them(own
         ({"prompts": ["a cell"]}, 409, "performance.prompts.path"),
         ({"crop_ids": ["a"], "prompts": ["b"]}, 422, "give one of"),
     ):
-        answer = send(service, "POST", "/v1/predict-performance", json=question)
+        answer = post("/v1/predict-performance", **question)
         assert answer.status_code == status
         assert text in answer.json()["detail"]
 
 
-def test_a_predictor_of_another_representation_is_not_asked(own_lake, tmp_path):
-    register_predictor(own_lake, tmp_path / "fitted", "another")
-    service = Service(own_lake.config)
-    service.load()
-    assert service.follower().current().performance is None
-
-
-def test_a_damaged_predictor_is_told_in_the_log_and_searches_go_on(own_lake, send, tmp_path, caplog):
-    register_predictor(own_lake, tmp_path / "fitted", own_lake.card.representation_id)
+def test_a_damaged_predictor_is_logged_and_searches_go_on(own_lake, send, fitted, tmp_path, caplog):
+    register(own_lake, fitted["search"], tmp_path / "fitted", own_lake.card.representation_id)
     found = find_folder(TrackingConfig().at(own_lake.root), query_model("search"))
     assert found is not None
     (found[0] / "stack.json").write_text("{")
-    service = Service(own_lake.config)
-    service.load()
+    service = own_lake.loaded_service()
     answer = send(service, "POST", "/v1/search", json={"crop_id": own_lake.crop_ids[0]})
     assert answer.status_code == 200
     assert answer.json()["predicted_performance"] is None

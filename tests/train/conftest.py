@@ -13,8 +13,15 @@ import pytest
 import zarr
 
 from cytolake.packs.pack import FORMAT, INDEX_FILE, INDEX_SCHEMA, PACK_FILE, array_path
+from cytolake.tracking import TrackingConfig
 
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
+
+
+@pytest.fixture(scope="session")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    """One MLflow store for all runs: to make one takes 4 s of CPU."""
+    return TrackingConfig().at(tmp_path_factory.mktemp("tracking"))
 
 
 @pytest.fixture(scope="session")

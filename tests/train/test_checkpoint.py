@@ -1,4 +1,4 @@
-"""Checkpoints: written in parts by several workers, read by any number, never taken for whole when they are not."""
+"""Checkpoints: written in parts by several workers, read by any number, incomplete ones detected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trained(seed=0, name="adamw", model=MODEL):
 def write(folder, objective, optimiser, *, step=5, workers=1, n_kept=2):
     for rank in range(workers):
         writer = CheckpointWriter(folder, rank, workers, n_kept)
-        encoder = encoder_on_cpu(objective.kept_encoder, rank == 0)
+        encoder = encoder_on_cpu(objective.final_encoder, rank == 0)
         writer.begin(objective, optimiser, encoder, Position(step=step, samples=8 * step, pack_id="pack"), {"seed": 0})
         writer.wait()
     return folder / checkpoint_name(step)
@@ -86,7 +86,7 @@ def test_what_training_does_meanwhile_does_not_reach_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing part", "no state", "half an encoder"])
-def test_a_half_written_checkpoint_is_passed_over_and_forgotten(tmp_path, damage):
+def test_an_incomplete_checkpoint_is_skipped_and_deleted(tmp_path, damage):
     objective, optimiser = trained()
     write(tmp_path, objective, optimiser, step=5, workers=2)
     newest = write(tmp_path, objective, optimiser, step=10, workers=2)

@@ -1,4 +1,4 @@
-"""Every objective trains through the same loop, and an interrupted run goes on to the same numbers."""
+"""Every objective trains through the same loop, and an interrupted run continues to the same numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cytolake.models.objectives import (
     VicRegConfig,
 )
 from cytolake.packs.pack import Pack
-from cytolake.tracking import TrackingConfig, run_params
+from cytolake.tracking import run_params
 from cytolake.train.checkpoint import newest_checkpoint
 from cytolake.train.config import PretrainConfig
 from cytolake.train.pretrain import PretrainError, pretrain
@@ -73,7 +73,9 @@ def losses(runs: Path) -> list[dict[str, float]]:
     [(each, TRANSFORMER) for each in OBJECTIVES] + [(each, RESNET) for each in ON_RESNET],
     ids=lambda each: getattr(each, "name", "") or each.architecture,
 )
-def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_path, monkeypatch, objective, model):
+def test_an_interrupted_run_of_it_continues_to_the_same_numbers(
+    make_pack, tmp_path, monkeypatch, tracking, objective, model
+):
     is_mixed = not model.is_fused
     pack = make_pack(24, (STAINS[:1], STAINS, STAINS[:2]) if is_mixed else (STAINS,))
     config = PretrainConfig(
@@ -82,7 +84,7 @@ def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_pat
         minibatch_size=6, workers=0, threads=1, precision="fp32", log_every=1, checkpoint_every=2, optimiser="lion",
         learning_rate=1e-4,
     )  # fmt: skip
-    whole = pretrain(pack, config, tmp_path / "whole", TrackingConfig())
+    whole = pretrain(pack, config, tmp_path / "whole", tracking)
     read, calls = Pack.read, 0
 
     def fail_once(self, rows):
@@ -95,30 +97,30 @@ def test_an_interrupted_run_of_it_goes_on_to_the_same_numbers(make_pack, tmp_pat
 
     monkeypatch.setattr(Pack, "read", fail_once)
     with pytest.raises(PretrainError, match="gone"):
-        pretrain(pack, config, tmp_path / "broken", TrackingConfig())
-    resumed = pretrain(pack, config, tmp_path / "broken", TrackingConfig())
+        pretrain(pack, config, tmp_path / "broken", tracking)
+    resumed = pretrain(pack, config, tmp_path / "broken", tracking)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert resumed.model_id == whole.model_id
     values = np.array([list(row.values()) for row in losses(tmp_path / "whole")])
     assert np.isfinite(values).all()
-    # what is kept is a plain encoder of the model's config
+    # the result is a plain encoder of the model's config
     assert dataclasses.replace(load_encoder(whole.checkpoint).config, drop_path=model.drop_path) == config.model
 
 
-def test_a_queue_longer_than_the_pack_is_shortened_and_the_log_says_so(make_pack, tmp_path, caplog):
+def test_a_queue_longer_than_the_pack_is_shortened_and_the_log_reports_it(make_pack, tmp_path, tracking, caplog):
     config = PretrainConfig(
         model=TRANSFORMER, objective=OBJECTIVES[6], steps=2, minibatch_size=5, workers=0, threads=1, precision="fp32"
     )
-    result = pretrain(make_pack(24, (STAINS,)), config, tmp_path / "runs", TrackingConfig())
+    result = pretrain(make_pack(24, (STAINS,)), config, tmp_path / "runs", tracking)
     assert "has 24 crops: the queue of moco_v2_plus holds 20 keys instead of" in caplog.text
-    assert run_params(TrackingConfig().at(tmp_path), result.run_id)["queue_size"] == "20"
+    assert run_params(tracking, result.run_id)["queue_size"] == "20"
     with safe_open(newest_checkpoint(result.run_folder) / "shard_0_of_1.safetensors", framework="np") as file:
         assert file.get_slice("model/queue").get_shape() == [2, 20, 16]
         assert int(file.get_tensor("model/oldest")) == 10
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"objective": ObjectiveConfig()}, "objective mae hides tokens"),
         ({"parallel": "fsdp"}, "those are for transformer blocks"),
@@ -126,6 +128,6 @@ def test_a_queue_longer_than_the_pack_is_shortened_and_the_log_says_so(make_pack
         ({"augment": AugmentConfig(channel_drop=0.1)}, "resnet needs all its stains"),
     ],
 )
-def test_what_a_resnet_cannot_do_stops_before_training(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_a_resnet_cannot_do_stops_before_training(change, message):
+    with pytest.raises(ValueError, match=message):
         PretrainConfig(**({"model": RESNET, "objective": ON_RESNET[0]} | change))

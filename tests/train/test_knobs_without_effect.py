@@ -7,15 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from tests.embed.small_screen import make_small_screen
 
 from cytolake.models import CropBatch, ModelConfig, collate
 from cytolake.models.augment import KNOBS, NOTHING, AugmentConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.train.config import PretrainConfig
-from cytolake.train.dry_run import dry_run, dry_run_tables
-from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, knobs_without_effect
+from cytolake.train.dry_run import dry_run
+from cytolake.train.knobs_without_effect import changes_input, crops_to_compare
 
 CHANNELS = ("DNA", "ER", "Actin")
 
@@ -87,9 +86,6 @@ def test_a_dry_run_warns_of_what_is_on_and_without_effect():
     model = ModelConfig(crop_size=16, patch_size=8, width=16, depth=2, heads=2)
     mae = ObjectiveConfig(mae=MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2))
     config = PretrainConfig(model=model, objective=mae, augment=AugmentConfig(gain=2.0, gamma=2.0), minibatch_size=8)
-    assert set(knobs_without_effect(config)) == {"gain"}
-    console = Console(width=200, record=True)
-    console.print(dry_run_tables(dry_run(config, n_crops=100)))
-    text = console.export_text()
-    assert "augment.gain changes nothing that the encoder gets: each channel of a crop is standardised" in text
-    assert "augment.gamma" not in text
+    assert dry_run(config, n_crops=100).without_effect == {
+        "gain": "changes nothing that the encoder gets: each channel of a crop is standardised"
+    }

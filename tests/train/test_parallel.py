@@ -1,4 +1,4 @@
-"""Dealt out among workers (FSDP2) or whole on each (DDP): losses, weights and checkpoints as in one process."""
+"""Sharded over workers (FSDP2) or whole on each (DDP): losses, weights and checkpoints as in one process."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def train(kind: str, rank: int, world_size: int, folder: Path, optimiser_name: s
         shard(objective)
     optimiser = new_optimiser(objective, optimiser_name)
     parallel = distribute(objective, kind, torch.device("cpu"))
-    said = []
+    losses = []
     for number in range(N_STEPS):
-        said.append(step(objective, parallel, rows_of_step(number, rank, world_size), world_size))
+        losses.append(step(objective, parallel, rows_of_step(number, rank, world_size), world_size))
         optimiser.step()
         optimiser.zero_grad()
     writer = CheckpointWriter(folder, rank, world_size, 2)
-    encoder = encoder_on_cpu(objective.kept_encoder, rank == 0)
+    encoder = encoder_on_cpu(objective.final_encoder, rank == 0)
     writer.begin(objective, optimiser, encoder, Position(step=N_STEPS, samples=24, pack_id="pack"), {})
     writer.wait()
     state = state_of(objective, optimiser)
@@ -95,22 +95,22 @@ def train(kind: str, rank: int, world_size: int, folder: Path, optimiser_name: s
                 each.to_local().zero_()
         read_checkpoint(folder / checkpoint_name(N_STEPS), objective, optimiser, "pack")
         assert all(
-            torch.equal(each.to_local(), kept) for each, kept in zip(objective.parameters(), before, strict=True)
+            torch.equal(each.to_local(), earlier) for each, earlier in zip(objective.parameters(), before, strict=True)
         )
-    said.append(step(objective, parallel, rows_of_step(N_STEPS, rank, world_size), world_size))
-    return said
+    losses.append(step(objective, parallel, rows_of_step(N_STEPS, rank, world_size), world_size))
+    return losses
 
 
 def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    said = {}
+    losses = {}
     for name in ("adamw", "lion"):
         for kind in ("ddp", "fsdp"):
-            said[f"{kind} {name}"] = train(kind, rank, world_size, folder / f"{kind}_{name}", name)
+            losses[f"{kind} {name}"] = train(kind, rank, world_size, folder / f"{kind}_{name}", name)
     if rank == 0:
-        torch.save(said, folder / "said.pt")
+        torch.save(losses, folder / "losses.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -136,14 +136,14 @@ def test_sharded_replicated_and_alone_learn_the_same(two_workers, tmp_path, name
     some thousand rounded terms, one after the other: 1,000 * 2^-24 = 6e-5.
     """
     alone = train("ddp", 0, 1, tmp_path, name)
-    said = torch.load(two_workers / "said.pt", weights_only=True)
-    np.testing.assert_allclose(said[f"ddp {name}"], alone, rtol=1e-4)
-    np.testing.assert_allclose(said[f"fsdp {name}"], said[f"ddp {name}"], rtol=1e-4)
+    losses = torch.load(two_workers / "losses.pt", weights_only=True)
+    np.testing.assert_allclose(losses[f"ddp {name}"], alone, rtol=1e-4)
+    np.testing.assert_allclose(losses[f"fsdp {name}"], losses[f"ddp {name}"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_checkpoint_of_two_workers_goes_on_in_one_process(two_workers, kind, name):
+def test_a_checkpoint_of_two_workers_continues_in_one_process(two_workers, kind, name):
     """All of the state, to the bit; and its next step has the workers' loss, up to the order of their sums."""
     objective = build_objective(MODEL, OBJECTIVE, 1)
     optimiser = new_optimiser(objective, name)
@@ -155,12 +155,12 @@ def test_a_checkpoint_of_two_workers_goes_on_in_one_process(two_workers, kind, n
     assert [key for key, value in found.items() if not torch.equal(value, wanted[key])] == []
     for key, value in load_encoder(folder / "encoder.safetensors").state_dict().items():
         assert torch.equal(value, wanted[f"encoder.{key}"])
-    said = torch.load(two_workers / "said.pt", weights_only=True)[f"{kind} {name}"]
+    losses = torch.load(two_workers / "losses.pt", weights_only=True)[f"{kind} {name}"]
     next_step = step(objective, objective, rows_of_step(N_STEPS, 0, 1), 1)
-    np.testing.assert_allclose(next_step, said[-1], rtol=1e-4)
+    np.testing.assert_allclose(next_step, losses[-1], rtol=1e-4)
 
 
-def test_a_checkpoint_from_before_key_biases_were_left_alone_goes_on(tmp_path):
+def test_a_checkpoint_from_before_key_biases_were_left_alone_continues(tmp_path):
     """Its optimiser had moments of them, and moved them."""
     old, new = (build_objective(MODEL, OBJECTIVE, 0) for _ in range(2))
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_a_checkpoint_from_before_key_biases_were_left_alone_goes_on(tmp_path):
     optimisers[0].zero_grad()
     position = Position(step=1, samples=8, pack_id="pack")
     writer = CheckpointWriter(tmp_path, 0, 1, 2)
-    writer.begin(old, optimisers[0], encoder_on_cpu(old.kept_encoder, True), position, {})
+    writer.begin(old, optimisers[0], encoder_on_cpu(old.final_encoder, True), position, {})
     writer.wait()
     assert read_checkpoint(tmp_path / checkpoint_name(1), new, optimisers[1], "pack") == position
     kept = new.encoder.blocks[0].key_norm.bias.clone()

@@ -1,4 +1,4 @@
-"""A machine that is told that it will be taken away, as spot machines are: one of a cluster's two nodes is drained."""
+"""Preemption of a machine, as of spot machines: one of a cluster's two nodes is drained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DRAINED_AFTER, SECONDS_TO_LEAVE = 50, 4
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_told_to_leave_costs_no_step_that_was_done_before(make_pack, tmp_path):
+def test_a_preempted_machine_costs_no_step_that_was_done_before(make_pack, tmp_path):
     pack = make_pack(32, (STAINS[:2], STAINS))
     subprocess.run(
         [sys.executable, __file__, pack, tmp_path],
@@ -53,7 +53,7 @@ def test_a_machine_that_is_told_to_leave_costs_no_step_that_was_done_before(make
 
 
 def train_and_drain(pack: str, folder: Path) -> None:
-    """Train on two nodes, have one of them told to leave, and note the steps at the notice and at the restart."""
+    """Train on two nodes, drain one of them, and record the steps at the notice and at the restart."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -62,23 +62,23 @@ def train_and_drain(pack: str, folder: Path) -> None:
     ray.init(cluster.address)
     head = ray.get_runtime_context().get_node_id()
     (other,) = (node["NodeID"] for node in ray.nodes() if node["NodeID"] != head)
-    noted: list[int] = []
+    recorded: list[int] = []
 
     def drain(what: str, done: int, total: int) -> None:
         step = done // CONFIG.minibatch_size
         checkpoint = next((each for each in (folder / "runs").iterdir() if each.is_dir()), None)
         newest = newest_checkpoint(checkpoint) if checkpoint else None
-        if not noted and step >= DRAINED_AFTER:
-            noted.append(step)
+        if not recorded and step >= DRAINED_AFTER:
+            recorded.append(step)
             command = ["drain-node", "--address", cluster.address, "--node-id", other]
             command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"]
             command += ["--deadline-remaining-seconds", str(SECONDS_TO_LEAVE)]
             subprocess.run([Path(sys.executable).with_name("ray"), *command], check=True)
-        elif len(noted) == 1 and newest is not None:
-            noted.append(int(newest.name.rsplit("_", 1)[1]))
+        elif len(recorded) == 1 and newest is not None:
+            recorded.append(int(newest.name.rsplit("_", 1)[1]))
 
     pretrain(pack, CONFIG, folder / "runs", TrackingConfig(), drain)
-    (folder / "steps").write_text(" ".join(map(str, noted)))
+    (folder / "steps").write_text(" ".join(map(str, recorded)))
     ray.shutdown()
     cluster.shutdown()
 

@@ -16,7 +16,7 @@ from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.models.stored_fields import stored_fields
 from cytolake.packs.pack import Pack
 from cytolake.packs.sampler import minibatches
-from cytolake.tracking import TrackingConfig, metric_history, run_params
+from cytolake.tracking import metric_history, run_params
 from cytolake.train.checkpoint import newest_checkpoint
 from cytolake.train.config import PretrainConfig, run_key
 from cytolake.train.pretrain import PretrainError, pretrain
@@ -52,20 +52,20 @@ def mixed_pack(make_pack):
 
 
 @pytest.fixture(scope="session")
-def finished(mixed_pack, tmp_path_factory):
+def finished(mixed_pack, tmp_path_factory, tracking):
     """An uninterrupted run in this process."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
-    told = []
+    reported = []
     result = pretrain(
         mixed_pack,
         CONFIG,
         runs,
-        TrackingConfig(),
-        lambda *where: told.append(where),
+        tracking,
+        lambda *where: reported.append(where),
         spread_of_weights(),
         {"code": "abc"},
     )
-    return result, told
+    return result, reported
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -74,7 +74,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_leaves_two_encoders_a_history_and_pictures(finished):
-    result, told = finished
+    result, reported = finished
     trained, untrained = load_encoder(result.checkpoint), load_encoder(result.untrained_checkpoint)
     assert (model_id(trained), model_id(untrained)) == (result.model_id, result.untrained_model_id)
     assert model_id(build_encoder(MODEL, CONFIG.seed)) == result.untrained_model_id != result.model_id
@@ -88,11 +88,11 @@ def test_a_run_leaves_two_encoders_a_history_and_pictures(finished):
         np.testing.assert_array_equal(pictures["reconstruction"][~hidden], pictures["original"][~hidden])
     # 96 crops of a pack of 36: pictures after the first two epochs, and at the end
     assert len(list((result.run_folder / "pictures").glob("*.png"))) == 3
-    assert told[0] == ("pretrain", 0, 96)
-    assert told[-1] == ("pretrain", 96, 96)
+    assert reported[0] == ("pretrain", 0, 96)
+    assert reported[-1] == ("pretrain", 96, 96)
 
 
-def test_speed_is_told_in_crops_tokens_and_operations_alike(finished, mixed_pack):
+def test_speed_is_reported_in_crops_tokens_and_operations(finished, mixed_pack):
     result, _ = finished
     n_channels = np.array(Pack.open(mixed_pack).index["group"])
     flops = {n: training_cost(MODEL, OBJECTIVE, n).training_flops for n in (2, 3, 5)}
@@ -121,9 +121,8 @@ def test_every_crop_is_seen_once_in_each_epoch_in_the_sampler_s_order(finished, 
     assert all(np.array_equal(one, other) for one, other in zip(seen, wanted, strict=True))
 
 
-def test_mlflow_holds_the_same_history_and_what_the_run_was_made_of(finished):
+def test_mlflow_holds_the_same_history_and_what_the_run_was_made_of(finished, tracking):
     result, _ = finished
-    tracking = TrackingConfig().at(result.run_folder.parents[1])
     for name in ("loss", "mse", "learning_rate", "grad_norm", "crops_per_s", "tokens_per_s", "memory_mb"):
         rows = [(row["step"], row[name]) for row in history(result.run_folder)]
         assert metric_history(tracking, result.run_id, name) == rows
@@ -138,24 +137,23 @@ def test_mlflow_holds_the_same_history_and_what_the_run_was_made_of(finished):
     assert client.get_run(result.run_id).data.tags["code"] == "abc"
 
 
-def test_the_encoder_is_evaluated_while_it_is_trained(finished):
+def test_the_encoder_is_evaluated_while_it_is_trained(finished, tracking):
     result, _ = finished
     assert list(result.evaluations) == [0, 5, 10, 12]
     ends = {0: result.untrained_checkpoint, 12: result.checkpoint}
     for step, encoder in ends.items():
         assert result.evaluations[step] == spread_of_weights()(encoder)
-    tracking = TrackingConfig().at(result.run_folder.parents[1])
-    told = metric_history(tracking, result.run_id, "evaluation/spread")
-    assert told == [(step, numbers["spread"]) for step, numbers in result.evaluations.items()]
+    reported = metric_history(tracking, result.run_id, "evaluation/spread")
+    assert reported == [(step, numbers["spread"]) for step, numbers in result.evaluations.items()]
 
 
-def test_a_finished_run_is_read_back(finished, mixed_pack):
+def test_a_finished_run_is_read_back(finished, mixed_pack, tracking):
     result, _ = finished
-    again = pretrain(mixed_pack, dataclasses.replace(CONFIG, log_every=4), result.run_folder.parent, TrackingConfig())
+    again = pretrain(mixed_pack, dataclasses.replace(CONFIG, log_every=4), result.run_folder.parent, tracking)
     assert again == dataclasses.replace(result, is_reused=True)
 
 
-def test_a_run_that_lost_its_pixels_goes_on_to_the_same_loss(finished, mixed_pack, tmp_path, monkeypatch):
+def test_a_run_that_lost_its_pixels_continues_to_the_same_loss(finished, mixed_pack, tmp_path, monkeypatch, tracking):
     whole, _ = finished
     calls = 0
     read = Pack.read
@@ -170,13 +168,15 @@ def test_a_run_that_lost_its_pixels_goes_on_to_the_same_loss(finished, mixed_pac
         return read(self, rows)
 
     monkeypatch.setattr(Pack, "read", fail_once)
-    with pytest.raises(PretrainError, match=r"the file server went away\. .* goes on from .* checkpoint_step_00000005"):
-        pretrain(mixed_pack, CONFIG, tmp_path / "runs", TrackingConfig(), evaluate=spread_of_weights())
+    with pytest.raises(
+        PretrainError, match=r"the file server went away\. .* continues from .* checkpoint_step_00000005"
+    ):
+        pretrain(mixed_pack, CONFIG, tmp_path / "runs", tracking, evaluate=spread_of_weights())
     folder = tmp_path / "runs" / whole.run_key
     assert read_live_history(folder)[-1]["step"] == 6
     assert not (folder / "result.json").exists()
 
-    resumed = pretrain(mixed_pack, CONFIG, tmp_path / "runs", TrackingConfig(), evaluate=spread_of_weights())
+    resumed = pretrain(mixed_pack, CONFIG, tmp_path / "runs", tracking, evaluate=spread_of_weights())
     assert [row["step"] for row in history(folder)] == [row["step"] for row in history(whole.run_folder)]
     for name in ("loss", "mse", "fourier", "learning_rate", "grad_norm"):
         np.testing.assert_array_equal(
@@ -186,13 +186,12 @@ def test_a_run_that_lost_its_pixels_goes_on_to_the_same_loss(finished, mixed_pac
     assert resumed.evaluations == whole.evaluations
     for one, other in zip(read_seen(folder), read_seen(whole.run_folder), strict=True):
         np.testing.assert_array_equal(one, other)
-    tracking = TrackingConfig().at(tmp_path)
     assert [step for step, _ in metric_history(tracking, resumed.run_id, "loss")] == [3, 5, 6, 9, 10, 12]
 
 
-def test_a_token_budget_changes_the_minibatches_and_not_the_crops(mixed_pack, tmp_path):
+def test_a_token_budget_changes_the_minibatches_and_not_the_crops(mixed_pack, tmp_path, tracking):
     config = dataclasses.replace(CONFIG, steps=None, epochs=2, minibatch_tokens=300, evaluate_every=None)
-    result = pretrain(mixed_pack, config, tmp_path / "runs", TrackingConfig())
+    result = pretrain(mixed_pack, config, tmp_path / "runs", tracking)
     seen = read_seen(result.run_folder)
     assert result.steps == len(seen) > 9
     tokens = 16 * np.array([2, 5, 3])
@@ -201,7 +200,9 @@ def test_a_token_budget_changes_the_minibatches_and_not_the_crops(mixed_pack, tm
 
 
 @pytest.mark.parametrize("crops_are", ["of one epoch", "of many"])
-def test_numbers_that_are_not_finite_stop_the_run_and_name_the_crops(mixed_pack, tmp_path, monkeypatch, crops_are):
+def test_numbers_that_are_not_finite_stop_the_run_and_name_the_crops(
+    mixed_pack, tmp_path, monkeypatch, crops_are, tracking
+):
     """One crop blows up: its step is found although it lies inside a window, and the checkpoint before it stays."""
     blown, at_step = {}, 8 if crops_are == "of one epoch" else 4
     order = np.concatenate([each.rows for each in minibatches(36, 0, 8, end=96)])
@@ -218,30 +219,30 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_crops(mixed_pack,
 
     monkeypatch.setattr(loop, "read_minibatches", blow_up)
     with pytest.raises(PretrainError, match=rf"step {at_step}: the loss is nan.* 8 crops .* stopped\.json"):
-        pretrain(mixed_pack, CONFIG, tmp_path / "runs", TrackingConfig())
+        pretrain(mixed_pack, CONFIG, tmp_path / "runs", tracking)
     (folder,) = (tmp_path / "runs").iterdir()
     stopped = json.loads((folder / "stopped.json").read_text())
     assert stopped["step"] == at_step
     assert stopped["crop_ids"] == [f"crop{row}" for row in order[8 * (at_step - 1) : 8 * at_step]]
     newest = newest_checkpoint(folder)
     assert (newest.name if newest else None) == ("checkpoint_step_00000005" if at_step == 8 else None)
-    monkeypatch.setattr(loop, "read_minibatches", original)  # mended: the same command goes on
-    assert pretrain(mixed_pack, CONFIG, tmp_path / "runs", TrackingConfig()).steps == 12
+    monkeypatch.setattr(loop, "read_minibatches", original)  # repaired: the same command continues
+    assert pretrain(mixed_pack, CONFIG, tmp_path / "runs", tracking).steps == 12
 
 
-def test_a_damaged_shard_is_named(make_pack, tmp_path):
+def test_a_damaged_shard_is_named(make_pack, tmp_path, tracking):
     pack = make_pack(36)
     shard = next(path for path in sorted(pack.rglob("c/*/0/0/0")) if path.is_file())
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(PretrainError, match=str(shard.relative_to(pack).parts[0])):
-        pretrain(
-            pack, dataclasses.replace(CONFIG, evaluate_every=None, max_failures=0), tmp_path / "runs", TrackingConfig()
-        )
+        pretrain(pack, dataclasses.replace(CONFIG, evaluate_every=None, max_failures=0), tmp_path / "runs", tracking)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")  # Ray Data sets its own deprecated switches
-def test_two_ray_workers_learn_what_one_process_learns_even_when_one_is_killed(mixed_pack, tmp_path, local_ray):
+def test_two_ray_workers_learn_what_one_process_learns_even_when_one_is_killed(
+    mixed_pack, tmp_path, local_ray, tracking
+):
     import os
     import signal
 
@@ -250,7 +251,7 @@ def test_two_ray_workers_learn_what_one_process_learns_even_when_one_is_killed(m
     config = dataclasses.replace(CONFIG, workers=2, checkpoint_every=2, evaluate_every=20, log_every=1)
     # Drop-path draws by worker, so it differs between one worker and two.
     config = dataclasses.replace(config, steps=60, model=dataclasses.replace(MODEL, drop_path=0.0))
-    alone = pretrain(mixed_pack, dataclasses.replace(config, workers=0), tmp_path / "alone", TrackingConfig())
+    alone = pretrain(mixed_pack, dataclasses.replace(config, workers=0), tmp_path / "alone", tracking)
     killed: list[int] = []
 
     def kill_one_worker(what: str, done: int, total: int) -> None:
@@ -261,9 +262,7 @@ def test_two_ray_workers_learn_what_one_process_learns_even_when_one_is_killed(m
                 killed.append(workers[0].pid)
                 os.kill(workers[0].pid, signal.SIGKILL)
 
-    shared = pretrain(
-        mixed_pack, config, tmp_path / "shared", TrackingConfig(), kill_one_worker, evaluate=spread_of_weights()
-    )
+    shared = pretrain(mixed_pack, config, tmp_path / "shared", tracking, kill_one_worker, evaluate=spread_of_weights())
     assert killed
     rows, wanted = history(shared.run_folder), history(alone.run_folder)
     assert [row["step"] for row in rows] == list(range(1, 61))
@@ -289,7 +288,7 @@ def test_a_run_that_was_begun_before_a_setting_existed_keeps_its_folder():
 
 
 @pytest.mark.parametrize(
-    ("model", "change", "said"),
+    ("model", "change", "message"),
     [
         ({"crop_size": 32}, {}, "crops of 16 px, the model takes 32 px"),
         ({}, {"minibatch_size": 64}, "36 crops, fewer than one minibatch of 64"),
@@ -297,15 +296,17 @@ def test_a_run_that_was_begun_before_a_setting_existed_keeps_its_folder():
         ({"channel_code": "order", "max_channels": 4}, {}, "5 channels.*at most 4"),
     ],
 )
-def test_a_pack_that_does_not_fit_is_refused_before_anything_is_written(mixed_pack, tmp_path, model, change, said):
+def test_a_pack_that_does_not_fit_is_refused_before_anything_is_written(
+    mixed_pack, tmp_path, model, change, message, tracking
+):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, **model), **change)
-    with pytest.raises(ValueError, match=said):
-        pretrain(mixed_pack, config, tmp_path / "runs", TrackingConfig())
+    with pytest.raises(ValueError, match=message):
+        pretrain(mixed_pack, config, tmp_path / "runs", tracking)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"precision": "fp8"}, "choose one of auto, bf16, fp32"),
         ({"optimiser": "sgd"}, "choose one of adamw, lion"),
@@ -320,6 +321,6 @@ def test_a_pack_that_does_not_fit_is_refused_before_anything_is_written(mixed_pa
         ),
     ],
 )
-def test_a_config_that_cannot_train_is_refused_at_once(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_config_that_cannot_train_is_refused_at_once(change, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)

@@ -1,4 +1,4 @@
-"""What was seen is kept for every step once, whoever was killed in between."""
+"""Every step is recorded once, also after a kill."""
 
 from __future__ import annotations
 

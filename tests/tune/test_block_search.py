@@ -1,4 +1,4 @@
-"""Block search over tables with a known best block, through real Ray Tune trials."""
+"""Block search over tables with a known best block."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tests.embed.small_screen import PERTURBATIONS, SmallScreen, make_small_screen
+from tests.tune.in_process import run_in_process
 
 import cytolake.catalog
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
@@ -68,9 +69,11 @@ def ids_of(catalog: Catalog, *kinds: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def choice(small: SmallScreen, local_ray: None) -> BlockChoice:
+def choice(small: SmallScreen) -> BlockChoice:
     seen: list[tuple[int, int]] = []
-    found = search_blocks(small.catalog, ids_of(small.catalog), CONFIG, lambda _, done, n: seen.append((done, n)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_search, "run_calls", run_in_process)
+        found = search_blocks(small.catalog, ids_of(small.catalog), CONFIG, lambda _, done, n: seen.append((done, n)))
     assert seen[0] == (0, len(SIGNALS))
     assert seen[-1] == (len(SIGNALS), len(SIGNALS))
     return found
@@ -97,8 +100,11 @@ def small_plates() -> list[str]:
     return ["P0", "P1", "P2", "P3"]
 
 
-def test_wells_are_searched_without_another_fit_and_two_batches_give_no_interval(choice, small, monkeypatch):
-    monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("probed again"))
+def test_a_second_search_and_one_by_wells_read_the_table_and_fit_nothing(choice, small, monkeypatch):
+    monkeypatch.setattr(block_search, "_score_rows", lambda *_: pytest.fail("probed again"))
+    before = small.catalog.versions()
+    assert search_blocks(small.catalog, ids_of(small.catalog), CONFIG) == choice
+    assert small.catalog.versions() == before
     of_wells = search_blocks(small.catalog, ids_of(small.catalog), dataclasses.replace(CONFIG, choose_by="wells"))
     assert of_wells.metric == "balanced_accuracy_wells"
     assert of_wells.protocol_id == choice.protocol_id
@@ -119,13 +125,6 @@ def test_every_fold_and_metric_has_a_row_and_every_summary_an_interval(choice, s
             assert row["value"] == pytest.approx(np.mean(folds))
 
 
-def test_a_second_search_reads_the_table_and_chooses_the_same(choice, small, monkeypatch):
-    monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("probed again"))
-    before = small.catalog.versions()
-    assert search_blocks(small.catalog, ids_of(small.catalog), CONFIG) == choice
-    assert small.catalog.versions() == before
-
-
 def test_a_search_without_baselines_or_of_unknown_representations_is_refused(small):
     with pytest.raises(ValueError, match="no untrained and no pixel_statistics"):
         search_blocks(small.catalog, ids_of(small.catalog, "trained"), CONFIG)
@@ -143,7 +142,7 @@ def test_a_search_without_baselines_or_of_unknown_representations_is_refused(sma
     ],
 )
 def test_a_label_that_cannot_be_scored_stops_before_any_trial(small, changes, problem, monkeypatch):
-    monkeypatch.setattr(block_search, "_run_trials", lambda *_: pytest.fail("started trials"))
+    monkeypatch.setattr(block_search, "_score_rows", lambda *_: pytest.fail("started trials"))
     config = dataclasses.replace(CONFIG, **changes)
     if problem is None:  # positions are on every plate: it can be scored
         with pytest.raises(pytest.fail.Exception, match="started trials"):

@@ -35,9 +35,9 @@ def test_agreement_is_that_of_scikit_learn_on_its_own_clusters():
     random = np.random.default_rng(2)
     vectors, label = random.normal(size=(120, 6)), random.integers(0, 5, 120)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    told = KMeans(5, n_init=3, random_state=4).fit_predict(unit)
+    clusters = KMeans(5, n_init=3, random_state=4).fit_predict(unit)
     found = cluster_agreement(vectors, {"label": label}, restarts=3, seeds=(4,))
-    assert found["label"].ami == pytest.approx(adjusted_mutual_info_score(label, told))
+    assert found["label"].ami == pytest.approx(adjusted_mutual_info_score(label, clusters))
 
 
 def test_terciles_are_thirds_of_what_is_known():

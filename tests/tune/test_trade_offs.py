@@ -24,10 +24,10 @@ def test_the_confusion_of_all_crops_is_that_of_scikit_learn():
     from sklearn.metrics import recall_score
 
     random = np.random.default_rng(0)
-    label, told = random.integers(0, 6, 500), random.integers(0, 6, 500)
-    found = confusion_matrix(label, told, 6)
-    np.testing.assert_array_equal(found, oracle(label, told))
-    np.testing.assert_allclose(recall_of_classes(found), recall_score(label, told, average=None))
+    label, predicted = random.integers(0, 6, 500), random.integers(0, 6, 500)
+    found = confusion_matrix(label, predicted, 6)
+    np.testing.assert_array_equal(found, oracle(label, predicted))
+    np.testing.assert_allclose(recall_of_classes(found), recall_score(label, predicted, average=None))
 
 
 def test_a_class_without_crops_has_no_recall():
@@ -133,7 +133,7 @@ def test_too_few_trainings_for_any_evidence_are_reported(n_seeds, least):
 
 
 @pytest.mark.parametrize(
-    ("values", "change", "told"),
+    ("values", "change", "message"),
     [
         (VALUES[:4], lambda r: r, "expected .4 values, seeds, 4 classes."),
         (VALUES[:2], lambda r: r[:2], "three or more, increasing"),
@@ -141,6 +141,6 @@ def test_too_few_trainings_for_any_evidence_are_reported(n_seeds, least):
         (VALUES, lambda r: np.where(np.arange(4) == 2, np.nan, r), "class flat has no recall at value 0"),
     ],
 )
-def test_what_cannot_be_judged_is_told(values, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_judged_is_refused(values, change, message):
+    with pytest.raises(ValueError, match=message):
         trade_offs(values, change(recalls(np.random.default_rng(0))), CLASSES)

@@ -31,10 +31,10 @@ class Page:
     """One page, as a context manager; needs the package websockets."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.console: list[str] = []
         """Errors and warnings of the console, and what the browser refused to load."""
         self.requested: list[str] = []
-        """Addresses that were asked for."""
+        """Addresses that were requested."""
 
     async def __aenter__(self) -> Page:
         import websockets
@@ -83,12 +83,12 @@ class Page:
         """Wait until a JavaScript expression is true.
 
         Raises:
-            TimeoutError: It is not yet; with what the console told.
+            TimeoutError: It is not yet; with the last messages of the console.
         """
         end = time.monotonic() + timeout_s
         while not await self.run(f"Boolean({condition})"):
             if time.monotonic() > end:
-                raise TimeoutError(f"{condition} is not true after {timeout_s:g} s. Console: {self.told[-5:]}")
+                raise TimeoutError(f"{condition} is not true after {timeout_s:g} s. Console: {self.console[-5:]}")
             await asyncio.sleep(0.1)
 
     async def go(self, address: str) -> None:
@@ -138,12 +138,12 @@ class Page:
             about = message["params"]
             match message["method"]:
                 case "Runtime.exceptionThrown":
-                    self.told.append(str(about["exceptionDetails"].get("exception", {}).get("description")))
+                    self.console.append(str(about["exceptionDetails"].get("exception", {}).get("description")))
                 case "Runtime.consoleAPICalled" if about["type"] in ("error", "warning"):
-                    self.told.append(
+                    self.console.append(
                         " ".join(str(each.get("value", each.get("description"))) for each in about["args"])
                     )
                 case "Log.entryAdded" if "GL Driver Message" not in about["entry"]["text"]:
-                    self.told.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
+                    self.console.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
                 case "Network.requestWillBeSent":
                     self.requested.append(about["request"]["url"])

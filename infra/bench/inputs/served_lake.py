@@ -105,6 +105,8 @@ def served(
     *,
     by_config: bool = True,
     python: str | Path = sys.executable,
+    target: str = "serve.app:app",
+    folder_of_code: Path = CHECKOUT,
     replicas: int = 1,
     cpus: int = 2,
     deployment: Mapping[str, object] | None = None,
@@ -115,8 +117,10 @@ def served(
     Args:
         root: Catalog root.
         key: The one that is accepted; "" runs it without keys.
-        by_config: True serves serve/config.yaml on a free port, False `serve.app:app` on port 8000.
+        by_config: True serves serve/config.yaml on a free port, False `target` on port 8000.
         python: Interpreter that has the dependencies.
+        target: Import path of the application.
+        folder_of_code: Working directory of the server.
         replicas: Of the deployment, by config.
         cpus: Logical CPUs of its Ray.
         deployment: Settings that differ from serve/config.yaml, such as `max_queued_requests`.
@@ -130,7 +134,6 @@ def served(
         free.bind(("127.0.0.1", 0 if by_config else 8000))
         port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="ctb", dir="/tmp"))  # Ray's socket paths allow about 100 characters in all
-    target = "serve.app:app"
     if by_config:
         config = yaml.safe_load((CHECKOUT / "serve" / "config.yaml").read_text())
         config["http_options"]["port"] = port
@@ -150,7 +153,7 @@ def served(
     with log.open("w") as output:
         process = subprocess.Popen(
             [python, "-m", "ray.serve.scripts", "run", target],
-            cwd=CHECKOUT,
+            cwd=folder_of_code,
             env=environment,
             stdout=output,
             stderr=output,

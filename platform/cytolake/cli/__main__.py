@@ -1,4 +1,4 @@
-"""Start of the `cytolake` command, also as `python -m cytolake.cli` where it is not on the PATH, as in a submitted job."""
+"""Start of the `cytolake` command; `python -m cytolake.cli` where it is not on the PATH, as in a submitted job."""
 
 from __future__ import annotations
 

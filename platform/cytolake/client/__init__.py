@@ -1,4 +1,4 @@
-"""Ask a running Serve application from Python. Needs numpy and httpx, and nothing else of cytolake."""
+"""HTTP client of the Serve application. Needs numpy and httpx only."""
 
 from cytolake.client.client import Client, ServiceError
 

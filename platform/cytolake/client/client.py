@@ -1,6 +1,6 @@
-"""A client of the Serve application: arrays in, arrays out, and no failure that asking again would have cured.
+"""HTTP client of the Serve application: arrays in, arrays out; repeats requests after transient failures.
 
-Every endpoint only reads, so a request may be repeated without harm.
+All endpoints only read, so a request can be repeated safely.
 
 Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
 """
@@ -27,28 +27,28 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 RETRIED = frozenset({429, 502, 503, 504})
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 8.0
-"""Between two attempts, seconds: a random time up to 0.25, then up to twice that, and so on up to 8."""
+"""Wait before another attempt, seconds: random, up to 0.25 at first, then doubling up to 8."""
 
 LONGEST_RETRY_AFTER_S = 120.0
-"""A service that asks for a longer pause, seconds, is not waited for."""
+"""Longest Retry-After that the client waits for, seconds."""
 
 ROUNDS = 3
-"""How often an array is embedded again from its start because a new model was promoted meanwhile."""
+"""Attempts to embed a whole array with one model, where another model is promoted in between."""
 
 REPEATED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-"""The connection failed. An answer that takes longer than `timeout_s` is none of these: it would take as long again."""
+"""Failures of the connection, which are repeated. A timeout is not: the next attempt would take as long."""
 
 
 class ServiceError(Exception):
-    """The service refused, failed, or was not reached."""
+    """The service refused the request, failed, or could not be reached."""
 
     def __init__(self, status: int, title: str, detail: str, request_id: str = "") -> None:
         """
         Args:
-            status: HTTP status; 0 where no answer came.
-            title: The kind of trouble, always the same text.
-            detail: What happened this time and what to do about it.
-            request_id: What the service's log calls the request.
+            status: HTTP status; 0 without an answer.
+            title: Kind of the error, the same text each time.
+            detail: What was found, what was expected, what to do next.
+            request_id: Id of the request in the log of the service.
         """
         super().__init__(f"{status} {title}: {detail}" + (f" (request {request_id})" if request_id else ""))
         self.status = status
@@ -58,7 +58,7 @@ class ServiceError(Exception):
 
 
 class Client:
-    """One service. Safe to share between threads; in asyncio, call it through `asyncio.to_thread`."""
+    """Client of one service. Thread-safe; in asyncio, call it through `asyncio.to_thread`."""
 
     def __init__(
         self,
@@ -75,15 +75,15 @@ class Client:
     ) -> None:
         """
         Args:
-            url: Such as `http://127.0.0.1:8000`. Over a network use https: the key travels in a header.
-            key: Bearer key; "" for a service that runs without.
-            alias: Model that answers, where the service follows several; "" for its own choice.
-            timeout_s: How long to wait for a connection, and for each answer, seconds.
-            retries: Further attempts when the connection fails or the service says "not now".
-            max_crops: Crops in one request; a larger array is sent in several.
-            max_body_bytes: Bytes of pixels in one request; the same. A crop that is larger alone is sent alone.
-            in_flight: Requests of one array that are under way together: one is read while the other is computed.
-            transport: Instead of the network, such as `httpx.MockTransport`.
+            url: Address, such as `http://127.0.0.1:8000`. Use https over a network, because a header holds the key.
+            key: Bearer key; "" for a service without keys.
+            alias: Registry alias of the model that answers; "" for the default of the service.
+            timeout_s: Longest wait for a connection, and for each answer, seconds.
+            retries: Further attempts after a failed connection, or a status 429, 502, 503 or 504.
+            max_crops: Most crops in one request; a larger array is sent in several requests.
+            max_body_bytes: Most bytes of pixels in one request; a larger crop is sent alone.
+            in_flight: Concurrent requests of one array.
+            transport: Replacement of the network, such as `httpx.MockTransport`.
 
         Raises:
             ValueError: A limit below 1, or fewer than 0 retries.
@@ -121,15 +121,15 @@ class Client:
         """Vectors of your own crops.
 
         Args:
-            pixels: (B, C, S, S), or (C, S, S) for one crop; raw intensities of any scale, S as the model takes it.
+            pixels: (B, C, S, S), or (C, S, S) for one crop; raw intensities of any scale, S the crop size of the model.
             channels: C stain names, in the order of the pixels.
 
         Returns:
-            (B, D), all of one model, also when another is promoted meanwhile.
+            (B, D), all of one model, even where another is promoted in between.
 
         Raises:
-            ServiceError: What the service refuses, such as another crop size or an unknown stain.
-            ValueError: An array of another rank, without crops, or of no plain numbers.
+            ServiceError: The service refuses the request, for example another crop size or an unknown stain.
+            ValueError: An array of another rank, without crops, or of another type than numbers.
         """
         if pixels.ndim not in (3, 4) or pixels.dtype.kind not in "uif" or not pixels.size:
             raise ValueError(
@@ -156,15 +156,15 @@ class Client:
         """(B, D) vectors of stored crops, in the order of their ids, all of one model.
 
         Raises:
-            ServiceError: What the service refuses, such as an unknown crop.
+            ServiceError: The service refuses the request, for example an unknown crop.
             ValueError: No ids.
         """
         if not crop_ids:
             raise ValueError("no crop ids; expected at least one")
 
         def send(first: int) -> httpx.Response:
-            asked = {"crop_ids": list(crop_ids[first : first + self._max_crops])}
-            return self._send("POST", "/v1/embed", json=asked, headers={"accept": ARRAY_MEDIA_TYPE})
+            request = {"crop_ids": list(crop_ids[first : first + self._max_crops])}
+            return self._send("POST", "/v1/embed", json=request, headers={"accept": ARRAY_MEDIA_TYPE})
 
         return self._embed_all(send, range(0, len(crop_ids), self._max_crops))
 
@@ -180,53 +180,53 @@ class Client:
         """The stored crops most similar to a vector, to a stored crop, or to a perturbation's crops.
 
         Args:
-            vector: (D,) as `embed` gives it; one of the three is needed.
-            crop_id: The same, by a stored crop, which is no hit itself.
-            perturbation: The same, by its crops, where the service knows this.
-            k: Hits wanted.
-            where: SQL condition that hits must pass, such as `gene = 'TP53'`.
+            vector: (D,), a result of `embed`. Give one of vector, crop_id and perturbation.
+            crop_id: Search by a stored crop, which is excluded from the hits.
+            perturbation: Search by a perturbation's crops, which are excluded from the hits.
+            k: Number of hits.
+            where: SQL condition on the hits, such as `gene = 'TP53'`.
 
         Returns:
-            The answer as the service gives it: `hits`, best first, each with `crop_id` and `similarity`.
+            The answer of the service: `hits`, most similar first, each with `crop_id` and `similarity`.
 
         Raises:
-            ServiceError: What the service refuses, such as a condition that it does not understand.
+            ServiceError: The service refuses the request, for example a condition that is not allowed.
         """
         question: dict[str, Any] = {"k": k}
         if vector is not None:
             question["vector"] = np.asarray(vector, dtype=np.float64).tolist()
-        named = {"crop_id": crop_id, "perturbation": perturbation, "filter": where}
+        named = {"crop_id": crop_id, "perturbation": perturbation, "where": where}
         return self._json("POST", "/v1/search", json=question | {name: value for name, value in named.items() if value})
 
     def qc(self, **question: Any) -> dict[str, Any]:
-        """QC verdicts, where the service gives them; the fields of the question are those of its /openapi.json.
+        """QC verdicts; for the fields of the question see `QcRequest` in /openapi.json.
 
         Raises:
-            ServiceError: 404, this service gives none; or what it refuses.
+            ServiceError: 404, the service has no such endpoint; or it refuses the request.
         """
         return self._json("POST", self._path_of("qc"), json=_plain(question))
 
     def predict_performance(self, **question: Any) -> dict[str, Any]:
-        """How well queries, planned treatments or prompts will do, where the service tells; fields as for `qc`.
+        """Predicted performance of queries, planned treatments or prompts; for the fields see `PredictRequest`.
 
         Raises:
-            ServiceError: 404, this service does not; or what it refuses.
+            ServiceError: 404, the service has no such endpoint; or it refuses the request.
         """
         return self._json("POST", self._path_of("predict"), json=_plain(question))
 
     def model(self, alias: str = "") -> dict[str, Any]:
-        """The card of the model that answers: how its vectors come about, and how they scored.
+        """The card of a model: how its vectors are computed, and their benchmark scores.
 
         Args:
-            alias: Another one's; "" for the client's own, or `champion`.
+            alias: Alias of the model; "" for that of the client, or `champion`.
 
         Raises:
-            ServiceError: 404, the service does not follow this alias.
+            ServiceError: 404, the service does not follow the alias.
         """
         return self._json("GET", f"/v1/models/{alias or self._alias or 'champion'}")
 
     def is_ready(self) -> bool:
-        """Whether a model is loaded; asked once, without waiting for it."""
+        """Whether the service has a model loaded; one attempt, without waiting."""
         try:
             return self._http.get("/readyz").status_code == 200
         except httpx.TransportError:
@@ -246,8 +246,8 @@ class Client:
         raise ServiceError(
             0,
             "Changing model",
-            f"{ROUNDS} times another model answered the end of the array than its beginning, whose vectors do not "
-            "belong together. Repeat the request when promotion is done.",
+            f"in {ROUNDS} attempts parts of the array were answered by different models, whose vectors cannot be "
+            "compared. Repeat the request after the promotion.",
         )
 
     def _path_of(self, word: str) -> str:
@@ -262,7 +262,7 @@ class Client:
             raise ServiceError(
                 404,
                 "Not found",
-                f"this service has no endpoint POST /v1/{word}; its /openapi.json lists what there is.",
+                f"this service has no endpoint POST /v1/{word}; /openapi.json lists its endpoints.",
             )
         return min(found, key=len)
 
@@ -271,13 +271,13 @@ class Client:
         return answer
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """A good answer, after as many attempts as it takes and are allowed."""
+        """The answer of a successful request, after at most `retries` further attempts."""
         request_id = uuid.uuid4().hex
         request["headers"] = {"x-request-id": request_id} | request.get("headers", {})
         if self._alias:
             request["params"] = {"alias": self._alias} | request.get("params", {})
         for attempt in range(self._retries + 1):
-            # Random up to the limit, so that callers who failed together do not come back together.
+            # Random, so that callers that failed together do not return together.
             wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
             try:
                 response = self._http.request(method, path, **request)
@@ -290,17 +290,17 @@ class Client:
                     return response
                 failure = _refusal(response, request_id)
                 wait_s += _retry_after_s(response)
-                if not _may_pass(response) or wait_s > LONGEST_RETRY_AFTER_S:
+                if not _is_transient(response) or wait_s > LONGEST_RETRY_AFTER_S:
                     raise failure
             if attempt < self._retries:
                 self._sleep(wait_s)
         raise failure
 
 
-def _may_pass(response: httpx.Response) -> bool:
-    # The service's own errors are problem documents. A bare 500 is the proxy's: the process that had the request died.
-    is_proxys = response.status_code == 500 and not _is_problem(response)
-    return response.status_code in RETRIED or is_proxys
+def _is_transient(response: httpx.Response) -> bool:
+    # Errors of the service are problem documents. A bare 500 is the proxy's: the process with the request died.
+    is_of_proxy = response.status_code == 500 and not _is_problem(response)
+    return response.status_code in RETRIED or is_of_proxy
 
 
 def _is_problem(response: httpx.Response) -> bool:
@@ -314,20 +314,20 @@ def _refusal(response: httpx.Response, request_id: str) -> ServiceError:
             problem = response.json()
             return ServiceError(response.status_code, str(problem["title"]), str(problem["detail"]), request_id)
         except (ValueError, LookupError, TypeError):
-            pass  # what calls itself a problem document and is none is shown as it came
-    told = " ".join(response.text.split())[:300] or "no text"
-    return ServiceError(response.status_code, response.reason_phrase or "Error", told, request_id)
+            pass  # a broken problem document is shown as text
+    text = " ".join(response.text.split())[:300] or "no text"
+    return ServiceError(response.status_code, response.reason_phrase or "Error", text, request_id)
 
 
 def _no_answer(error: httpx.TransportError, request_id: str) -> ServiceError:
-    told = " ".join(str(error).split()) or "no text"
+    text = " ".join(str(error).split()) or "no text"
     return ServiceError(
-        0, "No answer", f"{type(error).__name__} ({told}). Is the service running at this address?", request_id
+        0, "No answer", f"{type(error).__name__} ({text}). Is the service running at this address?", request_id
     )
 
 
 def _retry_after_s(response: httpx.Response) -> float:
-    """What the service asks for, seconds; 0 where it asks for nothing that can be understood."""
+    """Value of the header Retry-After, seconds; 0 where it is missing or invalid."""
     text = response.headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)

@@ -1,4 +1,4 @@
-"""Encoders and what trains them. Needs torch, numpy and safetensors, and timm for ResNets."""
+"""Encoders and their training objectives. Needs torch, numpy and safetensors, and timm for ResNets."""
 
 from cytolake.models.build import build_encoder, new_encoder
 from cytolake.models.checkpoints import CheckpointError, load_encoder, model_id, save_encoder

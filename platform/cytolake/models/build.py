@@ -1,4 +1,4 @@
-"""A new encoder of any architecture."""
+"""Build a new encoder of any architecture."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cytolake.models.resnet import ResNet
 
 
 def new_encoder(config: ModelConfig) -> Encoder:
-    """An encoder of the config's architecture, its weights drawn from the global random state."""
+    """An encoder of the config's architecture; its weights come from the global random state."""
     return ResNet(config) if config.is_convolutional else VisionTransformer(config)
 
 
 def build_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """A new encoder on the CPU. Its weights are a function of (config, seed): it is the untrained twin of any run with
-    that config and seed, whatever the objective. The global random state is left as it was.
+    """A new encoder on the CPU. Its weights are a function of (config, seed): it is the untrained encoder of any run
+    with that config and seed, for every objective. The global random state does not change.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

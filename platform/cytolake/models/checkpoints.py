@@ -1,4 +1,4 @@
-"""Encoders on disk: safetensors with everything that is needed to run them, and a check that it is the right one."""
+"""Save and load encoders as safetensors files that hold all that is needed to run them, and check their identity."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _VERSION = "2"
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used as the encoder that was asked for. Says which file, found, expected, what to do."""
+    """A file cannot be used as the expected encoder. The text names the file, what was found and expected, and the
+    remedy."""
 
 
 def save_encoder(encoder: Encoder, path: str | Path) -> str:
-    """Write the encoder to one safetensors file, whole or not at all, and return its model id."""
+    """Write the encoder to one safetensors file atomically, and return its model id."""
     path = Path(path)
     identity = model_id(encoder)
     metadata = {
@@ -95,7 +96,7 @@ def model_id(encoder: Encoder) -> str:
 
 
 def save_weights(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write a module's weights and text metadata to a safetensors file, whole or not at all."""
+    """Write a module's weights and text metadata to a safetensors file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}

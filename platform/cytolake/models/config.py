@@ -1,4 +1,4 @@
-"""What an encoder looks like."""
+"""Architecture of an encoder."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _STAGE_WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 256}  # of the firs
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """One vision transformer, or one ResNet. Defaults are ViT-Ti/8 for crops of 64 px; the published sizes of vision
-    transformers are in `sizes`. A `resnet` has `channels`, `crop_size`, `resnet`, `stem` and how it takes intensities;
-    the other fields do not concern it."""
+    transformers are in `sizes`. A `resnet` uses `channels`, `crop_size`, `resnet`, `stem`, `input_scaling` and
+    `noise_floor`, and ignores the other fields."""
 
     architecture: Architecture = "chada_vit"
     """`mae_vit`: all stains enter one token for each patch (He et al. 2022; Kraus et al. 2024). `ca_mae_vit`: one token
@@ -41,7 +41,7 @@ class ModelConfig:
     """How a token of `chada_vit` knows its channel: by the stain's identity in `channels`, or by the channel's place in
     the crop, as published."""
     max_channels: int = 10
-    """Most channels of a crop where `channel_code` is `order`."""
+    """Largest number of channels of a crop where `channel_code` is `order`."""
     crop_size: int = 64
     """Side in pixels of the crops it is trained on. It takes any crop whose side is a multiple of `patch_size`."""
     patch_size: int = 8
@@ -58,19 +58,19 @@ class ModelConfig:
     """`sequential`: attention, then MLP, each after its own norm (Dosovitskiy et al. 2021). `parallel`: both read one
     norm and are added at once (Dehghani et al. 2023; Kraus et al. 2024). `post_norm`: as ChAda-ViT was published."""
     layer_scale: float = 0.0
-    """First gain of what a block adds, learned for each feature; 0 means no gain. Touvron et al. 2021."""
+    """Initial gain of a block's output, learned for each feature; 0 means no gain. Touvron et al. 2021."""
     drop_path: float = 0.0
     """Chance to skip a block in training, growing linearly from 0 at the first block to this at the last."""
     positions: Positions = "sin_cos"
     """`sin_cos`: fixed, for crops of any size. `learned`: as ChAda-ViT was published, interpolated for other sizes."""
     input_scaling: InputScaling = "standardise"
-    """What is made of raw counts before the first layer. `standardise`: each channel of each crop gets mean 0 and
-    standard deviation 1, see `noise_floor`. `unit_range`: counts are divided by the largest one of their source's pixel
-    type, 255 for 8 bits and 65,535 for 16, as ChAda-ViT was published. `as_is`: nothing, and anything but fractions in
-    [0, 1] is refused: encoders that were saved with `standardise=False` before scalings had names."""
+    """Scaling of raw counts before the first layer. `standardise`: each channel of each crop gets mean 0 and standard
+    deviation 1, see `noise_floor`. `unit_range`: counts are divided by the largest one of their source's pixel type,
+    255 for 8 bits and 65,535 for 16, as ChAda-ViT was published. `as_is`: no scaling; anything but fractions in [0, 1]
+    is refused. For encoders that were saved with `standardise=False` before scalings had names."""
     noise_floor: float = 0.0
-    """Counts that are added, in squares, to the standard deviation of a channel where `input_scaling` is `standardise`:
-    a channel of sd s is divided by sqrt(s^2 + noise_floor^2). A count of fractions in [0, 1] is 1 / 255. 0 gives every
+    """Counts added, in squares, to the standard deviation of a channel where `input_scaling` is `standardise`: a
+    channel of sd s is divided by sqrt(s^2 + noise_floor^2). A count of fractions in [0, 1] is 1 / 255. 0 gives every
     channel that is not constant unit variance, its noise too. See decisions/0012."""
 
     resnet: ResNetKind = field(default="resnet18", metadata=ADDED_LATER)
@@ -161,7 +161,8 @@ class ModelConfig:
 
     @property
     def standardise(self) -> bool:
-        """Each channel of each crop gets mean 0 and unit standard deviation, or less where there is a noise floor."""
+        """Each channel of each crop gets mean 0 and unit standard deviation, or a smaller one where there is a noise
+        floor."""
         return self.input_scaling == "standardise"
 
     @property
@@ -188,7 +189,7 @@ class ModelConfig:
         return round(self.width * self.mlp_ratio)
 
     def n_tokens(self, n_channels: int) -> int:
-        """Patch tokens of a crop of `crop_size` with so many channels."""
+        """Patch tokens of a crop of `crop_size` with `n_channels` channels."""
         return self.n_patches * (1 if self.is_fused else n_channels)
 
     def channel_indices(self, names: Sequence[str]) -> tuple[int, ...]:
@@ -205,7 +206,7 @@ class ModelConfig:
         return tuple(place.get(name, 0) for name in names)
 
     def check_number_of_channels(self, n_channels: int) -> None:
-        """Raises ValueError where a `chada_vit` that counts channels has no room for so many."""
+        """Raises ValueError where a `chada_vit` that codes channels by order was built for fewer channels."""
         if self.architecture == "chada_vit" and self.channel_code == "order" and n_channels > self.max_channels:
             raise ValueError(
                 f"a crop has {n_channels} channels; this chada_vit with channel_code=order was built for at most "

@@ -1,7 +1,7 @@
-"""Crops as a model takes them: raw counts in, padded to one channel count until they become tokens, scaled.
+"""Minibatches of crops: raw counts, padded to one number of channels, and their scaling.
 
-What an encoder makes of counts is part of its config (`ModelConfig.input_scaling`, `noise_floor`), so whoever runs it
-hands over counts of the source and the range of its pixel type, and scales nothing. See decisions/0012.
+How an encoder scales counts is part of its config (`ModelConfig.input_scaling`, `noise_floor`), so its callers pass the
+source's counts and the range of its pixel type, and scale nothing. See decisions/0012.
 
 Shapes: B crops, C channels, S side of a crop in pixels.
 """
@@ -96,7 +96,7 @@ def collate(
         crop, channel = np.argwhere(~finite)[0]
         raise ValueError(
             f"crop {crop} of the minibatch, channel {channel}: intensities that are not finite (NaN or infinite). "
-            "Expected finite counts; exclude the site in catalog/curation/ or mend its file."
+            "Expected finite counts; exclude the site in catalog/curation/ or repair its file."
         )
     if full_scale is None:
         ranges = [range_of(image) for image in images]
@@ -118,7 +118,7 @@ def range_of(image: np.ndarray) -> float:
 
 
 def scaled(batch: CropBatch, scaling: InputScaling) -> Tensor:
-    """(B, C, S, S) what an encoder of a scaling sees of raw crops, before it standardises them where it does.
+    """(B, C, S, S) raw crops scaled as an encoder takes them, before any standardisation.
 
     Raises:
         ValueError: As `check_ranges`.
@@ -132,7 +132,7 @@ def scaled(batch: CropBatch, scaling: InputScaling) -> Tensor:
 
 
 def check_ranges(full_scale: Sequence[float], scaling: InputScaling) -> None:
-    """Refuse crops that an encoder of a scaling would take for others.
+    """Refuse crops whose range an encoder's scaling does not allow.
 
     Args:
         full_scale: (B,) as `range_of` has them.

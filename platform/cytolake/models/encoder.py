@@ -1,4 +1,4 @@
-"""The encoder: crops to one vector for each block; and the vision transformer, by way of tokens.
+"""The encoder, which maps a crop to one vector for each block, and the vision transformer.
 
 Shapes: B crops, C channels, S side of a crop in pixels, N patches of a channel, P pixels of a token, L tokens of a
 crop, T tokens of all crops in runs of equal length (see `runs`), D width. `mae_vit` has L = N tokens of
@@ -32,11 +32,11 @@ OfBlocks: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
 
 class Encoder(nn.Module):
-    """What every encoder is to the rest of the package, whatever its layers. Made by `build.new_encoder`."""
+    """Interface of every encoder, for any kind of layers. Made by `build.new_encoder`."""
 
     config: ModelConfig
     recomputes: bool = False
-    """Compute a block's inside again in the backward pass rather than keep it: less memory, a third more time."""
+    """Recompute the activations of a block in the backward pass: less memory, a third more time."""
 
     @property
     def n_blocks(self) -> int:
@@ -56,7 +56,8 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def trim(self, n_blocks: int) -> Encoder:
-        """A copy with the first `n_blocks` blocks: the features of block n_blocks - 1 at the price of those blocks.
+        """A copy with the first `n_blocks` blocks: for the features of block n_blocks - 1 at the cost of those blocks
+        alone.
 
         Raises:
             ValueError: Not 1 <= n_blocks <= self.n_blocks.
@@ -205,7 +206,7 @@ class VisionTransformer(Encoder):
             `config.channels`, whatever their order in the crop.
 
         Raises:
-            ValueError: A pooling of another name, or `channel_mean` where `has_channel_mean` says no.
+            ValueError: A pooling of another name, or `channel_mean` where it is not defined, see `has_channel_mean`.
         """
         poolings = POOLINGS if poolings is None else poolings
         if unknown := set(poolings) - {*POOLINGS, CHANNEL_MEAN}:
@@ -244,8 +245,9 @@ class VisionTransformer(Encoder):
         """Scale and cut.
 
         Raises:
-            ValueError: Crops whose range `input_scaling` needs and nothing says, or that do not divide into patches,
-                channels that a `mae_vit` was not built for, or an identity, or more channels, than a `chada_vit` has.
+            ValueError: Crops without the range that `input_scaling` needs, crops that do not divide into patches,
+                channels that a `mae_vit` was not built for, or an identity or number of channels that a `chada_vit`
+                does not have.
         """
         height, width = batch.pixels.shape[-2:]
         if height != width or height % self.config.patch_size:
@@ -380,10 +382,10 @@ def channel_means(tokens_TD: Tensor, runs: Runs, order_BC: Tensor) -> Tensor:
 
 
 def has_channel_mean(config: ModelConfig, channel_sets: Iterable[Sequence[str]]) -> bool:
-    """Whether `channel_mean` is defined: each place of the vector must mean the same stain in all crops.
+    """Whether `channel_mean` is defined: each place of the vector must stand for the same stain in all crops.
 
     Args:
-        config: Of the encoder. A fused `mae_vit` has none, for its tokens hold all channels.
+        config: Of the encoder. A fused `mae_vit` has none, because its tokens hold all channels.
         channel_sets: Stains of the crops, in any order; repeats do not matter.
     """
     sets = {tuple(sorted(names)) for names in channel_sets}

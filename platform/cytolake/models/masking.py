@@ -1,4 +1,4 @@
-"""Which tokens of a crop the encoder sees.
+"""Random masks: which tokens of a crop the encoder sees.
 
 Shapes: B crops, L tokens of a crop, T tokens of all crops in runs of equal length (see `runs`), V of them visible
 and H hidden.
@@ -44,7 +44,7 @@ def masking_noise(
 ) -> Tensor:
     """(B, n_tokens) float64 in [0, 1): a crop's row depends on (seed, epoch, its global sample index, view) alone.
 
-    A crop keeps its noise whatever shares its minibatch: more tokens only append to the row.
+    A crop's noise does not depend on the rest of its minibatch: more tokens only append to the row.
     """
     return torch.from_numpy(uniform(sample_bits(seed, epoch, sample_index, _MASKING + 2 * view), n_tokens))
 

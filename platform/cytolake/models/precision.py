@@ -1,4 +1,4 @@
-"""In which precision a finished encoder multiplies."""
+"""Precision of matrix products of a trained encoder."""
 
 from __future__ import annotations
 

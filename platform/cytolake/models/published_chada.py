@@ -1,4 +1,4 @@
-"""The published ChAda-ViT weights in our encoder.
+"""Load published ChAda-ViT weights into an encoder.
 
 Source of the layout: Bourriez et al. 2024, arXiv 2311.15264, and its public code and weights.
 """
@@ -34,8 +34,8 @@ def load_published_chada(path: str | Path, *, heads: int) -> VisionTransformer:
     """Read a ChAda-ViT checkpoint of its authors' layout, in evaluation mode, on the CPU.
 
     Width, depth, patch size, crop size and number of channels are read off the weights. The number of heads is not in
-    them: the authors' factory builds 2, their class by default 12, and either accepts the weights and gives other
-    features. It must be said here, and is kept in every file that `save_encoder` writes of the result.
+    them: the authors' factory builds 2, their class by default 12; both accept the weights and give different features.
+    So it is an argument, and is stored in every file that `save_encoder` writes of the result.
 
     The weights were trained on intensities in [0, 1] (the authors' augmentations clamp to it); the encoder divides
     counts by the range of their pixel type to get there, see `ModelConfig.input_scaling`. Tokens attend to the tokens

@@ -1,4 +1,4 @@
-"""ResNets as encoders: raw crops of fixed stains to maps to one vector for each stage.
+"""ResNets as encoders: raw crops of fixed stains to one vector for each stage.
 
 Shapes: B crops, C channels, S side of a crop in pixels, D features of a stage.
 """
@@ -24,8 +24,8 @@ N_STAGES = 4
 class ResNet(Encoder):
     """timm's ResNet without its classifier; blocks 0 to 3 are its stages, block 4 the pooled vector that is published.
 
-    The vector of a stage is the mean over the places of its map, each place layer-normed first as tokens of a vision
-    transformer are, so that stages have one scale and a few bright places do not decide it. Block 4 is the plain mean
+    The vector of a stage is the mean over the places of its map, each place layer-normed first like the tokens of a
+    vision transformer, so that stages have one scale and a few bright places do not dominate. Block 4 is the plain mean
     of the last map, as classifiers and heads take it.
 
     Batch normalisation takes its statistics from the crops of all workers in training, and running means of them
@@ -61,7 +61,7 @@ class ResNet(Encoder):
         """(B, D, S', S') of each stage in turn.
 
         Raises:
-            ValueError: Crops of other stains than the model's, or whose range `input_scaling` needs and nothing says.
+            ValueError: Crops of other stains than the model's, or without the range that `input_scaling` needs.
         """
         net = self.net
         counts, floor = scaled(batch, self.config.input_scaling), floor_of(batch, self.config.noise_floor)

@@ -1,4 +1,4 @@
-"""What one crop costs in a ResNet: its convolutions, and the numbers that it keeps for the backward pass.
+"""The work of one crop in a ResNet: convolutions, and the numbers kept for the backward pass.
 
 Read off the layers themselves on torch's meta device, which computes shapes and no numbers.
 """

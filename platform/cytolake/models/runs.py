@@ -36,12 +36,12 @@ def join_runs(stacks: Iterable[Tensor]) -> Tensor:
 
 
 def longer(runs: Runs, by: int) -> Runs:
-    """Runs of crops with so many more tokens each."""
+    """Runs of the same crops with `by` more tokens each."""
     return tuple((n, length + by) for n, length in runs)
 
 
 def spread(of_crop_XB: Tensor, runs: Runs) -> Tensor:
-    """(X, T) what is known of each crop, in the order of the runs, given to each of its tokens."""
+    """(X, T) values of each crop, in the order of the runs, repeated for each of its tokens."""
     # From the shapes alone, as a list of lengths would have to be copied to a GPU, and the GPU waited for.
     of_runs = torch.split_with_sizes(of_crop_XB, [n for n, _ in runs], dim=1)
     parts = [part[:, :, None].expand(-1, -1, length) for part, (_, length) in zip(of_runs, runs, strict=True)]
@@ -50,14 +50,14 @@ def spread(of_crop_XB: Tensor, runs: Runs) -> Tensor:
 
 @lru_cache(maxsize=256)
 def starts(runs: Runs, device: torch.device) -> Tensor:
-    """(B + 1,) int32, where in the row each crop starts, and the end of the last. Kept, as every block asks for it."""
-    with torch.inference_mode(False):  # what is kept must serve training too
+    """(B + 1,) int32, where in the row each crop starts, and the end of the last. Cached, since every block uses it."""
+    with torch.inference_mode(False):  # a cached tensor must serve training too
         lengths = torch.cat([torch.full((n,), length, dtype=torch.int32) for n, length in runs])
         return to_device(functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), device)
 
 
 def to_device(from_cpu: Tensor, device: torch.device) -> Tensor:
-    """A copy to the device that does not wait for what a GPU is busy with."""
+    """A copy to the device that does not wait for the GPU's queue."""
     if device.type != "cuda" or from_cpu.device.type != "cpu":
         return from_cpu.to(device)
     return from_cpu.pin_memory().to(device, non_blocking=True)

@@ -1,7 +1,6 @@
-"""Random numbers that depend on the crop alone, so that the number of workers changes nothing.
-
-Every draw is a function of (seed, epoch, global sample index, purpose). Source: SplitMix64, Steele et al. 2014,
-doi:10.1145/2660193.2660195, used as a counter-based generator.
+"""Random numbers that depend on the crop alone, so that the number of workers does not matter. Every draw is a function
+of (seed, epoch, global sample index, purpose). Source: SplitMix64, Steele et al. 2014, doi:10.1145/2660193.2660195,
+used as a counter-based generator.
 """
 
 from __future__ import annotations

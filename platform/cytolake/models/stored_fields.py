@@ -1,4 +1,4 @@
-"""Settings of a config as they are stored and hashed, so that a field added later changes no identity that is there."""
+"""Settings of a config as they are stored and hashed; fields added later do not change existing ids."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from types import MappingProxyType
 from typing import Any
 
 ADDED_LATER: Mapping[str, bool] = MappingProxyType({"added_later": True})
-"""`metadata` of a field that a config had not when its first identities were written."""
+"""`metadata` of a field that was added after ids of the config had been stored."""
 
 
 def stored_fields(config: Any) -> dict[str, Any]:
     """Fields of a dataclass as `dataclasses.asdict` gives them, nested ones too, without new fields at their default.
 
-    Encoders and runs that were written before a field existed keep their id; a field that is marked `ADDED_LATER` is
-    stored, and counts, from the first value on that is not its default.
+    Encoders and runs from before a field existed keep their id: a field marked `ADDED_LATER` is stored and hashed only
+        where its value is not the default.
     """
     fields: dict[str, Any] = {}
     for each in dataclasses.fields(config):

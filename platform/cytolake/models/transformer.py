@@ -1,4 +1,4 @@
-"""Transformer blocks and the position code that encoders and decoders share.
+"""Transformer blocks and position codes, shared by encoders and decoders.
 
 Shapes: T tokens of all crops in runs of equal length (see `runs`), L tokens of a crop, n crops of a run, D width,
 H heads, d = D / H, M hidden width of the MLP.
@@ -21,7 +21,7 @@ _VARLEN_DTYPES = (torch.bfloat16, torch.float16)  # what FlashAttention takes
 
 
 class Block(nn.Module):
-    """What all blocks have in common. A token attends to those of its own crop."""
+    """Base of all blocks. A token attends to the tokens of its own crop."""
 
     def __init__(self, heads: int, drop_path: float) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def after(self, tokens_TD: Tensor, mixed_TD: Tensor, other: Tensor, kept_2T: Tensor | None) -> Tensor:
-        """(T, D) the block's output from its input and from what attention mixed.
+        """(T, D) the block's output from its input and the output of attention.
 
         `kept_2T` scales the block's two changes for each token, 0 where drop-path leaves them out; None means neither.
         """
@@ -44,7 +44,7 @@ class Block(nn.Module):
         return self.change(tokens_TD, runs, self._kept(tokens_TD, runs))
 
     def change(self, tokens_TD: Tensor, runs: Runs, kept_2T: Tensor | None) -> Tensor:
-        """All of `forward` but its random numbers, which would be others in a compiled function."""
+        """`forward` without its random numbers, which would differ in a compiled function."""
         query, key, value, other = self.before(tokens_TD)
         return self.after(tokens_TD, attend(query, key, value, runs), other, kept_2T)
 
@@ -104,7 +104,7 @@ class SequentialBlock(Block):
 
 
 class ParallelBlock(Block):
-    """Attention and MLP read the same norm, and what they find is added at once; one weight for what enters both.
+    """Attention and MLP read the same norm and are added at once; one weight makes the inputs of both.
 
     Source: Dehghani et al. 2023, arXiv 2302.05442, section 2.1, with normalised queries and keys and without biases of
     queries, keys and values; as in the encoders of Kraus et al. 2024, arXiv 2404.10242.
@@ -227,12 +227,12 @@ def attend_in_one_call(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, ru
     mixed_THd = varlen_attn(
         query_THd, key_THd, value_THd, starts(runs, device), starts(key_runs, device), longest, longest_keys
     )
-    assert isinstance(mixed_THd, Tensor)  # a pair only where asked for
+    assert isinstance(mixed_THd, Tensor)  # a pair only on request
     return mixed_THd.flatten(1)
 
 
 def _key_norm(width: int) -> nn.LayerNorm:
-    """A norm of keys whose bias stays where it is: 0 in a new model, and whatever an older checkpoint has.
+    """A norm of keys whose bias is not trained: 0 in a new model, or the value of an older checkpoint.
 
     One vector added to all keys of a crop adds one number to all scores of a query, which a softmax takes away: the
     bias has no gradient, and an optimiser that divides by the gradient's size would move it by rounding errors.

@@ -1,10 +1,10 @@
-"""What a loss needs of the crops of other workers.
+"""Exchange of vectors between workers, for losses that compare crops.
 
-A loss that compares crops looks at those of all workers; each worker computes its own value of it, and the training
-loop takes the mean of the workers' gradients. For that mean to be the gradient of the mean loss, a worker's rows must
-get the gradients of every worker's value: the functions here hand them back.
+Such a loss uses the crops of all workers; each worker computes its own value of it, and the training loop takes the
+mean of the workers' gradients. For that mean to be the gradient of the mean loss, a worker's rows must get the
+gradients of every worker's value: the functions here return them.
 
-In a single process, with or without a process group, they change nothing.
+In a single process, with or without a process group, they return their input.
 
 Shapes: B crops of this worker, A crops of all workers.
 """

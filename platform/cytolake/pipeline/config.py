@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.ingest.plates import IngestConfig
@@ -18,7 +19,6 @@ from cytolake.performance_prediction.prompt_table import PromptTableConfig
 from cytolake.pipeline.label_curve import LabelCurveConfig
 from cytolake.pipeline.root import default_root
 from cytolake.pipeline.session import RayConfig
-from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.qc.verdicts import QcConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
@@ -26,7 +26,7 @@ from cytolake.tracking import CHAMPION, TrackingConfig
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.promotion import PromoteBy
 from cytolake.tune.study_config import StudyConfig
-from cytolake.tune.sweep import SweepConfig
+from cytolake.tune.sweep_config import SweepConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class BenchmarkConfig:
     """What `jobs/benchmark.py` scores."""
 
     tasks: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("pathway", "plate"), ("plate", "well"))
-    """Label and what is held out. The last default is a guard rail: a representation from which plates can be predicted carries
+    """Label and what is held out. The last default is a guard rail: a representation that predicts plates carries
     batch effects."""
     profiles: ProfileBenchmarkConfig | None = field(default_factory=ProfileBenchmarkConfig)
     """Benchmarks of well profiles: recall of relations, replicates, mechanisms, guard rails. None means none."""

@@ -9,8 +9,9 @@ import cytolake.catalog
 from cytolake.catalog import CatalogError
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.config import Line
+from cytolake.pipeline.dry_run_tables import dry_run_tables
 from cytolake.pipeline.steps import MissingInputError, built_pack
-from cytolake.train.dry_run import dry_run, dry_run_tables
+from cytolake.train.dry_run import dry_run
 
 
 def pretrain_dry_run(line: Line, console: Console) -> None:

@@ -125,12 +125,17 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"{assignment}: {text!r} is not a YAML value.") from error
+    part_hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if dataclasses.is_dataclass(part_hint) and isinstance(value, dict):
+        value = [value]
     if typing.get_origin(hint) is tuple and not isinstance(value, list):
         # --set probe.seeds=0,1,2, or a single value: YAML needs no brackets round what is a list in any case.
         parts = [part.strip() for part in text.split(",") if part.strip()]
         value = parts if str in typing.get_args(hint) else [yaml.safe_load(part) for part in parts]
-    part_hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     if isinstance(value, list):
+        if dataclasses.is_dataclass(part_hint) and (texts := [part for part in value if not isinstance(part, dict)]):
+            example = getattr(part_hint, "EXAMPLE", "") or f"the fields of {part_hint.__name__}"  # type: ignore[union-attr]
+            raise RecipeError(f"{assignment}: found {texts[0]!r}. Write it as {example}.")
         value = tuple(
             _built(part_hint, part, assignment)
             if isinstance(part, dict) and dataclasses.is_dataclass(part_hint)

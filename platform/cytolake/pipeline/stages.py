@@ -26,7 +26,7 @@ from cytolake.reports.performance_page import performance_text, write_performanc
 from cytolake.reports.qc_page import write_qc_page
 from cytolake.reports.study_page import PAGE_FILE as STUDY_FILE
 from cytolake.reports.study_page import study_text, write_study
-from cytolake.tracking import ChampionCard, resolve_alias
+from cytolake.tracking import ModelVersion, resolve_alias
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.block_search import BlockChoice
 from cytolake.tune.promotion import NoGainError
@@ -44,7 +44,7 @@ class PipelineResult:
     choice: BlockChoice
     others: tuple[BlockChoice, ...]
     """The same by single crops, and held out otherwise, such as by batch."""
-    card: ChampionCard | None
+    card: ModelVersion | None
     """None where the choice was not promoted, since no gain was shown."""
     refusal: str
     """Why it was not promoted; empty where it was."""
@@ -114,7 +114,7 @@ def report(line: Line, console: Console) -> None:
         trained = steps.finished_run(pack)
         ids = steps.representation_ids(pack, trained)
         choice = steps.choose(ids)
-        card: ChampionCard | None
+        card: ModelVersion | None
         try:
             card = resolve_alias(line.tracking.at(line.root_path), line.alias)
         except LookupError:  # nothing was promoted yet

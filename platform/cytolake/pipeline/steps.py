@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
@@ -35,7 +36,6 @@ from cytolake.pipeline.config import Line
 from cytolake.pipeline.label_curve import has_label_curve, measure_label_curve
 from cytolake.pipeline.progress import Report, stage_progress
 from cytolake.pipeline.summaries import choice_facts, mlflow_command, print_caveats, program, serve_command
-from cytolake.pipeline.training_probe import pin_training_probe
 from cytolake.qc.verdicts import Progress, judge_sites
 from cytolake.reports.choice_text import objective_text
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
@@ -46,7 +46,7 @@ from cytolake.reports.report import ReportInputs, write_report
 from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
-from cytolake.tracking import ChampionCard
+from cytolake.tracking import ModelVersion
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
 from cytolake.tune.block_search import CELL_COUNT, BlockChoice, search_blocks
@@ -331,7 +331,7 @@ class Steps:
                 stage.outcome = f"{other.score:.3f} by {other.protocol}"
         return tuple(found)
 
-    def promote(self, choice: BlockChoice) -> ChampionCard:
+    def promote(self, choice: BlockChoice) -> ModelVersion:
         """Register the choice and move the alias."""
         with self._stage("promote") as stage:
             forced = self.line.promote_without_gain
@@ -400,7 +400,7 @@ class Steps:
         embedded: list[str],
         choice: BlockChoice,
         others: tuple[BlockChoice, ...],
-        card: ChampionCard | None,
+        card: ModelVersion | None,
     ) -> Path:
         """Write the report page."""
         with self._stage("report") as stage:

@@ -16,7 +16,7 @@ from rich.table import Table
 from cytolake.benchmark.profiles.score import ProfileScores
 from cytolake.pipeline.config import Line
 from cytolake.reports.choice_text import choice_table, headline, how_measured
-from cytolake.tracking import ChampionCard
+from cytolake.tracking import ModelVersion
 from cytolake.tune.block_search import BlockChoice
 from cytolake.tune.sweep import SweepResult
 
@@ -81,7 +81,7 @@ def print_choice(console: Console, choice: BlockChoice, others: Sequence[BlockCh
     console.print(f"[dim]{escape(how_measured(choice))}[/]")
 
 
-def choice_facts(choice: BlockChoice, card: ChampionCard | None) -> tuple[tuple[str, str], ...]:
+def choice_facts(choice: BlockChoice, card: ModelVersion | None) -> tuple[tuple[str, str], ...]:
     model = "not promoted, since no gain is shown"
     if card is not None:
         model = f"{card.name} version {card.version} ({card.architecture}), alias {card.alias}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.pipeline.config import Line, ScreensConfig
 from cytolake.pipeline.label_curve import LabelCurveConfig
-from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.qc.detector.label_efficiency import LabelEfficiencyConfig
 from cytolake.qc.detector.learned import QcTrainConfig
 from cytolake.screens.simulated.screen import SimulatedScreen

@@ -1,4 +1,4 @@
-"""Natural images in folders of classes: does an augmentation help one class and harm another, as in microscopy?"""
+"""Natural images in folders of classes, for a study of augmentations that help one class and harm another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A screen of one's own: what `cytolake init` builds on."""
+"""Your own screen: the base of the recipes that `cytolake init` writes."""
 
 from __future__ import annotations
 

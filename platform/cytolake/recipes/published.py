@@ -1,11 +1,11 @@
-"""The published encoders, trained as published, on screens of your own: what a run on GPU nodes looks like.
+"""Published encoders, trained as published on your own screens, on GPU nodes.
 
 Masked autoencoders: Kraus et al. 2024, arXiv 2404.10242, and Kenyon-Dean et al. 2024, arXiv 2411.02572: Lion, peak
 learning rate 1e-4 up to ViT-B and 3e-5 above, decay 0.05, betas 0.9 and 0.95, one cycle with 10 % warm-up, decoder of 8
 blocks of width 512, Fourier weight 0.01. Minibatch and epochs are published of G/8, L/8 and the channel-agnostic S/16;
 the others' are ours. ChAda-ViT: Bourriez et al. 2024, arXiv 2311.15264.
 
-`jobs/pretrain.py --recipe NAME --dry-run` says what a run needs. With fewer GPUs than a recipe asks for, set
+`jobs/pretrain.py --recipe NAME --dry-run` prints what a run needs. With fewer GPUs than a recipe has workers, set
 `pretrain.workers`, and take a smaller `pretrain.minibatch_size` or `pretrain.recompute=true` if it does not fit.
 """
 
@@ -80,7 +80,7 @@ def chada_vit_moyen() -> Line:
     """ChAda-ViT "moyen" of its authors, 192 wide, trained with DINO: any stains, up to 10 in a crop.
 
     Its pretraining config was not published. From its code and paper: blocks, heads, channel and position tokens, crops
-    of 224 px, prototypes, temperatures, teacher momentum and warm-up, 400 epochs. Where they are silent, DINO's own
+    of 224 px, prototypes, temperatures, teacher momentum and warm-up, 400 epochs. Where they give none, DINO's own
     (Caron et al. 2021): learning rate 5e-4 for 256 crops, decay 0.04. Not as published: it standardises each channel,
     since packs hold raw counts, and the published scaling to [0, 1] knows their largest. So of its augmentations,
     shifts and gains of each channel would change nothing; blur, flips and crops are left.

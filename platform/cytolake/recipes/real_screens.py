@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cytolake.benchmark.linear_probe import ProbeConfig
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.curation.curate import CurateConfig
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.pipeline.config import BenchmarkConfig, Line, ScreensConfig
-from cytolake.pipeline.training_probe import TrainingProbeConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
 
@@ -63,7 +63,7 @@ def real_screens() -> Line:
             n_crops=600,
             probe=ProbeConfig(label="plate", split="well", regularisation=(0.01,), include_controls=True),
         ),
-        # These screens share no perturbation; the one label that all of them carry is where they come from.
+        # These screens share no perturbation; the only label that all of them have is the screen that they come from.
         probe=ProbeConfig(label="screen", split="well"),
         benchmark=BenchmarkConfig(tasks=(("screen", "well"), ("plate", "well"))),
     )

@@ -48,7 +48,7 @@ RECIPES: dict[str, Callable[[], Line]] = {
 
 
 BASED_ON = "based_on"
-"""Field of a recipe file: the recipe whose fields hold where the file says nothing."""
+"""Field of a recipe file: the recipe that provides all other fields."""
 
 
 def build_recipe(name: str) -> Line:

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: its colours differ for readers with any colour vision. Further classes repeat it with other marks.
+# Okabe and Ito: distinct for readers with any colour vision. Further classes repeat it with other marks.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#f0e442")
 MARKS = ("o", "^", "s", "D", "v", "P")
 INK = "#1c2733"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cytolake.catalog import Catalog
 from cytolake.reports.plate_maps import data_uri
+from cytolake.screens.images.compositing import grey_levels, stretch
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
 
@@ -116,7 +117,7 @@ def _thumbnail(
     stretched = []
     for name, channel in zip(names, pixels, strict=True):
         low, high = contrasts.get((verdict["plate_id"], name), (float(channel.min()), float(channel.max())))
-        stretched.append(np.clip((channel.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1))
-    picture = Image.fromarray((255 * np.mean(stretched, axis=0)).astype(np.uint8))
+        stretched.append(stretch(channel.astype(np.float32), low, high))
+    picture = Image.fromarray(grey_levels(np.mean(stretched, axis=0)))
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
     return data_uri(picture, "jpeg")

@@ -17,10 +17,12 @@ from cytolake.benchmark.probe_data import check_label
 from cytolake.benchmark.unit_scores import units_in_words
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.embed.maps import fit_umap
 from cytolake.reports.choice_text import headline, how_measured, measures, why_no_interval
 from cytolake.reports.figures import MARKS, PALETTE, as_png, as_svg, block_curves, new_figure
 from cytolake.reports.page import write_page
 from cytolake.reports.qc_page import PAGE_FILE
+from cytolake.screens.images.compositing import add_colours, percentile_limits, stretch
 from cytolake.screens.plate_format import plate_format
 from cytolake.train.evaluation import read_evaluations
 from cytolake.tune.block_search import BlockChoice, held_out_text
@@ -286,11 +288,8 @@ def _umap_points(embeddings_ND: np.ndarray) -> np.ndarray:
     sd_D = embeddings_ND.std(axis=0)
     standardised_ND = (embeddings_ND - embeddings_ND.mean(axis=0)) / np.where(sd_D > 0, sd_D, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no tensorflow, and one thread for a fixed seed: both wanted
-        import umap
-
-        reducer = umap.UMAP(n_neighbors=min(15, len(embeddings_ND) - 1), min_dist=0.2, random_state=0)
-        return np.asarray(reducer.fit_transform(standardised_ND))
+        warnings.simplefilter("ignore")  # tensorflow is not installed, and umap does not need it here
+        return np.asarray(fit_umap(standardised_ND, min_dist=0.2).embedding_)
 
 
 def _sample_crops(catalog: Catalog, inputs: ReportInputs) -> str:
@@ -355,20 +354,15 @@ def composite(pixels_CHW: np.ndarray, contrast_of_CHW: np.ndarray | None = None)
     Returns:
         (H, W, 3), 0..1.
     """
-    limits = [
-        np.percentile(channel.astype(np.float64), [1, 99.7])
-        for channel in (pixels_CHW if contrast_of_CHW is None else contrast_of_CHW)
-    ]
+    reference_CHW = pixels_CHW if contrast_of_CHW is None else contrast_of_CHW
     stretched = [
-        np.clip((channel - low) / max(high - low, 1e-9), 0, 1)
-        for channel, (low, high) in zip(pixels_CHW, limits, strict=True)
+        stretch(channel.astype(np.float64), *percentile_limits(reference.astype(np.float64), 1, 99.7))
+        for channel, reference in zip(pixels_CHW, reference_CHW, strict=True)
     ]
     if len(stretched) == 1:
         return np.repeat(stretched[0][..., None], 3, axis=-1)
-    picture = np.zeros((*pixels_CHW.shape[1:], 3))
-    for index, channel in enumerate(stretched):
-        picture += channel[..., None] * np.array(CHANNEL_COLORS[index % len(CHANNEL_COLORS)])
-    return np.clip(picture / 1.6, 0, 1)
+    colours = [CHANNEL_COLORS[index % len(CHANNEL_COLORS)] for index in range(len(stretched))]
+    return np.asarray(np.clip(add_colours(stretched, colours, pixels_CHW.shape[1:]) / 1.6, 0, 1))
 
 
 def _loss_curve(run_folder: Path) -> str:

@@ -146,7 +146,7 @@ def write_transcriptomics(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The result in a sentence or two: which embedding ranks first on the biological tasks, and which are above chance."""
+    """The result in a sentence or two: what ranks first on the biological tasks, and what is above chance."""
     rankings = [each for each in _rankings(rows) if each.is_ranked and each.task != NO_MERIT]
     if not rankings:
         return "No task with a known chance was scored."

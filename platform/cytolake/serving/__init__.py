@@ -1,4 +1,4 @@
-"""What the Serve application is made of: guard, decoding, search, the champion, and the endpoints."""
+"""The Serve application: guard, decoding, models, search and HTTP endpoints."""
 
 from cytolake.serving.api import build_api, build_app
 from cytolake.serving.service import Service, ServingConfig, config_from_environment

@@ -1,4 +1,4 @@
-"""Crops with what is known of their wells: the columns that a condition may name and a hit tells."""
+"""Joins the columns of wells to crops, for SQL conditions and hits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cytolake.catalog import Catalog
 
 
 def add_wells(catalog: Catalog, crops: pa.Table) -> pa.Table:
-    """The crops with the columns of their wells that they do not have; null where the well is not known.
+    """The crops with the further columns of their wells; null where the well is unknown.
 
     Args:
-        catalog: Where the wells are, at the version it is pinned to.
-        crops: Any rows, with a column well_id.
+        catalog: Where the wells are.
+        crops: Rows with a column well_id.
     """
     wells = catalog.table("wells")
     rows = pc.index_in(crops["well_id"].combine_chunks(), value_set=wells["well_id"].combine_chunks())

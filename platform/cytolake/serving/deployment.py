@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: one replica holds one `Service` behind the guard."""
+"""The Ray Serve deployment: each replica holds one `Service` behind the guard."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ray import serve
 
 from cytolake.serving.api import build_app
 from cytolake.serving.guard import AsgiApp
-from cytolake.serving.service import Minibatch, RunMinibatch, RunMinibatches, Service, ServingConfig
+from cytolake.serving.service import EmbedTask, RunTask, RunTasks, Service, ServingConfig
 
 
 class ServedEncoder:
-    """One replica: answers HTTP requests with the champion."""
+    """One replica, which answers HTTP requests with the models of its aliases."""
 
     def __init__(self, config: ServingConfig) -> None:
         self._service = Service(config, batched)
@@ -23,7 +23,7 @@ class ServedEncoder:
         return build_app(self._service)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Any change of `user_config` makes every replica look at alias and tables now."""
+        """Check alias and tables now: Ray Serve calls this in every replica when `user_config` changes."""
         self._service.load()
 
 
@@ -31,15 +31,15 @@ def build_application(config: ServingConfig, environment: Mapping[str, str]) -> 
     """The application for `serve run`.
 
     Args:
-        config: What every replica serves.
-        environment: Variables of the replicas' processes.
+        config: Config of every replica.
+        environment: Environment variables of the replicas' processes.
     """
     deployment: Any = serve.deployment(
         serve.ingress()(ServedEncoder),
         name="ServedEncoder",
         ray_actor_options={"runtime_env": {"env_vars": dict(environment)}},
         max_ongoing_requests=16,  # times max_array_body_bytes: 1 GiB of bodies in a replica at most
-        max_queued_requests=24,  # who waits behind 40 others waits 2.5 times as long as behind 16; more are told 429
+        max_queued_requests=24,  # behind 40 requests the wait is 2.5 times that behind 16; further ones get 429
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         health_check_timeout_s=60,
     )
@@ -47,16 +47,16 @@ def build_application(config: ServingConfig, environment: Mapping[str, str]) -> 
     return application
 
 
-def batched(run: RunMinibatches, config: ServingConfig) -> RunMinibatch:
-    """Dynamic batching: minibatches that wait together run as one, up to `minibatch_tokens`."""
+def batched(run: RunTasks, config: ServingConfig) -> RunTask:
+    """Dynamic batching: waiting tasks share a forward pass of up to `minibatch_tokens` tokens."""
 
-    async def run_minibatches(minibatches: list[Minibatch]) -> list[Any]:
-        return await run(minibatches)
+    async def run_tasks(tasks: list[EmbedTask]) -> list[Any]:
+        return await run(tasks)
 
-    together: RunMinibatch = serve.batch(
+    together: RunTask = serve.batch(
         max_batch_size=config.minibatch_tokens,
         batch_wait_timeout_s=config.batch_wait_s,
-        # Ray Serve refuses one item above the size; a single crop of very many channels must pass all the same.
-        batch_size_fn=lambda minibatches: sum(min(m.n_tokens, config.minibatch_tokens) for m in minibatches),
-    )(run_minibatches)
+        # Ray Serve refuses an item above the batch size; a crop of very many channels must pass nevertheless.
+        batch_size_fn=lambda tasks: sum(min(m.n_tokens, config.minibatch_tokens) for m in tasks),
+    )(run_tasks)
     return together

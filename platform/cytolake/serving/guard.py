@@ -1,7 +1,7 @@
-"""Who may ask, and how much: the ASGI layer in front of the API.
+"""The guard in front of the API, an ASGI layer: checks key, scope, rate and size of each request.
 
-A request without a key, without the key's leave, above its rate, or with too large a body, is answered here; the API
-behind sees none of them, and no byte of a body is read for the first three.
+A request without a key, outside the scopes of its key, above its rate, or with too large a body is refused here and
+does not reach the API. In the first three cases no byte of the body is read.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Answered without a key: an orchestrator's probes carry none, and the answers hold no data."""
+"""Paths that need no key: an orchestrator's probes have none, and the answers hold no data."""
 
 OPEN_PREFIX = "/explore/"
-"""Files of the explorer page, answered without a key: they hold no data, and the page is where a key is entered."""
+"""Files of the explorer page, which need no key: they hold no data, and the user enters the key on the page."""
 
 ANY_SCOPE_PATHS = frozenset({"/openapi.json"})
-"""Answered to every key: what the service can do, and none of what it knows."""
+"""Paths that every key may read: they describe the service and hold no data."""
 
 SCOPE_OF_WORD = {scope: scope for scope in SCOPES} | {"crops": "explore"}
-"""Scope by the first word of a path after /v1."""
+"""Scope of a path by its first word after /v1."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""A caller's own request id is kept when it has this form; anything else could break a log line."""
+"""Form of a request id that a caller may set; other text could break a log line."""
 
 MAX_CALLERS = 10_000
-"""Rates that are remembered; above it, those of callers who have not asked lately are dropped."""
+"""Most callers whose rates are held; above it, those of the longest idle callers are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,34 +53,34 @@ class GuardConfig:
     """Keys and limits of the service."""
 
     key_digests: tuple[str, ...] = ()
-    """SHA-256 of accepted keys with every scope, hex. The keys themselves are never kept."""
+    """SHA-256 of accepted keys with every scope, hex. The keys themselves are not stored."""
     keys: tuple[ApiKey, ...] = ()
-    """Accepted keys with names, scopes and expiry; with `keys_file`, those that it held at the start."""
+    """Accepted keys with names, scopes and expiry; with `keys_file`, the keys of the file at the start."""
     keys_file: str = ""
-    """Key file that is read again when it changes; "" for none. A replica that cannot read it keeps `keys`."""
+    """Key file, read again when it changes; "" for none. A replica that cannot read it uses `keys`."""
     no_auth: bool = False
-    """Answer without a key, but only callers on this machine who address it as localhost. Not together with keys."""
+    """Answer without a key, but only callers on this machine that address it as localhost. Excludes keys."""
     open_metrics: bool = False
-    """Answer /metrics without a key: for a network that only the monitoring reaches."""
+    """Answer /metrics without a key, for a network that only the monitoring can reach."""
     requests_per_s: float = 0.0
-    """Requests per second of one key's name, or of one address without keys; 0 for no limit. Each replica counts what
-    it sees itself: n replicas let in up to n times as much."""
+    """Requests per second of one key name, or of one address without keys; 0 for no limit. Each replica counts its own
+    requests, so n replicas admit up to n times as many."""
     burst: int = 0
-    """Requests that may come at once after a pause; 0 for what one second brings, and at least 1."""
+    """Requests that may arrive at once after a pause; 0 for the number of one second, at least 1."""
     max_array_body_bytes: int = 64 * 2**20
     """Largest body of an array request, bytes: 1,300 crops of 5 channels, 64 pixels, 16 bit."""
     max_json_body_bytes: int = 2**20
     """Largest body of any other request, bytes."""
     body_timeout_s: float = 30.0
-    """A body must be here after this long, seconds; a slower sender would hold a place for nothing."""
+    """Longest time to receive a body, seconds, so that slow senders do not occupy the service."""
     sets_request_id: bool = True
     """Write `X-Request-Id` on responses. False behind Ray Serve's proxy, which writes it itself."""
 
     def __post_init__(self) -> None:
         if self.no_auth and (self.key_digests or self.keys or self.keys_file):
             raise ValueError(
-                "the service has both keys and CYTOLAKE_NO_AUTH=1. Unset CYTOLAKE_NO_AUTH to ask for keys, "
-                "or CYTOLAKE_API_KEYS and CYTOLAKE_API_KEYS_FILE to serve this machine without."
+                "the service has both keys and CYTOLAKE_NO_AUTH=1. Unset CYTOLAKE_NO_AUTH to require keys, "
+                "or CYTOLAKE_API_KEYS and CYTOLAKE_API_KEYS_FILE to serve this machine without keys."
             )
         for digest in self.key_digests:
             if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -99,10 +99,10 @@ def guard_from_environment(environment: Mapping[str, str], *, sets_request_id: b
 
     `CYTOLAKE_API_KEYS` holds keys separated by commas or white space, plain or `sha256:` and the hex digest of one;
     they have every scope. `CYTOLAKE_API_KEYS_FILE` names a file with one on each line (`#` starts a comment), there
-    also as `name  sha256:<hex>  scopes=embed,search  expires=2027-01-01`; it is read again when it changes, so a key
-    comes and goes without a restart. Replace it by renaming a new file over it: half a file would be taken as it is.
-    `CYTOLAKE_NO_AUTH=1` serves callers on this machine without a key; with neither, every request under /v1 is
-    refused. `CYTOLAKE_RATE_PER_S` and `CYTOLAKE_BURST` limit each key's requests; `CYTOLAKE_OPEN_METRICS=1` answers
+    also as `name  sha256:<hex>  scopes=embed,search  expires=2027-01-01`; it is read again when it changes, so keys are
+    added and removed without a restart. Replace it by renaming a new file over it, so that no half file is read.
+    `CYTOLAKE_NO_AUTH=1` serves callers on this machine without a key; with neither, every request to /v1 is refused.
+    `CYTOLAKE_RATE_PER_S` and `CYTOLAKE_BURST` limit each key's requests; `CYTOLAKE_OPEN_METRICS=1` answers
     /metrics without a key.
 
     Raises:
@@ -131,10 +131,10 @@ def guard_from_environment(environment: Mapping[str, str], *, sets_request_id: b
 
 
 def needed_scope(path: str) -> str | None:
-    """What a key must be allowed for a path: one of `keys.SCOPES`, "" for any key, None for a key with every scope.
+    """Scope that a path needs: one of `keys.SCOPES`, "" for any key, None for a key with every scope.
 
-    The scope is the first word of the path after /v1: /v1/predict-performance needs `predict`. A path whose word is no
-    scope is for keys without limits, so that a new endpoint opens to no old key by accident.
+    The scope is the first word of the path after /v1: /v1/predict-performance needs `predict`. A path whose first word
+    is no scope needs a key with every scope, so that limited keys cannot use a new endpoint.
     """
     if path in ANY_SCOPE_PATHS:
         return ""
@@ -143,8 +143,8 @@ def needed_scope(path: str) -> str | None:
 
 
 class Guard:
-    """ASGI middleware: request id, key, scope, rate, size. Holds no more than one capped body for each request it lets
-    in. A request that it refuses has the reason, one word, in `scope["state"]["refused"]`."""
+    """ASGI middleware: sets the request id, checks key, scope, rate and size. Holds at most one body of limited size
+    for each admitted request. A refused request has the reason, one word, in `scope["state"]["refused"]`."""
 
     def __init__(self, app: AsgiApp, config: GuardConfig) -> None:
         self._app = app
@@ -176,7 +176,7 @@ class Guard:
             await send(message)
 
         try:
-            body = b""  # what is answered without a key takes no body, so nobody without one can fill the memory
+            body = b""  # paths without a key take no body, so callers without a key cannot fill the memory
             if not self._is_open(scope):
                 caller = await self._check_caller(scope, headers)
                 self._check_rate(caller)
@@ -193,14 +193,14 @@ class Guard:
         return path in OPEN_PATHS or is_page or (path == "/metrics" and self._config.open_metrics)
 
     async def _check_caller(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """Who asks, as limits count it: a key's name, or an address."""
+        """The caller for the rate limit: the name of the key, or an address."""
         if self._config.no_auth:
             if not (_is_loopback_client(scope.get("client")) and _is_loopback_host(headers.get("host", ""))):
                 raise _Refused(
                     401,
                     "not_local",
-                    "this service runs without keys, so it answers only callers on its own machine that address it as "
-                    "localhost. Start it with CYTOLAKE_API_KEYS to serve others.",
+                    "this service runs without keys and answers only callers on its own machine that address it as "
+                    "localhost. Start it with CYTOLAKE_API_KEYS to serve other callers.",
                 )
             return str(scope["client"][0])
         keys = await self._ring.keys()
@@ -209,7 +209,7 @@ class Guard:
                 401,
                 "no_keys",
                 "this service has no key yet and refuses every request. Start it with CYTOLAKE_API_KEYS or "
-                "CYTOLAKE_API_KEYS_FILE, or with CYTOLAKE_NO_AUTH=1 to serve callers on its own machine without.",
+                "CYTOLAKE_API_KEYS_FILE, or with CYTOLAKE_NO_AUTH=1 to serve callers on its own machine without a key.",
             )
         scheme, _, plain = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not plain.strip():
@@ -234,12 +234,12 @@ class Guard:
         needed = needed_scope(path)
         if not key.scopes or needed == "" or needed in key.scopes:
             return
-        asked = f"the scope {needed!r}" if needed else "a key without limits"
+        requirement = f"the scope {needed!r}" if needed else "a key with every scope"
         raise _Refused(
             403,
             "scope",
-            f"{path[:100]} needs {asked}; the key {key.name} is for {', '.join(sorted(key.scopes))}. Request one that "
-            "has it from the service's operator.",
+            f"{path[:100]} needs {requirement}; the key {key.name} has {', '.join(sorted(key.scopes))}. Request "
+            "another key from the operator of the service.",
         )
 
     def _check_rate(self, caller: str) -> None:
@@ -251,8 +251,8 @@ class Guard:
             raise _Refused(
                 429,
                 "rate",
-                f"more than {self._config.requests_per_s:g} requests a second of {caller}. Retry in {whole_s} s, "
-                "and put more crops in each request.",
+                f"{caller} sent more than {self._config.requests_per_s:g} requests per second. Retry in {whole_s} s, "
+                "and send more crops in each request.",
                 headers={"retry-after": str(whole_s)},
             )
 
@@ -270,35 +270,35 @@ class Guard:
             raise _Refused(
                 413,
                 "too_large",
-                f"the body has {int(declared):,} bytes, at most {limit:,} are taken. Send fewer crops.",
+                f"the body has {int(declared):,} bytes, at most {limit:,} are allowed. Send fewer crops.",
             )
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 return await _receive_at_most(limit, receive)
         except TimeoutError:
-            raise _Refused(408, "slow", f"the body was not here after {self._config.body_timeout_s:g} s.") from None
+            raise _Refused(408, "slow", f"the body had not arrived after {self._config.body_timeout_s:g} s.") from None
 
 
 class RateLimit:
-    """A bucket of tokens for each caller: a request takes one, and `per_s` of them come back each second."""
+    """A token bucket for each caller: a request takes one token, and `per_s` tokens return each second."""
 
     def __init__(self, per_s: float, burst: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
             per_s: Above 0.
-            burst: Size of a bucket, which is full at first; 0 for what one second brings, and at least 1.
-            clock: Seconds, never going back.
+            burst: Size of a bucket, which starts full; 0 for the tokens of one second, at least 1.
+            clock: Monotonic time, seconds.
         """
         self._per_s = per_s
         self._size = float(burst or max(1, math.ceil(per_s)))
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and the time of their count
 
     def take(self, caller: str) -> float:
-        """0 where the request is let in, else the seconds until it would be."""
+        """0 where the request is admitted, else the seconds until it would be."""
         now = self._clock()
         tokens = self._tokens(caller, now)
-        if tokens < 1 - 1e-9:  # a caller that waited as told must not fail by a rounding
+        if tokens < 1 - 1e-9:  # a caller that waited long enough must not be refused by a rounding error
             return (1 - tokens) / self._per_s
         if caller not in self._buckets and len(self._buckets) >= MAX_CALLERS:
             self._forget(now)
@@ -310,15 +310,17 @@ class RateLimit:
         return min(self._size, tokens + (now - counted_at) * self._per_s)
 
     def _forget(self, now: float) -> None:
-        """Drop full buckets, which say nothing; where that frees nothing, the half that asked longest ago."""
-        kept = {caller: bucket for caller, bucket in self._buckets.items() if self._tokens(caller, now) < self._size}
-        if len(kept) >= MAX_CALLERS:
-            latest = sorted(kept, key=lambda caller: kept[caller][1])[len(kept) // 2 :]
-            kept = {caller: kept[caller] for caller in latest}
-        self._buckets = kept
+        """Drop full buckets, which are the same as new ones; where that frees nothing, the longest idle half."""
+        remaining = {
+            caller: bucket for caller, bucket in self._buckets.items() if self._tokens(caller, now) < self._size
+        }
+        if len(remaining) >= MAX_CALLERS:
+            latest = sorted(remaining, key=lambda caller: remaining[caller][1])[len(remaining) // 2 :]
+            remaining = {caller: remaining[caller] for caller in latest}
+        self._buckets = remaining
 
 
-class _Refused(Exception):  # noqa: N818 - an answer rather than a fault
+class _Refused(Exception):  # noqa: N818 - an answer, not a fault
     def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
@@ -333,20 +335,18 @@ async def _receive_at_most(limit: int, receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _Refused(400, "disconnected", "the connection closed before the body was whole.")
+            raise _Refused(400, "disconnected", "the connection closed before the whole body arrived.")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise _Refused(
-                413, "too_large", f"the body is larger than the {limit:,} bytes that are taken. Send fewer crops."
-            )
+            raise _Refused(413, "too_large", f"the body is larger than the limit of {limit:,} bytes. Send fewer crops.")
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that hands out the body once, then waits for the caller to go, as the server's own does."""
+    """A `receive` that returns the body once and then waits for the disconnect, as the server's own does."""
     is_sent = False
 
     async def replayed() -> Message:
@@ -376,7 +376,7 @@ def _is_loopback_client(client: Any) -> bool:
 
 
 def _is_loopback_host(host: str) -> bool:
-    # A web page can make a browser send requests here under its own name (DNS rebinding); the Host header tells.
+    # A web page can make a browser send requests here under its own name (DNS rebinding); the Host header shows it.
     name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     return name.lower() in {"localhost", "127.0.0.1", "::1"}
 

@@ -1,7 +1,7 @@
-"""API keys: how one is written down, what it may ask for, until when; and the key file, read again when it changes.
+"""API keys: their text form, scopes and expiry, and the key file, which is read again when it changes.
 
-Only digests are kept. A plain SHA-256 is right for them, where it would be wrong for passwords: a key is 32 random
-bytes, and nobody tries 2^256 of those however fast the digest is. A slow one would cost every request its time.
+Only digests are stored. SHA-256 is sufficient, unlike for passwords: a key is 32 random bytes, too many to try with any
+digest, and a slow digest would delay every request.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SCOPES = frozenset({"embed", "search", "qc", "explore", "models", "predict", "metrics"})
-"""What a key can be limited to; `guard.needed_scope` says which path needs which."""
+"""Scopes that a key can be limited to; `guard.needed_scope` returns the scope of a path."""
 
 MIN_KEY_LENGTH = 16
-"""Shorter plain keys are refused at start: they can be guessed from outside. `cytolake keys new` gives 43."""
+"""Shorter plain keys are refused at start, because they can be guessed. `cytolake keys new` makes keys of 43."""
 
 MAX_FILE_BYTES = 2**20
-"""A larger key file is a mistake in its path: 1 MiB holds some 10,000 keys."""
+"""Limit of the key file: 1 MiB holds about 10,000 keys, so a larger file indicates a wrong path."""
 
-LOOK_EVERY_S = 2.0
-"""How often the key file may be looked at, seconds. A key is refused this long after its line is gone, at most."""
+CHECK_EVERY_S = 2.0
+"""Least time between two checks of the key file, seconds; a removed key is refused after at most this time."""
 
-LOOK_WAIT_S = 0.5
-"""How long a request waits for the key file, seconds; a network file system may hang."""
+CHECK_WAIT_S = 0.5
+"""Longest wait of a request for the key file, seconds; a network file system may hang."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +41,13 @@ class ApiKey:
     """One accepted key, without the key itself."""
 
     name: str
-    """For logs and limits. Two keys of one name share a rate: so the old and the new one while a key is changed."""
+    """Name in logs and rate limits. Two keys of one name share a rate, such as an old and a new key of one user."""
     digest: str
     """SHA-256 of the key, 64 lower-case hex digits."""
     scopes: frozenset[str] = frozenset()
-    """Some of `SCOPES`; empty means all of them, and what is added later."""
+    """Some of `SCOPES`; empty for all, including scopes that are added later."""
     expires: date | None = None
-    """The key is refused from the start of this day on, UTC; None never."""
+    """First day, UTC, on which the key is refused; None for never."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
@@ -60,7 +60,7 @@ class ApiKey:
         if unknown := sorted(self.scopes - SCOPES):
             raise ValueError(
                 f"API key {self.name}: no scope is called {', '.join(unknown)}; expected some of "
-                f"{', '.join(sorted(SCOPES))}, or no scopes= at all for every one"
+                f"{', '.join(sorted(SCOPES))}, or no scopes= for all scopes"
             )
 
     def has_expired(self, today: date) -> bool:
@@ -75,7 +75,7 @@ class ApiKey:
 
 
 def new_key(name: str, scopes: Iterable[str] = (), expires: date | None = None) -> tuple[str, ApiKey]:
-    """Make a key: the plain text, which is for its holder and kept nowhere, and what the service keeps.
+    """Make a key: the plain text for its holder, which is not stored, and the `ApiKey` for the service.
 
     Raises:
         ValueError: A name or a scope that `ApiKey` refuses.
@@ -85,10 +85,10 @@ def new_key(name: str, scopes: Iterable[str] = (), expires: date | None = None) 
 
 
 def key_digest(key: str) -> str:
-    """SHA-256 of a plain key, hex; a key written `sha256:<hex>` is its own digest.
+    """SHA-256 of a plain key, hex; for `sha256:<hex>` that digest.
 
     Raises:
-        ValueError: A plain key shorter than `MIN_KEY_LENGTH`, or a malformed digest. The text never holds the key.
+        ValueError: A plain key shorter than `MIN_KEY_LENGTH`, or a malformed digest. The message never holds the key.
     """
     if key.startswith("sha256:"):
         digest = key.removeprefix("sha256:").lower()
@@ -110,11 +110,11 @@ def parse_key(text: str) -> ApiKey:
     """One key as written in a key file or in CYTOLAKE_API_KEYS.
 
     Args:
-        text: `name  sha256:<hex>  scopes=embed,search  expires=2027-01-01`, of which all but the digest may be left
-            out; or a plain key alone.
+        text: `name  sha256:<hex>  scopes=embed,search  expires=2027-01-01`, where only the digest is required; or a
+            plain key alone.
 
     Raises:
-        ValueError: Anything else. The text never holds the key.
+        ValueError: Any other text. The message never holds the key.
     """
     words = text.split()
     at = next((i for i, word in enumerate(words) if word.startswith("sha256:")), None)
@@ -122,8 +122,8 @@ def parse_key(text: str) -> ApiKey:
         return _all_scopes(key_digest(words[0]))
     if at not in (0, 1):
         raise ValueError(
-            f"{len(words)} words and no digest where one is expected: `name  sha256:<hex>  scopes=embed,search  "
-            "expires=2027-01-01`, or a plain key alone"
+            f"{len(words)} words and no digest in first or second place, expected `name  sha256:<hex>  "
+            "scopes=embed,search  expires=2027-01-01`, or a plain key alone"
         )
     digest = key_digest(words[at])
     scopes: frozenset[str] = frozenset()
@@ -133,8 +133,8 @@ def parse_key(text: str) -> ApiKey:
         field, _, value = word.partition("=")
         if not value or field not in ("scopes", "expires") or field in seen:
             raise ValueError(
-                f"word {number} is no scopes=... or expires=...; these may stand after the digest, each once and with "
-                "a value"
+                f"word {number} is not allowed; after the digest, expected scopes=... and expires=..., each at most "
+                "once and with a value"
             )
         seen.add(field)
         if field == "scopes":
@@ -146,11 +146,11 @@ def parse_key(text: str) -> ApiKey:
 
 
 def read_keys(path: str | Path) -> tuple[ApiKey, ...]:
-    """Keys of a file, one a line; `#` starts a comment. A file without any is one that accepts none.
+    """Keys of a file, one on each line; `#` starts a comment. A file without keys is valid and accepts none.
 
     Raises:
-        ValueError: Not a readable text file, a line that is no key, or a key that stands there twice. The text names
-            file and line and never holds a key.
+        ValueError: No readable text file, a line that is no key, or a duplicate key. The message names file and line
+            and never holds a key.
     """
     try:
         with Path(path).open("rb") as file:
@@ -159,7 +159,7 @@ def read_keys(path: str | Path) -> tuple[ApiKey, ...]:
             raise OSError(f"it has more than {MAX_FILE_BYTES:,} bytes")
         lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} ({error}). Expected a text file with one key a line.") from error
+        raise ValueError(f"cannot read {path} ({error}). Expected a text file with one key on each line.") from error
     keys: dict[str, ApiKey] = {}
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -170,51 +170,49 @@ def read_keys(path: str | Path) -> tuple[ApiKey, ...]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if key.digest in keys:
-            raise ValueError(
-                f"{path}, line {number}: the key {key.name} stands there twice. Keep one line, with the scopes it has."
-            )
+            raise ValueError(f"{path}, line {number}: the key {key.name} is there twice. Keep one of the lines.")
         keys[key.digest] = key
     return tuple(keys.values())
 
 
 def find_key(plain: str, keys: Iterable[ApiKey]) -> ApiKey | None:
-    """The key that was shown, also one that has expired; None where it is none of these."""
+    """The key of this plain text, also where it has expired; None where it is none of these."""
     digest = hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
-    # No early exit: the time must not tell how much of a key, or which, was right.
+    # No early exit: the time must not depend on which key matches, or how much of it.
     matches = [key for key in keys if hmac.compare_digest(digest, key.digest)]
     return matches[0] if matches else None
 
 
 class KeyRing:
-    """The keys that are accepted now: those that never change, and those of a file that is read again when it does."""
+    """The accepted keys: fixed ones, and those of a file, which is read again when it changes."""
 
     def __init__(self, fixed: Sequence[ApiKey], file: str, from_file: Sequence[ApiKey] = ()) -> None:
         """
         Args:
-            fixed: Keys from elsewhere.
+            fixed: Keys that do not change.
             file: Key file; "" for none.
-            from_file: Its keys as they are known already: kept while the file cannot be read, such as on a node
-                that does not have it.
+            from_file: Keys of the file as known at the start; used until the file can be read, such as on a node
+                without it.
         """
         self._fixed = tuple(fixed)
         self._file = file
         self._keys = self._together(from_file)
         self._state: object = None
-        self._looked_at = -float("inf")
-        self._look: asyncio.Task[None] | None = None
+        self._checked_at = -float("inf")
+        self._check: asyncio.Task[None] | None = None
         self._trouble = ""
 
     async def keys(self) -> tuple[ApiKey, ...]:
-        """The keys of this moment; waits `LOOK_WAIT_S` at most for a file that is due to be looked at."""
-        is_due = bool(self._file) and time.monotonic() - self._looked_at >= LOOK_EVERY_S
-        if is_due and (self._look is None or self._look.done()):
-            self._looked_at = time.monotonic()
-            self._look = asyncio.create_task(asyncio.to_thread(self.look))
-            await asyncio.wait([self._look], timeout=LOOK_WAIT_S)
+        """The keys accepted now; waits at most `CHECK_WAIT_S` for a check of the file that is due."""
+        is_due = bool(self._file) and time.monotonic() - self._checked_at >= CHECK_EVERY_S
+        if is_due and (self._check is None or self._check.done()):
+            self._checked_at = time.monotonic()
+            self._check = asyncio.create_task(asyncio.to_thread(self.check))
+            await asyncio.wait([self._check], timeout=CHECK_WAIT_S)
         return self._keys
 
-    def look(self) -> None:
-        """Read the file if it has changed. A broken one is told in the log, once, and changes nothing."""
+    def check(self) -> None:
+        """Read the file if it has changed. A broken file is logged once, and the keys stay."""
         try:
             found = Path(self._file).stat()
             state = (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -223,28 +221,28 @@ class KeyRing:
             keys = self._together(read_keys(self._file))
         except (OSError, ValueError) as error:
             if str(error) != self._trouble:
-                logger.error("the key file is not taken, the keys stay as they were: %s", error)
+                logger.error("the key file is not used, the keys stay as they were: %s", error)
             self._trouble = str(error)
             return
         if self._state is not None or self._trouble:
-            logger.info("key file %s: %d keys are accepted now", self._file, len(keys))
+            logger.info("key file %s: %d keys are accepted", self._file, len(keys))
         self._keys, self._state, self._trouble = keys, state, ""
 
     def _together(self, from_file: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
-        # The file's line for a key wins: it may name scopes, which CYTOLAKE_API_KEYS cannot.
+        # A key of the file replaces one of CYTOLAKE_API_KEYS, because it may have scopes.
         return tuple({key.digest: key for key in (*self._fixed, *from_file)}.values())
 
 
 def utc_today() -> date:
-    """The day, as `ApiKey.expires` counts it."""
+    """Today in UTC, as in `ApiKey.expires`."""
     return datetime.now(UTC).date()
 
 
 def parse_day(text: str) -> date:
-    """A day as people write it, 2027-01-01.
+    """A day in ISO 8601, such as 2027-01-01.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: Any other text.
     """
     try:
         return date.fromisoformat(text)
@@ -253,5 +251,5 @@ def parse_day(text: str) -> date:
 
 
 def _all_scopes(digest: str) -> ApiKey:
-    """A key without a name of its own; eight digits of the digest tell keys apart and help nobody to find one."""
+    """A key named after the first eight digits of its digest: enough to distinguish keys, useless to find one."""
     return ApiKey(name=f"key-{digest[:8]}", digest=digest)

@@ -1,9 +1,8 @@
-"""What the service counts about itself, in Prometheus's text format at /metrics.
+"""Metrics of the service in Prometheus' text format, at /metrics.
 
-Every replica counts for itself, and behind Ray Serve's proxy one of them, at random, answers a scrape. Each series
-therefore has the label `replica`, so that no counter jumps between those of two processes: sum over it, and take rates
-over several scrapes. The sums lag behind where there are many replicas; for exact ones over a cluster, let Prometheus
-read Ray's own exporter too.
+Each replica has its own counts, and behind Ray Serve's proxy a random replica answers a scrape. Each series therefore
+has the label `replica`: sum over it, and take rates over several scrapes. With many replicas the sums lag behind; for
+exact sums over a cluster, scrape Ray's own exporter as well.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from cytolake.serving.guard import AsgiApp, Message, Receive, Scope, Send
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNROUTED = "unrouted"
-"""The `path` of requests that no endpoint took: refused by the guard, or for nothing that exists."""
+"""Label `path` of requests that reached no endpoint: refused by the guard, or for an unknown path."""
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WAIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -40,8 +39,8 @@ CROPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServedModel:
-    """What the gauge `cytolake_model_info` tells."""
+class ModelInfo:
+    """Labels of the gauge `cytolake_model_info`, and the size of the index."""
 
     name: str
     alias: str
@@ -52,10 +51,12 @@ class ServedModel:
 
 
 class Metrics:
-    """The counts of one service. All methods may be called from any thread."""
+    """The metrics of one service. Thread-safe."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()  # of its own: the process may hold a second service, and Ray's counts
+        self._registry = (
+            CollectorRegistry()
+        )  # its own registry: the process may hold a second service, and Ray's metrics
         to = self._registry
         labels = ("path", "method", "status")
         self._requests = Counter("cytolake_requests", "Requests answered.", labels, registry=to)
@@ -69,16 +70,16 @@ class Metrics:
         self._in_progress = Gauge("cytolake_requests_in_progress", "Requests not yet answered.", registry=to)
         self._body_bytes = Counter("cytolake_body_bytes", "Bytes of request bodies that were read.", registry=to)
         self._refused = Counter(
-            "cytolake_refused", "Requests that the guard answered itself, by reason.", ("reason",), registry=to
+            "cytolake_refused", "Requests that the guard refused, by reason.", ("reason",), registry=to
         )
-        self._crops = Counter("cytolake_crops_embedded", "Crops that went through the encoder.", registry=to)
-        self._minibatch = Histogram("cytolake_minibatch_crops", "Crops of a forward pass.", buckets=CROPS, registry=to)
+        self._crops = Counter("cytolake_crops_embedded", "Crops that the encoder embedded.", registry=to)
+        self._minibatch = Histogram("cytolake_minibatch_crops", "Crops in a forward pass.", buckets=CROPS, registry=to)
         self._forward = Histogram(
             "cytolake_forward_seconds", "Seconds of a forward pass.", buckets=LATENCY_S, registry=to
         )
         self._wait = Histogram(
             "cytolake_queue_wait_seconds",
-            "Seconds that a request's crops waited for their forward pass to begin.",
+            "Seconds that the crops of a request waited for their forward pass.",
             buckets=WAIT_S,
             registry=to,
         )
@@ -86,7 +87,7 @@ class Metrics:
         self._index = Gauge("cytolake_index_crops", "Crops in the search index.", ("alias",), registry=to)
         self._model = Gauge(
             "cytolake_model_info",
-            "Always 1; its labels name the model that is served.",
+            "Always 1; the labels identify the served model.",
             ("name", "alias", "version", "representation_id"),
             registry=to,
         )
@@ -94,31 +95,31 @@ class Metrics:
         self._replica = f"{socket.gethostname()}:{os.getpid()}"
 
     def count_pass(self, n_crops: int, seconds: float) -> None:
-        """One forward pass is done."""
+        """Record a finished forward pass."""
         self._crops.inc(n_crops)
         self._minibatch.observe(n_crops)
         self._forward.observe(seconds)
 
     def count_wait(self, seconds: float) -> None:
-        """A request's crops have come to their forward pass."""
+        """Record the wait of a request's crops for their forward pass."""
         self._wait.observe(seconds)
 
-    def text(self, models: Sequence[ServedModel]) -> bytes:
+    def text(self, models: Sequence[ModelInfo]) -> bytes:
         """The answer to a scrape, of type `METRICS_MEDIA_TYPE`.
 
         Args:
-            models: What is served now, one for each alias; empty where nothing is loaded.
+            models: Served models, one for each alias; empty where nothing is loaded.
         """
         self._ready.set(bool(models))
         self._index.clear()
-        self._model.clear()  # a model that is no longer served must not stay
+        self._model.clear()  # removes models that are no longer served
         for model in models:
             self._index.labels(model.alias).set(model.n_crops)
             self._model.labels(model.name, model.alias, str(model.version), model.representation_id).set(1)
         return generate_latest(_OfReplica(self._registry, self._replica))
 
     def counted(self, app: AsgiApp) -> AsgiApp:
-        """The same application, its requests counted; goes around the guard, to see what that refuses."""
+        """Wrap an application so that its requests are counted; outside the guard, so that refused ones are too."""
 
         async def counting(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -148,10 +149,10 @@ class Metrics:
         return counting
 
     def _count_request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
-        # The route's template, never the path itself: a caller would make a new series with each path it thinks up.
+        # The template of the route, not the path: otherwise a caller could make a new series with each path.
         path = str(getattr(scope.get("route"), "path", UNROUTED))
         method = scope["method"] if scope.get("method") in METHODS else "other"
-        # No answer begun: the caller has gone, or the application failed below its own handlers.
+        # Status 0: the caller disconnected, or the application failed outside its handlers.
         self._requests.labels(path, method, str(status) if status else "none").inc()
         self._latency.labels(path).observe(seconds)
         reason = scope.get("state", {}).get("refused")
@@ -160,7 +161,7 @@ class Metrics:
 
 
 class _OfReplica(Collector):
-    """All series of a registry, with the label `replica`."""
+    """All series of a registry with the label `replica`."""
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
         self._registry = registry

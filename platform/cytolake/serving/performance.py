@@ -1,4 +1,4 @@
-"""What `POST /v1/predict-performance` answers: how well queries, planned treatments or prompts will do."""
+"""Predicted performance of queries, planned treatments or prompts, the answer to `POST /v1/predict-performance`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cytolake.performance_prediction.stacked import Predicted
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError
 
-MAX_ASKED = 1000
+MAX_ITEMS = 1000
 MAX_VECTOR = 8192
 
 Text = Annotated[str, Field(max_length=2000)]
@@ -21,7 +21,7 @@ Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min
 
 
 class PlannedTreatment(BaseModel):
-    """A treatment as the plate map of a screen that is not yet imaged would name it; one part at least."""
+    """A treatment of a screen that is not imaged yet, as its plate map names it; at least one field is required."""
 
     model_config = ConfigDict(extra="forbid")
     compound: Text = ""
@@ -30,35 +30,37 @@ class PlannedTreatment(BaseModel):
     dose: float | None = Field(default=None, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _says_something(self) -> PlannedTreatment:
+    def _is_not_empty(self) -> PlannedTreatment:
         if not (self.compound or self.gene or self.pathway or self.dose is not None):
             raise ValueError("name a compound, gene, pathway or dose")
         return self
 
     @property
     def description(self) -> str:
-        """In the words of the plate maps that the predictor was fitted on."""
+        """The text that the predictor reads, in the words of the plate maps it was fitted on."""
         parts = (("compound", self.compound), ("gene", self.gene), ("pathway", self.pathway))
         return " ".join(f"{kind} {value}" for kind, value in parts if value)
 
 
 class PredictRequest(BaseModel):
-    """One kind of question, as many of it as wanted."""
+    """Items of one kind whose performance is predicted."""
 
     model_config = ConfigDict(extra="forbid")
     crop_ids: list[Annotated[str, Field(min_length=1, max_length=128)]] | None = Field(
-        default=None, min_length=1, max_length=MAX_ASKED, description="stored crops that will be searched with"
+        default=None, min_length=1, max_length=MAX_ITEMS, description="stored crops, as search queries"
     )
     vectors: list[Vector] | None = Field(
-        default=None, min_length=1, max_length=MAX_ASKED, description="vectors of /v1/embed that will be searched with"
+        default=None, min_length=1, max_length=MAX_ITEMS, description="vectors of /v1/embed, as search queries"
     )
     planned: list[PlannedTreatment] | None = Field(
-        default=None, min_length=1, max_length=MAX_ASKED, description="treatments of a screen that is planned"
+        default=None, min_length=1, max_length=MAX_ITEMS, description="treatments of a planned screen"
     )
     prompts: list[Annotated[str, Field(min_length=1, max_length=2000)]] | None = Field(
-        default=None, min_length=1, max_length=MAX_ASKED, description="prompts for a generator of images"
+        default=None, min_length=1, max_length=MAX_ITEMS, description="prompts for an image generator"
     )
-    generator: Text = Field(default="", description="what will make the images, where prompts of several were learnt")
+    generator: Text = Field(
+        default="", description="image generator, where the predictor was fitted on prompts of several"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> PredictRequest:
@@ -70,7 +72,7 @@ class PredictRequest(BaseModel):
 
 
 class PredictedValue(BaseModel):
-    """One expectation with its calibrated interval."""
+    """A predicted value with its calibrated interval."""
 
     value: float
     low: float
@@ -78,20 +80,20 @@ class PredictedValue(BaseModel):
 
 
 class Prediction(BaseModel):
-    """As many values as were asked for, in their order."""
+    """One value for each item of the request, in their order."""
 
-    measure: str = Field(description="what is predicted: average_precision, or the score of the prompts' table")
-    coverage: float = Field(description="share of true values that the intervals cover")
+    measure: str = Field(description="predicted measure: average_precision, or the score in the table of prompts")
+    coverage: float = Field(description="share of true values that are in the intervals")
     predictor_version: int = Field(description="version of the registered predictor")
     predicted: list[PredictedValue]
 
 
 def predict_performance(loaded: Loaded, question: PredictRequest) -> Prediction:
-    """Ask the predictor that belongs to the kind of question.
+    """Predict with the predictor for the kind of items.
 
     Raises:
-        ServingError: 404 an unknown crop; 409 no such predictor was fitted; 422 vectors of another width, or an
-            unknown generator.
+        ServingError: 404, an unknown crop; 409, no predictor of this kind was fitted; 422, vectors of another width,
+            or an unknown generator.
     """
     if question.prompts is not None:
         return _of_prompts(loaded, question.prompts, question.generator)
@@ -131,7 +133,7 @@ def _of_prompts(loaded: Loaded, prompts: list[str], generator: str) -> Predictio
 
 def _matrix(vectors: list[list[float]]) -> NDArray[np.float64]:
     if len({len(vector) for vector in vectors}) > 1:
-        raise ValueError(f"vectors of {min(map(len, vectors))} to {max(map(len, vectors))} values: expected one width.")
+        raise ValueError(f"vectors of {min(map(len, vectors))} to {max(map(len, vectors))} values, expected one width.")
     return np.array(vectors, dtype=float)
 
 

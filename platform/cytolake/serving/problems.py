@@ -1,4 +1,4 @@
-"""What the service says when it cannot do what was asked: RFC 9457 `application/problem+json`."""
+"""Error answers of the service: problem documents, RFC 9457 `application/problem+json`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ TITLES = {
     500: "Internal error",
     503: "Not ready",
 }
-"""One sentence for each status the service sends; the text does not change from one occurrence to the next."""
+"""Title of each status that the service sends; the same for every occurrence."""
 
 
 class ServingError(Exception):
-    """A request that ends with a problem document; raised anywhere below the API, written by it."""
+    """An error that the API answers with a problem document."""
 
     def __init__(self, *, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         """
         Args:
             status: HTTP status, one of `TITLES`.
-            detail: For a person: what was found, what was expected, what to do next.
+            detail: What was found, what was expected, what to do next.
             headers: Extra response headers, such as `Retry-After`.
         """
         super().__init__(detail)
@@ -48,8 +48,8 @@ def problem_document(status: int, detail: str, *, instance: str = "") -> dict[st
 
     Args:
         status: HTTP status.
-        detail: What went wrong this time and what to do about it.
-        instance: What identifies this occurrence: the request id. "" leaves the member out.
+        detail: What was found, what was expected, what to do next.
+        instance: The request id, which identifies the occurrence; "" leaves the member out.
 
     Source: RFC 9457, section 3.1.
     """
@@ -68,3 +68,9 @@ def problem_document(status: int, detail: str, *, instance: str = "") -> dict[st
 def problem_body(status: int, detail: str, *, instance: str = "") -> bytes:
     """`problem_document` as the bytes of a response."""
     return json.dumps(problem_document(status, detail, instance=instance)).encode()
+
+
+def first_lines(error: BaseException) -> str:
+    """The message of an error on one line of at most 600 characters."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())[:600] or type(error).__name__

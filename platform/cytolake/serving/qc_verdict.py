@@ -1,4 +1,4 @@
-"""Quality control over HTTP: verdicts on sent images and on stored sites.
+"""QC verdicts of the service: on images of a request, and on stored sites.
 
 Shapes: C channels, H and W pixels.
 """
@@ -22,28 +22,28 @@ from cytolake.serving.problems import ServingError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredVerdict:
-    """What the table qc_verdicts has on a site."""
+    """Verdicts of the table qc_verdicts on a site."""
 
     asked: str
-    """The crop id or site id that was asked for."""
+    """The crop id or site id of the request."""
     site_id: str
     well_id: str
     plate_id: str
     qc_id: str | None
-    """Hash of the rules that judged the plate last; None where nobody did."""
+    """Hash of the rules that judged the plate last; None where it was not judged."""
     profile: str | None
-    """Their name in catalog/qc.yaml; None where it has them no longer, or never had."""
+    """Name of these rules in catalog/qc.yaml; None where they are not in the file."""
     judged_at: datetime | None
     is_pass: bool | None
-    """The site failed no rule of level site; None where it was not judged. Its well and plate do not count."""
+    """The site failed no rule of level site; None where it was not judged. Rules of well and plate do not count."""
     reasons: tuple[str, ...]
-    """A sentence for each rule that the site failed."""
+    """A sentence for each rule of level site that failed."""
     verdicts: tuple[RuleVerdict, ...]
-    """Of the site, then of its well and its plate."""
+    """Verdicts on the site, then on its well and its plate."""
 
 
 def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcProfile) -> ImageVerdict:
-    """`qc.image_verdict.judge_image` of a sent image.
+    """`qc.image_verdict.judge_image` on an image of a request.
 
     Raises:
         ServingError: 422, the array is no image with named channels.
@@ -57,25 +57,28 @@ def judge_pixels(pixels_CHW: NDArray[Any], channels: Sequence[str], profile: QcP
 def stored_verdicts(
     catalog: Catalog, ids: Sequence[str], *, of: Literal["crops", "sites"] = "crops"
 ) -> list[StoredVerdict]:
-    """The newest verdicts on the sites of some crops, or on some sites, in the order asked for.
+    """The newest verdicts on sites, or on the sites of crops, in the order of the ids.
 
-    Newest are those of the rules that judged the plate last.
+    The newest verdicts are those of the rules that judged the plate last.
 
     Args:
         catalog: Where the tables are.
         ids: crops.crop_id or sites.site_id.
-        of: What the ids are.
+        of: Kind of the ids.
 
     Raises:
-        ServingError: 404, naming ids that the catalog does not hold.
+        ServingError: 404, ids that are not in the catalog; the message names the first.
     """
     key = "crop_id" if of == "crops" else "site_id"
-    wanted = pa.table({"asked": pa.array(list(ids), pa.string()), "position": pa.array(range(len(ids)), pa.int64())})
+    wanted = pa.table(
+        {"requested_id": pa.array(list(ids), pa.string()), "position": pa.array(range(len(ids)), pa.int64())}
+    )
     places = catalog.sql(
-        f"SELECT asked, site_id, well_id, plate_id FROM wanted JOIN {of} ON {key} = asked ORDER BY position",
+        f"SELECT requested_id, site_id, well_id, plate_id FROM wanted JOIN {of} ON {key} = requested_id "
+        "ORDER BY position",
         wanted=wanted,
     )
-    known = set(places["asked"].to_pylist())
+    known = set(places["requested_id"].to_pylist())
     missing = [each for each in ids if each not in known]
     if missing:
         raise ServingError(
@@ -116,7 +119,7 @@ def _stored(
     of_site = [verdict for verdict in verdicts if verdict.level == "site"]
     failed = [verdict for verdict in of_site if not verdict.is_pass]
     return StoredVerdict(
-        asked=place["asked"],
+        asked=place["requested_id"],
         site_id=place["site_id"],
         well_id=place["well_id"],
         plate_id=place["plate_id"],

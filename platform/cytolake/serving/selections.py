@@ -1,4 +1,4 @@
-"""A selection of crops as a file to take away: CSV, or a curation for catalog/curation/."""
+"""A selection of crops as a file: CSV, or a curation for catalog/curation/."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 from numpy.typing import NDArray
 
 from cytolake.catalog import table_contract
-from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
 from cytolake.serving.snapshot import Snapshot
+from cytolake.serving.where import compile_where
 
 CSV_COLUMNS = (
     "crop_id", "screen", "plate", "well", "site", "y", "x", "size", "perturbation", "gene", "compound", "dose",
@@ -22,32 +22,33 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 MAX_LISTED = 200_000
-"""Crop ids in a curation, at most: 7 MB of YAML. A larger choice is a condition, or a table of its own."""
+"""Most crop ids in a curation: 7 MB of YAML. A larger selection needs a condition, or a table of its own."""
 
 
 def as_csv(snapshot: Snapshot, rows: NDArray[np.integer[Any]]) -> bytes:
     """One line for each crop, `CSV_COLUMNS`, in the order of the rows."""
     stream = io.BytesIO()
-    pa.csv.write_csv(snapshot.taken(rows).select(list(CSV_COLUMNS)), stream)
+    pa.csv.write_csv(snapshot.crops_at(rows).select(list(CSV_COLUMNS)), stream)
     return stream.getvalue()
 
 
-def as_curation(snapshot: Snapshot, rows: NDArray[np.integer[Any]], condition: str = "") -> bytes:
-    """A spec that keeps exactly these crops: jobs/curate.py takes it from catalog/curation/.
+def as_curation(snapshot: Snapshot, rows: NDArray[np.integer[Any]], where: str = "") -> bytes:
+    """A curation that keeps exactly these crops, for catalog/curation/.
 
     Args:
-        snapshot: Whose rows.
-        rows: The crops.
-        condition: The SQL condition they were selected by, where they were. It is written instead of the ids, so that
-            the curation also takes up plates that come later; but only where it chooses these very crops, and names
-            no column that curations do not have.
+        snapshot: Snapshot that the rows are from.
+        rows: Rows of the crops.
+        where: The SQL condition that selected them, or "". It is written instead of the ids, so that the curation also
+            applies to later plates; but only where it selects exactly these crops, by columns that curations have.
 
     Raises:
         ServingError: 422, no crops, or more than can be listed.
     """
     if not len(rows):
         raise ServingError(status=422, detail="no crops are selected: a curation must keep at least one.")
-    where = condition.strip() if condition.strip() and _is_curations(snapshot, rows, condition) else ""
+    where = where.strip()
+    if where and not _selects(where, snapshot, rows):
+        where = ""
     if not where and len(rows) > MAX_LISTED:
         raise ServingError(
             status=422,
@@ -61,18 +62,19 @@ def as_curation(snapshot: Snapshot, rows: NDArray[np.integer[Any]], condition: s
     return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=120).encode()
 
 
-def _is_curations(snapshot: Snapshot, rows: NDArray[np.integer[Any]], condition: str) -> bool:
+def _selects(where: str, snapshot: Snapshot, rows: NDArray[np.integer[Any]]) -> bool:
+    """Whether a condition over columns of curations selects exactly these rows."""
     columns = set(table_contract("crops").schema.names) | set(table_contract("wells").schema.names)
     schema = pa.schema([field for field in snapshot.crops.schema if field.name in columns])
     try:
-        compile_filter(condition, schema)
+        compile_where(where, schema)
     except ServingError:
         return False
-    return np.array_equal(np.sort(rows.astype(np.int64)), snapshot.rows_where(condition))
+    return np.array_equal(np.sort(rows.astype(np.int64)), snapshot.rows_where(where))
 
 
 def _checked_ids(snapshot: Snapshot, rows: NDArray[np.integer[Any]]) -> list[str]:
-    crop_ids: list[str] = snapshot.taken(np.sort(rows))["crop_id"].to_pylist()
+    crop_ids: list[str] = snapshot.crops_at(np.sort(rows))["crop_id"].to_pylist()
     odd = [crop_id for crop_id in crop_ids if not crop_id.replace("-", "").replace("_", "").isalnum()]
     if odd:  # ids are hashes; one with a quote in it would be SQL
         raise ServingError(

@@ -1,4 +1,4 @@
-"""Crops that come as the body of a request, of any kind that is taken, and how their channels are named."""
+"""Decodes the crops in the body of a request, and finds the names of their channels."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ JSON_MEDIA_TYPE = "application/json"
 
 
 def media_type_of(request: Request) -> str:
-    """Of the body, without parameters; empty where the header is missing."""
+    """Media type of the body, without parameters; empty where the header is missing."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def sent_crops(request: Request, body: bytes, channels: str, budget: DecodingBudget) -> DecodedCrops:
-    """The crops of a body, their channels named by the query, the header `X-Channels`, or the body itself.
+    """The crops of a body, with channel names of the query, of the header `X-Channels`, or of the body itself.
 
     Args:
-        request: Whose headers tell what the body is.
-        body: All of it.
-        channels: Names behind commas, for every crop; "" leaves those that came with the pixels.
-        budget: Limits on what is decoded.
+        request: The request, for its headers.
+        body: The whole body.
+        channels: Names of the query, separated by commas, for every crop; "" for none.
+        budget: Limits of the decoded arrays.
 
     Raises:
-        ServingError: 415 a media type that is not taken; else as `decode_crops`.
+        ServingError: 415, an unsupported media type; else as `decode_crops`.
     """
     media_type = media_type_of(request)
     if media_type not in PIXEL_MEDIA_TYPES:

@@ -1,4 +1,4 @@
-"""What the endpoints call: crops and pixels to vectors, through the model that an alias names.
+"""The service behind the endpoints: from stored crops or sent pixels to vectors, with the model that an alias names.
 
 Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
 """
@@ -15,49 +15,50 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.catalog import Catalog, CatalogError, channel_vocabulary
+from cytolake.catalog import channel_vocabulary
 from cytolake.models.precision import PRECISIONS, EncoderPrecision
-from cytolake.serving.champion import Champion
 from cytolake.serving.decoding import DecodingBudget
-from cytolake.serving.follower import Follower, Loaded, first_lines
+from cytolake.serving.follower import Follower, Loaded
 from cytolake.serving.guard import GuardConfig, guard_from_environment
-from cytolake.serving.metrics import Metrics, ServedModel
+from cytolake.serving.metrics import Metrics, ModelInfo
 from cytolake.serving.problems import ServingError
+from cytolake.serving.served_model import ServedModel
+from cytolake.serving.stored_crops import read_crops
 from cytolake.tracking import CHAMPION, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingConfig:
-    """One service: whose champion, for whom, and how much at once."""
+    """One service: its catalog, its model, its callers and its limits."""
 
     root: str = "cytolake_data"
     """Catalog root."""
     alias: str = CHAMPION
-    """MLflow alias to follow: what requests that name none are answered by."""
+    """MLflow alias of the model that answers requests without an alias."""
     other_aliases: tuple[str, ...] = ()
-    """More of them, which a request may name; each is loaded when it is first asked for."""
+    """Further aliases that a request may name; each is loaded at its first request."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Model registry; an empty `uri` means the catalog root's own."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    """Keys and body sizes."""
+    """Keys and limits of request bodies."""
     budget: DecodingBudget = field(default_factory=DecodingBudget)
-    """Size of the arrays that are taken."""
+    """Limits of the decoded arrays."""
     minibatch_tokens: int = 4096
-    """Tokens of one forward pass, all channels of all its crops; requests that arrive together share one. It bounds the
-    memory of a pass where crops have many channels, and fills it where they have few."""
+    """Tokens of one forward pass, over all channels of all its crops; requests that arrive together share a pass.
+    Bounds the memory of a pass for crops of many channels, and fills it for crops of few."""
     batch_wait_s: float = 0.005
-    """How long a crop waits for company, seconds."""
+    """Longest wait of a request for others to share its forward pass, seconds."""
     refresh_s: float = 10.0
-    """How old the knowledge of alias and tables may be, seconds, before a request sets off a look."""
+    """Least time between two checks of alias and tables, seconds; a request starts the check."""
     device: str = "auto"
     """torch device; `auto` takes a GPU where there is one."""
     precision: EncoderPrecision = "fp32"
-    """Of the encoder's matrix products, whichever the stored vectors were computed in; see `EncoderPrecision`."""
+    """Precision of the encoder's matrix products, independent of that of the stored vectors; see `EncoderPrecision`."""
 
     def __post_init__(self) -> None:
         if not self.root or not self.alias:
             raise ValueError(
-                "root and alias must not be empty: set CYTOLAKE_ROOT and CYTOLAKE_ALIAS, or leave them out"
+                "root and alias must not be empty: set CYTOLAKE_ROOT and CYTOLAKE_ALIAS, or unset them for the defaults"
             )
         if self.precision not in PRECISIONS:
             raise ValueError(
@@ -70,18 +71,18 @@ class ServingConfig:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """All that may be asked, the one that answers by default first."""
+        """All aliases that a request may name, the default first."""
         return (self.alias, *self.other_aliases)
 
 
 def config_from_environment(environment: Mapping[str, str], *, sets_request_id: bool = True) -> ServingConfig:
-    """Read `CYTOLAKE_ROOT`, `CYTOLAKE_ALIAS` (further ones behind commas), `CYTOLAKE_TRACKING_URI`,
-    `CYTOLAKE_PRECISION` and the guard's.
+    """Read `CYTOLAKE_ROOT`, `CYTOLAKE_ALIAS` (further aliases after commas), `CYTOLAKE_TRACKING_URI`,
+    `CYTOLAKE_PRECISION` and the variables of the guard.
 
-    A relative root is made absolute here: the replicas' working directory is another one.
+    A relative root is made absolute here, because replicas have another working directory.
 
     Raises:
-        ValueError: What `guard_from_environment` and the configs refuse.
+        ValueError: A value that `guard_from_environment` or a config refuses.
     """
     root = environment.get("CYTOLAKE_ROOT", "") or "cytolake_data"
     aliases = [name.strip() for name in environment.get("CYTOLAKE_ALIAS", "").split(",") if name.strip()] or [CHAMPION]
@@ -96,39 +97,39 @@ def config_from_environment(environment: Mapping[str, str], *, sets_request_id: 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Minibatch:
-    """Crops on their way into one forward pass."""
+class EmbedTask:
+    """Crops that wait for a forward pass."""
 
-    champion: Champion
+    model: ServedModel
     images: Sequence[NDArray[Any]]
     indices: Sequence[Sequence[int]]
-    asked_at: float
-    """When it began to wait, by `time.monotonic`."""
+    waiting_since: float
+    """Start of the wait, by `time.monotonic`."""
 
     @property
     def n_tokens(self) -> int:
-        """Of all its crops."""
-        return sum(self.champion.tokens_of(len(each)) for each in self.indices)
+        """Tokens of all its crops."""
+        return sum(self.model.tokens_of(len(each)) for each in self.indices)
 
 
-RunMinibatches = Callable[[list[Minibatch]], Awaitable[list[NDArray[np.float32]]]]
-RunMinibatch = Callable[[Minibatch], Awaitable[NDArray[np.float32]]]
+RunTasks = Callable[[list[EmbedTask]], Awaitable[list[NDArray[np.float32]]]]
+RunTask = Callable[[EmbedTask], Awaitable[NDArray[np.float32]]]
 
 
-def one_by_one(run: RunMinibatches, config: ServingConfig) -> RunMinibatch:
-    """No dynamic batching: each minibatch is a forward pass of its own. For use without Ray Serve."""
+def one_by_one(run: RunTasks, config: ServingConfig) -> RunTask:
+    """Without dynamic batching: one forward pass for each task. For use without Ray Serve."""
 
-    async def run_one(minibatch: Minibatch) -> NDArray[np.float32]:
-        return (await run([minibatch]))[0]
+    async def run_one(task: EmbedTask) -> NDArray[np.float32]:
+        return (await run([task]))[0]
 
     return run_one
 
 
 class Service:
-    """The promoted models at work, one for each alias."""
+    """Loads the model of each alias, and embeds crops with it."""
 
     def __init__(
-        self, config: ServingConfig, batched: Callable[[RunMinibatches, ServingConfig], RunMinibatch] = one_by_one
+        self, config: ServingConfig, batched: Callable[[RunTasks, ServingConfig], RunTask] = one_by_one
     ) -> None:
         self.config = config
         tracking = config.tracking.at(config.root)
@@ -137,16 +138,16 @@ class Service:
             for alias in config.aliases
         }
         self.metrics = Metrics()
-        self._run = batched(self._run_minibatches, config)
+        self._run = batched(self._run_tasks, config)
 
-    def served(self) -> list[ServedModel]:
-        """What answers now, one for each alias that is in use."""
+    def served(self) -> list[ModelInfo]:
+        """The loaded models, one for each alias in use."""
         return [
-            ServedModel(
-                name=loaded.champion.card.name,
+            ModelInfo(
+                name=loaded.model.card.name,
                 alias=alias,
-                version=loaded.champion.card.version,
-                representation_id=loaded.champion.card.representation_id,
+                version=loaded.model.card.version,
+                representation_id=loaded.model.card.representation_id,
                 n_crops=loaded.index.crops.num_rows,
             )
             for alias, follower in self._followers.items()
@@ -154,10 +155,10 @@ class Service:
         ]
 
     def follower(self, alias: str = "") -> Follower:
-        """What follows an alias; "" is the one that answers by default.
+        """The follower of an alias; "" is the default alias.
 
         Raises:
-            ServingError: 404, this service does not follow it.
+            ServingError: 404, the service does not follow it.
         """
         found = self._followers.get(alias or self.config.alias)
         if found is None:
@@ -168,20 +169,20 @@ class Service:
         return found
 
     def load(self) -> None:
-        """Look at every alias that is in use, and take up what is new; never raises."""
+        """Check every alias in use and load what is new; never raises."""
         for alias, follower in self._followers.items():
             if alias == self.config.alias or follower.is_in_use:
                 follower.load()
 
     def why_not_ready(self) -> str:
-        """ "" when requests that name no alias can be answered, else the reason and what to do."""
+        """ "" where the default alias has a model, else the reason and what to do."""
         return self.follower().why_not_ready()
 
     async def current(self, alias: str = "") -> Loaded:
-        """What answers come from now; sets off a look for what is new, and loads an alias that was never asked for.
+        """What is loaded for an alias; starts a check for new versions, and loads an alias at its first request.
 
         Raises:
-            ServingError: 404 no such alias; 503 with the reason, nothing is loaded.
+            ServingError: 404, no such alias; 503, nothing is loaded, with the reason.
         """
         follower = self.follower(alias)
         if not follower.is_in_use:
@@ -193,25 +194,25 @@ class Service:
         """(B, D) vectors of stored crops, from their source pixels.
 
         Raises:
-            ServingError: 404 unknown crops, 422 crops that this encoder cannot take, 503 pixels that cannot be read.
+            ServingError: 404, unknown crops; 422, crops that this encoder cannot take; 503, pixels that cannot be read.
         """
-        images, channels = await asyncio.to_thread(_read_crops, loaded.catalog, crop_ids)
-        return await self._embed(loaded.champion, images, channels, crop_ids)
+        images, channels = await asyncio.to_thread(read_crops, loaded.catalog, crop_ids)
+        return await self._embed(loaded.model, images, channels, crop_ids)
 
     async def embed_pixels(
         self, loaded: Loaded, images: Sequence[NDArray[Any]], channels: Sequence[Sequence[str]]
     ) -> NDArray[np.float32]:
-        """(B, D) vectors of crops as sent.
+        """(B, D) vectors of crops that were sent as pixels.
 
         Args:
-            loaded: What `current` gave.
+            loaded: Result of `current`.
             images: B crops, each (C, S, S), raw intensities of any scale; C may differ.
-            channels: For each crop C stain names, any spelling that catalog/channels.yaml knows.
+            channels: C stain names of each crop; any synonym in catalog/channels.yaml.
 
         Raises:
-            ServingError: 422, another crop size or channels than the encoder takes.
+            ServingError: 422, a crop size or channels that the encoder does not take.
         """
-        size = loaded.champion.card.crop_size
+        size = loaded.model.card.crop_size
         named = []
         for number, (image, names) in enumerate(zip(images, channels, strict=True)):
             if image.shape[1:] != (size, size):
@@ -228,19 +229,17 @@ class Service:
                     "in its order, such as ?channels=DNA,ER,RNA.",
                 )
             named.append(tuple(channel_vocabulary().canonical(name) for name in names))
-        return await self._embed(
-            loaded.champion, images, named, [f"crop {i} of the request" for i in range(len(images))]
-        )
+        return await self._embed(loaded.model, images, named, [f"crop {i} of the request" for i in range(len(images))])
 
     async def _embed(
         self,
-        champion: Champion,
+        model: ServedModel,
         images: Sequence[NDArray[Any]],
         channels: Sequence[Sequence[str]],
         names: Sequence[str],
     ) -> NDArray[np.float32]:
-        # All checks come before the queue: a crop that fails there would fail the strangers it shares a pass with.
-        size = champion.card.crop_size
+        # All checks come before the queue: a crop that fails in it would fail other requests of the same pass.
+        size = model.card.crop_size
         indices = []
         for image, stains, name in zip(images, channels, names, strict=True):
             if image.shape != (len(stains), size, size):
@@ -250,58 +249,45 @@ class Service:
                     f"crop_size {size}, or promote a model of this crop size.",
                 )
             try:
-                indices.append(champion.channel_indices(stains))
-                champion.check_pixels(image)
+                indices.append(model.channel_indices(stains))
+                model.check_pixels(image)
             except ValueError as error:
                 raise ServingError(status=422, detail=f"{name}: {error}") from error
-        asked_at = time.monotonic()
+        waiting_since = time.monotonic()
         parts = [
-            Minibatch(champion=champion, images=images[first:end], indices=indices[first:end], asked_at=asked_at)
-            for first, end in _shares([champion.tokens_of(len(each)) for each in indices], self.config.minibatch_tokens)
+            EmbedTask(model=model, images=images[first:end], indices=indices[first:end], waiting_since=waiting_since)
+            for first, end in _split([model.tokens_of(len(each)) for each in indices], self.config.minibatch_tokens)
         ]
         return np.concatenate(await asyncio.gather(*(self._run(part) for part in parts)))
 
-    async def _run_minibatches(self, minibatches: list[Minibatch]) -> list[NDArray[np.float32]]:
+    async def _run_tasks(self, tasks: list[EmbedTask]) -> list[NDArray[np.float32]]:
         started = time.monotonic()
-        for minibatch in minibatches:
-            self.metrics.count_wait(started - minibatch.asked_at)
-        vectors = await asyncio.to_thread(_run_together, minibatches)
-        self.metrics.count_pass(sum(len(minibatch.images) for minibatch in minibatches), time.monotonic() - started)
+        for task in tasks:
+            self.metrics.count_wait(started - task.waiting_since)
+        vectors = await asyncio.to_thread(_run_together, tasks)
+        self.metrics.count_pass(sum(len(task.images) for task in tasks), time.monotonic() - started)
         return vectors
 
 
-def _read_crops(catalog: Catalog, crop_ids: Sequence[str]) -> tuple[Sequence[NDArray[Any]], Sequence[tuple[str, ...]]]:
-    try:
-        channels = catalog.channels_of(crop_ids)
-    except CatalogError as error:
-        raise ServingError(status=404, detail=first_lines(error)) from error
-    try:
-        return catalog.crop_pixels(crop_ids), channels
-    except (OSError, ValueError) as error:
-        raise ServingError(
-            status=503, detail=f"the source images of these crops cannot be read: {first_lines(error)}"
-        ) from error
-
-
-def _shares(tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Consecutive crops of at most so many tokens together; one that has more alone is a share of its own."""
-    shares, first, held = [], 0, 0
+def _split(tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """(first, end) of runs of crops with at most `most` tokens together; a larger crop is a run of its own."""
+    runs, first, n_tokens = [], 0, 0
     for place, n in enumerate(tokens):
-        if held and held + n > most:
-            shares.append((first, place))
-            first, held = place, 0
-        held += n
-    return [*shares, (first, len(tokens))]
+        if n_tokens and n_tokens + n > most:
+            runs.append((first, place))
+            first, n_tokens = place, 0
+        n_tokens += n
+    return [*runs, (first, len(tokens))]
 
 
-def _run_together(minibatches: list[Minibatch]) -> list[NDArray[np.float32]]:
-    """One forward pass for each model among the minibatches; during a promotion there may be two."""
+def _run_together(tasks: list[EmbedTask]) -> list[NDArray[np.float32]]:
+    """One forward pass for each model among the tasks; there may be two during a promotion."""
     results: dict[int, NDArray[np.float32]] = {}
-    for champion in {id(minibatch.champion): minibatch.champion for minibatch in minibatches}.values():
-        members = [i for i, minibatch in enumerate(minibatches) if minibatch.champion is champion]
-        images = [image for i in members for image in minibatches[i].images]
-        indices = [index for i in members for index in minibatches[i].indices]
-        ends = np.cumsum([len(minibatches[i].images) for i in members])[:-1]
-        vectors_BD = champion.embed(images, indices)
+    for model in {id(task.model): task.model for task in tasks}.values():
+        members = [i for i, task in enumerate(tasks) if task.model is model]
+        images = [image for i in members for image in tasks[i].images]
+        indices = [index for i in members for index in tasks[i].indices]
+        ends = np.cumsum([len(tasks[i].images) for i in members])[:-1]
+        vectors_BD = model.embed(images, indices)
         results |= dict(zip(members, np.split(vectors_BD, ends), strict=True))
-    return [results[i] for i in range(len(minibatches))]
+    return [results[i] for i in range(len(tasks))]

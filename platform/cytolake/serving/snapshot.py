@@ -1,7 +1,7 @@
-"""The crops of one moment in a fixed order, with what is known of their wells and the QC of their sites.
+"""A snapshot of the catalog for the explorer: crops in a fixed order, with columns of their wells and QC of sites.
 
-The explorer counts crops by row: a number says in 4 bytes what an id says in 32. Rows are those of `Snapshot.crops`,
-which is sorted by crop id, so they stay the same until crops, wells or plates are written.
+The explorer refers to crops by row: a row number takes 4 bytes, an id 32. Rows are those of `Snapshot.crops`, sorted by
+crop id, so they stay the same until crops, wells or plates are written.
 
 Shapes: N crops of the catalog, M crops of one representation, D width of the vector.
 """
@@ -26,54 +26,53 @@ from cytolake.catalog import Catalog
 from cytolake.qc.newest import add_quality, failed_verdicts, newest_qc, rule_counts
 from cytolake.qc.verdicts import profile_of
 from cytolake.serving.crops_with_wells import add_wells
-from cytolake.serving.filters import compile_filter
 from cytolake.serving.problems import ServingError
 from cytolake.serving.unit_vectors import unit_vectors
+from cytolake.serving.where import compile_where
 
 ROW_TABLES = ("crops", "plates", "wells")
-"""Tables on which the row numbers depend."""
+"""Tables that the row numbers depend on."""
 TABLES = (*ROW_TABLES, "embeddings", "qc_verdicts", "representations", "sites")
-"""Tables that a snapshot reads; a new version of one makes a new snapshot."""
+"""Tables that a snapshot reads; a new version of one of them makes a new snapshot."""
 
 MAX_FAILED = 2000
-"""Failed verdicts that a snapshot holds one by one; `Snapshot.rules` counts them all."""
+"""Most failed verdicts that a snapshot lists; `Snapshot.rules` counts all."""
 
 Rows = NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """What the explorer answers from; never changed."""
+    """The tables of one moment; immutable."""
 
     versions: Mapping[str, int]
     """Delta versions of `TABLES`."""
     key: str
-    """Stands for the row numbers: two snapshots with the same key have the same crop in each row."""
+    """Identifies the row numbers: two snapshots with one key have the same crop in each row."""
     catalog: Catalog
     """Pinned at `versions`."""
     crops: pa.Table
-    """N rows in the order of crop_id: columns of crops, those of wells that crops has not, and what `add_quality` adds,
-    as the search has them."""
+    """N rows sorted by crop_id, with the columns of `CropIndex.crops`."""
     failed: pa.Table
     """The first `MAX_FAILED` of `failed_verdicts`."""
     rules: tuple[dict[str, Any], ...]
-    """What was judged: level, rule, says, n_judged, n_failed."""
+    """QC rules and their counts: level, rule, says, n_judged, n_failed."""
     qc_ids: Mapping[str, str]
-    """As `newest_qc` gives them."""
+    """Result of `newest_qc`."""
     representations: tuple[dict[str, Any], ...]
-    """Those with embeddings, as GET /v1/explore/representations lists them, without `is_champion`."""
+    """Representations with embeddings, as GET /v1/explore/representations lists them, without `is_champion`."""
 
-    def rows_where(self, condition: str) -> Rows:
-        """Rows that pass a SQL condition over the columns of `crops`; "" lets all pass.
+    def rows_where(self, where: str) -> Rows:
+        """Rows that pass a SQL condition over the columns of `crops`, increasing; "" lets all pass.
 
         Raises:
-            ServingError: 422, see `compile_filter`.
+            ServingError: 422, see `compile_where`.
         """
-        if not condition.strip():
+        if not where.strip():
             return np.arange(self.crops.num_rows, dtype=np.uint32)
-        passing = compile_filter(condition, self.crops.schema)
+        passing = compile_where(where, self.crops.schema)
         numbered = self.crops.append_column("__row", pa.array(np.arange(self.crops.num_rows, dtype=np.uint32)))
-        # A dataset reads the columns of the condition only; Table.filter would copy all of them.
+        # A dataset reads only the columns of the condition; Table.filter would copy all.
         found = ds.dataset(numbered).to_table(columns=["__row"], filter=passing)
         return np.sort(found["__row"].to_numpy())
 
@@ -82,11 +81,11 @@ class Snapshot:
         found = pc.index_in(crop_ids, value_set=self.crops["crop_id"].combine_chunks())
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
-    def taken(self, rows: NDArray[np.integer[Any]]) -> pa.Table:
-        """These rows of `crops`, in the order asked for.
+    def crops_at(self, rows: NDArray[np.integer[Any]]) -> pa.Table:
+        """These rows of `crops`, in their order.
 
         Raises:
-            ServingError: 422, a row that is not there.
+            ServingError: 422, a row beyond the table.
         """
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.crops.num_rows):
             raise ServingError(
@@ -110,14 +109,13 @@ class Snapshot:
         )
 
     def column_bytes(self, name: str) -> bytes:
-        """One column of `crops`, coded.
+        """One column of `crops`, encoded for the page.
 
         Returns:
             Little-endian: uint32 length of the header, a multiple of 4; the header, JSON padded with blanks; N values.
-            A header `{"kind": "category", "n": N, "dtype": "uint8", "categories": [...]}` comes with one number for
-            each crop, its place in `categories`, as uint8, uint16 or uint32; categories are in the order of their
-            names, and "" stands for nothing. `{"kind": "number", "n": N, "dtype": "float32"}` comes with float32
-            values, NaN for nothing.
+            With a header `{"kind": "category", "n": N, "dtype": "uint8", "categories": [...]}` each value is an index
+            into `categories`, as uint8, uint16 or uint32; categories are sorted, and "" is a missing value. With
+            `{"kind": "number", "n": N, "dtype": "float32"}` values are float32, and NaN is a missing value.
 
         Raises:
             ServingError: 404, no such column.
@@ -140,12 +138,12 @@ class Snapshot:
 
 
 def is_number(kind: Any) -> bool:
-    """Whether a column is sent as numbers; all others are sent as categories."""
+    """Whether a column is sent as numbers; other columns are sent as categories."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def is_hidden(field: Any) -> bool:
-    """Columns that are no colour: a name for each crop, and the plate map's leftovers as JSON."""
+    """Whether a column cannot colour the map: one value for each crop, or annotations of the plate map as JSON."""
     return field.name in {"crop_id", "annotations"} or pa.types.is_nested(field.type)
 
 
@@ -160,7 +158,7 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
 
     Args:
         catalog: Where the tables are.
-        versions: What `versions_of` gave.
+        versions: Result of `versions_of`.
     """
     pinned = catalog.at(versions)
     crops = add_wells(pinned, pinned.table("crops").sort_by("crop_id").combine_chunks())
@@ -179,13 +177,13 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
 
 
 def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDArray[np.float32]]:
-    """One representation's vectors at length 1, as the search compares them; a vector of zeros stays one.
+    """One representation's vectors at length 1, as the search compares them; a vector of zeros stays zero.
 
     Returns:
-        (M,) rows, rising, and (M, D) float32. Embeddings of crops that the table of crops has not are left out.
+        (M,) rows, increasing, and (M, D) float32. Embeddings of crops that are not in the table crops are left out.
 
     Raises:
-        ServingError: 404 unknown, 503 vectors of several lengths or none of a known crop.
+        ServingError: 404, an unknown representation; 503, vectors of several widths, or none of a known crop.
     """
     dim = snapshot.representation(representation_id)["dim"]
     stored = snapshot.catalog.dataset("embeddings").to_table(
@@ -208,7 +206,7 @@ def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDAr
 
 
 def _rules(catalog: Catalog) -> tuple[dict[str, Any], ...]:
-    """`Snapshot.rules`, with what a rule says where catalog/qc.yaml still has it."""
+    """`Snapshot.rules`, with the description of each rule that is still in catalog/qc.yaml."""
     counts = rule_counts(catalog).to_pylist()
     profiles = [profile_of(qc_id) for qc_id in sorted({qc_id for row in counts for qc_id in row["qc_ids"]})]
     says = {rule.name: rule.says for profile in profiles if profile is not None for rule in profile.rules}
@@ -225,14 +223,14 @@ def _rules(catalog: Catalog) -> tuple[dict[str, Any], ...]:
 
 
 def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
-    # Only the folders' names are read for this, no vectors.
+    # Reads the names of folders only, no vectors.
     counted = catalog.sql("SELECT representation_id, count(*) AS n FROM embeddings GROUP BY ALL").to_pylist()
     described = {row["representation_id"]: row for row in catalog.table("representations").to_pylist()}
     found = []
     for row in counted:
         about = described.get(row["representation_id"], {})
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", row["representation_id"]):
-            continue  # it could not be part of a file's name, nor has any job of ours written it
+            continue  # no job of cytolake writes such an id, and a file name could not hold it
         found.append(
             {
                 "representation_id": row["representation_id"],
@@ -259,7 +257,7 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
 
 
 def _dim(catalog: Catalog, representation_id: str) -> int:
-    """Values of one of its vectors."""
+    """Width of its vectors."""
     one = catalog.dataset("embeddings").head(
         1, columns=["embedding"], filter=pc.field("representation_id") == representation_id
     )
@@ -268,5 +266,5 @@ def _dim(catalog: Catalog, representation_id: str) -> int:
 
 def _headed(header: Mapping[str, Any], values: NDArray[Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)  # so that a browser can look at the values where they lie
+    text += b" " * (-len(text) % 4)  # so that a browser can use the values without a copy
     return struct.pack("<I", len(text)) + text + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

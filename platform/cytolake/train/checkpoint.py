@@ -1,10 +1,10 @@
-"""Checkpoints to go on from, written by all workers at once and read by any number of them.
+"""Training checkpoints, written by all workers at the same time and read by any number of workers.
 
 `checkpoint_step_*/` holds `encoder.safetensors`, the encoder whole; for each worker `shard_R_of_W.safetensors`, its
-share of all weights and of the optimiser's moments; and `state.json`, where in the run it was taken. Tensors that every
-worker holds whole are dealt out among the files; of a sharded tensor each file has some rows, and says which. So a file
-needs no other worker to be written, and a run can go on with another number of workers. A safetensors file says how
-long it is, so one that a killed worker left half-written is noticed.
+share of all weights and of the optimiser's moments; and `state.json`, its position in the run. Tensors that every
+worker holds whole are divided among the files; of a sharded tensor each file has some rows, and records which. So a
+worker writes its file alone, and a run can continue with another number of workers. The header of a safetensors file
+contains its length, so a file that a killed worker left incomplete is detected.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _STATE_FILE = "state.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Where in a run a checkpoint was taken."""
+    """Position of a checkpoint in a run."""
 
     step: int
     """Steps done."""
     samples: int
-    """Crops done since the beginning of the run: where the sampler goes on."""
+    """Crops since the beginning of the run: where the sampler continues."""
     pack_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What one worker keeps of one tensor."""
+class ShardRows:
+    """Rows of one tensor that one worker stores."""
 
     values: Tensor
     """On the CPU, a copy."""
@@ -55,7 +55,7 @@ class Piece:
 
 
 class CheckpointWriter:
-    """Writes one worker's part of a checkpoint in a thread, while training goes on."""
+    """Writes one worker's part of a checkpoint in a thread during training."""
 
     def __init__(self, run_folder: Path, rank: int, world_size: int, n_kept: int) -> None:
         self._run_folder, self._rank, self._world_size, self._n_kept = run_folder, rank, world_size, n_kept
@@ -72,15 +72,15 @@ class CheckpointWriter:
     ) -> None:
         """Copy the state, and write it from then on in the background; waits for an earlier checkpoint first.
 
-        `encoder` is a copy on the CPU that nobody changes any more, on the first worker; None on the others.
+        `encoder` is a copy on the CPU that training does not change, on the first worker; None on the others.
         """
         self.wait()
-        pieces = dict(_dealt(_pieces(objective, optimiser), self._rank, self._world_size))
+        parts = dict(_divided(_parts(objective, optimiser), self._rank, self._world_size))
 
         def write() -> None:
             try:
-                self._write(pieces, encoder, position, config)
-            except BaseException as error:  # told by `wait`, in the thread that can stop the run
+                self._write(parts, encoder, position, config)
+            except BaseException as error:  # raised by `wait`, in the thread that can stop the run
                 self._error = error
 
         self._thread = Thread(target=write, name="checkpoint")
@@ -90,7 +90,7 @@ class CheckpointWriter:
         """Return when nothing is being written any more.
 
         Raises:
-            Exception: What kept the last checkpoint from being written.
+            Exception: The error of writing the last checkpoint.
         """
         if self._thread is not None:
             self._thread.join()
@@ -100,14 +100,14 @@ class CheckpointWriter:
             raise error
 
     def _write(
-        self, pieces: Mapping[str, Piece], encoder: Encoder | None, position: Position, config: Mapping[str, Any]
+        self, parts: Mapping[str, ShardRows], encoder: Encoder | None, position: Position, config: Mapping[str, Any]
     ) -> None:
         folder = self._run_folder / checkpoint_name(position.step)
         folder.mkdir(exist_ok=True)
-        where = {name: [piece.first, piece.rows] for name, piece in pieces.items() if piece.rows is not None}
+        where = {name: [part.first, part.rows] for name, part in parts.items() if part.rows is not None}
         path = folder / _shard_name(self._rank, self._world_size)
         unfinished = path.with_name(path.name + ".unfinished")
-        save_file({name: piece.values for name, piece in pieces.items()}, unfinished, {"rows": json.dumps(where)})
+        save_file({name: part.values for name, part in parts.items()}, unfinished, {"rows": json.dumps(where)})
         unfinished.chmod(0o644)
         unfinished.replace(path)
         if encoder is None:
@@ -137,19 +137,19 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_checkpoint(run_folder: Path) -> Path | None:
-    """The whole checkpoint with most steps; one that a killed run left half-written is passed over."""
+    """The complete checkpoint with the most steps; incomplete ones of a killed run are skipped."""
     return next((folder for folder in reversed(_by_step(run_folder)) if is_whole(folder)), None)
 
 
 def forget_broken_checkpoints(run_folder: Path) -> None:
-    """Delete what killed workers left half-written, so that no part of it mixes with what is written next."""
+    """Delete incomplete checkpoints of killed workers, so that none of their files mixes with later ones."""
     for folder in _by_step(run_folder):
         if not is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_whole(folder: Path) -> bool:
-    """Every worker's part is there, to its last byte."""
+    """Whether every worker's part is complete."""
     try:
         state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
         names = [ENCODER_FILE, *(_shard_name(rank, state["workers"]) for rank in range(state["workers"]))]
@@ -168,7 +168,7 @@ def read_checkpoint(folder: Path, objective: Objective, optimiser: torch.optim.O
         raise CheckpointError(
             f"{folder}: not a whole checkpoint: found {', '.join(sorted(each.name for each in folder.iterdir()))}; "
             f"expected {ENCODER_FILE}, {_STATE_FILE} and the part of every worker that it counts. "
-            "Delete it, and the run goes on from the one before."
+            "Delete it, and the run continues from the one before."
         )
     state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
     if state["pack_id"] != pack_id:
@@ -273,7 +273,7 @@ def _named_tensors(objective: Objective) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _pieces(objective: Objective, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _parts(objective: Objective, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, value in _named_tensors(objective):
         yield f"model/{name}", value
     for name, parameter in objective.named_parameters():
@@ -282,7 +282,7 @@ def _pieces(objective: Objective, optimiser: torch.optim.Optimizer) -> Iterator[
                 yield f"optimiser/{name}/{moment}", value
 
 
-def _dealt(tensors: Iterator[tuple[str, Tensor]], rank: int, world_size: int) -> Iterator[tuple[str, Piece]]:
+def _divided(tensors: Iterator[tuple[str, Tensor]], rank: int, world_size: int) -> Iterator[tuple[str, ShardRows]]:
     """This worker's rows of sharded tensors, and its share of those that all workers hold whole."""
     for i, (name, tensor) in enumerate(tensors):
         mine, first, rows = _local(tensor)
@@ -290,18 +290,18 @@ def _dealt(tensors: Iterator[tuple[str, Tensor]], rank: int, world_size: int) ->
             continue
         if rows is not None and len(mine) == 0:
             continue
-        yield name, Piece(mine.detach().to("cpu", copy=True).contiguous(), first, rows)
+        yield name, ShardRows(mine.detach().to("cpu", copy=True).contiguous(), first, rows)
 
 
 def _local(tensor: Tensor) -> tuple[Tensor, int, int | None]:
-    """What this worker holds of a tensor, its first row, and the rows of the whole one where it is sharded."""
+    """This worker's part of a tensor, its first row, and the rows of the whole tensor where it is sharded."""
     if not isinstance(tensor, DTensor):
         return tensor, 0, None
     mine = tensor.to_local()
     if tensor.placements != (Shard(0),):
         return mine, 0, None
     mesh = tensor.device_mesh
-    each = -(-tensor.shape[0] // mesh.size())  # FSDP2 deals rows out as torch.chunk does
+    each = -(-tensor.shape[0] // mesh.size())  # FSDP2 divides rows as torch.chunk does
     return mine, min(mesh.get_local_rank() * each, tensor.shape[0]), int(tensor.shape[0])
 
 
@@ -318,7 +318,7 @@ def _shard_name(rank: int, world_size: int) -> str:
 
 
 def _is_whole_file(path: Path) -> bool:
-    """Whether a safetensors file ends where its header says."""
+    """Whether a safetensors file has the length that its header requires."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > path.stat().st_size:

@@ -1,4 +1,4 @@
-"""What a pretraining run is: the model, what it is trained to do, on how many crops, and how that is carried out."""
+"""Config of a pretraining run: model, objective, length, optimiser, and how it is carried out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Optimiser = Literal["adamw", "lion"]
 Parallel = Literal["ddp", "fsdp"]
 SecondView = Literal["crop", "well"]
 
-# How a run is carried out, which changes none of the crops it sees: left out of its identity.
+# Settings of execution, which change none of the crops that a run sees: not part of its identity.
 OPERATION = (
     "workers", "min_workers", "parallel", "compile", "recompute", "use_gpu", "threads", "prefetch", "log_every",
     "checkpoint_every", "keep_checkpoints", "evaluate_every", "max_failures", "record_ids", "device_peak_tflops",
@@ -34,7 +34,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """A `chada_vit` without `channels` takes the names of catalog/channels.yaml."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What it is trained to do."""
+    """The training objective."""
     epochs: int = 20
     """Passes over the pack; every crop is seen once in each."""
     steps: int | None = None
@@ -45,8 +45,8 @@ class PretrainConfig:
     """Patch tokens of one optimiser step, all workers together: crops are added in order while their tokens fit, at
     most `minibatch_size`. For crops of mixed channel counts, whose steps then cost alike. None means no limit."""
     optimiser: Optimiser = "adamw"
-    """`adamw`: Loshchilov & Hutter 2019. `lion`: Chen et al. 2023, arXiv 2302.06675, which wants a third to a tenth of
-    AdamW's learning rate."""
+    """`adamw`: Loshchilov & Hutter 2019. `lion`: Chen et al. 2023, arXiv 2302.06675, with a third to a tenth of AdamW's
+    learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the optimiser's moments. He et al. 2022, table 8."""
     learning_rate: float = 1e-3
@@ -61,25 +61,26 @@ class PretrainConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient of all weights."""
     second_view: SecondView = "crop"
-    """What the views beyond the first show, where the objective takes several: the same crop, changed and masked
-    otherwise, or a crop of the same well, so that what a well's cells have in common is learned."""
+    """Content of the views beyond the first, where the objective takes several: `crop` is the same crop with another
+    augmentation and mask; `well` is another crop of the same well, so that features that a well's cells share are
+    learned."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How every view of a crop is changed, otherwise in every epoch."""
+    """Augmentations of every view of a crop; new random numbers in every epoch."""
     seed: int = 0
-    """Decides the first weights, the order of the crops, their masks and turns."""
+    """Decides the initial weights, the order of the crops, their masks and augmentations."""
     precision: Precision = "auto"
     """`auto`: bf16 where the processor multiplies it natively, else fp32."""
     workers: int = 2
     """Ray Train workers; 0 trains in this process, without Ray."""
     min_workers: int | None = None
-    """Go on with as few workers as this while machines are missing; None waits for all `workers`."""
+    """Continue with as few workers as this while machines are missing; None waits for all `workers`."""
     parallel: Parallel = "ddp"
     """`ddp`: every worker holds the whole model. `fsdp`: each holds its share of weights, gradients and optimiser state
     (FSDP2), for models that do not fit."""
     compile: bool = False
     """Compile the blocks with torch.compile: faster after a minute or two."""
     recompute: bool = False
-    """Compute the inside of a block again in the backward pass rather than keep it: less memory, a third more time."""
+    """Recompute the activations of a block in the backward pass: less memory, a third more time."""
     use_gpu: bool | None = None
     """One GPU for each worker, with nccl; None means where Ray has that many."""
     threads: int = 0
@@ -92,12 +93,12 @@ class PretrainConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     evaluate_every: int | None = None
-    """Steps between two evaluations of the encoder while it is trained, as tasks beside it; a multiple of
-    `checkpoint_every`. None means never."""
+    """Steps between two evaluations of the encoder while it is trained, in tasks that training does not wait for; a
+    multiple of `checkpoint_every`. None means never."""
     max_failures: int = 3
-    """Times that lost workers are replaced, each time going on from the newest checkpoint."""
+    """Times that lost workers are replaced; each time training continues from the newest checkpoint."""
     record_ids: bool = False
-    """Keep which crops every step saw, in `seen/` of the run's folder: `read_seen` reads it."""
+    """Record the crops of every step in `seen/` of the run's folder, for `read_seen`."""
     device_peak_tflops: float | None = None
     """Dense bf16 peak of one worker's device, for the share of it that training reaches (MFU). None means the declared
     one where the GPU is known, and no such share on a CPU."""
@@ -122,7 +123,7 @@ class PretrainConfig:
         if self.evaluate_every is not None and (self.evaluate_every < 1 or self.evaluate_every % self.checkpoint_every):
             raise ValueError(
                 f"pretrain.evaluate_every is {self.evaluate_every}, checkpoint_every {self.checkpoint_every}: expected "
-                "a multiple of it, since what is evaluated is a checkpoint."
+                "a multiple of it, since checkpoints are evaluated."
             )
         for name in ("workers", "threads", "max_failures"):
             if getattr(self, name) < 0:
@@ -148,7 +149,7 @@ class PretrainConfig:
             raise ValueError(f"pretrain.betas are {self.betas}: expected 0 <= beta < 1 for both.")
 
     def n_samples(self, n_crops: int) -> int:
-        """Crops of the whole run on a pack of so many, counted as often as they are seen."""
+        """Crops of the whole run on a pack of `n_crops`, counted as often as they are seen."""
         n = self.steps * self.minibatch_size if self.steps else self.epochs * n_crops
         return n - n % self.minibatch_size if self.objective.compares_crops else n
 
@@ -175,7 +176,7 @@ class PretrainConfig:
 
 
 def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
-    """The run with the channels that its model has in training: the declared ones where it takes any."""
+    """The config with the channels that the model has in training: the declared ones where it accepts any."""
     if config.model.is_fused or config.model.channels:
         return config
     names = tuple(channel_vocabulary().names)
@@ -183,7 +184,7 @@ def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
 
 
 def run_key(pack_id: str, config: PretrainConfig) -> str:
-    """32 hex digits over the pack and all of the config that changes what is learned: the name of the run's folder."""
+    """32 hex digits over the pack and the settings that affect training: the name of the run's folder."""
     fields = {name: value for name, value in stored_fields(config).items() if name not in OPERATION}
     fields["model"] = config.model.fields()
     text = json.dumps({"pack_id": pack_id, "config": fields}, sort_keys=True)

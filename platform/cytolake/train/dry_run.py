@@ -1,4 +1,4 @@
-"""What a pretraining run would cost, before it costs anything: parameters, memory, speed, GPU-hours, the FSDP plan.
+"""Predict the cost of a pretraining run: parameters, memory, speed, GPU-hours, the FSDP plan.
 
 Everything is computed from the config: no GPU, no Ray and no pack are needed.
 """
@@ -6,15 +6,11 @@ Everything is computed from the config: no GPU, no Ray and no pack are needed.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-
-from cytolake.models import ModelConfig
-from cytolake.models.cost import DEVICES, Device, TrainingCost, find_device, parameter_units, training_cost
+from cytolake.models.cost import TrainingCost, parameter_units, training_cost
+from cytolake.models.devices import DEVICES, Device, find_device
 from cytolake.packs.pack import Pack
 from cytolake.train.config import PretrainConfig, with_vocabulary
 from cytolake.train.knobs_without_effect import knobs_without_effect
@@ -30,13 +26,13 @@ blocks. Counted over the operations of a parallel block in bf16: 412 bytes read 
 EFFICIENCY = 0.34
 """Share of the device's declared speeds that a run reaches, all its waiting included: see `seconds_per_crop`."""
 
-_CONTEXT_BYTES = 2e9  # CUDA, cuBLAS and NCCL beside torch's own memory
+_CONTEXT_BYTES = 2e9  # of CUDA, cuBLAS and NCCL, on top of torch's own memory
 _FP32_SHARE = 1 / 16  # of the bf16 peak: 19.5 of 312 TFLOP/s (A100), 67 of 989 (H100)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnGpus:
-    """The run on so many GPUs."""
+    """The run on a number of GPUs."""
 
     n_gpus: int
     crops_per_gpu: int
@@ -48,7 +44,7 @@ class OnGpus:
     crops_per_s: float
     """All GPUs together."""
     memory_bytes: float
-    """Of one GPU, all in all."""
+    """Of one GPU, in total."""
     fits: bool
     hours: float | None
     """Wall time of the run; None where its length is not known."""
@@ -56,7 +52,7 @@ class OnGpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DryRun:
-    """What a run would cost."""
+    """The predicted cost of a run."""
 
     config: PretrainConfig
     device: Device
@@ -67,7 +63,7 @@ class DryRun:
     mfu: float
     """Share of the device's declared peak that this speed means, of the FLOPs a step needs without recomputing."""
     is_mfu_given: bool
-    """It was given, rather than foretold by `seconds_per_crop`."""
+    """True where it was given, not predicted by `seconds_per_crop`."""
     n_crops: int | None
     """In the pack; None where there is none yet."""
     n_samples: int | None
@@ -94,23 +90,23 @@ def dry_run(
     device: str | Device | None = None,
     mfu: float | None = None,
 ) -> DryRun:
-    """Foretell a run.
+    """Predict the cost of a run.
 
     Args:
         config: The run.
-        pack: What it would train on.
-        n_crops: Crops of the pack, where it is not there yet.
-        n_channels: Channels of a crop, or how many crops have so many, where the pack is not there yet. None means
-            those of a `mae_vit`, and `N_CHANNELS` for a model that takes any.
-        n_gpus: Numbers of GPUs to say memory and speed for. A run scales with them, as the published runs did that
-            the speed is calibrated on, as long as every GPU has as many crops of a step as any other.
-        device: Name of the GPU, see `models.cost.DEVICES`. None means the one of `config.device_peak_tflops` where
+        pack: The pack to train on.
+        n_crops: Crops of the pack, where there is none yet.
+        n_channels: Channels of a crop, or the number of crops of each channel count, where there is no pack yet. None
+            means those of a `mae_vit`, and `N_CHANNELS` for a model that takes any.
+        n_gpus: Numbers of GPUs to predict memory and speed for. A run scales with them, as the published runs did that
+            the speed is calibrated on, as long as all GPUs have equally many crops of a step.
+        device: Name of the GPU, see `models.devices.DEVICES`. None means the one of `config.device_peak_tflops` where
             that is set, else `DEVICE`.
-        mfu: Share of the peak to assume instead of what `seconds_per_crop` says, such as one measured: the last `mfu`
-            of a run's history.
+        mfu: Share of the peak to assume instead of the prediction of `seconds_per_crop`, such as a measured one: the
+            last `mfu` of a run's history.
 
     Raises:
-        ValueError: A device not known, a share or a number that cannot be, or crops that the model does not take.
+        ValueError: An unknown device, an impossible share or number, or crops that the model does not take.
     """
     gpu = _device(config, device)
     if mfu is not None and not 0 < mfu <= 1:
@@ -169,8 +165,8 @@ def seconds_per_crop(cost: TrainingCost, config: PretrainConfig, device: Device)
     MAE-G/8 40,600 for 48,000; MAE-L/8 12,300 for 15,360; CA-MAE-S/16 475 for 400. Each of these alone would give
     another efficiency: 0.29, 0.27 (both on 128 H100 and more, restarts included) and 0.40 (on 16 A100). No single share
     of the peak comes within 25 % of all three. They are those authors' runs: a step measured on the GPU at hand, as
-    `dry_run(mfu=...)`, foretells a run of our own better. The time to launch kernels is left out, which is what small
-    models wait for.
+    `dry_run(mfu=...)`, predicts a run better. The time to launch kernels, which
+    dominates small models, is left out.
     """
     peak, kept = device.peak_tflops * 1e12, cost.activation_bytes
     if config.precision == "fp32":
@@ -181,12 +177,13 @@ def seconds_per_crop(cost: TrainingCost, config: PretrainConfig, device: Device)
 
 
 def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, int], n_gpus: int) -> float:
-    """Bytes of weights and what belongs to them on one GPU of so many.
+    """Bytes of weights, gradients and moments on one of `n_gpus` GPUs.
 
     Weights, gradients and moments are fp32, 4 bytes each: two moments of AdamW, one of Lion. Autocast keeps a bf16 copy
     of every weight through the step. `ddp` holds all of it on each GPU, and the gradients once more in the buckets that
-    it exchanges. `fsdp` shares it out, and beside its share holds the rest unit and two blocks gathered, the one that
-    computes and the next, weights and gradients. Weights of a frozen teacher have neither gradients nor moments.
+    it exchanges. `fsdp` divides it, and on top of its share each GPU holds the weights and gradients of the rest unit
+    and of two gathered blocks, the one that computes and the next. Weights of a frozen teacher have neither gradients
+    nor moments.
     """
     n, moments = cost.trained_parameters, 2 if config.optimiser == "adamw" else 1
     copies = 0 if config.precision == "fp32" else 2 * n
@@ -195,15 +192,6 @@ def state_bytes(config: PretrainConfig, cost: TrainingCost, units: Mapping[str, 
         return own + copies + (4 * n if n_gpus > 1 else 0)
     largest_block = max((size for name, size in units.items() if name), default=0)
     return own / n_gpus + copies + (4 + 4) * (units[""] + 2 * largest_block)
-
-
-def dry_run_tables(found: DryRun) -> Group:
-    """What `jobs/pretrain.py --dry-run` prints."""
-    warnings = [f"[yellow]augment.{name} {why}[/]" for name, why in found.without_effect.items()]
-    plan: list[RenderableType] = (
-        [] if found.config.model.is_convolutional else ["", _plan_table(found)]
-    )  # which is not sharded
-    return Group(_facts(found), *warnings, "", _memory_table(found), *plan)
 
 
 def _on_gpus(
@@ -264,87 +252,3 @@ def _default() -> Device:
     found = find_device(DEVICE)
     assert found is not None
     return found
-
-
-def _facts(found: DryRun) -> Table:
-    cost, config, model = found.cost, found.config, found.config.model
-    parameters = f"encoder {cost.encoder_parameters / 1e6:,.1f} M, rest {cost.other_parameters / 1e6:,.1f} M"
-    if cost.teacher_parameters:
-        parameters += f", teacher {cost.teacher_parameters / 1e6:,.1f} M"
-    recomputed = f" and {cost.recompute_flops / 1e9:,.0f} to recompute" if config.recompute else ""
-    source = "as given" if found.is_mfu_given else "as published runs reach"
-    if model.is_convolutional and not found.is_mfu_given:
-        source = "as published runs of vision transformers reach"
-    if found.n_samples is None or found.gpu_hours is None:
-        run = f"{config.epochs} epochs of a pack that is not there yet; no pretrain.steps"
-        hours = f"{found.gpu_hours_per_million:,.4g} for each million crops of the pack"
-    else:
-        pack = "" if found.n_crops is None else f" of {found.n_crops:,}"
-        run = f"{found.n_samples:,} crops{pack} in {found.n_steps:,} steps of up to {config.minibatch_size:,}"
-        hours = f"{found.gpu_hours:,.4g}" if found.gpu_hours < 1000 else f"{found.gpu_hours:,.0f}"
-    shown = Table(box=None, show_header=False, pad_edge=False)
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column()
-    shown.add_row(
-        "model",
-        _described(model),
-    )
-    shown.add_row(
-        "training",
-        f"{config.objective.name}, {config.optimiser}, {config.parallel}{', recompute' if config.recompute else ''}",
-    )
-    shown.add_row("parameters", parameters)
-    shown.add_row("tokens", f"{cost.tokens:,.0f} a crop")
-    shown.add_row("training", f"{cost.training_flops / 1e9:,.0f} GFLOP a crop{recomputed}")
-    shown.add_row("inference", f"{cost.inference_flops / 1e9:,.0f} GFLOP a crop")
-    shown.add_row("GPU", f"{found.device.name}, {found.device.peak_tflops:g} TFLOP/s, {found.device.memory_gb:g} GB")
-    shown.add_row("speed", f"{1 / found.seconds_per_crop:,.0f} crops/s on one, {found.mfu:.1%} of its peak, {source}")
-    shown.add_row("run", run)
-    shown.add_row("GPU-hours", hours)
-    return shown
-
-
-def _described(model: ModelConfig) -> str:
-    if model.is_convolutional:
-        return f"{model.resnet} with a {model.stem} stem, {len(model.channels)} stains, crops of {model.crop_size} px"
-    return (
-        f"{model.architecture} of {model.depth} x {model.width}, {model.heads} heads, patches of "
-        f"{model.patch_size} px, crops of {model.crop_size} px"
-    )
-
-
-def _memory_table(found: DryRun) -> Table:
-    columns = ("GPUs", "crops each", "weights", "activations", "all", "", "crops/s", "hours")
-    shown = Table(*columns, box=None, pad_edge=False)
-    for i, column in enumerate(shown.columns):
-        column.justify, column.no_wrap = "left" if i == 5 else "right", True
-    for on in found.on_gpus:
-        shown.add_row(
-            f"{on.n_gpus:,}",
-            f"{on.crops_per_gpu:,}",
-            f"{on.state_bytes / 1e9:,.1f} GB",
-            f"{on.activation_bytes / 1e9:,.1f} GB",
-            f"{on.memory_bytes / 1e9:,.1f} GB",
-            "fits" if on.fits else "[bold red]too much[/]",
-            f"{on.crops_per_s:,.0f}",
-            "" if on.hours is None else f"{on.hours:,.1f}",
-        )
-    return shown
-
-
-def _plan_table(found: DryRun) -> Table:
-    """FSDP's units: blocks of the same size as one row."""
-    n_gpus = max(1, found.config.workers)
-    unit = "FSDP unit" if found.config.parallel == "fsdp" else "unit, with FSDP"
-    shown = Table(unit, "units", "parameters", "whole", f"on each of {n_gpus}", box=None, pad_edge=False)
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    alike: dict[tuple[str, int], int] = {}
-    for name, size in found.units.items():
-        key = (re.sub(r"\.\d+(?=\.|$)", ".*", name) or "all the rest", size)
-        alike[key] = alike.get(key, 0) + 1
-    for (name, size), n in sorted(alike.items(), key=lambda row: -row[0][1] * row[1]):
-        shown.add_row(
-            name, f"{n:,}", f"{size:,}", f"{4 * size / 1e6:,.1f} MB", f"{4 * math.ceil(size / n_gpus) / 1e6:,.2f} MB"
-        )
-    return shown

@@ -1,7 +1,7 @@
-"""Evaluating an encoder while it is still trained: a task beside the workers, which do not wait for it.
+"""Evaluate an encoder during training, in a task that the workers do not wait for.
 
 `evaluations/step_*.json` in the run's folder holds the numbers of each evaluated checkpoint; step 0 is the untrained
-encoder. What is evaluated is the caller's choice: anything that gives numbers for an encoder's file.
+encoder. The caller chooses the evaluation: any function that returns numbers for an encoder's file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Evaluate: TypeAlias = Callable[[Path], dict[str, float]]
 
 
 def evaluate_now(run_folder: Path, encoder: Path, step: int, evaluate: Evaluate) -> dict[str, float]:
-    """Evaluate an encoder in this process and keep its numbers."""
+    """Evaluate an encoder in this process and store its numbers."""
     numbers = evaluate(encoder)
     (run_folder / EVALUATIONS_FOLDER).mkdir(exist_ok=True)
     write_json(_result(run_folder, step), numbers)
@@ -30,24 +30,24 @@ def evaluate_now(run_folder: Path, encoder: Path, step: int, evaluate: Evaluate)
 
 
 def submit_evaluation(run_folder: Path, checkpoint: Path, step: int, is_first_worker: bool) -> None:
-    """Ask Ray Train for the evaluation of a whole checkpoint. All workers must call it."""
+    """Submit a complete checkpoint to Ray Train for evaluation. All workers must call it."""
     if not is_first_worker:
         ray.train.report({})
         return
     # A copy, since the checkpoint may be deleted for newer ones before the task begins.
-    kept = run_folder / EVALUATIONS_FOLDER / checkpoint.name
-    kept.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(checkpoint / ENCODER_FILE, kept / ENCODER_FILE)
+    copy = run_folder / EVALUATIONS_FOLDER / checkpoint.name
+    copy.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(checkpoint / ENCODER_FILE, copy / ENCODER_FILE)
     ray.train.report(
         {"step": step},
-        checkpoint=ray.train.Checkpoint.from_directory(str(kept)),
+        checkpoint=ray.train.Checkpoint.from_directory(str(copy)),
         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         validation=True,
     )
 
 
 class EvaluationTask:
-    """What Ray Train runs for each checkpoint that was submitted."""
+    """The function that Ray Train runs for each submitted checkpoint."""
 
     def __init__(self, run_folder: Path, evaluate: Evaluate) -> None:
         self._run_folder, self._evaluate = run_folder, evaluate

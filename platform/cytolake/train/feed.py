@@ -26,7 +26,7 @@ _PARTNER = 1 << 20  # purpose of `sample_bits`, far from those of masks and turn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Minibatch:
-    """What one training step of one worker needs."""
+    """Input of one training step of one worker."""
 
     views: tuple[View, ...]
     whole: GlobalMinibatch
@@ -34,8 +34,8 @@ class Minibatch:
     rows: Rows
     """Crops of this worker, in the order of the views."""
     weight: float
-    """What its mean loss counts in the mean over workers: 1 where all have equally many crops, 0 where it has none of
-    its own and computes along with one of another's."""
+    """Weight of its mean loss in the mean over workers: 1 where all have equally many crops, 0 where it has no crop and
+    computes with one of another worker."""
     n_tokens: int
     """Patch tokens of all views."""
 
@@ -50,7 +50,7 @@ def _there(noise: torch.Tensor | None, device: torch.device) -> torch.Tensor | N
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedSettings:
-    """Which crops a worker sees, and how they are turned."""
+    """Which crops a worker sees, and how they are augmented."""
 
     model: ModelConfig
     objective: ObjectiveConfig
@@ -68,7 +68,7 @@ class FeedSettings:
     first_sample: int
     """Sample to begin with, counted from the start of the run."""
     end_sample: int | None
-    """Sample to end before; None goes on for ever."""
+    """Sample to end before; None means no end."""
     pin_memory: bool = False
 
 
@@ -99,8 +99,8 @@ def changed_view(
 def read_minibatches(pack: Pack, settings: FeedSettings) -> Iterator[Minibatch]:
     """One worker's parts of the minibatches of a run.
 
-    What a minibatch holds is a function of (seed, epoch, global sample index): a worker that begins in the middle of
-    an epoch reads exactly what it would have read there.
+    The content of a minibatch is a function of (seed, epoch, global sample index): a worker that begins in the middle
+    of an epoch reads the same as one that began at its start.
     """
     return _Reader(pack, settings).minibatches()
 

@@ -1,8 +1,8 @@
-"""Knobs of augmentation that cannot change what an encoder gets: to train with them is to train with nothing.
+"""Find augmentations that cannot change the input of an encoder: training with them has no effect.
 
 An encoder that standardises its channels cannot see a gain or an offset, one that puts its stains into their own order
-cannot see a shuffle, and DINO crops its views itself. None of that is written down here: crops go through the code of
-training once with and once without the knob, and what leaves a small encoder of the same kind is compared.
+cannot see a shuffle, and DINO crops its views itself. No such rule is hard-coded: crops go through the training code
+with and without the augmentation, and the outputs of a small encoder of the same kind are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ N_DRAWS = 256
 _FIRST = 32
 """Most knobs show in the first few."""
 _SIDE_PX = 32
-"""Crops are cut to about this side: what a knob changes does not depend on it, the time does."""
+"""Crops are cut to about this side: the effect of a knob does not depend on it, the time does."""
 _N_REAL = 64
 _TOLERANCE = 1e-3
 """Features have an sd of 1. Rounding of raw counts moves them by 1e-4 at most, in a channel of few counts' contrast on
@@ -57,10 +57,10 @@ def changes_input(
     crops: CropBatch,
     objective: ObjectiveConfig | None = None,
 ) -> bool:
-    """Whether an encoder can get anything else after a change of its augmentations.
+    """Whether a change of augmentations can change the input of an encoder.
 
-    Compared are the class token and the mean token after one block of random weights, so that an order of tokens which
-    the encoder has no sense of does not count, and, where a decoder knows the stain of each token, the stains.
+    Compared are the class token and the mean token after one block of random weights, so that an order of tokens that
+    the encoder ignores does not count, and, where a decoder knows the stain of each token, the stains.
 
     Args:
         model: Of the encoder; of `mae_vit` and `chada_vit` with its channels.
@@ -100,7 +100,7 @@ def changes_input(
 
 
 def knobs_without_effect(config: PretrainConfig, pack: Pack | None = None) -> dict[str, str]:
-    """Knobs that a training has on although they change nothing that its encoder gets, and why."""
+    """Knobs of a training that are on and do not change the input of its encoder, and why."""
     config = with_vocabulary(config)
     crops = crops_to_compare(config.model, pack)
     found = {}
@@ -112,7 +112,7 @@ def knobs_without_effect(config: PretrainConfig, pack: Pack | None = None) -> di
 
 
 def why_without_effect(knob: str, model: ModelConfig, objective: ObjectiveConfig | None = None) -> str:
-    """A sentence on a knob that `changes_input` found to change nothing."""
+    """Explanation for a knob that has no effect by `changes_input`."""
     why = "as a comparison of crops with and without it shows"
     if model.standardise and knob in ("gain", "offset"):
         why = "each channel of a crop is standardised"

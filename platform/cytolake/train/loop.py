@@ -1,4 +1,4 @@
-"""What each training worker does, from its first minibatch to the last checkpoint."""
+"""The training loop of one worker, from its first minibatch to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from cytolake.models.cost import device_peak_tflops, training_cost
+from cytolake.models.cost import training_cost
+from cytolake.models.devices import device_peak_tflops
 from cytolake.models.objectives import Objective, build_objective
 from cytolake.models.transformer import compile_blocks
 from cytolake.packs.pack import Pack
@@ -44,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopSettings:
-    """What the driver tells every worker."""
+    """Arguments of every worker."""
 
     config: PretrainConfig
     pack_path: str
@@ -53,18 +54,18 @@ class LoopSettings:
     n_samples: int
     """Crops of the whole run, counted as often as they are seen."""
     until_step: int | None = None
-    """Write a checkpoint after this step and rest there; None trains to the end."""
+    """Write a checkpoint after this step and pause there; None trains to the end."""
     is_local: bool
     """Without Ray: one process."""
     evaluate: Evaluate | None
-    """What gives the numbers of a checkpoint while training goes on; None for no such evaluation."""
+    """Returns the numbers of a checkpoint during training; None means no evaluation."""
 
 
 def train_worker(arguments: dict[str, LoopSettings]) -> None:
     """Train until the last sample, beginning at the newest checkpoint where there is one. Ray Train passes a dict."""
     settings = arguments["settings"]
     if (Path(settings.run_folder) / STOPPED_FILE).exists():
-        return  # a restart would stop there again
+        return  # a restart would stop at the same step
     try:
         _Worker(settings).train()
     except torch.OutOfMemoryError as error:
@@ -95,9 +96,9 @@ class _Worker:
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
         )
-        self.position = self._go_on()
+        self.position = self._resume()
         self.leaving: frozenset[str] = frozenset()
-        """Machines that a checkpoint was written for because they will be taken away."""
+        """Machines that will be preempted and that a checkpoint was written for."""
         self.writer = CheckpointWriter(self.run_folder, self.rank, self.world_size, self.config.keep_checkpoints)
         self.seen = (
             SeenWriter(self.run_folder, self.position.step, self.rank, self.world_size)
@@ -118,8 +119,9 @@ class _Worker:
             compile_blocks(objective, one_shape=is_one_shape)
         return objective
 
-    def _go_on(self) -> Position:
-        """Load the newest checkpoint, and forget what is newer than it. The first worker decides which one it is."""
+    def _resume(self) -> Position:
+        """Load the newest checkpoint, and delete the records of later steps. The first worker decides which one it
+        is."""
         chosen: str | None = None
         if self.rank == 0:
             forget_broken_checkpoints(self.run_folder)
@@ -164,11 +166,11 @@ class _Worker:
                     self.seen.add(step, minibatch.rows)
 
                 is_last = whole.end == settings.n_samples
-                is_rest = step == settings.until_step
-                is_checkpoint = is_last or is_rest or step % config.checkpoint_every == 0
+                is_pause = step == settings.until_step
+                is_checkpoint = is_last or is_pause or step % config.checkpoint_every == 0
                 is_report = is_checkpoint or step % config.log_every == 0
                 if is_report and not is_checkpoint:
-                    is_checkpoint = self._is_told_to_leave()
+                    is_checkpoint = self._is_preempted()
                 epoch = whole.end // self.pack.n_crops
                 is_picture = is_last or (whole.first // self.pack.n_crops < epoch and epoch % picture_every == 0)
                 if is_report:
@@ -191,30 +193,29 @@ class _Worker:
                 if is_picture:
                     with window.not_counted():
                         draw_pictures(self.objective, self.pack, config, self.run_folder, step, epoch, self.rank == 0)
-                if is_rest:
+                if is_pause:
                     break
         self.writer.wait()
         self._evaluate_if_due()
 
     def _checkpoint(self, position: Position, row: dict[str, float]) -> None:
-        """Begin to write a checkpoint; what was begun the last time is whole by then, and may be evaluated."""
+        """Begin to write a checkpoint; the previous one is complete by then, and may be evaluated."""
         self.writer.wait()
         self._evaluate_if_due()
         self.position = position
         if self.seen is not None:
             self.seen.flush()
-        encoder = encoder_on_cpu(self.objective.kept_encoder, self.rank == 0)
+        encoder = encoder_on_cpu(self.objective.final_encoder, self.rank == 0)
         self.writer.begin(self.objective, self.optimiser, encoder, position, dataclasses.asdict(self.config))
         ray.train.report(row)
 
-    def _is_told_to_leave(self) -> bool:
-        """Whether a machine of the run has since the last call been told that it will be taken away, as spot ones are.
-
-        Ray Train begins again without it when its time is over; a checkpoint now spares the others the steps since the
-        last one. All workers must call it, and are told the same.
+    def _is_preempted(self) -> bool:
+        """Whether a preemption of a machine of the run, such as a spot machine, was announced since the last call. Ray
+        Train restarts without the machine when it is gone; a checkpoint now saves the steps since the last one. All
+        workers must call it, and get the same answer.
         """
-        told = ray.train.get_preemption_info()
-        leaving = frozenset(told.preempted_node_ids) if told is not None else frozenset()
+        announced = ray.train.get_preemption_info()
+        leaving = frozenset(announced.preempted_node_ids) if announced is not None else frozenset()
         is_new = not leaving <= self.leaving
         self.leaving |= leaving
         return is_new
@@ -225,7 +226,7 @@ class _Worker:
         if evaluate is None or not every or step == 0 or (step % every and not self._is_at_end):
             return
         if self._as_first_worker(evaluated_step(self.run_folder, step) is not None):
-            return  # its task may end at any moment, so workers that looked for themselves could disagree
+            return  # its task may end at any moment, so workers that check for themselves could disagree
         folder = self.run_folder / checkpoint_name(step)
         if self.settings.is_local:
             evaluate_now(self.run_folder, folder / ENCODER_FILE, step, evaluate)
@@ -233,7 +234,7 @@ class _Worker:
             submit_evaluation(self.run_folder, folder, step, self.rank == 0)
 
     def _as_first_worker(self, value: T) -> T:
-        """What the first worker has, on all of them; all must call it."""
+        """The first worker's value, on all workers; all must call it."""
         shared = [value]
         if is_distributed():
             torch.distributed.broadcast_object_list(shared, src=0, device=self.device)
@@ -244,7 +245,7 @@ class _Worker:
         return self.position.samples == self.settings.n_samples
 
     def _stop(self, step: int, wrong: NotFinite, learning_rate: float) -> None:
-        """Say why no restart would help, with the crops that were seen. All workers end the run after it."""
+        """Record why no restart would help, and the crops of the step. All workers end the run after it."""
         if self.rank != 0:
             return
         ids = [self.pack.index.column("crop_id")[int(row)].as_py() for row in wrong.rows]
@@ -276,5 +277,5 @@ def _peak_tflops(config: PretrainConfig, device: torch.device) -> float | None:
 
 
 def _epochs_between_pictures(n_epochs: float, most: int = 50) -> int:
-    """Pictures are made after every epoch; of long runs some, so that there are at most `most`."""
+    """Pictures are written after every epoch, in long runs after some epochs, at most `most` in all."""
     return max(1, int(np.ceil(n_epochs / most)))

@@ -23,11 +23,11 @@ class Lion(torch.optim.Optimizer):
     """Moves every weight by the learning rate, in the direction of the sign of a mean of its gradients.
 
     With gradient g, mean m and weight w: u = sign(b1 m + (1 - b1) g); w = w (1 - lr * decay) - lr u;
-    m = b2 m + (1 - b2) g. The mean, `exp_avg`, is all the state there is: half of AdamW's, and no count of steps. Steps
-    are as long as the learning rate, so that it wants a third to a tenth of AdamW's, and as many times its decay.
+    m = b2 m + (1 - b2) g. The mean, `exp_avg`, is the whole state: half of AdamW's, without a count of steps. Steps are
+    as long as the learning rate, so that it needs a third to a tenth of AdamW's, and a decay larger by the same factor.
 
-    A weight that several workers share the parts of (FSDP2's DTensor) is moved part by part, which is exact: nothing
-    here looks at two numbers of a weight at once.
+    A weight that is sharded over workers (FSDP2's DTensor) is moved shard by shard, which is exact: no operation here
+    combines two numbers of a weight.
 
     Args:
         params: As all optimisers of torch take them.
@@ -108,7 +108,7 @@ def build_optimiser(
     """An optimiser of all weights that are trained: first the group that decays, then the one that does not.
 
     Args:
-        objective: On the device it trains on; where its weights are to be shared by workers, after that.
+        objective: On the device it trains on; where its weights are sharded, after that.
         name: `adamw` is torch's, fused: Loshchilov & Hutter 2019, arXiv 1711.05101. `lion`: see `Lion`.
         learning_rate: Of the first step; `learning_rate_at` gives it for every step.
         betas: Decay of the moments. (0.9, 0.95) in He et al. 2022, table 8, and in Kenyon-Dean et al. 2024 for Lion.
@@ -157,7 +157,7 @@ def learning_rate_at(
     Step 0 is the first one and already learns; the last one still learns a little. Steps may be counted in parts of
     whole ones, where minibatches differ in size.
 
-    Sources: Kenyon-Dean et al. 2024, arXiv 2411.02572, write of a linear warm-up; Smith & Topin 2018, arXiv 1708.07120,
+    Sources: Kenyon-Dean et al. 2024, arXiv 2411.02572, describe a linear warm-up; Smith & Topin 2018, arXiv 1708.07120,
     in the form of torch's `OneCycleLR` with its own divisors. The two differ by at most a tenth of the peak in the
     warm-up, and by a step's worth after it.
     """

@@ -1,4 +1,4 @@
-"""One objective on several workers: whole on each (DDP), or dealt out among them (FSDP2)."""
+"""Distribute an objective over workers: whole on each (DDP), or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ _SYNC_BUFFERS = (
 
 
 def is_distributed() -> bool:
-    """There are other workers to talk to."""
+    """Whether the run has several workers."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def shard(objective: Objective) -> None:
-    """Deal weights out among all workers, in place: each block is gathered when it computes, and let go again.
-
-    Everything beside the blocks is one more unit, gathered for the whole step. Optimisers must be built afterwards.
+    """Shard weights over all workers, in place: each block is gathered when it computes, and freed again. Everything
+    outside the blocks is one more unit, gathered for the whole step. Optimisers must be built afterwards.
     Source: FSDP2, torch.distributed.fsdp.fully_shard; Zhao et al. 2023, arXiv 2304.11277.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -49,7 +48,7 @@ def shard(objective: Objective) -> None:
 
 
 def distribute(objective: Objective, kind: Parallel, device: torch.device) -> nn.Module:
-    """What to call in place of the objective, so that gradients are those of the mean over workers."""
+    """A module to call instead of the objective, so that gradients are those of the mean over workers."""
     if kind == "fsdp" or not is_distributed() or torch.distributed.get_world_size() == 1:
         return objective
     devices = [device] if device.type == "cuda" else None
@@ -63,7 +62,7 @@ def clip_gradients(objective: Objective, largest_norm: float) -> Tensor:
 
 
 def encoder_on_cpu(encoder: Encoder, keeps: bool) -> Encoder | None:
-    """A copy on the CPU that training does not change. All workers must call it where weights are dealt out.
+    """A copy on the CPU that training does not change. All workers must call it where weights are sharded.
 
     Args:
         encoder: Of the objective that is trained.

@@ -1,4 +1,4 @@
-"""Reconstructions for people to look at while a masked autoencoder is trained."""
+"""Pictures of reconstructions during the training of a masked autoencoder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cytolake.models import masking_noise
 from cytolake.models.objectives import MaskedAutoencoder, Objective, View
 from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
+from cytolake.screens.images.compositing import grey_levels, stretch
 from cytolake.train.config import PretrainConfig
 from cytolake.train.run_folder import PICTURES_FOLDER, RECONSTRUCTIONS_FILE, write_arrays
 
@@ -24,7 +25,7 @@ _DARKEST, _BRIGHTEST = -1.0, 4.0  # in standard deviations of the channel: backg
 def draw_pictures(
     objective: Objective, pack: Pack, config: PretrainConfig, run_folder: Path, step: int, epoch: int, writes: bool
 ) -> None:
-    """Write what the model makes of a few crops from all over the pack, the same ones every time, with the same masks.
+    """Write reconstructions of a few crops from all over the pack, the same every time, with the same masks.
 
     `reconstructions.npz` has the newest ones: original, masked and reconstructed, (crops, C, S, S) each, 0 beyond a
     crop's channels, and how many channels each has; `pictures/` a PNG of every time. Does nothing for an objective that
@@ -75,8 +76,8 @@ def picture_sheet(columns: tuple[np.ndarray, ...], n_channels: np.ndarray) -> np
         band = np.full((len(columns) * (size + _GAP_PX) + _GAP_PX, widest * (size + _GAP_PX)), 255, np.uint8)
         for i, column in enumerate(columns):
             for channel in range(n):
-                unit = (column[crop, channel] - _DARKEST) / (_BRIGHTEST - _DARKEST)
+                brightness = stretch(column[crop, channel], _DARKEST, _BRIGHTEST)
                 y, x = i * (size + _GAP_PX), channel * (size + _GAP_PX)
-                band[y : y + size, x : x + size] = (unit.clip(0, 1) * 255).astype(np.uint8)
+                band[y : y + size, x : x + size] = grey_levels(brightness)
         bands.append(band)
     return np.concatenate(bands)

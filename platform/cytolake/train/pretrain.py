@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cytolake.models import build_encoder, load_encoder, model_id, save_encoder
 from cytolake.packs.pack import Pack
-from cytolake.tracking import Run, TrackingConfig, flatten_config
+from cytolake.tracking import Run, TrackingConfig
 from cytolake.train.checkpoint import newest_checkpoint, step_of
-from cytolake.train.config import OPERATION, PretrainConfig, run_key, with_vocabulary
+from cytolake.train.config import PretrainConfig, run_key, with_vocabulary
 from cytolake.train.evaluation import Evaluate, EvaluationTask, evaluate_now, evaluated_step, read_evaluations
 from cytolake.train.loop import LoopSettings, train_worker
-from cytolake.train.mlflow_log import RunLog, pretraining_run
+from cytolake.train.mlflow_log import Progress, follow_run, pretraining_run, run_settings
 from cytolake.train.run_folder import (
     ENCODER_FILE,
     HISTORY_FILE,
@@ -34,13 +31,9 @@ from cytolake.train.run_folder import (
     write_json,
 )
 
-Progress = Callable[[str, int, int], None]
-
-logger = logging.getLogger(__name__)
-
 
 class PretrainError(RuntimeError):
-    """A run that stopped; says where it can go on."""
+    """A run stopped; the text says where it can continue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,18 +79,18 @@ def pretrain(
 ) -> PretrainResult:
     """Train an encoder, or read back the run that did so with the same pack and config.
 
-    An interrupted run goes on from its newest checkpoint, with any number of workers, and sees exactly the crops, masks
-    and turns that it would have seen.
+    An interrupted run continues from its newest checkpoint, with any number of workers, and sees exactly the crops,
+    masks and augmentations that it would have seen.
 
     Args:
         pack_path: Folder of the pack, reachable by all workers.
         config: The run.
         runs_root: Where run folders are kept, shared by all workers; `<catalog root>/runs`.
-        tracking: Where MLflow records the run; an empty URI means `mlflow.db` beside `runs_root`.
-        progress: Called with ("pretrain", crops done, all crops) when there is news, at most once a second; a crop
+        tracking: Where MLflow records the run; an empty URI means `mlflow.db` next to `runs_root`.
+        progress: Called with ("pretrain", crops done, all crops) when the history grows, at most once a second; a crop
             counts as often as it is seen.
-        evaluate: Numbers of an encoder's file, asked for before the first step, every `evaluate_every` steps and at the
-            end. None means never.
+        evaluate: Returns numbers for an encoder's file; called before the first step, every `evaluate_every` steps and
+            at the end. None means never.
         tags: More tags of the MLflow run.
 
     Raises:
@@ -153,15 +146,15 @@ def pretrain_until(
     step: int,
     tags: Mapping[str, str] | None = None,
 ) -> Path:
-    """Train up to a step and rest there, for one who looks first whether it is worth to go on.
+    """Train up to a step and pause there, so that a caller can decide whether to continue.
 
-    The schedule is that of the whole run: what rests goes on, here or in `pretrain`, as if it had never stopped.
+    The schedule is that of the whole run: a paused run continues, here or in `pretrain`, as if it had never stopped.
 
     Args:
-        step: Optimiser step to rest after, 1 or more; one that lies behind trains nothing.
+        step: Optimiser step to pause after, 1 or more; one that the run has passed trains nothing.
 
     Returns:
-        The encoder's file, as after that step or the later one that the run has reached.
+        The encoder's file after that step, or after the later one that the run has reached.
 
     Raises:
         ValueError, PretrainError: As `pretrain`.
@@ -187,7 +180,7 @@ def finished_run(pack_id: str, config: PretrainConfig, runs_root: str | Path) ->
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A run, once it is clear that the pack can be trained on."""
+    """A run whose pack was checked."""
 
     pack: Pack
     config: PretrainConfig
@@ -206,19 +199,11 @@ def _plan(pack_path: str | Path, config: PretrainConfig, runs_root: str | Path) 
 def _training(plan: _Plan, tracking: TrackingConfig, tags: Mapping[str, str] | None) -> Iterator[Run]:
     """The run's folder with its untrained encoder, and its MLflow run."""
     pack, config, folder = plan.pack, plan.config, plan.folder
-    queue = _queue_params(pack, config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STOPPED_FILE).unlink(missing_ok=True)
     save_encoder(build_encoder(config.model, config.seed).eval(), folder / UNTRAINED_FILE)
     all_tags = {**(tags or {}), "stage": "pretrain", "run_key": folder.name, "pack_id": pack.pack_id}
-    params = {
-        "pack_id": pack.pack_id,
-        "curation_id": pack.curation_id,
-        **{f"delta_version.{table}": version for table, version in sorted(pack.table_versions.items())},
-        "n_samples": plan.n_samples,
-        **_identity_params(config),
-        **queue,
-    }
+    params = run_settings(pack, config, plan.n_samples)
     with pretraining_run(tracking.at(folder.parent.parent), folder, params, all_tags) as run:
         yield run
 
@@ -240,14 +225,14 @@ def _train(
         is_local=plan.config.workers == 0,
         evaluate=evaluate if plan.config.evaluate_every else None,
     )
-    with _watch(folder, run, plan.n_samples, progress):
+    with follow_run(folder, run, plan.n_samples, progress):
         if settings.evaluate is not None and evaluated_step(folder, 0) is None:
             evaluate_now(folder, folder / UNTRAINED_FILE, 0, settings.evaluate)
         _fit(settings)
 
 
 def _check_pack(pack: Pack, config: PretrainConfig) -> int:
-    """Samples of the whole run, once it is clear that every crop of the pack can be trained on."""
+    """Check that every crop of the pack can be trained on; returns the samples of the whole run."""
     if pack.crop_size != config.model.crop_size:
         raise ValueError(
             f"pack {pack.pack_id} has crops of {pack.crop_size} px, the model takes {config.model.crop_size} px. "
@@ -301,7 +286,7 @@ def _fit(settings: LoopSettings) -> None:
         where = f"its newest checkpoint, {last.name}" if last else "its beginning"
         raise PretrainError(
             f"pretraining {folder.name} stopped after {config.max_failures} restarts: {_cause(error)} "
-            f"Mend the cause and run the same command again: it goes on from {where}."
+            f"Remove the cause and run the same command again: it continues from {where}."
         ) from error
     finally:
         torch.set_num_threads(threads)  # without Ray, the worker was this process
@@ -326,66 +311,9 @@ def _use_gpu(config: PretrainConfig) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line that a worker said; a whole remote traceback follows as the cause."""
+    """The last line of a worker's error; the whole remote traceback follows as the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") + "." if lines else f"{type(error).__name__}."
-
-
-@contextmanager
-def _watch(folder: Path, run: Run, n_samples: int, progress: Progress | None) -> Iterator[None]:
-    """Follow what the workers write: tell MLflow and the person who waits."""
-    ended = threading.Event()
-    last_told = 0
-    log = RunLog(run, folder)
-    if progress is not None:
-        progress("pretrain", 0, n_samples)
-
-    def look() -> None:
-        nonlocal last_told
-        rows = read_live_history(folder)
-        if rows and progress is not None and rows[-1]["samples"] != last_told:
-            last_told = int(rows[-1]["samples"])
-            progress("pretrain", last_told, n_samples)
-        log.tell(rows)
-
-    def keep_looking() -> None:
-        while not ended.wait(1.0):
-            try:
-                look()
-            except Exception:  # an MLflow server that is away for a while must not end the run; the last look tells
-                continue
-
-    thread = threading.Thread(target=keep_looking, name="pretrain-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        look()
-
-
-def _identity_params(config: PretrainConfig) -> dict[str, Any]:
-    """Settings for MLflow, which refuses another value of the same setting when a run goes on."""
-    return {name: value for name, value in flatten_config(config).items() if name not in OPERATION}
-
-
-def _queue_params(pack: Pack, config: PretrainConfig) -> dict[str, Any]:
-    """Keys in the queue of a run that has one, as long as the pack allows; logs where that is less than configured."""
-    if config.objective.name != "moco_v2_plus":
-        return {}
-    wanted = config.objective.moco_v2_plus.queue_size
-    used = config.objective.fitted_to(pack.n_crops, config.minibatch_size).moco_v2_plus.queue_size
-    if used < wanted:
-        logger.warning(
-            "pack %s has %d crops: the queue of moco_v2_plus holds %d keys instead of "
-            "pretrain.objective.moco_v2_plus.queue_size=%d, which would be older keys of the same crops.",
-            pack.pack_id,
-            pack.n_crops,
-            used,
-            wanted,
-        )
-    return {"queue_size": used}
 
 
 def _median(history: list[dict[str, float]], name: str) -> float:

@@ -1,9 +1,9 @@
-"""What a pretraining run leaves on disk, and how it is found again.
+"""Files of a pretraining run: their names, and how they are read and written.
 
 `<runs_root>/<run_key>/` holds `encoder.safetensors`, `untrained.safetensors`, `history.json` (one row for each report),
-`history.jsonl` (the same while the run goes on), `reconstructions.npz`, `result.json` (written last: the run is
-finished) and `checkpoint_step_*/` (to go on from, see `checkpoint`). A run that stopped for a reason that no restart
-mends says it in `stopped.json`. Everything is written whole or not at all.
+`history.jsonl` (the same during the run), `reconstructions.npz`, `result.json` (written last: the run is finished) and
+`checkpoint_step_*/` (to continue from, see `checkpoint`). A run that stopped for a reason that a restart cannot fix
+records it in `stopped.json`. Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def append_history(run_folder: Path, row: Mapping[str, float]) -> None:
 
 
 def cut_history(run_folder: Path, step: int) -> None:
-    """Forget what was reported after `step`: a run that goes on from there reports it again."""
+    """Delete the rows after `step`: a run that continues from there reports them again."""
     rows = [row for row in read_live_history(run_folder) if row["step"] <= step]
     write_text(run_folder / LIVE_HISTORY_FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
+    """Write text atomically."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, suffix=".unfinished", delete=False, encoding="utf-8"
     ) as file:
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays to an .npz file, whole or not at all."""
+    """Write named arrays to an .npz file atomically."""
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".unfinished", delete=False) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     Path(file.name).chmod(0o644)

@@ -1,4 +1,4 @@
-"""Which crops every step saw, so that it can be shown that an interrupted run lost none and repeated none.
+"""Record which crops every step saw, to show that an interrupted run skips none and repeats none.
 
 `seen/START_RANK_of_WORKERS.jsonl` in the run's folder holds one line for each step of one worker since step START.
 """
@@ -17,7 +17,7 @@ _FOLDER = "seen"
 
 
 class SeenWriter:
-    """Notes what one worker sees; on disk after `flush`."""
+    """Records the crops of one worker; on disk after `flush`."""
 
     def __init__(self, run_folder: Path, first_step: int, rank: int, world_size: int) -> None:
         self._path = run_folder / _FOLDER / f"{first_step:08d}_{rank}_of_{world_size}.jsonl"
@@ -29,8 +29,8 @@ class SeenWriter:
         self._lines.append(json.dumps({"step": step, "rows": rows.tolist()}) + "\n")
 
     def flush(self) -> None:
-        """Write what was added since the last call. Call it before a checkpoint begins: what was seen before a
-        checkpoint that a run goes on from is then on disk."""
+        """Write the steps added since the last call. Call it before a checkpoint begins, so that every step before a
+        checkpoint is on disk."""
         if self._lines:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(self._lines)
@@ -38,10 +38,10 @@ class SeenWriter:
 
 
 def cut_seen(run_folder: Path, step: int) -> None:
-    """Forget what was seen after `step`: a run that goes on from there sees it again."""
+    """Delete the records after `step`: a run that continues from there adds them again."""
     for path in sorted((run_folder / _FOLDER).glob("*.jsonl")):
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step(line) <= step]
-        write_text(path, "".join(kept))
+        earlier = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step(line) <= step]
+        write_text(path, "".join(earlier))
 
 
 def read_seen(run_folder: Path) -> list[Rows]:
@@ -52,8 +52,8 @@ def read_seen(run_folder: Path) -> list[Rows]:
     steps: dict[int, list[int]] = {}
     for path in sorted((run_folder / _FOLDER).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            noted = json.loads(line)
-            steps.setdefault(noted["step"], []).extend(noted["rows"])
+            record = json.loads(line)
+            steps.setdefault(record["step"], []).extend(record["rows"])
     return [np.sort(np.array(steps.get(step, []), np.int64)) for step in range(1, max(steps, default=0) + 1)]
 
 

@@ -21,7 +21,7 @@ _DROP_PATH = 3 << 20  # purpose of `sample_bits`, far from those of masks, augme
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Tensors that no step waits for."""
+    """Result of a step, as tensors that are not waited for."""
 
     losses: dict[str, Tensor]
     """Of this worker's crops."""
@@ -31,8 +31,8 @@ class StepResult:
 
 
 class TrainingStep:
-    """Changes an objective's weights, minibatch after minibatch. What a step does depends on where in the run its
-    minibatch lies, and not on the steps before."""
+    """Updates an objective's weights for one minibatch after another. The schedule depends on the position of the
+    minibatch in the run, not on earlier steps."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class TrainingStep:
         device: torch.device,
         rank: int = 0,
     ) -> None:
-        """`n_samples` are the crops of the whole run, see `PretrainConfig.n_samples`."""
+        """`n_samples` is the number of crops of the whole run, see `PretrainConfig.n_samples`."""
         self._objective, self._optimiser = objective, optimiser
         self._config, self._n_samples, self._device, self._rank = config, n_samples, device, rank
         if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # what autocast leaves in fp32, Fourier magnitudes among it
+            torch.set_float32_matmul_precision("high")  # for what autocast leaves in fp32, such as Fourier magnitudes
         self._parallel = distribute(objective, config.parallel, device)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device))
 
@@ -76,7 +76,7 @@ class TrainingStep:
 
 
 def _fastest_attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a GPU, cuDNN's attention where it can be had: on an H200 1.2 to 1.6 times as fast as torch's first choice."""
+    """On a GPU, cuDNN's attention where available: on an H200 1.2 to 1.6 times as fast as torch's default."""
     if device.type != "cuda":
         return nullcontext()
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -29,13 +29,13 @@ class NotFinite:
 
 
 class Window:
-    """What happened since the last report. Adding a step waits for no GPU; closing does."""
+    """Steps since the last report. Adding a step does not wait for a GPU; closing does."""
 
     def __init__(self, device: torch.device, flops_of: Callable[[int], float], peak_tflops: float | None) -> None:
         """
         Args:
             device: This worker's.
-            flops_of: Operations of one training step on a crop with so many channels, see `models.cost`.
+            flops_of: Operations of one training step on a crop by its number of channels, see `models.cost`.
             peak_tflops: Dense peak of one worker's device, 10^12 operations in a second; None where it is not known.
         """
         self._device, self._flops_of, self._peak_tflops = device, flops_of, peak_tflops
@@ -43,18 +43,18 @@ class Window:
         self.skip(0.0)
 
     def skip(self, waited_s: float) -> None:
-        """Begin to count time from now on; `waited_s` is the prefetcher's total."""
+        """Restart the clock; `waited_s` is the prefetcher's total."""
         self._started, self._waited_s = time.perf_counter(), waited_s
 
     @contextmanager
     def not_counted(self) -> Iterator[None]:
-        """Leave the time of a block out, which is no part of training."""
+        """Exclude the time of a block that is no part of training."""
         began = time.perf_counter()
         yield
         self._started += time.perf_counter() - began
 
     def add(self, minibatch: Minibatch, losses: dict[str, Tensor], gradient_norm: Tensor) -> None:
-        """One step; its tensors stay where they are."""
+        """Add one step; its tensors stay on their device."""
         self._rows.append(minibatch.whole.rows)
         if len(minibatch.rows):
             self._tokens += minibatch.n_tokens
@@ -63,7 +63,7 @@ class Window:
         self._norms.append(gradient_norm.detach())
 
     def close(self, waited_s: float) -> tuple[dict[str, float], NotFinite | None]:
-        """Means over the steps and all workers, as a row of the history; and the first step that went wrong.
+        """Means over the steps and all workers, as a row of the history; and the first step that is not finite.
 
         All workers get the same, and must all call it after the same step.
         """

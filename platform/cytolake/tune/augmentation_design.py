@@ -1,13 +1,13 @@
-"""Which augmentations to train with, given what should be ignored and what must be kept: read off an audit.
+"""Propose augmentations from an audit, given the labels to ignore and the labels to keep.
 
 Choosing transforms is a form of supervision: training with a knob teaches the encoder to ignore what the knob changes.
-A knob is worth it where it changes what a nuisance looks like (a probe of the nuisance is led astray by it) and not
-what a wanted label looks like (the probe of that label is not). It is proposed at the greatest strength at which no
-wanted label, nor any of its classes, loses more than is tolerated, and only if the nuisance is lost beyond chance
-there: with a dozen knobs tried, one seems to be by luck, so that is tested at a false discovery rate over all of them.
+A knob is useful where it changes the appearance of a nuisance (a probe of the nuisance loses recall) and not that of a
+wanted label (the probe of that label does not). It is proposed at the greatest strength at which no wanted label, nor
+any of its classes, loses more than the tolerance, and only if the loss of the nuisance is significant there: with a
+dozen knobs one would seem so by chance, so that is tested at a false discovery rate over all of them.
 
-The evidence is of the encoder that was audited, without retraining; a study of the proposed knob shows whether training
-with it helps.
+The evidence is about the audited encoder, without retraining; a study of the proposed knob shows whether training with
+it helps.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One knob and why it is proposed, or not."""
+    """One knob, and why it is proposed or not."""
 
     knob: str
     strength: float
-    """Greatest strength that keeps what must be kept; 0 where none does."""
+    """Greatest strength that loses no label to keep; 0 where there is none."""
     is_proposed: bool
     ignored_drift: float
     """Least drift of recall over the labels to ignore, at this strength: the more negative, the more it covers."""
@@ -60,7 +60,7 @@ def propose_augmentations(
     class_tolerance: float = 0.3,
     level: float = 0.05,
 ) -> list[Proposal]:
-    """Judge every audited knob; those to train with first.
+    """Judge every audited knob; the proposed ones come first.
 
     Args:
         audit: With rows of all named labels.
@@ -70,7 +70,7 @@ def propose_augmentations(
         tolerance: Loss of mean recall of a kept label that is accepted: the interval of its drift must not lie below.
         class_tolerance: Loss of recall of a single class of a kept label that is accepted; of few crops of a class a
             fifth is mere noise.
-        level: False discovery rate of the proposals: their expected share without effect on what is to be ignored.
+        level: False discovery rate of the proposals: their expected share without effect on the labels to ignore.
 
     Raises:
         ValueError: A label that was not audited, one that is to be kept and ignored, or none to ignore or to keep.
@@ -107,22 +107,22 @@ def proposed_config(proposals: Sequence[Proposal], base: AugmentConfig | None = 
 
 
 def proposed_settings(proposals: Sequence[Proposal]) -> list[str]:
-    """The same as `--set` takes it."""
+    """The same as arguments of `--set`."""
     before, after = AugmentConfig(), proposed_config(proposals)
     names = [f.name for f in dataclasses.fields(after) if getattr(after, f.name) != getattr(before, f.name)]
-    return [f"pretrain.augment.{name}={_spelled(getattr(after, name))}" for name in names]
+    return [f"pretrain.augment.{name}={_as_yaml(getattr(after, name))}" for name in names]
 
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """One knob at the greatest strength that keeps what must be kept, or at its least where none does."""
+    """One knob at the greatest strength that loses no label to keep, or at its least where there is none."""
 
     knob: str
     strength: float
     """0 where none does."""
     shown: float
     lost: str
-    """What the next strength costs; "" where nothing."""
+    """Loss at the next strength; "" where there is none."""
     kept: list[AuditRow]
     ignored: list[AuditRow]
 
@@ -181,7 +181,7 @@ def _judge(
 
 
 def _lost(rows: Sequence[AuditRow], tolerance: float, class_tolerance: float) -> str:
-    """What a strength costs too much of, in words; "" where nothing."""
+    """The label or class that loses too much at a strength, in words; "" where none does."""
     for row in rows:
         if np.isnan(row.drift_low):
             return f"{row.label} has no interval of its change: too few wells or plates ({row.interval_over})"
@@ -193,5 +193,5 @@ def _lost(rows: Sequence[AuditRow], tolerance: float, class_tolerance: float) ->
     return ""
 
 
-def _spelled(value: object) -> str:
+def _as_yaml(value: object) -> str:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -1,15 +1,14 @@
-"""Block search: from which transformer block, under which pooling, labels of held-out plates are predicted best.
+"""Block search: the transformer block and pooling from which a probe predicts labels of held-out plates best.
 
-Ray Tune trials read tables and fit probes; no trial runs an encoder. The block that is promoted is the best over all
-plates; its score is not read off the plates that chose it: on every plate, the block counts that the other plates
-choose (`benchmark/unit_scores.py`), and baselines are chosen in the same way. Source: "ViTally Consistent" (Kraus et
-al. 2024, arXiv 2411.02572), where the best block of a masked autoencoder is not the last one.
+Trials read tables and fit probes; no trial runs an encoder. The block that is promoted is the best over all
+plates; its score is not computed on the plates that chose it: every plate is scored with the block that the other
+plates choose (`benchmark/unit_scores.py`), and baselines are chosen in the same way. Source: "ViTally Consistent"
+(Kraus et al. 2024, arXiv 2411.02572), where the best block of a masked autoencoder is not the last one.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 import cytolake.catalog
-from cytolake.benchmark.cross_validation import ProbeResult, check_units, probe_representation
+from cytolake.benchmark.cross_validation import check_units, probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, METRICS, WELL_METRIC, ProbeConfig, probe_key, score_id
 from cytolake.benchmark.probe_data import ProbeData, read_probe_data, read_vectors
 from cytolake.benchmark.unit_scores import Candidate, chosen_elsewhere, chosen_score, gain
@@ -27,17 +26,18 @@ from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.statistics.intervals import Interval
 from cytolake.tracking import Baseline
+from cytolake.tune.trials import run_calls
 
 Progress = Callable[[str, int, int], None]
 BASELINES = ("untrained", "pixel_statistics")
-"""Without these a score means nothing."""
+"""Kinds that every search needs: a score without a baseline cannot be judged."""
 CELL_COUNT = "cell_count"
-"""Kind of the baseline that knows how many cells there are and nothing else, where QC has counted them."""
+"""Kind of the baseline of cell counts alone, where QC has counted cells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockChoice:
-    """The trained block that scored best, and what it was compared with."""
+    """The trained block that scored best, and the baselines that it is compared with."""
 
     representation_id: str
     """The best over all units: what is promoted."""
@@ -48,9 +48,9 @@ class BlockChoice:
     label: str
     split: str
     metric: str
-    """What `score` is: of a probe, balanced accuracy of wells or of single crops, mean over what was held out."""
+    """Name of `score`; of a probe, balanced accuracy of wells or of single crops, mean over the held-out units."""
     alignment: str = "none"
-    """What was done to profiles before they were scored."""
+    """Alignment of profiles before they were scored."""
     n_classes: int | None
     """Classes of the label, where the benchmark has such."""
     score: float
@@ -65,26 +65,26 @@ class BlockChoice:
     gain_low: float | None
     gain_high: float | None
     unit: str = ""
-    """What was held out whole and is counted by the interval: plate, batch, ..."""
+    """Unit that was held out whole and that the interval resamples: plate, batch, ..."""
     units: tuple[str, ...] = ()
     unit_scores: tuple[float, ...] = ()
     """Score on each unit."""
     baseline_unit_scores: tuple[tuple[float, ...], ...] = ()
     """The same of each baseline."""
     protocol_id: str = ""
-    """Of the rows of `scores` behind the choice."""
+    """Protocol of the rows of `scores` that the choice is made from."""
     n_candidates: int = 1
-    """Trained blocks and poolings that there were to choose from."""
+    """Trained blocks and poolings to choose from."""
     encoder_saw_units: bool = True
-    """Whether the encoder was trained, without labels, on what is held out of the probes."""
+    """Whether the encoder was trained, without labels, on the units that probes hold out."""
     is_nested: bool = True
-    """False where the score was read off what chose the block, and so reads high."""
+    """False where the score was computed on the data that chose the block, and so is biased upwards."""
     dropped_classes: tuple[str, ...] = ()
-    """Classes that some split could not score, for it had no wells of them in its train or in its test part."""
+    """Classes that some split could not score, because its train or its test part had no wells of them."""
 
     @property
     def chance(self) -> float | None:
-        """What guessing scores, where that is known."""
+        """Score of guessing, where it is known."""
         return 1 / self.n_classes if self.n_classes and self.metric in METRICS else None
 
     @property
@@ -103,7 +103,7 @@ class BlockChoice:
 
     @property
     def protocol(self) -> str:
-        """How it was measured, in words."""
+        """Benchmark, metric, label and split, in words."""
         of = {WELL_METRIC: "balanced accuracy of wells", CROP_METRIC: "balanced accuracy of crops"}
         name = of.get(self.metric, self.metric.replace("_", " "))
         text = f"{self.benchmark.replace('_', ' ')}, {name}, {self.label}"
@@ -112,7 +112,7 @@ class BlockChoice:
 
     @property
     def gain_text(self) -> str:
-        """The gain over the best baseline and what its interval allows to say."""
+        """The gain over the best baseline, and the conclusion that its interval allows."""
         name = self.best_baseline.kind.replace("_", " ")
         text = f"{self.gain:+.3f} {interval_text(self.gain_low, self.gain_high)} compared with {name}"
         if self.has_gain:
@@ -130,12 +130,12 @@ class BlockChoice:
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """`[0.120, 0.310]`, or that there is none."""
+    """`[0.120, 0.310]`, or `[no interval]`."""
     return "[no interval]" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 def held_out_text(split: str) -> str:
-    """What a probe never saw, in words."""
+    """The held-out units of a split, in words."""
     return {
         "plate": "on plates that the probe never saw",
         "batch": "on batches that the probe never saw",
@@ -165,14 +165,14 @@ def search_blocks(
     data = read_probe_data(
         catalog, rows[0]["representation_id"], config.label, include_controls=config.include_controls
     )
-    check_units(data, config)  # a label or split that cannot work stops here, not in a trial
+    check_units(data, config)  # an impossible label or split stops here, not in a trial
     key = probe_key(data, config)
     known = _known_scores(catalog, rows, key)
     todo = [row for row in rows if row["representation_id"] not in known]
     if progress is not None:
         progress("representations", len(rows) - len(todo), len(rows))
     if todo:
-        scores = _run_trials(catalog, todo, config, key, (len(rows) - len(todo), len(rows)), progress)
+        scores = _score_rows(catalog, todo, config, key, (len(rows) - len(todo), len(rows)), progress)
         table = pa.Table.from_pylist(scores, schema=catalog.table("scores", where="false").schema)
         ids = [row["representation_id"] for row in todo]
         catalog.append("scores", table, transaction=f"scores/{content_id(key, *ids)}")
@@ -201,8 +201,8 @@ def _representations(catalog: Catalog, representation_ids: Sequence[str]) -> lis
     lacking = [kind for kind in ("trained", *BASELINES) if kind not in kinds]
     if lacking:
         raise ValueError(
-            f"no {' and no '.join(lacking)} representation among the {len(rows)} to probe: a score means nothing "
-            "without its baselines. Embed the pack with the trained and the untrained checkpoint."
+            f"no {' and no '.join(lacking)} representation among the {len(rows)} to probe: a score "
+            "cannot be judged without its baselines. Embed the pack with the trained and the untrained checkpoint."
         )
     return rows
 
@@ -222,7 +222,7 @@ def _known_scores(catalog: Catalog, rows: Sequence[Mapping[str, Any]], key: str)
     return {each: of for each, of in found.items() if len(of) == len(METRICS)}
 
 
-def _run_trials(
+def _score_rows(
     catalog: Catalog,
     todo: Sequence[Mapping[str, Any]],
     config: ProbeConfig,
@@ -230,79 +230,43 @@ def _run_trials(
     done: tuple[int, int],
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
-    """Score rows of all representations; one trial holds the blocks of one encoder and pooling.
+    """Rows of `scores` of all representations; one trial scores the blocks of one encoder and pooling.
 
     A trial for each representation would spend more time on starting processes than on fitting.
     """
-    from ray import tune
-
     groups: dict[str, list[str]] = {}
     for row in todo:
         groups.setdefault(f"{row['kind']} {row['pooling']} {row['model_id'][:8]}", []).append(row["representation_id"])
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = tune.with_parameters(_trial, root=str(catalog.root), groups=groups, config=config, key=key)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 1}),
-        param_space={"group": tune.grid_search(list(groups))},
-        # Reused: starting a process and importing takes as long as the fits of a trial.
-        tune_config=tune.TuneConfig(max_concurrent_trials=config.concurrent_trials, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name=f"block_search_{key[:12]}",
-            storage_path=str(catalog.root / "runs" / "tune"),
-            verbose=0,
-            callbacks=[_count_trials(groups, done, progress)] if progress is not None else None,
-        ),
+    of_trial = list(groups.values())
+    n_done, n_all = done
+
+    def count(number: int) -> None:
+        nonlocal n_done
+        n_done += len(of_trial[number])
+        if progress is not None:
+            progress("representations", n_done, n_all)
+
+    texts = run_calls(
+        [(_probe_group, (str(catalog.root), ids, config, key)) for ids in of_trial],
+        name=f"block_search_{key[:12]}",
+        storage=catalog.root / "runs" / "tune",
+        resources={"cpu": 1},
+        concurrent=config.concurrent_trials,
+        on_done=count,
     )
-    results = tuner.fit()
-    rows: list[dict[str, Any]] = []
-    for i in range(len(results)):
-        result = results[i]
-        if result.error is not None:
-            raise result.error
-        rows += json.loads((result.metrics or {})["score_rows"])
+    rows = [row for text in texts for row in json.loads(text)]
     return [{**row, "scored_at": datetime.fromisoformat(row["scored_at"])} for row in rows]
 
 
-def _trial(
-    settings: dict[str, Any], *, root: str, groups: Mapping[str, Sequence[str]], config: ProbeConfig, key: str
-) -> None:
-    """One Ray Tune trial: the probes of one group of representations."""
-    from ray import tune
-
+def _probe_group(root: str, representation_ids: Sequence[str], config: ProbeConfig, key: str) -> str:
+    """Score rows of some representations of one pack, as JSON."""
     catalog = cytolake.catalog.open(root)
-    ids = groups[settings["group"]]
-    data = read_probe_data(catalog, ids[0], config.label, include_controls=config.include_controls)
-    results = [_probe(catalog, each, data, config, key) for each in ids]
-    best = max(results, key=lambda result: result.summary[config.metric].value)
-    rows = [{**row, "scored_at": row["scored_at"].isoformat()} for result in results for row in result.rows]
-    tune.report(
-        {
-            config.metric: best.summary[config.metric].value,
-            "representation_id": best.representation_id,
-            "n_not_converged": sum(result.n_not_converged for result in results),
-            "score_rows": json.dumps(rows),
-        }
-    )
-
-
-def _probe(catalog: Catalog, representation_id: str, data: ProbeData, config: ProbeConfig, key: str) -> ProbeResult:
-    vectors = read_vectors(catalog, representation_id, data.crop_ids)
-    return probe_representation(vectors, representation_id, data, config, key)
-
-
-def _count_trials(groups: Mapping[str, Sequence[str]], done: tuple[int, int], progress: Progress) -> Any:
-    """A Tune callback that reports the representations whose trials ended."""
-    from ray import tune
-
-    class CountTrials(tune.Callback):
-        def __init__(self) -> None:
-            self.n_done, self.n_all = done
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.n_done += len(groups[trial.config["group"]])
-            progress("representations", self.n_done, self.n_all)
-
-    return CountTrials()
+    data = read_probe_data(catalog, representation_ids[0], config.label, include_controls=config.include_controls)
+    rows = []
+    for each in representation_ids:
+        vectors = read_vectors(catalog, each, data.crop_ids)
+        rows += probe_representation(vectors, each, data, config, key).rows
+    return json.dumps([{**row, "scored_at": row["scored_at"].isoformat()} for row in rows])
 
 
 def _choose(
@@ -320,10 +284,10 @@ def _choose(
     kinds = [kind for kind in (*BASELINES, CELL_COUNT) if kind in by_kind]
     chosen, ours = best["trained"], chosen_elsewhere(candidates["trained"])
     score = chosen_score(candidates["trained"])
-    # The highest of the baselines, read off the same units: what luck there is in that makes the gain smaller.
+    # The highest of the baselines on the same units: the luck in this choice makes the gain smaller.
     highest = max(kinds, key=lambda kind: chosen_elsewhere(candidates[kind]).value)
     over = gain(candidates["trained"], candidates[highest])
-    tested = _classes_of_all(scores[chosen["representation_id"]])
+    scored_by_all = _classes_of_all(scores[chosen["representation_id"]])
     return BlockChoice(
         representation_id=chosen["representation_id"],
         model_id=chosen["model_id"],
@@ -348,13 +312,13 @@ def _choose(
         protocol_id=scores[chosen["representation_id"]]["protocol"],
         n_candidates=len(candidates["trained"]),
         encoder_saw_units=not config.only,
-        dropped_classes=tuple(name for name in data.classes if name not in tested),
+        dropped_classes=tuple(name for name in data.classes if name not in scored_by_all),
     )
 
 
 def _candidate(score: Mapping[str, Any]) -> Candidate:
     found = Candidate.of_details(json.loads(score["details"]))
-    if found is None:  # the key of such scores is another
+    if found is None:  # scores of other versions have another key
         raise ValueError(f"score {score['score_id']} has no scores of single units. Run jobs/probe.py again.")
     return found
 

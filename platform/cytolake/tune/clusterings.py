@@ -1,8 +1,8 @@
-"""Which labelling do the clusters of a representation follow: the phenotype, the plate, the density of cells?
+"""Agreement of a representation's clusters with labellings: the phenotype, the plate, the density of cells.
 
 N crops, D features, K clusters.
 
-Source: the clustering relevance of Bendidi et al. 2023, arXiv:2304.11718, told against every label that there is.
+Source: the clustering relevance of Bendidi et al. 2023, arXiv:2304.11718, computed for every label that is available.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far clusters agree with one labelling."""
+    """Agreement of clusters with one labelling."""
 
     ami: float
     """Adjusted mutual information: 0 by chance, 1 where they are the same."""
@@ -56,11 +56,11 @@ def cluster_agreement(
         n_clusters = len(np.unique(code[rows]))
         if n_clusters < 2 or len(rows) < n_clusters:
             continue
-        told = [KMeans(n_clusters, n_init=restarts, random_state=seed).fit_predict(unit[rows]) for seed in seeds]
+        clusterings = [KMeans(n_clusters, n_init=restarts, random_state=seed).fit_predict(unit[rows]) for seed in seeds]
         found[name] = Agreement(
-            ami=float(np.mean([adjusted_mutual_info_score(code[rows], each) for each in told])),
-            nmi=float(np.mean([normalized_mutual_info_score(code[rows], each) for each in told])),
-            ari=float(np.mean([adjusted_rand_score(code[rows], each) for each in told])),
+            ami=float(np.mean([adjusted_mutual_info_score(code[rows], each) for each in clusterings])),
+            nmi=float(np.mean([normalized_mutual_info_score(code[rows], each) for each in clusterings])),
+            ari=float(np.mean([adjusted_rand_score(code[rows], each) for each in clusterings])),
             n_clusters=n_clusters,
             n_crops=len(rows),
         )

@@ -1,15 +1,16 @@
-"""What a finished encoder is blind to, and what blinds it: every knob of augmentation at several strengths.
+"""Audit a trained encoder: the effect of every augmentation at several strengths on its vectors and on probes.
 
-No training. Crops of held-out plates are changed by one knob at a time and embedded again. Two things are read off: how
-far their vectors move, and how much of each class a probe, fitted on unchanged crops of other plates, still predicts.
-An encoder that should ignore focus but see dose must move little and lose nothing under `defocus_radius_px`.
+Nothing is trained. Crops of held-out plates are changed by one knob at a time and embedded again. Two things are
+measured: how far their vectors move, and the recall of each class of a probe that was fitted on unchanged crops of
+other plates. An encoder that should ignore focus but not dose must move little and lose no recall of doses under
+`defocus_radius_px`.
 
-A distance 1 - cos means nothing by itself (in most encoders all crops lie in a narrow cone), so it is also given in
-units of the mean distance between two crops of different wells: 1 is as far as another crop altogether.
+A distance 1 - cos has no scale of its own (in most encoders all crops lie in a narrow cone), so it is also given in
+units of the mean distance between two crops of different wells: 1 is as far as an unrelated crop.
 
 N crops, K classes, W wells, D features.
 
-Source: the first pass of the design of Bendidi et al. 2023, arXiv:2304.11718, on finished encoders.
+Source: the first step of the design of Bendidi et al. 2023, arXiv:2304.11718, on trained encoders.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.benchmark.linear_probe import FittedProbe, ProbeConfig, linear_probe, make_splits
+from cytolake.benchmark.pinned_probe import order_by_id
 from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import SplitBy, classes_in_both
 from cytolake.benchmark.units import group_names
 from cytolake.catalog import Catalog
-from cytolake.catalog.ids import content_id
 from cytolake.embed.extract import embed_rows
 from cytolake.models import Encoder, load_encoder
 from cytolake.models.augment import AugmentConfig, augment
@@ -61,7 +62,7 @@ class AuditConfig:
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0)
     """From above 0 to 1, increasing; each crop draws its own change up to the strength."""
     labels: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("plate", "well"))
-    """Columns of `wells` to predict, and what is held out. A nuisance such as the plate belongs here too."""
+    """Columns of `wells` to predict, and what is held out. Include nuisances such as the plate."""
     train_crops: int = 2000
     """Unchanged crops that probes are fitted on."""
     test_crops: int = 400
@@ -107,8 +108,8 @@ class AuditRow:
     drift: float
     """Recall less that of unchanged crops, mean over classes."""
     drift_low: float
-    """Lower end of the 95 % interval: plates (or what else was held out) resampled, alike for both; wells where fewer
-    than three were held out. NaN where there are too few of either."""
+    """Lower end of the 95 % interval: plates (or other held-out units) resampled, in the same way for both; wells where
+    fewer than three were held out. NaN where there are too few of either."""
     drift_high: float
     p_value: float
     """Two-sided, of no drift: Student's t of drift over its standard error. 1 where no crop is predicted otherwise; NaN
@@ -126,7 +127,7 @@ class Audit:
 
     rows: list[AuditRow]
     skipped: dict[str, str]
-    """Knobs that an encoder cannot take or see, and why."""
+    """Knobs that do not fit an encoder or have no effect on it, and why."""
     n_train: dict[str, int]
     """Crops fitted on, of each label."""
     n_test: dict[str, int]
@@ -140,7 +141,7 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One label: its probe of each encoder, the crops that are changed, and how they did unchanged."""
+    """One label: the crops to fit on and to change, and the units that its interval resamples."""
 
     data: ProbeData
     classes: NDArray[np.intp]
@@ -166,13 +167,13 @@ def audit_encoders(
     config: AuditConfig | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Change crops by every knob and see how far vectors move and what probes still predict.
+    """Change crops by every knob, and measure how far vectors move and what probes still predict.
 
     Args:
         catalog: Where the wells are.
         pack: The crops.
         encoders: Checkpoint by name, such as `trained` and `untrained`.
-        block: Transformer block, 0 = first, whose output is looked at.
+        block: Transformer block, 0 = first, whose output is audited.
         pooling: `mean` or `cls`.
         config: Knobs, strengths, labels.
         progress: Called after each knob and strength.
@@ -190,14 +191,14 @@ def audit_encoders(
     rows: list[AuditRow] = []
     skipped: dict[str, str] = {}
     for name, encoder in loaded.items():
-        eye = _Eye(encoder, block, pooling, pack, config.seed)
-        looks = [_Look(eye, task, config) for task in tasks]
-        rows += [look.row(name, OFF, "", 0.0, look.unchanged) for look in looks]
+        audited = _AuditedEncoder(encoder, block, pooling, pack, config.seed)
+        audits = [_LabelAudit(audited, task, config) for task in tasks]
+        rows += [each.row(name, OFF, "", 0.0, each.unchanged) for each in audits]
         done += 1
         for knob, strength, changed in _changes(encoder, pack, config, skipped):
-            for look in looks:
-                vectors = eye.vectors(look.test_crop_ids, changed)
-                rows.append(look.row(name, knob.field, knob.family, strength, vectors))
+            for each in audits:
+                vectors = audited.vectors(each.test_crop_ids, changed)
+                rows.append(each.row(name, knob.field, knob.family, strength, vectors))
             done += 1
             if progress is not None:
                 progress("knobs", done, total)
@@ -236,7 +237,7 @@ def _changes(
 
 
 def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: AuditConfig) -> _Task:
-    """Crops to fit on and to change, drawn by their ids alone, so that every encoder has the same."""
+    """Crops to fit on and to change, chosen by their ids alone, so that every encoder has the same."""
     data = label_crops(
         catalog,
         pack.index.select(["crop_id", "well_id"]),
@@ -249,7 +250,7 @@ def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: Audi
     classes = classes_in_both(data.label_of_well, held)
     label_of_crop = data.label_of_well[data.well_of_crop]
     is_used, is_test = np.isin(label_of_crop, classes), held[data.well_of_crop]
-    drawn = np.argsort([content_id("audit", str(config.seed), crop) for crop in data.crop_ids], kind="stable")
+    drawn = order_by_id(data.crop_ids, "audit", str(config.seed))
     train = _alike(drawn[(is_used & ~is_test)[drawn]], label_of_crop, config.train_crops)
     test = _alike(drawn[(is_used & is_test)[drawn]], label_of_crop, config.test_crops)
     wells = np.unique(data.well_of_crop[test])
@@ -266,7 +267,7 @@ def _task(catalog: Catalog, pack: Pack, label: str, split: SplitBy, config: Audi
 
 
 def _alike(drawn: NDArray[np.intp], label: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """Up to `most` of the drawn crops, as many of each class as there are."""
+    """Up to `most` of the drawn crops, equally many of each class as far as there are."""
     turn = np.zeros(len(drawn), dtype=int)
     for value in np.unique(label[drawn]):
         of_class = label[drawn] == value
@@ -274,14 +275,14 @@ def _alike(drawn: NDArray[np.intp], label: NDArray[np.intp], most: int) -> NDArr
     return np.asarray(np.sort(drawn[np.argsort(turn, kind="stable")[:most]]))
 
 
-class _Eye:
-    """An encoder as it looks at crops of a pack, changed or not."""
+class _AuditedEncoder:
+    """An encoder that embeds crops of a pack, changed or unchanged."""
 
     def __init__(self, encoder: Encoder, block: int, pooling: str, pack: Pack, seed: int) -> None:
         self.encoder, self.block, self.pooling, self.pack, self.seed = encoder, block, pooling, pack, seed
 
     def vectors(self, crop_ids: Sequence[str], changed: AugmentConfig | None = None) -> Floats:
-        """(N, D); what a crop becomes depends on its row in the pack and the seed, not on the minibatch."""
+        """(N, D); a crop's change depends on its row in the pack and the seed, not on the minibatch."""
 
         def change(batch: CropBatch, rows: NDArray[np.int64]) -> CropBatch:
             return batch if changed is None else augment(batch, changed, seed=self.seed, epochs=0, sample_index=rows)
@@ -291,10 +292,10 @@ class _Eye:
 
 
 @dataclass(slots=True)
-class _Look:
-    """One encoder at one label."""
+class _LabelAudit:
+    """One encoder's probe of one label."""
 
-    eye: _Eye
+    audited: _AuditedEncoder
     task: _Task
     config: AuditConfig
     unchanged: Floats = field(init=False)
@@ -305,8 +306,8 @@ class _Look:
 
     def __post_init__(self) -> None:
         data, train, test = self.task.data, self.task.train, self.task.test
-        self.unchanged = self.eye.vectors(self.test_crop_ids)
-        vectors = self.eye.vectors([data.crop_ids[i] for i in train])
+        self.unchanged = self.audited.vectors(self.test_crop_ids)
+        vectors = self.audited.vectors([data.crop_ids[i] for i in train])
         labels = data.label_of_well[data.well_of_crop[train]]
         self.probe = linear_probe(vectors, labels, regularisation=self.config.regularisation)
         self.typical = _typical_distance(self.unchanged, data.well_of_crop[test], self.config.seed)
@@ -350,10 +351,10 @@ class _Look:
     def _counts(self, vectors: Floats) -> WellCounts:
         data, test = self.task.data, self.task.test
         well = data.well_of_crop[test]
-        told = self.probe.classes[self.probe.logits(vectors).argmax(axis=1)]
+        predicted = self.probe.classes[self.probe.logits(vectors).argmax(axis=1)]
         n_wells = len(data.well_ids)
         total = np.bincount(well, minlength=n_wells).astype(np.float64)
-        correct = np.bincount(well, weights=told == data.label_of_well[well], minlength=n_wells)
+        correct = np.bincount(well, weights=predicted == data.label_of_well[well], minlength=n_wells)
         return WellCounts(np.asarray(correct, np.float64), total)
 
     def _recall(self, counts: WellCounts) -> dict[str, float]:

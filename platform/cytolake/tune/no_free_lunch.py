@@ -1,4 +1,4 @@
-"""Do classes need different values of a setting, or is that the noise of choosing the best of several?
+"""Test whether classes need different values of a setting, or differ only by the noise of choosing the best of several.
 
 The best of several noisy means is too high, so a gap between "each class at its own best" and "all at the common best"
 is there without any effect. Here it is compared with its null: all classes share one response to the setting.
@@ -26,7 +26,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The no-free-lunch gap, in mean recall, and how much of it noise explains."""
+    """The no-free-lunch gap, in mean recall, and the part that noise explains."""
 
     value: float
     """Mean over classes of their best recall, less the best mean recall; never below 0."""

@@ -1,4 +1,4 @@
-"""Is one way of training better than another? Their scores compared seed by seed."""
+"""Compare two ways of training by their scores, seed by seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PairedDifference:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> PairedDifference:
-    """The first less the second.
+    """Scores of the first way minus those of the second.
 
     Args:
         ours: One score for each seed.

@@ -1,4 +1,4 @@
-"""From the chosen block to the model version that serving follows."""
+"""Promote a chosen block: register it as the model version that serving follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_ra
 from cytolake.catalog import Catalog
 from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.models import POOLINGS, load_encoder
-from cytolake.tracking import CHAMPION, Baseline, ChampionCard, ModelCard, TrackingConfig, promote
+from cytolake.tracking import CHAMPION, Baseline, ModelCard, ModelVersion, TrackingConfig, promote
 from cytolake.tune.block_search import BASELINES, CELL_COUNT, BlockChoice, interval_text
 
 
@@ -33,8 +33,8 @@ class PromoteBy:
     def __post_init__(self) -> None:
         if is_guard_rail(self.benchmark, self.label):
             raise ValueError(
-                f"promote_by.benchmark is {self.benchmark} of {self.label}, a guard rail: a representation that holds "
-                "nothing passes it best. Take a benchmark of biology."
+                f"promote_by.benchmark is {self.benchmark} of {self.label}, a guard rail: an empty representation "
+                "passes it best. Take a benchmark of biology."
             )
         if self.benchmark in WITHOUT_MERIT:
             raise ValueError(
@@ -60,8 +60,8 @@ class NoGainError(ValueError):
 def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy) -> BlockChoice:
     """The trained representation that leads a ranking, and the best of its baselines there.
 
-    The ranking's scores are of the same wells that choose, so the score of the best of several blocks reads high; the
-    choice says so (`is_nested`), and its gain has the widest interval that the two scores allow.
+    The ranking's scores are of the same wells that choose, so the score of the best of several blocks is biased
+    upwards; the choice says so (`is_nested`), and its gain has the widest interval that the two scores allow.
 
     Args:
         catalog: With scores of the ranking.
@@ -107,7 +107,7 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
         for row in of_kind[kind][:1]
     )
     better = max(baselines, key=lambda baseline: baseline.score)
-    # With too few plates what is left is an interval over perturbations or genes, which no other plate would share.
+    # With too few plates the interval is over perturbations or genes, and does not hold for other plates.
     is_over_plates = "no_plate_interval" not in json.loads(ours["details"] or "{}")
     has_interval = is_over_plates and None not in (ours["ci_low"], ours["ci_high"], better.ci_low, better.ci_high)
     return BlockChoice(
@@ -153,16 +153,15 @@ def check_gain(choice: BlockChoice, forced: str) -> None:
         f"representation {choice.representation_id} (block {choice.block}, {choice.pooling}) is not promoted: its gain "
         f"by {choice.protocol} is {choice.gain:+.3f} {interval_text(choice.gain_low, choice.gain_high)} compared with "
         f"{choice.best_baseline.kind.replace('_', ' ')}, and {why}. To promote it all the same, give a reason, which "
-        'is kept with the version: --force "REASON", or --set promote_without_gain="REASON".'
+        'is stored with the version: --force "REASON", or --set promote_without_gain="REASON".'
     )
 
 
 def promote_choice(
     catalog: Catalog, choice: BlockChoice, tracking: TrackingConfig, alias: str = CHAMPION, *, forced: str = ""
-) -> ChampionCard:
+) -> ModelVersion:
     """Register the chosen representation with everything needed to compute and judge it, and move the alias to it.
-
-    The vector is served as the encoder gives it, also where the probe aligned vectors first.
+    Serving returns the encoder's own vectors, also where the probe aligned them first.
 
     Args:
         catalog: The tables.
@@ -219,7 +218,7 @@ def promote_choice(
 
 
 def untrained_twin(catalog: Catalog, card: ModelCard) -> dict[str, Path]:
-    """The checkpoint of the encoder before training as `{"untrained": path}`; empty where it is not there any more."""
+    """The checkpoint of the encoder before training as `{"untrained": path}`; empty where the file was deleted."""
     for baseline in card.baselines:
         if baseline.kind == "untrained":
             where = f"representation_id = '{baseline.representation_id}'"

@@ -1,4 +1,4 @@
-"""What a search may set: ranges and choices of a training's fields, and strengths of augmentations."""
+"""The search space of a sweep: values of a training's fields, and strengths of augmentations."""
 
 from __future__ import annotations
 
@@ -7,96 +7,92 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from cytolake.models.augment.knobs import KNOBS
 from cytolake.packs.pack import Pack
 from cytolake.train.config import PretrainConfig, with_vocabulary
 from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
+from cytolake.tune.trials import Settings
 
-Settings = dict[str, Any]
 Vary = Callable[[Mapping[str, Any]], PretrainConfig]
-"""The recipe's training with some fields set, by their paths as in `--set`; ValueError where that makes no sense."""
+"""The recipe's training with some fields set, by their paths as in `--set`; raises ValueError for invalid settings."""
 
 KNOB = "knob."
 FIELD = "pretrain."
 _AUGMENT = "pretrain.augment."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """What one setting may be."""
+    """One setting of a sweep, and the values it may take: a range of numbers, or a list."""
 
     name: str
-    """`pretrain.` and a field, or `knob.` and a knob of `cytolake.models.augment.knobs.KNOBS`."""
-    choices: tuple[str, ...] = ()
-    """Values as in `--set`; empty for a range of numbers."""
+    """`pretrain.` and a field as in `--set`, or `knob.` and a name of `cytolake.models.augment.knobs.KNOBS`."""
+    values: tuple[str | bool | int | float, ...] = ()
+    """Values to choose from, as in `--set`; empty for a range of numbers."""
     low: float = 0.0
+    """Lower end of the range."""
     high: float = 1.0
-    is_log: bool = False
+    """Upper end of the range."""
+    log: bool = False
+    """Sample the range evenly in its logarithm."""
 
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """Read `pretrain.learning_rate=1e-4..1e-2 log`, `knob.gamma=0..1` or `pretrain.optimiser=adamw|lion`.
+    EXAMPLE: ClassVar[str] = (
+        "{name: pretrain.learning_rate, low: 3e-4, high: 1e-2, log: true}, {name: knob.gamma, low: 0, high: 1} or "
+        "{name: pretrain.optimiser, values: [adamw, lion]}"
+    )
+    """Shown where a recipe has something else."""
 
-        Raises:
-            ValueError: Anything else.
-        """
-        name, separator, values = (part.strip() for part in text.partition("="))
-        found_text = f"sweep.space has {text!r}"
-        if not separator or not values:
+    def __post_init__(self) -> None:
+        knob = self.name.removeprefix(KNOB)
+        if not self.name.startswith((FIELD, KNOB)) or (self.name.startswith(KNOB) and knob not in KNOBS):
             raise ValueError(
-                f"{found_text}, expected a setting and its values, such as pretrain.learning_rate=1e-4..1e-2 log."
+                f"sweep.space has {self.name!r}, expected pretrain. and a field, or knob. and one of "
+                f"{', '.join(KNOBS)}."
             )
-        if not name.startswith((FIELD, KNOB)) or (name.startswith(KNOB) and name.removeprefix(KNOB) not in KNOBS):
-            raise ValueError(f"{found_text}, expected pretrain. and a field, or knob. and one of {', '.join(KNOBS)}.")
-        low, dots, high = values.removesuffix(" log").partition("..")
-        if not dots:
-            return cls(name, choices=tuple(choice.strip() for choice in values.split("|")))
-        try:
-            found = cls(name, (), float(low), float(high), values.endswith(" log"))
-        except ValueError:
-            raise ValueError(f"{found_text}, expected numbers on both sides of '..'.") from None
-        if not found.low < found.high or (found.is_log and found.low <= 0):
-            raise ValueError(f"{found_text}, expected a lower number first, and one above 0 for a logarithmic range.")
-        if name.startswith(KNOB) and not 0 <= found.low < found.high <= 1:
-            raise ValueError(f"{found_text}, expected strengths of a knob from 0 to 1.")
-        return found
+        if self.values:
+            return
+        found = f"sweep.space, {self.name}: low {self.low:g}, high {self.high:g}"
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"{found}, expected low below high, and above 0 for a logarithmic range.")
+        if self.name.startswith(KNOB) and not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"{found}, expected strengths of a knob from 0 to 1.")
 
 
 def first_of(each: Range) -> Settings:
     """One value of the range."""
-    return {each.name: each.choices[0] if each.choices else each.low}
+    return {each.name: each.values[0] if each.values else each.low}
 
 
 def grid(ranges: Sequence[Range]) -> list[Settings]:
-    """Every choice with every other."""
+    """Every value of each range with every value of the others."""
     return [
         dict(zip([each.name for each in ranges], values, strict=True))
-        for values in itertools.product(*(each.choices for each in ranges))
+        for values in itertools.product(*(each.values for each in ranges))
     ]
 
 
 def distribution(each: Range, base: PretrainConfig) -> Any:
-    """The range as Optuna takes it: of whole numbers where the field holds one."""
+    """The range as a distribution of Optuna's: of integers where the field holds one."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if each.choices:
-        return CategoricalDistribution(each.choices)
+    if each.values:
+        return CategoricalDistribution(each.values)
     value: Any = base
     for name in each.name.removeprefix(FIELD).split(".") if each.name.startswith(FIELD) else ():
         value = getattr(value, name)
     if isinstance(value, int) and not isinstance(value, bool):
-        return IntDistribution(math.ceil(each.low), math.floor(each.high), log=each.is_log)
-    return FloatDistribution(each.low, each.high, log=each.is_log)
+        return IntDistribution(math.ceil(each.low), math.floor(each.high), log=each.log)
+    return FloatDistribution(each.low, each.high, log=each.log)
 
 
 def _ends(each: Range) -> tuple[Any, ...]:
-    return each.choices or (each.low, each.high)
+    return each.values or (each.low, each.high)
 
 
 def trained_with(settings: Settings, vary: Vary, base: PretrainConfig) -> PretrainConfig:
-    """The training of some settings; fields first, then knobs on the augmentations that these give."""
+    """The training with some settings: fields first, then knobs applied to the resulting augmentations."""
     fields = {name: value for name, value in settings.items() if name.startswith(FIELD)}
     training = base
     if fields:
@@ -111,10 +107,9 @@ def trained_with(settings: Settings, vary: Vary, base: PretrainConfig) -> Pretra
 
 
 def check_effects(ranges: Sequence[Range], vary: Vary, base: PretrainConfig, pack: Pack) -> None:
-    """Refuse an augmentation whose every value gives the encoder the same input: to search it is to search noise.
+    """Refuse an augmentation whose values all give the encoder the same input: scores would differ by noise alone.
 
-    Where the model or the objective are searched too, an augmentation may have an effect with some of them, and none is
-    refused.
+    Nothing is refused where the model or the objective is searched too: the augmentation may have an effect with some.
 
     Raises:
         ValueError: Such an augmentation, and why it has no effect.
@@ -129,7 +124,7 @@ def check_effects(ranges: Sequence[Range], vary: Vary, base: PretrainConfig, pac
         try:
             first, *others = (trained_with(strongest | {each.name: value}, vary, base).augment for value in _ends(each))
         except ValueError:
-            continue  # some of its values make no sense: those trials say so
+            continue  # some of its values are invalid: those trials fail with the reason
         if not any(changes_input(model, first, other, crops, base.objective) for other in others):
             knob = each.name.removeprefix(KNOB).removeprefix(_AUGMENT)
             raise ValueError(

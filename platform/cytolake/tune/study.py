@@ -1,9 +1,10 @@
 """A study of augmentations: objectives x knobs x strengths x seeds, all else fixed, at equal budget.
 
-Nothing is stopped early: a class that a transform helps late would look harmed. Each training is a trial of Ray Tune
-and an MLflow run under the study's; where a training uses no worker of its own it runs inside its trial, in an actor
-that takes one trial after another. What a trial found lies in its run's folder, so a study that was killed goes on and
-trains nothing twice; strength 0 of all knobs is one and the same training.
+Nothing is stopped early: a class that a transform helps only late would seem harmed. Each training is a trial of Ray
+    Tune
+and an MLflow run under the study's; a training without workers of its own runs inside its trial. The evaluation of a
+trial is stored in its run's folder, so a study that was killed continues and trains nothing twice; strength 0 of all
+knobs is one and the same training.
 
 Source: Bendidi et al. 2023, "No Free Lunch in Self-Supervised Representation Learning", arXiv:2304.11718.
 """
@@ -28,9 +29,11 @@ from cytolake.tracking import TrackingConfig, start_run
 from cytolake.train.config import PretrainConfig, with_vocabulary
 from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 from cytolake.train.pretrain import PretrainError, finished_run, pretrain
-from cytolake.tune.questions import Questions, pin_questions
+from cytolake.train.run_folder import write_json
 from cytolake.tune.study_config import MASK_RATIO, StudyConfig
+from cytolake.tune.study_probe import StudyProbe, pin_study_probe
 from cytolake.tune.trade_offs import TradeOffs, recall_of_classes, trade_offs
+from cytolake.tune.trials import run_calls, trial_resources
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,14 +65,14 @@ class StudyCurve:
 
 @dataclass(frozen=True, slots=True)
 class StudyResult:
-    """What a study found."""
+    """Curves of a study, and its cost."""
 
     curves: list[StudyCurve]
     classes: tuple[str, ...]
     n_trials: int
     """Different trainings."""
     n_trained: int
-    """Trained by this call; the others were there."""
+    """Trained by this call; the others had been stored."""
     seconds: float
     """Wall time of this call."""
     trial_seconds: float
@@ -81,11 +84,11 @@ class StudyResult:
 def study_trials(
     config: StudyConfig, base: PretrainConfig, pack: Pack | None = None
 ) -> tuple[list[StudyTrial], dict[str, str]]:
-    """Every trial, strength 0 of each knob included, and what is not tried and why.
+    """Every trial, strength 0 of each knob included, and what is skipped and why.
 
-    Not tried are knobs that an objective or model does not take, that change nothing which its encoder gets, or that
-    have fewer than three different settings among the strengths: a curve needs three, and one training that counted as
-    several strengths would count its luck several times.
+    Skipped are knobs that an objective or model does not take, that do not change the input of its encoder, or that
+        have fewer than three different settings among the strengths: a curve needs three, and one training that stood
+        for several strengths would count its luck several times.
 
     Args:
         config: What is varied.
@@ -153,31 +156,32 @@ def run_study(
     tracking: TrackingConfig,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Train what is missing, evaluate every encoder alike, and say which classes each knob improves and worsens.
+    """Train what is missing, evaluate every encoder in the same way, and test which classes each knob improves and
+    worsens.
 
     Raises:
-        PretrainError: A trial failed. The others are kept, and the same command goes on from them.
+        PretrainError: A trial failed. Finished trials are stored, and the same command continues from them.
         ValueError: A label or split that the screen does not allow.
     """
     started = time.monotonic()
     runs_root = catalog.root / "runs"
     tracking = tracking.at(catalog.root)
     trials, skipped = study_trials(config, base, pack)
-    questions = pin_questions(catalog, pack, config)
+    probe = pin_study_probe(catalog, pack, config)
     distinct = list({trial.pretrain: trial for trial in trials}.values())
-    todo = [trial for trial in distinct if _answers(pack, trial, runs_root, questions) is None]
+    todo = [trial for trial in distinct if _stored_evaluation(pack, trial, runs_root, probe) is None]
     if progress is not None:
         progress("trials", len(distinct) - len(todo), len(distinct))
-    spent = _run(pack, todo, questions, runs_root, tracking, config, len(distinct), progress) if todo else 0.0
-    found = {}
+    spent = _run(pack, todo, probe, runs_root, tracking, config, len(distinct), progress) if todo else 0.0
+    evaluations = {}
     for trial in distinct:
-        answers = _answers(pack, trial, runs_root, questions)
-        if answers is None:
-            raise PretrainError(f"trial {_name(trial)} ended without answers. Run the same command again.")
-        found[trial.pretrain] = answers
+        evaluation = _stored_evaluation(pack, trial, runs_root, probe)
+        if evaluation is None:
+            raise PretrainError(f"trial {_name(trial)} ended without an evaluation. Run the same command again.")
+        evaluations[trial.pretrain] = evaluation
     return StudyResult(
-        curves=_curves(trials, found, questions.classes, config),
-        classes=questions.classes,
+        curves=_curves(trials, evaluations, probe.classes, config),
+        classes=probe.classes,
         n_trials=len(distinct),
         n_trained=len(todo),
         seconds=time.monotonic() - started,
@@ -190,24 +194,24 @@ def _name(trial: StudyTrial) -> str:
     return f"{trial.objective}, {trial.knob} {trial.strength:g}, seed {trial.seed}"
 
 
-def _answers(pack: Pack, trial: StudyTrial, runs_root: Path, questions: Questions) -> dict[str, Any] | None:
+def _stored_evaluation(pack: Pack, trial: StudyTrial, runs_root: Path, probe: StudyProbe) -> dict[str, Any] | None:
     finished = finished_run(pack.pack_id, trial.pretrain, runs_root)
-    path = None if finished is None else finished.run_folder / f"study_{questions.key}.json"
+    path = None if finished is None else finished.run_folder / f"study_{probe.key}.json"
     if path is None or not path.is_file():
         return None
-    answers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return answers
+    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return evaluation
 
 
-def train_and_ask(
+def train_and_evaluate(
     pack_path: Path,
     trial: StudyTrial,
-    questions: Questions,
+    probe: StudyProbe,
     runs_root: Path,
     tracking: TrackingConfig,
     study_run: str,
 ) -> float:
-    """One trial: train or read back, ask, keep the answers; returns the seconds it took."""
+    """One trial: train, or read back a finished training; evaluate; store the evaluation. Returns seconds."""
     started = time.monotonic()
     tags = {
         "mlflow.parentRunId": study_run,
@@ -216,18 +220,14 @@ def train_and_ask(
         "study.strength": f"{trial.strength:g}",
     }
     result = pretrain(pack_path, trial.pretrain, runs_root, tracking, tags=tags)
-    answers = questions(result.checkpoint)
-    path = result.run_folder / f"study_{questions.key}.json"
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(answers), encoding="utf-8")
-    unfinished.replace(path)
+    write_json(result.run_folder / f"study_{probe.key}.json", probe.evaluate(result.checkpoint))
     return time.monotonic() - started
 
 
 def _run(
     pack: Pack,
     todo: Sequence[StudyTrial],
-    questions: Questions,
+    probe: StudyProbe,
     runs_root: Path,
     tracking: TrackingConfig,
     config: StudyConfig,
@@ -235,24 +235,31 @@ def _run(
     progress: Progress | None,
 ) -> float:
     """Run the trials on the cluster; returns the sum of their own seconds."""
-    from cytolake.tune.trials import run_trials
+    n_done = n_trials - len(todo)
 
-    done = n_trials - len(todo)
-
-    def told(n_done: int) -> None:
+    def count(number: int) -> None:
+        nonlocal n_done
+        n_done += 1
         if progress is not None:
-            progress("trials", done + n_done, n_trials)
+            progress("trials", n_done, n_trials)
 
+    resources, concurrent = trial_resources(todo[0].pretrain, config.concurrent)
     with start_run(tracking, "study", params={k: str(v) for k, v in asdict(config).items()}) as run:
-        calls = [(train_and_ask, (pack.path, trial, questions, runs_root, tracking, run.run_id)) for trial in todo]
-        seconds = run_trials(calls, [trial.pretrain for trial in todo], runs_root / "tune", config.concurrent, told)
+        seconds: list[float] = run_calls(
+            [(train_and_evaluate, (pack.path, trial, probe, runs_root, tracking, run.run_id)) for trial in todo],
+            name="study",
+            storage=runs_root / "tune",
+            resources=resources,
+            concurrent=concurrent,
+            on_done=count,
+        )
         run.log_metrics({"trials": len(todo), "trial_seconds": sum(seconds)})
     return sum(seconds)
 
 
 def _curves(
     trials: Sequence[StudyTrial],
-    found: dict[PretrainConfig, dict[str, Any]],
+    evaluations: dict[PretrainConfig, dict[str, Any]],
     classes: tuple[str, ...],
     config: StudyConfig,
 ) -> list[StudyCurve]:
@@ -260,10 +267,10 @@ def _curves(
     for objective, knob in dict.fromkeys((trial.objective, trial.knob) for trial in trials):
         of_curve = [trial for trial in trials if (trial.objective, trial.knob) == (objective, knob)]
         strengths = tuple(sorted({trial.strength for trial in of_curve}))
-        by_place = {(trial.strength, trial.seed): found[trial.pretrain] for trial in of_curve}
-        answers = [[by_place[strength, seed] for seed in config.seeds] for strength in strengths]
-        recall = np.array([[recall_of_classes(np.array(a["confusion"])) for a in row] for row in answers])
-        names = answers[0][0]["agreement"]
+        by_place = {(trial.strength, trial.seed): evaluations[trial.pretrain] for trial in of_curve}
+        by_value = [[by_place[strength, seed] for seed in config.seeds] for strength in strengths]
+        recall = np.array([[recall_of_classes(np.array(a["confusion"])) for a in row] for row in by_value])
+        names = by_value[0][0]["agreement"]
         curves.append(
             StudyCurve(
                 objective=objective,
@@ -272,7 +279,7 @@ def _curves(
                 accuracy=recall.mean(axis=2),
                 effects=trade_offs(strengths, recall, classes, config.level),
                 agreement={
-                    name: np.array([[a["agreement"][name]["ami"] for a in row] for row in answers]) for name in names
+                    name: np.array([[a["agreement"][name]["ami"] for a in row] for row in by_value]) for name in names
                 },
             )
         )

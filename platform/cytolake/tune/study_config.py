@@ -1,4 +1,4 @@
-"""What a study of augmentations varies, and how every encoder is evaluated."""
+"""Config of a study of augmentations: what is varied, and how every encoder is evaluated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StudyConfig:
     regularisation: float = 0.01
     """Inverse strength of the probes' penalty."""
     workers: int = 0
-    """Ray Train workers of each training; 0 trains inside its trial, which is quickest for small encoders."""
+    """Ray Train workers of each training; 0 trains inside its trial, which is fastest for small encoders."""
     concurrent: int = 0
     """Trainings at the same time; 0 means as many as the cluster has CPUs or GPUs for."""
     level: float = 0.05

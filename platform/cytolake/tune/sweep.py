@@ -1,13 +1,13 @@
-"""A search for the best settings of a training: Optuna proposes them, ASHA stops early what falls behind.
+"""Search for the best settings of a training: Optuna proposes them, ASHA stops trials that fall behind.
 
-For one who wants the best encoder; one who wants to know what a setting does to which class makes a study, which stops
-nothing. Every encoder is evaluated as in a study; a trial's score is the mean recall of classes. A trial trains from
-rung to rung with the schedule of its whole run, so what was stopped could go on as if it never had.
+A study, in contrast, shows what one setting does to each class, and stops nothing. Encoders are evaluated as in a
+study; the score of a trial is the mean recall over classes. A trial trains from rung to rung with the schedule of its
+whole run, so a stopped trial can continue as if it had never stopped.
 
-The best of many is partly luck, so its settings and the recipe's own are trained again, with seeds that the search has
-not seen, and compared on wells that it has not used, seed by seed with an interval. What each trial found is kept in
-the sweep's folder: a sweep that was killed gives Optuna what is known and goes on with the trials that ran; only ASHA
-begins to compare anew.
+The best of many trials is partly luck, so its settings and the recipe's own are trained again, with new seeds, and
+compared on wells that the search did not use, seed by seed with an interval. Results of trials are stored in the
+sweep's folder: a killed sweep passes them to Optuna and continues with the trials that were running; only ASHA starts
+its comparisons anew.
 
 Sources: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA), arXiv:1810.05934; Akiba et al.
 2019, "Optuna", doi:10.1145/3292500.3330701.
@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
@@ -31,11 +30,8 @@ from cytolake.tracking import TrackingConfig, start_run
 from cytolake.train.config import PretrainConfig, run_key
 from cytolake.train.pretrain import PretrainError, pretrain_until
 from cytolake.tune.paired_seeds import PairedDifference, paired_difference
-from cytolake.tune.questions import Questions, nested_questions, pin_questions
 from cytolake.tune.search_space import (
     FIELD,
-    Range,
-    Settings,
     Vary,
     check_effects,
     distribution,
@@ -44,94 +40,44 @@ from cytolake.tune.search_space import (
     trained_with,
 )
 from cytolake.tune.study_config import StudyConfig
+from cytolake.tune.study_probe import StudyProbe, nested_probes, pin_study_probe
+from cytolake.tune.sweep_config import SweepConfig
 from cytolake.tune.sweep_ledger import Ledger, SweepTrial
 from cytolake.tune.trade_offs import confusion_matrix, recall_of_classes
-from cytolake.tune.trials import resources_of_trial, run_trials
+from cytolake.tune.trials import Results, Settings, run_calls, run_search, trial_resources
 
 Progress = Callable[[str, int, int], None]
-Searcher = Literal["optuna", "random", "grid"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepConfig:
-    """What is searched, how, and how long."""
-
-    space: tuple[str, ...] = (
-        "pretrain.learning_rate=3e-4..1e-2 log",
-        "pretrain.objective.mae.mask_ratio=0.5|0.75|0.9",
-        "knob.gamma=0..1",
-        "knob.crop_scale=0..1",
-    )
-    """Settings with their values: `name=low..high`, with ` log` behind it for a logarithmic range, or `name=one|other`.
-    `pretrain.` and a field as in `--set`, or `knob.` and an augmentation's name, whose strength is 0 to 1."""
-    searcher: Searcher = "optuna"
-    """`optuna` learns from the trials before (TPE), `random` does not, `grid` tries every choice with every other."""
-    trials: int = 20
-    """Trials of the search; `grid` has as many as there are combinations."""
-    stops_early: bool = True
-    """Stop trials that fall behind others at the same step (ASHA). False trains each to its end."""
-    first_rung: float = 0.2
-    """Share of the steps after which trials are compared first."""
-    reduction: int = 3
-    """At each rung about one of this many goes on."""
-    seed: int = 0
-    """Of the searcher and of every training of the search."""
-    confirm_seeds: tuple[int, ...] = (101, 102, 103)
-    """Seeds with which the best settings and the recipe's own are trained again; empty: not at all. With two
-    of them the interval of the difference is 3.6 times as wide as with three."""
-    workers: int = 0
-    """Ray Train workers of each training; 0 trains inside its trial, which is quickest for small encoders."""
-    concurrent: int = 0
-    """Trainings at the same time; 0 means as many as the cluster has CPUs or GPUs for."""
-
-    def __post_init__(self) -> None:
-        ranges = [Range.parse(text) for text in self.space]
-        if not ranges or len({each.name for each in ranges}) < len(ranges):
-            raise ValueError(f"sweep.space is {self.space}, expected one or more settings, each once.")
-        if self.searcher == "grid" and any(not each.choices for each in ranges):
-            raise ValueError("sweep.searcher is grid, which tries choices: expected name=one|other for every setting.")
-        if self.trials < 1 or self.reduction < 2 or not 0 < self.first_rung <= 1:
-            raise ValueError(
-                f"sweep.trials is {self.trials}, reduction {self.reduction}, first_rung {self.first_rung}: expected 1 "
-                "or more, 2 or more, and a share above 0."
-            )
-        if self.seed in self.confirm_seeds:
-            raise ValueError(f"sweep.confirm_seeds has {self.seed}, the search's own seed: expected others.")
-
-    @property
-    def ranges(self) -> tuple[Range, ...]:
-        """The settings of `space`."""
-        return tuple(Range.parse(text) for text in self.space)
 
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What a search found."""
+    """Trials, the best settings, and their comparison with the recipe's own."""
 
     trials: list[SweepTrial]
-    """Those that went furthest first, then the best."""
+    """Those that trained furthest first, then by score."""
     steps: int
     """Of a whole training."""
     n_ran: int
-    """Trials of this call; the others were known."""
+    """Trials of this call; the others had been stored."""
     changes: tuple[str, ...]
-    """What `--set` takes to train with the best settings."""
+    """Arguments of `--set` that train with the best settings."""
     confirmed: tuple[float, ...]
     """Scores of the best settings with each of `confirm_seeds`."""
     of_recipe: tuple[float, ...]
     """The same of the recipe's own settings."""
     chance: float
+    """Score of guessing."""
     is_nested: bool
     """The search did not use the wells of the confirmation."""
 
     @property
     def difference(self) -> PairedDifference | None:
-        """The best settings less the recipe's own, seed by seed; None without a confirmation."""
+        """Score of the best settings minus that of the recipe's own, seed by seed; None without a confirmation."""
         return paired_difference(self.confirmed, self.of_recipe) if self.confirmed else None
 
     @property
     def verdict(self) -> str:
-        """The best settings against the recipe's own, without a full stop; "" without a confirmation."""
+        """Comparison of the best settings with the recipe's own, without a full stop; "" without a confirmation."""
         found = self.difference
         if found is None:
             return ""
@@ -159,7 +105,7 @@ def run_sweep(
     catalog: Catalog,
     pack: Pack,
     config: SweepConfig,
-    asked: StudyConfig,
+    evaluation: StudyConfig,
     base: PretrainConfig,
     vary: Vary,
     tracking: TrackingConfig,
@@ -169,44 +115,44 @@ def run_sweep(
 
     Args:
         catalog: Where the pack's labels are.
-        pack: What is trained on.
+        pack: Crops to train on.
         config: The search.
-        asked: How every encoder is evaluated: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
+        evaluation: How every encoder is evaluated: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
         base: The recipe's training.
         vary: The same with some fields set.
         tracking: MLflow.
-        progress: Called as trials are done.
+        progress: Called as trials end.
 
     Raises:
         ValueError: A setting that the training does not have, or a label that the screen does not allow.
-        PretrainError: No trial was trained to its end, with what the first of them said.
+        PretrainError: No trial was trained to its end; with the reason of the first.
     """
-    ranges = config.ranges
+    ranges = config.space
     base = dataclasses.replace(base, evaluate_every=None, seed=config.seed, workers=config.workers, min_workers=None)
-    for each in ranges:  # a name that is misspelt stops here, not in every trial
+    for each in ranges:  # a misspelt name stops the sweep here, not every trial
         trained_with(first_of(each), vary, base)
     check_effects(ranges, vary, base, pack)
-    whole_questions = pin_questions(catalog, pack, asked)
-    nested = nested_questions(whole_questions)
-    questions, to_confirm = nested or (whole_questions, whole_questions)
+    whole_probe = pin_study_probe(catalog, pack, evaluation)
+    nested = nested_probes(whole_probe)
+    probe, confirmation = nested or (whole_probe, whole_probe)
     steps = math.ceil(base.n_samples(pack.n_crops) / base.minibatch_size)
     rungs = rungs_of(steps, config)
     runs_root, tracking = catalog.root / "runs", tracking.at(catalog.root)
-    ledger = Ledger(runs_root / "sweeps" / _sweep_key(pack, config, questions, base, nested is not None))
+    ledger = Ledger(runs_root / "sweeps" / _sweep_key(pack, config, probe, base, nested is not None))
     known = ledger.ended()
     total = len(grid(ranges)) if config.searcher == "grid" else config.trials
     if progress is not None:
         progress("trials", len(known), total)
     with start_run(tracking, "sweep", params={name: str(value) for name, value in asdict(config).items()}) as run:
-        job = _Job(pack.path, base, vary, questions, tuple(rungs), runs_root, tracking, run.run_id)
+        training = _TrialTraining(pack.path, base, vary, probe, tuple(rungs), runs_root, tracking, run.run_id)
         if len(known) < total:
-            _search(job, config, ledger, total, progress)
+            _search(training, config, ledger, total, progress)
         trials = sorted(ledger.ended(), key=lambda trial: (-trial.step, -trial.score))
         whole = [trial for trial in trials if trial.step == steps and not trial.failure]
         if not whole:
             why = next((trial.failure for trial in trials if trial.failure), "none was")
             raise PretrainError(f"no trial of the sweep was trained to its end: {why}")
-        again = _confirm(dataclasses.replace(job, questions=to_confirm), config, whole[0].settings, progress)
+        again = _confirm(dataclasses.replace(training, probe=confirmation), config, whole[0].settings, progress)
         run.log_metrics({"best_score": whole[0].score, "trials": len(trials)})
     half = len(config.confirm_seeds)
     return SweepResult(
@@ -216,7 +162,7 @@ def run_sweep(
         changes=_changes(base, trained_with(whole[0].settings, vary, base)),
         confirmed=tuple(again[:half]),
         of_recipe=tuple(again[half:]),
-        chance=1 / len(to_confirm.classes),
+        chance=1 / len(confirmation.classes),
         is_nested=nested is not None,
     )
 
@@ -234,53 +180,57 @@ def rungs_of(steps: int, config: SweepConfig) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """What every trial needs."""
+class _TrialTraining:
+    """Trains and evaluates one trial, in any process."""
 
     pack_path: Path
     base: PretrainConfig
     vary: Vary
-    questions: Questions
+    probe: StudyProbe
     rungs: tuple[int, ...]
     runs_root: Path
     tracking: TrackingConfig
     sweep_run: str
 
+    def __call__(self, settings: Settings, n_steps: int) -> dict[str, Any]:
+        """Train to the next rung. A failed training scores 0 and ends: one bad proposal must not end the search."""
+        step = self.rungs[n_steps]
+        try:
+            score, failure = self.score(settings, step), ""
+        except (PretrainError, ValueError, MemoryError) as error:
+            score, failure = 0.0, str(error)
+        return {"score": score, "step": step, "failure": failure, "done": bool(failure) or step == self.rungs[-1]}
+
     def score(self, settings: Settings, step: int, seed: int | None = None) -> float:
-        """Train up to a step, ask, and give the mean recall of classes."""
+        """Train up to a step, and return the mean recall over classes."""
         training = trained_with(settings, self.vary, self.base)
         if seed is not None:
             training = dataclasses.replace(training, seed=seed)
         tags = {"mlflow.parentRunId": self.sweep_run, **{f"sweep.{name}": str(v) for name, v in settings.items()}}
         encoder = pretrain_until(self.pack_path, training, self.runs_root, self.tracking, step, tags)
-        label, told = self.questions.told(self.questions.vectors(encoder))
-        return float(recall_of_classes(confusion_matrix(label, told, len(self.questions.classes))).mean())
+        label, predicted = self.probe.predict(self.probe.vectors(encoder))
+        return float(recall_of_classes(confusion_matrix(label, predicted, len(self.probe.classes))).mean())
 
 
-def _search(job: _Job, config: SweepConfig, ledger: Ledger, total: int, progress: Progress | None) -> None:
+def _search(
+    training: _TrialTraining, config: SweepConfig, ledger: Ledger, total: int, progress: Progress | None
+) -> None:
     import optuna
-    import ray
-    from ray import tune
-    from ray.tune import Callback
     from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    known, to_resume = ledger.ended(), ledger.interrupted()
-    names = [each.name for each in config.ranges]
-    waiting = to_resume
+    known, waiting = ledger.ended(), ledger.interrupted()
     if config.searcher == "grid":
-        done = [trial.settings for trial in known]
-        waiting = [point for point in grid(config.ranges) if point not in done]
+        ended = [trial.settings for trial in known]
+        waiting = [point for point in grid(config.space) if point not in ended]
     sampler: optuna.samplers.BaseSampler = (
         optuna.samplers.TPESampler(seed=config.seed + len(known), constant_liar=True, multivariate=True)
         if config.searcher == "optuna"
         else optuna.samplers.RandomSampler(seed=config.seed + len(known))
     )
     searcher = OptunaSearch(
-        space={each.name: distribution(each, job.base) for each in config.ranges},
+        space={each.name: distribution(each, training.base) for each in config.space},
         metric="score",
         mode="max",
         points_to_evaluate=waiting or None,
@@ -288,104 +238,70 @@ def _search(job: _Job, config: SweepConfig, ledger: Ledger, total: int, progress
     )
     for trial in known:
         searcher.add_evaluated_point(trial.settings, trial.score)
-    reference = ray.put(job)
+    n_done = len(known)
 
-    class Trial(tune.Trainable):
-        def setup(self, config: dict[str, Any]) -> None:
-            self.settings, self.rung = {name: config[name] for name in names}, 0
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.setup(new_config)
-            return True
-
-        def step(self) -> dict[str, Any]:
-            job: _Job = ray.get(reference)
-            step = job.rungs[self.rung]
-            self.rung += 1
-            try:
-                score, failure = job.score(self.settings, step), ""
-            except (PretrainError, ValueError, MemoryError) as error:
-                score, failure = 0.0, str(error)  # one bad proposal must not end the search
-            is_last = bool(failure) or step == job.rungs[-1]
-            return {"score": score, "step": step, "failure": failure, "done": is_last}
-
-        # A trial's checkpoints are its training's; Ray saves at the end all the same.
-        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-            return {}
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            pass
-
-    class Recorded(Callback):
-        def __init__(self) -> None:
-            self.scores: dict[str, dict[int, float]] = {}
-            self.failure: dict[str, str] = {}
-            self.n_done = len(known)
-
-        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            ledger.begin({name: trial.config[name] for name in names})
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            if result["failure"]:
-                self.failure[trial.trial_id] = result["failure"]
-            else:
-                self.scores.setdefault(trial.trial_id, {})[result["step"]] = result["score"]
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            settings = {name: trial.config[name] for name in names}
-            scores, failure = self.scores.get(trial.trial_id, {}), self.failure.get(trial.trial_id, "")
-            ledger.end(SweepTrial(settings, scores, failure))
-            self.n_done += 1
-            if progress is not None:
-                progress("trials", self.n_done, total)
+    def end(settings: Settings, results: Results) -> None:
+        nonlocal n_done
+        scores = {result["step"]: result["score"] for result in results if not result["failure"]}
+        ledger.end(SweepTrial(settings, scores, "".join(result["failure"] for result in results)))
+        n_done += 1
+        if progress is not None:
+            progress("trials", n_done, total)
 
     scheduler = None
-    if len(job.rungs) > 1:
+    if len(training.rungs) > 1:
         scheduler = ASHAScheduler(
-            time_attr="step", max_t=job.rungs[-1], grace_period=job.rungs[0], reduction_factor=config.reduction
+            time_attr="step",
+            max_t=training.rungs[-1],
+            grace_period=training.rungs[0],
+            reduction_factor=config.reduction,
         )
-    resources, at_once = resources_of_trial(job.base, config.concurrent)
-    search_alg = ConcurrencyLimiter(searcher, max_concurrent=at_once) if at_once else searcher
-    fitted = tune.Tuner(
-        tune.with_resources(Trial, resources),
-        tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
-            search_alg=search_alg,
-            scheduler=scheduler,
-            num_samples=total - len(known),
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="sweep",
-            storage_path=str(job.runs_root / "tune"),
-            verbose=0,
-            callbacks=[Recorded()],
-            failure_config=tune.FailureConfig(fail_fast=True),
-        ),
-    ).fit()
-    for number in range(len(fitted)):
-        error = fitted[number].error
-        if error is not None:
-            raise error
+    resources, concurrent = trial_resources(training.base, config.concurrent)
+    run_search(
+        training,
+        [each.name for each in config.space],
+        searcher,
+        n_trials=total - len(known),
+        scheduler=scheduler,
+        name="sweep",
+        storage=training.runs_root / "tune",
+        resources=resources,
+        concurrent=concurrent,
+        on_begin=ledger.begin,
+        on_end=end,
+    )
 
 
-def _confirm(job: _Job, config: SweepConfig, best: Settings, progress: Progress | None) -> list[float]:
+def _confirm(training: _TrialTraining, config: SweepConfig, best: Settings, progress: Progress | None) -> list[float]:
     """Scores of the best settings, then of the recipe's own, with each seed of `confirm_seeds`."""
-    seeds = config.confirm_seeds
-    if not seeds:
+    calls = [
+        (training.score, (settings, training.rungs[-1], seed))
+        for settings in (best, {})
+        for seed in config.confirm_seeds
+    ]
+    if not calls:
         return []
-    calls = [(job.score, (settings, job.rungs[-1], seed)) for settings in (best, {}) for seed in seeds]
+    n_done = 0
 
-    def told(done: int) -> None:
+    def count(number: int) -> None:
+        nonlocal n_done
+        n_done += 1
         if progress is not None:
-            progress("confirm", done, len(calls))
+            progress("confirm", n_done, len(calls))
 
-    return run_trials(calls, [job.base] * len(calls), job.runs_root / "tune", config.concurrent, told)
+    resources, concurrent = trial_resources(training.base, config.concurrent)
+    return run_calls(
+        calls,
+        name="sweep_confirmation",
+        storage=training.runs_root / "tune",
+        resources=resources,
+        concurrent=concurrent,
+        on_done=count,
+    )
 
 
 def _changes(base: PretrainConfig, best: PretrainConfig) -> tuple[str, ...]:
-    """What differs, as `--set` takes it."""
+    """Fields that differ, as arguments of `--set`."""
 
     def differing(ours: Any, theirs: Any, path: str) -> list[str]:
         found = []
@@ -394,20 +310,18 @@ def _changes(base: PretrainConfig, best: PretrainConfig) -> tuple[str, ...]:
             if dataclasses.is_dataclass(one) and type(one) is type(other):
                 found += differing(one, other, f"{path}{field.name}.")
             elif one != other:
-                spelled = other if isinstance(other, str) else json.dumps(other)
-                found.append(f"{path}{field.name}={spelled}")
+                found.append(f"{path}{field.name}={other if isinstance(other, str) else json.dumps(other)}")
         return found
 
     return tuple(differing(base, best, FIELD))
 
 
-def _sweep_key(pack: Pack, config: SweepConfig, questions: Questions, base: PretrainConfig, is_nested: bool) -> str:
-    """Names the folder of a sweep: a sweep of more trials, or more at once, goes on from what is there."""
+def _sweep_key(pack: Pack, config: SweepConfig, probe: StudyProbe, base: PretrainConfig, is_nested: bool) -> str:
+    """Names the folder of a sweep: a sweep of more trials, or more at once, continues from the stored ones."""
     searched = {
         name: value
         for name, value in asdict(config).items()
         if name not in ("trials", "confirm_seeds", "workers", "concurrent")
     }
-    return content_id(pack.pack_id, questions.key, json.dumps(searched), run_key(pack.pack_id, base), str(is_nested))[
-        :16
-    ]
+    parts = (pack.pack_id, probe.key, json.dumps(searched), run_key(pack.pack_id, base), str(is_nested))
+    return content_id(*parts)[:16]

@@ -1,4 +1,4 @@
-"""The trials of a sweep in a file, so that one that was killed goes on."""
+"""Record the trials of a sweep in a file, so that a killed sweep can continue."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytolake.tune.search_space import Settings
+from cytolake.tune.trials import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class SweepTrial:
-    """One training of the search, whole or stopped."""
+    """One training of the search, complete or stopped."""
 
     settings: Settings
     scores: dict[int, float]
@@ -22,7 +22,7 @@ class SweepTrial:
 
     @property
     def step(self) -> int:
-        """Where it ended."""
+        """Step at which it ended."""
         return max(self.scores, default=0)
 
     @property
@@ -32,22 +32,22 @@ class SweepTrial:
 
 
 class Ledger:
-    """What is known of a sweep's trials, one line each as they begin and end: what a kill leaves is read back."""
+    """Trials of a sweep, one line each as they begin and end; readable after a kill."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "trials.jsonl"
 
     def begin(self, settings: Settings) -> None:
-        """A trial was begun."""
+        """Record that a trial began."""
         self._add({"begun": settings})
 
     def end(self, trial: SweepTrial) -> None:
-        """A trial was trained to its end, stopped, or failed."""
+        """Record that a trial was trained to its end, stopped, or failed."""
         self._add({"ended": trial.settings, "scores": trial.scores, "failure": trial.failure})
 
     def ended(self) -> list[SweepTrial]:
-        """Trials that need no more, in the order of their end."""
+        """Trials that ended, in the order of their end."""
         return [
             SweepTrial(row["ended"], {int(step): score for step, score in row["scores"].items()}, row["failure"])
             for row in self._rows()
@@ -55,7 +55,7 @@ class Ledger:
         ]
 
     def interrupted(self) -> list[Settings]:
-        """Settings that were begun and did not end."""
+        """Settings of trials that began and did not end."""
         ended = [trial.settings for trial in self.ended()]
         begun = [row["begun"] for row in self._rows() if "begun" in row and row["begun"] not in ended]
         return [settings for place, settings in enumerate(begun) if settings not in begun[:place]]

@@ -1,4 +1,4 @@
-"""Does a setting help some classes and harm others? Recall of each class over the values of one setting.
+"""Test whether a setting helps some classes and harms others, by the recall of each class over its values.
 
 S values of the setting, R seeds, K classes, N crops.
 
@@ -50,7 +50,7 @@ class ClassEffect:
 
 @dataclass(frozen=True, slots=True)
 class TradeOffs:
-    """What one setting does to all classes."""
+    """Effects of one setting on all classes."""
 
     classes: list[ClassEffect]
     gap: Gap

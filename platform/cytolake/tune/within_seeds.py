@@ -1,4 +1,4 @@
-"""Tests of a setting's effect that exchange its values within each training seed, and never between seeds.
+"""Permutation tests of a setting's effect that exchange its values within each training seed only.
 
 A training seed shifts the recall of a class at every value of the setting: trainings of different seeds are not
 exchangeable. Under "the value does not matter" the values within one seed are, whatever the seeds do.
@@ -27,7 +27,7 @@ MOST_VALUES = 8
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """Does something rise or fall with the value, within seeds?"""
+    """Trend with the value, within seeds."""
 
     correlation: Numbers
     """(K,) rank correlation with the value within each seed, -1 to 1, mean over the seeds in which recall varies; NaN

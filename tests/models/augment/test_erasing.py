@@ -47,7 +47,7 @@ def test_a_whole_crop_can_be_erased_but_no_more(many, change):
     assert stats.kstest(share.mean(dim=(1, 2, 3)).numpy(), "uniform").statistic < 0.05
 
 
-def test_channels_have_boxes_of_their_own_if_asked(many, change):
+def test_channels_have_boxes_of_their_own_on_request(many, change):
     crops = many(200, n_channels=2)
     config = dataclasses.replace(NOTHING, erasing=0.4, erasing_per_channel=True)
     is_erased = (change(crops, config).pixels != crops.pixels).double()

@@ -6,7 +6,7 @@ import torch
 from tests.models.objectives.small_objectives import CONFIGS, MODEL, mixed_crops, views_of
 
 from cytolake.models.objectives import build_objective
-from cytolake.models.objectives.byol import foretelling_loss, spread
+from cytolake.models.objectives.byol import prediction_loss, spread
 
 
 def test_the_loss_is_the_published_one_written_out_in_both_directions():
@@ -27,11 +27,11 @@ def test_the_loss_is_the_published_one_written_out_in_both_directions():
 
 def test_distances_of_equal_orthogonal_and_opposite_vectors():
     x, y = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    assert [foretelling_loss(x, other).item() for other in (5 * x, y, -x)] == pytest.approx([0, 2, 4])
+    assert [prediction_loss(x, other).item() for other in (5 * x, y, -x)] == pytest.approx([0, 2, 4])
 
 
 def test_a_collapse_is_seen_in_the_spread_and_not_in_the_loss():
     collapsed = torch.ones(6, 4)
-    assert foretelling_loss(collapsed, collapsed).item() == pytest.approx(0, abs=1e-6)
+    assert prediction_loss(collapsed, collapsed).item() == pytest.approx(0, abs=1e-6)
     assert spread(collapsed).item() == pytest.approx(0, abs=1e-6)
     assert spread(torch.cat([torch.eye(4), -torch.eye(4)])).item() == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""What all objectives promise."""
+"""Claims that hold for every objective."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_encoder_is_the_one_of_the_seed_whatever_the_objective(name):
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["encoder.patch_embedding.weight"], other["encoder.patch_embedding.weight"])
     bare = build_encoder(MODEL, 0).state_dict()
-    kept = build_objective(MODEL, CONFIGS[name], 0).kept_encoder
+    kept = build_objective(MODEL, CONFIGS[name], 0).final_encoder
     assert kept.config == MODEL
     for key, value in bare.items():
         assert torch.equal(one[f"encoder.{key}"], value)
@@ -56,7 +56,7 @@ def test_the_encoder_is_the_one_of_the_seed_whatever_the_objective(name):
 
 
 @every_objective
-def test_the_config_tells_the_views_that_the_objective_takes(name):
+def test_the_config_has_the_views_that_the_objective_takes(name):
     objective = build_objective(MODEL, CONFIGS[name], 0)
     assert objective.n_views == CONFIGS[name].n_views
     views = views_of(CONFIGS[name], mixed_crops(2))
@@ -90,7 +90,7 @@ def test_crops_with_fixed_channels_train_too(name):
 
 
 @new_objectives
-def test_a_resnet_trains_with_it_and_goes_on_from_its_state_with_the_same_losses(name):
+def test_a_resnet_trains_with_it_and_continues_from_its_state_with_the_same_losses(name):
     config = on_resnet(CONFIGS[name])
     first, resumed = (build_objective(RESNET, config, seed) for seed in (0, 1))
     views = views_of(config, pair_crops(4))
@@ -103,7 +103,7 @@ def test_a_resnet_trains_with_it_and_goes_on_from_its_state_with_the_same_losses
     later = [objective(views) for objective in (first, resumed)]
     assert {key: value.item() for key, value in later[0].items()} == {k: v.item() for k, v in later[1].items()}
     # running statistics of whatever is kept have moved
-    mean = first.kept_encoder.net.bn1.running_mean
+    mean = first.final_encoder.net.bn1.running_mean
     assert not torch.equal(mean, torch.zeros_like(mean))
 
 
@@ -126,7 +126,7 @@ def test_training_lowers_the_loss_and_features_do_not_collapse(name):
 
 
 @every_objective
-def test_a_resumed_objective_goes_on_exactly_where_it_was(name):
+def test_a_resumed_objective_continues_exactly_where_it_was(name):
     """From another seed's weights, so that everything must come from the state."""
     config = CONFIGS[name]
     first, resumed = (build_objective(MODEL, config, seed) for seed in (0, 1))
@@ -176,7 +176,7 @@ def test_only_dino_has_views_of_a_part_of_the_crop():
     assert [dino.view_crop(view) for view in range(3)] == [((0.4, 1.0), None), ((0.4, 1.0), None), ((0.1, 0.3), 24)]
 
 
-def test_what_the_data_feed_asks():
+def test_what_the_data_feed_needs():
     assert [CONFIGS[name].masks_tokens for name in CONFIGS] == [True] + [False] * len(NEW)
     assert all(config.compares_crops for config in CONFIGS.values())
     plain = ObjectiveConfig()

@@ -10,7 +10,7 @@ import torch
 
 from cytolake.models import CropBatch, ModelConfig, build_encoder, collate, masking_noise
 from cytolake.models.objectives import MaeConfig, MaskedAutoencoder, ObjectiveConfig, View, build_objective
-from cytolake.models.objectives.mae import fourier_distance
+from cytolake.models.objectives.mae import fourier_basis, fourier_distance
 
 CONFIG = ModelConfig(channels=("DNA", "ER", "RNA"), crop_size=16, patch_size=4, width=32, depth=2, heads=2)
 MAE = MaeConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
@@ -147,11 +147,15 @@ def test_settings_that_cannot_train_are_refused_at_once(changes, said):
         MaeConfig(**changes)
 
 
+def basis_of(patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return fourier_basis(patch_size, torch.device("cpu"))
+
+
 def test_a_shifted_patch_has_no_fourier_distance():
     patch = torch.randn(1, 4, 4)
     shifted = patch.roll(shifts=(1, 2), dims=(1, 2))
     torch.testing.assert_close(
-        fourier_distance(shifted.flatten(1), patch.flatten(1), 4), torch.zeros(1), atol=1e-5, rtol=0
+        fourier_distance(shifted.flatten(1), patch.flatten(1), *basis_of(4)), torch.zeros(1), atol=1e-5, rtol=0
     )
     assert (shifted - patch).square().mean() > 0.1
 
@@ -159,7 +163,7 @@ def test_a_shifted_patch_has_no_fourier_distance():
 def test_fourier_magnitudes_of_a_unit_patch_of_16_pixels_are_near_16():
     """Parseval: their mean square is the number of pixels, for noise of variance 1."""
     patches = torch.randn(400, 16, 16, generator=torch.Generator().manual_seed(0))
-    distance = fourier_distance(patches.flatten(1), torch.zeros(400, 256), 16)
+    distance = fourier_distance(patches.flatten(1), torch.zeros(400, 256), *basis_of(16))
     assert distance.mean().item() == pytest.approx(16 * np.sqrt(np.pi) / 2, rel=0.02)  # a Rayleigh variable's mean
 
 
@@ -169,13 +173,15 @@ def test_fourier_distance_is_that_of_numpys_transform(patch_size):
         np.random.default_rng(seed).normal(size=(7, 3, patch_size, patch_size)).astype(np.float32) for seed in (0, 1)
     )
     want = np.abs(np.abs(np.fft.fft2(predicted)) - np.abs(np.fft.fft2(target))).mean(axis=(1, 2, 3))
-    got = fourier_distance(*(torch.from_numpy(each).flatten(1) for each in (predicted, target)), patch_size)
+    got = fourier_distance(*(torch.from_numpy(each).flatten(1) for each in (predicted, target)), *basis_of(patch_size))
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_flat_patch_has_finite_fourier_gradients():
     flat = torch.zeros(2, 64, requires_grad=True)
-    fourier_distance(flat, torch.randn(2, 64, generator=torch.Generator().manual_seed(0)), 8).sum().backward()
+    fourier_distance(
+        flat, torch.randn(2, 64, generator=torch.Generator().manual_seed(0)), *basis_of(8)
+    ).sum().backward()
     assert torch.isfinite(flat.grad).all()
 
 

@@ -87,5 +87,5 @@ def test_the_teacher_skips_no_blocks(name, head):
 
 def test_dino_keeps_its_teacher_and_byol_its_student():
     dino, byol = (build_objective(MODEL, CONFIGS[name], 0) for name in ("dino", "byol"))
-    assert dino.kept_encoder is dino.teacher.encoder
-    assert byol.kept_encoder is byol.encoder
+    assert dino.final_encoder is dino.teacher.encoder
+    assert byol.final_encoder is byol.encoder

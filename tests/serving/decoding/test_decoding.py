@@ -94,7 +94,7 @@ def test_a_pickle_is_not_an_array():
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "reason"),
     [
         (b"", 415, "numpy array"),
         (b"\x89PNG\r\n", 415, "numpy array"),
@@ -127,9 +127,9 @@ def test_a_pickle_is_not_an_array():
         (npz(crops=np.ones((1, 2, 2)), channels=np.array([["DNA"]])), 422, "one name for each"),
     ],
 )  # fmt: skip
-def test_what_is_no_crop_is_refused_with_the_reason(body, status, told):
+def test_what_is_no_crop_is_refused_with_the_reason(body, status, reason):
     error = refused(body)
-    assert (error.status, told in error.detail) == (status, True), error.detail
+    assert (error.status, reason in error.detail) == (status, True), error.detail
 
 
 def test_a_zip_bomb_ends_at_the_budget():
@@ -224,7 +224,7 @@ OME = tiff(random_crops(2, 2, 8, 8), ome=True, metadata={"axes": "TCYX"})
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "reason"),
     [
         (shortened(WHOLE, 0.9), 422, "cut"),
         (shortened(WHOLE, 0.3), 422, "cut"),
@@ -240,13 +240,13 @@ OME = tiff(random_crops(2, 2, 8, 8), ome=True, metadata={"axes": "TCYX"})
         (tiff(np.full((2, 8, 8), np.nan, np.float32)), 422, "crop 0 holds NaN"),
         (tiff(random_crops(17, 1, 4, 4)), 413, "17 crops, at most 16"),
         (tiff(random_crops(9, 4, 4), metadata=None), 422, "9 channels"),
-        (OME.replace(b'SizeT="2"', b'SizeT="3"'), 422, "4 pages, its metadata says"),
+        (OME.replace(b'SizeT="2"', b'SizeT="3"'), 422, "4 pages, its metadata declares"),
         (OME.replace(b'IFD="0"', b'IFD="1"'), 422, "another order"),
     ],
 )  # fmt: skip
-def test_a_tiff_that_is_no_crop_is_refused_with_the_reason(body, status, told):
+def test_a_tiff_that_is_no_crop_is_refused_with_the_reason(body, status, reason):
     error = refused(body)
-    assert (error.status, told in error.detail) == (status, True), error.detail
+    assert (error.status, reason in error.detail) == (status, True), error.detail
 
 
 def test_ome_metadata_with_entities_is_refused_before_it_is_parsed():
@@ -319,7 +319,7 @@ def changed(**columns) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "reason"),
     [
         (STREAM[:-8], 422, "end mark"),
         (shortened(STREAM, 0.5), 422, "end mark"),
@@ -352,9 +352,9 @@ def changed(**columns) -> bytes:
         (stream_of(columns_of([IMAGE, np.full((1, 2, 2), np.inf)])), 422, "crop 1 holds NaN"),
     ],
 )  # fmt: skip
-def test_an_arrow_stream_that_is_no_crop_is_refused_with_the_reason(body, status, told):
+def test_an_arrow_stream_that_is_no_crop_is_refused_with_the_reason(body, status, reason):
     error = refused(body)
-    assert (error.status, told in error.detail) == (status, True), error.detail
+    assert (error.status, reason in error.detail) == (status, True), error.detail
 
 
 def test_extension_types_of_an_arrow_stream_are_not_honoured():

@@ -48,7 +48,7 @@ def test_hits_are_those_of_scikit_learn(k):
     np.testing.assert_allclose([hit["similarity"] for hit in hits], 1 - distance[0], atol=1e-5)
 
 
-def test_a_filter_never_costs_hits():
+def test_a_condition_never_costs_hits():
     """As many hits as pass the condition, however far down the unfiltered ranking they are."""
     index = index_of(np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32))
     for x in (0, 150, 299):
@@ -91,9 +91,10 @@ def test_a_representation_id_never_becomes_sql(lake):
         read_index(lake.catalog, "x' OR '1'='1", 24)
 
 
-@pytest.mark.parametrize("n_rows", [1, 127, 129, 8193, 30_001])
-@pytest.mark.parametrize("n_questions", [1, 3, 4, 21])
-@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize(
+    ("n_rows", "n_questions", "share"),
+    [(1, 4, 1.0), (127, 1, 1.0), (129, 3, 0.3), (8193, 21, 1.0), (8193, 4, 0.3), (30_001, 3, 1.0), (30_001, 21, 0.3)],
+)
 def test_the_nearest_are_those_of_a_loop_over_all(n_rows, n_questions, share):
     rng = np.random.default_rng(n_rows)
     vectors, questions = (rng.normal(size=(n, 19)).astype(np.float32) for n in (n_rows, n_questions))
@@ -113,7 +114,7 @@ def test_of_equal_values_the_first_are_taken(k):
     np.testing.assert_array_equal(largest(values, k), np.argsort(-values, kind="stable")[:k])
 
 
-def test_the_same_row_has_the_same_similarity_whatever_may_answer_beside_it():
+def test_the_similarity_of_a_row_does_not_depend_on_the_other_rows():
     rng = np.random.default_rng(0)
     vectors, question = rng.normal(size=(20_000, 33)).astype(np.float32), rng.normal(size=(1, 33)).astype(np.float32)
     rows = np.flatnonzero(rng.random(20_000) < 0.1)
@@ -122,7 +123,7 @@ def test_the_same_row_has_the_same_similarity_whatever_may_answer_beside_it():
     )
 
 
-def test_questions_asked_at_once_do_not_disturb_each_other():
+def test_concurrent_queries_do_not_disturb_each_other():
     rng = np.random.default_rng(0)
     index = index_of(rng.normal(size=(20_000, 16)).astype(np.float32))
     questions = rng.normal(size=(32, 16))
@@ -132,19 +133,7 @@ def test_questions_asked_at_once_do_not_disturb_each_other():
     assert together == alone
 
 
-def test_many_questions_are_answered_as_one_by_one():
-    rng = np.random.default_rng(0)
-    index = index_of(rng.normal(size=(400, 8)).astype(np.float32))
-    questions = rng.normal(size=(21, 8))
-    together = index.search_many(questions, 6, "x >= 100")
-    assert [rows_of(hits) for hits in together] == [rows_of(index.search(each, 6, "x >= 100")) for each in questions]
-    assert index.search_many(np.zeros((0, 8)), 6) == []
-    questions[7] = 0
-    with pytest.raises(ServingError, match="vector 7 has no direction"):
-        index.search_many(questions, 6)
-
-
-def test_a_perturbation_asks_with_the_mean_of_its_crops_and_may_leave_them_out():
+def test_a_perturbation_is_searched_by_the_mean_of_its_crops_which_may_be_left_out():
     rng = np.random.default_rng(0)
     names = [f"gene{i % 7}" for i in range(210)]
     index = index_of(rng.normal(size=(210, 8)).astype(np.float32), perturbations=names)
@@ -183,7 +172,7 @@ def test_a_condition_on_sites_passes_the_crops_that_it_passes_one_by_one(own_lak
     index = read_own(own_lake)
     assert index.sites.table.num_rows == len(sites)
     alone = dataclasses.replace(index, sites=None)
-    np.testing.assert_array_equal(index._rows(condition), alone._rows(condition))
+    np.testing.assert_array_equal(index._rows_where(condition), alone._rows_where(condition))
     np.testing.assert_array_equal(index.rows_of_perturbation("TP53-ko"), alone.rows_of_perturbation("TP53-ko"))
 
 
@@ -198,7 +187,7 @@ def test_a_site_in_two_wells_is_not_taken_for_one():
     assert len(empty.rows(pc.field("well_id") == "a")) == 0
 
 
-def test_a_column_that_there_is_not_is_told_with_all_columns_that_there_are(lake):
+def test_an_unknown_column_is_refused_with_the_known_ones(lake):
     index = read_index(lake.catalog, lake.card.representation_id, lake.card.dim)
     with pytest.raises(ServingError, match=r"no column 'nothing'.*crop_id, .*gene"):
         index.search(np.ones(24), 5, "nothing = 1")
@@ -268,7 +257,7 @@ def test_a_damaged_file_is_made_again(own_lake, what, caplog):
             shutil.rmtree(folder)
             folder.mkdir()
     after = read_own(own_lake)
-    assert "is made again" in caplog.text
+    assert "is built again" in caplog.text
     np.testing.assert_array_equal(after.unit_vectors, expected)
     assert after.crops.to_pylist() == crops
     assert not [path for path in (own_lake.root / "search_index").iterdir() if path.name.startswith(".")]
@@ -339,7 +328,7 @@ def test_the_newest_verdicts_say_whether_a_site_passed(own_lake):
     assert len(index.search(np.ones(24), 100, "qc_reasons LIKE '%noise%'")) == index.crops.num_rows - len(hits)
 
 
-def test_a_site_that_nobody_judged_has_neither_passed_nor_failed(lake):
+def test_a_site_without_verdicts_has_neither_passed_nor_failed(lake):
     index = read_index(lake.catalog, lake.card.representation_id, lake.card.dim)
     assert {(hit["qc_pass"], hit["qc_reasons"]) for hit in index.search(np.ones(24), 100)} == {(None, None)}
     assert index.search(np.ones(24), 100, "qc_pass = true") == []
@@ -359,12 +348,12 @@ def clustered(tmp_path_factory):
 
 
 def test_an_approximate_search_finds_nearly_all_with_their_exact_similarity(clustered, monkeypatch):
-    monkeypatch.setattr(approximate_search, "CELLS_LOOKED_AT", 12)
+    monkeypatch.setattr(approximate_search, "CELLS_SEARCHED", 12)
     index, _ = clustered
     assert index.cells.is_ready()
     for condition in ("", "x >= 3000"):
         found, exact = (
-            index.search_many(index.unit_vectors[::600], 50, condition, approximate=is_approximate)
+            [index.search(vector, 50, condition, approximate=is_approximate) for vector in index.unit_vectors[::600]]
             for is_approximate in (True, False)
         )
         shares = []
@@ -379,7 +368,7 @@ def test_an_approximate_search_finds_nearly_all_with_their_exact_similarity(clus
 
 
 def test_an_approximate_search_never_brings_fewer_hits(clustered):
-    """A condition that few crops pass, and more hits than the cells hold: all are looked at."""
+    """A condition that few crops pass, and more hits than the cells hold: all rows are compared."""
     index, _ = clustered
     for k, condition in ((50, "x < 60"), (6000, "")):
         assert index.search(np.ones(16), k, condition, approximate=True) == index.search(np.ones(16), k, condition)

@@ -1,4 +1,4 @@
-"""Changes to crops that should leave their biology as it is, each a knob of its own."""
+"""Augmentations: changes to crops that should not change their biology, each with its own knob."""
 
 from cytolake.models.augment.apply import augment
 from cytolake.models.augment.config import AugmentConfig

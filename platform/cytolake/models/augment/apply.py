@@ -1,4 +1,4 @@
-"""All knobs in their order."""
+"""Apply all augmentations in their order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def augment(
     crop_scale: tuple[float, float] | None = None,
     size: int | None = None,
 ) -> CropBatch:
-    """One view of each crop, changed as an image would be on its way from the plate to the file.
+    """One view of each crop, changed in the order in which imaging changes it from the plate to the file.
 
     The order is that of light: the sample moves (flips, quarter turns, then one resampling for all other geometry); the
     optics blur it and the camera samples it (blur, defocus, resolution); stains and detector change intensities

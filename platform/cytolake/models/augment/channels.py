@@ -1,4 +1,4 @@
-"""Which channels of a crop are left, in which order, and whether their stain is known.
+"""Drop channels, forget their stains and shuffle them.
 
 Shapes: B crops, C channels.
 """

@@ -1,4 +1,4 @@
-"""Which changes are made to a crop, and how strongly."""
+"""Config of augmentations: which are on, and how strong they are."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class AugmentConfig:
 
     A strength is the end of a range: each crop, or each channel of it, draws its own value between "off" and the
     strength. A probability is the share of crops, or of channels where the knob is drawn for each channel, that are
-    changed at all. Every knob has its own draws and its own probability: none is coupled to another, as brightness,
-    contrast, saturation and hue are in the usual colour jitter.
+    changed at all. Every knob has its own random numbers and its own probability: none is coupled to another, as
+    brightness, contrast, saturation and hue are in the usual colour jitter.
 
     An encoder that standardises (`ModelConfig.input_scaling`) gives each channel of each crop mean 0 and sd 1, so it
     cannot see `gain` and `offset` (but for what a `noise_floor` leaves of the gain of dim channels); it does see
@@ -165,7 +165,7 @@ class AugmentConfig:
                 )
 
     def check_model(self, model: ModelConfig) -> None:
-        """Refuse what the model cannot take, before a run begins.
+        """Refuse augmentations that the model cannot take, before a run begins.
 
         Raises:
             ValueError: The model needs all its stains and channels or identities would go, or the size does not

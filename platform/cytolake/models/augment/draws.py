@@ -1,4 +1,4 @@
-"""Random numbers of each knob, independent of those of any other.
+"""Random numbers of each augmentation, independent of all others.
 
 Shapes: B crops.
 """
@@ -16,7 +16,7 @@ from cytolake.models.seeding import normal, sample_bits, uniform
 
 @enum.unique
 class Draw(enum.IntEnum):
-    """What a random number is for. A number, once given, is never given to something else: runs must repeat."""
+    """Purpose of a random number. A value is never reused for another purpose: runs must stay reproducible."""
 
     CROP_SCALE = 0
     CROP_PLACE = 1

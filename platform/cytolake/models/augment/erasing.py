@@ -1,4 +1,4 @@
-"""Boxes of a crop that are emptied.
+"""Erase boxes of a crop.
 
 Shapes: B crops, C channels, S side of a crop in pixels, G sets of boxes of a crop (1, or C), N boxes of a set.
 """

@@ -1,4 +1,4 @@
-"""Where a crop's pixels come from: flips and quarter turns exactly, all else in one resampling.
+"""Geometric augmentations: exact flips and quarter turns, and one resampling for all others.
 
 Shapes: B crops, C channels, S side of a crop in pixels.
 """

@@ -1,4 +1,4 @@
-"""What a stain, the light and a detector do to a channel, drawn for each channel.
+"""Intensity augmentations of stain, light and detector, drawn for each channel.
 
 Shapes: B crops, C channels, S side of a crop in pixels.
 

@@ -1,4 +1,4 @@
-"""Every knob by its name, on one scale from off to more than anybody would use."""
+"""Every augmentation by its name, on one scale from 0 (off) to 1 (beyond common practice)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blur of the microscope and of its camera, drawn for each crop.
+"""Blur by microscope and camera, drawn for each crop.
 
 Shapes: B crops, C channels, S side of a crop in pixels, K side of a kernel.
 

@@ -1,4 +1,4 @@
-"""Self-supervised objectives: what an encoder is trained to do."""
+"""Self-supervised objectives of training."""
 
 from cytolake.models.objectives.barlow_twins import BarlowTwins
 from cytolake.models.objectives.build import ObjectiveConfig, ObjectiveName, build_objective

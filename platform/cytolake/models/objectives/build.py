@@ -1,4 +1,4 @@
-"""The objective of a run by its name."""
+"""Choose and build the objective of a run by its name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ObjectiveName = Literal["mae", "dino", "simclr", "byol", "vicreg", "barlow_twins
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What the encoder is trained to do; of the settings below, those of `name` are used."""
+    """Name of the objective; of the settings below, those of `name` are used."""
 
     name: ObjectiveName = "mae"
     mae: MaeConfig = field(default_factory=MaeConfig)
@@ -75,7 +75,7 @@ class ObjectiveConfig:
         return self.name != "mae" or self.mae.contrastive_weight > 0
 
     def view_crop(self, view: int) -> tuple[tuple[float, float] | None, int | None]:
-        """What part of a crop a view shows, and how large.
+        """The part of a crop that a view shows, and its size.
 
         Args:
             view: Number of the view, from 0 to n_views - 1.
@@ -91,7 +91,7 @@ class ObjectiveConfig:
         return self.dino.local_scale, self.dino.local_size
 
     def check_model(self, model: ModelConfig) -> None:
-        """Refuse what the objective cannot train, before a run begins.
+        """Refuse models that the objective cannot train, before a run begins.
 
         Raises:
             ValueError: A masked autoencoder of a ResNet, or a pooling that the model does not have.
@@ -111,7 +111,7 @@ class ObjectiveConfig:
             )
 
     def fitted_to(self, n_crops: int, minibatch_size: int) -> ObjectiveConfig:
-        """The same with the queue of `moco_v2_plus` no longer than the whole minibatches that so many crops fill."""
+        """The same with the queue of `moco_v2_plus` no longer than the whole minibatches that `n_crops` crops fill."""
         most = max(minibatch_size, n_crops - n_crops % minibatch_size)
         if self.name != "moco_v2_plus" or self.moco_v2_plus.queue_size <= most:
             return self
@@ -119,10 +119,8 @@ class ObjectiveConfig:
 
 
 def build_objective(model: ModelConfig, config: ObjectiveConfig, seed: int) -> Objective:
-    """A new encoder with what trains it, on the CPU.
-
-    Its weights are a function of (model, config, seed), and its encoder is the one that `build_encoder(model, seed)`
-    makes. The global random state is left as it was.
+    """A new encoder with its heads or decoder, on the CPU. Its weights are a function of (model, config, seed), and its
+    encoder equals that of `build_encoder(model, seed)`. The global random state does not change.
 
     Raises:
         ValueError: Settings of the objective that do not fit the model.

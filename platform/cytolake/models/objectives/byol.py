@@ -1,4 +1,4 @@
-"""BYOL: from one view of a crop, foretell what a slowly following teacher makes of the other.
+"""BYOL: from one view of a crop, predict a slow teacher's projection of the other view.
 
 Source: Grill et al. 2020, arXiv 2006.07733.
 
@@ -44,9 +44,9 @@ class Byol(Objective):
         """Losses of one minibatch.
 
         Returns:
-            Scalars `loss`, see `foretelling_loss`, from each view to the other, summed: in [0, 8], 4 where predictions
-            have nothing to do with their targets; and `spread`, see there, of the targets, which tells a collapse that
-            the loss takes for success.
+            Scalars `loss`, see `prediction_loss`, from each view to the other, summed: in [0, 8], 4 where predictions
+            are independent of their targets; and `spread` of the targets, see there: 0 is a collapse, in which the loss
+            is low too.
 
         Raises:
             ValueError: Another number of views than 2, or a single crop.
@@ -60,14 +60,14 @@ class Byol(Objective):
         with torch.no_grad():
             targets = [self.teacher.head(pooled_features(self.teacher.encoder, view.crops, pooling)) for view in views]
             spreads = torch.stack([spread(gather_rows(target_BZ)[0]) for target_BZ in targets])
-        loss = foretelling_loss(predicted[0], targets[1]) + foretelling_loss(predicted[1], targets[0])
+        loss = prediction_loss(predicted[0], targets[1]) + prediction_loss(predicted[1], targets[0])
         return {"loss": loss, "spread": spreads.mean()}
 
     def after_step(self, share_done: float) -> None:
         self.teacher.follow(self.encoder, self.projector, momentum_at(share_done, self.config.momentum))
 
 
-def foretelling_loss(predicted_BZ: Tensor, target_BZ: Tensor) -> Tensor:
+def prediction_loss(predicted_BZ: Tensor, target_BZ: Tensor) -> Tensor:
     """2 - 2 * cosine of prediction and target, a mean over crops: squared distance of unit vectors, in [0, 4].
 
     Source: Grill et al. 2020, equation 2.

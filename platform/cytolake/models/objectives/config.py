@@ -1,4 +1,4 @@
-"""What an encoder is trained to do."""
+"""Settings of each self-supervised objective."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DinoConfig:
     """A student agrees with its teacher about large and small views. Caron et al. 2021, arXiv 2104.14294."""
 
     n_local_views: int = 8
-    """Small views beside the two large ones. Caron et al. 2021's code."""
+    """Small views in addition to the two large ones. Caron et al. 2021's code."""
     local_size: int = 32
     """Side of a small view in pixels, a multiple of the model's patch_size; half of a crop of 64 px, where Caron et al.
     2021 have 96 of 224."""
@@ -65,7 +65,7 @@ class DinoConfig:
     local_scale: tuple[float, float] = (0.05, 0.4)
     """The same for a small view."""
     pooling: Pooling = "cls"
-    """What of a crop's final tokens enters the head: `cls`, as published, or the `mean` of its patch tokens."""
+    """Final tokens of a crop that enter the head: `cls`, as published, or the `mean` of its patch tokens."""
     hidden_width: int = 2048
     """Of the head's MLP. Caron et al. 2021, appendix C."""
     bottleneck_width: int = 256
@@ -73,7 +73,7 @@ class DinoConfig:
     n_prototypes: int = 4096
     """As Bendidi et al. 2023, arXiv 2304.11718, for data of this size; Caron et al. 2021 and ChAda-ViT have 65,536."""
     student_temperature: float = 0.1
-    """What cosines are divided by. Caron et al. 2021, section 3.1."""
+    """Temperature: divisor of cosines. Caron et al. 2021, section 3.1."""
     first_teacher_temperature: float = 0.04
     """The teacher's at the first step. Caron et al. 2021, section 3.1."""
     teacher_temperature: float = 0.07
@@ -81,9 +81,9 @@ class DinoConfig:
     warmup_share: float = 0.125
     """Share of the steps in which the teacher's temperature rises. Bourriez et al. 2024: 50 of 400 epochs."""
     centre_momentum: float = 0.9
-    """What the centre keeps of itself in each step. Caron et al. 2021's code."""
+    """Momentum of the centre in each step. Caron et al. 2021's code."""
     momentum: float = 0.9995
-    """What the teacher keeps of itself in the first step; rises to 1. Bourriez et al. 2024, and 0.996 at first."""
+    """Momentum of the teacher in the first step; rises to 1. Bourriez et al. 2024, and 0.996 at first."""
     freeze_last_layer_share: float = 0.01
     """Share of the steps in which prototypes do not move yet. Caron et al. 2021's code: 1 of 100 epochs."""
 
@@ -114,12 +114,12 @@ class SimClrConfig:
     """
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`."""
     hidden_width: int = 2048
     projected_width: int = 256
     """Of the vectors that are compared. Chen et al. 2020: 128."""
     temperature: float = 0.2
-    """What cosines are divided by. Chen et al. 2020: 0.1 for minibatches of thousands."""
+    """Temperature: divisor of cosines. Chen et al. 2020: 0.1 for minibatches of thousands."""
 
     def __post_init__(self) -> None:
         _check_pooling("simclr", self.pooling)
@@ -129,16 +129,16 @@ class SimClrConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ByolConfig:
-    """Foretell what a slowly following teacher makes of the other view. Grill et al. 2020, arXiv 2006.07733."""
+    """Predict a slow teacher's projection of the other view. Grill et al. 2020, arXiv 2006.07733."""
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`."""
     hidden_width: int = 4096
     """Of projector and predictor. Grill et al. 2020, section 3.3."""
     projected_width: int = 256
     """Of predictions and targets. Grill et al. 2020, section 3.3."""
     momentum: float = 0.99
-    """What the teacher keeps of itself in the first step; rises to 1. Grill et al. 2020, for 300 epochs, and
+    """Momentum of the teacher in the first step; rises to 1. Grill et al. 2020, for 300 epochs, and
     Bendidi et al. 2023; 0.996 for 1000 epochs."""
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class VicRegConfig:
     """Views agree, features vary and do not repeat each other. Bardes et al. 2022, arXiv 2105.04906."""
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`."""
     hidden_width: int = 2048
     """Of both hidden layers. Bendidi et al. 2023, arXiv 2304.11718; Bardes et al. 2022: 8192."""
     projected_width: int = 2048
@@ -177,7 +177,7 @@ class BarlowTwinsConfig:
     """Features correlate with themselves across views, and with no others. Zbontar et al. 2021, arXiv 2103.03230."""
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`."""
     hidden_width: int = 2048
     """Of both hidden layers. Bendidi et al. 2023, arXiv 2304.11718; Zbontar et al. 2021: 8192."""
     projected_width: int = 2048
@@ -201,19 +201,19 @@ class MoCoV2PlusConfig:
     """
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`."""
     hidden_width: int = 2048
     """Of the projector. Chen et al. 2020, section 3; Bendidi et al. 2023."""
     projected_width: int = 256
     """Of queries and keys. Bendidi et al. 2023; He et al. 2020: 128."""
     temperature: float = 0.2
-    """What cosines are divided by. Chen et al. 2020, table 2; Bendidi et al. 2023."""
+    """Temperature: divisor of cosines. Chen et al. 2020, table 2; Bendidi et al. 2023."""
     queue_size: int = 32_768
     """Keys that are kept of each view. Bendidi et al. 2023; He et al. 2020: 65,536, of 1.28 million images. On a pack
     of fewer crops a run shortens its queue to the crops that fill whole minibatches, and logs so: a longer one would
     hold older keys of every crop itself as negatives."""
     momentum: float = 0.99
-    """What the teacher keeps of itself in the first step. Bendidi et al. 2023; He et al. 2020: 0.999 throughout."""
+    """Momentum of the teacher in the first step. Bendidi et al. 2023; He et al. 2020: 0.999 throughout."""
     last_momentum: float = 0.999
     """The same in the last step, reached along half a cosine. Bendidi et al. 2023."""
 
@@ -225,10 +225,11 @@ class MoCoV2PlusConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MoCoV3Config:
-    """Predict what a slow teacher makes of the other view, and of no other crop. Chen et al. 2021, arXiv 2104.02057."""
+    """Predict a slow teacher's projection of the other view, and of no other crop. Chen et al. 2021, arXiv
+    2104.02057."""
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`, as published."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`, as published."""
     hidden_width: int = 4096
     """Of projector and predictor. Chen et al. 2021, section 4.3."""
     projected_width: int = 256
@@ -236,9 +237,9 @@ class MoCoV3Config:
     projector_layers: int = 3
     """Linear layers of the projector. Chen et al. 2021, section 4.3; 2 for ResNet-50 in their code."""
     temperature: float = 0.2
-    """What cosines are divided by. Chen et al. 2021's code, for vision transformers; 1.0 for ResNet-50."""
+    """Temperature: divisor of cosines. Chen et al. 2021's code, for vision transformers; 1.0 for ResNet-50."""
     momentum: float = 0.99
-    """What the teacher keeps of itself in the first step; rises to 1. Chen et al. 2021, section 4.3 and code."""
+    """Momentum of the teacher in the first step; rises to 1. Chen et al. 2021, section 4.3 and code."""
 
     def __post_init__(self) -> None:
         _check_pooling("moco_v3", self.pooling)
@@ -251,7 +252,7 @@ class SimSiamConfig:
     """Predict the projection of the other view, without a teacher. Chen & He 2021, arXiv 2011.10566."""
 
     pooling: Pooling = "mean"
-    """What of a crop's final tokens enters the projector: the `mean` of its patch tokens, or `cls`."""
+    """Final tokens of a crop that enter the projector: the `mean` of its patch tokens, or `cls`."""
     hidden_width: int = 2048
     """Of the projector. Chen & He 2021, section 3; Bendidi et al. 2023."""
     projected_width: int = 2048

@@ -1,8 +1,7 @@
-"""The contrastive term: two views of one crop should be told from all other crops.
+"""The contrastive term of a masked autoencoder: two views of a crop attract each other and repel all other crops.
 
-A masked autoencoder alone learns what a patch looks like long before it learns what a whole crop is like. Two views of
-a crop, each turned and masked on its own, share no more than the crop's look as a whole: its textures, shapes and
-arrangement.
+A masked autoencoder alone learns the appearance of patches long before that of whole crops. Two views of a crop,
+augmented and masked independently, share only the crop as a whole: its textures, shapes and arrangement.
 
 Source: Mishra et al. 2022, "A simple, efficient and scalable contrastive masked autoencoder" (CAN), arXiv 2210.16870;
 InfoNCE with cosine similarities as in Chen et al. 2020 (SimCLR), arXiv 2002.05709. Unlike the objective of SimCLR, it
@@ -25,7 +24,7 @@ PROJECTED_WIDTH = 64
 
 
 class Projection(nn.Module):
-    """From pooled tokens to the sphere on which views are compared. Used in training only."""
+    """Projects pooled tokens to the unit sphere on which views are compared. Used in training only."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

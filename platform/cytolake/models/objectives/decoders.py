@@ -21,7 +21,7 @@ _CROSS_ATTENTION_HEADS = 8  # Kraus et al. 2024
 
 
 class Decoder(nn.Module):
-    """What both decoders share: their entry, the tokens of hidden patches, and the exit to pixels."""
+    """Base of both decoders: input layer, tokens of hidden patches, and output layer to pixels."""
 
     positions: Tensor
 
@@ -93,7 +93,7 @@ class SharedDecoder(Decoder):
 
 
 class PerChannelDecoder(Decoder):
-    """A light transformer for each stain, after one look at all channels of the crop.
+    """A light transformer for each stain, after one cross-attention to all channels of the crop.
 
     Every token first attends to all patch tokens of its crop, with weights that all stains share, and passes a shared
     MLP; then the tokens of each stain go through blocks of their own, one channel of one crop at a time. As published,

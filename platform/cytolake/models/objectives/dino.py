@@ -25,8 +25,8 @@ from cytolake.models.workers import mean_over_workers
 class Dino(Objective):
     """Student and teacher, each an encoder and a head; the teacher's encoder is kept.
 
-    The centre of the teacher's outputs moves in `after_step`, by what `forward` saw in training since the last one: a
-    loss that is only looked at changes nothing.
+    The centre of the teacher's outputs moves in `after_step`, by the outputs of `forward` in training since the last
+    step; computing a loss outside of training changes nothing.
     """
 
     centre: Tensor
@@ -56,7 +56,7 @@ class Dino(Objective):
         return N_GLOBAL_VIEWS + self.config.n_local_views
 
     @property
-    def kept_encoder(self) -> Encoder:
+    def final_encoder(self) -> Encoder:
         return self.teacher.encoder
 
     def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class Dino(Objective):
 
         Returns:
             Scalars `loss`, see `agreement_loss`, and `entropy`, of the teacher's distribution over prototypes, a mean
-            over crops: 0 or log K, the highest there is, all through a run is a collapse.
+            over crops: a constant 0 or log K, the maximum, is a collapse.
 
         Raises:
             ValueError: Another number of views than `n_views`.

@@ -1,9 +1,9 @@
-"""What stands between an encoder and a loss, and is thrown away after training.
+"""Heads between an encoder and a loss, which are discarded after training.
 
 Batch normalisation is part of the published heads of BYOL, VICReg, Barlow Twins, MoCo v3 and SimSiam, so it is here
-too, with the statistics of all workers' crops: a head then computes the same however many workers share the minibatch.
-It keeps no running averages, which only an evaluation of the head would need, so its weights are all its state. The
-heads of SimCLR, as its equation has it, of DINO and of MoCo v2 have none.
+too, with the statistics of all workers' crops: the output of a head then does not depend on the number of workers. It
+keeps no running averages, which only an evaluation of the head would need, so its weights are all its state. The heads
+of SimCLR, as its equation has it, of DINO and of MoCo v2 have none.
 
 Shapes: B crops of this worker, D width of the encoder, H hidden width, Z projected width, K prototypes.
 """

@@ -27,7 +27,7 @@ from cytolake.models.runs import Runs, longer, split_runs, to_device
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """Standardised pictures for people, (B, C, S, S) float32 each, in the order of the model's channels."""
+    """Standardised pictures to look at, (B, C, S, S) float32 each, in the order of the model's channels."""
 
     original: Tensor
     masked: Tensor
@@ -37,7 +37,7 @@ class Reconstruction:
 
 
 class MaskedAutoencoder(Objective):
-    """Encoder and decoder with the loss that trains them."""
+    """Encoder and decoder, and the loss of the reconstruction."""
 
     encoder: VisionTransformer
     compiled_for_one_shape: ClassVar = ("distances",)
@@ -93,11 +93,11 @@ class MaskedAutoencoder(Objective):
         mse_H = (predicted_HP.float() - target_HP).square().mean(dim=-1)
         if self.config.fourier_weight == 0:
             return mse_H, torch.zeros_like(mse_H)
-        return mse_H, _fourier_distance(predicted_HP.float(), target_HP, basis_QF, weight_F)
+        return mse_H, fourier_distance(predicted_HP.float(), target_HP, basis_QF, weight_F)
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:
-        """What the model makes of the crops with the same masks as `forward`."""
+        """Reconstruction of the crops with the same masks as `forward`."""
         encoded, mask, patches, _ = self._encode(view)
         predicted, pixels = self.decoder(encoded, mask, patches), patches.pixels
         return Reconstruction(
@@ -132,18 +132,16 @@ class MaskedAutoencoder(Objective):
         return patches.in_minibatch_order(torch.cat(padded))
 
 
-def fourier_distance(predicted_TP: Tensor, target_TP: Tensor, patch_size: int) -> Tensor:
+def fourier_distance(predicted_TP: Tensor, target_TP: Tensor, basis_QF: Tensor, weight_F: Tensor) -> Tensor:
     """(T,) mean absolute difference between the Fourier magnitudes of two patches, over frequencies and channels.
+
+    `basis_QF` and `weight_F` are those of `fourier_basis`.
 
     Source: Kraus et al. 2024, arXiv 2404.10242, section 3.3, taken for each patch and channel; unnormalised transform,
     so that a unit-variance patch has magnitudes near `patch_size`. The published code takes it over a view of the token
     tensor that is one patch of one channel only for channel-agnostic tokens of 16 x 16 pixels in crops of 256;
     elsewhere its slices mix pixels, channels and hidden with visible tokens. That is a fault, and is not repeated here.
     """
-    return _fourier_distance(predicted_TP, target_TP, *fourier_basis(patch_size, predicted_TP.device))
-
-
-def _fourier_distance(predicted_TP: Tensor, target_TP: Tensor, basis_QF: Tensor, weight_F: Tensor) -> Tensor:
     # In fp32, as magnitudes near 0 are differences of large sums.
     with torch.autocast(predicted_TP.device.type, enabled=False):
         predicted, target = (_magnitudes(pixels, basis_QF) for pixels in (predicted_TP, target_TP))
@@ -172,7 +170,7 @@ def fourier_basis(patch_size: int, device: torch.device) -> tuple[Tensor, Tensor
     angle = (2 * torch.pi / patch_size * turns).flatten(2).flatten(0, 1)
     is_single = (column == 0) | (2 * column == patch_size)
     weight = (2.0 - is_single.double()).repeat(patch_size) / patch_size**2
-    with torch.inference_mode(False):  # what is kept must serve training too
+    with torch.inference_mode(False):  # the cached basis must serve training too
         basis = torch.cat([angle.cos(), -angle.sin()], dim=1).float()
         return to_device(basis, device), to_device(weight.float(), device)
 

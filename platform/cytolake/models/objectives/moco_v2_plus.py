@@ -3,7 +3,7 @@
 Source: He et al. 2020, arXiv 1911.05722 (momentum encoder and queue); Chen et al. 2020, arXiv 2003.04297 (MLP head and
 temperature of v2); Chen & He 2021, arXiv 2011.10566, section 5 and appendix C (the symmetric loss of "v2+").
 
-The published code shuffles crops between GPUs, because statistics of a batch normalisation betray which crops were
+The published code shuffles crops between GPUs, because statistics of a batch normalisation reveal which crops were
 encoded together. The heads here have no batch normalisation, and that of a ResNet takes its statistics from the crops
 of all workers, so there is nothing to shuffle.
 
@@ -30,9 +30,9 @@ from cytolake.models.workers import check_several_crops, gather_in_minibatch_ord
 class MoCoV2Plus(Objective):
     """Encoder and projector, their teacher, and a queue of the teacher's keys for each view; the encoder is kept.
 
-    The queue is part of the state. It moves in `after_step`, by the keys that `forward` made in training since the last
-    one: a loss that is only looked at changes nothing. Keys enter in the order of the minibatch, so the queue does not
-    depend on the number of workers.
+    The queue is part of the state. It moves in `after_step`, by the keys of `forward` in training since the last step;
+    computing a loss outside of training changes nothing. Keys enter in the order of the minibatch, so the queue does
+    not depend on the number of workers.
     """
 
     queue: Tensor

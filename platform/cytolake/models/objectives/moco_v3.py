@@ -1,4 +1,4 @@
-"""MoCo v3: predict from one view of a crop what a slow teacher makes of its other view, and of no other crop.
+"""MoCo v3: from one view of a crop, predict a slow teacher's projection of its other view, and of no other crop.
 
 Source: Chen et al. 2021, arXiv 2104.02057, algorithm 1.
 

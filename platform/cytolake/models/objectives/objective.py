@@ -1,4 +1,4 @@
-"""What every self-supervised objective has in common: views of crops in, named losses out."""
+"""Interface of self-supervised objectives: views of crops in, named losses out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cytolake.models.encoder import Encoder
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One look at every crop of a minibatch."""
+    """One view of every crop of a minibatch."""
 
     crops: CropBatch
     noise: Tensor | None = None
@@ -22,7 +22,7 @@ class View:
 
 
 class Objective(nn.Module):
-    """An encoder with everything that trains it and is thrown away afterwards."""
+    """An encoder with its heads or decoder, which are discarded after training."""
 
     encoder: Encoder
     """The one that the optimiser trains."""
@@ -40,7 +40,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     @property
-    def kept_encoder(self) -> Encoder:
+    def final_encoder(self) -> Encoder:
         """The encoder that the run is for: a teacher's, where the method evaluates the teacher."""
         return self.encoder
 

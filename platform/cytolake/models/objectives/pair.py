@@ -1,4 +1,4 @@
-"""Objectives that look at two views of every crop through one encoder and one projector."""
+"""Objectives of two views of every crop with one encoder and one projector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cytolake.models.workers import check_several_crops
 
 
 class PairObjective(Objective):
-    """What SimCLR, VICReg and Barlow Twins share; they differ in the projector and in the loss of two projections."""
+    """Base of SimCLR, VICReg and Barlow Twins, which differ in the projector and in the loss of two projections."""
 
     def __init__(
         self,

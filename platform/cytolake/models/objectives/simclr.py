@@ -33,13 +33,13 @@ class SimClr(PairObjective):
 def nt_xent(first_BZ: Tensor, second_BZ: Tensor, temperature: float) -> Tensor:
     """The normalised, temperature-scaled cross-entropy of two views, scalar.
 
-    Each of the 2 A views of a minibatch must tell its crop's other view from the 2 A - 2 views of other crops, by
+    Each of the 2 A views of a minibatch must find its crop's other view among the 2 A - 2 views of other crops, by
     cosines. The mean over workers, with equally many crops each, is the loss of the whole minibatch.
 
     Args:
         first_BZ: (B, Z) float32 projections.
         second_BZ: (B, Z) of the same crops' other views.
-        temperature: What cosines are divided by.
+        temperature: Divisor of cosines.
 
     Source: Chen et al. 2020, equation 1 and algorithm 1.
     """

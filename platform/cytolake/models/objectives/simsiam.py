@@ -1,4 +1,4 @@
-"""SimSiam: predict from one view of a crop the projection of the other, which is held still; no teacher, no negatives.
+"""SimSiam: from one view of a crop, predict the projection of the other, without gradients; no teacher, no negatives.
 
 Source: Chen & He 2021, arXiv 2011.10566.
 
@@ -44,7 +44,7 @@ class SimSiam(Objective):
 
         Returns:
             Scalars `loss`, the mean of `negative_cosine` from each view to the other, in [-1, 1]; and `spread` of the
-            projections, see there: 0 is a collapse, which the loss takes for success.
+            projections, see there: 0 is a collapse, in which the loss is low too.
 
         Raises:
             ValueError: Another number of views than 2, or a single crop.

@@ -26,7 +26,7 @@ class Teacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in evaluation mode: drop-path would blur what the student is to match."""
+        """Stays in evaluation mode: drop-path would add noise to the student's targets."""
         super().train(False)
         for part in self.encoder.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):

@@ -1,4 +1,4 @@
-"""VICReg: two views of a crop agree, every feature varies between crops, and no two features say the same.
+"""VICReg: two views of a crop agree, every feature varies between crops, and features are uncorrelated.
 
 Source: Bardes et al. 2022, arXiv 2105.04906, in the form of its algorithm 1, which takes means over features where the
 equations have sums.

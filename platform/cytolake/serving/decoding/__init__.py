@@ -1,4 +1,4 @@
-"""Bytes of a request to crops: npy, npz, TIFF or an Arrow stream, within a size budget and without running anything."""
+"""Decodes crops from the bytes of a request (npy, npz, TIFF, Arrow stream) within a size budget, running no code."""
 
 from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget
 from cytolake.serving.decoding.formats import (

@@ -1,4 +1,4 @@
-"""npy and npz arrays, read without ever unpickling.
+"""Decodes npy and npz arrays, without unpickling.
 
 Shapes: B crops, C channels, H and W pixels.
 """
@@ -20,20 +20,20 @@ from cytolake.serving.problems import ServingError
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_HEADER_BYTES = 10_000
-"""Length of an npy header that is parsed; numpy's own limit, because the parser is Python's."""
+"""Longest npy header that is parsed, characters; numpy's own limit, because Python parses it."""
 
 
 def decode_npy(body: bytes, budget: DecodingBudget) -> DecodedCrops:
     """Crops of an npy array, (B, C, H, W) or (C, H, W).
 
     Raises:
-        ServingError: 422 a type, shape or value that is no crop; 413 more than the budget.
+        ServingError: 422, a type, shape or value that is no crop; 413, more than the budget.
     """
     return crops_of_array(_read_npy(body, "the array", budget), (), budget)
 
 
 def decode_npz(body: bytes, budget: DecodingBudget) -> DecodedCrops:
-    """Crops of an npz archive with an array `crops` and, if wanted, one `channels`.
+    """Crops of an npz archive with an array `crops` and optionally one `channels`.
 
     Raises:
         ServingError: As `decode_npy`.
@@ -57,12 +57,12 @@ def decode_npz(body: bytes, budget: DecodingBudget) -> DecodedCrops:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ServingError(status=422, detail=f"{info.filename} is compressed in a way that numpy.savez does not use.")
+        raise ServingError(status=422, detail=f"{info.filename} has a compression that numpy.savez does not use.")
     max_bytes += MAX_HEADER_BYTES
     with archive.open(info) as member:
-        content = member.read(max_bytes + 1)  # the size in the directory is the sender's claim, so read to the limit
+        content = member.read(max_bytes + 1)  # the declared size may be wrong, so read to the limit
     if len(content) > max_bytes:
-        raise ServingError(status=413, detail=f"{info.filename} is larger than the {max_bytes:,} bytes that are taken.")
+        raise ServingError(status=413, detail=f"{info.filename} is larger than the limit of {max_bytes:,} bytes.")
     return content
 
 
@@ -74,8 +74,8 @@ def _channel_names(content: bytes, budget: DecodingBudget) -> tuple[str, ...]:
 
 
 def _read_npy(content: bytes, name: str, budget: DecodingBudget, *, kinds: str = "uif") -> NDArray[Any]:
-    """An array of plain values. The header is checked before the data: object arrays, which numpy would unpickle, end
-    there."""
+    """An array of plain values. The header is checked before the data, and object arrays, which numpy would unpickle,
+    are refused."""
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
@@ -85,13 +85,13 @@ def _read_npy(content: bytes, name: str, budget: DecodingBudget, *, kinds: str =
             header = np.lib.format.read_array_header_2_0(stream, max_header_size=MAX_HEADER_BYTES)
         else:
             raise ValueError(f"npy version {version[0]}.{version[1]}, expected 1.0 or 2.0")
-    except Exception as error:  # numpy parses the header with Python's own parser, which has many ways to fail
+    except Exception as error:  # numpy parses the header with Python's own parser, which raises many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ServingError(status=422, detail=f"{name}: no readable npy header ({reason}). Use numpy.save.") from error
     shape, is_fortran, dtype = header
     if dtype.hasobject:
         raise ServingError(
-            status=422, detail=f"{name} is an object array, which is never read: it could run code. Send plain numbers."
+            status=422, detail=f"{name} is an object array, which could run code and is never read. Send plain numbers."
         )
     if dtype.kind not in kinds or dtype.itemsize == 0 or (kinds == "uif" and dtype.itemsize > 8):
         raise ServingError(

@@ -1,9 +1,8 @@
-"""An Arrow IPC stream with one row for each crop, which may differ in channels, size and type.
+"""Decodes an Arrow IPC stream with one row for each crop; crops may differ in channels, size and type.
 
 Columns: `pixels` binary (also large or of fixed size), the values of a (C, H, W) array in C order, little-endian;
-`shape` list<int32>, its three edges; `dtype` string, the name of its type; if wanted `channels` list<string>, the C
-stains. Nothing else: no compression, dictionaries or extension types, so a message takes no more memory than it has
-bytes.
+`shape` list<int32>, its three edges; `dtype` string, the name of its type; optionally `channels` list<string>, the C
+stains. Compression, dictionaries and extension types are refused, so a message takes no more memory than its bytes.
 
 Shapes: C channels, H and W pixels.
 """
@@ -33,7 +32,7 @@ DTYPES = {
 }  # fmt: skip
 
 _HOW = (
-    "Expected columns pixels (binary), shape (list<int32>), dtype (string) and, if wanted, channels (list<string>), "
+    "Expected columns pixels (binary), shape (list<int32>), dtype (string) and optionally channels (list<string>), "
     "without compression."
 )
 _RECORD_BATCH = 3
@@ -44,7 +43,7 @@ def decode_arrow_stream(body: bytes, budget: DecodingBudget) -> DecodedCrops:
     """Crops of an Arrow stream.
 
     Raises:
-        ServingError: 422 a stream that is cut or damaged, other columns, or a row that is no crop; 413 more than the
+        ServingError: 422, a stream that is cut or damaged, other columns, or a row that is no crop; 413, more than the
             budget.
     """
     if not body.endswith(END_MARK):
@@ -62,7 +61,7 @@ def decode_arrow_stream(body: bytes, budget: DecodingBudget) -> DecodedCrops:
                 raise ServingError(
                     status=413,
                     detail=f"the first {len(images) + 1} rows of the Arrow stream take {n_bytes:,} bytes decoded, at "
-                    f"most {budget.max_decoded_bytes:,} are taken. Send fewer crops in each request.",
+                    f"most {budget.max_decoded_bytes:,} are allowed. Send fewer crops in each request.",
                 )
             images.append(image_CHW)
             channels.append(_names(where, row.get("channels"), budget))
@@ -85,7 +84,7 @@ def _rows(body: bytes, budget: DecodingBudget) -> Iterator[dict[str, Any]]:
         for batch in stream:
             n_rows += batch.num_rows
             budget.check_counts(n_rows, 1)
-            batch.validate(full=True)  # offsets and lengths are the sender's
+            batch.validate(full=True)  # offsets and lengths may be wrong
             for place in range(batch.num_rows):
                 row = {name: batch.column(name)[place] for name in batch.schema.names}
                 for name in ("pixels", "shape", "dtype"):
@@ -159,10 +158,10 @@ def _names(where: str, names: Any, budget: DecodingBudget) -> tuple[str, ...]:
 
 
 def _check_messages(body: bytes) -> None:
-    """Refuse compressed batches and dictionaries, by what each message's header says.
+    """Refuse compressed batches and dictionaries, from the header of each message.
 
-    A compressed buffer may declare any size and would be allocated at that. Arrow's reader has no switch for it, so
-    the tables of the header (Message.fbs and Schema.fbs, flatbuffers) are followed here as far as that field.
+    A compressed buffer may declare any size, and Arrow's reader would allocate it. The reader has no option against it,
+    so this function reads the header's flatbuffers (Message.fbs and Schema.fbs) up to the field of compression.
     """
     place = 0
     while place + 8 <= len(body):
@@ -193,7 +192,7 @@ def _check_messages(body: bytes) -> None:
 
 
 def _field(header: bytes, table: int, number: int) -> int:
-    """Where a field of a flatbuffers table is in the header; 0 where it is not there."""
+    """Offset of a field of a flatbuffers table in the header; 0 where the field is absent."""
     (back,) = struct.unpack_from("<i", header, table)
     vtable = table - back
     if vtable < 0:

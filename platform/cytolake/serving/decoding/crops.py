@@ -1,4 +1,4 @@
-"""What a request's crops are, and how much one request may ask for.
+"""Decoded crops of a request, and the limits of their size.
 
 Shapes: B crops, C channels, H and W pixels.
 """
@@ -18,14 +18,14 @@ from cytolake.serving.problems import ServingError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodingBudget:
-    """How much one request may ask for. Checked against what a header declares, before anything is allocated."""
+    """Limits of one request. Checked against the declared sizes, before memory is allocated."""
 
     max_crops: int = 1024
-    """Crops in one request."""
+    """Most crops in one request."""
     max_decoded_bytes: int = 256 * 2**20
-    """Bytes of the crops as 32-bit floats, which is what the encoder holds."""
+    """Most bytes of all crops as 32-bit floats, which the encoder computes with."""
     max_channels: int = 64
-    """Channels of one crop."""
+    """Most channels of one crop."""
 
     def __post_init__(self) -> None:
         if min(self.max_crops, self.max_decoded_bytes, self.max_channels) < 1:
@@ -35,10 +35,10 @@ class DecodingBudget:
         """Refuse more pixels than may be decoded.
 
         Args:
-            n_values: Of all crops together.
-            name: What declares them.
-            shape: As declared.
-            itemsize: Bytes of a value where it is decoded; counted as 4 at least.
+            n_values: Number of pixels of all crops together.
+            name: Name of the array, for the message.
+            shape: Declared shape.
+            itemsize: Bytes of a decoded pixel; at least 4 are counted.
 
         Raises:
             ServingError: 413.
@@ -48,7 +48,7 @@ class DecodingBudget:
             raise ServingError(
                 status=413,
                 detail=f"{name} of shape {tuple(shape)} takes {n_bytes:,} bytes as "
-                f"{max(32, 8 * itemsize)}-bit floats, at most {self.max_decoded_bytes:,} are taken. Send fewer crops "
+                f"{max(32, 8 * itemsize)}-bit floats, at most {self.max_decoded_bytes:,} are allowed. Send fewer crops "
                 "in each request.",
             )
 
@@ -56,7 +56,7 @@ class DecodingBudget:
         """Refuse too many crops or channels.
 
         Raises:
-            ServingError: 413 for crops, 422 for channels.
+            ServingError: 413, crops; 422, channels.
         """
         if n_crops > self.max_crops:
             raise ServingError(status=413, detail=f"{n_crops:,} crops, at most {self.max_crops:,} in each request.")
@@ -66,13 +66,13 @@ class DecodingBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedCrops:
-    """Crops as sent, and the channel names that came with them."""
+    """Crops of a request, and the channel names in its body."""
 
     images: tuple[NDArray[Any], ...]
     """B crops, each (C, H, W), any unsigned, signed or floating type; intensities on any scale. C, H, W and the type
     are the same for all, except in an Arrow stream."""
     channels: tuple[tuple[str, ...], ...]
-    """For each crop C names in the order of its pixels; () where none came with it."""
+    """C names of each crop in the order of its pixels; () where the body has none."""
 
 
 def crops_of_array(array: NDArray[Any], channels: tuple[str, ...], budget: DecodingBudget) -> DecodedCrops:
@@ -80,11 +80,11 @@ def crops_of_array(array: NDArray[Any], channels: tuple[str, ...], budget: Decod
 
     Args:
         array: (B, C, H, W) or (C, H, W).
-        channels: Of each crop; () for none.
-        budget: Limits on crops and channels.
+        channels: Channel names of each crop; () for none.
+        budget: Limits of crops and channels.
 
     Raises:
-        ServingError: 422 another shape, an empty one, or pixels that are not finite; 413 too many crops.
+        ServingError: 422, another shape, no crops, or pixels that are not finite; 413, too many crops.
     """
     if array.ndim not in (3, 4):
         raise ServingError(
@@ -92,7 +92,7 @@ def crops_of_array(array: NDArray[Any], channels: tuple[str, ...], budget: Decod
         )
     pixels_BCHW = array[None] if array.ndim == 3 else array
     if min(pixels_BCHW.shape) < 1:
-        raise ServingError(status=422, detail=f"the array has shape {array.shape}: there is no crop in it.")
+        raise ServingError(status=422, detail=f"the array has shape {array.shape}, which holds no crop.")
     budget.check_counts(*pixels_BCHW.shape[:2])
     pixels_BCHW = np.ascontiguousarray(pixels_BCHW, dtype=pixels_BCHW.dtype.newbyteorder("="))
     images = tuple(pixels_BCHW)
@@ -104,7 +104,7 @@ def check_finite(images: Sequence[NDArray[Any]]) -> None:
     """Refuse NaN and infinity.
 
     Raises:
-        ServingError: 422, naming the first crop that holds one.
+        ServingError: 422; the message names the first such crop.
     """
     for number, image_CHW in enumerate(images):
         if image_CHW.dtype.kind == "f" and not np.isfinite(image_CHW).all():
@@ -114,5 +114,5 @@ def check_finite(images: Sequence[NDArray[Any]]) -> None:
 
 
 def n_values_of(shape: Sequence[int]) -> int:
-    """Product of the edges; exact, as Python's integers have no largest."""
+    """Product of the edges, without overflow."""
     return math.prod(int(edge) for edge in shape)

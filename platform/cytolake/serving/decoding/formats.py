@@ -1,4 +1,4 @@
-"""Which format a body is in. Its first bytes say, not its content type: that is checked by the endpoint."""
+"""Selects the decoder of a body by its first bytes; the endpoint checks the content type."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from cytolake.serving.decoding.tiff import decode_tiff
 from cytolake.serving.problems import ServingError
 
 ARRAY_MEDIA_TYPE = "application/octet-stream"
-"""Of npy and npz."""
+"""Media type of npy and npz."""
 TIFF_MEDIA_TYPE = "image/tiff"
 ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 PIXEL_MEDIA_TYPES = (ARRAY_MEDIA_TYPE, TIFF_MEDIA_TYPE, ARROW_MEDIA_TYPE)
-"""Of all bodies that hold crops."""
+"""Media types of bodies with crops."""
 
 
 def decode_crops(body: bytes, budget: DecodingBudget) -> DecodedCrops:
     """Read the crops of a request.
 
     Args:
-        body: An npy array, (B, C, H, W) or, for one crop, (C, H, W); an npz archive with an array `crops` and, if
-            wanted, one `channels`; a TIFF of grey pages; or an Arrow stream with one row for each crop.
-        budget: Limits on what the headers may declare, checked before anything of that size is allocated.
+        body: An npy array, (B, C, H, W) or, for one crop, (C, H, W); an npz archive with an array `crops` and
+            optionally one `channels`; a TIFF of grey pages; or an Arrow stream with one row for each crop.
+        budget: Limits of the declared sizes, checked before memory is allocated.
 
     Raises:
-        ServingError: 415 none of these; 422 a type, shape or value that is no crop; 413 more than the budget.
+        ServingError: 415, another format; 422, a type, shape or value that is no crop; 413, more than the budget.
     """
     if body.startswith(NPY_MAGIC):
         return decode_npy(body, budget)

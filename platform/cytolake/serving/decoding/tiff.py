@@ -1,7 +1,7 @@
-"""TIFF of grey pages: the channels of one crop, or crops by channels where the file's own axes say so.
+"""Decodes a TIFF of grey pages: the channels of one crop, or crops by channels where the metadata declares such axes.
 
-Every page's header is checked before a pixel is decoded. Nothing but this file's bytes is read, whatever other files
-its metadata names. Channel names are taken from OME metadata.
+The header of every page is checked before a pixel is decoded. Other files that the metadata names are not read. Channel
+names are those of OME metadata.
 
 Shapes: P pages, B crops, C channels, H and W pixels.
 """
@@ -24,7 +24,7 @@ from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget, crops_
 from cytolake.serving.problems import ServingError
 
 MAX_DESCRIPTION = 2**20
-"""Characters of metadata; 4,000 planes of OME take about 400,000."""
+"""Most characters of metadata; OME metadata of 4,000 planes has about 400,000."""
 
 _OTHER_LAYOUT = "Write pages of channels, or a hyperstack with axes such as TCYX."
 
@@ -33,13 +33,13 @@ def decode_tiff(body: bytes, budget: DecodingBudget) -> DecodedCrops:
     """Crops of a TIFF.
 
     Args:
-        body: The file. Its pages are the C channels of one crop; or B x C pages, where it is an ImageJ hyperstack, an
-            OME-TIFF, or was written by tifffile from a (B, C, H, W) array. Times and focal planes count as crops.
-        budget: Limits on what the headers may declare.
+        body: The file. Its pages are the C channels of one crop; or B x C pages of an ImageJ hyperstack, an OME-TIFF
+            or a (B, C, H, W) array written by tifffile. Time points and focal planes count as crops.
+        budget: Limits of the declared sizes.
 
     Raises:
-        ServingError: 422 a file that is damaged, cut, compressed in another way, or no grey pages of one size; 413 more
-            than the budget.
+        ServingError: 422, a file that is damaged, cut, of another compression, or without grey pages of one size; 413,
+            more than the budget.
     """
     try:
         with open_tiff(io.BytesIO(body), len(body)) as file:
@@ -66,7 +66,7 @@ def decode_tiff(body: bytes, budget: DecodingBudget) -> DecodedCrops:
 
 
 def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -> list[Any]:
-    """Pages that are all grey, of one shape and type, whole, and together within the budget."""
+    """The pages, checked to be grey, whole, of one shape and type, and together within the budget."""
     pages: list[Any] = []
     n_tag_bytes = 0
     n_most = min(budget.max_crops * budget.max_channels, budget.max_decoded_bytes // 4)
@@ -75,7 +75,7 @@ def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -
         if len(pages) == n_most:
             raise ServingError(status=413, detail=f"the TIFF has more than {n_most:,} pages. Send fewer crops.")
         n_tag_bytes += sum(int(tag.valuebytecount) for tag in page.tags)
-        if n_tag_bytes > 2 * size + 4096:  # pages that all point at the same bytes would each hold a copy
+        if n_tag_bytes > 2 * size + 4096:  # pages that refer to the same bytes would each hold a copy
             raise ServingError(status=422, detail="the TIFF's headers are larger than the file. It is damaged.")
         where = f"page {len(pages)} of the TIFF"
         if len(page.shape) != 2:
@@ -99,7 +99,7 @@ def _checked_pages(file: tifffile.TiffFile, size: int, budget: DecodingBudget) -
 
 
 def _layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int], tuple[str, ...]]:
-    """Crops, channels, the page of each crop and channel in turn, and the names of the channels."""
+    """Numbers of crops and channels, the page of each crop and channel in order, and the channel names."""
     if len(description) > MAX_DESCRIPTION:
         raise ServingError(
             status=422,
@@ -112,7 +112,7 @@ def _layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int], tu
     n_channels = n_pages
     if description.startswith('{"shape":'):
         shape = json.loads(description)["shape"]
-        # tifffile notes the shape of the array that it was given
+        # tifffile stores the shape of the array it wrote
         if isinstance(shape, list) and len(shape) == 4 and shape[0] * shape[1] == n_pages:
             n_channels = int(shape[1])
     return n_pages // n_channels, n_channels, range(n_pages), ()
@@ -126,12 +126,12 @@ def _imagej_layout(description: str, n_pages: int) -> tuple[int, int, Sequence[i
     n_crops = known.get("slices", 1) * known.get("frames", 1)
     if n_crops * n_channels != n_pages:
         raise _other_pages(f"{n_crops} x {n_channels}", n_pages)
-    return n_crops, n_channels, range(n_pages), ()  # channels run fastest, whatever the axes are called
+    return n_crops, n_channels, range(n_pages), ()  # channels are the fastest axis of every hyperstack
 
 
 def _ome_layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int], tuple[str, ...]]:
     if "<!" in re.sub(r"<!--.*?-->", "", description, flags=re.S):
-        raise ServingError(status=422, detail="the TIFF's OME metadata declares entities, which are never read.")
+        raise ServingError(status=422, detail="the TIFF's OME metadata declares entities, which are not allowed.")
     elements = list(ElementTree.fromstring(description.encode()).iter())
     pixels = [element for element in elements if _name(element) == "Pixels"]
     if len(pixels) != 1:
@@ -148,7 +148,8 @@ def _ome_layout(description: str, n_pages: int) -> tuple[int, int, Sequence[int]
         first = tuple(int(data.attrib.get(f"First{axis}", 0)) for axis in "TZC")
         if "IFD" in data.attrib and int(data.attrib["IFD"]) != pages_TZC[first]:
             raise ServingError(
-                status=422, detail=f"the TIFF's pages are in another order than its OME metadata says. {_OTHER_LAYOUT}"
+                status=422,
+                detail=f"the TIFF's pages are in another order than its OME metadata declares. {_OTHER_LAYOUT}",
             )
     found = [element.attrib.get("Name", "") for element in pixels[0] if _name(element) == "Channel"]
     channels = tuple(found) if len(found) == sizes["C"] and all(found) else ()
@@ -162,6 +163,6 @@ def _name(element: ElementTree.Element) -> str:
 def _other_pages(declared: str, n_pages: int) -> ServingError:
     return ServingError(
         status=422,
-        detail=f"the TIFF has {n_pages} pages, its metadata says {declared}. It was cut, or is one of several files. "
-        f"{_OTHER_LAYOUT}",
+        detail=f"the TIFF has {n_pages} pages, its metadata declares {declared}. It was cut, or is one of several "
+        f"files. {_OTHER_LAYOUT}",
     )

@@ -1,4 +1,4 @@
-"""The nearest crops to a vector, among all stored embeddings of one representation."""
+"""Search for the stored crops of one representation that are nearest to a vector."""
 
 from cytolake.serving.search.index import NO_ROWS, RESULT_COLUMNS, CropIndex
 from cytolake.serving.search.stored import TABLES, read_index

@@ -1,9 +1,9 @@
-"""Which rows to look at when not all are: an inverted file of cells, built once beside the vectors.
+"""Approximate search: selects candidate rows by an inverted file of cells, which is stored next to the vectors.
 
-Shapes: N rows, D width, Q questions, M rows that may answer.
+The cells only select candidates. Similarities are computed from the stored vectors, so they equal those of an exact
+search; but hits may be missing.
 
-The cells only say where to look. Similarities are always those of the stored vectors, so a hit's number is the same as
-in an exact search; what may be missing is a hit.
+Shapes: N rows, D width, Q queries, W candidates.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from cytolake.serving.search.nearest import Rows, Vectors, nearest
 logger = logging.getLogger(__name__)
 
 MIN_ROWS = 200_000
-"""Below it an exact search takes under 25 ms on two cores, and no cells are made."""
+"""Fewer rows have no cells: an exact search takes under 25 ms on two cores."""
 MIN_SHARE = 0.1
-"""Where a smaller share of the rows may answer, all of them are looked at: that takes no longer."""
-CELLS_LOOKED_AT = 128
-"""Of the 1,000 cells of a million simulated crops they held 96 % of the nearest 100, 64 held 91 %, 256 held 99 %."""
+"""Where a smaller share of the rows passes the condition, the search is exact, which takes no longer."""
+CELLS_SEARCHED = 128
+"""Of 1,000 cells of a million simulated crops 128 held 96 % of the nearest 100, 64 held 91 %, 256 held 99 %."""
 OVERFETCH = 4
-"""Rows taken from the cells for each hit wanted; the stored vectors then say which are the nearest."""
+"""Candidates for each hit; the nearest of them are selected by the stored vectors."""
 TRAINING_ROWS_PER_CELL = 50
 FILE_NAME = "cells.faiss"
 
 
 class Cells:
-    """The inverted file of one index: on the disk now, or later, when whoever builds it is done."""
+    """The inverted file of one index, which another thread or process may still be building."""
 
     def __init__(self, path: Path, n_rows: int, dim: int) -> None:
         self._path, self._n_rows, self._dim = path, n_rows, dim
@@ -46,7 +46,7 @@ class Cells:
         self._is_bad = False
 
     def is_ready(self) -> bool:
-        """Whether `candidates` can be asked. Looks at the disk until it can."""
+        """Whether the file is loaded; loads it where it is on disk."""
         if self._read is None and not self._is_bad and self._path.is_file():
             self._load()
         return self._read is not None
@@ -59,45 +59,45 @@ class Cells:
             if (read.ntotal, read.d) != (self._n_rows, self._dim):
                 raise ValueError(f"{read.ntotal} rows of {read.d}, expected {self._n_rows} of {self._dim}")
             self._read = read
-        except Exception as error:  # faiss raises what it likes on a damaged file; exact search needs none
+        except Exception as error:  # faiss raises various errors for a damaged file; exact search needs no cells
             self._is_bad = True
             logger.warning("%s: no approximate search, every search is exact: %s", self._path, error)
 
-    def candidates(self, questions_QD: Vectors, n_wanted: int, rows: Rows | None) -> list[Rows]:
-        """For each question rows that are probably near, increasing; fewer than wanted where the cells hold fewer."""
+    def candidates(self, queries_QD: Vectors, n_wanted: int, rows: Rows | None) -> list[Rows]:
+        """Rows that are probably near each query, increasing; fewer than `n_wanted` where the cells hold fewer."""
         import faiss
 
         faiss.omp_set_num_threads(1)  # of this thread only; torch keeps its own
         selector = None
         if rows is not None:
-            may_answer = np.zeros(self._n_rows, bool)
-            may_answer[rows] = True
-            bits = np.packbits(may_answer, bitorder="little")
+            is_allowed = np.zeros(self._n_rows, bool)
+            is_allowed[rows] = True
+            bits = np.packbits(is_allowed, bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)
-        asked = faiss.SearchParametersIVF(sel=selector, nprobe=min(CELLS_LOOKED_AT, self._read.nlist))
-        _, found_QW = self._read.search(np.ascontiguousarray(questions_QD), n_wanted, params=asked)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(CELLS_SEARCHED, self._read.nlist))
+        _, found_QW = self._read.search(np.ascontiguousarray(queries_QD), n_wanted, params=parameters)
         return [np.unique(found[found >= 0]).astype(np.int64) for found in found_QW]
 
 
 def nearest_approximately(
-    cells: Cells, vectors_ND: Vectors, questions_QD: Vectors, k: int, rows: Rows | None
+    cells: Cells, vectors_ND: Vectors, queries_QD: Vectors, k: int, rows: Rows | None
 ) -> list[tuple[Rows, NDArray[np.float32]]]:
-    """As `nearest`, but hits may be missing among the k. Exact where few rows may answer, and where the cells that are
-    looked at hold fewer than k."""
+    """As `nearest`, but some of the k nearest may be missing. Exact where `rows` are few, and where the cells hold
+    fewer than k of them."""
     n_rows = len(vectors_ND) if rows is None else len(rows)
     if n_rows < MIN_SHARE * len(vectors_ND) or not cells.is_ready():
-        return nearest(vectors_ND, questions_QD, k, rows)
+        return nearest(vectors_ND, queries_QD, k, rows)
     found = []
-    for question, near in zip(questions_QD, cells.candidates(questions_QD, OVERFETCH * k, rows), strict=True):
-        looked_at = rows if len(near) < min(k, n_rows) else near
-        found += nearest(vectors_ND, question[None], k, looked_at)
+    for query, near in zip(queries_QD, cells.candidates(queries_QD, OVERFETCH * k, rows), strict=True):
+        compared = rows if len(near) < min(k, n_rows) else near
+        found += nearest(vectors_ND, query[None], k, compared)
     return found
 
 
 def build_cells(vectors_ND: Vectors, path: Path) -> None:
-    """Write the inverted file: N ** 0.5 cells, rows at 8 bits a value. Whole or not at all.
+    """Write the inverted file of N ** 0.5 cells, with 8 bits for each value; the whole file or nothing.
 
-    One thread, 40 s for a million rows of 384 on one core of 2.4 GHz.
+    On one thread, 40 s for a million rows of 384 values on one core of 2.4 GHz.
     """
     import faiss
 
@@ -121,14 +121,14 @@ def build_cells(vectors_ND: Vectors, path: Path) -> None:
 
 
 def build_in_background(vectors_ND: Vectors, path: Path) -> threading.Thread:
-    """Build the cells in a thread that gives way to all others; nothing where another process is at it."""
+    """Build the cells in a thread of low priority; does nothing where another process builds them."""
 
     def build() -> None:
         try:
-            if sys.platform == "linux":  # where it is a matter of one thread, not of the process
+            if sys.platform == "linux":  # elsewhere the priority is that of the whole process
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
             with path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
                 if not path.exists():
                     build_cells(vectors_ND, path)
         except BlockingIOError:

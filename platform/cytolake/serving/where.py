@@ -1,7 +1,7 @@
-"""A caller's SQL condition, as an Arrow expression over the columns of crops and wells.
+"""Compiles the SQL condition of a request, `where`, into an Arrow expression over columns of crops and wells.
 
-The condition is parsed, checked node by node against what is allowed, and rebuilt. No text of the caller's ever
-reaches a database: there is no function, subquery, cast or file in the language that is understood here.
+The condition is parsed, checked node by node against a list of allowed nodes, and rebuilt. No text of a caller reaches
+a database: functions, subqueries, casts and files are not in the list.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sqlglot import exp
 
 from cytolake.serving.problems import ServingError
 
-MAX_FILTER_LENGTH = 4_000
-"""Characters. Keeps the parser's work small; a longer list of values belongs in a curation."""
-MAX_FILTER_DEPTH = 40
-"""Parentheses and operators inside one another; the compiler recurses once for each."""
+MAX_WHERE_LENGTH = 4_000
+"""Characters. Limits the parser's work; a longer list of values belongs in a curation."""
+MAX_WHERE_DEPTH = 40
+"""Nested parentheses and operators; the compiler recurses once for each."""
 
 MAX_NUMBER = 2.0**53
-"""Whole numbers beyond it are not exact as floats, and no column counts that far."""
+"""Whole numbers beyond it are not exact as floats."""
 
 COMPARISONS: Mapping[type[exp.Expression], Callable[[Any, Any], Any]] = {
     exp.EQ: operator.eq,
@@ -40,57 +40,57 @@ PARTS: Mapping[type[exp.Expression], frozenset[str]] = {
     exp.Like: frozenset({"this", "expression", "negate"}),
     exp.ILike: frozenset({"this", "expression", "negate"}),
 }
-"""Parts of a node that are understood, where they are not `this` and `expression`. A node with another part is
-refused: a new version of the parser may put a word such as NOT into one."""
+"""Allowed parts of a node, where they are not `this` and `expression`. A node with another part is refused: a new
+version of the parser may put a word such as NOT into one."""
 
 ALLOWED = "comparisons, AND, OR, NOT, IN (...), BETWEEN, LIKE, ILIKE, IS NULL"
 
 
-def compile_filter(condition: str, schema: pa.Schema) -> Any:
+def compile_where(where: str, schema: pa.Schema) -> Any:
     """Parse a SQL condition into an Arrow compute expression.
 
     Args:
-        condition: Such as `gene = 'TP53' AND dose > 1 AND plate NOT IN ('P1', 'P2')`. SQL's three-valued logic: a
-            comparison with a null is neither true nor false, and only rows where the whole is true pass.
-        schema: Columns that may be named; text, numbers and booleans can be compared.
+        where: Such as `gene = 'TP53' AND dose > 1 AND plate NOT IN ('P1', 'P2')`. SQL's three-valued logic: a
+            comparison with a null is neither true nor false, and only rows for which the whole is true pass.
+        schema: Columns that the condition may name; text, numbers and booleans can be compared.
 
     Returns:
         `pyarrow.compute.Expression` for `Table.filter`.
 
     Raises:
-        ServingError: 422, naming the column or construct that is not allowed.
+        ServingError: 422, with the column or construct that is not allowed.
     """
-    if len(condition) > MAX_FILTER_LENGTH:
-        raise _refuse(f"{len(condition):,} characters, at most {MAX_FILTER_LENGTH:,} are taken")
+    if len(where) > MAX_WHERE_LENGTH:
+        raise _refuse(f"{len(where):,} characters, at most {MAX_WHERE_LENGTH:,} are allowed")
     try:
-        tree = sqlglot.parse_one(condition, into=exp.Condition, dialect="duckdb")
+        tree = sqlglot.parse_one(where, into=exp.Condition, dialect="duckdb")
     except sqlglot.errors.SqlglotError as error:
         raise _refuse(f"{str(error).splitlines()[0][:200]}") from error
     except RecursionError as error:
         raise _refuse("nested too deeply") from error
-    return _condition(tree, schema, 0)
+    return _expression(tree, schema, 0)
 
 
-def _condition(node: Any, schema: pa.Schema, depth: int) -> Any:
+def _expression(node: Any, schema: pa.Schema, depth: int) -> Any:
     """An expression that is true, false or null for each row."""
-    if depth > MAX_FILTER_DEPTH:
-        raise _refuse(f"nested more than {MAX_FILTER_DEPTH} deep")
+    if depth > MAX_WHERE_DEPTH:
+        raise _refuse(f"nested more than {MAX_WHERE_DEPTH} deep")
     parts = {name for name, part in node.args.items() if part}
     if parts - PARTS.get(type(node), frozenset({"this", "expression"})) and not isinstance(node, exp.Column):
-        raise _refuse(f"{node.sql('duckdb')[:80]} is not understood; allowed are {ALLOWED}")
+        raise _refuse(f"{node.sql('duckdb')[:80]} is not allowed; allowed are {ALLOWED}")
     deeper = depth + 1
     match node:
         case exp.Paren():
-            return _condition(node.this, schema, deeper)
+            return _expression(node.this, schema, deeper)
         case exp.And() | exp.Or():
-            # A long chain of AND leans to one side: walk it, so that its length is no depth.
-            terms = [_condition(term, schema, deeper) for term in node.flatten()]
+            # The tree of a long chain of AND is deep; flattened, it has the depth of one operator.
+            terms = [_expression(term, schema, deeper) for term in node.flatten()]
             joined = terms[0]
             for term in terms[1:]:
                 joined = joined & term if isinstance(node, exp.And) else joined | term
             return joined
         case exp.Not():
-            return ~_condition(node.this, schema, deeper)
+            return ~_expression(node.this, schema, deeper)
         case exp.Boolean():
             return pc.scalar(bool(node.this))
         case exp.Column():
@@ -136,7 +136,7 @@ def _is(node: Any, schema: pa.Schema) -> Any:
     if isinstance(node.expression, exp.Null):
         return pc.field(name).is_null()
     if isinstance(node.expression, exp.Boolean) and _family(schema.field(name).type) == "boolean":
-        # IS never answers null: a null is not true and not false.
+        # The result of IS is never null: a null is neither true nor false.
         return pc.coalesce(pc.field(name) == bool(node.expression.this), pc.scalar(False))
     raise _refuse(f"column {name}: IS takes NULL, or TRUE and FALSE for a boolean column")
 
@@ -148,7 +148,7 @@ def _in(node: Any, schema: pa.Schema) -> Any:
     values = [_value(value, name, schema) for value in node.expressions]
     field = pc.field(name)
     is_in = field.isin(pa.array(values, type=schema.field(name).type if _is_text(values) else None))
-    # SQL: null IN (...) is null, so that NOT IN leaves it out as well; Arrow says false.
+    # In SQL null IN (...) is null, so NOT IN leaves nulls out; in Arrow it is false.
     return pc.if_else(field.is_valid(), is_in, pa.scalar(None, pa.bool_()))
 
 
@@ -178,7 +178,7 @@ def _column(node: Any, schema: pa.Schema) -> str:
 
 
 def _value(node: Any, column: str, schema: pa.Schema) -> Any:
-    """The literal that a column is compared with, of the column's kind."""
+    """The literal that a column is compared with; its type must be the column's."""
     family = _family(schema.field(column).type)
     sign = 1
     if isinstance(node, exp.Neg):
@@ -214,4 +214,4 @@ def _is_text(values: list[Any]) -> bool:
 
 
 def _refuse(reason: str) -> ServingError:
-    return ServingError(status=422, detail=f"filter: {reason}.")
+    return ServingError(status=422, detail=f"where: {reason}.")

@@ -4,8 +4,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from cytolake.serving.filters import MAX_FILTER_LENGTH, compile_filter
 from cytolake.serving.problems import ServingError
+from cytolake.serving.where import MAX_WHERE_LENGTH, compile_where
 
 CROPS = pa.table(
     {
@@ -62,17 +62,17 @@ CONDITIONS = [
 ]
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_a_filter_keeps_the_rows_that_duckdb_keeps(condition):
-    kept = CROPS.filter(compile_filter(condition, CROPS.schema))["crop_id"].to_pylist()
+@pytest.mark.parametrize("where", CONDITIONS)
+def test_a_condition_passes_the_rows_that_duckdb_returns(where):
+    passing = CROPS.filter(compile_where(where, CROPS.schema))["crop_id"].to_pylist()
     with duckdb.connect() as oracle:
         oracle.register("crops", CROPS)
-        expected = oracle.execute(f"SELECT crop_id FROM crops WHERE {condition}\n ORDER BY crop_id").fetchall()
-    assert kept == [crop_id for (crop_id,) in expected]
+        expected = oracle.execute(f"SELECT crop_id FROM crops WHERE {where}\n ORDER BY crop_id").fetchall()
+    assert passing == [crop_id for (crop_id,) in expected]
 
 
 @pytest.mark.parametrize(
-    ("condition", "told"),
+    ("where", "reason"),
     [
         ("gene = 'x'; DROP TABLE crops", "parse"),
         ("gene = 'x' UNION SELECT 1", "parse"),
@@ -100,10 +100,10 @@ def test_a_filter_keeps_the_rows_that_duckdb_keeps(condition):
         ("gene SIMILAR TO 'a.*'", "not allowed"),
         ("channels = 'DNA'", "cannot be compared"),
         ("gene = ?", "plain value"),
-        ("gene =", "filter:"),
+        ("gene =", "where:"),
         ("(" * 50 + "row = 1" + ")" * 50, "nested"),
         ("(" * 1500 + "row = 1" + ")" * 1500, "nested"),
-        ("gene = '" + "x" * MAX_FILTER_LENGTH + "'", "characters"),
+        ("gene = '" + "x" * MAX_WHERE_LENGTH + "'", "characters"),
         ("row IN (1, 'a')", "found text"),
         ("row = 1e999", "range"),
         ("CASE WHEN row = 1 THEN true END", "allowed are"),
@@ -111,8 +111,8 @@ def test_a_filter_keeps_the_rows_that_duckdb_keeps(condition):
         ("row = 99999999999999999999", "range"),
     ],
 )
-def test_anything_but_plain_conditions_is_refused_with_the_reason(condition, told):
-    with pytest.raises(ServingError, match="filter: ") as refused:
-        CROPS.filter(compile_filter(condition, CROPS.schema))
+def test_anything_but_a_plain_condition_is_refused_with_the_reason(where, reason):
+    with pytest.raises(ServingError, match="where: ") as refused:
+        CROPS.filter(compile_where(where, CROPS.schema))
     assert refused.value.status == 422
-    assert told.lower() in refused.value.detail.lower()
+    assert reason.lower() in refused.value.detail.lower()

@@ -53,12 +53,12 @@ def card(representation_id: str, run_id: str = "") -> ModelCard:
     )  # fmt: skip
 
 
-def test_an_alias_in_a_store_that_does_not_exist_is_told_and_makes_no_store(tmp_path):
+def test_an_alias_in_a_store_that_does_not_exist_is_refused_and_makes_no_store(tmp_path):
     nowhere = TrackingConfig().at(tmp_path)
-    with pytest.raises(AliasNotFoundError, match="champion") as told:
+    with pytest.raises(AliasNotFoundError, match="champion") as error:
         resolve_alias(nowhere)
     for part in ("cytolake-encoder", nowhere.uri, "jobs/promote.py"):
-        assert part in str(told.value)
+        assert part in str(error.value)
     assert not (tmp_path / "mlflow.db").exists()
 
 
@@ -91,10 +91,10 @@ def test_a_resumed_run_is_the_same_run(tracking):
 def test_a_promoted_card_comes_back_unchanged_with_the_checkpoints_bytes(tracking, checkpoint):
     with start_run(tracking, "trains") as run:
         pass
-    champion = promote(tracking, card("same", run.run_id), checkpoint)
-    assert champion.card == card("same", run.run_id)
-    assert champion.encoder_path.read_bytes() == checkpoint.read_bytes()
-    assert resolve_alias(tracking) == champion
+    version = promote(tracking, card("same", run.run_id), checkpoint)
+    assert version.card == card("same", run.run_id)
+    assert version.encoder_path.read_bytes() == checkpoint.read_bytes()
+    assert resolve_alias(tracking) == version
 
 
 def test_the_same_representation_is_registered_once_and_the_alias_can_go_back_to_it(tracking, checkpoint):
@@ -107,7 +107,7 @@ def test_the_same_representation_is_registered_once_and_the_alias_can_go_back_to
     assert resolve_alias(tracking).representation_id == "r1"
 
 
-def test_a_version_holds_no_code_and_its_signature_tells_the_shapes(tracking, checkpoint):
+def test_a_version_holds_no_code_and_its_signature_has_the_shapes(tracking, checkpoint):
     from mlflow.models import Model
 
     folder = promote(tracking, card("shapes"), checkpoint).folder
@@ -123,22 +123,22 @@ def test_a_version_holds_no_code_and_its_signature_tells_the_shapes(tracking, ch
     assert Model.load(str(promote(tracking, adaptive, checkpoint).folder)).signature.inputs.inputs[0].shape[1] == -1
 
 
-def test_an_unknown_alias_or_model_is_told_with_what_there_is(tracking, checkpoint):
-    version = promote(tracking, card("r1"), checkpoint).version
-    with pytest.raises(AliasNotFoundError, match=f"champion -> version {version}"):
+def test_an_unknown_alias_or_model_is_refused_with_the_known_ones(tracking, checkpoint):
+    number = promote(tracking, card("r1"), checkpoint).version
+    with pytest.raises(AliasNotFoundError, match=f"champion -> version {number}"):
         resolve_alias(tracking, "challenger")
     with pytest.raises(AliasNotFoundError, match="no such registered model"):
         resolve_alias(tracking, name="another-encoder")
 
 
-def test_a_version_whose_files_are_gone_is_told(tracking, checkpoint):
-    champion = promote(tracking, card("gone"), checkpoint, alias="doomed")
-    champion.encoder_path.unlink()
+def test_a_version_without_its_files_is_refused(tracking, checkpoint):
+    version = promote(tracking, card("gone"), checkpoint, alias="doomed")
+    version.encoder_path.unlink()
     with pytest.raises(AliasNotFoundError, match=r"lacks encoder\.safetensors"):
         resolve_alias(tracking, "doomed")
 
 
-def test_what_is_no_safetensors_file_is_not_registered(tracking, tmp_path):
+def test_only_a_safetensors_file_is_registered(tracking, tmp_path):
     with pytest.raises(FileNotFoundError, match="jobs/pretrain"):
         promote(tracking, card("none"), tmp_path / "none.safetensors")
     pickle = tmp_path / "weights.pt"
@@ -147,7 +147,7 @@ def test_what_is_no_safetensors_file_is_not_registered(tracking, tmp_path):
         promote(tracking, card("none"), pickle)
 
 
-def test_a_card_of_another_version_is_told(tmp_path):
+def test_a_card_of_another_version_is_refused(tmp_path):
     from cytolake.tracking import read_card
 
     values = dataclasses.asdict(card("r"))

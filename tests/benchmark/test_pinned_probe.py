@@ -12,9 +12,9 @@ from tests.embed.small_screen import make_small_screen
 
 from cytolake.benchmark.cross_validation import probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
+from cytolake.benchmark.pinned_probe import TrainingProbeConfig, pin_training_probe
 from cytolake.models import collate, load_encoder
 from cytolake.packs.pack import Pack
-from cytolake.pipeline.training_probe import TrainingProbeConfig, pin_training_probe
 
 PROBE = ProbeConfig(regularisation=(0.01,))
 
@@ -24,19 +24,19 @@ def screen(tmp_path_factory):
     return make_small_screen(tmp_path_factory.mktemp("probe"), mixed=True)
 
 
-def test_it_says_what_the_probe_of_the_tables_would_say(screen):
+def test_the_training_probe_scores_as_the_probe_of_the_tables(screen):
     probe = pickle.loads(
         pickle.dumps(pin_training_probe(screen.catalog, screen.pack, TrainingProbeConfig(probe=PROBE)))
     )
     numbers = probe(screen.checkpoints["trained"])
     encoder = load_encoder(screen.checkpoints["trained"])
-    rows = screen.pack.rows_of(probe.data.crop_ids)
+    rows = screen.pack.rows_of(probe.crops.data.crop_ids)
     identities = [encoder.config.channel_indices(screen.pack.channels(int(row))) for row in rows]
     blocks = encoder.pooled_blocks(collate(screen.pack.read(rows), identities))["mean"].numpy()
     assert set(numbers) == {"block_0", "block_1", "best_block"}
     for block, vectors in enumerate(blocks):
-        key = probe_key(probe.data, PROBE)
-        wanted = probe_representation(vectors, "any", probe.data, PROBE, key).summary[CROP_METRIC].value
+        key = probe_key(probe.crops.data, PROBE)
+        wanted = probe_representation(vectors, "any", probe.crops.data, PROBE, key).summary[CROP_METRIC].value
         assert numbers[f"block_{block}"] == pytest.approx(wanted)
     assert numbers["best_block"] == max(numbers["block_0"], numbers["block_1"])
 
@@ -46,9 +46,9 @@ def test_the_same_crops_are_pinned_whatever_order_the_pack_is_in(screen):
     pinned = pin_training_probe(screen.catalog, screen.pack, config)
     shuffled = Pack(screen.pack.path, described_of(screen.pack), screen.pack.index.take(np.arange(95, -1, -1)))
     again = pin_training_probe(screen.catalog, shuffled, config)
-    assert len(pinned.data.crop_ids) == 40
-    assert again.data.crop_ids == pinned.data.crop_ids
-    np.testing.assert_array_equal(again.rows, 95 - pinned.rows)
+    assert len(pinned.crops.data.crop_ids) == 40
+    assert again.crops.data.crop_ids == pinned.crops.data.crop_ids
+    np.testing.assert_array_equal(again.crops.rows, 95 - pinned.crops.rows)
 
 
 def described_of(pack):

@@ -1,6 +1,7 @@
-"""The same crops, labels and splits for every encoder of a study or a search.
+"""The probe of studies and sweeps: one block of every encoder on the same crops, labels and splits.
 
-A search takes other wells than the confirmation of what it found: the score that chose the best of many is too high.
+A search is evaluated on other wells than the confirmation of its result: the score that chose the best of many settings
+is biased upwards.
 
 W wells, N crops, K classes, D features. Source of the bias: Cawley and Talbot 2010, "On over-fitting in model
 selection", JMLR 11:2079.
@@ -19,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.benchmark.linear_probe import ProbeConfig, linear_probe, make_splits
+from cytolake.benchmark.pinned_probe import PinnedCrops, pin_crops
 from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import classes_in_both
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.embed.extract import embed_rows
-from cytolake.models import load_encoder
 from cytolake.packs.pack import Pack
 from cytolake.tune.clusterings import cluster_agreement, terciles
 from cytolake.tune.study_config import StudyConfig
@@ -35,13 +35,11 @@ DENSITY = "foreground"
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """What every encoder is evaluated on: needs the pack and no catalog, so any process can evaluate."""
+class StudyProbe:
+    """What every encoder of a study or sweep is evaluated on."""
 
-    pack_path: Path
-    rows: NDArray[np.int64]
-    """Of the pack, in the order of `data.crop_ids`."""
-    data: ProbeData
+    crops: PinnedCrops
+    """Wells that are not evaluated have no label."""
     tests: list[NDArray[np.bool_]]
     """(W,) wells held out, of each split."""
     labels: dict[str, NDArray[np.intp]]
@@ -51,33 +49,37 @@ class Questions:
     config: StudyConfig
 
     @property
-    def key(self) -> str:
-        """Changes with anything asked: answers of another key do not count."""
-        names = ("label", "split", "split_seeds", "nuisances", "block", "crops", "regularisation")
-        asked = {name: getattr(self.config, name) for name in names}
-        labels = {name: codes.tolist() for name, codes in self.labels.items()}  # a plate map may be corrected
-        return content_id(json.dumps([asked, labels]), *self.classes, *self.data.crop_ids)[:16]
+    def data(self) -> ProbeData:
+        """Wells and labels of the crops."""
+        return self.crops.data
 
-    def __call__(self, encoder_path: Path) -> dict[str, Any]:
-        """`label` and `told` class of every crop in a test part, their `confusion` (K, K) over all splits, and `ami`,
-        `nmi`, `ari` for each labelling."""
+    @property
+    def key(self) -> str:
+        """Changes with everything that an evaluation depends on: results under another key do not count."""
+        names = ("label", "split", "split_seeds", "nuisances", "block", "crops", "regularisation")
+        settings = {name: getattr(self.config, name) for name in names}
+        labels = {name: codes.tolist() for name, codes in self.labels.items()}  # a plate map may be corrected
+        return content_id(json.dumps([settings, labels]), *self.classes, *self.data.crop_ids)[:16]
+
+    def evaluate(self, encoder_path: Path) -> dict[str, Any]:
+        """`label` and `predicted` class of every crop in a test part, their `confusion` (K, K) over all splits, and
+        `agreement` of clusters (`ami`, `nmi`, `ari`) with each labelling."""
         vectors = self.vectors(encoder_path)
-        label, told = self.told(vectors)
+        label, predicted = self.predict(vectors)
         agreement = cluster_agreement(vectors, self.labels, restarts=20, seeds=(0,))
         return {
             "label": label.tolist(),
-            "told": told.tolist(),
-            "confusion": confusion_matrix(label, told, len(self.classes)).tolist(),
+            "predicted": predicted.tolist(),
+            "confusion": confusion_matrix(label, predicted, len(self.classes)).tolist(),
             "agreement": {name: asdict(each) for name, each in agreement.items()},
         }
 
     def vectors(self, encoder_path: Path) -> NDArray[np.float32]:
-        """(N, D) of the crops that are asked about."""
-        pack = Pack.open(self.pack_path)
-        return np.asarray(embed_rows(load_encoder(encoder_path), pack, self.rows)[self.config.block])
+        """(N, D) of the block that is evaluated."""
+        return np.asarray(self.crops.vectors(encoder_path)[self.config.block])
 
-    def told(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """True and told class (positions in `classes`) of every crop in a test part, one split after the other."""
+    def predict(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """True and predicted class (positions in `classes`) of every crop in a test part, split after split."""
         code = {self.data.classes.index(name): k for k, name in enumerate(self.classes)}
         label = np.array([code.get(int(c), -1) for c in self.data.label_of_well[self.data.well_of_crop]], dtype=np.intp)
         parts = []
@@ -86,65 +88,50 @@ class Questions:
             train, test = np.flatnonzero((label >= 0) & ~is_test), np.flatnonzero((label >= 0) & is_test)
             probe = linear_probe(vectors[train], label[train], regularisation=self.config.regularisation)
             parts.append((label[test], probe.classes[probe.logits(vectors[test]).argmax(axis=1)]))
-        return np.concatenate([true for true, _ in parts]), np.concatenate([told for _, told in parts])
+        return np.concatenate([true for true, _ in parts]), np.concatenate([predicted for _, predicted in parts])
 
 
-def pin_questions(catalog: Catalog, pack: Pack, config: StudyConfig) -> Questions:
-    """Draw the crops by their ids alone, so that every trial of every study with this pack is asked about the same.
+def pin_study_probe(catalog: Catalog, pack: Pack, config: StudyConfig) -> StudyProbe:
+    """Pin crops, labels and splits: the same for every trial of every study with this pack.
 
     Raises:
         ValueError: A label or a split that these crops do not allow.
     """
-    crop_ids = pack.index.column("crop_id").to_pylist()
-    drawn = np.argsort([content_id("study", crop_id) for crop_id in crop_ids], kind="stable")
-    crops = pack.index.select(["crop_id", "well_id"]).take(np.sort(drawn[: config.crops]))
-    what = f"pack {pack.pack_id}"
-    data = label_crops(catalog, crops, config.label, include_controls=False, what=what)
+    crops = pin_crops(catalog, pack, config.label, n_crops=config.crops, salt="study")
+    data, what = crops.data, f"pack {pack.pack_id}"
     tests = _held_out_wells(data, config)
-    classes = _classes_of_all(data, tests, config.label, what)
+    classes = _shared_classes(data, tests, config.label, what)
     labels = {config.label: data.label_of_well[data.well_of_crop]}
+    ids = pack.index.select(["crop_id", "well_id"]).take(crops.rows)
     for name in config.nuisances:
         try:
-            other = label_crops(catalog, crops, name, include_controls=True, what=what)
+            other = label_crops(catalog, ids, name, include_controls=True, what=what)
         except ValueError:
             continue  # one plate or batch: nothing to compare with
         labels[name] = other.label_of_well[other.well_of_crop]
     labels[DENSITY] = terciles(_foreground(catalog, data.crop_ids))
-    return Questions(
-        pack_path=pack.path,
-        rows=pack.rows_of(data.crop_ids),
-        data=data,
-        tests=tests,
-        labels=labels,
-        classes=classes,
-        config=config,
-    )
+    return StudyProbe(crops=crops, tests=tests, labels=labels, classes=classes, config=config)
 
 
-def nested_questions(questions: Questions) -> tuple[Questions, Questions] | None:
-    """Hold out the wells of the first split from the search, and ask about these what the search found.
+def nested_probes(probe: StudyProbe) -> tuple[StudyProbe, StudyProbe] | None:
+    """Hold out the wells of the first split from the search, and evaluate the result of the search on them.
 
-    The search splits the other wells among themselves, with the same seeds; what it found is asked about the first
-    split as it was.
+    The search splits the other wells with the same seeds; the confirmation uses the first split as it was.
 
     Returns:
-        Questions of the search and questions of the confirmation; None where the other wells cannot be split again,
-        such as in a screen of two plates that holds out plates.
+        Probe of the search and probe of the confirmation; None where the other wells cannot be split again, such as in
+        a screen of two plates that holds out plates.
     """
-    data, first = questions.data, questions.tests[0]
+    data, first = probe.data, probe.tests[0]
     rest = dataclasses.replace(data, label_of_well=np.where(first, -1, data.label_of_well))
     try:
-        tests = _held_out_wells(rest, questions.config)
-        classes = _classes_of_all(rest, tests, questions.config.label, f"wells of {len(tests)} splits")
+        tests = _held_out_wells(rest, probe.config)
+        classes = _shared_classes(rest, tests, probe.config.label, f"wells of {len(tests)} splits")
     except ValueError:
         return None
-    search = dataclasses.replace(questions, data=rest, tests=tests, classes=classes)
-    confirm = dataclasses.replace(
-        questions,
-        tests=[first],
-        classes=_classes_of_all(data, [first], questions.config.label, "wells of the first split"),
-    )
-    return search, confirm
+    search = dataclasses.replace(probe, crops=dataclasses.replace(probe.crops, data=rest), tests=tests, classes=classes)
+    confirmed = _shared_classes(data, [first], probe.config.label, "wells of the first split")
+    return search, dataclasses.replace(probe, tests=[first], classes=confirmed)
 
 
 def _held_out_wells(data: ProbeData, config: StudyConfig) -> list[NDArray[np.bool_]]:
@@ -157,7 +144,7 @@ def _held_out_wells(data: ProbeData, config: StudyConfig) -> list[NDArray[np.boo
     return [split.is_test for split in make_splits(data, probe)]
 
 
-def _classes_of_all(data: ProbeData, tests: Sequence[NDArray[np.bool_]], label: str, what: str) -> tuple[str, ...]:
+def _shared_classes(data: ProbeData, tests: Sequence[NDArray[np.bool_]], label: str, what: str) -> tuple[str, ...]:
     """Names of the classes that every split has in both parts.
 
     Raises:

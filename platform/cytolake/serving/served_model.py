@@ -1,4 +1,4 @@
-"""The promoted encoder, ready to run: the model version behind an alias, cut at the block it was chosen for.
+"""A registered model version in memory, ready to compute vectors: its encoder up to the block it is served from.
 
 Shapes: B crops, C channels, S side of a crop in pixels, D width of the vector.
 """
@@ -16,39 +16,40 @@ from numpy.typing import NDArray
 from cytolake.models import Encoder, collate, load_encoder
 from cytolake.models.crops import check_ranges, range_of
 from cytolake.models.precision import EncoderPrecision, multiply_in
-from cytolake.tracking import ChampionCard
+from cytolake.tracking import ModelVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Champion:
-    """One model version in memory. Never changed: a newer version is another `Champion`."""
+class ServedModel:
+    """One model version in memory. Immutable: a newer version is another `ServedModel`."""
 
-    card: ChampionCard
+    card: ModelVersion
     encoder: Encoder
     """The blocks up to the served one, in evaluation mode."""
     device: str
     precision: EncoderPrecision = "fp32"
-    """Of the matrix products."""
+    """Precision of the matrix products."""
 
     def channel_indices(self, channels: Sequence[str]) -> tuple[int, ...]:
-        """Identities of a crop's channels for this encoder.
+        """Indices of a crop's channels for this encoder.
 
         Raises:
-            ValueError: A fixed-stain encoder and other stains than its own.
+            ValueError: An encoder of fixed stains and other stains than its own.
         """
         return self.encoder.config.channel_indices(channels)
 
     def check_pixels(self, image: NDArray[Any]) -> None:
-        """Raises ValueError for intensities of a range that this encoder's scaling does not take."""
+        """Raise ValueError for intensities outside the range that this encoder's scaling takes."""
         check_ranges([range_of(image)], self.encoder.config.input_scaling)
 
     def tokens_of(self, n_channels: int) -> int:
-        """Tokens of a crop of so many channels."""
+        """Number of tokens of a crop of `n_channels` channels."""
         return 1 + self.encoder.config.n_tokens(n_channels)
 
     def embed(self, images: Sequence[NDArray[Any]], indices: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """One forward pass: the vectors that the embedding job would write for the same pixels, in fp32 to the last
-        digit or nearly; in bf16 to a cosine of .999.
+        """One forward pass: the vectors that the embedding job would write for the same pixels.
+
+        In fp32 they agree to the last digits, in bf16 to a cosine of 0.999.
 
         Args:
             images: B crops, each (C, S, S), raw intensities of any scale; C may differ.
@@ -63,38 +64,39 @@ class Champion:
         return np.asarray(vectors_BD.float().cpu().numpy(), dtype=np.float32)
 
 
-def load_champion(card: ChampionCard, device: str, precision: EncoderPrecision = "fp32") -> Champion:
+def load_served_model(card: ModelVersion, device: str, precision: EncoderPrecision = "fp32") -> ServedModel:
     """Load the encoder of a registered version.
 
     Args:
-        card: As `resolve_alias` gave it, once: an alias that is resolved again may stand for another version by then.
+        card: Result of one `resolve_alias`. An alias that is resolved twice may name two versions.
         device: torch device; `auto` takes a GPU where there is one.
-        precision: Of the matrix products.
+        precision: Precision of the matrix products.
 
     Raises:
-        CheckpointError: The files are damaged, or not an encoder.
-        ValueError: The card asks for what this version of cytolake cannot serve, or is not the encoder's.
+        CheckpointError: The files are damaged, or hold no encoder.
+        ValueError: The card needs a feature that this version of cytolake cannot serve, or does not describe the
+            encoder.
     """
-    whose = f"model {card.name} version {card.version}"
+    version = f"model {card.name} version {card.version}"
     if card.alignment != "none":
         raise ValueError(
-            f"{whose}: its vectors are aligned by {card.alignment!r} after pooling, which this service does not do. "
-            "Promote the representation without alignment, or update cytolake here."
+            f"{version}: its vectors are aligned by {card.alignment!r} after pooling, which this service cannot "
+            "compute. Promote the representation without alignment, or update cytolake here."
         )
     encoder = load_encoder(card.encoder_path)
     config = encoder.config
     if not 0 <= card.block < encoder.n_blocks or card.pooling not in config.poolings:
         raise ValueError(
-            f"{whose}: the card names block {card.block}, pooling {card.pooling!r}; the encoder has blocks 0 to "
+            f"{version}: the card names block {card.block}, pooling {card.pooling!r}; the encoder has blocks 0 to "
             f"{encoder.n_blocks - 1} and pooling {' and '.join(config.poolings)}. Promote the representation again."
         )
     width = config.block_widths[card.block]
     if card.crop_size != config.crop_size or card.dim != width:
         raise ValueError(
-            f"{whose}: the card says crops of {card.crop_size} px and {card.dim} values, the encoder "
+            f"{version}: the card says crops of {card.crop_size} px and {card.dim} values, the encoder "
             f"{config.crop_size} px and {width}. Promote the representation again."
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     trimmed = encoder.trim(card.block + 1).to(device).eval()
-    return Champion(card=card, encoder=trimmed, device=device, precision=precision)
+    return ServedModel(card=card, encoder=trimmed, device=device, precision=precision)

@@ -1,0 +1,44 @@
+"""MLflow: runs, registered model versions, and the aliases that serving follows."""
+
+from cytolake.tracking.cards import Baseline, ModelCard, ModelVersion, read_card
+from cytolake.tracking.registry import (
+    CARD_FILE,
+    CHAMPION,
+    ENCODER_FILE,
+    AliasNotFoundError,
+    find_folder,
+    promote,
+    register_folder,
+    resolve_alias,
+)
+from cytolake.tracking.runs import (
+    Run,
+    find_finished_run,
+    flatten_config,
+    metric_history,
+    run_params,
+    start_run,
+)
+from cytolake.tracking.store import TrackingConfig
+
+__all__ = [
+    "CARD_FILE",
+    "CHAMPION",
+    "ENCODER_FILE",
+    "AliasNotFoundError",
+    "Baseline",
+    "ModelCard",
+    "ModelVersion",
+    "Run",
+    "TrackingConfig",
+    "find_finished_run",
+    "find_folder",
+    "flatten_config",
+    "metric_history",
+    "promote",
+    "read_card",
+    "register_folder",
+    "resolve_alias",
+    "run_params",
+    "start_run",
+]
