@@ -106,13 +106,13 @@ def test_a_bucket_is_inspected_as_a_folder_is(tmp_path, uploaded):
 def test_names_are_listed_once_for_a_folder_of_images_not_for_each_site(tmp_path, uploaded, monkeypatch):
     write(tmp_path / "screen", screens()["phenix"])
     uri = uploaded(tmp_path / "screen")
-    listed = []
+    uris = []
     for name in ("list_objects", "list_one_level"):
         list_names = getattr(storage, name)
-        monkeypatch.setattr(storage, name, lambda uri, list_names=list_names: (listed.append(uri), list_names(uri))[1])
+        monkeypatch.setattr(storage, name, lambda uri, list_names=list_names: (uris.append(uri), list_names(uri))[1])
     (plate,) = listed(uri)
     assert len(plate.sites) == 4
-    assert len(listed) == len(set(listed)) <= 4
+    assert len(uris) == len(set(uris)) <= 4
 
 
 @pytest.mark.parametrize(

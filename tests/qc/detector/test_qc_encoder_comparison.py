@@ -232,7 +232,14 @@ def test_a_checkpoint_of_ours_that_was_never_trained_is_untrained_and_needs_no_c
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "vgg11", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+    "name",
+    [
+        "resnet18",
+        pytest.param("vgg11", marks=pytest.mark.slow),
+        "convnext_atto",
+        "mobilenetv3_small_050",
+        "vit_tiny_patch16_224",
+    ],
 )
 def test_every_family_of_timm_has_constants_that_one_step_changes(name):
     torch.manual_seed(0)

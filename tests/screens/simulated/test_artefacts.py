@@ -12,8 +12,8 @@ DARK = 100.0
 
 @pytest.fixture(scope="module")
 def site() -> np.ndarray:
-    """(5, 96, 96) uint16 of a simulated well."""
-    config = SimulatedScreen(n_plates=1, n_batches=1, site_size_px=96, artefact_share=0.0, seed=3)
+    """(5, 128, 128) uint16 of a simulated well."""
+    config = SimulatedScreen(n_plates=1, n_batches=1, site_size_px=128, artefact_share=0.0, seed=3)
     return simulated_site(config, simulated_wells(config)[20], 1)
 
 
