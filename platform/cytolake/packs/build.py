@@ -34,6 +34,7 @@ from cytolake.packs.pack import FORMAT, INDEX_FILE, PACK_FILE, Pack
 from cytolake.packs.pack_plan import KeptCrops, PackConfig, PackPlan, kept_crops, plan_pack
 from cytolake.packs.pixel_tasks import not_written, stored_dtype, write_pixels
 from cytolake.packs.shards import PackError, array_path
+from cytolake.storage.atomic_write import atomic_folder
 
 
 def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress: Progress | None = None) -> Pack:
@@ -64,51 +65,45 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
     _remove_leftovers(path.parent, pack_id)
     _check_room(path.parent, plan, config)
     building = path.parent / f".building-{pack_id}-{socket.gethostname()}-{os.getpid()}"
-    scratch = building / "scratch"
     try:
-        scratch.mkdir(parents=True)
-        scales, written = write_pixels(plan, building, config, progress or _no_progress)
-        shutil.rmtree(scratch)
-        pq.write_table(plan.index, building / INDEX_FILE, compression="zstd")
-        described = {
-            "format": FORMAT,
-            "pack_id": pack_id,
-            "curation_id": curation_id,
-            "curation": kept.curation,
-            "table_versions": kept.table_versions,
-            "pixels_content": pixels_content,
-            "shuffle_seed": config.shuffle_seed,
-            "pixels": config.pixels,
-            "exclude_plates": sorted(config.exclude_plates),
-            "source_dtypes": source_dtypes(kept.sites),
-            "scales": [
-                {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
-                for (plate_id, channel), scale in sorted(scales.items())
-            ],
-            "crop_size": plan.crop_size,
-            "n_crops": plan.index.num_rows,
-            "groups": [
-                {
-                    "n_channels": group.n_channels,
-                    "n_crops": group.n_crops,
-                    "dtype": stored_dtype(group, config),
-                    "array": array_path(Path(), group.n_channels).name,
-                }
-                for group in plan.groups.values()
-            ],
-            "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        (building / PACK_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        write_checksums(building, written)
-        try:
-            building.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise  # else another process built the same pack meanwhile
+        with atomic_folder(path, building):
+            scratch = building / "scratch"
+            scratch.mkdir()
+            scales, written = write_pixels(plan, building, config, progress or _no_progress)
+            shutil.rmtree(scratch)
+            pq.write_table(plan.index, building / INDEX_FILE, compression="zstd")
+            described = {
+                "format": FORMAT,
+                "pack_id": pack_id,
+                "curation_id": curation_id,
+                "curation": kept.curation,
+                "table_versions": kept.table_versions,
+                "pixels_content": pixels_content,
+                "shuffle_seed": config.shuffle_seed,
+                "pixels": config.pixels,
+                "exclude_plates": sorted(config.exclude_plates),
+                "source_dtypes": source_dtypes(kept.sites),
+                "scales": [
+                    {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
+                    for (plate_id, channel), scale in sorted(scales.items())
+                ],
+                "crop_size": plan.crop_size,
+                "n_crops": plan.index.num_rows,
+                "groups": [
+                    {
+                        "n_channels": group.n_channels,
+                        "n_crops": group.n_crops,
+                        "dtype": stored_dtype(group, config),
+                        "array": array_path(Path(), group.n_channels).name,
+                    }
+                    for group in plan.groups.values()
+                ],
+                "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            (building / PACK_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            write_checksums(building, written)
     except OSError as error:
         raise PackError(not_written(path.parent, error)) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Pack.open(path)
 
 

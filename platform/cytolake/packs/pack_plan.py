@@ -102,8 +102,9 @@ class PackPlan:
 
 
 def kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, ...]) -> KeptCrops:
-    kept = catalog.table("curations", where=f"curation_id = '{curation_id}' AND is_kept")
-    run = catalog.table("curation_runs", columns=["n_kept"], where=f"curation_id = '{curation_id}'")["n_kept"]
+    kept = catalog.table("curations", where="curation_id = ? AND is_kept", parameters=[curation_id])
+    runs = catalog.table("curation_runs", columns=["n_kept"], where="curation_id = ?", parameters=[curation_id])
+    run = runs["n_kept"]
     if len(run) and run[0].as_py() != kept.num_rows:
         raise PackError(
             f"curation {curation_id}: kept {run[0].as_py()} crops, {kept.num_rows} of them of plates that are visible "

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from cytolake.catalog.representations import find_representation
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.balanced_sampling import balanced_choice
 from cytolake.curation.near_duplicates import cluster_centres, standardised, two_nearest, unit_rows
 from cytolake.curation.rules.contract import Candidates, Exclusions, Rule, check_field
-from cytolake.curation.stored_vectors import find_representation
 from cytolake.qc.verdicts import Progress
 
 
@@ -48,9 +48,8 @@ class ClusterBalancedStep(Rule):
         check_field(self, "max_crops", some, "a number here or in max_crops_per_cluster")
 
     def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> ClusterBalancedStep:
-        return replace(
-            self, representation=find_representation(catalog, self.representation, of=self.of, not_of=curation)
-        )
+        found = find_representation(catalog, self.representation, of=self.of, not_of=curation)
+        return replace(self, representation=found["representation_id"])
 
     def exclude(self, candidates: Candidates, progress: Progress | None) -> Exclusions:
         candidates.check_columns(self.balance, "cluster_balanced.balance")

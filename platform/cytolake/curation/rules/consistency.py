@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.catalog.representations import find_representation
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.consistency import align_to_controls, combined_p_value
 from cytolake.curation.rules.contract import Candidates, Exclusions, Numbers, Rule, check_field
-from cytolake.curation.stored_vectors import find_representation
 from cytolake.qc.verdicts import Progress
 from cytolake.statistics.consistency import ConsistencyTest, consistency_tests
 from cytolake.statistics.false_discovery import benjamini_hochberg
@@ -56,7 +56,10 @@ class ConsistencyStep(Rule):
         check_field(self, "alpha", 1 / (1 + self.n_draws) < self.alpha <= 1, "more than 1 / (1 + n_draws), at most 1")
 
     def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> ConsistencyStep:
-        found = [find_representation(catalog, name, of=self.of, not_of=curation) for name in self.representations]
+        found = [
+            find_representation(catalog, name, of=self.of, not_of=curation)["representation_id"]
+            for name in self.representations
+        ]
         return replace(self, representations=tuple(found))
 
     def exclude(self, candidates: Candidates, progress: Progress | None) -> Exclusions:

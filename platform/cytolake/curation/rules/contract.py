@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.representations import StoredVectors, stored_vectors
 from cytolake.catalog.tables import Catalog
-from cytolake.curation.stored_vectors import StoredVectors, stored_vectors
 from cytolake.qc.verdicts import Progress
 
 Mask = NDArray[np.bool_]

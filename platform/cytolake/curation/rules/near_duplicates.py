@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from cytolake.catalog.representations import find_representation
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.near_duplicates import centred, find_duplicates, standardised
 from cytolake.curation.rules.contract import Candidates, Exclusions, Rule, check_field
-from cytolake.curation.stored_vectors import find_representation
 from cytolake.qc.verdicts import Progress
 
 
@@ -41,9 +41,8 @@ class NearDuplicatesStep(Rule):
         check_field(self, "n_clusters", self.n_clusters is None or self.n_clusters >= 1, "1 or more, or nothing")
 
     def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> NearDuplicatesStep:
-        return replace(
-            self, representation=find_representation(catalog, self.representation, of=self.of, not_of=curation)
-        )
+        found = find_representation(catalog, self.representation, of=self.of, not_of=curation)
+        return replace(self, representation=found["representation_id"])
 
     def exclude(self, candidates: Candidates, progress: Progress | None) -> Exclusions:
         found, without = candidates.vectors(self.representation)

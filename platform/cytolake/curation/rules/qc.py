@@ -84,19 +84,19 @@ class QcStep(Rule):
 
     def _failed(self, catalog: Catalog, level: str) -> pa.Table:
         """Ids of failing sites, wells or plates, with the names of the rules that they fail."""
-        names = ", ".join("'" + rule.replace("'", "''") + "'" for rule in self.rules)
         channels = f"HAVING count(DISTINCT channel) > {self.max_failed_channels}" if level == "site" else ""
         return catalog.sql(
             f"WITH judged AS (SELECT * REPLACE (coalesce(level, 'site') AS level, coalesce(channel, '') AS channel) "
-            f"FROM qc_verdicts WHERE qc_id = '{self.qc_id}'), "
+            "FROM qc_verdicts WHERE qc_id = $qc_id), "
             f"suspended AS ({failing_controls('judged')}) "
             f"SELECT {level}_id, string_agg(DISTINCT rule, ', ' ORDER BY rule) AS rules FROM judged "
             f"{'' if self.even_if_controls_fail else 'ANTI JOIN suspended USING (plate_id, level, rule, channel)'} "
-            f"WHERE NOT is_pass AND level = '{level}' "
-            f"{f'AND rule IN ({names})' if names else ''} GROUP BY {level}_id {channels}"
+            f"WHERE NOT is_pass AND level = $level {'AND rule IN $rules' if self.rules else ''} "
+            f"GROUP BY {level}_id {channels}",
+            parameters={"qc_id": self.qc_id, "level": level} | ({"rules": list(self.rules)} if self.rules else {}),
         )
 
 
 def _qc_rules(catalog: Catalog, qc_id: str) -> set[str]:
-    quoted = qc_id.replace("'", "''")
-    return set(catalog.sql(f"SELECT DISTINCT rule FROM qc_verdicts WHERE qc_id = '{quoted}'").column(0).to_pylist())
+    found = catalog.sql("SELECT DISTINCT rule FROM qc_verdicts WHERE qc_id = ?", parameters=[qc_id])
+    return set(found.column(0).to_pylist())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +25,7 @@ from cytolake.screens.simulated.screen import (
     simulated_site,
     simulated_wells,
 )
+from cytolake.storage.atomic_write import atomic_folder, write_text
 
 _ATTRIBUTE: Final = "cytolake_simulated_screen"
 _LATER_OPTIONS: Final = ("n_inactive_genes", "bad_well_share", "copy_share")
@@ -91,16 +92,13 @@ class _Borrowed:
 
 
 def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[SimulatedWell]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, plate_map_columns(config), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(well.row for well in wells)
-    if path.exists() and path.read_bytes() != temporary.read_bytes():
-        temporary.unlink()
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, plate_map_columns(config), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(well.row for well in wells)
+    if path.exists() and path.read_bytes() != text.getvalue().encode("utf-8"):
         raise ScreenError(_other_config(config, str(path), "another plate map", "the plate map of this config"))
-    temporary.replace(path)
+    write_text(path, text.getvalue())
 
 
 def _written_config(config: SimulatedScreen) -> dict[str, Any]:
@@ -150,20 +148,16 @@ def _write_plate(
     pool: Executor,
     advance: Callable[[int], None],
 ) -> None:
-    # The name ends in .zarr, by which stores recognise the format. A dot hides it from readers of the folder.
-    temporary = path.with_name(f".{path.stem}.part.zarr")
-    if temporary.exists():
-        shutil.rmtree(temporary)
     images = [
         ngio.ImageInWellPath(row=well.row["well"][0], column=well.row["well"][1:], path=str(site))
         for well in wells
         for site in range(1, config.sites_per_well + 1)
     ]
-    ngio.create_empty_plate(str(temporary), name=path.stem, images=images, ngff_version=_version(config))
-    for _ in pool.map(_write_well, [config] * len(wells), wells, [str(temporary)] * len(wells)):
-        advance(1)
-    zarr.open_group(str(temporary), mode="r+").attrs[_ATTRIBUTE] = _written_config(config)
-    temporary.rename(path)
+    with atomic_folder(path) as part:
+        ngio.create_empty_plate(str(part), name=path.stem, images=images, ngff_version=_version(config))
+        for _ in pool.map(_write_well, [config] * len(wells), wells, [str(part)] * len(wells)):
+            advance(1)
+        zarr.open_group(str(part), mode="r+").attrs[_ATTRIBUTE] = _written_config(config)
 
 
 def _write_well(config: SimulatedScreen, well: SimulatedWell, plate_path: str) -> None:
