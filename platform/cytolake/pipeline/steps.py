@@ -42,7 +42,7 @@ from cytolake.reports.leaderboard_page import leaderboard_text, write_leaderboar
 from cytolake.reports.page import REPORT_FILE, REPORT_FOLDER
 from cytolake.reports.qc_page import write_qc_page
 from cytolake.reports.report import ReportInputs, write_report
-from cytolake.screens.simulated.screen import simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
 from cytolake.tracking import ModelVersion
