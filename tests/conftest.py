@@ -32,12 +32,30 @@ WITH_SERVERS = ("tests/jobs/", "tests/serving/test_deployment.py", "tests/train/
 """Tests that start Ray or Serve in processes of their own."""
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run of the tests with Ray imports no file that has none: half a minute of imports saved."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    if is_test and config.option.markexpr.startswith("ray") and not _may_use_ray(collection_path):
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses Ray: two such tests at once would share too few CPUs, so `make test` runs these one by one."""
     for item in items:
-        path = item.path.relative_to(CHECKOUT).as_posix()
-        if "local_ray" in getattr(item, "fixturenames", ()) or path.startswith(WITH_SERVERS):
+        if "local_ray" in getattr(item, "fixturenames", ()) or _relative(item.path).startswith(WITH_SERVERS):
             item.add_marker("ray")
+        if item.get_closest_marker("ray") and not _may_use_ray(item.path):
+            raise pytest.UsageError(f"{item.nodeid} starts Ray and its file does not name local_ray or mark.ray")
+
+
+def _may_use_ray(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8")
+    return "local_ray" in text or "mark.ray" in text or _relative(file).startswith(WITH_SERVERS)
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(CHECKOUT).as_posix() if path.is_relative_to(CHECKOUT) else str(path)
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +80,42 @@ def local_ray() -> Iterator[None]:
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(RayConfig(cpus=2, object_store_mb=256)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a test run: `make test` names one, xdist's workers have their parent's."""
+    if folder := os.environ.get("CYTOLAKE_TEST_FOLDER"):
+        return Path(folder)
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def golden_lake(shared_folder: Path) -> Iterator[Path]:
+    """Root of a catalog that went through the whole pipeline, see tests/golden_lake.py. Read-only."""
+    from tests.golden_lake import shared_golden_lake, unchanged
+
+    root = shared_golden_lake(shared_folder)
+    with unchanged(root):
+        yield root
+
+
+@pytest.fixture
+def golden_copy(golden_lake: Path, tmp_path: Path) -> Path:
+    """Root of a copy of the golden lake that the test may change."""
+    from tests.golden_lake import copy_golden_lake
+
+    return copy_golden_lake(golden_lake, tmp_path / "lake")
+
+
+@pytest.fixture
+def ray_in_process() -> Iterator[None]:
+    """Ray's tasks, batches and trials run in this process, see tests/ray_in_process.py."""
+    from tests.ray_in_process import ray_in_process
+
+    with ray_in_process():
         yield
 
 

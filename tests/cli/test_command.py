@@ -17,7 +17,7 @@ from cytolake.cli.jobs import JOBS, job_command
 from cytolake.pipeline import stages, steps
 from cytolake.recipes import build_recipe
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("ray_in_process")
 
 
 def run(job: str, *arguments: str):
@@ -27,7 +27,7 @@ def run(job: str, *arguments: str):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "said"),
     [
         (["--recipe", "dmo"], "no recipe 'dmo'. Did you mean 'demo'?"),
         (["--recipe", "demo", "--set", "pretrain.modle.width=3"], "no field 'modle'. Did you mean 'model'?"),
@@ -35,10 +35,10 @@ def run(job: str, *arguments: str):
         (["--recipe", "demo", "--set", "pretrain.minibatch_size=3"], "cannot be shared equally by 2 workers"),
     ],
 )
-def test_a_wrong_recipe_or_setting_is_told_before_anything_runs(arguments, told, tmp_path):
+def test_a_wrong_recipe_or_setting_is_refused_before_anything_runs(arguments, said, tmp_path):
     done = run("pipeline", *arguments, "--set", f"root={tmp_path / 'lake'}")
     assert done.exit_code == 2
-    assert told in _unwrapped(done.output)
+    assert said in _unwrapped(done.output)
     assert "Traceback" not in done.output
     assert not (tmp_path / "lake").exists()
 
@@ -82,10 +82,10 @@ def test_a_dry_run_says_what_training_would_cost_and_leaves_nothing(tmp_path):
     settings = ("--set", f"root={root}", "--set", "pretrain.workers=64")
     done = run("pretrain", "--recipe", "mae_vit_g8", "--dry-run", *settings)
     assert done.exit_code == 0
-    told = _unwrapped(done.output)
-    assert "pack none yet" in told
-    assert "encoder 1,841.6 M" in told
-    assert "on each of 64" in told
+    printed = _unwrapped(done.output)
+    assert "pack none yet" in printed
+    assert "encoder 1,841.6 M" in printed
+    assert "on each of 64" in printed
     assert not root.exists()
 
 

@@ -41,9 +41,3 @@ def test_pytest_that_ends_by_itself_is_passed_on_as_it_is(checkout, tmp_path, en
     assert done.returncode == status
     assert "without a summary" not in done.stdout
     assert "passed" in done.stdout.splitlines()[-1]
-
-
-def test_make_test_runs_the_part_with_ray_so(checkout):
-    rule = (checkout / "Makefile").read_text(encoding="utf-8").split("\ntest: ", 1)[1].split("\n\n", 1)[0]
-    first, *_ = rule.replace("\\\n", "").split("&", 1)[0].rsplit(";", 1)[1:]
-    assert first.split()[1:4] == ["$(BIN)/python", "infra/pytest_with_summary.py", "$(BIN)/pytest"]

@@ -55,7 +55,7 @@ def cluster(bare_python: Path, free_ports: list[int]) -> Iterator[dict[str, str]
     try:
         yield environment
     finally:
-        # Asked to terminate, it waits for some of its processes for half a minute.
+        # After SIGTERM it waits for some of its processes for half a minute.
         for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

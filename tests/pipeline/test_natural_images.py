@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
+from tests.ray_in_process import ray_in_process
 
 import cytolake.catalog
 from cytolake.catalog import Catalog
@@ -19,16 +20,13 @@ from cytolake.pipeline.config import Line
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.recipes import build_recipe
 
-pytestmark = [
-    pytest.mark.usefixtures("local_ray"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
 
 SMALL = (
     "ingest.crop_size=16",
     "pretrain.model.channels=[Gray]",
     "pretrain.model.crop_size=16",
-    "pretrain.steps=3",
+    "pretrain.steps=2",
     "pretrain.minibatch_size=16",
     "pretrain.workers=0",
     "pretrain.threads=1",
@@ -64,12 +62,13 @@ def line(tmp_path_factory) -> Line:
 
 def run(stage, line: Line) -> str:
     text = io.StringIO()
-    stage(line, Console(file=text, width=160))
+    with ray_in_process():
+        stage(line, Console(file=text, width=160))
     return text.getvalue()
 
 
 @pytest.fixture(scope="module")
-def catalog(line: Line, local_ray: None) -> Catalog:
+def catalog(line: Line) -> Catalog:
     for stage in (stages.ingest, stages.curate, stages.pretrain, stages.embed, stages.probe):
         run(stage, line)
     return cytolake.catalog.open(line.root)
@@ -95,10 +94,10 @@ def test_blocks_of_the_resnet_are_probed_on_held_out_images(catalog):
     assert all(np.isfinite(score["value"]) for score in scores)
 
 
-def test_a_study_trains_and_asks_on_them(line, catalog):
-    told = run(stages.study, line)
-    assert "3 trainings" in told
-    page = Path(told.split("page ")[-1].strip().replace("\n", ""))
+def test_a_study_trains_and_probes_on_them(line, catalog):
+    printed = run(stages.study, line)
+    assert "3 trainings" in printed
+    page = Path(printed.split("page ")[-1].strip().replace("\n", ""))
     assert "simsiam" in page.read_text(encoding="utf-8")
 
 

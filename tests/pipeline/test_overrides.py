@@ -57,13 +57,13 @@ def test_a_whole_number_is_a_fraction_but_not_the_reverse():
 def test_a_list_of_configs_is_set_as_a_whole_and_checked_like_everything_else():
     got = apply_overrides(Outer(), ['parts=[{"name": "a"}, {name: "007", sizes: [2, 3]}]'])
     assert got.parts == (Part(name="a"), Part(name="007", sizes=(2, 3)))
-    for wrong, told in (
+    for wrong, said in (
         ("[{sizes: [1]}]", "Part needs name"),
         ("[{name: a, size: [1]}]", "Did you mean 'sizes'"),
         ("[{name: a, sizes: [x]}]", "expected tuple"),
         ("[{name: ''}]", "expected one"),
     ):
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(RecipeError, match=said):
             apply_overrides(Outer(), [f"parts={wrong}"])
 
 
@@ -75,7 +75,7 @@ def test_a_list_may_be_typed_with_commas_alone():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "told"),
+    ("assignment", "said"),
     [
         ("inner.epoch=5", "Did you mean 'epochs'"),
         ("inner.epochs", "expected name=value"),
@@ -85,8 +85,8 @@ def test_a_list_may_be_typed_with_commas_alone():
         ("inner.epochs=0", "--set inner.epochs=0: epochs is 0"),
     ],
 )
-def test_a_wrong_assignment_says_what_would_be_right(assignment, told):
-    with pytest.raises(RecipeError, match=told):
+def test_a_wrong_assignment_says_what_would_be_right(assignment, said):
+    with pytest.raises(RecipeError, match=said):
         apply_overrides(Outer(), [assignment])
 
 

@@ -189,7 +189,7 @@ def test_the_map_of_a_rule_shows_where_and_in_which_channel_it_failed(page, rule
         assert not drawn_as_failed(second).any()
 
 
-def test_saturated_and_empty_sites_look_it_beside_a_usual_site(page):
+def test_saturated_and_empty_sites_look_it_next_to_a_usual_site(page):
     (bright,), (dark,) = page.pictures("in A02$"), page.pictures("in B03$")
     usual = [picture.mean() for picture in page.pictures("for comparison")]
     assert len(usual) == 2
@@ -211,23 +211,23 @@ def test_many_plates_are_folded_and_one_is_open(judged, page, folder, tmp_path):
     assert single.open_details == [True]
 
 
-def test_as_many_sites_are_shown_as_asked_for_each_rule_in_turn(judged, tmp_path):
+def test_as_many_sites_are_shown_as_requested_for_each_rule_in_turn(judged, tmp_path):
     for n in (0, 1):
         shown = Page(write_qc_page(*judged, tmp_path, n_worst=n).read_text(encoding="utf-8"))
         assert len(shown.pictures(r" in [A-H]\d\d$")) == min(n, len(SPOILT))
 
 
-def test_a_site_whose_image_is_gone_is_told_and_the_page_is_written(judged, folder, tmp_path):
+def test_a_site_whose_image_is_gone_is_reported_and_the_page_is_written(judged, folder, tmp_path):
     path = folder / "P1_B03_DNA.tif"
     content = path.read_bytes()
     path.unlink()
     try:
-        told = Page(write_qc_page(*judged, tmp_path).read_text(encoding="utf-8"))
+        shown = Page(write_qc_page(*judged, tmp_path).read_text(encoding="utf-8"))
     finally:
         path.write_bytes(content)
-    assert "B03" in told.text
-    assert "missing" in told.text or "not found" in told.text or "no such" in told.text.lower()
-    assert told.pictures("in A02")
+    assert "B03" in shown.text
+    assert "missing" in shown.text or "not found" in shown.text or "no such" in shown.text.lower()
+    assert shown.pictures("in A02")
 
 
 def test_verdicts_of_a_detector_that_no_profile_declares_are_shown_on_their_own_side(judged, tmp_path):
@@ -268,7 +268,7 @@ def test_verdicts_of_a_detector_that_no_profile_declares_are_shown_on_their_own_
     assert "profile" not in shown.text.split("verdicts")[0]
 
 
-def test_an_unknown_id_is_told_with_those_that_are_there(judged, tmp_path):
+def test_an_unknown_id_is_refused_with_those_that_are_there(judged, tmp_path):
     catalog, qc_id = judged
     with pytest.raises(CatalogError, match=f"no verdicts of qc_id 'none'.*{qc_id}"):
         write_qc_page(catalog, "none", tmp_path)

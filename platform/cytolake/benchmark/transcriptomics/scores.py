@@ -317,8 +317,8 @@ def _known(
     catalog: Catalog, request: _Request, ids: dict[str, str], tasks: Sequence[str], post_processing: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows that are already in `scores`."""
-    protocols = ", ".join(f"'{request.protocol(task)}'" for task in tasks)
-    rows = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
+    protocols = [request.protocol(task) for task in tasks]
+    rows = catalog.table("scores", where="protocol in $protocols", parameters={"protocols": protocols}).to_pylist()
     return [row for row in rows if row["representation_id"] in ids.values() and row["alignment"] in post_processing]
 
 
