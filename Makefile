@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ROOT ?= cytolake_data
 
-.PHONY: demo test test-all openapi fuzz lint install clean help bench-loader bench-recall bench-map bench-nulls bench-transcriptomics bench-prompts
+.PHONY: demo test test-all docs openapi fuzz lint install clean help bench-loader bench-recall bench-map bench-nulls bench-transcriptomics bench-prompts
 
 help:
 	@echo "make demo        run the whole line on a simulated screen (installs first)"
 	@echo "make test        lint, types and tests"
 	@echo "make test-all    the slow tests too, 100 examples of each property, on Python 3.11 and 3.12; make fuzz: new inputs"
+	@echo "make docs        build the documentation site into site/"
 	@echo "make bench-NAME  one of: $(filter-out %_faults,$(patsubst infra/bench/%.py,%,$(wildcard infra/bench/*.py)))"
 	@echo "make faults-NAME one of: $(patsubst infra/bench/%_faults.py,%,$(wildcard infra/bench/*_faults.py))"
 
@@ -41,6 +42,16 @@ test-all: $(INSTALLED)
 # The interface that programs are written against; a test compares it with the application.
 openapi: $(INSTALLED)
 	@$(BIN)/python -c "from cytolake.serving.api import openapi_text; print(openapi_text(), end='')" > serve/openapi.json
+
+$(VENV)/.docs: $(INSTALLED)
+	@echo "installing mkdocs, which builds the documentation"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# Strict: a broken link or reference fails. Nothing is read from a network, here or by the built pages.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file platform/docs/mkdocs.yml
+	@echo "site/index.html"
 
 # Cases that no run has tried yet, for what reads files of others.
 fuzz: $(INSTALLED)
@@ -99,4 +110,4 @@ bench-loader: $(INSTALLED) $(PEERS)/.installed
 	@$(BIN)/python infra/bench/loader.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(ORACLES) $(DEMO_ROOT) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(ORACLES) $(DEMO_ROOT) site .mypy_cache .ruff_cache .pytest_cache

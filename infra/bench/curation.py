@@ -154,7 +154,8 @@ def scores(catalog: Catalog, curation: Curation, wells: list[SimulatedWell], sit
         found.append(Found(rule=rule, n_right=hit, n_removed=len(removed), n_planted=len(pairs)))
     tested = catalog.table(
         "consistency_tests",
-        where=f"curation_id = '{curation.curation_id}' AND experiment = ''",
+        where="curation_id = ? AND experiment = ''",
+        parameters=[curation.curation_id],
     ).to_pylist()
     inconsistent = {row["perturbation"] for row in tested if not row["p_value"] < 0.01}
     inactive = {row["perturbation"] for row in tested if row["perturbation"].startswith("unexpressed-")}
@@ -169,7 +170,8 @@ def removed_sites(catalog: Catalog, curation: Curation) -> dict[str, set[str]]:
     """Rule to `plate/well/site` of the sites whose crops it excluded."""
     rows = catalog.sql(
         "SELECT DISTINCT split_part(k.reason, ':', 1) AS rule, c.plate || '/' || c.well || '/' || c.site AS site "
-        f"FROM curations k JOIN crops c USING (crop_id) WHERE k.curation_id = '{curation.curation_id}' AND NOT is_kept"
+        "FROM curations k JOIN crops c USING (crop_id) WHERE k.curation_id = $curation_id AND NOT is_kept",
+        parameters={"curation_id": curation.curation_id},
     ).to_pylist()
     gone: dict[str, set[str]] = {}
     for row in rows:
@@ -217,8 +219,10 @@ def main() -> int:
             default = curate(catalog, CurateConfig(name="default"))
             usual = scores(catalog, default, wells, SCREEN.sites_per_well)[0]
             nothing = curated(catalog, folder, "nothing_to_find", [DOES_NOTHING, QC, SHOWN, *BY_EMBEDDING])
-        where = f"curation_id = '{nothing.curation_id}' AND experiment <> ''"
-        p_values = catalog.table("consistency_tests", where=where).column("p_value").to_numpy()
+        tests = catalog.table(
+            "consistency_tests", where="curation_id = ? AND experiment <> ''", parameters=[nothing.curation_id]
+        )
+        p_values = tests.column("p_value").to_numpy()
         print(f"curated: {next(clock):.0f} s")
     print(f"(qc, profile default: precision {usual.precision:.3f}, recall {usual.recall:.3f})")
     for rule in found:

@@ -64,7 +64,8 @@ def whole_path(root: Path, pack: Pack, checkpoint: Path) -> tuple[NDArray[np.flo
     rows = embed_pack(catalog, pack, {"trained": checkpoint}, config, note)
     seconds = time.perf_counter() - started
     (last,) = [row for row in rows if (row["block"], row["pooling"]) == (MODEL.depth - 1, "mean")]
-    stored = catalog.table("embeddings", where=f"representation_id = '{last['representation_id']}'").sort_by("crop_id")
+    of_last = [last["representation_id"]]
+    stored = catalog.table("embeddings", where="representation_id = ?", parameters=of_last).sort_by("crop_id")
     return np.asarray(stored["embedding"].to_pylist(), np.float32), seconds, first[0]
 
 

@@ -150,8 +150,12 @@ def main() -> int:
 
 def another_block(catalog: Catalog, card: ModelVersion) -> ModelCard:
     """The same encoder's earlier block (or the next one), which the table has too, as something to promote."""
-    condition = f"model_id = '{card.model_id}' AND pack_id = '{card.pack_id}' AND pooling = '{card.pooling}'"
-    rows = catalog.table("representations", columns=["representation_id", "block"], where=condition).to_pylist()
+    rows = catalog.table(
+        "representations",
+        columns=["representation_id", "block"],
+        where="model_id = ? AND pack_id = ? AND pooling = ?",
+        parameters=[card.model_id, card.pack_id, card.pooling],
+    ).to_pylist()
     row = min((row for row in rows if row["block"] != card.block), key=lambda row: abs(row["block"] + 0.5 - card.block))
     return dataclasses.replace(
         card.card, representation_id=row["representation_id"], block=row["block"], reason="make bench-parity"
@@ -162,7 +166,9 @@ def stored_crops(catalog: Catalog, representation_ids: tuple[str, ...]) -> Crops
     """A sample of crops, and what the table has for them."""
     of_id: dict[str, dict[str, NDArray[np.float32]]] = {}
     for each in representation_ids:
-        table = catalog.table("embeddings", columns=["crop_id", "embedding"], where=f"representation_id = '{each}'")
+        table = catalog.table(
+            "embeddings", columns=["crop_id", "embedding"], where="representation_id = ?", parameters=[each]
+        )
         vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         of_id[each] = dict(zip(table["crop_id"].to_pylist(), vectors, strict=True))
     known = sorted(set.intersection(*(set(rows) for rows in of_id.values())))

@@ -9,8 +9,10 @@ import tifffile
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_names
-from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
+from cytolake.catalog.ids import PlateIds
+from cytolake.catalog.ingest.commit import Incoming, commit_incoming
+from cytolake.catalog.ingest.plate_content import content_hash, plate_content
+from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.screens.plate import Plate, Problem, SiteImage
 
@@ -79,6 +81,12 @@ def stage(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> Stag
         sites = [site for site in plate.sites if site.well == well]
         stage_well(staging, sites, plate.batch, config.crop_size)
     return staging
+
+
+def commit_plate(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> object:
+    """Commit the first acquisition of a plate whose wells are all staged, as an ingest does."""
+    incoming = Incoming(plate, plate_content(plate), PlateIds(plate.screen, plate.plate), content)
+    return commit_incoming(catalog, incoming, staging_of(catalog, plate, content, config), config.crop_size)
 
 
 def commit(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> object:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
 
 NOW = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
@@ -27,7 +27,7 @@ def vectors(representation: str) -> dict[str, np.ndarray]:
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     """Six crops of two wells, two crop representations (the second of five crops), one well representation."""
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+    catalog = empty_catalog(tmp_path)
     rows = {
         "wells": [blank("wells", well_id=f"w{i}", plate_id="p", gene=g) for i, g in enumerate(("TP53", "MYC"))],
         "crops": [blank("crops", crop_id=f"c{i}", well_id=f"w{i % 2}", plate_id="p", size=64, y=i) for i in range(6)],
@@ -81,7 +81,7 @@ def test_it_survives_being_written_and_read(catalog, tmp_path):
 
 
 def test_annotations_are_columns_in_place_of_one_text(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+    catalog = empty_catalog(tmp_path)
     rows = {
         "wells": [
             blank("wells", well_id="w0", plate_id="p", annotations='{"cell_line": "U2OS"}'),
@@ -99,10 +99,12 @@ def test_annotations_are_columns_in_place_of_one_text(tmp_path):
     assert obs["Metadata_efficacy"].tolist() == ["", "0.5"]
 
 
-def test_an_unknown_or_empty_representation_is_told_with_what_is_there(catalog):
-    with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2: "):
+def test_an_unknown_or_empty_representation_is_refused_with_what_is_there(catalog):
+    with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2, the newest: "):
         catalog.to_anndata("r2")
-    with pytest.raises(CatalogError, match=r"representation other: no rows in profiles"):
+    with pytest.raises(CatalogError, match=r"none given\): not in the table"):
+        catalog.to_anndata([])
+    with pytest.raises(CatalogError, match=r"representation other has no rows in the table profiles"):
         catalog.to_anndata("other", level="well")
 
 

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 from tests.catalog.older_catalog import as_first_release
+from tests.catalog.processes import commit_one, run_at_once
 from tests.catalog.small_plate import commit, contents, write_plate
 
 import cytolake.catalog
@@ -29,7 +28,7 @@ def test_a_tag_reads_as_the_catalog_was_and_is_never_moved(tmp_path):
     assert catalog.table("crops").num_rows == 72
     assert catalog.at("first").table("crops").num_rows == 36
     assert catalog.at("first").find_crops(plates=["P2"]).num_rows == 0
-    with pytest.raises(CatalogError, match="tag first: it stands for other versions"):
+    with pytest.raises(CatalogError, match="tag first: it names other versions"):
         catalog.tag("first")
     with pytest.raises(CatalogError, match=r"no such tag\. There are: first"):
         catalog.at("second")
@@ -69,6 +68,7 @@ def test_a_catalog_on_s3_takes_a_plate_once_and_answers_like_a_local_one(s3_buck
 INGEST_WITH_A_RAY_OF_ITS_OWN = """
 import sys
 from pathlib import Path
+from tests.catalog.processes import commit_one, run_at_once
 from tests.catalog.older_catalog import as_first_release
 from tests.catalog.small_plate import CONFIG, write_plate
 import cytolake.catalog
@@ -120,17 +120,11 @@ def test_an_older_catalog_opens_reads_and_takes_more_plates(tmp_path):
     assert catalog.tag("now")["crops"] == catalog.versions()["crops"]
 
 
-def commit_one(root: str, source: str, name: str) -> None:
-    commit(cytolake.catalog.open(root), write_plate(Path(source), name))
-
-
 def test_four_processes_that_ingest_four_plates_all_land(tmp_path):
     catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
     names = [f"P{number}" for number in range(4)]
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(commit_one, str(catalog.root), str(tmp_path / "source"), name) for name in names]
-        for job in jobs:
-            job.result(timeout=300)
+    each = [(catalog.root, tmp_path / "source", name) for name in names]
+    assert run_at_once(commit_one, each)[0] == [0, 0, 0, 0]
     assert sorted(catalog.table("plates").column("plate").to_pylist()) == names
     counts = catalog.sql("SELECT plate, count(*) AS n FROM crops GROUP BY plate").to_pylist()
     assert {row["plate"]: row["n"] for row in counts} == dict.fromkeys(names, 36)

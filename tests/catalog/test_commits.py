@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
+from tests.catalog.processes import append_own_and_shared, run_at_once
 
-import cytolake
 from cytolake.catalog import CatalogError, table_contract
 from cytolake.catalog.commits import Replaced, commit_rows, create_table
 from cytolake.catalog.contracts import parse_contract
@@ -75,10 +73,10 @@ def test_a_claim_that_another_took_over_commits_nothing_even_in_a_race(crops):
     opened_before = DeltaTable(crops)
     commit(crops, nothing, "claim", content=2)
     mine, other = {"claim": 1}, {"claim": 2}
-    asked = []
-    how = {"marks": {"p": 1}, "claims": mine, "check": lambda: asked.append("asked")}
+    checks = []
+    how = {"marks": {"p": 1}, "claims": mine, "check": lambda: checks.append("checked")}
     assert commit_rows(opened_before, table_contract("crops"), crop_rows("p"), **how) is False
-    assert asked == ["asked"]  # it did look free at first: Delta refused the commit
+    assert checks == ["checked"]  # it did look free at first: Delta refused the commit
     assert commit(crops, crop_rows("p"), "p", claims=mine) is False
     assert not ids(crops)
     assert commit(crops, crop_rows("p"), "p", claims=other) is True
@@ -176,41 +174,9 @@ def test_an_interrupted_creation_is_made_good(tmp_path):
     assert "delta.constraints.crop_has_area" in DeltaTable(str(tmp_path / "crops")).metadata().configuration
 
 
-RACER = """
-import sys
-import cytolake.catalog
-from cytolake.catalog import table_contract
-root, me = sys.argv[1:]
-sys.stdin.readline()
-catalog = cytolake.catalog.open(root, create=True)
-committed = 0
-for i in range(6):
-    text = dict.fromkeys(("site_id", "well_id", "plate_id", "screen", "plate", "batch", "well", "site"), "shared")
-    numbers = {"n_channels": 5, "y": 0, "x": 0, "size": 64, "foreground_share": 0.5}
-    own = table_contract("crops").rows([{"crop_id": f"{me}-{i}"} | text | numbers])
-    shared = table_contract("crops").rows([{"crop_id": f"shared-{i}"} | text | numbers])
-    assert catalog.append("crops", own, transaction=f"{me}-{i}")
-    committed += catalog.append("crops", shared, transaction=f"shared-{i}")
-print(committed)
-"""
-
-
 def test_processes_that_create_and_append_at_once_lose_and_double_nothing(tmp_path):
-    environment = {"PYTHONPATH": str(Path(cytolake.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tmp_path), str(me)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for me in range(3)
-    ]
-    for racer in racers:
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    committed = [int(racer.communicate(timeout=120)[0]) for racer in racers]
+    codes, committed = run_at_once(append_own_and_shared, [(tmp_path, me) for me in range(3)])
+    assert codes == [0, 0, 0]
     assert sum(committed) == 6
     everything = [f"{me}-{i}" for me in (*range(3), "shared") for i in range(6)]
     assert ids(tmp_path / "tables" / "crops") == sorted(everything)

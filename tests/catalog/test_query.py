@@ -6,16 +6,18 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, UnknownTableError, table_contract, table_names
+from cytolake.catalog.commits import delete_rows
 
 NOW = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return cytolake.catalog.open(tmp_path, create=True)
+    return empty_catalog(tmp_path)
 
 
 def score(name: str, value: float) -> dict[str, object]:
@@ -94,6 +96,24 @@ def test_views_can_be_joined_with_tables(catalog):
 def test_a_condition_may_ask_another_table(catalog):
     add_scores(catalog, ("a", 0.25))
     assert catalog.table("scores", where="score_id NOT IN (SELECT crop_id FROM crops)").num_rows == 1
+
+
+def test_a_value_with_quotes_is_data_and_never_sql(catalog):
+    names = ["O'Brien", "P1", "x') OR ('1' = '1", '"', "$name ?"]
+    rows = [score(f"s{i}", i) | {"label": name} for i, name in enumerate(names)]
+    catalog.append("scores", table_contract("scores").rows(rows), transaction="t")
+    for name in names:
+        found = catalog.table("scores", columns=["label"], where="label = $name", parameters={"name": name})
+        assert found["label"].to_pylist() == [name]
+        counted = catalog.sql("SELECT count(*) AS n FROM scores WHERE label = ?", parameters=[name])
+        assert counted.to_pylist() == [{"n": 1}]
+    several = catalog.to_pandas("scores", where="label IN $names", parameters={"names": tuple(names[:2])})
+    assert sorted(several["label"]) == names[:2]
+    assert catalog.table("scores", where="label IN $names", parameters={"names": []}).num_rows == 0
+    with pytest.raises(CatalogError, match=r"query failed: .*[Pp]arameter"):
+        catalog.table("scores", where="label = $name", parameters={"other": "P1"})
+    assert delete_rows(f"{catalog.place}/tables/scores", "label", ["O'Brien"]) == 1
+    assert sorted(catalog.table("scores")["label"].to_pylist()) == sorted(names[1:])
 
 
 def test_sums_of_integers_are_integers(catalog):

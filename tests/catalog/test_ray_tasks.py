@@ -23,11 +23,11 @@ def test_results_come_in_order_and_arguments_are_taken_as_needed(local_ray, prod
             taken.append(number)
             yield number, 10
 
-    def told(*call: object) -> None:
+    def report(*call: object) -> None:
         seen.append(call)
         at_first_result.append(len(taken))
 
-    assert run_tasks(product, tasks(), 40, "numbers", told) == [10 * number for number in range(40)]
+    assert run_tasks(product, tasks(), 40, "numbers", report) == [10 * number for number in range(40)]
     assert seen == [("numbers", done, 40) for done in range(1, 41)]
     assert at_first_result[0] <= 8  # two for each of a few CPUs
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import commit, write_plate
 
 import cytolake.catalog
@@ -16,7 +17,7 @@ from cytolake.curation.curate import CurateConfig, curate
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> cytolake.catalog.Catalog:
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     for number, name in enumerate(("P1", "P2")):
         commit(catalog, write_plate(tmp_path / "source", name, seed=number))
     return catalog

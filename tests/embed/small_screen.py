@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id, plate_id, well_id
 from cytolake.models import ModelConfig, build_encoder, save_encoder
@@ -45,7 +45,7 @@ def make_small_screen(
     architecture: str = "chada_vit",
 ) -> SmallScreen:
     """Write tables, a pack and two encoders under `root`; with `mixed`, every second crop has one channel only."""
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     random = np.random.default_rng(0)
     wells, crops, images = [], [], []
     for p in range(n_plates):

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id, crop_id, plate_id, well_id
 
@@ -47,7 +47,7 @@ def planted_catalog(
 
     `annotations` are those of the wells, one after the other and again.
     """
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     wells = [row for screen in screens for row in planted_wells(screen)]
     for well in wells:
         if well["plate"] in without_controls:

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.embed.every_block import every_block
+from tests.embed.in_process import embedding_in_process
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
 from cytolake.catalog.ids import representation_id
 from cytolake.embed import extract
-from cytolake.embed.extract import EmbedConfig, EmbedCrops, VectorGroup, embed_crops, embed_pack, groups_of
+from cytolake.embed.crop_vectors import EmbedCrops, VectorGroup, groups_of
+from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.embed.pixel_statistics import VARIANTS, PixelStatistics
 from cytolake.models import (
     POOLINGS,
@@ -37,7 +40,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
 
 
 def vectors_of(small: SmallScreen, representation_id: str) -> np.ndarray:
-    rows = small.catalog.table("embeddings", where=f"representation_id = '{representation_id}'").to_pylist()
+    rows = small.catalog.table("embeddings", where="representation_id = ?", parameters=[representation_id]).to_pylist()
     by_crop = {row["crop_id"]: row["embedding"] for row in rows}
     assert len(by_crop) == len(rows)
     return np.asarray([by_crop[crop] for crop in small.pack.index["crop_id"].to_pylist()])
@@ -74,13 +77,13 @@ def embedded(mixed: SmallScreen, local_ray: None) -> tuple[SmallScreen, list[dic
     trained = next(extract._sources(mixed.catalog, mixed.pack, {"trained": mixed.checkpoints["trained"]}, "run0"))
     actor = EmbedCrops(str(mixed.pack.path), {"trained": trained.checkpoint}, None, 1, False)
     extract._append(mixed.catalog, mixed.pack, [trained], actor(pa.table({"row": np.asarray([4])})))
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     config = EmbedConfig(minibatch_size=5, actors=1, megabytes_per_append=1)
     rows = embed_pack(
-        mixed.catalog, mixed.pack, mixed.checkpoints, config, lambda _, done, total: told.append((done, total)),
+        mixed.catalog, mixed.pack, mixed.checkpoints, config, lambda _, done, total: reported.append((done, total)),
         run_id="run0",
     )  # fmt: skip
-    assert told[-1] == (mixed.pack.n_crops, mixed.pack.n_crops)
+    assert reported[-1] == (mixed.pack.n_crops, mixed.pack.n_crops)
     return mixed, rows
 
 
@@ -105,7 +108,7 @@ def test_stored_vectors_are_those_of_the_encoder_and_of_the_pixels(embedded):
     images = small.pack.read(everything)
     channels = [small.pack.channels(int(row)) for row in everything]
     for kind in ("trained", "untrained"):
-        computed = embed_crops(load_encoder(small.checkpoints[kind]), images, channels)
+        computed = every_block(load_encoder(small.checkpoints[kind]), images, channels)
         for row in rows:
             if row["kind"] == kind:
                 place = POOLINGS.index(row["pooling"]) * 2 + row["block"]
@@ -120,7 +123,7 @@ def test_profiles_are_the_means_of_a_wells_crops(embedded):
     representation = rows[0]["representation_id"]
     vectors = vectors_of(small, representation)
     wells = np.asarray(small.pack.index["well_id"].to_pylist())
-    profiles = small.catalog.table("profiles", where=f"representation_id = '{representation}'").to_pylist()
+    profiles = small.catalog.table("profiles", where="representation_id = ?", parameters=[representation]).to_pylist()
     assert len(profiles) == len(set(wells.tolist()))
     for profile in profiles:
         here = wells == profile["well_id"]
@@ -137,7 +140,7 @@ def test_a_second_run_writes_nothing_and_needs_no_worker(embedded, monkeypatch):
     assert small.catalog.versions() == before
 
 
-def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, local_ray):
+def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path):
     small = make_small_screen(tmp_path, n_plates=1, wells_each=1, crops_per_well=2)
     before = list(extract._sources(small.catalog, small.pack, small.checkpoints, ""))
     statistics = PixelStatistics([CHANNELS])
@@ -145,7 +148,8 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
     whole = EmbedCrops(str(small.pack.path), paths, statistics, 1, False)(pa.table({"row": before[0].todo}))
     extract._append(small.catalog, small.pack, before, whole)
     config = EmbedConfig(minibatch_size=3, actors=1, channel_mean=True)
-    rows = embed_pack(small.catalog, small.pack, small.checkpoints, config)
+    with embedding_in_process():
+        rows = embed_pack(small.catalog, small.pack, small.checkpoints, config)
     ids = {row["representation_id"] for row in rows}
     assert ids > {row["representation_id"] for source in before for row in source.rows}
     n_vectors = small.catalog.dataset("embeddings").count_rows()
@@ -157,7 +161,7 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
     images = small.pack.read(np.arange(small.pack.n_crops))
     for row in new:
         encoder = load_encoder(small.checkpoints[row["kind"]])
-        expected = embed_crops(encoder, images, [CHANNELS] * len(images), ("channel_mean",))[:, row["block"]]
+        expected = every_block(encoder, images, [CHANNELS] * len(images), ("channel_mean",))[:, row["block"]]
         found = vectors_of(small, row["representation_id"])
         np.testing.assert_allclose(found, expected, atol=1e-5)
         mean = next(
@@ -166,7 +170,7 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path, lo
             if (each["kind"], each["block"], each["pooling"]) == (row["kind"], row["block"], "mean")
         )
         np.testing.assert_allclose(found.reshape(-1, 2, 16).mean(axis=1), vectors_of(small, mean), atol=1e-5)
-        profiles = small.catalog.table("profiles", where=f"representation_id = '{row['representation_id']}'")
+        profiles = small.catalog.table("profiles", where="representation_id = ?", parameters=[row["representation_id"]])
         assert profiles.num_rows == len(set(small.pack.index["well_id"].to_pylist()))
 
 

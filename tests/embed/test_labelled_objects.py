@@ -20,13 +20,14 @@ from cytolake.benchmark.stored_probe import probe_stored
 from cytolake.benchmark.units import held_out_units
 from cytolake.catalog import Catalog
 from cytolake.catalog.corrections import annotate_objects
+from cytolake.catalog.representations import find_representation
 from cytolake.cli.main import app
-from cytolake.embed.aggregate import aggregate, append_group_profiles
+from cytolake.embed.aggregate import aggregate
 from cytolake.embed.align import align_representation
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
+from cytolake.embed.well_sums import append_group_profiles
 from cytolake.exchange.export import export_anndata, export_parquet
-from cytolake.exchange.external import find_representation
 
 GUIDES = {"NTC_1": "NTC", "TP53_1": "TP53", "TP53_2": "TP53", "MYC_1": "MYC"}
 PLATES, WELLS, CELLS, DIM = ("P1", "P2", "P3"), ("A01", "A02", "B01"), 6, 4
@@ -141,14 +142,14 @@ def test_an_alignment_takes_its_controls_from_the_objects(pooled, level):
     config = AlignmentConfig(variant="centre_scale")
     aligned = align_representation(catalog, identity, config, level=level)
     table, vector = ("profiles", "profile") if level == "well" else ("embeddings", "embedding")
-    before = catalog.table(table, where=f"representation_id = '{identity}'").sort_by("plate_id")
+    before = catalog.table(table, where="representation_id = ?", parameters=[identity]).sort_by("plate_id")
     if level == "crop":
         of_plate = frame["plate"].to_numpy()
         fitted = fit_alignment(
             frame[FEATURES].to_numpy(np.float32), of_plate, (frame["control_type"] == "negcon").to_numpy(), config
         )
         expected = fitted.apply(frame[FEATURES].to_numpy(np.float32), of_plate)
-        found = catalog.table(table, where=f"representation_id = '{aligned}'")
+        found = catalog.table(table, where="representation_id = ?", parameters=[aligned])
         matrix = np.stack(found[vector].to_pylist())
         np.testing.assert_allclose(np.sort(matrix, axis=0), np.sort(expected, axis=0), rtol=1e-4, atol=1e-4)
     else:
@@ -157,7 +158,7 @@ def test_an_alignment_takes_its_controls_from_the_objects(pooled, level):
         fitted = fit_alignment(profiles, wells.plate, wells.is_control, config)
         found_WD = read_profiles(catalog, aligned, read_wells(catalog, aligned).well_id)
         np.testing.assert_allclose(found_WD, fitted.apply(profiles, wells.plate), rtol=1e-4, atol=1e-4)
-    assert catalog.table(table, where=f"representation_id = '{aligned}'").num_rows == before.num_rows
+    assert catalog.table(table, where="representation_id = ?", parameters=[aligned]).num_rows == before.num_rows
 
 
 def test_exports_have_the_labels_of_cells(pooled, tmp_path):

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.catalog.empty_catalog import empty_catalog
+from tests.embed.in_process import embedding_in_process
 from tests.models.test_published_chada import DEPTH, HEADS, MOST, WIDTH, padded_cls, published_weights
 from tests.packs.test_build import CONFIG, ingest, write_plate
 from torch.nn import functional
 
-import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.curation.curate import CurateConfig, curate
-from cytolake.embed.extract import EmbedConfig, embed_pack, embed_rows
+from cytolake.embed.crop_vectors import embed_rows
+from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.embed.pyfunc import ServedVectors
 from cytolake.models import VisionTransformer, collate, load_encoder, save_encoder
 from cytolake.models.published_chada import load_published_chada
@@ -62,7 +64,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Publ
     weights = published_weights() | {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
     save_file(weights, folder / "model.safetensors")
     save_encoder(load_published_chada(folder / "model.safetensors", heads=HEADS), folder / "encoder.safetensors")
-    catalog = cytolake.catalog.open(folder / "catalog", create=True)
+    catalog = empty_catalog(folder / "catalog")
     for name in RANGE:
         ingest(catalog, write_plate(folder / "screens", name))
     (folder / "any.yaml").write_text("where: x >= 0\n")
@@ -75,9 +77,12 @@ def published(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Publ
 
 def test_embeddings_in_the_table_are_the_published_features(published):
     pack = published.packs["native"]
-    rows = embed_pack(published.catalog, pack, {"trained": published.checkpoint}, EmbedConfig(actors=1))
+    with embedding_in_process():
+        rows = embed_pack(published.catalog, pack, {"trained": published.checkpoint}, EmbedConfig(actors=1))
     (last,) = (row for row in rows if (row["kind"], row["block"], row["pooling"]) == ("trained", LAST, "cls"))
-    stored = published.catalog.table("embeddings", where=f"representation_id = '{last['representation_id']}'")
+    stored = published.catalog.table(
+        "embeddings", where="representation_id = ?", parameters=[last["representation_id"]]
+    )
     found = np.array(stored["embedding"].to_pylist())
     wanted = published.wanted(stored["crop_id"].to_pylist())
     assert len(found) == pack.n_crops

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.embed.every_block import every_block
 
-from cytolake.embed.extract import embed_crops
 from cytolake.models import POOLINGS, ModelConfig, build_encoder, model_id, save_encoder
 from cytolake.tracking import ModelCard, TrackingConfig, promote
 
@@ -34,5 +34,5 @@ def test_mlflow_runs_a_promoted_encoder_without_pickle(tmp_path: Path, monkeypat
 
     crops = np.random.default_rng(0).gamma(2.0, 500.0, size=(3, 2, 16, 16)).astype(np.float32)
     served = mlflow.pyfunc.load_model(str(champion.folder)).predict(crops)
-    whole = embed_crops(encoder, list(crops), [CHANNELS] * 3)
+    whole = every_block(encoder, list(crops), [CHANNELS] * 3)
     np.testing.assert_allclose(served, whole[:, POOLINGS.index("cls") * 3 + 1], atol=1e-5)

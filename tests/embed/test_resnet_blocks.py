@@ -6,13 +6,16 @@ import anndata
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.embed.in_process import embedding_in_process
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
 from cytolake.benchmark.cross_validation import probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.pinned_probe import PinnedCrops, TrainingProbe
-from cytolake.benchmark.probe_data import read_probe_data, read_vectors
+from cytolake.benchmark.probe_data import read_probe_data
+from cytolake.catalog.representations import read_vectors
 from cytolake.embed import extract
+from cytolake.embed.crop_vectors import EmbedCrops, pooled_vectors
 from cytolake.embed.extract import EmbedConfig, embed_pack
 from cytolake.exchange.export import export_anndata, representations_of
 from cytolake.models import collate, load_encoder
@@ -30,12 +33,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
 
 
 @pytest.fixture(scope="module")
-def rows(small: SmallScreen, local_ray: None) -> list[dict[str, object]]:
+def rows(small: SmallScreen) -> list[dict[str, object]]:
     """Embedded by a job that a first one left after one crop of one width."""
     first = list(extract._sources(small.catalog, small.pack, {"trained": small.checkpoints["trained"]}, ""))[2]
-    actor = extract.EmbedCrops(str(small.pack.path), {"trained": first.checkpoint}, None, 1, False)
+    actor = EmbedCrops(str(small.pack.path), {"trained": first.checkpoint}, None, 1, False)
     extract._append(small.catalog, small.pack, [first], actor(pa.table({"row": np.asarray([4])})))
-    return embed_pack(small.catalog, small.pack, small.checkpoints, EmbedConfig(minibatch_size=8, actors=1))
+    with embedding_in_process():
+        return embed_pack(small.catalog, small.pack, small.checkpoints, EmbedConfig(minibatch_size=8, actors=1))
 
 
 def test_every_stage_and_the_pooled_vector_are_stored_with_their_own_width(small, rows):
@@ -49,12 +53,12 @@ def test_every_stage_and_the_pooled_vector_are_stored_with_their_own_width(small
     for kind in ("trained", "untrained"):
         encoder = load_encoder(small.checkpoints[kind])
         batch = collate(images, [encoder.config.channel_indices(CHANNELS)] * len(images))
-        blocks = extract._pooled(encoder, batch, ("mean",))["mean"]
+        blocks = pooled_vectors(encoder, batch, ("mean",))["mean"]
         for row in rows:
             if row["kind"] == kind:
                 vectors = read_vectors(small.catalog, row["representation_id"], crop_ids)
                 np.testing.assert_allclose(vectors, blocks[row["block"]], rtol=1e-4, atol=1e-5)
-    profiles = small.catalog.table("profiles", where=f"representation_id = '{rows[0]['representation_id']}'")
+    profiles = small.catalog.table("profiles", where="representation_id = ?", parameters=[rows[0]["representation_id"]])
     assert len(profiles["profile"][0]) == 64
 
 

@@ -13,7 +13,9 @@ import pytest
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
 from cytolake.catalog import Catalog, table_contract
-from cytolake.embed.aggregate import append_profiles
+from cytolake.catalog.representations import find_representation
+from cytolake.embed.aggregate import aggregate
+from cytolake.embed.well_sums import append_profiles
 from cytolake.exchange import export as module
 from cytolake.exchange.export import export_anndata, export_csv, export_parquet, representations_of
 
@@ -40,7 +42,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, dict[str
 
 
 @pytest.mark.parametrize("level", ["crop", "well"])
-def test_an_anndata_holds_each_block_and_pooling_beside_the_labels(planted, tmp_path, level):
+def test_an_anndata_holds_each_block_and_pooling_with_the_labels(planted, tmp_path, level):
     catalog, known = planted
     keys = ["block_0_mean", "block_1_mean", "block_1_channel_mean", "pixel_statistics"]
     path = export_anndata(catalog, [known[key][0] for key in keys], tmp_path / "new" / "cells.h5ad", level=level)
@@ -51,14 +53,14 @@ def test_an_anndata_holds_each_block_and_pooling_beside_the_labels(planted, tmp_
     for key in keys:
         identity, vectors = known[key]
         about = cells.uns["cytolake"]["representations"][key]
-        row = catalog.table("representations", where=f"representation_id = '{identity}'").to_pylist()[0]
+        row = catalog.table("representations", where="representation_id = ?", parameters=[identity]).to_pylist()[0]
         assert {name: about[name] for name in ("representation_id", "model_id", "pack_id", "block")} == {
             name: row[name] for name in ("representation_id", "model_id", "pack_id", "block")
         }
         if level == "crop":
             np.testing.assert_array_equal(cells.obsm[key], [vectors[name] for name in cells.obs_names])
         else:
-            stored = catalog.table("profiles", where=f"representation_id = '{identity}'").to_pylist()
+            stored = catalog.table("profiles", where="representation_id = ?", parameters=[identity]).to_pylist()
             by_well = {row["well_id"]: row["profile"] for row in stored}
             np.testing.assert_array_equal(cells.obsm[key], np.float32([by_well[name] for name in cells.obs_names]))
     assert cells.obsm["block_1_channel_mean"].shape == (len(cells), 2 * DIM)
@@ -119,8 +121,9 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Catalog, str]:
     return catalog, identity
 
 
-@pytest.mark.parametrize("level", ["crop", "well"])
-@pytest.mark.parametrize("kind", ["parquet", "csv", "csv.gz", "h5ad"])
+@pytest.mark.parametrize(
+    ("kind", "level"), [("parquet", "crop"), ("csv", "well"), ("csv.gz", "crop"), ("h5ad", "crop"), ("h5ad", "well")]
+)
 def test_annotations_of_the_plate_map_are_columns_of_every_export(annotated, tmp_path, level, kind):
     catalog, identity = annotated
     path = tmp_path / f"table.{kind}"
@@ -149,6 +152,20 @@ def test_csv_and_parquet_hold_the_same_table(annotated, tmp_path):
     assert one.columns.tolist() == two.columns.tolist()
     features = [name for name in one if not name.startswith("Metadata_")]
     np.testing.assert_allclose(one[features], two[features], rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", ["guide", "perturbation"])
+def test_means_of_guides_and_perturbations_are_a_profiling_table(planted, tmp_path, level):
+    catalog, known = planted
+    identity, _ = known["block_1_mean"]
+    means = aggregate(catalog, identity, level)
+    frame = pd.read_parquet(export_parquet(catalog, identity, tmp_path / "means.parquet", level=level))
+    assert frame["Metadata_Perturbation"].tolist() == means["perturbation"].to_pylist()
+    assert frame["Metadata_n_wells"].tolist() == means["n_wells"].to_pylist()
+    features = [name for name in frame if not name.startswith("Metadata_")]
+    np.testing.assert_array_equal(frame[features], np.stack(means["vector"].to_numpy()))
+    as_csv = pd.read_csv(export_csv(catalog, identity, tmp_path / "means.csv", level=level))
+    assert as_csv.columns.tolist() == frame.columns.tolist()
 
 
 def test_blocks_of_two_models_never_share_a_file(planted, tmp_path):
@@ -199,10 +216,10 @@ def test_rows_of_another_width_than_the_representation_says_are_refused(planted,
 
 def test_a_models_representations_are_found_in_order(planted):
     catalog, known = planted
-    model = catalog.table("representations", where=f"representation_id = '{known['other'][0]}'")["model_id"][0].as_py()
+    model = find_representation(catalog, known["other"][0])["model_id"]
     assert representations_of(catalog, model) == [known["other"][0]]
-    ours = catalog.table("representations", where=f"representation_id = '{known['block_0_mean'][0]}'")
-    ids = representations_of(catalog, ours["model_id"][0].as_py(), pack_id="pack0", poolings=("mean",), blocks=(0, 1))
+    ours = find_representation(catalog, known["block_0_mean"][0])["model_id"]
+    ids = representations_of(catalog, ours, pack_id="pack0", poolings=("mean",), blocks=(0, 1))
     assert ids == [known["block_0_mean"][0], known["block_1_mean"][0]]
     with pytest.raises(ValueError, match="block 1 cls of pack pack0"):
         representations_of(catalog, model, blocks=(5,))

@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.catalog.ingest.published_wells import import_wells
+from cytolake.catalog.representations import find_representation
 from cytolake.embed.aggregate import aggregate
-from cytolake.exchange.external import find_representation, import_embeddings
+from cytolake.exchange.external import import_embeddings
 from cytolake.exchange.published_screens import read_release, read_wells_of_plate_map
 from cytolake.screens.plate import ScreenError
 
@@ -40,7 +41,7 @@ def written(folder, text, id_column):
 
 @pytest.fixture
 def catalog(tmp_path):
-    return cytolake.catalog.open(tmp_path / "catalog", create=True)
+    return empty_catalog(tmp_path / "catalog")
 
 
 def test_rxrx3_core_comes_in_with_facts_and_vectors_of_its_wells(catalog, tmp_path):
@@ -62,7 +63,7 @@ def test_rxrx3_core_comes_in_with_facts_and_vectors_of_its_wells(catalog, tmp_pa
     assert find_representation(catalog, name["representation_id"]) == name
 
 
-def test_sites_of_rxrx1_become_wells_under_the_name_asked_for(catalog, tmp_path):
+def test_sites_of_rxrx1_become_wells_under_the_name_given(catalog, tmp_path):
     wells, table = read_release("rxrx1", *written(tmp_path, RXRX1, "site_id"), screen="recursion")
     assert import_wells(catalog, wells) == 2
     found = aggregate(catalog, import_embeddings(catalog, table, "theirs"), "well").to_pylist()
@@ -92,10 +93,10 @@ def test_names_are_of_one_external_representation(catalog, tmp_path):
     ids = [import_embeddings(catalog, table, "openphenom")]
     table.vectors[0, 0] += 1
     ids.append(import_embeddings(catalog, table, "openphenom"))
-    with pytest.raises(ValueError, match=r"found 2 external representations of this name, expected one: .*Give one"):
+    with pytest.raises(ValueError, match=r"2 external representations have this name, expected one: .*Give one"):
         find_representation(catalog, "openphenom")
     assert [find_representation(catalog, each)["representation_id"] for each in ids] == ids
-    with pytest.raises(ValueError, match=r"dino: no representation has this id.*external ones are openphenom"):
+    with pytest.raises(ValueError, match=r"representation dino: not in the table representations.*\(openphenom, "):
         find_representation(catalog, "dino")
 
 

@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 import zarr
+from tests.catalog.small_plate import commit_plate
 
 import cytolake
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.catalog.corrections import annotate, rename, replace_plate
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
+from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
 from cytolake.curation.curate import CurateConfig, Curation, curate
 from cytolake.packs import build
 from cytolake.packs.build import PackConfig, build_pack

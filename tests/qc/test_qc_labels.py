@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.catalog.small_plate import commit_plate
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
+from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
 from cytolake.qc.labels import (
     LABELS,
     SHEET_COLUMNS,

@@ -8,8 +8,9 @@ import io
 import pytest
 from rich.console import Console
 
-from cytolake.catalog.ingest.inspection import inspect_screen, render
+from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.catalog.ingest.wells import well_rows
+from cytolake.cli.print_inspection import print_inspection
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.recipes import RECIPES
 from cytolake.screens.sources import ScreenSource, list_plates
@@ -30,7 +31,7 @@ def test_every_column_is_listed_with_what_it_becomes(screen):
         "gene": "label gene", "Genotype": "annotation", "cell_line": "annotation", "notes": "nothing",
     }  # fmt: skip
     page = io.StringIO()
-    render(found, Console(file=page, width=200, no_color=True))
+    print_inspection(found, Console(file=page, width=200, no_color=True))
     assert "label gene" in page.getvalue()
 
 

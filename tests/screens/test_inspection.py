@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.catalog.ingest.inspection import Inspection, inspect_screen, render
+from cytolake.catalog.ingest.inspection import Inspection, inspect_screen
+from cytolake.cli.print_inspection import print_inspection
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
 
@@ -23,7 +24,7 @@ def inspected(folder, crop_size=8, **fields):
 
 def printed(inspection: Inspection, width=200) -> str:
     text = io.StringIO()
-    render(inspection, Console(file=text, width=width))
+    print_inspection(inspection, Console(file=text, width=width))
     return text.getvalue()
 
 

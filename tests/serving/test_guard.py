@@ -259,7 +259,7 @@ def test_a_path_needs_the_scope_of_its_first_word(path, scope):
     assert needed_scope(path) == scope
 
 
-def test_the_explorers_page_needs_no_key_and_what_it_asks_for_does():
+def test_the_explorers_page_needs_no_key_and_its_data_do():
     assert Answer(CONFIG, path="/explore/index.html", method="GET").status == 200
     assert Answer(CONFIG, path="/explore/index.html", method="POST").status == 401
     assert Answer(CONFIG, path="/explore/../v1/embed", method="GET").status == 401
@@ -351,7 +351,7 @@ def test_a_rate_lets_in_a_burst_and_then_what_comes_back():
 
 
 @pytest.mark.parametrize("per_s", [0.1, 1 / 3, 0.7, 3.0, 7.0])
-def test_whoever_waits_as_told_is_let_in_and_no_more_than_the_rate_gets_in(per_s):
+def test_a_caller_that_waits_is_admitted_and_no_more_than_the_rate_get_in(per_s):
     clock = Clock()
     rates = RateLimit(per_s=per_s, clock=clock)
     let_in = 0
@@ -377,7 +377,7 @@ def test_callers_that_come_once_do_not_fill_the_memory(monkeypatch):
             assert rates.take("busy") > 0, "a caller above its rate is not forgotten by a few others"
 
 
-def test_a_caller_above_its_rate_is_told_when_to_come_back_before_its_body_is_read():
+def test_a_caller_above_its_rate_gets_a_retry_after_before_its_body_is_read():
     (plain, key), (other, other_key) = new_key("lab"), new_key("clinic")
     successor, successor_key = new_key("lab")
     running = Guard(None, with_keys(key, other_key, successor_key, requests_per_s=0.01, burst=2))

@@ -47,7 +47,7 @@ def test_an_object_reads_as_a_file_of_the_same_bytes(tmp_path, put):
         assert storage.read_part(f"{place}/a", 7, None, 10) == b"789"
         assert storage.read_part(f"{place}/a", -3, None, 10) == b"789"
         assert storage.read_part(f"{place}/a", -30, None, 10) == CONTENT
-        assert storage.file_size(f"{place}/a") == 10
+        assert storage.stored_file(f"{place}/a").size == 10
         with storage.open_file(f"{place}/a") as file:
             assert (file.read(3), file.seek(8), file.read()) == (b"012", 8, b"89")
 
@@ -64,17 +64,17 @@ def test_a_large_object_is_read_in_blocks_and_only_where_it_is_wanted(put, monke
     monkeypatch.setattr(storage, "BLOCK_BYTES", 1000)
     content = np.random.default_rng(0).bytes(50_000)
     bucket = put({"a": content})
-    asked = []
+    requests = []
     files = storage.file_system(bucket)
     fetch = files.cat_file
-    monkeypatch.setattr(files, "cat_file", lambda *args, **kwargs: asked.append(args) or fetch(*args, **kwargs))
+    monkeypatch.setattr(files, "cat_file", lambda *args, **kwargs: requests.append(args) or fetch(*args, **kwargs))
     with storage.open_file(f"{bucket}/a") as file:
         for offset in (0, 40_000, 123):
             file.seek(offset)
             assert file.read(500) == content[offset : offset + 500]
         file.seek(0)
         assert file.read() == content
-    assert not asked  # never the whole object in one request
+    assert not requests  # never the whole object in one request
 
 
 def test_each_of_many_paths_gives_its_bytes_or_its_error(tmp_path, put):
@@ -89,11 +89,11 @@ def test_each_of_many_paths_gives_its_bytes_or_its_error(tmp_path, put):
         assert isinstance(large, StorageError)
 
 
-def test_what_is_not_there_is_told_by_its_path(put):
+def test_what_is_not_there_is_named_by_its_path(put):
     bucket = put({"a": CONTENT})
     for read in (
         lambda path: storage.read_bytes(path, 10),
-        storage.file_size,
+        storage.stored_file,
         lambda path: storage.open_file(path).read(),
     ):
         with pytest.raises(FileNotFoundError, match=f"{bucket}/gone: no such object"):
@@ -138,7 +138,7 @@ def test_the_etag_tells_contents_of_one_size_apart(put):
     assert [file.etag for file in storage.list_beginning_with(f"{bucket}/").values()] == etags
 
 
-def test_a_storage_that_refuses_connections_is_told_within_seconds(s3_server, monkeypatch):
+def test_a_storage_that_refuses_connections_is_reported_within_seconds(s3_server, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -189,7 +189,7 @@ def answers(s3_server, monkeypatch):
         listener.close()
 
 
-def test_a_bucket_that_may_not_be_read_is_told_as_such(answers):
+def test_a_bucket_that_may_not_be_read_is_reported_as_such(answers):
     answers("403 Forbidden", "AccessDenied")
     for read in (lambda: storage.read_bytes("s3://b/key", 10), lambda: storage.list_objects("s3://b/key")):
         with pytest.raises(PermissionError, match=r"s3://b/key/?: reading was refused.*AWS_"):
@@ -198,7 +198,7 @@ def test_a_bucket_that_may_not_be_read_is_told_as_such(answers):
     assert isinstance(each, PermissionError)
 
 
-def test_a_storage_that_fails_is_asked_a_few_times_and_then_told(answers):
+def test_a_storage_that_fails_is_tried_a_few_times_and_then_reported(answers):
     requests = answers("503 Slow Down", "SlowDown")
     with pytest.raises(UnreachableError, match="s3://b/key"):
         storage.read_bytes("s3://b/key", 10)
@@ -206,18 +206,18 @@ def test_a_storage_that_fails_is_asked_a_few_times_and_then_told(answers):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "is_told_of_all"),
+    ("status", "code", "concerns_all"),
     [
         ("400 Bad Request", "ExpiredToken", True),
         ("403 Forbidden", "AccessDenied", False),
         ("404 No", "NoSuchKey", False),
     ],
 )
-def test_what_concerns_all_files_is_told_from_what_concerns_one(answers, status, code, is_told_of_all):
+def test_an_error_of_the_storage_differs_from_one_of_a_file(answers, status, code, concerns_all):
     answers(status, code)
     with pytest.raises(OSError, match="s3://b/key") as caught:
         storage.read_bytes("s3://b/key", 10)
-    assert storage.is_of_storage(caught.value) == is_told_of_all
+    assert storage.is_of_storage(caught.value) == concerns_all
 
 
 def test_a_machine_out_of_open_files_says_nothing_about_the_file(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from cytolake.models import ModelConfig
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
 from cytolake.packs.pack import Pack
+from cytolake.train import feed
 from cytolake.train.feed import FeedSettings, Minibatch, Prefetcher, _Partners, read_minibatches
 
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
@@ -120,20 +123,16 @@ def test_leaving_early_ends_the_thread():
     assert not [thread for thread in threading.enumerate() if thread.name == "minibatch-prefetch"]
 
 
-def test_waiting_for_data_is_measured():
-    import time
-
-    def slow():
-        for _ in range(3):
-            time.sleep(0.05)
-            yield "minibatch"
-
-    with Prefetcher(slow(), depth=1) as prefetcher:
-        list(prefetcher)
-    assert prefetcher.waited_s == pytest.approx(0.15, abs=0.1)
+def test_waiting_for_data_is_measured(monkeypatch):
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))  # a second passes between two looks
+    monkeypatch.setattr(feed, "time", clock)
+    with Prefetcher(iter(["minibatch"] * 3), depth=1) as prefetcher:
+        assert len(list(prefetcher)) == 3
+    assert prefetcher.waited_s == 4, "three minibatches and the end"
 
 
-def test_the_second_view_is_of_the_same_well_whoever_reads_it(pack):
+def test_the_second_view_is_of_the_same_well_for_every_reader(pack):
     settings = dataclasses.replace(
         SETTINGS, objective=TWO_VIEWS, pairs_wells=True, augment=AugmentConfig(flip_rotate=False)
     )

@@ -70,7 +70,11 @@ def losses(runs: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("objective", "model"),
-    [(each, TRANSFORMER) for each in OBJECTIVES] + [(each, RESNET) for each in ON_RESNET],
+    [
+        *((each, TRANSFORMER) for each in OBJECTIVES),
+        pytest.param(ON_RESNET[0], RESNET, marks=pytest.mark.slow),
+        (ON_RESNET[1], RESNET),  # statistics of a batch normalisation, a teacher and a queue
+    ],
     ids=lambda each: getattr(each, "name", "") or each.architecture,
 )
 def test_an_interrupted_run_of_it_continues_to_the_same_numbers(

@@ -15,9 +15,10 @@ from tests.tune.in_process import run_in_process
 
 import cytolake.catalog
 from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
-from cytolake.benchmark.probe_data import read_probe_data, read_vectors, standardise_by_plate_controls
+from cytolake.benchmark.probe_data import read_probe_data, standardise_by_plate_controls
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.representations import read_vectors
 from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias
 from cytolake.tune import block_search
 from cytolake.tune.block_search import BlockChoice, search_blocks

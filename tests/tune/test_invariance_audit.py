@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.stats import norm
+from tests.embed.every_block import every_block
 from tests.embed.small_screen import SmallScreen, make_small_screen
 
-from cytolake.embed.extract import embed_crops
 from cytolake.models import load_encoder
 from cytolake.models.augment import KNOBS, AugmentConfig
 from cytolake.reports.audit_page import audit_table, audit_text, proposal_text, write_audit
@@ -66,7 +66,7 @@ def test_recall_of_unchanged_crops_is_that_of_scikit_learn(small: SmallScreen, a
     for crops in (task.train, task.test):
         rows = small.pack.rows_of([task.data.crop_ids[i] for i in crops])
         channels = [small.pack.channels(int(row)) for row in rows]
-        pooled = embed_crops(load_encoder(small.checkpoints["trained"]), small.pack.read(rows), channels, ("mean",))
+        pooled = every_block(load_encoder(small.checkpoints["trained"]), small.pack.read(rows), channels, ("mean",))
         vectors.append(pooled[:, 1])
     labels = [task.data.label_of_well[task.data.well_of_crop[crops]] for crops in (task.train, task.test)]
     probe = make_pipeline(

@@ -89,27 +89,33 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
 def _scored(catalog: Catalog, wanted: LeaderboardFilter) -> list[dict[str, Any]]:
     """Every summary score of the rankings' tasks, with what it is of."""
     conditions = ["s.seed = -1", "s.value is not null"]
-    for name in ("benchmark", "label", "metric"):
-        if getattr(wanted, name):
-            conditions.append(f"s.{name} = {_quoted(getattr(wanted, name))}")
-    if wanted.alignment:
-        conditions.append(f"coalesce(s.alignment, 'none') = {_quoted(wanted.alignment)}")
-    guard_rails, nuisances, errors = (", ".join(map(_quoted, names)) for names in (GUARD_RAILS, NUISANCES, ERRORS))
+    filters = {name: getattr(wanted, name) for name in ("benchmark", "label", "metric", "alignment")}
+    filters = {name: value for name, value in filters.items() if value}
+    for name in filters:
+        column = f"s.{name}" if name != "alignment" else "coalesce(s.alignment, 'none')"
+        conditions.append(f"{column} = ${name}")
     found: list[dict[str, Any]] = catalog.sql(
         f"""
         select s.benchmark, s.label, s.metric, coalesce(s.split, '') as split,
                coalesce(s.alignment, 'none') as alignment,
-               case when r.kind = {_quoted(EXPRESSION)} then r.pack_id else '' end as screen_id,
+               case when r.kind = $expression then r.pack_id else '' end as screen_id,
                coalesce(s.protocol, '') as protocol, r.pack_id, r.kind, r.architecture, r.model_id, r.block,
                r.pooling, coalesce(r.parent_id, '') as parent_id,
                coalesce(r.alignment_variant, '') as alignment_variant, s.representation_id, s.value, s.ci_low,
                s.ci_high, s.n_test, s.n_classes, s.details, s.scored_at,
-               case when s.benchmark in ({guard_rails}) or s.metric in ({errors})
-                         or (s.benchmark like 'linear_probe%' and s.label in ({nuisances}))
+               case when s.benchmark in $guard_rails or s.metric in $errors
+                         or (s.benchmark like 'linear_probe%' and s.label in $nuisances)
                     then -1 else 1 end as sign
         from scores s join representations r using (representation_id)
         where {" and ".join(conditions)}
-        """
+        """,
+        parameters={
+            **filters,
+            "expression": EXPRESSION,
+            "guard_rails": list(GUARD_RAILS),
+            "errors": list(ERRORS),
+            "nuisances": list(NUISANCES),
+        },
     ).to_pylist()
     return found
 
@@ -179,12 +185,13 @@ def _stands_for(rows: Sequence[dict[str, Any]], by_probe: Mapping[str, tuple[str
 def _chosen_by_probe(catalog: Catalog) -> dict[str, tuple[str, str]]:
     """By model, the representation that leads its newest linear probe of wells, and the label of that probe."""
     rows = catalog.sql(
-        f"""
+        """
         select r.model_id, s.representation_id, s.label, s.value, s.scored_at, s.protocol
         from scores s join representations r using (representation_id)
-        where s.seed = -1 and s.benchmark like 'linear_probe%' and s.metric = {_quoted(WELL_METRIC)}
-              and s.label not in ({", ".join(map(_quoted, NUISANCES))}) and s.value is not null
-        """
+        where s.seed = -1 and s.benchmark like 'linear_probe%' and s.metric = $metric
+              and s.label not in $nuisances and s.value is not null
+        """,
+        parameters={"metric": WELL_METRIC, "nuisances": list(NUISANCES)},
     ).to_pylist()
     newest: dict[str, tuple[Any, str]] = {}
     for row in rows:
@@ -201,7 +208,3 @@ def _chosen_by_probe(catalog: Catalog) -> dict[str, tuple[str, str]]:
 
 def _merit(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (-row["sign"] * row["value"], row["kind"], row["model_id"], row["block"], row["pooling"])
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

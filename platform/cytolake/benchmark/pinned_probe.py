@@ -20,7 +20,7 @@ from cytolake.benchmark.linear_probe import CROP_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
-from cytolake.embed.extract import embed_rows
+from cytolake.embed.crop_vectors import embed_rows
 from cytolake.models import load_encoder
 from cytolake.packs.pack import Pack
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.labelled_units import UNIT, labelled_units
+from cytolake.catalog.representations import VectorReader
 from cytolake.screens.positions import name_of_well
 
 LABELS = (
@@ -69,7 +70,7 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
         ValueError: The label is no column of wells, the representation has no rows, or fewer than two classes.
     """
     check_label(label)
-    crops = catalog.table("embeddings", columns=["crop_id", "well_id"], where=_only(representation_id))
+    crops = VectorReader(catalog).columns(representation_id, ["crop_id", "well_id"])
     if crops.num_rows == 0:
         raise ValueError(
             f"representation {representation_id} has no rows in the embeddings table. Run jobs/embed.py first."
@@ -142,24 +143,6 @@ def check_label(label: str) -> None:
         raise ValueError(f"probe.label is {label!r}, expected one of {', '.join(LABELS)}.")
 
 
-def read_vectors(catalog: Catalog, representation_id: str, crop_ids: Sequence[str]) -> NDArray[np.float32]:
-    """(N, D) vectors of one representation in the order of `crop_ids`.
-
-    Raises:
-        ValueError: A crop without a vector.
-    """
-    rows = catalog.table("embeddings", columns=["crop_id", "embedding"], where=_only(representation_id))
-    place = pc.index_in(pa.array(crop_ids, pa.string()), value_set=rows["crop_id"].combine_chunks())
-    if place.null_count:
-        raise ValueError(
-            f"representation {representation_id}: {place.null_count} of {len(crop_ids)} crops have no row in the "
-            "embeddings table. Run jobs/embed.py again; it adds what is missing."
-        )
-    values = rows["embedding"].combine_chunks()
-    matrix = np.asarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(values), -1)
-    return np.ascontiguousarray(matrix[place.to_numpy()])
-
-
 def standardise_by_plate_controls(
     vectors_ND: NDArray[np.float32], plate_N: Sequence[str], is_control_N: NDArray[np.bool_], min_controls: int = 8
 ) -> NDArray[np.float32]:
@@ -191,10 +174,3 @@ def standardise_by_plate_controls(
         safe_D = np.where(sd_D > 1e-12, sd_D, np.inf)  # 1e-12: a constant feature has only rounding left
         aligned[here] = (vectors_ND[here] - mean_D) / safe_D
     return aligned
-
-
-def _only(representation_id: str) -> str:
-    """The SQL condition that leaves one partition of the table."""
-    if not representation_id.isalnum():
-        raise ValueError(f"{representation_id!r} is not a representation id, expected letters and digits.")
-    return f"representation_id = '{representation_id}'"

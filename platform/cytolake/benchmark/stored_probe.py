@@ -6,9 +6,10 @@ import pyarrow as pa
 
 from cytolake.benchmark.cross_validation import ProbeResult, probe_representation
 from cytolake.benchmark.linear_probe import ProbeConfig, probe_key
-from cytolake.benchmark.probe_data import read_probe_data, read_vectors
+from cytolake.benchmark.probe_data import read_probe_data
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.representations import read_vectors
 
 
 def probe_stored(catalog: Catalog, representation_id: str, config: ProbeConfig) -> ProbeResult:

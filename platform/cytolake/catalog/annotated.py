@@ -1,18 +1,28 @@
-"""Embeddings and what is known about their crops or wells, as one AnnData."""
+"""Reads representations with all labels of their crops or wells into one AnnData.
+
+`cytolake.exchange.export` writes the same to a file, of representations that need not fit into memory together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cytolake.catalog.annotation_columns import annotation_columns
 from cytolake.catalog.declared import table_contract
-from cytolake.catalog.errors import CatalogError
-from cytolake.catalog.labelled_units import UNIT, labelled_units
+from cytolake.catalog.labelled_units import UNIT, LabelledUnits, labelled_units
+from cytolake.catalog.representations import (
+    Level,
+    VectorReader,
+    find_representation,
+    no_vectors,
+    read_vectors,
+    wrong_dim,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,113 +30,128 @@ if TYPE_CHECKING:
     from cytolake.catalog.tables import Catalog
 
 
-def to_anndata(
-    catalog: Catalog, representation_id: str | Sequence[str], *, level: Literal["crop", "well"] = "crop"
-) -> AnnData:
+def to_anndata(catalog: Catalog, names: str | Sequence[str], *, level: Level = "crop") -> AnnData:
     """Put one or several representations of the same crops or wells into an AnnData.
 
     Args:
         catalog: Where the rows are.
-        representation_id: One, or several. Of several, only the crops (wells) that have all of them are there.
+        names: Of representations, as `find_representation` takes them: one, or several. Of several, only the crops
+            (wells) that have all of them are there.
         level: `crop` reads `embeddings`, `well` reads `profiles`.
 
     Returns:
         `obs`: columns of `crops` and `wells`, indexed by crop or well id, in the order of the ids, with the labels of
         objects where these have any (at the level of wells a row for each group of them); each annotation of
-        the plate map is a column `Metadata_<name>`. `X`: (N, D) float32
-        of one representation; of several, `X` is absent and each is in `obsm` under its id. `uns["cytolake"]`: rows
-        of `representations` as JSON-like values.
+        the plate map is a column `Metadata_<name>`. `X`: (N, D) float32 of one representation; of several, `X` is
+        absent and each is in `obsm` under its id. `uns["cytolake"]`: rows of `representations` as JSON-like values.
 
     Raises:
-        CatalogError: An id that is not in `representations`, or has no rows at this level.
+        CatalogError: A representation that is not there, or has no rows at this level.
     """
     import anndata
 
-    ids = [representation_id] if isinstance(representation_id, str) else list(representation_id)
-    vectors_table, vector, key = (
-        ("embeddings", "embedding", "crop_id") if level == "crop" else ("profiles", "profile", "well_id")
-    )
-    known = _known_representations(catalog, ids)
-    vectors = [
-        catalog.sql(
-            f"SELECT {key}, {vector} AS vector FROM {vectors_table} "
-            f"WHERE representation_id = '{identity}' ORDER BY {key}"
-        )
-        for identity in ids
-    ]
-    for identity, rows in zip(ids, vectors, strict=True):
-        if not rows.num_rows:
-            remedy = f"Run jobs/embed.py for its pack {known[identity]['pack_id']} first."
-            if known[identity]["kind"] == "aligned":
-                remedy = "It was aligned at the level of wells: use level='well', or the one that it was made from."
-            raise CatalogError(f"representation {identity}: no rows in {vectors_table}. {remedy}")
-    obs = _observations(catalog, level, vectors)
-    matrices = [_matrix(obs[key], rows, int(known[i]["dim"]), i) for i, rows in zip(ids, vectors, strict=True)]
-    annotations = obs["annotations"].to_pylist()
-    obs = obs.drop_columns(["annotations"])
-    for name, column in annotation_columns(annotations, obs.column_names).items():
-        obs = obs.append_column(name, column)
-    frame = obs.to_pandas().set_index(key, drop=True)
-    single = len(ids) == 1
-    return anndata.AnnData(
-        X=matrices[0] if single else None,
-        obs=frame,
-        obsm={} if single else dict(zip(ids, matrices, strict=True)),
-        uns={"cytolake": {identity: known[identity] for identity in ids}},
-    )
-
-
-def _known_representations(catalog: Catalog, ids: list[str]) -> dict[str, dict[str, Any]]:
-    rows = catalog.sql(
-        "SELECT r.* EXCLUDE (created_at), strftime(created_at, '%Y-%m-%dT%H:%M:%SZ') AS created_at "
-        "FROM representations r JOIN wanted USING (representation_id)",
-        wanted=pa.table({"representation_id": pa.array(ids, pa.string())}),
-    ).to_pylist()
-    # HDF5 has no null: columns that the catalog gained later are empty.
-    known = {
-        row["representation_id"]: {name: "" if value is None else value for name, value in row.items()} for row in rows
-    }
-    unknown = [identity for identity in ids if identity not in known]
-    if unknown or not ids:
-        some = catalog.table("representations", columns=["representation_id"]).column(0).to_pylist()
-        raise CatalogError(
-            f"representation {', '.join(unknown) or '(none given)'}: not in the table representations, which has "
-            f"{len(some)}{': ' if some else ''}{', '.join(some[:5])}. Take an id from there, or run jobs/embed.py."
-        )
-    return known
-
-
-def _observations(catalog: Catalog, level: str, vectors: list[pa.Table]) -> pa.Table:
-    """Rows of crops with their wells (or wells alone) that every one of the vector tables has, in order of the id."""
-    views = {f"vectors_{i}": rows for i, rows in enumerate(vectors)}
+    catalog = catalog.snapshot()
+    wanted = [names] if isinstance(names, str) else list(names) or [""]
+    found = [find_representation(catalog, name) for name in wanted]
+    known = {str(row["representation_id"]): row for row in found}
     units = labelled_units(catalog)
-    wells = table_contract("wells").schema.names
+    reader = VectorReader(catalog, level)
+    rows = _ids_of_all(reader, known)
+    columns = table_contract("wells").schema.names
     if level == "crop":
-        crops = table_contract("crops").schema.names
-        selected = [f"c.{name}" for name in crops] + [f"w.{name}" for name in wells if name not in crops]
-        of_crop = f"coalesce(g.{UNIT}, c.well_id)"
-        source = f"crops c LEFT JOIN group_of_crop g USING (crop_id) JOIN units w ON w.{UNIT} = {of_crop}"
-        key, own = "crop_id", "c.crop_id"
-        views["group_of_crop"] = units.group_of_crop
+        rows = catalog.sql("SELECT * FROM crops SEMI JOIN these USING (crop_id)", these=rows)
+        of_crops = [f"r.{name}" for name in rows.column_names]
+        selected = [*of_crops, *(f"w.{name}" for name in columns if f"r.{name}" not in of_crops)]
     else:
-        selected = [f"w.{name}" for name in wells if name != "well_id"]
-        source, key, own = "units w", "well_id", f"w.{UNIT}"
-    quoted = ", ".join(f'{name[:2]}"{name[2:]}"' for name in selected)
-    if level != "crop":
-        quoted = f"w.{UNIT} AS well_id, {quoted}"
-    joins = " ".join(f"SEMI JOIN {view} ON {own} = {view}.{key}" for view in views if view.startswith("vectors_"))
-    return catalog.sql(f"SELECT {quoted} FROM {source} {joins} ORDER BY {own}", units=units.rows, **views)
+        selected = ["r.well_id", *(f"w.{name}" for name in columns if name != "well_id")]
+    obs = observations(catalog, rows, units, selected, order=[f"r.{reader.key}"])
+    matrices = {}
+    for identity, row in known.items():
+        matrices[identity] = read_vectors(catalog, identity, obs[reader.key], level=level)
+        if matrices[identity].shape[1] != row["dim"]:
+            raise wrong_dim(identity, matrices[identity].shape[1], int(row["dim"]))
+    single = len(known) == 1
+    return anndata.AnnData(
+        X=next(iter(matrices.values())) if single else None,
+        obs=obs.to_pandas().set_index(reader.key, drop=True),
+        obsm={} if single else matrices,
+        uns={"cytolake": {identity: plain_row(row) for identity, row in known.items()}},
+    )
 
 
-def _matrix(keys: pa.ChunkedArray, rows: pa.Table, dim: int, identity: str) -> np.ndarray[Any, Any]:
-    """(len(keys), dim) float32: the vectors in the order of the keys."""
-    taken = rows.take(pc.index_in(keys, rows.column(0)))
-    lists = taken.column("vector").combine_chunks()
-    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    if len(values) != len(keys) * dim:
-        raise CatalogError(
-            f"representation {identity}: found {len(values)} values in {len(keys)} vectors, expected {dim} in each. "
-            "The rows were not written by one embedding job: embed the pack again under a new model."
-        )
-    matrix: np.ndarray[Any, Any] = values.reshape(len(keys), dim)
-    return matrix
+def observations(
+    catalog: Catalog,
+    rows: pa.Table,
+    units: LabelledUnits,
+    selected: Sequence[str],
+    *,
+    order: Sequence[str],
+    reserved: Collection[str] | None = None,
+) -> pa.Table:
+    """Rows of crops or wells with the labels and annotations of their wells, or of the groups of objects there.
+
+    Args:
+        catalog: Where the crops are.
+        rows: `well_id` of each row (of profiles the id of the well or group), and `crop_id` where it is a crop.
+        units: Of the catalog.
+        selected: Columns of the result: `r.NAME` of `rows`, `w.NAME` of the well, `c.NAME` of the ingested crop (null
+            for crops that were cut elsewhere). Annotations follow as `Metadata_<name>` after the last of the wells'.
+        order: Columns that the result is sorted by, written the same way.
+        reserved: Names that no annotation may take; by default those of the selected columns.
+
+    Returns:
+        One row for each of `rows` whose well is known.
+    """
+    is_crop = "crop_id" in rows.column_names
+    unit = units.of_crops(rows["crop_id"], rows["well_id"]) if is_crop else rows["well_id"]
+    selected = [name for name in selected if name != "w.annotations"]
+    taken = [name[2:] for name in selected] if reserved is None else reserved
+    wells = with_annotations(units, [name[2:] for name in {*selected, *order} if name.startswith("w.")], taken)
+    annotations = [f"w.{name}" for name in wells.column_names if name.startswith("Metadata_")]
+    last = max(place for place, name in enumerate(selected) if name.startswith("w.")) + 1
+    shown = ", ".join(_quoted(name) for name in [*selected[:last], *annotations, *selected[last:]])
+    crops = "LEFT JOIN crops c ON c.crop_id = r.crop_id" if any(name.startswith("c.") for name in selected) else ""
+    return catalog.sql(
+        f"SELECT {shown} FROM these r JOIN units w ON w.{UNIT} = r.{UNIT} {crops} "
+        f"ORDER BY {', '.join(_quoted(name) for name in order)}",
+        these=rows.append_column(UNIT, unit),
+        units=wells,
+    )
+
+
+def with_annotations(units: LabelledUnits, columns: Sequence[str], reserved: Collection[str]) -> pa.Table:
+    """`unit_id`, columns of `wells`, and each annotation as a column `Metadata_<name>` that is not a reserved name."""
+    wells = units.rows.select([UNIT, *columns])
+    for name, column in annotation_columns(units.rows["annotations"].to_pylist(), reserved).items():
+        wells = wells.append_column(name, column)
+    return wells
+
+
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `representations` as JSON and HDF5 have it: null and NaN are empty, a time is text in UTC."""
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> int | float | str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value if isinstance(value, int | float | str) else str(value.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def _ids_of_all(reader: VectorReader, known: dict[str, dict[str, Any]]) -> pa.Table:
+    """`crop_id` or `well_id` of the rows that every representation has."""
+    shared: pa.Table | None = None
+    for identity, row in known.items():
+        ids = reader.columns(identity, [reader.key])
+        if not ids.num_rows:
+            raise no_vectors(row, reader.level)
+        if shared is not None:
+            ids = ids.filter(pc.is_in(ids[reader.key], value_set=shared[reader.key].combine_chunks()))
+        shared = ids
+    assert shared is not None
+    return shared
+
+
+def _quoted(name: str) -> str:
+    """`w.plate` -> `w."plate"`."""
+    return f'{name[:2]}"{name[2:].replace(chr(34), chr(34) * 2)}"'

@@ -1,4 +1,4 @@
-"""Annotations of wells, which the catalog stores as one JSON text, as the columns that they came from."""
+"""Turns the annotations of wells, one JSON text in the catalog, back into the columns of the plate map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one way rows enter a Delta table: whole, once, checked.
+"""Appends, replaces and deletes rows of Delta tables: atomically, exactly once, checked against the contract.
 
 Every commit carries an application transaction, the mark by which a repeated or restarted job finds that its rows are
 already there. Delta itself refuses two of them only when they race, so the mark is looked up before each attempt.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,7 +24,7 @@ from cytolake.catalog.errors import CatalogError
 from cytolake.storage.files import delta_options
 
 Rows: TypeAlias = "pa.Table | Callable[[], Iterator[pa.Table]]"
-"""A table, or what gives the same tables each time it is called, one after the other: then one at once is in memory."""
+"""A table, or a function that yields tables one after the other, the same at each call: one is in memory at a time."""
 
 ATTEMPTS = 12  # with the backoff below a commit gives up after about 20 s of lost races
 FIRST_BACKOFF_S = 0.02
@@ -42,20 +42,20 @@ _CONFIGURATION = {
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Rows that go in the commit that brings others in their place."""
+    """Rows that a commit deletes and writes others in their place."""
 
     column: str
     values: tuple[str, ...]
     check: Callable[[], None]
-    """Called before they go; raises where they must stay."""
+    """Called before they are deleted; raises where they must stay."""
     always: bool = False
-    """Also where the commit's applications never wrote here before."""
+    """Delete them also where the commit's applications never wrote to this table before."""
 
 
 def create_table(path: str, contract: TableContract) -> DeltaTable:
-    """Make the table if it is not there, and give it the constraints and new columns of its contract.
+    """Create the table where it is missing, and add the constraints and new columns of its contract.
 
-    Several processes may do this at once; a process killed in the middle is made good by the next call.
+    Several processes may do this at once; the next call completes what a killed process left unfinished.
 
     Raises:
         CatalogError: The table there has a column of another type than the contract, or one that the contract lacks.
@@ -159,7 +159,7 @@ def commit_rows(
             named = (*marks.items(), *claims.items(), *((each, table.version() + 1) for each in touches))
             _write(table, contract, rows, predicate, [Transaction(*each) for each in named])
             return True
-        except CommitFailedError as error:  # somebody else was first: their commit may be this very transaction
+        except CommitFailedError as error:  # another process was first: its commit may be this very transaction
             if attempt == ATTEMPTS - 1:
                 raise CatalogError(
                     f"table {contract.name}: {ATTEMPTS} attempts to commit {next(iter(marks))} lost against other "
@@ -174,13 +174,13 @@ def commit_rows(
                 ) from error
             raise CatalogError(
                 f"table {contract.name} at {table.table_uri}: rows could not be written ({error}). Nothing of them "
-                "shows. Make room there, or mend the access, then run the job again."
+                "shows. Make room there, or correct the permissions, then run the job again."
             ) from error
     raise AssertionError("the last attempt returns or raises")
 
 
 def delete_rows(path: str, column: str, values: Collection[str], *, forget: Collection[str] = ()) -> int:
-    """Delete rows from a table, in one commit; returns how many. Versions of before still have them.
+    """Delete rows from a table, in one commit; returns how many. Older versions still have them.
 
     Args:
         path: Folder or URI of the table.
@@ -192,8 +192,7 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
     Raises:
         CatalogError: Other writers kept this one out for about 20 seconds, or the table cannot be written.
     """
-    quoted = [value.replace("'", "''") for value in sorted(values)]
-    listed = ", ".join(f"'{value}'" for value in quoted)
+    predicate = _one_of(column, sorted(values))
     for attempt in range(ATTEMPTS):
         table = open_table(path)
         if table is None:
@@ -202,14 +201,16 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
             if table.to_pyarrow_dataset().count_rows(filter=pc.field(column).isin(sorted(values))) == 0:
                 return 0
             commit = CommitProperties(app_transactions=[Transaction(each, FORGOTTEN) for each in sorted(forget)])
-            deleted = table.delete(f"{column} in ({listed})", commit_properties=commit)
+            deleted = table.delete(predicate, commit_properties=commit)
             return int(deleted["num_deleted_rows"] or 0)
         except CommitFailedError as error:
             if attempt == ATTEMPTS - 1:
                 raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Run it again.") from error
             _back_off(attempt)
         except (DeltaError, OSError) as error:
-            raise CatalogError(f"table at {path}: rows could not be deleted: {error}. Mend the access.") from error
+            raise CatalogError(
+                f"table at {path}: rows could not be deleted: {error}. Correct the permissions."
+            ) from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -252,8 +253,13 @@ def _predicate(table: DeltaTable, replaced: Replaced) -> str | None:
     """None where there is nothing to replace: Delta plans an append in a fraction of the time."""
     if table.to_pyarrow_dataset().count_rows(filter=pc.field(replaced.column).isin(replaced.values)) == 0:
         return None
-    listed = ", ".join(f"'{value}'" for value in replaced.values)
-    return f"{replaced.column} in ({listed})"
+    return _one_of(replaced.column, replaced.values)
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    """Condition for delta-rs, which takes no parameters."""
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} in ({listed})"
 
 
 def _back_off(attempt: int) -> None:

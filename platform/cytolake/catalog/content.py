@@ -1,4 +1,4 @@
-"""What tables say of each plate, as hashes: equal for equal rows, in any catalog and however they were written.
+"""Hashes the rows of each plate: equal for equal rows, in any catalog and in whatever order they were written.
 
 A Delta version counts commits: the tables of two catalogs with other screens have the same versions after as many
 commits. What names a choice of crops or their pixels is therefore hashed from rows.
@@ -15,8 +15,7 @@ from cytolake.catalog.ids import content_id
 from cytolake.catalog.tables import Catalog
 
 OF_PIXELS = ("plates", "qc_metrics", "sites")
-"""Tables that differ where pixels do: names and sizes of files, and the statistics of every site and channel, which an
-ingest measures on every pixel."""
+"""Tables whose rows change with the pixels: they hold sizes of files, and statistics of every pixel of a site."""
 
 _LEFT_OUT = {
     "plates": {
@@ -57,7 +56,7 @@ def plate_contents(catalog: Catalog, table: str, leave_out: Iterable[str] = ()) 
 
 
 def content_of(catalog: Catalog, tables: Iterable[str], plate_ids: frozenset[str] | None = None) -> str:
-    """One hash of what several tables say of some plates, or of all: see `plate_contents`."""
+    """One hash of the rows of some plates, or of all, in several tables: see `plate_contents`."""
     parts = []
     for table in sorted(tables):
         for plate, content in sorted(plate_contents(catalog, table).items()):

@@ -26,7 +26,7 @@ TYPES: dict[str, pa.DataType] = {
     "timestamp": pa.timestamp("us", tz="UTC"),
     "binary": pa.binary(),
 }
-"""Types a contract may name, beside `list<...>` of one of them."""
+"""Types that a contract may name, besides `list<...>` of one of them."""
 
 _SIGNED = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.int64()}
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())  # each fits into those after it
@@ -38,7 +38,7 @@ class TableContract:
 
     name: str
     key: tuple[str, ...]
-    """Columns that together are never null and never twice the same in one append."""
+    """Key columns: no value is null, and no combination occurs twice in one append."""
     partition_by: tuple[str, ...]
     schema: pa.Schema
     about: dict[str, str]
@@ -46,7 +46,7 @@ class TableContract:
     optional: frozenset[str]
     """Columns that rows may leave out; they are null then."""
     constraints: dict[str, str]
-    """Name to SQL condition that every row meets; Delta checks it at each commit."""
+    """SQL condition of every row, by name; Delta checks it at each commit."""
 
     def empty(self) -> pa.Table:
         """No rows, all columns."""
@@ -137,7 +137,7 @@ class TableContract:
         )
 
     def _culprit(self, rows: list[Mapping[str, Any]]) -> str:
-        """The first column that Arrow refuses, with its type."""
+        """The first column with a value that Arrow refuses, and the type it should have."""
         for field in self.schema:
             try:
                 pa.array([row.get(field.name) for row in rows], field.type)
@@ -173,7 +173,7 @@ def parse_contract(declared: Mapping[str, Any]) -> TableContract:
 
 
 def plain_type(found: pa.DataType) -> pa.DataType:
-    """The type that Delta can hold and that has room for every value of `found`."""
+    """The type that Delta can store and that holds every value of `found`."""
     if found in _SIGNED:
         return _SIGNED[found]
     if pa.types.is_large_string(found) or pa.types.is_string_view(found):

@@ -1,4 +1,4 @@
-"""From crop ids back to the pixels in their source. The catalog holds none of them."""
+"""Reads the pixels of crops from their source; the catalog itself stores no pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_crops(catalog: Catalog, crop_ids: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-    """Pixels of each crop: (C, size, size), in the source's dtype, in the order asked for.
+    """Pixels of each crop: (C, size, size), in the source's dtype, in the order of the ids.
 
     A site is read once for all its crops, and only the rectangle that holds them.
     """

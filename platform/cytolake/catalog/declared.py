@@ -1,4 +1,4 @@
-"""What is declared in the folder catalog/ at the top of the checkout: table contracts, stain names, layouts, rules.
+"""Reads the YAML files of the folder catalog/: table contracts, stain names, layouts, rules.
 Label columns are read by `cytolake.screens.label_vocabulary`.
 
 In an installed wheel the same files lie inside the package.
@@ -23,18 +23,18 @@ from cytolake.screens.layouts import LayoutPreset, parse_preset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChannelVocabulary:
-    """Stains that have an identity of their own, with the other names they go by."""
+    """Known stains, each with an identity of its own, and their synonyms."""
 
     names: tuple[str, ...]
     aliases: Mapping[str, str] = field(repr=False)
-    """Folded spelling to name, for `cytolake.screens.channel_names`; every name is among the spellings."""
+    """Name by folded synonym, for `cytolake.screens.channel_names`; every name is its own synonym."""
     modalities: Mapping[str, str] = field(repr=False)
-    """Name to how it is imaged: fluorescence, brightfield or phase."""
+    """Imaging modality by name: fluorescence, brightfield or phase."""
     default_modality: str
     """Of names that are not in the vocabulary."""
 
     def canonical(self, name: str) -> str:
-        """The vocabulary's spelling of a stain; a name it does not know comes back trimmed.
+        """The vocabulary's name of a stain; an unknown name is returned trimmed.
 
         Case, blanks, hyphens and underscores do not count.
         """

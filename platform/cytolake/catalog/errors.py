@@ -1,4 +1,4 @@
-"""What the catalog says when it cannot do what was asked: always with what was found and what to do next."""
+"""Errors of the catalog. A message states what was found, what was expected and what to do next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crops by plate, well, perturbation and QC, reading the files and row groups that hold them and no others.
+"""Finds crops by plate, well, perturbation and QC; reads only the files and row groups that hold them.
 
 A plate's crops lie in one file, sorted by well, and the statistics of files and row groups name both. So the
 small table of wells is read first, and the crops are then filtered by plate and well.

@@ -61,7 +61,7 @@ class PlateIds:
     plate: str
     """Names that the plate came in under: a rename changes no id."""
     acquisition: str = ""
-    """Stands for the pixels of a later acquisition; empty for the first."""
+    """Hash of the pixels of a later acquisition; empty for the first."""
 
     @property
     def plate_id(self) -> str:

@@ -1,4 +1,4 @@
-"""What labels belong to: wells, or in wells with labelled objects the objects' groups.
+"""Units that labels belong to: wells, or, in wells with labelled objects, the groups of these objects.
 
 A group is all crops of a well that show objects of the same labels alone, such as the cells of one guide in a pooled
 screen. It stands where a well stands: it has a profile, a label, and the plate, batch and position of its well. In a
@@ -34,22 +34,22 @@ class LabelledUnits:
     rows: pa.Table
     """`unit_id` (of a well its id), and the columns of `wells`; `well_id` of a group is that of its well."""
     group_of_crop: pa.Table
-    """`crop_id` and `unit_id` of each crop that is of a group."""
+    """`crop_id` and `unit_id` of each crop that belongs to a group."""
     wells_with_objects: frozenset[str]
-    """Ids of wells with labelled objects. As units they are the crops without labels of their own."""
+    """Ids of wells with labelled objects. As units they stand for their crops without labels."""
     plates_with_objects: frozenset[str]
     """Ids of plates that have, or once had, labelled objects."""
 
     @property
     def whole(self) -> pa.Table:
-        """Rows of the units that a label stands for: no wells with labelled objects, but their groups."""
+        """Rows of the units that carry labels: of wells with labelled objects their groups, else the wells."""
         if not self.wells_with_objects:
             return self.rows
         rest = pa.array(sorted(self.wells_with_objects), pa.string())
         return self.rows.filter(pc.invert(pc.is_in(self.rows[UNIT], value_set=rest)))
 
     def outdated(self, unit_ids: Sequence[str], plate_ids: Sequence[str]) -> list[bool]:
-        """Which rows of `profiles` are of groups that a later table of objects made otherwise.
+        """Which rows of `profiles` belong to groups that a later table of objects replaced.
 
         Args:
             unit_ids: `well_id` of the rows.

@@ -1,4 +1,4 @@
-"""How rows of plates are committed: claimed first, shown last, and corrected by their rows of `plates`."""
+"""Commits rows of plates: a plate is claimed first, becomes visible last, and is corrected by its row of `plates`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PlateCommits:
         raise NotImplementedError
 
     def claim_plate(self, plate_id: str, content: int) -> None:
-        """Say that this content of a plate is written now; a claim of other content that stood before is void.
+        """Claim a plate for this content, which is written next; an earlier claim of other content becomes void.
 
         Of two ingests of one plate with different content the one that claimed last can make it visible.
 
@@ -44,7 +44,7 @@ class PlateCommits:
         )
 
     def show_plate(self, row: pa.Table, *, plate_id: str, content: int) -> bool:
-        """Append a plate's row to `plates`, by which its rows in all tables show.
+        """Append a plate's row to `plates`, which makes its rows visible in all tables.
 
         Returns:
             False where the plate showed already, or other content of it was claimed meanwhile.
@@ -63,7 +63,7 @@ class PlateCommits:
         )
 
     def show_plates(self, rows: pa.Table, contents: Mapping[str, int]) -> bool:
-        """`show_plate` of several plates in one commit: all of them show, or none.
+        """`show_plate` of several plates in one commit: all become visible, or none.
 
         Raises:
             CatalogError: Some show already: another process wrote them, perhaps with the same content.
@@ -79,7 +79,7 @@ class PlateCommits:
     def change_plates(
         self, before: pa.Table, after: pa.Table, *, shows: Mapping[str, int] | None = None, mark: str = ""
     ) -> bool:
-        """Put rows of `plates` in place of others, in one commit: the switch that a correction turns.
+        """Replace rows of `plates` in one commit; this makes a correction visible.
 
         Args:
             before: Rows of `plates` as they were read, of every state.
@@ -123,7 +123,7 @@ class PlateCommits:
             )
 
     def _check_names(self, rows: pa.Table) -> None:
-        """That no other visible plate has the name of a visible one of these rows."""
+        """Raise where another visible plate has the name of a visible one of these rows."""
         ours = set(rows["plate_id"].to_pylist())
         names = {(row["screen"], row["plate"]) for row in Visibility(rows).visible.to_pylist()}
         for row in read_visibility(self._path("plates"), None).visible.to_pylist():
@@ -134,7 +134,7 @@ class PlateCommits:
                 )
 
     def write_plate(self, name: str, rows: Rows, *, plate_id: str, content: int) -> bool:
-        """Commit one plate's rows of one table, in place of rows that an ingest of other content left behind.
+        """Commit one plate's rows of one table; they replace rows that an ingest of other content left behind.
 
         Rows of a plate show only once `plates` has it: claim it first and show it last.
 
@@ -142,7 +142,7 @@ class PlateCommits:
             name: As in catalog/tables/, not `plates`.
             rows: All rows of the plate, perhaps none; or a function that gives them in parts.
             plate_id: Their plate.
-            content: Stands for the plate's files and the settings of the ingest, 1 to 2**63 - 1.
+            content: Hash of the plate's files and the settings of the ingest, 1 to 2**63 - 1.
 
         Returns:
             False where the same content was committed before.
@@ -191,13 +191,13 @@ class PlateCommits:
         )
 
     def plate_content(self, name: str, plate_id: str) -> int | None:
-        """What `write_plate` last committed of this plate to this table; None where nothing."""
+        """Content that `write_plate` last committed of this plate to this table; None where there is none."""
         table = open_table(self._path(name))
         return None if table is None else table.transaction_version(plate_application(plate_id))
 
 
 def plate_application(plate_id: str) -> str:
-    """Application that stands for a plate in each of its tables."""
+    """Name of the Delta application that writes a plate in each of its tables."""
     return f"plate/{plate_id}"
 
 
@@ -206,7 +206,7 @@ def _claim_application(plate_id: str) -> str:
 
 
 def _names(rows: pa.Table) -> list[str]:
-    """Applications that stand for the names of visible plates: two commits that give one name cannot both win."""
+    """Delta applications named after visible plates: of two commits that use one name only one can succeed."""
     names = {(row["screen"], row["plate"]) for row in Visibility(rows).visible.to_pylist()}
     return sorted(f"name/{content_id(*name)}" for name in names)
 

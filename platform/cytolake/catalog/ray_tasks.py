@@ -1,4 +1,4 @@
-"""Work that is the same with Ray and without it."""
+"""Runs independent tasks on Ray where it is started, else one after the other."""
 
 from __future__ import annotations
 

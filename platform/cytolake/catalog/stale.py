@@ -1,4 +1,4 @@
-"""What was computed from labels or pixels that were corrected since.
+"""Finds results that were computed from labels or pixels that were corrected since.
 
 A curation, a pack and a registered model pin the version of `plates` that they read, and are held against its rows.
 Representations are as stale as their pack; scores, and profiles aligned on controls, are stale where a plate of theirs
@@ -25,12 +25,12 @@ Kind: TypeAlias = Literal["curation", "pack", "representation", "score", "model"
 Why: TypeAlias = Literal["labels", "pixels"]
 
 RECOMPUTE, RECOMPUTE_CURATION = "cytolake pipeline", "cytolake curate"
-"""Runs every stage again, and skips what is not stale; or runs the one stage that curations and packs need."""
+"""Commands that compute stale results again: all stages, or the one that makes curations and packs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stale:
-    """One result of before a correction."""
+    """A result that is older than a correction of its input."""
 
     kind: Kind
     identity: str
@@ -89,12 +89,12 @@ def corrected_since(catalog: Catalog, table_versions: Mapping[str, int]) -> dict
 
 
 def check_curation(catalog: Catalog, curation_id: str) -> None:
-    """That no plate of a curation was corrected since.
+    """Raise where a plate of a curation was corrected since.
 
     Raises:
         CatalogError: One was; says which, and what to run.
     """
-    runs = catalog.table("curation_runs", where=f"curation_id = '{curation_id}'").to_pylist()
+    runs = catalog.table("curation_runs", where="curation_id = ?", parameters=[curation_id]).to_pylist()
     changed = corrected_since(catalog, json.loads(runs[0]["table_versions"])) if runs else {}
     if changed:
         why, name = next(iter(changed.values()))
@@ -120,7 +120,7 @@ def _stale_curations(catalog: Catalog) -> list[Stale]:
 
 
 def _newest_packs(packs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """For each curation's name the pack that was built last."""
+    """The newest pack of each curation name."""
     in_order = sorted(packs, key=lambda each: (str(each.get("built_at", "")), str(each["pack_id"])))
     return {str(each.get("curation", "")): each for each in in_order}
 
@@ -128,7 +128,7 @@ def _newest_packs(packs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, 
 def _without_replaced(
     representations: Sequence[Mapping[str, Any]], packs: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """Representations but those of older packs of which the newest of the same curation has the like."""
+    """Representations, without those of older packs that the newest pack of the same curation has too."""
     newest = {name: str(pack["pack_id"]) for name, pack in _newest_packs(packs).items()}
     newest_of = {str(pack["pack_id"]): newest[str(pack.get("curation", ""))] for pack in packs}
 

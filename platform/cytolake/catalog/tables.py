@@ -1,4 +1,7 @@
-"""The catalog as people and jobs see it: tables to read, query and append to, and the pixels behind crops."""
+"""The catalog that people and jobs use: read, query and append to its tables, and read the pixels of crops.
+
+One class, so one file: every method is a question about the same tables.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,48 @@ import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from pyarrow.fs import LocalFileSystem
 
 from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.plate_commits import PlateCommits
-from cytolake.catalog.query import parse_query, run_query
+from cytolake.catalog.query import Parameters, parse_query, run_query
 from cytolake.catalog.visibility import (
     DERIVED_TABLES,
     PLATE_TABLES,
     VISIBLE,
     Visibility,
     read_visibility,
+    shown_files,
     shown_part,
 )
+from cytolake.storage.atomic_write import write_text
 from cytolake.storage.files import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from cytolake.catalog.representations import Level
+
 PLACE_FILE = "catalog.json"
-"""In a catalog's folder, where its tables lie somewhere else."""
+"""File in a catalog's folder that says where its tables are, if not in the folder itself."""
 
 
 def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog:
     """Open a catalog.
 
     Args:
-        root: Its folder, with the tables in `<root>/tables` and packs and runs beside them; or `s3://bucket/prefix`,
+        root: Its folder, with the tables in `<root>/tables`, packs and runs next to them; or `s3://bucket/prefix`,
             where only tables can be: such a catalog can be queried and ingested into, packs need a folder.
         tables: With `create`: put the tables of this folder there instead, such as `s3://bucket/prefix`. The folder
             remembers it.
@@ -65,7 +75,7 @@ def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog
 
 
 def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
-    """The folder or URI that holds `tables/` of a catalog's folder."""
+    """Folder or URI that holds the `tables/` of a catalog."""
     note = folder / PLACE_FILE
     place = json.loads(note.read_text(encoding="utf-8"))["tables"] if note.is_file() else ""
     if wanted and wanted != place:
@@ -75,10 +85,7 @@ def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:
                 "use another root."
             )
         if create:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = note.with_suffix(".part")
-            part.write_text(json.dumps({"tables": wanted}) + "\n", encoding="utf-8")
-            part.replace(note)
+            write_text(note, json.dumps({"tables": wanted}) + "\n")
         place = wanted
     return place or str(folder)
 
@@ -120,7 +127,7 @@ class Catalog(PlateCommits):
         return {name: table.version() for name, table in sorted(found.items()) if table is not None}
 
     def state(self) -> dict[str, tuple[str, int]]:
-        """Id and Delta version of every table that exists: two states with other rows are never equal.
+        """Id and Delta version of every table that exists: states with different rows differ.
 
         A table gets its id, at random, when it is made: versions alone are the same in catalogs of other screens, and
         in one that was deleted and made again.
@@ -133,7 +140,7 @@ class Catalog(PlateCommits):
         return "" if found is None else str(found.metadata().id)
 
     def at(self, versions: Mapping[str, int] | str) -> Catalog:
-        """The same catalog as it was, for reading.
+        """The same catalog at older versions, for reading.
 
         Args:
             versions: Delta version of each table, as `versions` gives them; a table that is not named is empty. Or the
@@ -149,14 +156,18 @@ class Catalog(PlateCommits):
             table_contract(name)
         return Catalog(self._folder, self.place, versions)
 
+    def snapshot(self) -> Catalog:
+        """This catalog at its present versions, so that all that is read from it fits together."""
+        return self.at(self.versions()) if self.pinned is None else self
+
     def tag(self, name: str, note: str = "") -> dict[str, int]:
-        """Give the catalog as it is now a name, for `at`. A tag is never moved: the same name again is refused.
+        """Name the present versions of the tables, for `at`. A tag is never moved: a second use of the name is refused.
 
         Returns:
-            The versions that the tag stands for.
+            The versions that the tag names.
 
         Raises:
-            CatalogError: An empty name, or one that stands for other versions.
+            CatalogError: An empty name, or a tag of other versions.
         """
         if not name.strip():
             raise CatalogError("tag: found an empty name, expected one such as paper-2026. Give it a name.")
@@ -170,7 +181,7 @@ class Catalog(PlateCommits):
         rows = table_contract("tags").rows([row])
         if not self.append("tags", rows, transaction=content_id("tag", name)) and self._tagged(name) != versions:
             raise CatalogError(
-                f"tag {name}: it stands for other versions of the tables. A tag is never moved: take another name, or "
+                f"tag {name}: it names other versions of the tables. A tag is never moved: take another name, or "
                 f"read the catalog as it was with at({name!r})."
             )
         return versions
@@ -183,14 +194,21 @@ class Catalog(PlateCommits):
         return versions
 
     def table(
-        self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
+        version: int | None = None,
     ) -> pa.Table:
         """Read one table, or part of it.
 
         Args:
             name: As in catalog/tables/.
             columns: Only these, in this order.
-            where: SQL condition on its columns; may hold subqueries of other tables.
+            where: SQL condition on its columns, such as `plate = $plate`; may hold subqueries of other tables.
+            parameters: Values of `$name`, or of each `?` in order, in `where`: `{"plate": "P1"}`.
             version: Delta version of this table. For a table of plates' parts, which plates show is as of today, or as
                 of `at(...)`, which pins every table.
 
@@ -214,7 +232,7 @@ class Catalog(PlateCommits):
         else:
             selected = ", ".join(f'"{column}"' for column in names)
             query = parse_query(f'SELECT {selected} FROM "{name}" WHERE (\n{where}\n)')
-            found = run_query(query, self._datasets(query.tables, {name: version}))
+            found = run_query(query, self._datasets(query.tables, {name: version}), parameters)
         return pa.Table.from_arrays([found.column(i).cast(field.type) for i, field in enumerate(wanted)], schema=wanted)
 
     def find_crops(
@@ -226,7 +244,7 @@ class Catalog(PlateCommits):
         qc_id: str = "",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """Crops of some plates, wells or perturbations, whose sites pass QC. Reads little more than it returns.
+        """Crops of some plates, wells or perturbations whose sites pass QC. Reads little more than it returns.
 
         Every condition left empty counts as met. What is not said here can be said in SQL.
 
@@ -247,24 +265,32 @@ class Catalog(PlateCommits):
         return find_crops(self, plates, wells, perturbations, qc_id, columns)
 
     def to_pandas(
-        self, name: str, *, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
+        version: int | None = None,
     ) -> pd.DataFrame:
         """`table(...)` as a pandas frame."""
-        frame: pd.DataFrame = self.table(name, columns=columns, where=where, version=version).to_pandas()
+        table = self.table(name, columns=columns, where=where, parameters=parameters, version=version)
+        frame: pd.DataFrame = table.to_pandas()
         return frame
 
-    def sql(self, query: str, **views: Any) -> pa.Table:
+    def sql(self, query: str, *, parameters: Parameters | None = None, **views: Any) -> pa.Table:
         """Run one SELECT over the catalog's tables with DuckDB.
 
         Args:
             query: May name every table of the catalog and every view. It can read nothing else and write nothing.
+            parameters: Values of `$name`, or of each `?` in order, in the query. Put values here, not into the text.
             views: More tables by name: Arrow tables, pandas frames, Arrow datasets. They hide a table of that name.
 
         Raises:
             CatalogError: Not one SELECT, a function that is not allowed, or DuckDB's reason.
         """
         parsed = parse_query(query)
-        return run_query(parsed, {**self._datasets(parsed.tables - views.keys(), {}), **views})
+        return run_query(parsed, {**self._datasets(parsed.tables - views.keys(), {}), **views}, parameters)
 
     def append(self, name: str, rows: Rows, *, transaction: str) -> bool:
         """Append rows in one atomic commit.
@@ -286,7 +312,7 @@ class Catalog(PlateCommits):
         return self._commit(name, rows, marks={transaction: 1})
 
     def rows_of_plate(self, name: str, row: Mapping[str, Any]) -> ds.Dataset:
-        """Rows of one acquisition in a table, whatever its state: those of the edition that its row names.
+        """Rows of one acquisition in a table, visible or not, of the edition that its row of `plates` names.
 
         Args:
             name: A table of plates' parts, such as wells.
@@ -300,23 +326,20 @@ class Catalog(PlateCommits):
         return shown_part(name, table, contract, Visibility(alone))
 
     def committed(self, name: str, transactions: Iterable[str]) -> set[str]:
-        """Which of some transactions `append` has committed to a table by now; also where this catalog is pinned."""
+        """The transactions that `append` has committed to a table by now, also where this catalog is pinned."""
         table = open_table(self._path(table_contract(name).name))
         return {each for each in transactions if table is not None and table.transaction_version(each) is not None}
 
-    def to_anndata(self, representation_id: str | Sequence[str], *, level: Literal["crop", "well"] = "crop") -> AnnData:
+    def to_anndata(self, representation_id: str | Sequence[str], *, level: Level = "crop") -> AnnData:
         """Embeddings with everything known about their crops or wells, for scanpy; see `annotated.to_anndata`.
 
         Args:
-            representation_id: One, or several; `champion` is the promoted one of the MLflow file in the catalog's root.
+            representation_id: One, or several: ids, names of external ones, or `champion`, the promoted one of the
+                MLflow registry in the catalog's root.
             level: One row for each crop, or for each well.
         """
         from cytolake.catalog import annotated
 
-        if representation_id == "champion":
-            from cytolake.tracking import TrackingConfig, resolve_alias  # mlflow: not to open a table
-
-            representation_id = resolve_alias(TrackingConfig().at(self.root)).representation_id
         return annotated.to_anndata(self, representation_id, level=level)
 
     def crop_pixels(self, crop_ids: Sequence[str]) -> list[np.ndarray[Any, Any]]:
@@ -357,8 +380,18 @@ class Catalog(PlateCommits):
         """One table as an Arrow dataset, for reading by columns and filters: see `pyarrow.dataset`."""
         return self._datasets(frozenset({table_contract(name).name}), {})[name]
 
+    def visible_files(self, name: str) -> tuple[ds.Dataset, pc.Expression | None]:
+        """Files of one table, not `plates`, and the condition of its visible rows where files hold others too."""
+        contract = table_contract(name)
+        is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
+        visibility = self._visibility(None) if is_filtered else None  # before the table: see `versions`
+        table = self._opened(name, None)
+        if table is None:
+            return ds.FileSystemDataset([], contract.schema, ds.ParquetFileFormat(), LocalFileSystem()), None
+        return shown_files(name, table, contract, visibility)
+
     def visibility(self) -> Visibility:
-        """The table plates with rows of every state, and what is visible by it."""
+        """The table `plates` with rows of every state, and which rows of other tables it makes visible."""
         return self._visibility(None)
 
     def _visibility(self, version: int | None) -> Visibility:
@@ -381,11 +414,13 @@ class Catalog(PlateCommits):
             assert visibility is not None
             return ds.dataset((visibility if version is None else self._visibility(version)).visible)
         contract = table_contract(name)
-        if version is None and self.pinned is not None:
-            table = open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
-        else:
-            table = open_table(self._path(name), version)
+        table = self._opened(name, version)
         if table is None:
             return ds.dataset(contract.empty())
         is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
         return shown_part(name, table, contract, visibility if is_filtered else None)
+
+    def _opened(self, name: str, version: int | None) -> DeltaTable | None:
+        if version is None and self.pinned is not None:
+            return open_table(self._path(name), self.pinned[name]) if name in self.pinned else None
+        return open_table(self._path(name), version)

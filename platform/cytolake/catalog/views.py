@@ -1,4 +1,4 @@
-"""The join by which other programs see what this one shows: text for DuckDB and for Polars.
+"""Scripts for DuckDB and Polars that join each table with `plates`, so that other programs read visible rows only.
 
 Rows of a plate are in `crops` before `plates` has the plate, and rows of a correction before it is turned on; a program
 that reads a table alone would see them. Both texts read `plates` first, whole, and every other table after it: its row

@@ -1,4 +1,4 @@
-"""Which rows of the catalog's tables are visible: one place decides, the table `plates`.
+"""Decides which rows of the catalog's tables are visible, by the table `plates` alone.
 
 Its row for a plate is the switch that every correction turns, in one Delta commit. Rows that a correction hides stay in
 their tables, for older versions and for `restore`. A file of a table holds rows of one plate, nearly always, so hidden
@@ -32,26 +32,26 @@ PLATE_TABLES = (*INGESTED_TABLES, "objects")
 """Tables whose rows of a plate are visible only once `plates` has it."""
 
 DERIVED_TABLES = ("curations", "embeddings", "profiles", "qc_labels", "qc_verdicts")
-"""Tables of what was computed from plates: rows of a plate that is hidden are hidden. A plate that `plates` never had
-hides nothing: vectors of other tools may be of such."""
+"""Tables computed from plates: rows of a hidden plate are hidden. Rows of a plate that `plates` never had are visible:
+vectors of other tools may be of such plates."""
 
 EDITIONS = {"wells": "wells_edition", "sites": "sites_edition", "crops": "sites_edition", "objects": "objects_edition"}
-"""Tables with editions, to the column of `plates` that names the visible one."""
+"""Column of `plates` that names the visible edition, by table with editions."""
 
 State: TypeAlias = Literal["visible", "retracted", "replaced", "purging", "purged"]
 VISIBLE: State = "visible"
 GONE: tuple[State, ...] = ("purging", "purged")
-"""States of a plate whose rows are deleted: in no version of the catalog are they shown."""
+"""States of a plate whose rows are deleted: no version of the catalog shows them."""
 
 
 def state_of(row: dict[str, Any]) -> str:
-    """State of a row of `plates`; rows of before states are visible."""
+    """State of a row of `plates`; rows older than the column `state` are visible."""
     return row["state"] or VISIBLE
 
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """What is visible, by one version of the table `plates`."""
+    """Which plates and editions one version of the table `plates` makes visible."""
 
     plates: pa.Table
     """All rows, of every state."""
@@ -80,7 +80,7 @@ class Visibility:
 
 
 def read_visibility(path: str, version: int | None) -> Visibility:
-    """Of the table `plates` at a path.
+    """Read the visibility from the table `plates` at a path.
 
     Args:
         path: Folder or URI of the table.
@@ -99,7 +99,17 @@ def read_visibility(path: str, version: int | None) -> Visibility:
 
 
 def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility: Visibility | None) -> ds.Dataset:
-    """The visible part of a table.
+    """The visible part of a table. Args and Raises: as `shown_files`."""
+    files, condition = shown_files(name, table, contract, visibility)
+    return files if condition is None else files.filter(condition)
+
+
+def shown_files(
+    name: str, table: DeltaTable, contract: TableContract, visibility: Visibility | None
+) -> tuple[ds.FileSystemDataset, pc.Expression | None]:
+    """The files of a table that have visible rows, and the condition of these where a file may have others too.
+
+    Arrow gives no files of a dataset that a condition was put on.
 
     Args:
         name: Of the table, not `plates`.
@@ -112,7 +122,7 @@ def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility
     """
     whole = table.to_pyarrow_dataset().replace_schema(contract.schema)
     if visibility is None:
-        return whole
+        return whole, None
     judged = _judge_derived(table, visibility) if name in DERIVED_TABLES else _judge(name, table, visibility)
     hidden = {file for file, verdict in judged if verdict is False}
     is_mixed = any(verdict is None for _, verdict in judged)
@@ -121,13 +131,13 @@ def shown_part(name: str, table: DeltaTable, contract: TableContract, visibility
     if hidden:
         kept = [fragment for fragment in whole.get_fragments() if unquote(fragment.path) not in hidden]
         whole = ds.FileSystemDataset(kept, contract.schema, whole.format, whole.filesystem)
-    return whole.filter(_condition(name, visibility)) if is_mixed else whole
+    return whole, _condition(name, visibility) if is_mixed else None
 
 
 def _check_files(
     name: str, table: DeltaTable, whole: ds.FileSystemDataset, hidden: Collection[str], gone: Collection[str]
 ) -> None:
-    """That an older version has all files of which a part is visible.
+    """Raise where an older version lacks a file with visible rows.
 
     A purge removes files that held rows of its plate, also with those of other plates: these are no longer whole.
     """
@@ -148,14 +158,14 @@ def _check_files(
 class _File(NamedTuple):
     path: str
     first: str | None
-    """Least plate id; None where the statistics do not say."""
+    """Least plate id; None where the file has no statistics."""
     last: str | None
     edition: str | None
     is_of_one_edition: bool
 
 
 def _judge(name: str, table: DeltaTable, visibility: Visibility) -> list[tuple[str, bool | None]]:
-    """For each file whether all of it is visible, or nothing, or (None) perhaps a part."""
+    """For each file True (all rows are visible), False (none) or None (perhaps some)."""
     visible = visibility.editions(name)
     judged: list[tuple[str, bool | None]] = []
     for file in _files(table, has_editions=name in EDITIONS):
@@ -194,7 +204,7 @@ def _condition(name: str, visibility: Visibility) -> pc.Expression:
 
 
 def _files(table: DeltaTable, *, has_editions: bool) -> Iterator[_File]:
-    """What the statistics say of each file with rows."""
+    """Plates and edition of each file with rows, by its statistics."""
     actions = pa.table(table.get_add_actions(flatten=True))
 
     def column(name: str) -> list[Any]:

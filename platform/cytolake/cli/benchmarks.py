@@ -53,7 +53,7 @@ def score(
     from cytolake.benchmark.leaderboard import leaderboard as ranked
     from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, names_in
     from cytolake.benchmark.profiles.score import score_profiles
-    from cytolake.exchange.external import find_representation
+    from cytolake.catalog.representations import find_representation
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
     from cytolake.pipeline.session import RayConfig, ray_session
@@ -112,7 +112,7 @@ def linear_probe(
     import cytolake.catalog
     from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
     from cytolake.benchmark.stored_probe import probe_stored
-    from cytolake.exchange.external import find_representation
+    from cytolake.catalog.representations import find_representation
     from cytolake.pipeline.overrides import apply_overrides
 
     console = Console(highlight=False, soft_wrap=True)

@@ -25,7 +25,10 @@ def export(
         list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
     ] = None,
     model: Annotated[str, typer.Option(help="Every block and pooling of this model_id too (.h5ad).")] = "",
-    level: Annotated[Literal["well", "crop"], typer.Option(help="Profiles of wells or embeddings of crops.")] = "well",
+    level: Annotated[
+        Literal["well", "crop", "guide", "perturbation"],
+        typer.Option(help="One row for each of these; of guides and perturbations the mean of their wells (no .h5ad)."),
+    ] = "well",
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
@@ -35,8 +38,10 @@ def export(
     with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         ids = list(dict.fromkeys([*(representations_of(catalog, model) if model else ()), *(representation or ())]))
+        if path.suffix == ".h5ad" and level in ("guide", "perturbation"):
+            raise ValueError(f"{path}: --level {level} goes into .parquet, .csv or .csv.gz, .h5ad has wells or crops.")
         if path.suffix == ".h5ad" and ids:
-            export_anndata(catalog, ids, path, level=level)
+            export_anndata(catalog, ids, path, level="crop" if level == "crop" else "well")
         elif path.suffix == ".parquet" and len(ids) == 1:
             export_parquet(catalog, ids[0], path, level=level)
         elif path.name.lower().endswith((".csv", ".csv.gz")) and len(ids) == 1:

@@ -49,8 +49,9 @@ def qc_judge(
         else:
             qc_id = judge_sites(catalog, apply_overrides(QcConfig(), set_ or []), report)
     rows = catalog.sql(
-        f"select rule, level, count(*) judged, count(*) filter (not is_pass) failed from qc_verdicts "
-        f"where qc_id = '{qc_id}' group by rule, level order by failed desc, rule"
+        "select rule, level, count(*) judged, count(*) filter (not is_pass) failed from qc_verdicts "
+        "where qc_id = $qc_id group by rule, level order by failed desc, rule",
+        parameters={"qc_id": qc_id},
     ).to_pylist()
     shown = Table("rule", "level", "judged", "failed", box=None, header_style="dim")
     for row in rows:

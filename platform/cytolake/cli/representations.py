@@ -36,9 +36,9 @@ def align(
     On a cluster its parts are tasks: `ray job submit --working-dir . -- python -m cytolake.cli align ...`
     """
     import cytolake.catalog
-    from cytolake.embed.aggregate import known_representation
+    from cytolake.catalog.representations import find_representation
     from cytolake.embed.align import align_representation
-    from cytolake.embed.alignment.kept import load_alignment
+    from cytolake.embed.alignment.stored import load_alignment
     from cytolake.embed.alignment.variants import AlignmentConfig
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
@@ -49,7 +49,7 @@ def align(
         catalog = cytolake.catalog.open(root)
         config = apply_overrides(AlignmentConfig(variant=variant), set_ or [])
         made = align_representation(catalog, representation, config, level=level, align_by=by, progress=report)
-        row = known_representation(catalog, made)
+        row = find_representation(catalog, made)
         fitted = load_alignment(catalog.root, row["alignment_id"])
     n_controls = sum(batch.n_controls for batch in fitted.batches)
     console.print(

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cytolake.storage.atomic_write import atomic_file
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -48,13 +50,8 @@ def write_rows(rows: pa.Table, chosen: Format | None, output: Path | None, most:
         _write(rows, chosen, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
-    part = output.with_name(f".{output.name}.part")
-    try:
-        with part.open("wb") as file:
-            _write(rows, chosen, file)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(output) as part, part.open("wb") as file:
+        _write(rows, chosen, file)
 
 
 def _write(rows: pa.Table, chosen: Format, file: Any) -> None:

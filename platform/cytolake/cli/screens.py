@@ -60,7 +60,8 @@ def inspect(
 ) -> None:
     """Say what a screen holds, which layout fits, and what an ingest would take. Writes nothing."""
     from cytolake.catalog.declared import channel_vocabulary, layout_presets
-    from cytolake.catalog.ingest.inspection import inspect_screen, render
+    from cytolake.catalog.ingest.inspection import inspect_screen
+    from cytolake.cli.print_inspection import print_inspection
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.screens.sources import ScreenSource
     from cytolake.storage.files import is_uri
@@ -73,7 +74,7 @@ def inspect(
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
         else:
-            render(found, console)
+            print_inspection(found, console)
     if not found.can_ingest:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""The squares that tile a site: what an ingest cuts and an inspection counts."""
+"""The grid of square crops that tile a site."""
 
 from __future__ import annotations
 

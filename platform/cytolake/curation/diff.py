@@ -98,16 +98,19 @@ def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
         if len(earlier) < 2:
             raise CurationError(f"curation {first}: there is only one, {new['curation_id']}. Give another id or name.")
         old = earlier[1]
+    both = {"old": old["curation_id"], "new": new["curation_id"]}
     changed = catalog.sql(
         "SELECT crop_id, coalesce(b.is_kept, false) AS is_added, "
-        f"coalesce(CASE WHEN coalesce(b.is_kept, false) THEN a.reason ELSE b.reason END, '{NOT_THERE}') AS reason "
-        f"FROM (SELECT * FROM curations WHERE curation_id = '{old['curation_id']}') a FULL JOIN "
-        f"(SELECT * FROM curations WHERE curation_id = '{new['curation_id']}') b USING (crop_id) "
-        "WHERE coalesce(a.is_kept, false) <> coalesce(b.is_kept, false) ORDER BY crop_id"
+        "coalesce(CASE WHEN coalesce(b.is_kept, false) THEN a.reason ELSE b.reason END, $not_there) AS reason "
+        "FROM (SELECT * FROM curations WHERE curation_id = $old) a FULL JOIN "
+        "(SELECT * FROM curations WHERE curation_id = $new) b USING (crop_id) "
+        "WHERE coalesce(a.is_kept, false) <> coalesce(b.is_kept, false) ORDER BY crop_id",
+        parameters={**both, "not_there": NOT_THERE},
     )
     n_both = catalog.sql(
         "SELECT count(*) AS n FROM curations a JOIN curations b USING (crop_id) WHERE a.is_kept AND b.is_kept AND "
-        f"a.curation_id = '{old['curation_id']}' AND b.curation_id = '{new['curation_id']}'"
+        "a.curation_id = $old AND b.curation_id = $new",
+        parameters=both,
     )
     rows = changed.to_pylist()
     return CurationDiff(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.catalog.representations import StoredVectors, find_representation, stored_vectors
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.balanced_sampling import balanced_choice
 from cytolake.curation.consistency import align_to_controls, combined_p_value
@@ -30,7 +31,6 @@ from cytolake.curation.near_duplicates import (
     two_nearest,
     unit_rows,
 )
-from cytolake.curation.stored_vectors import StoredVectors, find_representation, stored_vectors
 from cytolake.qc.control_failures import failing_controls
 from cytolake.qc.verdicts import Progress, QcConfig, judge_sites, qc_profile
 from cytolake.statistics.consistency import ConsistencyTest, consistency_tests
@@ -208,16 +208,16 @@ class QcStep:
 
     def _failed(self, catalog: Catalog, level: str) -> pa.Table:
         """Ids of one level that fail, with the names of the rules they fail."""
-        names = ", ".join("'" + rule.replace("'", "''") + "'" for rule in self.rules)
         channels = f"HAVING count(DISTINCT channel) > {self.max_failed_channels}" if level == "site" else ""
         return catalog.sql(
             f"WITH judged AS (SELECT * REPLACE (coalesce(level, 'site') AS level, coalesce(channel, '') AS channel) "
-            f"FROM qc_verdicts WHERE qc_id = '{self.qc_id}'), "
+            "FROM qc_verdicts WHERE qc_id = $qc_id), "
             f"suspended AS ({failing_controls('judged')}) "
             f"SELECT {level}_id, string_agg(DISTINCT rule, ', ' ORDER BY rule) AS rules FROM judged "
             f"{'' if self.even_if_controls_fail else 'ANTI JOIN suspended USING (plate_id, level, rule, channel)'} "
-            f"WHERE NOT is_pass AND level = '{level}' "
-            f"{f'AND rule IN ({names})' if names else ''} GROUP BY {level}_id {channels}"
+            f"WHERE NOT is_pass AND level = $level {'AND rule IN $rules' if self.rules else ''} "
+            f"GROUP BY {level}_id {channels}",
+            parameters={"qc_id": self.qc_id, "level": level} | ({"rules": list(self.rules)} if self.rules else {}),
         )
 
 
@@ -392,7 +392,10 @@ class ConsistencyStep:
         _check(self, "alpha", 1 / (1 + self.n_draws) < self.alpha <= 1, "more than 1 / (1 + n_draws), at most 1")
 
     def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> ConsistencyStep:
-        found = [find_representation(catalog, name, of=self.of, not_of=curation) for name in self.representations]
+        found = [
+            find_representation(catalog, name, of=self.of, not_of=curation)["representation_id"]
+            for name in self.representations
+        ]
         return replace(self, representations=tuple(found))
 
     def exclude(self, considered: Considered, progress: Progress | None) -> Exclusions:
@@ -567,9 +570,8 @@ class NearDuplicatesStep:
         _check(self, "n_clusters", self.n_clusters is None or self.n_clusters >= 1, "1 or more, or nothing")
 
     def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> NearDuplicatesStep:
-        return replace(
-            self, representation=find_representation(catalog, self.representation, of=self.of, not_of=curation)
-        )
+        found = find_representation(catalog, self.representation, of=self.of, not_of=curation)
+        return replace(self, representation=found["representation_id"])
 
     def exclude(self, considered: Considered, progress: Progress | None) -> Exclusions:
         found, without = considered.vectors(self.representation)
@@ -639,9 +641,8 @@ class ClusterBalancedStep:
         _check(self, "max_crops", some, "a number here or in max_crops_per_cluster")
 
     def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> ClusterBalancedStep:
-        return replace(
-            self, representation=find_representation(catalog, self.representation, of=self.of, not_of=curation)
-        )
+        found = find_representation(catalog, self.representation, of=self.of, not_of=curation)
+        return replace(self, representation=found["representation_id"])
 
     def exclude(self, considered: Considered, progress: Progress | None) -> Exclusions:
         considered.check_columns(self.balance, "cluster_balanced.balance")
@@ -729,8 +730,8 @@ def _check(step: Rule, name: str, is_good: bool, expected: str) -> None:
 
 
 def _qc_rules(catalog: Catalog, qc_id: str) -> set[str]:
-    quoted = qc_id.replace("'", "''")
-    return set(catalog.sql(f"SELECT DISTINCT rule FROM qc_verdicts WHERE qc_id = '{quoted}'").column(0).to_pylist())
+    found = catalog.sql("SELECT DISTINCT rule FROM qc_verdicts WHERE qc_id = ?", parameters=[qc_id])
+    return set(found.column(0).to_pylist())
 
 
 def _distinct(groups: Numbers, values: Numbers, among: Mask) -> Numbers:

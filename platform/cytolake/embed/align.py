@@ -1,7 +1,7 @@
-"""A representation aligned on its negative controls becomes another one: fitted, applied and written in parts.
+"""Aligns a representation on its negative controls and writes the result as a representation of its own.
 
 Tasks of Ray (or here, to the same result) count parts of the stored rows into statistics of the controls. These are
-merged in order, and what they give is kept once below the catalog's root. Tasks again apply it to parts and append
+merged in order, and the fit is stored once below the catalog's root. Tasks again apply it to parts and append
 their rows. The row of `representations` comes last: an aligned representation that is there is whole. Memory follows
 the number of plates or batches, not the number of rows.
 
@@ -14,12 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -27,52 +25,51 @@ from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ids import representation_id as id_of_place
 from cytolake.catalog.ray_tasks import run_tasks
-from cytolake.embed.aggregate import (
+from cytolake.catalog.representations import (
+    ALIGNED,
+    TABLES,
+    Level,
+    VectorReader,
+    find_representation,
+    no_vectors,
+    stored_representation,
+    vectors_column,
+    vectors_of,
+)
+from cytolake.embed.alignment.control_statistics import ControlStatistics
+from cytolake.embed.alignment.fit import fit_alignment, fit_from_statistics
+from cytolake.embed.alignment.fitted import FittedAlignment
+from cytolake.embed.alignment.stored import (
+    cache_alignment,
+    cached_alignment,
+    load_alignment,
+    save_alignment,
+)
+from cytolake.embed.alignment.variants import ROBUST, AlignmentConfig
+from cytolake.embed.alignment.well_facts import AlignBy, WellFacts, read_well_facts
+from cytolake.embed.well_sums import (
     BYTES_FOR_TASKS,
     MOST_PARTS,
     Progress,
     append_group_profiles,
     append_profiles,
-    checked_id,
-    known_representation,
-    pinned,
-    rows_of_groups,
-    stored_files,
-    stored_rows,
-    vectors_column,
-    vectors_of,
-    without_rows,
 )
-from cytolake.embed.alignment.control_statistics import ControlStatistics
-from cytolake.embed.alignment.fit import fit_alignment, fit_from_statistics
-from cytolake.embed.alignment.fitted import FittedAlignment
-from cytolake.embed.alignment.kept import (
-    ALIGNED,
-    keep_alignment,
-    load_alignment,
-    note_alignment,
-    noted_alignment,
-)
-from cytolake.embed.alignment.variants import ROBUST, AlignmentConfig
-from cytolake.embed.alignment.well_facts import AlignBy, WellFacts, read_well_facts
 
-AlignLevel = Literal["crop", "well"]
 Chunk = tuple[NDArray[np.float32], NDArray[np.object_], NDArray[np.bool_]]
 """(N, D) vectors, and of each row its plate or batch and whether it is a negative control."""
 
-_TABLES: dict[AlignLevel, tuple[str, str]] = {"crop": ("embeddings", "embedding"), "well": ("profiles", "profile")}
 STATISTICS_BYTES = 8_000_000_000
-"""Of the controls of all plates or batches, in all parts at once; fitting takes about twice as much again."""
+"""Most bytes of statistics of all controls, in all parts together; fitting takes about twice as much again."""
 CHUNK_BYTES = 128_000_000
-"""Vectors that are counted at once: a few rows at a time would copy the covariances of every plate for each few."""
+"""Bytes of vectors that are added to the statistics at once: each addition copies the covariances of every plate."""
 APPEND_BYTES = 128_000_000
-"""Vectors of one commit. What a commit holds is what makes its name: with another number here, a run that an older
+"""Bytes of vectors in one commit. A commit is named after its rows: with another number here, a run that an older
 cytolake left unfinished would write rows twice. It is refused then."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Row groups whose aligned rows make one commit."""
+class PlannedCommit:
+    """Row groups whose aligned rows are one commit."""
 
     groups: tuple[tuple[str, int], ...]
     """Path of a file in its table, and the number of a row group there. Files of a table never change."""
@@ -87,7 +84,7 @@ def align_representation(
     representation_id: str,
     config: AlignmentConfig,
     *,
-    level: AlignLevel,
+    level: Level,
     align_by: AlignBy = "plate",
     progress: Progress | None = None,
 ) -> str:
@@ -102,7 +99,7 @@ def align_representation(
         level: `crop` is fitted on crops, and writes their vectors and the means of wells. `well` is fitted on the means
             of wells, and writes these alone; it is what benchmarks of profiles do.
         align_by: Whose controls a vector is aligned on. A well without a batch counts as of a batch named as its plate.
-        progress: Told the parts fitted and aligned, and those to do.
+        progress: Called with the parts fitted and aligned, and those to do.
 
     Returns:
         Id of the aligned representation.
@@ -114,26 +111,27 @@ def align_representation(
         RuntimeError: Rows of the aligned representation that no run of this version wrote.
     """
     _check_request(catalog, config, level)
+    representation_id = find_representation(catalog, representation_id)["representation_id"]
     append_group_profiles(catalog, [representation_id])
-    source = pinned(catalog)
-    parent = known_representation(source, representation_id)
+    source = catalog.snapshot()
+    parent = find_representation(source, representation_id)
     facts = _facts_of(source, representation_id, align_by)
     # What the fit depends on: rows of a representation do not change, what is known of wells may.
     of_wells = (f"{well} {is_control} {group}" for well, (group, is_control) in sorted(facts.items()))
     request = content_id("alignment", representation_id, level, align_by, repr(asdict(config)), *of_wells)
-    alignment_id = noted_alignment(catalog.root, request)
+    alignment_id = cached_alignment(catalog.root, request)
     if alignment_id is None:
         fitted = fit_representation(
             source, representation_id, config, level=level, align_by=align_by, progress=progress
         )
-        alignment_id = keep_alignment(catalog.root, fitted)
-        note_alignment(catalog.root, request, alignment_id)
-    # A model id of its own: whoever asks for the blocks of an encoder gets those that serving can give.
+        alignment_id = save_alignment(catalog.root, fitted)
+        cache_alignment(catalog.root, request, alignment_id)
+    # A model id of its own: the blocks of the encoder's model id are those that serving can give.
     # Groups of labelled objects are rows that the same fit did not have before.
     rows_of = (request,) if source.dataset("objects").count_rows() else ()
     model_id = content_id(ALIGNED, parent["model_id"], alignment_id, level, *rows_of)
     identity = id_of_place(model_id, parent["block"], parent["pooling"], parent["pack_id"])
-    if catalog.table("representations", columns=["kind"], where=f"representation_id = '{identity}'").num_rows:
+    if stored_representation(catalog, identity):
         return identity
     fitted = load_alignment(catalog.root, alignment_id)
     _write_rows(catalog, source, parent, identity, fitted, level, align_by, progress)
@@ -160,7 +158,7 @@ def fit_representation(
     representation_id: str,
     config: AlignmentConfig,
     *,
-    level: AlignLevel,
+    level: Level,
     align_by: AlignBy = "plate",
     progress: Progress | None = None,
 ) -> FittedAlignment:
@@ -169,11 +167,11 @@ def fit_representation(
     Args and Raises: as `align_representation`.
     """
     _check_robust(config, level)
-    catalog = pinned(catalog)
-    representation = known_representation(catalog, representation_id)
-    table = _TABLES[level][0]
-    if next(stored_rows(catalog.dataset(table), representation_id), None) is None:
-        raise without_rows(representation, table)
+    catalog = catalog.snapshot()
+    representation = find_representation(catalog, representation_id)
+    representation_id = representation["representation_id"]
+    if not VectorReader(catalog, level).count(representation_id):
+        raise no_vectors(representation, level)
     dim = int(representation["dim"])
     if config.variant in ROBUST:
         return _fit_in_memory(catalog, representation_id, dim, config, align_by)
@@ -188,14 +186,14 @@ def statistics_of_part(
     representation_id: str,
     dim: int,
     config: AlignmentConfig,
-    level: AlignLevel,
+    level: Level,
     align_by: AlignBy,
     part: int,
     n_parts: int,
 ) -> ControlStatistics:
     """Statistics of every `n_parts`-th row group, from the row group `part`; one task."""
     facts = read_well_facts(catalog, align_by)
-    rows = stored_rows(catalog.dataset(_TABLES[level][0]), representation_id, part, n_parts)
+    rows = VectorReader(catalog, level).rows(representation_id, part, n_parts)
     statistics = ControlStatistics.for_config(config, dim)
     waiting: list[Chunk] = []
     n_waiting = 0
@@ -211,18 +209,18 @@ def statistics_of_part(
     return statistics
 
 
-def append_pieces(
+def append_aligned(
     catalog: Catalog,
     source: Catalog,
     representation_id: str,
     dim: int,
     identity: str,
     alignment_id: str,
-    level: AlignLevel,
+    level: Level,
     align_by: AlignBy,
-    pieces: Sequence[Piece],
+    commits: Sequence[PlannedCommit],
 ) -> None:
-    """Append the aligned rows of some pieces, each in a commit; one task.
+    """Append the aligned rows of some planned commits; one task.
 
     Args:
         catalog: Where the rows go.
@@ -233,19 +231,19 @@ def append_pieces(
         alignment_id: Of the kept fit.
         level: Of the rows.
         align_by: As it was fitted.
-        pieces: Of the pinned table.
+        commits: Of the pinned table.
     """
-    table, vector = _TABLES[level]
+    table, vector, _ = TABLES[level]
     contract = table_contract(table)
     fitted = load_alignment(catalog.root, alignment_id)
     facts = read_well_facts(source, align_by)
-    dataset = source.dataset(table)
-    files = {str(file.path): file for file in stored_files(dataset, representation_id)}
+    reader = VectorReader(source, level)
+    files = {str(file.path): file for file in reader.files(representation_id)}
     with threadpool_limits(limits=1):
-        for piece in pieces:
-            groups = (files[path].subset(row_group_ids=[number]) for path, number in piece.groups)
+        for planned in commits:
+            groups = (files[path].subset(row_group_ids=[number]) for path, number in planned.groups)
             tables = []
-            for rows in rows_of_groups(dataset, representation_id, groups):
+            for rows in reader.rows_of_groups(representation_id, groups):
                 vectors_ND, group_N, _ = _chunk(rows, representation_id, dim, facts)
                 aligned_NK = _as_float32(fitted.apply(vectors_ND, group_N), rows, identity)
                 changed = {
@@ -253,28 +251,28 @@ def append_pieces(
                     vector: vectors_column(aligned_NK),
                 }
                 tables.append(pa.table({name: changed.get(name, rows[name]) for name in contract.schema.names}))
-            catalog.append(table, pa.concat_tables(tables), transaction=piece.transaction(table, identity))
+            catalog.append(table, pa.concat_tables(tables), transaction=planned.transaction(table, identity))
 
 
-def pieces_of(dataset: ds.Dataset, representation_id: str, dim: int) -> Iterator[Piece]:
-    """All row groups of a representation, in order, as many in a piece as fit into one commit.
+def planned_commits(reader: VectorReader, representation_id: str, dim: int) -> Iterator[PlannedCommit]:
+    """All row groups of a representation, in order, as many in each commit as fit.
 
     Args:
-        dataset: The table `embeddings` or `profiles` of a pinned catalog.
+        reader: Of a pinned catalog.
         representation_id: Whose rows.
         dim: The greater of D and K.
     """
     groups: list[tuple[str, int]] = []
     n_bytes = 0
-    for file in stored_files(dataset, representation_id):
+    for file in reader.files(representation_id):
         for group in file.row_groups:
             if groups and n_bytes + 4 * dim * group.num_rows > APPEND_BYTES:
-                yield Piece(tuple(groups))
+                yield PlannedCommit(tuple(groups))
                 groups, n_bytes = [], 0
             groups.append((str(file.path), int(group.id)))
             n_bytes += 4 * dim * group.num_rows
     if groups:
-        yield Piece(tuple(groups))
+        yield PlannedCommit(tuple(groups))
 
 
 def _write_rows(
@@ -283,33 +281,34 @@ def _write_rows(
     parent: Mapping[str, Any],
     identity: str,
     fitted: FittedAlignment,
-    level: AlignLevel,
+    level: Level,
     align_by: AlignBy,
     progress: Progress | None,
 ) -> None:
-    """All rows of the aligned representation, those that are there already passed over."""
-    table = _TABLES[level][0]
-    dataset = source.dataset(table)
+    """Write all rows of the aligned representation that are not there yet."""
+    reader = VectorReader(source, level)
+    table = reader.table
+    wanted = reader.count(parent["representation_id"])
     dim = int(parent["dim"])
     widest = max(dim, fitted.n_out)
-    pieces = list(pieces_of(dataset, parent["representation_id"], widest))
-    done = catalog.committed(table, [piece.transaction(table, identity) for piece in pieces])
-    todo = [piece for piece in pieces if piece.transaction(table, identity) not in done]
-    n_parts = max(1, min(MOST_PARTS, len(todo), 4 * widest * _count(dataset, parent) // BYTES_FOR_TASKS))
+    commits = list(planned_commits(reader, parent["representation_id"], widest))
+    done = catalog.committed(table, [planned.transaction(table, identity) for planned in commits])
+    todo = [planned for planned in commits if planned.transaction(table, identity) not in done]
+    n_parts = max(1, min(MOST_PARTS, len(todo), 4 * widest * wanted // BYTES_FOR_TASKS))
     about = (catalog, source, parent["representation_id"], dim, identity, fitted.id, level, align_by)
     tasks = ((*about, todo[part::n_parts]) for part in range(n_parts) if todo)
-    run_tasks(append_pieces, tasks, n_parts if todo else 0, "parts aligned", progress)
-    written, wanted = _count(catalog.dataset(table), {"representation_id": identity}), _count(dataset, parent)
+    run_tasks(append_aligned, tasks, n_parts if todo else 0, "parts aligned", progress)
+    written = VectorReader(catalog, level).count(identity)
     if written != wanted:
         raise RuntimeError(
             f"representation {identity}: {written} rows in the table {table}, expected {wanted} as of its parent "
-            f"{parent['representation_id']}. Another version of cytolake, or somebody else, wrote rows of it. It does "
-            "not show: align with that version, or under another root."
+            f"{parent['representation_id']}. Another version of cytolake, or another program, wrote rows of it. "
+            "It is not visible: align with that version, or under another root."
         )
 
 
-def _check_request(catalog: Catalog, config: AlignmentConfig, level: AlignLevel) -> None:
-    """What need not be read to be refused."""
+def _check_request(catalog: Catalog, config: AlignmentConfig, level: Level) -> None:
+    """Refuse what can be refused without reading rows."""
     if catalog.pinned is not None:
         raise ValueError(f"{catalog!r}: pinned to old versions, so nothing can be written. Give `open(root)`.")
     if config.variant == "none":
@@ -317,7 +316,7 @@ def _check_request(catalog: Catalog, config: AlignmentConfig, level: AlignLevel)
     _check_robust(config, level)
 
 
-def _check_robust(config: AlignmentConfig, level: AlignLevel) -> None:
+def _check_robust(config: AlignmentConfig, level: Level) -> None:
     if config.variant in ROBUST and level == "crop":
         raise ValueError(
             f"alignment.variant {config.variant} takes medians, which need all control crops in memory at once. Align "
@@ -326,7 +325,7 @@ def _check_robust(config: AlignmentConfig, level: AlignLevel) -> None:
 
 
 def _parts_to_fit(
-    catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, level: AlignLevel, align_by: AlignBy
+    catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, level: Level, align_by: AlignBy
 ) -> int:
     """As many parts as are worth a task, while their statistics fit into memory.
 
@@ -335,7 +334,7 @@ def _parts_to_fit(
     """
     facts = _facts_of(catalog, representation_id, align_by)
     names = ["well_id", "n_crops"]
-    stored = catalog.table("profiles", columns=names, where=f"representation_id = '{checked_id(representation_id)}'")
+    stored = VectorReader(catalog, "well").columns(representation_id, names)
     counts: dict[tuple[str, bool], int] = {}
     for well, n_crops in zip(*(stored[name].to_pylist() for name in names), strict=True):
         if well in facts:  # else of labelled objects that were labelled otherwise since
@@ -358,18 +357,17 @@ def _parts_to_fit(
 def _fit_in_memory(
     catalog: Catalog, representation_id: str, dim: int, config: AlignmentConfig, align_by: AlignBy
 ) -> FittedAlignment:
-    """On the means of all wells, in the order of their ids."""
+    """Fit on the means of all wells, in the order of their ids."""
     facts = read_well_facts(catalog, align_by)
-    stored = pa.concat_tables(stored_rows(catalog.dataset("profiles"), representation_id)).sort_by("well_id")
+    stored = pa.concat_tables(VectorReader(catalog, "well").rows(representation_id)).sort_by("well_id")
     return fit_alignment(*_chunk(stored, representation_id, dim, facts), config)
 
 
 def _facts_of(catalog: Catalog, representation_id: str, align_by: AlignBy) -> dict[str, tuple[str, bool]]:
-    """Of the wells of a representation, and of the groups of labelled objects there."""
-    condition = f"representation_id = '{checked_id(representation_id)}'"
-    stored = catalog.table("profiles", columns=["well_id", "plate_id"], where=condition)
+    """Plate or batch and control flag of a representation's wells and groups of labelled objects."""
+    stored = VectorReader(catalog, "well").columns(representation_id, ["well_id", "plate_id"])
     if not stored.num_rows:
-        raise without_rows(known_representation(catalog, representation_id), "profiles")
+        raise no_vectors(find_representation(catalog, representation_id), "well")
     wells = stored["well_id"].to_pylist()
     facts = read_well_facts(catalog, align_by)
     facts.check_known(wells, stored["plate_id"].to_pylist(), representation_id)
@@ -398,7 +396,3 @@ def _as_float32(aligned_NK: NDArray[np.float64], rows: pa.Table, identity: str) 
             "or take centre."
         )
     return values_NK
-
-
-def _count(dataset: ds.Dataset, representation: Mapping[str, Any]) -> int:
-    return int(dataset.count_rows(filter=pc.field("representation_id") == representation["representation_id"]))

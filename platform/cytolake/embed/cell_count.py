@@ -1,4 +1,4 @@
-"""The baseline that knows how many cells there are, and nothing else: a representation of every crop of a pack.
+"""The cell-count baseline: a representation whose only information is the number of cells in the crop's site.
 
 A perturbation that kills cells, or a dense corner of a plate, is easy to recognise by the number of cells alone;
 what an encoder adds is only visible next to it (arXiv 2603.13377; Nature Communications 2026, s41467-026-68725-5). The
@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id, representation_id
-from cytolake.embed.aggregate import append_profiles, vectors_column
+from cytolake.catalog.representations import stored_representation, vectors_column
+from cytolake.embed.well_sums import append_profiles
 from cytolake.packs.pack import Pack
 
 CELL_COUNT = "cell_count"
@@ -36,9 +37,8 @@ def append_cell_counts(catalog: Catalog, pack: Pack) -> dict[str, Any] | None:
     """
     model = content_id(MODEL)
     identity = representation_id(model, -1, "all", pack.pack_id)
-    there = catalog.table("representations", where=f"representation_id = '{identity}'").to_pylist()
-    if there:
-        return dict(there[0])
+    if there := stored_representation(catalog, identity):
+        return there
     n_counted = _read(catalog, pack.index.select(["crop_id"]), "count(object_count) as n")["n"][0].as_py()
     if n_counted < pack.n_crops:
         return None

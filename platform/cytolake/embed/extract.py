@@ -1,4 +1,4 @@
-"""Embed every crop of a pack: one pass over the pixels gives every block and pooling of every encoder.
+"""Embeds every crop of a pack: one pass over the pixels yields every block and pooling of every encoder.
 
 Ray Data hands row numbers of the pack to actors that hold the encoders; the driver writes bounded appends to the
 `embeddings` table. Rows of `representations` come last: a representation that is there is whole.
@@ -22,25 +22,24 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id, representation_id
-from cytolake.embed.aggregate import append_profiles
+from cytolake.catalog.representations import PIXEL_STATISTICS, VectorReader, stored_representation
 from cytolake.embed.cell_count import append_cell_counts
+from cytolake.embed.crop_vectors import EmbedCrops, VectorGroup, column_name, groups_of
 from cytolake.embed.pixel_statistics import MODEL as PIXEL_STATISTICS_MODEL
 from cytolake.embed.pixel_statistics import VARIANTS, PixelStatistics
-from cytolake.models import POOLINGS, Encoder, collate, load_encoder, model_id
-from cytolake.models.crops import CropBatch
+from cytolake.embed.well_sums import append_profiles
+from cytolake.models import Encoder, load_encoder, model_id
 from cytolake.models.encoder import CHANNEL_MEAN, has_channel_mean
-from cytolake.models.precision import PRECISIONS, EncoderPrecision, multiply_in
-from cytolake.packs.crop_batches import crop_batch
+from cytolake.models.precision import PRECISIONS, EncoderPrecision
 from cytolake.packs.pack import Pack
 
 Progress = Callable[[str, int, int], None]
-PIXEL_STATISTICS = "pixel_statistics"
 ENCODER_KINDS = ("trained", "untrained")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
-    """How the pass over the pack is spread."""
+    """How the pass over the pack is distributed."""
 
     minibatch_size: int = 64
     """Crops in one forward pass; changes memory and speed, not the vectors."""
@@ -53,7 +52,8 @@ class EmbedConfig:
     megabytes_per_append: int = 128
     """Vectors of one commit, MB: what the driver holds in memory at once, and about the size of the files."""
     precision: EncoderPrecision = "fp32"
-    """Of the encoders' matrix products. `bf16` is for GPUs; a representation keeps its id, for it tells the same."""
+    """Of the encoders' matrix products. `bf16` is for GPUs; a representation keeps its id, for the vectors differ by
+    rounding alone."""
     channel_mean: bool = False
     """Also write `channel_mean` where it is defined (see `has_channel_mean`), as many times wider than the other
     poolings as a crop has channels. It comes from the same pass, or from one of its own where the others are there. It
@@ -72,27 +72,6 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class VectorGroup:
-    """Vectors of one width that an encoder gives: poolings, outer, of blocks, inner; -1 is no block."""
-
-    poolings: tuple[str, ...]
-    blocks: tuple[int, ...]
-
-    @property
-    def places(self) -> list[tuple[str, int]]:
-        """Pooling and block of each vector, in the order in which they are returned and stored."""
-        return [(pooling, block) for pooling in self.poolings for block in self.blocks]
-
-
-def groups_of(encoder: Encoder, *, channel_mean: bool = False) -> list[VectorGroup]:
-    """What an encoder gives, by width: the blocks of a vision transformer are alike, the stages of a ResNet are not."""
-    widths = encoder.config.block_widths
-    blocks = {width: tuple(block for block, each in enumerate(widths) if each == width) for width in widths}
-    groups = [VectorGroup(encoder.config.poolings, each) for each in blocks.values()]
-    return groups + ([VectorGroup((CHANNEL_MEAN,), tuple(range(encoder.n_blocks)))] if channel_mean else [])
-
-
-@dataclass(frozen=True, slots=True)
 class _Source:
     """Representations of one width of one encoder (or the pixel statistics), and what is still to be written."""
 
@@ -103,7 +82,7 @@ class _Source:
     todo: NDArray[np.int64]
     """Rows of the pack without vectors yet."""
     group: VectorGroup
-    """What of the encoder it holds, or which form of the pixel statistics."""
+    """Its poolings and blocks, or the variant of the pixel statistics."""
 
     @property
     def dim(self) -> int:
@@ -112,7 +91,7 @@ class _Source:
     @property
     def column(self) -> str:
         """Its vectors in what an actor returns."""
-        return _column(self.kind, self.group)
+        return column_name(self.kind, self.group)
 
 
 def embed_pack(
@@ -134,7 +113,7 @@ def embed_pack(
         checkpoints: `trained` and `untrained`, each a file of `save_encoder`. Pixel statistics are always added, and
             cell counts where quality control has counted objects.
         config: How the work is spread.
-        progress: Told the crops done and to do.
+        progress: Called with the crops done and to do.
         run_id: MLflow run that trained the encoder.
 
     Returns:
@@ -226,19 +205,18 @@ def _source(catalog: Catalog, pack: Pack, shared: dict[str, Any], group: VectorG
         }
         for pooling, block in group.places
     ]
-    # An append holds all representations of a source, so one of them tells which crops are there.
+    # An append holds all representations of a source, so the crops of one are the crops of all.
     first = rows[0]["representation_id"]
-    known = catalog.table("representations", columns=["kind"], where=f"representation_id = '{first}'")[
-        "kind"
-    ].to_pylist()
-    if known and known[0] != shared["kind"]:
+    known = stored_representation(catalog, first)
+    if known and known["kind"] != shared["kind"]:
         raise ValueError(
             f"{shared['checkpoint']}: given as the {shared['kind']} encoder, but the catalog has its weights as the "
-            f"{known[0]} one. Training changed nothing, or the checkpoints are exchanged: check the run's loss curve."
+            f"{known['kind']} one. Training changed nothing, or the checkpoints are exchanged: check the run's loss "
+            "curve."
         )
     if known:
         return _Source(shared["kind"], shared["checkpoint"], rows, np.empty(0, dtype=np.int64), group)
-    done = catalog.table("embeddings", columns=["crop_id"], where=f"representation_id = '{first}'")["crop_id"]
+    done = VectorReader(catalog).columns(first, ["crop_id"])["crop_id"]
     is_done = pc.is_in(pack.index["crop_id"], value_set=done.combine_chunks())
     todo = np.flatnonzero(~np.asarray(is_done.to_numpy(zero_copy_only=False), dtype=bool))
     return _Source(shared["kind"], shared["checkpoint"], rows, todo.astype(np.int64), group)
@@ -270,7 +248,6 @@ def _embed(
 
     bytes_per_crop = sum(4 * source.dim * len(source.rows) for source in sources)
     crops_per_append = max(1, config.megabytes_per_append * 1_000_000 // bytes_per_crop)
-    with_statistics = any(source.kind == PIXEL_STATISTICS for source in sources)
     minibatch_size = min(config.minibatch_size, len(todo))
     n_actors = max(1, min(config.actors, len(todo) // minibatch_size))
     with _in_order():
@@ -278,15 +255,7 @@ def _embed(
             [pa.table({"row": part}) for part in np.array_split(todo, max(1, len(todo) // minibatch_size))]
         ).map_batches(
             EmbedCrops,
-            fn_constructor_kwargs={
-                "pack_path": str(pack.path),
-                "checkpoints": {source.kind: source.checkpoint for source in sources if source.checkpoint},
-                "groups": {kind: [source.group for source in sources if source.kind == kind] for kind in ENCODER_KINDS},
-                "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
-                "threads": max(1, round(config.cpus_per_actor)),
-                "cuda": config.gpus_per_actor > 0,
-                "precision": config.precision,
-            },
+            fn_constructor_kwargs=_actor_arguments(pack, sources, config),
             batch_size=minibatch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=n_actors),
@@ -307,6 +276,20 @@ def _embed(
                 progress("crops", pack.n_crops - len(todo) + n_done, pack.n_crops)
     if n_done != len(todo):
         raise RuntimeError(f"pack {pack.pack_id}: {n_done} of {len(todo)} crops came back embedded. Run the job again.")
+
+
+def _actor_arguments(pack: Pack, sources: Sequence[_Source], config: EmbedConfig) -> dict[str, Any]:
+    """Of `EmbedCrops`."""
+    with_statistics = any(source.kind == PIXEL_STATISTICS for source in sources)
+    return {
+        "pack_path": str(pack.path),
+        "checkpoints": {source.kind: source.checkpoint for source in sources if source.checkpoint},
+        "groups": {kind: [source.group for source in sources if source.kind == kind] for kind in ENCODER_KINDS},
+        "statistics": PixelStatistics(_channel_sets(pack)) if with_statistics else None,
+        "threads": max(1, round(config.cpus_per_actor)),
+        "cuda": config.gpus_per_actor > 0,
+        "precision": config.precision,
+    }
 
 
 def _append(catalog: Catalog, pack: Pack, sources: Sequence[_Source], batch: pa.Table) -> None:
@@ -347,115 +330,3 @@ def _in_order() -> Iterator[None]:
         yield
     finally:
         options.preserve_order = before
-
-
-class EmbedCrops:
-    """What an actor does: rows of the pack in, one long vector for each encoder out."""
-
-    def __init__(
-        self,
-        pack_path: str,
-        checkpoints: Mapping[str, str],
-        statistics: PixelStatistics | None,
-        threads: int,
-        cuda: bool,
-        groups: Mapping[str, Sequence[VectorGroup]] | None = None,
-        precision: EncoderPrecision = "fp32",
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        device = torch.device("cuda" if cuda else "cpu")
-        self.pack = Pack.open(pack_path)
-        self.encoders = {kind: load_encoder(path).to(device) for kind, path in checkpoints.items()}
-        self.precision = precision
-        self.statistics = statistics
-        self.groups = groups or {kind: groups_of(encoder) for kind, encoder in self.encoders.items()}
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """`row` and, for each encoder and width, all its vectors end to end, in the order of `VectorGroup`."""
-        rows = np.asarray(batch["row"].to_numpy(), dtype=np.int64)
-        images = self.pack.read(rows)
-        channels = [tuple(self.pack.channels(int(row))) for row in rows]
-        columns: dict[str, Any] = {"row": batch["row"]}
-        for kind, encoder in self.encoders.items():
-            groups = self.groups[kind]
-            poolings = list(dict.fromkeys(pooling for group in groups for pooling in group.poolings))
-            with multiply_in(self.precision, next(encoder.parameters()).device):
-                pooled = _pooled(encoder, crop_batch(self.pack, rows, encoder.config, images), poolings)
-            for group in groups:
-                columns[_column(kind, group)] = _vectors(_by_place(pooled, group).reshape(len(rows), -1))
-        if self.statistics is not None:
-            measured = self.statistics.measure(images, channels)
-            for variant in VARIANTS:
-                form = VectorGroup((variant,), (-1,))
-                columns[_column(PIXEL_STATISTICS, form)] = _vectors(self.statistics.variant(measured, variant))
-        return pa.table(columns)
-
-
-def embed_crops(
-    encoder: Encoder,
-    images: Sequence[NDArray[Any]],
-    channels: Sequence[tuple[str, ...]],
-    poolings: Sequence[str] = POOLINGS,
-) -> NDArray[np.float32]:
-    """(B, R, D) every block of an encoder whose blocks have one width, in the order of the `representations` rows.
-
-    Args:
-        encoder: On the device to run on.
-        images: One (C_i, S, S) array of raw counts for each crop, in the type of its source, or of fractions in [0, 1]:
-            an encoder that scales by the range of the type (`ModelConfig.input_scaling`) takes it from there.
-        channels: Its stains.
-        poolings: Which; `channel_mean` is wider than the others and cannot be asked for with them.
-    """
-    batch = collate(images, [encoder.config.channel_indices(names) for names in channels])
-    group = VectorGroup(tuple(poolings), tuple(range(encoder.n_blocks)))
-    return _by_place(_pooled(encoder, batch, poolings), group)
-
-
-def embed_rows(
-    encoder: Encoder,
-    pack: Pack,
-    rows: NDArray[np.int64],
-    pooling: str = "mean",
-    change: Callable[[CropBatch, NDArray[np.int64]], CropBatch] | None = None,
-    minibatch_size: int = 64,
-) -> list[NDArray[np.float32]]:
-    """(N, D) for each block in turn: one pooling of some crops of a pack, in this process.
-
-    Args:
-        encoder: On the device to run on.
-        pack: The crops.
-        rows: (N,) of the pack.
-        pooling: `mean`, `cls` or `channel_mean`.
-        change: What is done to a minibatch and its rows first, such as an augmentation.
-        minibatch_size: Crops in one forward pass.
-    """
-    device = next(encoder.parameters()).device
-    parts: list[list[NDArray[np.float32]]] = []
-    for first in range(0, len(rows), minibatch_size):
-        part = rows[first : first + minibatch_size]
-        batch = crop_batch(pack, part, encoder.config).to(device)
-        if change is not None:
-            batch = change(batch, part)
-        parts.append([block.float().cpu().numpy() for block in encoder.pooled_blocks(batch, (pooling,))[pooling]])
-    return [np.concatenate(blocks) for blocks in zip(*parts, strict=True)]
-
-
-def _pooled(encoder: Encoder, batch: CropBatch, poolings: Sequence[str]) -> dict[str, list[NDArray[np.float32]]]:
-    """(B, D) of each block in turn, by pooling, from one pass."""
-    pooled = encoder.pooled_blocks(batch.to(next(encoder.parameters()).device), poolings)
-    return {pooling: [block.float().cpu().numpy() for block in blocks] for pooling, blocks in pooled.items()}
-
-
-def _by_place(pooled: Mapping[str, Sequence[NDArray[np.float32]]], group: VectorGroup) -> NDArray[np.float32]:
-    """(B, R, D)"""
-    return np.stack([pooled[pooling][block] for pooling, block in group.places], axis=1)
-
-
-def _column(kind: str, group: VectorGroup) -> str:
-    return f"{kind} {', '.join(group.poolings)} of {', '.join(map(str, group.blocks))}"
-
-
-def _vectors(matrix: NDArray[np.float32]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])

@@ -1,4 +1,4 @@
-"""The baseline that needs no encoder: classical statistics of a crop's raw pixels.
+"""The baseline without an encoder: classical statistics of a crop's raw pixels.
 
 Shapes: B crops, C channels, S side of a crop in pixels, P channel pairs.
 """

@@ -1,4 +1,4 @@
-"""Embeddings as files that other tools read as they are: AnnData (.h5ad) and profiling tables (Parquet, CSV).
+"""Exports embeddings for other tools: AnnData (.h5ad) and profiling tables (Parquet, CSV).
 
 Shapes: N crops or wells, D features.
 """
@@ -6,10 +6,8 @@ Shapes: N crops or wells, D features.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,14 +19,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
-from cytolake.catalog.annotation_columns import annotation_columns
+from cytolake.catalog.annotated import observations, plain_row, with_annotations
 from cytolake.catalog.labelled_units import UNIT, LabelledUnits, labelled_units
-from cytolake.embed.aggregate import checked_id, known_representation, pinned, stored_rows, vectors_of, without_rows
-from cytolake.embed.alignment.kept import ALIGNED
+from cytolake.catalog.representations import (
+    ALIGNED,
+    Level,
+    VectorReader,
+    checked,
+    find_representation,
+    no_vectors,
+    vectors_of,
+)
+from cytolake.embed.aggregate import COLUMNS, aggregate
+from cytolake.storage.atomic_write import atomic_file
 
-ExportLevel = Literal["crop", "well"]
+TableLevel = Level | Literal["guide", "perturbation"]
 
-_TABLES = {"crop": ("embeddings", "crop_id"), "well": ("profiles", "well_id")}
 _WELL_COLUMNS = (
     "screen", "batch", "plate", "well", "perturbation", "gene", "pathway", "guide", "compound", "dose", "replicate",
     "control", "is_negative_control",
@@ -63,7 +69,7 @@ def representations_of(
     Raises:
         ValueError: The model has none (of these), or has them of several packs and `pack_id` does not say which.
     """
-    rows = catalog.table("representations", where=f"model_id = '{checked_id(model_id)}'").to_pylist()
+    rows = catalog.table("representations", where="model_id = ?", parameters=[model_id]).to_pylist()
     packs = sorted({row["pack_id"] for row in rows})
     if len(packs) > 1 and not pack_id:
         raise ValueError(
@@ -86,7 +92,7 @@ def representations_of(
 
 
 def export_anndata(
-    catalog: Catalog, representation_ids: Sequence[str], path: str | Path, *, level: ExportLevel = "well"
+    catalog: Catalog, representation_ids: Sequence[str], path: str | Path, *, level: Level = "well"
 ) -> Path:
     """Write representations of the same crops or wells as one .h5ad; one representation is in memory at a time.
 
@@ -113,29 +119,29 @@ def export_anndata(
     import anndata
     import h5py  # type: ignore[import-untyped]
 
-    catalog = pinned(catalog)
+    catalog = catalog.snapshot()
     known = _keyed(catalog, representation_ids)
-    ids = {key: str(row["representation_id"]) for key, row in known.items()}
-    first = next(iter(ids.values()))
-    observations = _observations(catalog, next(iter(known.values())), level)
-    name = _TABLES[level][1]
-    keys = observations[name].combine_chunks()
-    frame = observations.to_pandas().set_index(name, drop=True)
-    for column in observations.column_names:
-        if pa.types.is_string(observations[column].type) and column != name and column != "well_id":
+    first = next(iter(known.values()))
+    units = labelled_units(catalog)
+    reader = VectorReader(catalog, level)
+    obs = _observations(catalog, reader, first, units)
+    ids = obs[reader.key].combine_chunks()
+    frame = obs.to_pandas().set_index(reader.key, drop=True)
+    for column in obs.column_names:
+        if pa.types.is_string(obs[column].type) and column not in (reader.key, "well_id"):
             frame[column] = frame[column].fillna("").astype("category")
-    about = {key: {name: _plain(value) for name, value in row.items()} for key, row in known.items()}
+    about = {key: plain_row(row) for key, row in known.items()}
     uns = {"level": level, "table_versions": dict(catalog.versions()), "representations": about}
-    with _replaced(Path(path)) as part:
+    with atomic_file(path) as part:
         anndata.AnnData(obs=frame, uns={"cytolake": uns}).write_h5ad(part)
         with h5py.File(part, "r+") as file:
-            for key, representation_id in ids.items():
-                matrix = _matrix(catalog, representation_id, level, keys, int(known[key]["dim"]), first)
+            for key, row in known.items():
+                matrix = _matrix(reader, row, ids, str(first["representation_id"]), units)
                 anndata.io.write_elem(file["obsm"], key, matrix)
     return Path(path)
 
 
-def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *, level: ExportLevel = "well") -> Path:
+def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *, level: TableLevel = "well") -> Path:
     """Write one representation as a profiling table: `Metadata_*` columns and one float32 column for each feature.
 
     pycytominer, copairs and their kind read it unchanged. Annotations of the plate map are `Metadata_<name>`; crops
@@ -148,7 +154,8 @@ def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *
         catalog: Where the rows are.
         representation_id: Whose vectors.
         path: Replaced if it is there, in one step.
-        level: `crop` writes embeddings, `well` profiles.
+        level: `crop` writes embeddings, `well` profiles, `guide` and `perturbation` the means of their wells, which are
+            computed (see `cytolake.embed.aggregate`): screen, label and counts are their only metadata.
 
     Returns:
         The path.
@@ -165,7 +172,7 @@ def export_parquet(catalog: Catalog, representation_id: str, path: str | Path, *
     return _export_table(catalog, representation_id, Path(path), level, writer)
 
 
-def export_csv(catalog: Catalog, representation_id: str, path: str | Path, *, level: ExportLevel = "well") -> Path:
+def export_csv(catalog: Catalog, representation_id: str, path: str | Path, *, level: TableLevel = "well") -> Path:
     """Write the same table as `export_parquet` as CSV, packed where the path ends in `.gz`.
 
     Raises:
@@ -179,44 +186,75 @@ def export_csv(catalog: Catalog, representation_id: str, path: str | Path, *, le
 
 def _export_table(
     catalog: Catalog,
-    representation_id: str,
+    name: str,
     path: Path,
-    level: ExportLevel,
+    level: TableLevel,
     open_writer: Callable[[Path, pa.Schema], _TableWriter],
 ) -> Path:
-    catalog = pinned(catalog)
-    ((key, row),) = _keyed(catalog, [representation_id]).items()
-    dim = int(row["dim"])
-    table, name = _TABLES[level]
-    units = labelled_units(catalog)
-    wells = _wells_as_exported(units)
-    features = [f"{key}_{i:04d}" for i in range(dim)]
-    described = {b"cytolake": json.dumps({name: _plain(value) for name, value in row.items()}).encode()}
+    catalog = catalog.snapshot()
+    ((key, row),) = _keyed(catalog, [name]).items()
+    features = [f"{key}_{i:04d}" for i in range(int(row["dim"]))]
+    described = {b"cytolake": json.dumps(plain_row(row)).encode()}
+    if level == "crop" or level == "well":
+        chunks = _stored_rows(catalog, row, level, features)
+    else:
+        chunks = iter([_mean_rows(catalog, str(row["representation_id"]), level, features)])
     writer: _TableWriter | None = None
-    at_once = max(1, _ROW_GROUP_BYTES // (4 * dim))
-    waiting: list[pa.Table] = []
-    n_waiting = 0
-    with _replaced(path) as part:
+    with atomic_file(path) as part:
         try:
-            for rows in _with_last(stored_rows(catalog.dataset(table), representation_id)):
-                rows = None if rows is None else _that_are(rows, units, level)
-                if rows is not None:
-                    waiting.append(_profiling_rows(rows, units, wells, name, representation_id, features))
-                    n_waiting += rows.num_rows
-                if n_waiting and (rows is None or n_waiting >= at_once):
-                    chunk = pa.concat_tables(waiting)
-                    if level == "crop":
-                        chunk = _with_places(catalog, chunk, len(features))
-                    if writer is None:
-                        writer = open_writer(part, chunk.schema.with_metadata(described))
-                    writer.write_table(chunk, n_waiting)
-                    waiting, n_waiting = [], 0
+            for chunk in chunks:
+                if writer is None:
+                    writer = open_writer(part, chunk.schema.with_metadata(described))
+                writer.write_table(chunk, chunk.num_rows)
         finally:
             if writer is not None:
                 writer.close()
         if writer is None:
-            raise without_rows(row, table)
+            raise no_vectors(row, "crop" if level == "crop" else "well")
     return path
+
+
+def _stored_rows(
+    catalog: Catalog, representation: Mapping[str, Any], level: Level, features: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Crops or wells in the order in which they are stored, a row group of the file at a time."""
+    representation_id = str(representation["representation_id"])
+    reader = VectorReader(catalog, level)
+    units = labelled_units(catalog)
+    wells = with_annotations(units, _WELL_COLUMNS, _RESERVED)
+    at_once = max(1, _ROW_GROUP_BYTES // (4 * len(features)))
+
+    def whole(waiting: Sequence[pa.Table]) -> pa.Table:
+        chunk = pa.concat_tables(waiting)
+        return _with_places(catalog, chunk, len(features)) if level == "crop" else chunk
+
+    waiting: list[pa.Table] = []
+    for stored in reader.rows(representation_id):
+        rows = _current_rows(stored, units, level)
+        if rows.num_rows:
+            waiting.append(_profiling_rows(rows, units, wells, reader.key, representation_id, features))
+        if sum(each.num_rows for each in waiting) >= at_once:
+            yield whole(waiting)
+            waiting = []
+    if waiting:
+        yield whole(waiting)
+
+
+def _mean_rows(
+    catalog: Catalog, representation_id: str, level: Literal["guide", "perturbation"], features: Sequence[str]
+) -> pa.Table:
+    """Means of the wells of each guide or perturbation."""
+    means = aggregate(catalog, representation_id, level)
+    by_feature = np.stack(means["vector"].to_numpy()).T
+    return pa.table(
+        {
+            **{_METADATA[name]: means[name] for name in COLUMNS[level]},
+            "Metadata_n_crops": means["n_crops"],
+            "Metadata_n_wells": means["n_wells"],
+            "Metadata_representation_id": pa.repeat(representation_id, means.num_rows),
+            **{feature: np.ascontiguousarray(values) for feature, values in zip(features, by_feature, strict=True)},
+        }
+    )
 
 
 class _TableWriter(Protocol):
@@ -238,18 +276,8 @@ class _CsvWriter:
         self._sink.close()
 
 
-def _wells_as_exported(units: LabelledUnits) -> pa.Table:
-    """`unit_id`, the labels under the names that they have in the tables, and annotations as in an export."""
-    wells = units.rows.select([UNIT, *_WELL_COLUMNS, "annotations"])
-    texts = wells["annotations"].to_pylist()
-    wells = wells.drop_columns(["annotations"])
-    for name, column in annotation_columns(texts, _RESERVED).items():
-        wells = wells.append_column(name, column)
-    return wells
-
-
-def _that_are(rows: pa.Table, units: LabelledUnits, level: ExportLevel) -> pa.Table:
-    """Rows without profiles of groups that were labelled otherwise since."""
+def _current_rows(rows: pa.Table, units: LabelledUnits, level: Level) -> pa.Table:
+    """Rows without profiles of groups whose labels changed since."""
     if level == "crop" or not units.plates_with_objects:
         return rows
     outdated = units.outdated(rows["well_id"].to_pylist(), rows["plate_id"].to_pylist())
@@ -292,8 +320,10 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
         raise ValueError("no representation given, expected one or more ids. See representations_of.")
     keyed: dict[str, dict[str, Any]] = {}
     encoder = ""
-    for each in dict.fromkeys(representation_ids):
-        row = known_representation(catalog, each)
+    rows = {
+        row["representation_id"]: row for row in (find_representation(catalog, each) for each in representation_ids)
+    }
+    for each, row in rows.items():
         has_blocks = row["block"] is not None and row["block"] >= 0
         model_id = _encoder(catalog, row)
         if has_blocks and encoder not in ("", model_id):
@@ -316,64 +346,52 @@ def _keyed(catalog: Catalog, representation_ids: Sequence[str]) -> dict[str, dic
 
 
 def _encoder(catalog: Catalog, row: Mapping[str, Any]) -> str:
-    """Model id of the encoder, also of what was aligned since."""
+    """Model id of the encoder, also of an aligned representation."""
     while row["kind"] == ALIGNED:
-        row = known_representation(catalog, row["parent_id"])
+        row = find_representation(catalog, row["parent_id"])
     return str(row["model_id"])
 
 
-def _observations(catalog: Catalog, representation: Mapping[str, Any], level: ExportLevel) -> pa.Table:
-    """What is known of the crops or wells of a representation, by its row of `representations`."""
-    table, key = _TABLES[level]
-    representation_id = representation["representation_id"]
+def _observations(
+    catalog: Catalog, reader: VectorReader, representation: Mapping[str, Any], units: LabelledUnits
+) -> pa.Table:
+    """Labels of the crops or wells of a representation, by its row of `representations`."""
+    representation_id, level = representation["representation_id"], reader.level
     own = ["n_crops"] if level == "well" else []
-    columns = list(dict.fromkeys([key, "well_id", "plate_id", *own]))
-    rows = catalog.table(table, columns=columns, where=f"representation_id = '{checked_id(representation_id)}'")
-    units = labelled_units(catalog)
-    rows = _that_are(rows, units, level)
+    columns = list(dict.fromkeys([reader.key, "well_id", "plate_id", *own]))
+    rows = _current_rows(reader.columns(representation_id, columns), units, level)
     if rows.num_rows == 0:
-        raise without_rows(representation, table)
-    if pc.count_distinct(rows[key]).as_py() != rows.num_rows:
+        raise no_vectors(representation, level)
+    n_ids = pc.count_distinct(rows[reader.key]).as_py()
+    if n_ids != rows.num_rows:
         raise ValueError(
-            f"representation {representation_id}: {rows.num_rows} rows in the table {table}, but "
-            f"{pc.count_distinct(rows[key]).as_py()} {key}s. Two jobs wrote it at once: embed again under a new root."
+            f"representation {representation_id}: {rows.num_rows} rows in the table {reader.table}, but {n_ids} "
+            f"{reader.key}s. Two jobs wrote it at once: embed again under a new root."
         )
     of_row = units.of_crops(rows["crop_id"], rows["well_id"]) if level == "crop" else rows["well_id"]
     _places(of_row, units.rows[UNIT].combine_chunks(), "wells", representation_id)
-    wells = _wells_as_exported(units)
-    of_wells = ", ".join(f'w."{name.replace(chr(34), chr(34) * 2)}"' for name in wells.column_names[1:])
-    more = "".join(f", r.{name}" for name in own) + (", c.site, c.y, c.x" if level == "crop" else "")
-    joined = "LEFT JOIN crops c ON c.crop_id = r.crop_id" if level == "crop" else ""
-    return catalog.sql(
-        f"SELECT r.{key}{', r.well_id' if level == 'crop' else ''}, {of_wells}{more} "
-        f"FROM these r JOIN exported_wells w ON w.{UNIT} = r.{UNIT} {joined} "
-        f"ORDER BY w.screen, w.plate, w.well, r.{key}",
-        these=rows.append_column(UNIT, of_row),
-        exported_wells=wells,
-    )
+    of_crop = [f"c.{name}" for name in _OF_CROP] if level == "crop" else [f"r.{name}" for name in own]
+    ids = list(dict.fromkeys([f"r.{reader.key}", "r.well_id"]))
+    selected = [*ids, *(f"w.{name}" for name in _WELL_COLUMNS), *of_crop]
+    order = ["w.screen", "w.plate", "w.well", f"r.{reader.key}"]
+    return observations(catalog, rows, units, selected, order=order, reserved=_RESERVED)
 
 
 def _matrix(
-    catalog: Catalog, representation_id: str, level: ExportLevel, keys: pa.Array, dim: int, first: str
+    reader: VectorReader, representation: Mapping[str, Any], ids: pa.Array, first: str, units: LabelledUnits
 ) -> NDArray[np.float32]:
-    """(N, dim) in the order of the keys."""
-    table, key = _TABLES[level]
-    matrix = np.empty((len(keys), dim), dtype=np.float32)
-    n_rows = 0
-    units = labelled_units(catalog, ())
-    for stored in stored_rows(catalog.dataset(table), representation_id):
-        rows = _that_are(stored, units, level)
-        if not rows.num_rows:
-            continue
-        vectors_ND = vectors_of(rows, representation_id, dim)
-        matrix[_places(rows[key], keys, f"representation {first}", representation_id).to_numpy()] = vectors_ND
-        n_rows += rows.num_rows
-    if n_rows != len(keys):
+    """(N, D) in the order of the ids of crops or wells, which are those of the representation `first`."""
+    representation_id, level = str(representation["representation_id"]), reader.level
+    columns = list(dict.fromkeys([reader.key, "well_id", "plate_id"]))
+    own = _current_rows(reader.columns(representation_id, columns), units, level)
+    _places(own[reader.key], ids, f"representation {first}", representation_id)
+    if own.num_rows != len(ids):
         raise ValueError(
-            f"representation {representation_id}: {n_rows} {level}s, but {len(keys)} in representation {first}. Only "
-            "representations of the same pack fit into one file."
+            f"representation {representation_id}: {own.num_rows} {level}s, but {len(ids)} in representation {first}. "
+            "Only representations of the same pack fit into one file."
         )
-    return matrix
+    matrix = reader.take(representation_id, reader.places(representation_id, ids).to_numpy())
+    return checked(matrix, representation_id, reader.key, ids, int(representation["dim"]))
 
 
 def _places(values: pa.ChunkedArray, among: Any, where: str, representation_id: str) -> pa.Array:
@@ -386,32 +404,3 @@ def _places(values: pa.ChunkedArray, among: Any, where: str, representation_id: 
             f"{where}, such as {', '.join(map(str, some))}. Ingest their plates, or export representations of one pack."
         )
     return place
-
-
-def _with_last(tables: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
-    """The tables, and None after the last."""
-    yield from tables
-    yield None
-
-
-def _plain(value: Any) -> Any:
-    """As JSON and HDF5 have it."""
-    if value is None:
-        return ""
-    return value if isinstance(value, int | float | str) and not _is_nan(value) else str(value)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place where nothing fails, and goes where something does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Published profiles of genes or perturbations: one vector for each name, of wells that nobody has here.
+"""Imports published profiles of genes or perturbations: one vector for each name, without wells.
 
 Shapes: N names, D features.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id, representation_id
-from cytolake.embed.aggregate import checked_id, vectors_column
+from cytolake.catalog.representations import vectors_column
 from cytolake.exchange.profile_tables import feature_columns, matrix_of, read_profile_table
 from cytolake.screens.label_vocabulary import label_vocabulary, nfc
 
@@ -93,7 +93,7 @@ def read_perturbation_table(
 def import_perturbations(catalog: Catalog, table: PerturbationTable, name: str, *, screen: str) -> str:
     """Write such a table as a representation of kind `external_perturbations`; no well is made up for it.
 
-    The same content under the same name is there once, in whatever order its rows are.
+    The same content under the same name is stored once, in whatever order its rows come.
 
     Args:
         catalog: Where the rows go.
@@ -146,7 +146,7 @@ def read_perturbations(catalog: Catalog, id_or_name: str) -> PerturbationTable:
     Raises:
         ValueError: There is none, or several of this name.
     """
-    rows = catalog.table("representations", where=f"kind = '{EXTERNAL_PERTURBATIONS}'").to_pylist()
+    rows = catalog.table("representations", where="kind = ?", parameters=[EXTERNAL_PERTURBATIONS]).to_pylist()
     matches = [row for row in rows if id_or_name in (row["representation_id"], row["architecture"])]
     if len(matches) != 1:
         there = sorted({row["architecture"] for row in rows})
@@ -154,8 +154,8 @@ def read_perturbations(catalog: Catalog, id_or_name: str) -> PerturbationTable:
             f"{id_or_name}: found {len(matches)} imports by gene or perturbation, expected one. There are: "
             f"{_some(there) or 'none'}. Give an id of the table representations, or import it with --by."
         )
-    identity = checked_id(matches[0]["representation_id"])
-    stored = catalog.table("perturbation_profiles", where=f"representation_id = '{identity}'").sort_by("name")
+    identity = [matches[0]["representation_id"]]
+    stored = catalog.table("perturbation_profiles", where="representation_id = ?", parameters=identity).sort_by("name")
     values = stored["profile"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     matrix_ND = np.asarray(values, dtype=np.float32).reshape(stored.num_rows, -1)
     level: ProfileLevel = "gene" if stored["level"][0].as_py() == "gene" else "perturbation"

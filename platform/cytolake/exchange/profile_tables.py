@@ -1,4 +1,4 @@
-"""Columns of profile tables as CellProfiler, pycytominer and DeepProfiler write them: which are labels, which features.
+"""Distinguishes labels and features in profile tables of CellProfiler, pycytominer and DeepProfiler.
 
 Shapes: N rows, D features.
 """

@@ -1,4 +1,4 @@
-"""Screens of which wells and embeddings were published, and whose images need not be here."""
+"""Reads wells and embeddings of published screens; their images are not needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from cytolake.exchange.external import ExternalTable
+from cytolake.exchange.vector_tables import ExternalTable
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.plate_map import read_plate_map
 from cytolake.screens.rxrx import read_rxrx1, read_rxrx1_wells, read_rxrx3_core, read_rxrx3_core_wells

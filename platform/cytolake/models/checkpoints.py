@@ -15,6 +15,7 @@ from torch import nn
 from cytolake.models.build import new_encoder
 from cytolake.models.config import ModelConfig
 from cytolake.models.encoder import Encoder
+from cytolake.storage.atomic_write import atomic_file
 
 _KIND = "cytolake-encoder"
 _VERSION = "2"
@@ -97,12 +98,9 @@ def model_id(encoder: Encoder) -> str:
 
 def save_weights(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a module's weights and text metadata to a safetensors file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    save_file(weights, unfinished, metadata)
-    unfinished.chmod(0o644)  # safetensors 0.8 makes it the owner's alone; runs are shared
-    unfinished.replace(path)
+    with atomic_file(path) as part:
+        save_file(weights, part, metadata)
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -44,6 +44,7 @@ from cytolake.packs.sampler import sample_order
 from cytolake.packs.shards import Compression, PackError, WrittenFile, array_path, create_array, crop_shape, write_shard
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
+from cytolake.storage.atomic_write import atomic_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,51 +111,45 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
     _remove_leftovers(path.parent, pack_id)
     _check_room(path.parent, plan, config)
     building = path.parent / f".building-{pack_id}-{socket.gethostname()}-{os.getpid()}"
-    scratch = building / "scratch"
     try:
-        scratch.mkdir(parents=True)
-        scales, written = _write_pixels(plan, building, config, progress or _silent)
-        shutil.rmtree(scratch)
-        pq.write_table(plan.index, building / INDEX_FILE, compression="zstd")
-        described = {
-            "format": FORMAT,
-            "pack_id": pack_id,
-            "curation_id": curation_id,
-            "curation": kept.curation,
-            "table_versions": kept.table_versions,
-            "pixels_content": pixels_content,
-            "shuffle_seed": config.shuffle_seed,
-            "pixels": config.pixels,
-            "exclude_plates": sorted(config.exclude_plates),
-            "source_dtypes": source_dtypes(kept.sites),
-            "scales": [
-                {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
-                for (plate_id, channel), scale in sorted(scales.items())
-            ],
-            "crop_size": plan.crop_size,
-            "n_crops": plan.index.num_rows,
-            "groups": [
-                {
-                    "n_channels": group.n_channels,
-                    "n_crops": group.n_crops,
-                    "dtype": _stored_dtype(group, config),
-                    "array": array_path(Path(), group.n_channels).name,
-                }
-                for group in plan.groups.values()
-            ],
-            "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        (building / PACK_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        write_checksums(building, written)
-        try:
-            building.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise  # else another process built the same pack meanwhile
+        with atomic_folder(path, building):
+            scratch = building / "scratch"
+            scratch.mkdir()
+            scales, written = _write_pixels(plan, building, config, progress or _silent)
+            shutil.rmtree(scratch)
+            pq.write_table(plan.index, building / INDEX_FILE, compression="zstd")
+            described = {
+                "format": FORMAT,
+                "pack_id": pack_id,
+                "curation_id": curation_id,
+                "curation": kept.curation,
+                "table_versions": kept.table_versions,
+                "pixels_content": pixels_content,
+                "shuffle_seed": config.shuffle_seed,
+                "pixels": config.pixels,
+                "exclude_plates": sorted(config.exclude_plates),
+                "source_dtypes": source_dtypes(kept.sites),
+                "scales": [
+                    {"plate_id": plate_id, "channel": channel, "offset": scale.offset, "step": scale.step}
+                    for (plate_id, channel), scale in sorted(scales.items())
+                ],
+                "crop_size": plan.crop_size,
+                "n_crops": plan.index.num_rows,
+                "groups": [
+                    {
+                        "n_channels": group.n_channels,
+                        "n_crops": group.n_crops,
+                        "dtype": _stored_dtype(group, config),
+                        "array": array_path(Path(), group.n_channels).name,
+                    }
+                    for group in plan.groups.values()
+                ],
+                "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            (building / PACK_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            write_checksums(building, written)
     except OSError as error:
         raise PackError(_not_written(path.parent, error)) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Pack.open(path)
 
 
@@ -240,8 +235,9 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, ...]) -> _Kept:
-    kept = catalog.table("curations", where=f"curation_id = '{curation_id}' AND is_kept")
-    run = catalog.table("curation_runs", columns=["n_kept"], where=f"curation_id = '{curation_id}'")["n_kept"]
+    kept = catalog.table("curations", where="curation_id = ? AND is_kept", parameters=[curation_id])
+    runs = catalog.table("curation_runs", columns=["n_kept"], where="curation_id = ?", parameters=[curation_id])
+    run = runs["n_kept"]
     if len(run) and run[0].as_py() != kept.num_rows:
         raise PackError(
             f"curation {curation_id}: kept {run[0].as_py()} crops, {kept.num_rows} of them of plates that are visible "

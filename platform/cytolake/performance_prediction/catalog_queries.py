@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.catalog import Catalog
+from cytolake.catalog.representations import VectorReader, read_vectors
 from cytolake.performance_prediction.queries import Before, Measure, Queries, QueryPredictorConfig, queries_of_profiles
 
 
@@ -74,16 +75,14 @@ def crop_queries(
         ValueError: No embeddings, too few controls or replicates.
     """
     wells = read_wells(catalog, representation_id)
-    where = f"representation_id = '{representation_id}'"
-    table = catalog.table("embeddings", columns=["crop_id", "well_id", "embedding"], where=where).sort_by("crop_id")
+    table = VectorReader(catalog).columns(representation_id, ["crop_id", "well_id"]).sort_by("crop_id")
     if not table.num_rows:
         raise ValueError(f"representation {representation_id} has no embeddings of crops. Run jobs/embed.py first.")
     place = pc.index_in(table["well_id"].combine_chunks(), value_set=pa.array(wells.well_id, pa.string()))
     well = place.fill_null(-1).to_numpy()
     rows = _evenly(well, config.crops, config.predictor.seed)
     well = well[rows]
-    lists = table["embedding"].take(pa.array(rows)).combine_chunks()
-    vectors = np.asarray(lists.flatten(), dtype=np.float64).reshape(len(rows), -1)
+    vectors = read_vectors(catalog, representation_id, table["crop_id"].take(pa.array(rows))).astype(np.float64)
     family, description = families(wells), descriptions(wells)
     found = queries_of_profiles(
         vectors,

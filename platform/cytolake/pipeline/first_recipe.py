@@ -20,6 +20,7 @@ from cytolake.screens.images.object_size import object_diameter
 from cytolake.screens.images.pixels import read_site
 from cytolake.screens.plate import Plate, ScreenError
 from cytolake.screens.sources import ScreenSource, list_plates
+from cytolake.storage.atomic_write import write_text
 
 N_SITES = 6  # read for the size of objects, of different wells
 NUCLEI = "DNA"
@@ -196,6 +197,4 @@ def write_recipe(path: Path, text: str) -> None:
     """
     if path.exists():
         raise ValueError(f"{path}: found a file there, expected none. Give another with --recipe-file, or remove it.")
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text)

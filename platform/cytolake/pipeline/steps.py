@@ -23,12 +23,11 @@ from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
+from cytolake.catalog.representations import ALIGNED, EXTERNAL
 from cytolake.catalog.stale import check_curation, stale_artefacts
 from cytolake.curation.curate import Curation, qc_of_curation
 from cytolake.curation.curate import curate as choose_crops
-from cytolake.embed.alignment.kept import ALIGNED
 from cytolake.embed.extract import embed_pack
-from cytolake.exchange.external import EXTERNAL
 from cytolake.packs.build import build_pack, find_built_pack
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.code_revision import code_revision
@@ -91,8 +90,9 @@ def built_pack(line: Line, catalog: Catalog, *, for_training: bool = False) -> P
     """
     name = line.curate.name
     found = catalog.sql(
-        "select curation_id from curations where curation = '" + name.replace("'", "''") + "' "
-        "group by curation_id order by max(curated_at) desc limit 1"
+        "select curation_id from curations where curation = $name "
+        "group by curation_id order by max(curated_at) desc limit 1",
+        parameters={"name": name},
     ).to_pylist()
     if not found:
         raise MissingInputError(
@@ -188,7 +188,8 @@ class Steps:
             page = write_qc_page(self.catalog, qc_id, self.catalog.root / REPORT_FOLDER)
             failed = self.catalog.sql(
                 "select count(distinct site_id) filter (not is_pass) failed, count(distinct site_id) judged "
-                f"from qc_verdicts where qc_id = '{qc_id}' and site_id <> ''"
+                "from qc_verdicts where qc_id = $qc_id and site_id <> ''",
+                parameters={"qc_id": qc_id},
             ).to_pylist()[0]
             stage.outcome = f"{failed['failed']:,} of {failed['judged']:,} sites fail a rule: {page}"
         with self._stage("curate") as stage:
@@ -285,7 +286,10 @@ class Steps:
             MissingInputError: They were not embedded.
         """
         rows = self.catalog.table(
-            "representations", columns=["representation_id", "model_id", "kind"], where=f"pack_id = '{pack.pack_id}'"
+            "representations",
+            columns=["representation_id", "model_id", "kind"],
+            where="pack_id = ?",
+            parameters=[pack.pack_id],
         ).to_pylist()
         models = {trained.model_id, trained.untrained_model_id}
         ids = [
@@ -352,7 +356,7 @@ class Steps:
         pack's crops, by profiles the external ones of the same wells and the aligned ones of the pack.
         """
         external = self.catalog.table(
-            "representations", columns=["representation_id", "pack_id"], where=f"kind = '{EXTERNAL}'"
+            "representations", columns=["representation_id", "pack_id"], where="kind = ?", parameters=[EXTERNAL]
         ).to_pylist()
         of_crops = [row["representation_id"] for row in external if row["pack_id"] == pack.pack_id]
         for label, split in self.line.benchmark.tasks:
@@ -363,8 +367,12 @@ class Steps:
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:
-            where = f"kind = '{ALIGNED}' AND pack_id = '{pack.pack_id}'"
-            aligned = self.catalog.table("representations", columns=["representation_id"], where=where)
+            aligned = self.catalog.table(
+                "representations",
+                columns=["representation_id"],
+                where="kind = ? AND pack_id = ?",
+                parameters=[ALIGNED, pack.pack_id],
+            )
             stale = {each.identity for each in stale_artefacts(self.catalog) if each.kind == "representation"}
             fresh = [each for each in aligned["representation_id"].to_pylist() if each not in stale]
             ids = [*representation_ids, *(row["representation_id"] for row in external), *fresh]

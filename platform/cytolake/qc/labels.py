@@ -274,7 +274,7 @@ def _uncertain(catalog: Catalog, qc_id: str) -> list[list[str]]:
     rows = catalog.sql(
         "SELECT plate_id, site_id, min(abs(value - threshold)) AS distance FROM verdicts "
         "WHERE rule = 'learned_artefact' GROUP BY plate_id, site_id ORDER BY plate_id, distance, site_id",
-        verdicts=catalog.table("qc_verdicts", where=f"qc_id = '{qc_id}'"),
+        verdicts=catalog.table("qc_verdicts", where="qc_id = ?", parameters=[qc_id]),
     ).to_pylist()
     if not rows:
         known = catalog.sql("SELECT DISTINCT qc_id FROM qc_verdicts WHERE rule = 'learned_artefact'").column(0)

@@ -197,22 +197,25 @@ def judge_sites(catalog: Catalog, config: QcConfig, progress: Progress | None = 
         CatalogError: The profile is not sound, or the catalog holds no plate.
     """
     profile = qc_profile(config.profile, config.modalities)
-    with_images = f"reader is distinct from '{WELLS_ONLY}'"
-    plates = catalog.table("plates", columns=["plate_id"], where=with_images)["plate_id"].to_pylist()
+    with_images = catalog.table(
+        "plates", columns=["plate_id"], where="reader is distinct from ?", parameters=[WELLS_ONLY]
+    )
+    plates = with_images["plate_id"].to_pylist()
     if not plates:
         raise CatalogError(f"{catalog.root}: no plate to judge. Ingest a screen first: jobs/ingest.py.")
     judged = set(
-        catalog.sql(f"SELECT DISTINCT plate_id FROM qc_verdicts WHERE qc_id = '{profile.qc_id}'")
+        catalog.sql("SELECT DISTINCT plate_id FROM qc_verdicts WHERE qc_id = ?", parameters=[profile.qc_id])
         .column("plate_id")
         .to_pylist()
     )
     for done, plate in enumerate(sorted(plates), start=1):
         if plate not in judged:
-            metrics = catalog.table("qc_metrics", where=f"plate_id = '{plate}'")
+            metrics = catalog.table("qc_metrics", where="plate_id = ?", parameters=[plate])
             places = qc_levels.places(
                 catalog.sql(
                     'SELECT s.site_id, s.well_id, w.row, w."column", w.control FROM sites s '
-                    f"LEFT JOIN wells w USING (well_id) WHERE s.plate_id = '{plate}'"
+                    "LEFT JOIN wells w USING (well_id) WHERE s.plate_id = $plate",
+                    parameters={"plate": plate},
                 )
             )
             verdicts = profile.judge(metrics, places)

@@ -20,7 +20,7 @@ from cytolake.benchmark.profiles.feature_tasks import BENCHMARK as FEATURE_REGRE
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.transcriptomics.benchmark import FITTED
 from cytolake.catalog import Catalog
-from cytolake.embed.alignment.kept import ALIGNED
+from cytolake.catalog.representations import ALIGNED
 from cytolake.reports.figures import block_curves
 from cytolake.reports.page import write_page
 

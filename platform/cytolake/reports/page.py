@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jinja2
 
 import cytolake
+from cytolake.storage.atomic_write import write_text
 
 REPORT_FOLDER = "report"
 """Folder of all pages, below the root of a catalog."""
@@ -29,8 +29,5 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     )
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template(template).render(version=cytolake.__version__, written=written, **values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
+    write_text(path, page)
+    return path

@@ -106,7 +106,8 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
         row["plate_id"]: row
         for row in catalog.sql(
             "select p.plate_id, p.plate, p.screen, p.batch from plates p where plate_id in "
-            f"(select plate_id from qc_verdicts where qc_id = '{_quoted(qc_id)}') order by screen, plate"
+            "(select plate_id from qc_verdicts where qc_id = $qc_id) order by screen, plate",
+            parameters={"qc_id": qc_id},
         ).to_pylist()
     }
     if not verdicts_of:
@@ -152,10 +153,6 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
         suspended=suspended,
         n_shown=ROWS_SHOWN,
     )
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")
 
 
 _SCORED = """
@@ -206,13 +203,13 @@ def _tables_of(catalog: Catalog, qc_id: str, plate_id: str, rules: Sequence[QcRu
 
     A database of its own: `Catalog.sql` would open the tables anew for each query.
     """
-    where = f"plate_id = '{_quoted(plate_id)}'"
+    of_plate: dict[str, Any] = {"where": "plate_id = ?", "parameters": [plate_id]}
     tables = {
-        "verdicts": catalog.table("qc_verdicts", where=f"qc_id = '{_quoted(qc_id)}' and {where}"),
-        "metrics": catalog.table("qc_metrics", where=where),
-        "sites": catalog.table("sites", columns=["site_id", "well_id", "site"], where=where),
+        "verdicts": catalog.table("qc_verdicts", where="qc_id = ? and plate_id = ?", parameters=[qc_id, plate_id]),
+        "metrics": catalog.table("qc_metrics", **of_plate),
+        "sites": catalog.table("sites", columns=["site_id", "well_id", "site"], **of_plate),
         "wells": catalog.table(
-            "wells", columns=["well_id", "well", "row", "column", "perturbation", "control"], where=where
+            "wells", columns=["well_id", "well", "row", "column", "perturbation", "control"], **of_plate
         ),
         "rules": pa.table(
             {

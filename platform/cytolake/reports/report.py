@@ -131,14 +131,17 @@ def _counts(catalog: Catalog, curation_id: str) -> list[tuple[str, str]]:
     row = catalog.sql(
         "select (select count(*) from plates) plates, (select count(*) from wells) wells, (select count(*) from sites) "
         "sites, (select count(*) from crops) crops, (select count(*) from quarantine) quarantined, (select count(*) "
-        f"from curations where curation_id = '{curation_id}' and is_kept) kept"
+        "from curations where curation_id = $curation_id and is_kept) kept",
+        parameters={"curation_id": curation_id},
     ).to_pylist()[0]
     names = {"kept": "crops curated", "quarantined": "quarantine rows"}
     return [(names.get(name, name), f"{value:,}") for name, value in row.items()]
 
 
 def _exclusions(catalog: Catalog, curation_id: str) -> list[tuple[str, int]]:
-    rows = catalog.table("curations", columns=["reason"], where=f"curation_id = '{curation_id}' and not is_kept")
+    rows = catalog.table(
+        "curations", columns=["reason"], where="curation_id = ? and not is_kept", parameters=[curation_id]
+    )
     return Counter(rows["reason"].to_pylist()).most_common(12)
 
 
@@ -156,8 +159,9 @@ def _block_search(catalog: Catalog, inputs: ReportInputs) -> str:
         "select r.kind, r.architecture, r.block, r.pooling, r.representation_id, "
         "s.value, s.ci_low, s.ci_high, s.n_classes "
         "from scores s join representations r using (representation_id) join compared c using (representation_id) "
-        f"where s.protocol = '{choice.protocol_id}' and s.seed = -1 and s.metric = '{choice.metric}' "
-        f"and s.label = '{choice.label}' order by r.kind, r.pooling, r.block",
+        "where s.protocol = $protocol and s.seed = -1 and s.metric = $metric "
+        "and s.label = $label order by r.kind, r.pooling, r.block",
+        parameters={"protocol": choice.protocol_id, "metric": choice.metric, "label": choice.label},
         compared=pa.table({"representation_id": list(inputs.representation_ids)}),
     ).to_pylist()
     if not rows:
@@ -193,9 +197,10 @@ def _layout_warnings(catalog: Catalog, representation_id: str, label: str) -> li
         f"""
         select w.plate_id, w.screen, w.plate, w.batch, w.row, w."column", w.perturbation, w.is_negative_control,
                w."{label}" as label
-        from wells w join profiles p using (well_id) where p.representation_id = '{representation_id}'
+        from wells w join profiles p using (well_id) where p.representation_id = $representation_id
         order by w.well_id
-        """
+        """,
+        parameters={"representation_id": representation_id},
     ).to_pylist()
     places = [
         WellPlace(f"{row['screen']}/{row['plate']}", row["row"], row["column"], f"{row['screen']}/{row['batch']}")

@@ -18,6 +18,7 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
+from cytolake.catalog.representations import VectorReader
 from cytolake.embed.maps import Points
 from cytolake.qc.crop_verdicts import QC_COLUMNS
 from cytolake.serving.follower import Loaded
@@ -104,9 +105,7 @@ class Explorer:
         key = representation_id, snapshot.versions["embeddings"]
         rows = self._rows.get(key)
         if rows is None:
-            stored = snapshot.catalog.dataset("embeddings").to_table(
-                columns=["crop_id"], filter=pc.field("representation_id") == representation_id
-            )
+            stored = VectorReader(snapshot.catalog).columns(representation_id, ["crop_id"])
             found = snapshot.rows_of(stored["crop_id"].combine_chunks())
             rows = self._rows[key] = np.sort(found[found >= 0]).astype(np.uint32)
         return rows

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.embed.maps import Points, pca_points, umap_points
+from cytolake.storage.atomic_write import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -115,17 +115,8 @@ def _load(path: Path, n: int) -> Any:
 
 def _save(path: Path, points_M2: Points) -> None:
     """Write the whole file or nothing, then remove the maps of earlier versions of the table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(
-        f".{path.stem}-{uuid.uuid4().hex}.part"
-    )  # not tempfile, whose files only this user can read; replicas of other users read it
-    try:
-        with part.open("xb") as file:
-            np.save(file, points_M2, allow_pickle=False)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as part, part.open("wb") as file:
+        np.save(file, points_M2, allow_pickle=False)
     name, _, version = path.stem.rpartition("-")
     for old in path.parent.glob(f"{name}-*.npy"):
         number = old.stem.removeprefix(f"{name}-")

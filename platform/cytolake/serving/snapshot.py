@@ -23,6 +23,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
+from cytolake.catalog.representations import VectorReader
 from cytolake.qc.crop_verdicts import add_quality, failed_verdicts, rule_counts
 from cytolake.qc.newest import newest_qc
 from cytolake.qc.verdicts import profile_of
@@ -187,9 +188,7 @@ def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDAr
         ServingError: 404, an unknown representation; 503, vectors of several widths, or none of a known crop.
     """
     dim = snapshot.representation(representation_id)["dim"]
-    stored = snapshot.catalog.dataset("embeddings").to_table(
-        columns=["crop_id", "embedding"], filter=pc.field("representation_id") == representation_id
-    )
+    stored = VectorReader(snapshot.catalog).columns(representation_id, ["crop_id", "embedding"])
     rows = snapshot.rows_of(stored["crop_id"].combine_chunks())
     if not (rows >= 0).any():
         raise ServingError(
@@ -227,6 +226,7 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
     # Reads the names of folders only, no vectors.
     counted = catalog.sql("SELECT representation_id, count(*) AS n FROM embeddings GROUP BY ALL").to_pylist()
     described = {row["representation_id"]: row for row in catalog.table("representations").to_pylist()}
+    reader = VectorReader(catalog)
     found = []
     for row in counted:
         about = described.get(row["representation_id"], {})
@@ -241,7 +241,7 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
                 "alignment": about.get("alignment_variant") or "",
                 "model": about.get("architecture") or "",
                 "model_id": about.get("model_id") or "",
-                "dim": about["dim"] if about else _dim(catalog, row["representation_id"]),
+                "dim": about["dim"] if about else reader.dim(row["representation_id"]),
                 "n": row["n"],
             }
         )
@@ -255,14 +255,6 @@ def _representations(catalog: Catalog) -> tuple[dict[str, Any], ...]:
             ),
         )
     )  # fmt: skip
-
-
-def _dim(catalog: Catalog, representation_id: str) -> int:
-    """Width of its vectors."""
-    one = catalog.dataset("embeddings").head(
-        1, columns=["embedding"], filter=pc.field("representation_id") == representation_id
-    )
-    return len(one["embedding"][0])
 
 
 def _headed(header: Mapping[str, Any], values: NDArray[Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Where bytes lie: on a disk of this machine, or as objects of an S3 bucket.
+"""Reads files on a local disk and objects in an S3 bucket.
 
 A path is a local path or `s3://bucket/key`; nothing else. Endpoint, region and credentials of S3 are those of the usual
 environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...); where there are no credentials, or with
@@ -23,23 +23,23 @@ from typing import Any, BinaryIO, cast
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
-ATTEMPTS_MAX = 3  # of one request; a storage that refuses connections is told after seconds
+ATTEMPTS_MAX = 3  # of one request; a storage that refuses connections is reported after seconds
 WHOLE_OBJECT_BYTES_MAX = 16 * 2**20
 """Objects up to this size are fetched in one request; larger ones are read in blocks, as far as they are needed."""
 BLOCK_BYTES = 2**20
 
-_TOGETHER = 1024  # objects asked for in one go; s3fs has 128 requests of these under way
+_TOGETHER = 1024  # objects requested at once; s3fs has 128 of these requests in flight
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _TRUE = ("1", "true", "yes", "on")
 
 
 class StorageError(OSError):
-    """Bytes that could not be had for another reason than a missing path or a missing permission."""
+    """A read that failed for another reason than a missing path or permission."""
 
 
 class UnreachableError(StorageError):
-    """The storage does not answer, is overloaded, or the credentials ran out: it says nothing about the one file."""
+    """The storage does not answer, is overloaded, or the credentials expired: an error of all files, not of one."""
 
 
 _OF_THE_MACHINE = frozenset(
@@ -125,20 +125,20 @@ def read_part(path: str | Path, start: int, stop: int | None, limit: int) -> byt
     else:
         # a request for more than there is gives what there is
         end = start + limit + 1 if stop is None else min(stop, start + limit + 1)
-        with _told(path):
+        with _named_errors(path):
             try:
                 content = file_system(path).cat_file(str(path), start=start, end=None if start < 0 else end)
             except OSError as error:
                 if not _is_past_the_end(error):
                     raise
-                content = b""  # of an empty object no range can be asked for
+                content = b""  # an empty object has no range to request
     return _within(path, content, limit)
 
 
 def read_each(paths: Sequence[str], limit: int) -> list[bytes | OSError]:
     """Every byte of each file or object, in order, or the error that `read_bytes` would raise.
 
-    Objects are asked for side by side: one at a time, the metadata of a plate of 3,456 images take minutes.
+    Objects are requested concurrently: one at a time, the metadata of a plate of 3,456 images take minutes.
     """
     found: list[bytes | OSError] = []
     if paths and is_uri(paths[0]):
@@ -146,7 +146,7 @@ def read_each(paths: Sequence[str], limit: int) -> list[bytes | OSError]:
             names = list(paths[first : first + _TOGETHER])
             n = len(names)
             try:
-                with _told(names[0]):
+                with _named_errors(names[0]):
                     got = file_system(names[0]).cat_ranges(names, [0] * n, [limit + 1] * n, on_error="return")
             except OSError as error:
                 got = [error] * n
@@ -165,7 +165,7 @@ def _read_or_error(path: str, content: bytes | Exception, limit: int) -> bytes |
         if isinstance(content, Exception):
             if _is_past_the_end(content):
                 return b""
-            with _told(path):
+            with _named_errors(path):
                 raise content
         return _within(path, content, limit)
     except OSError as error:
@@ -202,7 +202,7 @@ def open_file(path: str | Path) -> BinaryIO:
     """
     if not is_uri(path):
         return open(path, "rb")  # noqa: PTH123 - the caller closes it; called for each of many files
-    with _told(path):
+    with _named_errors(path):
         file_system_ = file_system(path)
         size = int(file_system_.info(str(path))["size"])
         if size <= WHOLE_OBJECT_BYTES_MAX:
@@ -210,16 +210,7 @@ def open_file(path: str | Path) -> BinaryIO:
             return io.BytesIO(file_system_.cat_file(str(path)) if size else b"")
         # BLOCK_BYTES ahead of each read: strips of a TIFF lie in order
         file = file_system_.open(str(path), "rb", block_size=BLOCK_BYTES, cache_type="readahead", size=size)
-        return cast(BinaryIO, io.BufferedReader(_ToldReads(file, str(path)), BLOCK_BYTES))
-
-
-def file_size(path: str | Path) -> int:
-    """Bytes of a file or object.
-
-    Raises:
-        FileNotFoundError, PermissionError, StorageError: As for `read_bytes`.
-    """
-    return stored_file(path).size
+        return cast(BinaryIO, io.BufferedReader(_ReportedReads(file, str(path)), BLOCK_BYTES))
 
 
 def stored_file(path: str | Path) -> StoredFile:
@@ -230,7 +221,7 @@ def stored_file(path: str | Path) -> StoredFile:
     """
     if not is_uri(path):
         return StoredFile(os.stat(path).st_size)  # noqa: PTH116 - called for every file of a screen
-    with _told(path):
+    with _named_errors(path):
         return _as_stored(file_system(path).info(str(path)))
 
 
@@ -248,7 +239,7 @@ def list_beginning_with(uri: str) -> dict[str, StoredFile]:
     """Every object whose URI begins with this one, by its URI. Otherwise as `list_objects`."""
     bucket_and_key(uri)
     folder, _, beginning = uri.partition("://")[2].rpartition("/")
-    with _told(uri):
+    with _named_errors(uri):
         found = file_system(uri).find(folder + "/", prefix=beginning, detail=True)
     # a prefix of s3fs that is itself an object comes along
     named = ((f"s3://{name}", entry) for name, entry in found.items() if entry["type"] == "file")
@@ -263,7 +254,7 @@ def list_one_level(uri: str) -> dict[str, bool]:
     """
     bucket, key = bucket_and_key(uri)
     prefix = f"{bucket}/{key}/" if key else f"{bucket}/"
-    with _told(uri):
+    with _named_errors(uri):
         try:
             entries = file_system(uri).ls(prefix, detail=True)
         except FileNotFoundError as error:
@@ -315,7 +306,7 @@ def _s3_settings() -> tuple[str, str, bool]:
 
 @lru_cache(maxsize=8)
 def _has_credentials(profile: str) -> bool:
-    """Whether a profile, a role or the machine itself has credentials; asking the machine takes up to 2 s, once."""
+    """Whether a profile, a role or the machine has credentials; a request to the machine takes up to 2 s, once."""
     import botocore.session  # type: ignore[import-untyped]
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
@@ -339,15 +330,15 @@ def _s3_file_system(process: int, endpoint: str, region: str, is_anonymous: bool
             "read_timeout": READ_TIMEOUT_S,
             "retries": {"max_attempts": ATTEMPTS_MAX, "mode": "standard"},
         },
-        use_listings_cache=False,  # a listing is kept by who asked for it, so that a new ingest sees new objects
+        use_listings_cache=False,  # callers cache listings themselves, so that a new ingest sees new objects
         skip_instance_cache=True,
     )
     files.retries = 1  # botocore tries again by itself, with longer and longer pauses; both would multiply
     return files
 
 
-class _ToldReads(io.RawIOBase):
-    """A file of fsspec whose read errors are told as those of `open_file` are."""
+class _ReportedReads(io.RawIOBase):
+    """A file of fsspec whose read errors become those of `open_file`."""
 
     def __init__(self, file: Any, path: str) -> None:
         self._file, self._path = file, path
@@ -365,7 +356,7 @@ class _ToldReads(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        with _told(self._path):
+        with _named_errors(self._path):
             content = self._file.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
@@ -376,8 +367,8 @@ class _ToldReads(io.RawIOBase):
 
 
 @contextmanager
-def _told(path: str | Path) -> Iterator[None]:
-    """Turns what fsspec, s3fs and botocore raise into an OSError that names the path and says what to do."""
+def _named_errors(path: str | Path) -> Iterator[None]:
+    """Turn errors of fsspec, s3fs and botocore into an OSError that names the path and what to do."""
     from aiohttp import ClientPayloadError
     from botocore.exceptions import (
         BotoCoreError,

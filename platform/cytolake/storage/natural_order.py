@@ -1,4 +1,4 @@
-"""Names in the order that people expect: the numbers in them by their value."""
+"""Sorts names so that numbers in them are ordered by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a screen, on a disk or in an S3 bucket, and the one rule for paths found in it: they stay below it."""
+"""The folder of a screen, on a disk or in an S3 bucket. Paths found in its files must stay below it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class SourceFolder:
 
         Raises:
             PathRefusedError: Empty, absolute, with `..` or a scheme, led outside by a link, or not there.
-            OSError: A bucket that cannot be listed, as `storage` tells it.
+            OSError: A bucket that cannot be listed, as `storage.files` reports it.
         """
         parts = self._parts(relative)
         if not parts:
@@ -124,7 +124,7 @@ class SourceFolder:
 
         Raises:
             PathRefusedError: The folder is not below this one.
-            OSError: A bucket that cannot be listed, as `storage` tells it.
+            OSError: A bucket that cannot be listed, as `storage.files` reports it.
         """
         entries = self._list("/".join(self._parts(relative) if relative else []))
         shown = (name for name in entries if not name.startswith("."))
@@ -137,7 +137,7 @@ class SourceFolder:
         link or whose name ends in `.zarr`.
 
         Raises:
-            OSError: A bucket that cannot be listed, as `storage` tells it.
+            OSError: A bucket that cannot be listed, as `storage.files` reports it.
         """
         waiting = [""]
         while waiting:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from cytolake.models import CheckpointError, Encoder, save_encoder
 from cytolake.models.objectives import Objective
+from cytolake.storage.atomic_write import atomic_file
 from cytolake.train.run_folder import ENCODER_FILE, write_json
 
 _STATE_FILE = "state.json"
@@ -106,10 +107,8 @@ class CheckpointWriter:
         folder.mkdir(exist_ok=True)
         where = {name: [part.first, part.rows] for name, part in parts.items() if part.rows is not None}
         path = folder / _shard_name(self._rank, self._world_size)
-        unfinished = path.with_name(path.name + ".unfinished")
-        save_file({name: part.values for name, part in parts.items()}, unfinished, {"rows": json.dumps(where)})
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
+        with atomic_file(path) as unfinished:
+            save_file({name: part.values for name, part in parts.items()}, unfinished, {"rows": json.dumps(where)})
         if encoder is None:
             return
         save_encoder(encoder, folder / ENCODER_FILE)

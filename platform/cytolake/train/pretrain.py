@@ -15,6 +15,7 @@ import torch
 
 from cytolake.models import build_encoder, load_encoder, model_id, save_encoder
 from cytolake.packs.pack import Pack
+from cytolake.storage.atomic_write import atomic_file
 from cytolake.tracking import Run, TrackingConfig
 from cytolake.train.checkpoint import newest_checkpoint, step_of
 from cytolake.train.config import PretrainConfig, run_key, with_vocabulary
@@ -114,8 +115,8 @@ def pretrain(
                 f"{folder}: the workers ended without a checkpoint here. Expected one after {plan.n_samples} crops: "
                 "the runs folder must be shared by all machines of the cluster."
             )
-        shutil.copyfile(last / ENCODER_FILE, folder / f"{ENCODER_FILE}.unfinished")
-        (folder / f"{ENCODER_FILE}.unfinished").replace(folder / ENCODER_FILE)
+        with atomic_file(folder / ENCODER_FILE) as part:
+            shutil.copyfile(last / ENCODER_FILE, part)
         write_json(folder / HISTORY_FILE, history)
         result = {
             "run_key": folder.name,

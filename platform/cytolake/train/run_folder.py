@@ -9,11 +9,12 @@ records it in `stopped.json`. Every file is written atomically.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from cytolake.storage.atomic_write import atomic_file, write_text
 
 ENCODER_FILE = "encoder.safetensors"
 UNTRAINED_FILE = "untrained.safetensors"
@@ -52,19 +53,7 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".unfinished", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
-
-
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays to an .npz file atomically."""
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".unfinished", delete=False) as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)

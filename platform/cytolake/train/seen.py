@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cytolake.packs.sampler import Rows
-from cytolake.train.run_folder import write_text
+from cytolake.storage.atomic_write import write_text
 
 _FOLDER = "seen"
 

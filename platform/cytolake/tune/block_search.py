@@ -20,10 +20,11 @@ import pyarrow as pa
 import cytolake.catalog
 from cytolake.benchmark.cross_validation import check_units, probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, METRICS, WELL_METRIC, ProbeConfig, probe_key, score_id
-from cytolake.benchmark.probe_data import ProbeData, read_probe_data, read_vectors
+from cytolake.benchmark.probe_data import ProbeData, read_probe_data
 from cytolake.benchmark.unit_scores import Candidate, chosen_elsewhere, chosen_score, gain
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.representations import read_vectors
 from cytolake.statistics.intervals import Interval
 from cytolake.tracking import Baseline
 from cytolake.tune.trials import run_calls

@@ -29,7 +29,7 @@ from cytolake.benchmark.probe_data import ProbeData, label_crops
 from cytolake.benchmark.split import SplitBy, classes_in_both
 from cytolake.benchmark.units import group_names
 from cytolake.catalog import Catalog
-from cytolake.embed.extract import embed_rows
+from cytolake.embed.crop_vectors import embed_rows
 from cytolake.models import Encoder, load_encoder
 from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob

@@ -11,7 +11,7 @@ from typing import Any
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.catalog import Catalog
-from cytolake.embed.alignment.kept import ALIGNED
+from cytolake.catalog.representations import ALIGNED, find_representation, stored_representation
 from cytolake.models import POOLINGS, load_encoder
 from cytolake.tracking import CHAMPION, Baseline, ModelCard, ModelVersion, TrackingConfig, promote
 from cytolake.tune.block_search import BASELINES, CELL_COUNT, BlockChoice, interval_text
@@ -175,14 +175,7 @@ def promote_choice(
         ValueError: The representation is not in the catalog, was aligned, or has a pooling that is not served.
         CheckpointError: Its checkpoint cannot be read.
     """
-    condition = f"representation_id = '{choice.representation_id}'"
-    rows = catalog.table("representations", where=condition).to_pylist()
-    if not rows:
-        raise ValueError(
-            f"representation {choice.representation_id} is not in the representations table of {catalog.root}. "
-            "Run jobs/embed.py and jobs/probe.py on this catalog first."
-        )
-    row = rows[0]
+    row = find_representation(catalog, choice.representation_id)
     if row["kind"] == ALIGNED:
         raise ValueError(
             f"representation {choice.representation_id} was aligned ({row['alignment_variant']}), and serving gives "
@@ -221,10 +214,9 @@ def untrained_twin(catalog: Catalog, card: ModelCard) -> dict[str, Path]:
     """The checkpoint of the encoder before training as `{"untrained": path}`; empty where the file was deleted."""
     for baseline in card.baselines:
         if baseline.kind == "untrained":
-            where = f"representation_id = '{baseline.representation_id}'"
-            for row in catalog.table("representations", columns=["checkpoint"], where=where).to_pylist():
-                if row["checkpoint"] and Path(row["checkpoint"]).is_file():
-                    return {"untrained": Path(row["checkpoint"])}
+            row = stored_representation(catalog, baseline.representation_id)
+            if row and row["checkpoint"] and Path(row["checkpoint"]).is_file():
+                return {"untrained": Path(row["checkpoint"])}
     return {}
 
 

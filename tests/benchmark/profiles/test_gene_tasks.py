@@ -15,7 +15,8 @@ from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.catalog.ingest.published_wells import import_wells
-from cytolake.exchange.external import ExternalTable, import_embeddings
+from cytolake.exchange.external import import_embeddings
+from cytolake.exchange.vector_tables import ExternalTable
 from cytolake.screens.positions import name_of_well
 
 N_GENES, N_COMPOUNDS, DIM = 40, 6, 32

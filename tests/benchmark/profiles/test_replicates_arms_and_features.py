@@ -15,7 +15,8 @@ from cytolake.benchmark.leaderboard import leaderboard
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog.ingest.published_wells import import_wells
-from cytolake.exchange.external import ExternalTable, import_embeddings
+from cytolake.exchange.external import import_embeddings
+from cytolake.exchange.vector_tables import ExternalTable
 from cytolake.reports.leaderboard_page import write_leaderboard
 from cytolake.screens.positions import name_of_well
 

@@ -22,7 +22,7 @@ from cytolake.benchmark.profiles.wells import Wells
 from cytolake.catalog.declared import table_contract
 from cytolake.embed.align import align_representation
 from cytolake.embed.alignment.fit import fit_alignment
-from cytolake.embed.alignment.kept import load_alignment
+from cytolake.embed.alignment.stored import load_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig
 from cytolake.reports.leaderboard_page import encoder_name
 from cytolake.screens.positions import name_of_well

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import commit, write_plate
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, ids
 from cytolake.catalog.ingest import plates as ingesting
 
@@ -13,7 +13,7 @@ from cytolake.catalog.ingest import plates as ingesting
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     """One plate, S/P1, of the source folder in `tmp_path`."""
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, write_plate(tmp_path / "source"))
     return catalog
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, write_plate
 
-import cytolake.catalog
 from cytolake.catalog.corrections import annotate, replace_plate, retract
 from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.ingest.plates import ingest_plates
@@ -40,7 +40,7 @@ def refusals(catalog, *plates):
 
 
 def test_a_month_of_corrections_leaves_what_one_ingest_of_the_final_state_gives(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "month", create=True)
+    catalog = empty_catalog(tmp_path / "month")
     first = unlabelled(write_plate(tmp_path / "source", "P1"))
     whole = unlabelled(write_plate(tmp_path / "source", "P2", seed=1))
     half = dataclasses.replace(whole, sites=whole.sites[:3])
@@ -73,7 +73,7 @@ def test_a_month_of_corrections_leaves_what_one_ingest_of_the_final_state_gives(
     retract(catalog, "S/P2", "contaminated")
     assert refusals(catalog, again, listed(whole)) == []
 
-    once = cytolake.catalog.open(tmp_path / "once", create=True)
+    once = empty_catalog(tmp_path / "once")
     assert refusals(once, again) == []
     assert visible(catalog) == visible(once)
     assert catalog.table("plates").num_rows == 1

@@ -89,20 +89,21 @@ def test_a_repair_deletes_nothing_where_the_table_plates_was_lost(catalog, is_ma
     assert [all_rows(catalog, name) for name in ("wells", "sites", "crops")] == [4, 6, 36]
 
 
-@pytest.mark.parametrize("name", ["wells", "sites", "crops", "qc_metrics", "quarantine"])
-def test_a_table_that_was_deleted_is_a_finding(catalog, name):
-    shutil.rmtree(Path(catalog.place, "tables", name))
-    assert f"table {name} is not there" in " | ".join(each.what for each in check_catalog(catalog))
+def test_tables_that_were_deleted_are_findings(catalog):
+    names = ("wells", "sites", "crops", "qc_metrics", "quarantine")
+    for name in names:
+        shutil.rmtree(Path(catalog.place, "tables", name))
+    found = " | ".join(each.what for each in check_catalog(catalog))
+    assert [name for name in names if f"table {name} is not there" not in found] == []
 
 
-@pytest.mark.parametrize(
-    "described", ["{", "[]", '{"pack_id": "damaged"}', '{"pack_id": "damaged", "source_dtypes": 3}']
-)
-def test_a_damaged_pack_stops_no_purge_and_is_named(catalog, described):
-    folder = catalog.root / "packs" / "damaged"
-    folder.mkdir(parents=True)
-    (folder / "pack.json").write_text(described)
-    assert purge(catalog, "S/P1", "consent withdrawn").packs == ("damaged",)
+def test_damaged_packs_stop_no_purge_and_are_named(catalog):
+    described = ("{", "[]", '{"pack_id": "damaged3"}', '{"pack_id": "damaged4", "source_dtypes": 3}')
+    for number, text in enumerate(described, start=1):
+        folder = catalog.root / "packs" / f"damaged{number}"
+        folder.mkdir(parents=True)
+        (folder / "pack.json").write_text(text)
+    assert sorted(purge(catalog, "S/P1", "consent withdrawn").packs) == [f"damaged{n}" for n in range(1, 5)]
     assert [each.state for each in list_catalog_plates(catalog)] == ["purged"]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit, write_plate
 
-import cytolake.catalog
 from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename, replace_plate, restore, retract
 from cytolake.catalog.corrections import replace as replacing
@@ -138,7 +138,7 @@ def test_a_rename_keeps_ids_and_the_next_ingest_under_the_new_name_skips(catalog
 
 @pytest.mark.parametrize(("batch", "new"), [("P1", "Q1"), ("S / P1", "T / Q1"), ("S/P1", "T/Q1"), ("week 3", "week 3")])
 def test_a_batch_that_was_named_after_the_plate_is_renamed_with_it(tmp_path, batch, new):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, dataclasses.replace(write_plate(tmp_path / "source"), batch=batch))
     rename(catalog, "S/P1", screen="T", plate="Q1")
     for name in ("plates", "wells", "sites", "crops"):
@@ -229,7 +229,7 @@ def test_checksums_find_what_times_hide(catalog, tmp_path):
 
 
 def test_a_plate_map_that_came_later_is_taken_by_the_command_that_ingest_gives(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     labelled = write_plate(tmp_path / "source")
     commit(catalog, dataclasses.replace(labelled, wells=(), problems=()))
     report = ingest_plates(catalog, [labelled], CONFIG)
@@ -251,7 +251,7 @@ def test_a_source_that_lost_its_plate_map_takes_no_label_away(catalog, tmp_path)
 
 
 def test_a_file_that_is_copied_again_comes_in_by_replace_with_the_labels_that_were_corrected(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     path = Path(plate.sites[0].image_paths[0])
     whole = path.read_bytes()
@@ -331,7 +331,7 @@ def test_staged_wells_of_a_replacement_wait_unseen_until_it_goes_on(catalog, tmp
 
 
 def test_a_plate_without_a_readable_site_is_no_plate_that_came_in(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     for site in plate.sites:
         for path in site.image_paths:

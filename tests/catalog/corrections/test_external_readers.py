@@ -6,12 +6,11 @@ import duckdb
 import polars as pl
 import pytest
 from deltalake import DeltaTable
-from tests.catalog.small_plate import CONFIG, commit, stage, write_plate
+from tests.catalog.small_plate import CONFIG, commit, commit_plate, stage, write_plate
 
 from cytolake.catalog import CatalogError, table_contract
 from cytolake.catalog.corrections import annotate, purge, rename, replace_plate, retract
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.views import view_text
 
@@ -65,7 +64,7 @@ def test_others_see_what_we_see_after_every_correction(catalog, tmp_path):
         assert by_duckdb(catalog) == by_polars(catalog) == by_us(catalog)
 
 
-@pytest.mark.parametrize("moment", ["sites", "crops", "qc_metrics", "wells", "plates"])
+@pytest.mark.parametrize("moment", ["sites", "wells", "plates"])
 def test_others_see_nothing_of_a_plate_whose_ingest_was_killed(catalog, tmp_path, monkeypatch, moment):
     before = by_us(catalog)
     plate = write_plate(tmp_path / "source", "P2")

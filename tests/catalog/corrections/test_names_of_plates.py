@@ -6,9 +6,9 @@ import dataclasses
 import shlex
 
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit, write_plate
 
-import cytolake.catalog
 from cytolake.catalog import CatalogError, ids
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename, restore, retract
 from cytolake.catalog.ingest.plates import ingest_plates
@@ -31,7 +31,7 @@ def named(plate, screen, name):
 
 def test_two_plates_whose_names_read_the_same_are_never_mixed_up(tmp_path):
     """Screen A with plate B/C, and screen A/B with plate C."""
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, named(write_plate(tmp_path / "source", "x"), "A", "B/C"))
     commit(catalog, named(write_plate(tmp_path / "source", "y", seed=1), "A/B", "C"))
     for verb in (retract, purge):
@@ -45,9 +45,9 @@ def test_two_plates_whose_names_read_the_same_are_never_mixed_up(tmp_path):
     assert (renamed["screen"], renamed["plate"], catalog.table("plates").num_rows) == ("A", "D", 2)
 
 
-@pytest.mark.parametrize("name", ["it's", 'q"uote', "é ü", "a" * 300, "x\ny", "%_[]*", "'); DROP TABLE plates;--"])
+@pytest.mark.parametrize("name", ["it's a q\"uote", "a" * 300, "x\ny %_[]*é", "'); DROP TABLE plates;--"])
 def test_every_correction_takes_every_name(tmp_path, name):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, named(write_plate(tmp_path / "source", "x"), "S", name))
     annotate(catalog, f"S/{name}", map_file(tmp_path, "well,gene\nA01,K\n"))
     rename(catalog, f"S/{name}", plate="Q")
@@ -79,7 +79,7 @@ def test_a_plate_that_was_purged_stays_out_when_its_screen_is_renamed(catalog, t
 
 def test_plates_whose_names_make_the_same_file_name_have_label_files_of_their_own(tmp_path):
     """Also one whose name is as long as a file's name may be; the command of each gives it its own labels."""
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     names = ("P 1", "P_1", "P/1", "p_1", "é" * 200)
     plates = [named(write_plate(tmp_path / "source", f"x{n}", seed=n), "S", name) for n, name in enumerate(names)]
     genes = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,27 +108,22 @@ def test_what_was_computed_before_is_stale(catalog, tmp_path):
     assert list(corrected_since(catalog, then).values()) == [("labels", "S/P1")]
 
 
-@pytest.mark.parametrize("form", ["semicolons", "tabs", "gz", "parquet", "bom"])
-def test_every_form_of_a_table_reads_alike(catalog, tmp_path, form):
-    import gzip
-
+def test_every_form_of_a_table_reads_alike(catalog, tmp_path):
     text = "\n".join([f"{HEADER},{COLUMNS}", *CELLS]) + "\n"
-    path = tmp_path / {"gz": "c.csv.gz", "parquet": "c.parquet", "tabs": "c.tsv"}.get(form, "c.csv")
-    if form == "parquet":
-        columns = zip(*(row.split(",") for row in CELLS), strict=True)
-        named = dict(zip(f"{HEADER},{COLUMNS}".split(","), columns, strict=True))
-        arrays = {name: pa.array(values) for name, values in named.items()}
-        for name in HEADER.split(",")[3:]:
-            arrays[name] = arrays[name].cast(pa.float64() if "Center" in name else pa.int32())
-        pq.write_table(pa.table(arrays), path)
-    elif form == "gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        swap = {"semicolons": ";", "tabs": "\t"}.get(form, ",")
-        path.write_text(text.replace(",", swap), encoding="utf-8-sig" if form == "bom" else "utf-8")
-    found = annotate_objects(catalog, "S/P1", path)
-    assert (found.n_objects, found.n_crops, found.n_mixed) == (6, 2, 1)
+    columns = zip(*(row.split(",") for row in CELLS), strict=True)
+    arrays = dict(zip(f"{HEADER},{COLUMNS}".split(","), map(pa.array, columns), strict=True))
+    for name in HEADER.split(",")[3:]:
+        arrays[name] = arrays[name].cast(pa.float64() if "Center" in name else pa.int32())
+    pq.write_table(pa.table(arrays), tmp_path / "c.parquet")
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.tsv").write_text(text.replace(",", "\t"))
+    (tmp_path / "semicolons.csv").write_text(text.replace(",", ";"))
+    (tmp_path / "byte order mark.csv").write_text(text, encoding="utf-8-sig")
+    annotate_objects(catalog, "S/P1", table(tmp_path, CELLS))
     assert labels_of_crops(catalog) == {("A01", "1", 3, 2): "MYC", ("A01", "1", 3, 34): "NTC"}
+    for path in sorted(set(tmp_path.glob("*.*")) - {tmp_path / "cells.csv"}):
+        found = annotate_objects(catalog, "S/P1", path)
+        assert (found.plates, found.n_objects, found.n_before) == ((), 6, 6), path.name
 
 
 def test_objects_of_crops_are_found_by_the_crop_id(catalog, tmp_path):
@@ -157,48 +153,53 @@ def test_objects_without_coordinates_label_their_site(catalog, tmp_path):
     assert (found.n_crops, found.n_mixed) == (6, 6)
 
 
-@pytest.mark.parametrize(
-    ("rows", "problem"),
-    [
-        (["P1,Z09,1,1,10,10,g,MYC,"], "object_without_well"),
-        (["P1,A01,9,1,10,10,g,MYC,"], "object_without_image"),
-        (["P1,,1,1,10,10,g,MYC,"], "object_without_place"),
-        (["P1,A01,1,1,,10,g,MYC,"], "object_without_place"),
-        (["P1,A01,1,1,10,10,g,MYC,", "P1,A01,1,1,10,10,g,TP53,"], "duplicate_object"),
-        (["P1,A01,1,1,10,10,g,MYC,perhaps"], "unknown_control"),
-        (["P1,A01,1,1,10,10,g,1-Mar,"], "spreadsheet_damage"),
-        (["P1,A01,1,1,10,10,g,MYC,,more,cells"], "ragged_row"),
-        ([f"P1,A01,1,{i},5000,5000,g,MYC," for i in range(4)], "object_outside_image"),
-    ],
-)
-def test_one_bad_row_costs_itself_and_is_reported(catalog, tmp_path, rows, problem):
+BAD_ROWS = {
+    "P1,Z09,1,1,10,10,g,MYC,": "object_without_well",
+    "P1,A01,9,2,10,10,g,MYC,": "object_without_image",
+    "P1,,1,3,10,10,g,MYC,": "object_without_place",
+    "P1,A01,1,4,,10,g,MYC,": "object_without_place",
+    "P1,A01,1,5,10,10,g,MYC,\nP1,A01,1,5,10,10,g,TP53,": "duplicate_object",
+    "P1,A01,1,6,10,10,g,MYC,perhaps": "unknown_control",
+    "P1,A01,1,7,10,10,g,1-Mar,": "spreadsheet_damage",
+    "P1,A01,1,8,10,10,g,MYC,,more,cells": "ragged_row",
+}
+
+
+def test_a_bad_row_costs_itself_and_is_reported(catalog, tmp_path):
     good = "P1,A01,1,77,34,10,NTC_1,NTC,negcon"
-    found = annotate_objects(catalog, "S/P1", table(tmp_path, [good, *rows]))
-    assert [each.problem for each in found.problems] == [problem]
+    found = annotate_objects(catalog, "S/P1", table(tmp_path, [good, *BAD_ROWS]))
+    assert sorted(each.problem for each in found.problems) == sorted(set(BAD_ROWS.values()))
+    assert labels_of_crops(catalog)["A01", "1", 3, 34] == "NTC"
+    assert set(BAD_ROWS.values()) <= set(catalog.to_pandas("quarantine")["problem"])
+
+
+def test_objects_mostly_outside_of_their_images_are_reported_together(catalog, tmp_path):
+    rows = [f"P1,A01,1,{i},5000,5000,g,MYC," for i in range(4)]
+    found = annotate_objects(catalog, "S/P1", table(tmp_path, ["P1,A01,1,77,34,10,NTC_1,NTC,negcon", *rows]))
+    assert [each.problem for each in found.problems] == ["object_outside_image"]
     assert ("A01", "1", 3, 34) in labels_of_crops(catalog)
-    assert problem in set(catalog.to_pandas("quarantine")["problem"])
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("well,site,gene\n", "no_label|none with a place"),
-        ("well,site,y,x,area\nA01,1,1,1,5\n", "perturbation, gene or guide"),
-        ("site,gene\n1,MYC\n", "crop_id"),
-        ("well,site,y,gene\nA01,1,1,MYC\n", "both y and x"),
-        ("well,site,y,x,gene\nA01,1,north,1,MYC\n", "a number of pixels"),
-        ("well,site,y,x,gene,gene\nA01,1,1,1,MYC,MYC\n", "twice"),
-        ("plate,well,site,y,x,gene\nP9,A01,1,1,1,MYC\n", "found the plates P9"),
-        ("well,y,x,gene\nA01,1,1,MYC\n", "no column for the site"),
-        ("PK\x03\x04 workbook", "a workbook"),
-    ],
+TOO_LITTLE = (
+    ("well,site,gene\n", "no_label|none with a place"),
+    ("well,site,y,x,area\nA01,1,1,1,5\n", "perturbation, gene or guide"),
+    ("site,gene\n1,MYC\n", "crop_id"),
+    ("well,site,y,gene\nA01,1,1,MYC\n", "both y and x"),
+    ("well,site,y,x,gene\nA01,1,north,1,MYC\n", "a number of pixels"),
+    ("well,site,y,x,gene,gene\nA01,1,1,1,MYC,MYC\n", "twice"),
+    ("plate,well,site,y,x,gene\nP9,A01,1,1,1,MYC\n", "found the plates P9"),
+    ("well,y,x,gene\nA01,1,1,MYC\n", "no column for the site"),
+    ("PK\x03\x04 workbook", "a workbook"),
 )
-def test_a_table_that_says_too_little_is_refused_whole(catalog, tmp_path, text, said):
+
+
+def test_a_table_that_says_too_little_is_refused_whole(catalog, tmp_path):
     path = tmp_path / "cells.csv"
-    path.write_text(text)
     before = catalog.versions()
-    with pytest.raises((ScreenError, CatalogError), match=said):
-        annotate_objects(catalog, "S/P1", path)
+    for text, said in TOO_LITTLE:
+        path.write_text(text)
+        with pytest.raises((ScreenError, CatalogError), match=said):
+            annotate_objects(catalog, "S/P1", path)
     assert catalog.versions() == before
 
 

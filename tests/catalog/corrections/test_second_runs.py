@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import tifffile
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.catalog.corrections import replace_plate
 from cytolake.catalog.corrections.replace import plate_in_source
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
@@ -24,7 +24,7 @@ def write_run(folder, seed):
 
 
 def test_after_a_replacement_the_first_run_is_not_refused_again(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "lake", create=True)
+    catalog = empty_catalog(tmp_path / "lake")
     screen, second = tmp_path / "screen", tmp_path / "screen/P1/2024-01-08/101"
     source = ScreenSource(screen="s", path=str(screen))
     write_run(screen / "P1/2024-01-01/100", 1)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
 
 import cytolake.catalog
@@ -17,7 +18,7 @@ from cytolake.catalog.corrections.vacuum import vacuum
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> cytolake.catalog.Catalog:
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, write_plate(tmp_path / "source"))
     return catalog
 

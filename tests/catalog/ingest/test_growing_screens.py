@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tifffile
-from tests.catalog.small_plate import CONFIG, commit
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.small_plate import CONFIG, commit, commit_plate
 
-import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
+from cytolake.catalog.ingest.plates import ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.screen_problems import image_of_plate
 from cytolake.screens.sources import ScreenSource, list_screen
 
@@ -19,7 +19,7 @@ GUID = "AA847666-9AC4-4326-A184-8FC928D4368A"
 
 @pytest.fixture
 def catalog(tmp_path):
-    return cytolake.catalog.open(tmp_path / "catalog", create=True)
+    return empty_catalog(tmp_path / "catalog")
 
 
 def write(folder, names):

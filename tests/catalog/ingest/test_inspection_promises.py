@@ -10,9 +10,9 @@ import pytest
 import tifffile
 import zarr
 from ngio import ImageInWellPath, create_empty_plate, create_ome_zarr_from_array
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit
 
-import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.inspection import inspect_screen
 from cytolake.catalog.ingest.screen_problems import quarantine_of_screens
@@ -177,7 +177,7 @@ SCREENS = {
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
-    return cytolake.catalog.open(tmp_path_factory.mktemp("catalog"), create=True)
+    return empty_catalog(tmp_path_factory.mktemp("catalog"))
 
 
 @pytest.mark.parametrize("name", SCREENS)
@@ -191,12 +191,12 @@ def test_the_numbers_of_an_inspection_are_those_of_the_ingest(tmp_path, catalog,
     for plate in listing.plates:
         commit(catalog, plate)
     quarantine_of_screens(catalog, listing.problems)
-    delivered = catalog.table("plates", where=f"screen = '{name}'").to_pylist()
+    delivered = catalog.table("plates", where="screen = ?", parameters=[name]).to_pylist()
     promised = [(plate.plate, plate.n_wells, plate.n_sites, plate.n_crops) for plate in found.plates]
     assert sorted(promised) == sorted((r["plate"], r["n_wells"], r["n_sites"], r["n_crops"]) for r in delivered)
     # that other screens here have the same pixels is known to the catalog alone
-    where = f"screen = '{name}' AND problem <> 'copy_of_a_plate'"
-    quarantine = catalog.table("quarantine", where=where)["problem"].to_pylist()
+    where = "screen = ? AND problem <> 'copy_of_a_plate'"
+    quarantine = catalog.table("quarantine", where=where, parameters=[name])["problem"].to_pylist()
     assert {each.problem: each.n for each in found.problems} == Counter(quarantine)
     assert found.can_ingest
 

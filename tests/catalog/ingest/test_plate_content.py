@@ -121,12 +121,12 @@ def test_a_plate_in_a_bucket_takes_two_listings_whatever_its_size(s3_bucket, mon
     files = storage.file_system(s3_bucket)
     for name, content in FILES.items():
         files.pipe_file(f"{s3_bucket}/a/{name}", content)
-    asked = []
+    requests = []
     find, info = files.find, files.info
-    monkeypatch.setattr(files, "find", lambda *args, **kwargs: asked.append(args) or find(*args, **kwargs))
-    monkeypatch.setattr(files, "info", lambda *args, **kwargs: asked.append(args) or info(*args, **kwargs))
+    monkeypatch.setattr(files, "find", lambda *args, **kwargs: requests.append(args) or find(*args, **kwargs))
+    monkeypatch.setattr(files, "info", lambda *args, **kwargs: requests.append(args) or info(*args, **kwargs))
     content_hash(plate_at(f"{s3_bucket}/a", illumination_paths=(f"{s3_bucket}/a/f.npy",)))
-    assert len(asked) == 2
+    assert len(requests) == 2
 
 
 def test_a_bucket_that_does_not_answer_is_an_error_and_no_other_hash(s3_server, monkeypatch):

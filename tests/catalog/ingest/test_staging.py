@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.processes import ingest_on_full_disk, run_at_once
+from tests.catalog.small_plate import CONFIG, commit, commit_plate, contents, stage, write_plate
 
-import cytolake
-import cytolake.catalog
 from cytolake.catalog import CatalogError
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import commit_plate, ingest_plates, stage_well, staging_of
+from cytolake.catalog.ingest.plates import ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.staging import Staging
 from cytolake.storage.files import file_system
 
@@ -66,7 +63,7 @@ def test_damaged_rows_are_removed_so_that_the_next_run_reads_the_well_again(tmp_
 
 @pytest.mark.usefixtures("local_ray")
 def test_an_ingest_goes_on_with_the_wells_that_a_killed_one_had_not_staged(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     staging = stage(catalog, plate)
     (Path(staging.folder) / "B01.arrow").unlink()
@@ -78,7 +75,7 @@ def test_an_ingest_goes_on_with_the_wells_that_a_killed_one_had_not_staged(tmp_p
     report = ingest_plates(catalog, [plate], CONFIG, lambda _what, done, _total: seen.append(done))
     assert (report.n_sites, report.n_quarantined) == (6, 2)
     assert seen == [6]
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, write_plate(tmp_path / "again"))
     assert [row["crop_id"] for row in contents(catalog)["crops"]] == [
         row["crop_id"] for row in contents(whole)["crops"]
@@ -87,7 +84,7 @@ def test_an_ingest_goes_on_with_the_wells_that_a_killed_one_had_not_staged(tmp_p
 
 
 def test_a_plate_with_a_well_too_few_is_not_committed(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
     staging = stage(catalog, plate)
     (Path(staging.folder) / "A02.arrow").unlink()
@@ -97,7 +94,7 @@ def test_a_plate_with_a_well_too_few_is_not_committed(tmp_path):
 
 
 def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path, s3_bucket, monkeypatch):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     local = write_plate(tmp_path / "source")
     files = file_system(s3_bucket)
     files.put(f"{local.source}/", f"{s3_bucket}/P1/", recursive=True)
@@ -115,52 +112,22 @@ def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path
     assert staging.wells() == {"A01"}
     commit(catalog, plate)
     assert catalog.table("sites").num_rows == 6
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, local)
     assert contents(catalog)["quarantine"] == contents(whole)["quarantine"]
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from tests.catalog.small_plate import stage, write_plate
-import cytolake.catalog
-from cytolake.catalog.ingest.plates import commit_plate
-from cytolake.catalog.ingest.plate_content import content_hash
-from tests.catalog.small_plate import CONFIG
-catalog = cytolake.catalog.open(sys.argv[1])
-plate = write_plate(Path(sys.argv[2]))
-if sys.argv[3] == "commit":
-    stage(catalog, plate)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes then fail with EFBIG, as they would with ENOSPC
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-try:
-    if sys.argv[3] == "stage":
-        stage(catalog, plate)
-    commit_plate(catalog, plate, content_hash(plate), CONFIG)
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit of file sizes here")
 @pytest.mark.parametrize(("moment", "limit"), [("stage", 2000), ("commit", 3000)])
-def test_a_disk_that_fills_up_is_told_and_nothing_shows_until_a_later_run_completes(tmp_path, moment, limit):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+def test_a_disk_that_fills_up_is_reported_and_nothing_shows_until_a_later_run_completes(tmp_path, moment, limit):
+    catalog = empty_catalog(tmp_path / "catalog")
     plate = write_plate(tmp_path / "source")
-    run = subprocess.run(
-        [
-            sys.executable, "-c", FULL_DISK, str(catalog.root),
-            str(tmp_path / "source"), moment, str(limit),
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "CatalogError" in run.stdout, run.stdout
-    assert "Make " in run.stdout
+    codes, said = run_at_once(ingest_on_full_disk, [(catalog.root, tmp_path / "source", moment, limit)])
+    assert codes == [0]
+    assert "CatalogError" in said[0]
+    assert "Make " in said[0]
     assert all(not rows for name, rows in contents(catalog).items() if name != "quarantine")
     commit(catalog, plate)
-    whole = cytolake.catalog.open(tmp_path / "whole", create=True)
+    whole = empty_catalog(tmp_path / "whole")
     commit(whole, plate)
     assert contents(catalog) == contents(whole)

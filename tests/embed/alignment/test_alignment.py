@@ -79,7 +79,7 @@ def test_tvn_efaar_v1_leaves_batches_apart(screen):
     assert residual.min() > 1
 
 
-def test_a_batch_can_be_told_after_tvn_efaar_v1_and_not_after_the_others(screen):
+def test_a_batch_can_be_recognised_after_tvn_efaar_v1_and_not_after_the_others(screen):
     wells = ~screen.is_control
     predicted = {
         variant: cross_val_score(

@@ -81,7 +81,7 @@ def test_rows_without_a_gene_and_arms_with_few_genes_stay_as_they_are(genome):
     assert (np.abs(corrected - vectors).max(axis=1)[~stays] > 0).all()
 
 
-def test_twenty_genes_are_too_few_unless_told_otherwise(genome):
+def test_twenty_genes_are_too_few_by_default(genome):
     chosen = [*range(20), *range(30, 51)]
     arms = fit_chromosome_arms(genome.vectors[chosen], [genome.genes[i] for i in chosen], genome.arm_of_gene)
     assert (arms.arms, arms.skipped) == (("2p",), {"1p": 20})

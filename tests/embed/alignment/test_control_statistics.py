@@ -56,7 +56,7 @@ chunkings = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 @given(chunkings, st.booleans(), st.booleans())
 def test_chunks_in_any_order_and_grouping_make_the_whole(chunking, full, keep):
     seed, n, n_features, places, offset = chunking
@@ -70,7 +70,7 @@ def test_chunks_in_any_order_and_grouping_make_the_whole(chunking, full, keep):
         assert_same(merged, whole)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 @given(chunkings)
 def test_merged_moments_are_those_of_numpy(chunking):
     seed, n, n_features, places, offset = chunking
@@ -110,7 +110,7 @@ def test_every_variant_fits_from_chunks_as_from_all_rows(variant, missing):
 
 
 def test_digits_survive_a_large_offset_and_features_that_nearly_depend_on_each_other():
-    """The covariance of these rows, squared spreads of 1 beside 1e-14, would not tell the smallest direction."""
+    """The covariance of these rows, squared spreads of 1 and 1e-14, would lose the smallest direction."""
     random = np.random.default_rng(0)
     common = random.normal(size=(400, 1))
     vectors = 1e3 + common + 1e-7 * random.normal(size=(400, 3))

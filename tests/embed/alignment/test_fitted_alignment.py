@@ -59,7 +59,7 @@ def test_the_description_can_be_read_by_people(tmp_path):
     ]
 
 
-def test_files_of_two_fits_are_told_apart(tmp_path):
+def test_files_of_two_fits_are_refused_together(tmp_path):
     fit("pca_cs").save(tmp_path / "a")
     fit("pca_cs", vectors=VECTORS + 1e-3).save(tmp_path / "b")
     (tmp_path / "a" / ARRAYS).write_bytes((tmp_path / "b" / ARRAYS).read_bytes())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.catalog.small_plate import commit_plate
+
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, commit_plate, stage_well, staging_of
+from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
 from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
 from cytolake.screens.sources import ScreenSource, list_plates
 

@@ -8,7 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
-from cytolake.catalog.ingest.inspection import inspect_screen, render
+from cytolake.catalog.ingest.inspection import inspect_screen
+from cytolake.cli.print_inspection import print_inspection
 from cytolake.screens.images.pixels import read_site
 from cytolake.screens.layouts.class_folders import try_class_folders
 from cytolake.screens.plate import Plate, ScreenError
@@ -155,7 +156,7 @@ def test_inspect_recognises_it_and_prints_the_recipe_s_line(tmp_path):
     assert found.plates[0].sizes == ("32 x 32 uint8",)
     assert all(channel.is_known for channel in found.channels)
     text = io.StringIO()
-    render(found, Console(file=text, width=200))
+    print_inspection(found, Console(file=text, width=200))
     assert f"ScreenSource(screen='pets', path='{tmp_path}', layout='class-folders')" in text.getvalue()
     assert "6 images of 2 classes in splits train" in text.getvalue()
 

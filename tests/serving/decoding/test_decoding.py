@@ -140,7 +140,7 @@ def test_a_zip_bomb_ends_at_the_budget():
     assert refused(stream.getvalue()).status == 413
 
 
-def test_a_damaged_archive_is_told():
+def test_a_damaged_archive_is_refused():
     body = bytearray(npz(True, crops=np.random.default_rng(0).integers(0, 9, (4, 2, 16, 16)).astype(np.uint8)))
     body[len(body) // 3] ^= 0xFF
     assert refused(bytes(body)).status == 422

@@ -41,11 +41,12 @@ from cytolake.benchmark.relations.relation_files import Relations, read_aliases,
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.ray_tasks import run_tasks
-from cytolake.embed.aggregate import append_group_profiles
+from cytolake.catalog.representations import ALIGNED, VectorReader
 from cytolake.embed.alignment.chromosome_arms import fit_chromosome_arms
 from cytolake.embed.alignment.fit import fit_alignment
-from cytolake.embed.alignment.kept import ALIGNED, keep_alignment
+from cytolake.embed.alignment.stored import save_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
+from cytolake.embed.well_sums import append_group_profiles
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
@@ -87,8 +88,9 @@ def score_profiles(
         ValueError: No such representation or no profiles, a file of the config that cannot be read, chromosome arms of
             too few genes, or features of other wells.
     """
-    listed = ", ".join(f"'{each}'" for each in representation_ids) or "''"
-    found = catalog.table("representations", where=f"representation_id in ({listed})").to_pylist()
+    found = catalog.table(
+        "representations", where="representation_id in $ids", parameters={"ids": list(representation_ids)}
+    ).to_pylist()
     taken = {row["representation_id"] for row in found if row["pooling"] in config.poolings}
     ids = [each for each in dict.fromkeys(representation_ids) if each in taken]
     if not ids:
@@ -105,8 +107,8 @@ def score_profiles(
     features = read_feature_table(catalog, Path(config.features), wells) if config.features else None
     known = (*(repr(each) for each in relations), gene_sets.identity, *([features.identity] if features else []))
     protocol = content_id(repr(asdict(config)), wells.identity, *known)
-    protocols = ", ".join(f"'{each}'" for each in (protocol, _decoding(protocol, statistics_id)))
-    there = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
+    protocols = [protocol, _decoding(protocol, statistics_id)]
+    there = catalog.table("scores", where="protocol in $protocols", parameters={"protocols": protocols}).to_pylist()
     done = {row["representation_id"] for row in there}
     todo = [each for each in ids if each not in done]
     as_they_are = replace(config, alignments=("none",))
@@ -205,9 +207,9 @@ def _statistics_id(catalog: Catalog, wells: Wells, packs: set[str]) -> str:
         .sort_by("created_at")
         .to_pylist()
     )
+    profiles = VectorReader(catalog, "well")
     for row in sorted(there, key=lambda row: row["pack_id"] not in packs):
-        where = f"representation_id = '{row['representation_id']}'"
-        has = catalog.table("profiles", columns=["well_id"], where=where)["well_id"].to_pylist()
+        has = profiles.columns(row["representation_id"], ["well_id"])["well_id"].to_pylist()
         if set(wells.well_id) <= set(has):
             return str(row["representation_id"])
     return ""
@@ -226,7 +228,7 @@ def _aligned(
     settings = AlignmentConfig(variant=variant, missing_controls=config.missing_controls)
     groups = wells.plate if config.align_by == "plate" else wells.batch
     fitted = fit_alignment(profiles_WD, groups, wells.is_control, settings)
-    return fitted.apply(profiles_WD, groups), keep_alignment(catalog.root, fitted)
+    return fitted.apply(profiles_WD, groups), save_alignment(catalog.root, fitted)
 
 
 def _without_arms(

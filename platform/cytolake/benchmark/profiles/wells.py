@@ -19,6 +19,7 @@ from cytolake.benchmark.confounding import WellPlace
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.labelled_units import UNIT, labelled_units
+from cytolake.catalog.representations import VectorReader, read_vectors
 
 Floats = NDArray[np.float64]
 
@@ -70,8 +71,7 @@ def read_wells(catalog: Catalog, representation_id: str) -> Wells:
     Raises:
         ValueError: No profiles, or one of a well that is not in the wells table.
     """
-    where = f"representation_id = '{representation_id}'"
-    stored = catalog.table("profiles", columns=["well_id", "plate_id"], where=where)
+    stored = VectorReader(catalog, "well").columns(representation_id, ["well_id", "plate_id"])
     if not stored.num_rows:
         raise ValueError(f"representation {representation_id} has no profiles. Run jobs/embed.py first.")
     columns = [
@@ -119,13 +119,4 @@ def read_profiles(catalog: Catalog, representation_id: str, well_ids: Sequence[s
     Raises:
         ValueError: A well without a profile.
     """
-    rows = catalog.table("profiles", columns=["well_id", "profile"], where=f"representation_id = '{representation_id}'")
-    place = pc.index_in(pa.array(well_ids, pa.string()), value_set=rows["well_id"].combine_chunks())
-    if place.null_count:
-        raise ValueError(
-            f"representation {representation_id}: {place.null_count} of {len(well_ids)} wells have no profile. Only "
-            "representations of the same crops can be compared: embed one pack with every encoder."
-        )
-    values = rows["profile"].combine_chunks()
-    matrix = np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float64).reshape(len(values), -1)
-    return np.ascontiguousarray(matrix[place.to_numpy()])
+    return read_vectors(catalog, representation_id, well_ids, level="well").astype(np.float64)

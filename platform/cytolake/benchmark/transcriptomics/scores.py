@@ -321,8 +321,8 @@ def _known(
     catalog: Catalog, asked: _Asked, ids: dict[str, str], tasks: Sequence[str], post_processing: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows that `scores` has already."""
-    protocols = ", ".join(f"'{asked.protocol(task)}'" for task in tasks)
-    rows = catalog.table("scores", where=f"protocol in ({protocols})").to_pylist()
+    protocols = [asked.protocol(task) for task in tasks]
+    rows = catalog.table("scores", where="protocol in $protocols", parameters={"protocols": protocols}).to_pylist()
     return [row for row in rows if row["representation_id"] in ids.values() and row["alignment"] in post_processing]
 
 

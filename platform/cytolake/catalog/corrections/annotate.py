@@ -1,4 +1,4 @@
-"""Other labels for wells that are in the catalog: from a plate map, without reading a pixel."""
+"""Replaces the labels of wells in the catalog by those of a plate map, without reading a pixel."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class AnnotateReport:
 
     changes: tuple[LabelChange, ...]
     problems: tuple[Problem, ...]
-    """What is wrong with the map, and where it and the images disagree."""
+    """Errors in the map, and wells in which it disagrees with the images."""
     plates: tuple[str, ...]
-    """Names, as screen/plate, of the plates with other labels than before."""
+    """Names, as screen/plate, of the plates whose labels changed."""
     is_committed: bool
     not_in_map: tuple[str, ...] = ()
-    """Names of the plates of the screen that the map has no row of: they keep their labels."""
+    """Names of the plates of the screen that are not in the map: they keep their labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _label(catalog: Catalog, row: Row, plate_map: PlateMap, label_columns: Mappi
 
 
 def _check_labels(catalog: Catalog, labelled: _Labelled, path: Path) -> None:
-    """That a map takes not every perturbation away: it is a wrong file then, or its columns have other names."""
+    """Raise where a map would remove every perturbation: it is the wrong file, or its columns have other names."""
     stored = catalog.rows_of_plate("wells", labelled.row).to_table().to_pylist()
     before, after = (
         [well["well"] for well in rows if well["has_images"] and well["perturbation"]]

@@ -1,4 +1,4 @@
-"""Whether everything in a catalog refers to something that exists."""
+"""Checks that all references in a catalog lead to something that exists."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ REFERENCES = (
     ("scores", "representation_id", "representations", "representation_id"),
     ("consistency_tests", "curation_id", "curation_runs", "curation_id"),
 )
-"""Column of a table, and the table and column that must have each of its values."""
+"""Column of a table, and the table and column in which each of its values must occur."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that is wrong, or was left over."""
+    """One error, or one leftover of a killed run."""
 
     what: str
     next_step: str
@@ -70,7 +70,7 @@ def check_catalog(catalog: Catalog, *, is_repair: bool = False, older_than_h: fl
 
 
 def _lost_plates(catalog: Catalog) -> Finding | None:
-    """The table plates is gone, or younger than rows of plates that it does not have: they are of no killed run."""
+    """The table `plates` is missing, or younger than rows of plates that it lacks: no killed run left these."""
     known = {*catalog.visibility().plates.column("plate_id").to_pylist()}
     plates = open_table(f"{catalog.place}/tables/plates")
     made = None if plates is None else plates.metadata().created_time
@@ -92,7 +92,7 @@ def _lost_plates(catalog: Catalog) -> Finding | None:
 
 
 def _lost_tables(catalog: Catalog) -> list[Finding]:
-    """Tables that every ingest or curation writes, and that are not there."""
+    """Missing tables that every ingest or curation writes."""
     has_images = any(row["reader"] != WELLS_ONLY for row in catalog.table("plates").to_pylist())
     names = [*PLATE_TABLES, "quarantine"] if has_images else []
     names += ["curations"] if catalog.table("curation_runs", columns=["curation_id"]).num_rows else []
@@ -120,7 +120,7 @@ def _unfinished_purges(catalog: Catalog, is_repair: bool) -> list[Finding]:
 
 
 def _left_over(catalog: Catalog, is_repair: bool, older_than_h: float) -> list[Finding]:
-    """Rows of plates that `plates` does not have, and of editions that no version of it ever named."""
+    """Rows of plates that `plates` lacks, and of editions that no version of it ever named."""
     plates = catalog.visibility().plates
     known = set(plates.column("plate_id").to_pylist())
     found = []
@@ -165,7 +165,7 @@ def _editions_ever(catalog: Catalog, column: str) -> set[str]:
 
 
 def _age_h(table: Any, column: str, value: str) -> float:
-    """Hours since the newest file was written that may hold a value."""
+    """Hours since the newest file that may hold a value was written."""
     actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     low, high = f"min.{column}", f"max.{column}"
     times = [
@@ -177,7 +177,7 @@ def _age_h(table: Any, column: str, value: str) -> float:
 
 
 def _wrong_counts(catalog: Catalog) -> list[Finding]:
-    """Visible plates with other numbers of rows than `plates` says."""
+    """Visible plates whose numbers of rows differ from those in `plates`."""
     found = []
     counts = {
         name: {row["plate_id"]: row["n"] for row in _counts(catalog, name)} for name in ("wells", "sites", "crops")
@@ -226,7 +226,7 @@ def _broken(catalog: Catalog) -> list[Finding]:
 
 
 def _missing_files(catalog: Catalog) -> list[Finding]:
-    """Sources and images that are gone, and packs whose curation is."""
+    """Missing sources and images, and packs whose curation is missing."""
     found = []
     for row in catalog.table("plates").to_pylist():
         if row["reader"] == WELLS_ONLY or is_uri(row["source"]):

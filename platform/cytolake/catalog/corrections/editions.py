@@ -1,4 +1,4 @@
-"""New rows of a plate in tables of editions, written before the row of `plates` that makes them visible."""
+"""Writes new editions of a plate's rows, before the row of `plates` that makes them visible."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ROWS_AT_ONCE = 200_000
 
 
 def edition_application(edition: str) -> str:
-    """Application that stands for an edition in each table that has it."""
+    """Name of the Delta application that writes an edition."""
     return f"edition/{edition}"
 
 
 def write_names(catalog: Catalog, row: Mapping[str, Any], new: Mapping[str, str]) -> str:
-    """Write the sites and crops of a plate once more, with other names in `screen`, `plate` or `batch`.
+    """Write the sites and crops of a plate again, with other values of `screen`, `plate` or `batch`.
 
     Args:
         catalog: Where they are.

@@ -1,4 +1,4 @@
-"""Every acquisition of every plate of a catalog, as people look at them."""
+"""Lists every acquisition of every plate of a catalog."""
 
 from __future__ import annotations
 

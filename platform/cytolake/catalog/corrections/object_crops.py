@@ -1,4 +1,4 @@
-"""Which crops of a plate show the objects of a table: by crop id, or by well, site and centre.
+"""Matches objects of a table to the crops of a plate that show them: by crop id, or by well, site and centre.
 
 Objects are rows with `n` (their number), `crop`, `well`, `site`, `object`, `y` and `x`.
 """
@@ -92,7 +92,7 @@ def by_place(
 
 
 def once(placed: pa.Table, report: Report) -> pa.Table:
-    """Each object once; one that comes twice with other labels has none, for nobody knows which are right."""
+    """Each object once; one that occurs twice with different labels gets none."""
     keys = list(zip(*(placed[name].to_pylist() for name in ("well_id", "site", "object")), strict=True))
     if len(set(keys)) == len(keys):
         return placed

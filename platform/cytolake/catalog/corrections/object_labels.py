@@ -1,4 +1,4 @@
-"""Labels on objects: cells of a pooled screen, or cells that were cut elsewhere, without reading a pixel.
+"""Labels objects, such as the cells of a pooled screen or cells cropped by another tool, without reading a pixel.
 
 An object labels the crops that show its centre. A crop with objects of one kind of labels alone is of these; a crop
 with several kinds is of none. See `cytolake.catalog.labelled_units` for how they are read.
@@ -35,28 +35,28 @@ from cytolake.screens.well_labels import TEXT_LABELS, WellLabels
 
 _SOME = 5
 _MOST_OUTSIDE = 0.5
-"""Where more of a plate's objects lie in no crop, their coordinates are hardly pixels of its images."""
+"""Share of a plate's objects outside all crops above which their coordinates are taken not to be pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectsReport:
-    """What labels on objects changed, or would change."""
+    """Which labels of objects changed, or would change."""
 
     plates: tuple[str, ...]
-    """Names, as screen/plate, of the plates with other labels on objects than before."""
+    """Names, as screen/plate, of the plates whose labels of objects changed."""
     n_objects: int
-    """Objects with labels, on all plates that the table names."""
+    """Labelled objects on all plates of the table."""
     n_before: int
-    """Objects that had labels there."""
+    """Objects that were labelled there before."""
     n_outside: int
-    """Of the objects, those that no crop shows."""
+    """Objects that no crop shows."""
     n_crops: int
-    """Crops that show objects of one kind of labels."""
+    """Crops whose objects all have the same labels."""
     n_mixed: int
-    """Crops that show several kinds, and so have none."""
+    """Crops whose objects have different labels; these crops get none."""
     n_perturbations: int
     columns: Mapping[str, str]
-    """The table's column for each label and place."""
+    """Column of the table, by label or position."""
     problems: tuple[Problem, ...]
     is_committed: bool
 

@@ -1,4 +1,4 @@
-"""Rows of `plates` that a correction is about: found by the name a person gives, and replaced in one commit."""
+"""Finds the rows of `plates` that a correction changes, by the name that a person gives, and replaces them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 
 def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Screen and plate, by which acquisitions are of one plate: `name_of` may be the same of two plates with a /."""
+    """Screen and plate, which identify a plate; `name_of` may be equal for two plates with a / in their names."""
     return row["screen"], row["plate"]
 
 

@@ -1,4 +1,4 @@
-"""Data that must go: rows of a plate are deleted, and the files that held them, in older versions too."""
+"""Deletes the rows of a plate for good: also the files that held them, in older versions too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cytolake.storage.files import file_system
 
 LOG = "_delta_log"
 _KEPT = ("plate_id", "screen", "plate", "acquisition", "id_names", "pixels_hash")
-"""Columns of a purged plate's row: an ingest must know that the plate stays out, also under a name of before."""
+"""Columns that a purged plate's row keeps: an ingest must recognise the plate, also under a former name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +35,9 @@ class PurgeReport:
     plates: tuple[str, ...]
     """Ids of the acquisitions."""
     n_rows: dict[str, int]
-    """Rows deleted, by table; those of a run that was killed do not count."""
+    """Rows deleted, by table, without those of killed runs."""
     n_files: int
-    """Files removed from the disk or bucket."""
+    """Files deleted from the disk or bucket."""
     packs: tuple[str, ...]
     """Ids of packs that hold crops of the plate. They are not touched."""
     representations: tuple[str, ...]
@@ -153,7 +153,7 @@ def _remove_files(path: str, plate_ids: frozenset[str]) -> int:
 
 
 def files_of_log(system: Any, log: str) -> tuple[dict[str, tuple[Any, Any]], set[str]]:
-    """Every file that a log ever added, with its least and greatest plate id, and those that are there now."""
+    """Every file that a log ever added, with its least and greatest plate id, and the files of the newest version."""
     added: dict[str, tuple[Any, Any]] = {}
     current: set[str] = set()
     for path in sorted(each for each in system.ls(log, detail=False) if each.endswith(".json")):

@@ -1,4 +1,4 @@
-"""Another name for a plate or a screen. Every id stays, and with it embeddings, profiles, scores and verdicts."""
+"""Renames a plate or a screen. Ids stay, and with them embeddings, profiles, scores and verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New pixels of a plate that is in the catalog: copied again, completed, or imaged again."""
+"""Replaces the pixels of a plate in the catalog: files that were copied again or completed, or a new acquisition."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def replace_plate(
 
 
 def plate_in_source(source: ScreenSource, name: str) -> Plate:
-    """A plate as a screen's folder has it now.
+    """A plate as a screen's folder lists it now.
 
     Args:
         source: The folder, and how it is laid out.

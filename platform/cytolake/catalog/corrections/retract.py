@@ -1,4 +1,4 @@
-"""Plates that should not be seen, and those that should again."""
+"""Hides plates (retract) and makes them visible again (restore)."""
 
 from __future__ import annotations
 

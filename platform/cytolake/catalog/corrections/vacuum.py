@@ -1,4 +1,4 @@
-"""Removing what killed runs left behind: files that no version of a table names, wells staged and never committed.
+"""Removes leftovers of killed runs: files that no version of a table names, staged wells that were never committed.
 
 Every version of every table stays readable: a file that any commit ever named is kept, because a curation, a tag or a
 model's card may be pinned to that version.
@@ -26,7 +26,7 @@ LOG = "_delta_log"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VacuumReport:
-    """What was, or would be, removed."""
+    """Files that were, or would be, removed."""
 
     files: tuple[str, ...]
     """Orphaned files of the tables, paths below the catalog."""

@@ -1,4 +1,4 @@
-"""One plate whose wells are all staged enters the catalog: rows first, its row of `plates` last, in one commit."""
+"""Commits one plate whose wells are all staged: its rows first, its row of `plates` last."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ STAGING = "staging"
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A plate to be read, and what becomes of it."""
+    """A plate to read, and what to do with its rows."""
 
     plate: Plate
     content: PlateContent
     of: PlateIds
     key: str
-    """What the staged rows are of: another key, other staged rows."""
+    """Identifies the staged rows by their content."""
     known: Mapping[str, Any] | None = None
-    """Its row of `plates`, where it is read again only to be compared."""
+    """Its row of `plates`, where it is read again for comparison only."""
     replaces: Mapping[str, Any] | None = None
-    """The row of `plates` whose acquisition it takes the place of."""
+    """The row of `plates` of the acquisition that it replaces."""
     acquisition: int = 1
     labels: Mapping[str, Mapping[str, Any]] | None = None
-    """Rows of `wells` by well whose labels are kept, whatever the source says; None: those of the source."""
+    """Rows of `wells`, by well, whose labels stay in place of the source's; None: take those of the source."""
 
 
 def ids_of(row: Mapping[str, Any]) -> PlateIds:
@@ -52,7 +52,7 @@ def ids_of(row: Mapping[str, Any]) -> PlateIds:
 
 
 def free_ids(screen: str, plate: str, taken: Collection[str]) -> PlateIds:
-    """Ids of a new plate: of its names, unless a plate that was renamed since came in under them."""
+    """Ids of a new plate, from its names, unless a plate that was renamed since has these ids."""
     number, of = 1, PlateIds(screen, plate)
     while of.plate_id in taken:
         number += 1
@@ -69,7 +69,7 @@ def sites_of_wells(plate: Plate) -> dict[str, list[SiteImage]]:
 
 
 def commit_incoming(catalog: Catalog, incoming: Incoming, staging: Staging, crop_size: int) -> dict[str, Any] | Problem:
-    """Commit one plate whose wells are all staged, `plates` last. Again, or from two processes, it changes nothing.
+    """Commit one plate whose wells are all staged, `plates` last. A repetition, or a second process, changes nothing.
 
     Returns:
         The row of `plates`, or why the plate was refused: another process ingested other content under its name.

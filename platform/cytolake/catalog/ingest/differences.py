@@ -21,6 +21,7 @@ from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import VISIBLE
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
 from cytolake.screens.sources import ScreenSource, default_batch
+from cytolake.storage.atomic_write import atomic_file
 from cytolake.storage.files import is_uri
 
 LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
@@ -32,7 +33,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is to be done with a plate that the catalog knows."""
+    """What an ingest does with a plate that the catalog has."""
 
     kind: Literal["same", "read", "refused"]
     """`same`: skip it. `read`: its pixels decide, see `changed_pixels`. `refused`: `problem` says why."""
@@ -80,7 +81,7 @@ def difference(
 
 
 def labels_difference(catalog: Catalog, plate: Plate, known: Row) -> Difference:
-    """Compare labels alone. A source that says nothing of any well takes no label away."""
+    """Compare labels alone. A source without any label removes none."""
     stored = catalog.dataset("wells").to_table(filter=pc.field("plate_id") == known["plate_id"]).to_pylist()
     listed, _ = well_rows(plate, frozenset())
     changes = label_changes(plate.screen, plate.plate, stored, listed) if labels_of(listed) else []
@@ -110,7 +111,7 @@ def labels_difference(catalog: Catalog, plate: Plate, known: Row) -> Difference:
 
 
 def changed_pixels(catalog: Catalog, plate: Plate, known: Row, source: ScreenSource | None, found: str) -> Problem:
-    """Why a plate with other pixels is not taken, and the command that takes it."""
+    """The problem of a plate with other pixels, with the command that ingests it."""
     name = shlex.quote(f"{plate.screen}/{plate.plate}")
     options = _listed_by(source) if source is not None else f" --path {shlex.quote(plate.source)}"
     return _problem(
@@ -124,7 +125,7 @@ def changed_pixels(catalog: Catalog, plate: Plate, known: Row, source: ScreenSou
 
 
 def same_sites(catalog: Catalog, plate_id: str, staged: Sequence[Row]) -> bool:
-    """Whether sites that were read again have the pixels that the catalog's have, by checksum.
+    """Whether sites that were read again have the pixels of the catalog's, by checksum.
 
     Of sites of before checksums, mean and sd of each channel are compared instead (`means` of a staged site).
     """
@@ -170,7 +171,7 @@ def files_under_another_name(catalog: Catalog, plate: Plate, visible: Collection
 
 
 def _with_files(catalog: Catalog, plate: Plate, rows: Collection[Row]) -> tuple[Row | None, int]:
-    """The row whose sites are most of the plate's images, and how many they are; None and 0 where there is none."""
+    """The row of `plates` with the most images of the plate, and their number; None and 0 where there is none."""
     others = [row for row in rows if row["source"] == plate.source]
     if not others:
         return None, 0
@@ -256,7 +257,7 @@ def hidden_plate(plate: Plate, content: PlateContent, rows: Collection[Row]) -> 
 
 
 def _has_same_files(row: Row, plate: Plate, content: PlateContent) -> bool:
-    """By the folder; of a plate that was purged, whose row names none, by names and sizes."""
+    """By the folder; by names and sizes for a purged plate, whose row names no folder."""
     return row["source"] == plate.source or (row["source"] is None and row["pixels_hash"] == content.pixels_hash)
 
 
@@ -275,7 +276,7 @@ def is_hidden_run(problem: Problem, rows: Sequence[Row]) -> bool:
 
 
 def twice(plate: Plate, first: Plate) -> Problem:
-    """Two plates of one name in one ingest."""
+    """The problem of two plates of one name in one ingest."""
     return _problem(
         plate,
         "duplicate_plate",
@@ -286,7 +287,7 @@ def twice(plate: Plate, first: Plate) -> Problem:
 
 
 def written_elsewhere(plate: Plate) -> Problem:
-    """Another process ingests other content of the plate at this moment."""
+    """The problem of a plate of which another process ingests other content at this moment."""
     return _problem(
         plate,
         "plate_changed",
@@ -328,7 +329,7 @@ def _cannot_be_compared(catalog: Catalog, plate: Plate, known: Row, crop_size: i
 
 
 def _is_same_batch(plate: Plate, known: Row) -> bool:
-    """Also where neither the map nor the catalog names a batch, and the default has changed between versions."""
+    """Whether batches agree; also where neither map nor catalog names one: the default differs between versions."""
     is_named = any(row.get("batch") for row in plate.wells)
     earlier = (default_batch(known["screen"], known["batch"]), known["batch"])
     return plate.batch == known["batch"] or (
@@ -337,7 +338,7 @@ def _is_same_batch(plate: Plate, known: Row) -> bool:
 
 
 def _write_labels(catalog: Catalog, plate: Plate) -> str:
-    """The plate's labels as its source has them, as a plate map for `annotate`; where it is, quoted for a shell."""
+    """Write the source's labels of a plate as a plate map for `annotate`; returns its path, quoted for a shell."""
     try:
         folder = catalog.root / LABELS_FOLDER
     except CatalogError:
@@ -347,18 +348,15 @@ def _write_labels(catalog: Catalog, plate: Plate) -> str:
         columns = [name for name in columns if name != "batch"]
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{plate.screen}-{plate.plate}")
     path = folder / f"{safe[:LABELS_NAME_MAX]}-{content_id(plate.screen, plate.plate)[:8]}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([row.get(name, "") for name in columns] for row in plate.wells)
-    part.replace(path)
     return shlex.quote(str(path))
 
 
 def _listed_by(source: ScreenSource) -> str:
-    """Options of `plates replace` that list the plate as this source did."""
+    """Options of `plates replace` with which it lists the plate as this source does."""
     options = f" --path {shlex.quote(source.path)}"
     bare = ScreenSource(screen=source.screen, path=source.path)
     for each in fields(ScreenSource):

@@ -1,4 +1,4 @@
-"""What the label columns of `wells` say: a hash of it, and what differs between two sets of rows."""
+"""Hashes the labels of wells, and lists the differences between two sets of rows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def labels_of(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
 
 
 def labels_hash(rows: Iterable[Row], batch: str) -> str:
-    """Hash of what the wells of a plate say, and of its batch. A well without a label counts like none."""
+    """Hash of the labels of a plate's wells and of its batch. Wells without labels do not count."""
     parts = ["labels", batch]
     for well, labels in sorted(labels_of(rows).items()):
         parts += ["well", well, *(text for pair in sorted(labels.items()) for text in pair)]

@@ -1,4 +1,4 @@
-"""What a plate consists of, as one hash: whether a plate that is in the catalog is still the same."""
+"""Hashes the files and labels of a plate, to recognise it when it is ingested again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW_PROBLEMS = frozenset({"derived_copy", "not_a_focal_plane", "repeated_acquisi
 
 
 class PlateContent(NamedTuple):
-    """What a plate's source holds, as hashes. None depends on what else lies next to the plate."""
+    """Hashes of a plate's source. None depends on other files next to the plate."""
 
     content_hash: str
     """Of names and sizes of files, plate map and problems; see `content_hash`."""

@@ -1,10 +1,12 @@
-"""Ingest: every pixel of a plate is read once, and rows go into the catalog. Pixels stay in their source.
+"""Ingests plates: reads every pixel once and writes rows into the catalog. Pixels stay in their source.
 
 Ray Data reads wells side by side; a worker holds one site at a time and stages the rows of each well (see `staging`).
 When a plate's last well is staged, the driver commits it: one transaction for each table, streamed from the staged
 files, `plates` last. Rows of a plate show only once `plates` has it, so a run that is killed leaves nothing to be
 seen, and the next one goes on with the wells that are missing. Memory is that of the sites in work, whatever the
 screen's size.
+
+One file: which plates are read, and how, is one sequence of steps from the listing to the report.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage
 from cytolake.screens.sources import ScreenSource, list_screen
 
 Progress = Callable[[str, int, int], None]
-"""What is worked on, how much is done, how much there is."""
+"""Called with a unit of work, the number done and the total."""
 
 _DONE = pa.schema([("plate", pa.int64()), ("well", pa.string()), ("n_sites", pa.int64()), ("error", pa.string())])
 _TEXT = pa.schema([(name, pa.string()) for name in Problem.__dataclass_fields__])  # of a problem, in its order
@@ -58,8 +60,8 @@ class IngestConfig:
     sites_per_task: int = 32
     """A Ray task reads wells, one site after the other, until it has about so many sites; towards the end, fewer."""
     verify: Literal["mtime", "checksum"] = "mtime"
-    """How a plate that is in the catalog is held against its files: by names, sizes and modification times, its pixels
-    read again only where a time differs; or always by the checksums of its pixels, which takes as long as an ingest."""
+    """How a plate in the catalog is compared with its files: by names, sizes and modification times (where a time
+    differs, pixels are read again), or by checksums of all pixels, which takes as long as an ingest."""
 
     def __post_init__(self) -> None:
         for name in ("crop_size", "sites_per_task"):
@@ -74,17 +76,17 @@ class IngestReport:
     """What an ingest did."""
 
     ingested: tuple[str, ...]
-    """Ids of plates that came into the catalog."""
+    """Ids of plates that were added."""
     skipped: tuple[str, ...]
     """Ids of plates that were there already, unchanged."""
     refused: tuple[Problem, ...]
-    """Plates that are there with other content, under the same name twice, or no longer where they were."""
+    """Plates that are in the catalog with other content, that occur twice, or that moved."""
     n_sites: int
     n_crops: int
     n_quarantined: int
-    """Rows that the ingested plates, and what is wrong with their screens, put into quarantine."""
+    """Rows added to `quarantine`, for the ingested plates and their screens."""
     left_out: tuple[Problem, ...] = ()
-    """Plates that were retracted or purged, and stay so."""
+    """Plates that were retracted or purged and stay hidden."""
     without_sites: tuple[str, ...] = ()
     """Names, as screen/plate, of plates that came in without a single readable site, now or before; not among
     `ingested` or `skipped`."""
@@ -96,7 +98,7 @@ _WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a scree
 def ingest_screens(
     catalog: Catalog, sources: Sequence[ScreenSource], config: IngestConfig, progress: Progress | None = None
 ) -> IngestReport:
-    """Ingest every plate of the screens, with stains spelled as in catalog/channels.yaml where that knows them.
+    """Ingest every plate of the screens, with the stain names of catalog/channels.yaml where it knows them.
 
     Raises:
         ScreenError: A screen's folder is missing, cannot be read or holds nothing usable. The other screens were
@@ -251,12 +253,6 @@ def stage_well(
     staging.write(sites[0].well, _as_part([read_site_rows(site, batch, crop_size, plate_ids) for site in sites]))
 
 
-def commit_plate(catalog: Catalog, plate: Plate, content: str, config: IngestConfig) -> dict[str, Any] | Problem:
-    """Commit the first acquisition of a plate whose wells are all staged; see `commit_incoming`."""
-    incoming = Incoming(plate, plate_content(plate), PlateIds(plate.screen, plate.plate), content)
-    return commit_incoming(catalog, incoming, staging_of(catalog, plate, content, config), config.crop_size)
-
-
 def _staging(catalog: Catalog, incoming: Incoming, config: IngestConfig) -> Staging:
     return _staging_folder(catalog, incoming.of, incoming.key, config)
 
@@ -298,7 +294,7 @@ def _settle(
     refused: list[Problem],
     without_sites: list[str],
 ) -> None:
-    """Report a known plate; where it is the same in other files, remember these, so that no pixel is read again."""
+    """Report a known plate; where its files changed and its pixels did not, store the new hashes."""
     if found.problem is not None:
         refused.append(found.problem)
         return
@@ -312,7 +308,7 @@ def _settle(
     if now == known:
         return
     contract = table_contract("plates")
-    with contextlib.suppress(CatalogError):  # somebody else writes the row: the next ingest looks again
+    with contextlib.suppress(CatalogError):  # another process writes the row: the next ingest compares again
         catalog.change_plates(contract.rows([known]), contract.rows([now]))
 
 
@@ -396,12 +392,12 @@ def _stage_wells(tasks: pa.Table, *, crop_size: int) -> pa.Table:
     done = []
     for task in tasks.to_pylist():
         sites = [_site_from_json(site) for site in task["sites"]]
-        told = {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
+        result = {"plate": task["plate"], "well": task["well"], "n_sites": len(sites), "error": ""}
         try:
             stage_well(Staging(task["staging"]), sites, task["batch"], crop_size, PlateIds(*task["of"]))
         except CatalogError as error:  # as a row: raised here, it would reach the driver under pages of Ray's own trace
-            told["error"] = f"plate {sites[0].plate}, {error}"
-        done.append(told)
+            result["error"] = f"plate {sites[0].plate}, {error}"
+        done.append(result)
     return pa.Table.from_pylist(done, schema=_DONE)
 
 

@@ -1,4 +1,4 @@
-"""Wells of a published table: rows of `wells` and `plates` for a screen whose images are not here.
+"""Imports wells from a published table: rows of `wells` and `plates` of a screen without images.
 
 Embeddings that others publish come with a table that says what was done to each well, and benchmarks of profiles need
 no more. The wells of a plate come in together, and all plates of a table in one transaction for each catalog table,
@@ -39,7 +39,7 @@ class _PlateOfWells:
     rows: list[dict[str, Any]]
     """Of `wells`."""
     problems: list[Problem]
-    """Cells that were not understood: each well is there without that label."""
+    """Cells that could not be parsed: their wells lack that label."""
     content_hash: str
 
 
@@ -131,7 +131,10 @@ def _plate(screen: str, name: str, wells: Sequence[dict[str, str]], source: str)
 
 
 def _commit(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: str) -> None:
-    """All rows of plates that did not show, `plates` last; whoever else writes the same ones, they are there once."""
+    """Append all rows of plates that are not visible yet, `plates` last.
+
+    Another process may write the same plates at once: their rows are there once.
+    """
     contents = {identity: content_number(each.content_hash, 0) for identity, each in plates.items()}
     wells = table_contract("wells").rows(row for each in plates.values() for row in each.rows)
     now = datetime.now(UTC)
@@ -182,8 +185,8 @@ def _check_facts(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: 
     if not plates:
         return
     table = catalog.table("wells", columns=["well_id", "plate_id", *FACTS])
-    is_asked = pc.is_in(table["plate_id"], value_set=pa.array(plates, pa.string()))
-    there = {row["well_id"]: row for row in table.filter(is_asked).to_pylist()}
+    is_wanted = pc.is_in(table["plate_id"], value_set=pa.array(plates, pa.string()))
+    there = {row["well_id"]: row for row in table.filter(is_wanted).to_pylist()}
     for each in plates.values():
         for row in each.rows:
             place = f"well {row['well']} of plate {row['plate']}, screen {row['screen']}"
@@ -196,7 +199,7 @@ def _check_facts(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: 
             if found["batch"] == each.plate.plate and row["batch"] == default_batch(row["screen"], row["plate"]):
                 found = {**found, "batch": row["batch"]}  # as a batch without a name was called before
             for name in FACTS:
-                if _told(found[name]) != _told(row[name]):
+                if _comparable(found[name]) != _comparable(row[name]):
                     raise ValueError(
                         f"{source}: {place}: found {name} {found[name]!r} in the catalog, expected {row[name]!r} as in "
                         "the table. A well that is there keeps its facts: correct the table, or give the screen "
@@ -204,7 +207,7 @@ def _check_facts(catalog: Catalog, plates: Mapping[str, _PlateOfWells], source: 
                     )
 
 
-def _told(fact: str | float | None) -> str | float | None:
+def _comparable(fact: str | float | None) -> str | float | None:
     """None where the plate map says nothing."""
     return None if fact == "" else fact
 

@@ -27,7 +27,7 @@ PLATE_BYTES_MAX = 2**26
 SCREEN_BYTES_MAX = 2**30
 """Decoded; then only headers are read."""
 N_PLATES_MAX = 32
-"""Plates after these are not looked into."""
+"""Further plates are not sampled."""
 
 Size = tuple[int, int, str, int]
 """Height, width, pixel type, bytes of a pixel."""

@@ -1,4 +1,4 @@
-"""Problems as rows of `quarantine`, and those of a screen that belong to none of its plates."""
+"""Writes problems as rows of `quarantine`, also those of a screen that belong to no plate."""
 
 from __future__ import annotations
 

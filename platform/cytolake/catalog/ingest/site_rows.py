@@ -1,4 +1,4 @@
-"""What ingest reads out of one site: its row, its QC metrics and its grid of crops. Pixels are read once, here."""
+"""Reads one site once and measures it: its row, its QC metrics and its grid of crops."""
 
 from __future__ import annotations
 

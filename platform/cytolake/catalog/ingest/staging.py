@@ -1,4 +1,4 @@
-"""What workers have read of a plate, well by well, until the plate is whole and committed.
+"""Stores the rows that workers read of a plate, well by well, until the plate is committed.
 
 One file for each well, in a folder named after the plate and its content: a run that was killed goes on with the wells
 that have no file. A file appears whole or not at all. Nothing here shows in the catalog.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from cytolake.catalog.errors import CatalogError
+from cytolake.storage.atomic_write import atomic_file
 from cytolake.storage.files import file_system, is_uri
 
 SUFFIX = ".arrow"
@@ -98,19 +98,12 @@ def remove_folder(folder: str) -> None:
 
 
 def _write_whole(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-        try:
-            part.replace(path)
-        except FileNotFoundError:  # another process finished the plate and removed the folder
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+        with atomic_file(path) as part:
+            part.write_bytes(content)
+    except FileNotFoundError:  # another process finished the plate and removed the folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def _read_columns(path: str, columns: Sequence[str]) -> dict[str, pa.Table]:

@@ -1,4 +1,4 @@
-"""From the labels of a plate's wells to rows of the `wells` table."""
+"""Builds rows of the table `wells` from a plate's labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors, batches and controls as users give them, checked.
+"""Checks the vectors, batches and controls that users pass to an alignment.
 
 Shapes: N wells (or crops), D features.
 """

@@ -1,4 +1,4 @@
-"""Take out what the genes of a chromosome arm share.
+"""Subtracts the common part of the genes of a chromosome arm.
 
 A CRISPR cut can cost the cell the rest of the chromosome arm, so knock-outs of one arm look alike whatever the genes do
 ("proximity bias"). What genes that the cells do not express have in common with their arm is this artefact.

@@ -1,4 +1,4 @@
-"""What an alignment needs to know of the negative controls, collected chunk by chunk and merged over workers.
+"""Statistics of the negative controls for an alignment, collected chunk by chunk and merged over workers.
 
     statistics = ControlStatistics.for_config(config, n_features)
     for vectors, batches, is_control in chunks:
@@ -41,7 +41,7 @@ class ControlStatistics:
     full: bool = True
     """Covariances between features too, not just the variance of each."""
     keep_other_wells: bool = False
-    """Also of the wells that are no controls, for batches which turn out to have none."""
+    """Also statistics of wells that are no controls, for batches without controls."""
     controls: dict[str, Moments] = field(default_factory=dict)
     """Batch -> moments of its controls; batches without a control are not there."""
     other_wells: dict[str, Moments] = field(default_factory=dict)

@@ -1,10 +1,10 @@
-"""Fit an alignment of embeddings on the negative controls.
+"""Fits an alignment of embeddings on the negative controls.
 
     fitted = fit_alignment(vectors, batches, is_control, AlignmentConfig(variant="tvn_vcb"))
     aligned = fitted.apply(vectors, batches)
 
 Negative controls have the same effect, none, in every batch: what differs between the controls of two batches is the
-batches, and what varies among them is no biology that the screen asks for.
+batches, and what varies among them is not the biology that the screen studies.
 
 Two facts about the published code, which differ here. With fewer controls than features, a PCA of n controls that
 keeps n components has a last one without any spread; scaled to variance 1 it blows wells up by 1e16. Components are
@@ -86,7 +86,7 @@ def fit_alignment(
 
 
 def fit_from_statistics(statistics: ControlStatistics, config: AlignmentConfig) -> FittedAlignment:
-    """Fit on what was collected over chunks of rows: as `fit_alignment` on all of them.
+    """Fit on statistics collected over chunks of rows: as `fit_alignment` on all of them.
 
     Args:
         statistics: From `ControlStatistics.for_config` with the same config.

@@ -1,4 +1,4 @@
-"""An alignment that has been fitted: applied to vectors, saved, loaded, named by its content.
+"""A fitted alignment: applied to vectors, saved and loaded; its id is a hash of its content.
 
 Shapes: M rows, B batches, D features in, K features out.
 """
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from cytolake.catalog.ids import content_id
 from cytolake.embed.alignment.checked_input import Batches, Floats, batch_codes, checked_vectors, listed, rows_of_each
 from cytolake.embed.alignment.variants import AlignmentConfig
+from cytolake.storage.atomic_write import atomic_file, write_text
 
 ARRAYS, DESCRIPTION, FORMAT = "alignment.safetensors", "alignment.json", "cytolake.alignment/1"
 
@@ -90,7 +91,7 @@ class Whitening:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchFit:
-    """What one batch gave to the fit."""
+    """The rows of one batch that the fit used."""
 
     name: str
     n_controls: int
@@ -117,7 +118,7 @@ class FittedAlignment:
 
     @property
     def id(self) -> str:
-        """Hash of the config, of what it was fitted on and of every number: equal ids do equal things."""
+        """Hash of the config, the batches and every number: alignments of one id are equal."""
         return content_id(
             FORMAT, json.dumps(self._description(), sort_keys=True), *(f"{n}:{_digest(a)}" for n, a in self._named())
         )
@@ -164,13 +165,11 @@ class FittedAlignment:
         from safetensors.numpy import save_file
 
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
         description = {"format": FORMAT, "id": self.id, **self._description()}
-        # Each file appears whole or not at all, and the id tells the files of two fits apart.
-        save_file({name: np.ascontiguousarray(array) for name, array in self._named()}, path / f"{ARRAYS}.part")
-        (path / f"{DESCRIPTION}.part").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        for name in (ARRAYS, DESCRIPTION):
-            (path / f"{name}.part").replace(path / name)
+        # Each file appears whole or not at all, and both hold the id, so that files of two fits are recognised.
+        with atomic_file(path / ARRAYS) as part:
+            save_file({name: np.ascontiguousarray(array) for name, array in self._named()}, part)
+        write_text(path / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
     @staticmethod
     def load(folder: str | Path) -> FittedAlignment:
@@ -178,7 +177,7 @@ class FittedAlignment:
 
         Raises:
             FileNotFoundError: A file is not there.
-            ValueError: A file is damaged, of another format, or of another fit than the one beside it.
+            ValueError: A file is damaged, of another format, or the two files are of different fits.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file

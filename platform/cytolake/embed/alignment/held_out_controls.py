@@ -1,4 +1,4 @@
-"""Controls that an alignment is not fitted on, so that something can be compared with them afterwards.
+"""Holds out controls from the fit of an alignment, so that aligned vectors can be compared with them.
 
 An alignment puts the controls it is fitted on where it wants them: their mean and spread are exact, and those of all
 other wells only nearly so. After `pca_cs` on 24 controls a plate and 64 features, every group of 6 wells without any

@@ -1,4 +1,4 @@
-"""Count, mean and scatter of a set of vectors, which add up: over chunks of rows, over workers, over batches.
+"""Count, mean and scatter of vectors, which can be merged over chunks of rows, workers and batches.
 
 The scatter matrix S, the sum of outer products of the deviations from the mean, is held as a root: rows A with
 A^T A = S. Deviations themselves are a root while they are few, and the triangle of their QR decomposition when they are
@@ -23,7 +23,7 @@ from cytolake.embed.alignment.checked_input import Floats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """What is known of `n` vectors, at least one."""
+    """Moments of `n` vectors, at least one."""
 
     n: int
     mean: Floats
@@ -31,7 +31,7 @@ class Moments:
     squares: Floats
     """(D,) sum of squared deviations from the mean: the diagonal of the scatter matrix."""
     root: Floats | None
-    """(R, D) with root^T root the scatter matrix, R at most 2 D; None where only `squares` were asked for."""
+    """(R, D) with root^T root the scatter matrix, R at most 2 D; None where only `squares` are wanted."""
 
     @staticmethod
     def of_rows(rows_ND: Floats, *, full: bool) -> Moments:

@@ -1,4 +1,4 @@
-"""The ways to align embeddings on negative controls, and what each needs."""
+"""Variants of the alignment on negative controls, and the statistics that each needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_SCOPE: dict[Variant, Scope] = {
     "centre": "batch", "centre_scale": "batch", "standardize": "batch", "robustize": "batch", "mad_robustize": "batch",
     "sphering": "all",
 }  # fmt: skip
-"""Variants whose scope can be set, and what it is where it is not set."""
+"""Default scope of the variants whose scope can be set."""
 ROBUST = frozenset[Variant]({"robustize", "mad_robustize"})
 """Medians and quantiles: they need every control row at once, no statistics that add up."""
 WITH_PCA = frozenset[Variant]({"pca_cs", "tvn_efaar_v1", "tvn_vcb"})
@@ -106,12 +106,12 @@ class AlignmentConfig:
 
     @property
     def each_batch_needs_controls(self) -> bool:
-        """Some step is fitted on the controls of one batch."""
+        """Whether some step is fitted on the controls of one batch."""
         if self.variant in DEFAULT_SCOPE:
             return (self.scope or DEFAULT_SCOPE[self.variant]) == "batch"
         return self.variant != "none"
 
     @property
     def needs_scatter(self) -> bool:
-        """Covariances between features are needed, not just the variance of each."""
+        """Whether covariances between features are needed, not just their variances."""
         return self.variant in WITH_PCA or self.variant == "sphering"

@@ -1,4 +1,4 @@
-"""What an alignment must know of each stored row: its plate or batch, and whether it is a negative control.
+"""Plate or batch of each stored row, and whether it is a negative control, for an alignment.
 
 Shapes: N rows.
 """
@@ -21,7 +21,7 @@ AlignBy = Literal["plate", "batch"]
 
 @dataclass(frozen=True, slots=True)
 class WellFacts:
-    """Of every well, and of every group of labelled objects."""
+    """Facts of every well and every group of labelled objects."""
 
     of_unit: Mapping[str, tuple[str, bool]]
     """Id of a well or group -> its plate or batch, and whether it holds the negative control."""

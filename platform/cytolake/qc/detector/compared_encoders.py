@@ -117,9 +117,8 @@ def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[Compared
         ]
     if file or Path(text).is_file():
         return _ours(catalog, name if file else _name_of(Path(text)), Path(file or text), -1, windows)
-    quoted = text.replace("'", "''")
     rows = catalog.table(
-        "representations", where=f"representation_id = '{quoted}' or model_id = '{quoted}'"
+        "representations", where="representation_id = $id or model_id = $id", parameters={"id": text}
     ).to_pylist()
     with_weights = [row for row in rows if row["checkpoint"]]
     if with_weights:

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from cytolake.qc.detector.heads import beyond, class_logits, fit_classes, fit_one_class, one_class_distance, softmax
 from cytolake.qc.labels import NORMAL
+from cytolake.storage.atomic_write import atomic_file
 
 Numbers = NDArray[np.float64]
 Head = Literal["logistic", "svm", "knn", "mahalanobis", "knn_distance", "isolation_forest"]
@@ -227,12 +228,9 @@ class ArtefactDetector:
     def save(self, path: str | Path) -> str:
         """Write the detector to one safetensors file, whole or not at all, and return its id."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
         arrays = {name: np.ascontiguousarray(values, np.float64) for name, values in self._arrays.items()}
-        save_file(arrays, unfinished, {**self._metadata(), "detector_id": self.detector_id})
-        unfinished.chmod(0o644)  # safetensors makes it the owner's alone; detectors are shared
-        unfinished.replace(path)
+        with atomic_file(path) as part:
+            save_file(arrays, part, {**self._metadata(), "detector_id": self.detector_id})
         return self.detector_id
 
     @classmethod

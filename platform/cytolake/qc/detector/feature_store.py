@@ -9,7 +9,6 @@ Letters: C channels, F features.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+
+from cytolake.storage.atomic_write import atomic_file
 
 Numbers = NDArray[np.float64]
 
@@ -56,14 +57,11 @@ def read_features(path: Path) -> dict[str, StoredSite]:
 
 def write_features(path: Path, sites: Mapping[str, StoredSite]) -> None:
     """Write sites to a file, whole or not at all; a file that is there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         "n_channels": np.array([len(site.values) for site in sites.values()]),
         "values": np.concatenate([site.values for site in sites.values()]),
         "correlation": np.concatenate([site.correlation.ravel() for site in sites.values()]),
         "is_spoilt": np.concatenate([site.is_spoilt for site in sites.values()]),
     }
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two comparisons may write one plate
-    save_file(arrays, unfinished, {"names": json.dumps(list(sites))})
-    unfinished.chmod(0o644)
-    unfinished.replace(path)
+    with atomic_file(path) as part:  # two comparisons may write one plate
+        save_file(arrays, part, {"names": json.dumps(list(sites))})

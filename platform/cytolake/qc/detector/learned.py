@@ -171,11 +171,12 @@ def judge_with_detector(
             "train_detector, or fit with features_key."
         )
     qc_id = content_id("qc_detector", detector.detector_id, f"{well_share:g}")
-    with_images = f"reader is distinct from '{WELLS_ONLY}'"
-    plates = sorted(catalog.table("plates", columns=["plate_id"], where=with_images).column(0).to_pylist())
-    judged = set(
-        catalog.sql(f"SELECT DISTINCT plate_id FROM qc_verdicts WHERE qc_id = '{qc_id}'").column(0).to_pylist()
+    with_images = catalog.table(
+        "plates", columns=["plate_id"], where="reader is distinct from ?", parameters=[WELLS_ONLY]
     )
+    plates = sorted(with_images.column(0).to_pylist())
+    verdicts_there = catalog.sql("SELECT DISTINCT plate_id FROM qc_verdicts WHERE qc_id = ?", parameters=[qc_id])
+    judged = set(verdicts_there.column(0).to_pylist())
     for done, plate in enumerate(plates, start=1):
         if plate not in judged:
             sites = PlateSites(catalog, plate, detector.features_key)

@@ -82,7 +82,7 @@ class PlateSites:
             CatalogError: The catalog shows no site of that plate.
             ScreenError: The pixels of a site cannot be read.
         """
-        rows = catalog.table("sites", where=f"plate_id = '{plate_id}'").to_pylist()
+        rows = catalog.table("sites", where="plate_id = ?", parameters=[plate_id]).to_pylist()
         if not rows:
             raise CatalogError(f"{catalog.place}: no site of plate {plate_id}. Ingest its screen first.")
         self.plate_id = plate_id

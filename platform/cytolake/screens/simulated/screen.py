@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from cytolake.screens.simulated.cells import (
     pathway_direction,
 )
 from cytolake.screens.simulated.imaging import ARTEFACTS, Microscope, draw_microscope, image_field
+from cytolake.storage.atomic_write import atomic_folder, write_text
 
 PLATE_MAP_COLUMNS: Final = (
     "plate",
@@ -474,16 +475,13 @@ def _treatments(config: SimulatedScreen) -> list[tuple[dict[str, str], Floats]]:
 
 
 def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[SimulatedWell]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, plate_map_columns(config), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(well.row for well in wells)
-    if path.exists() and path.read_bytes() != temporary.read_bytes():
-        temporary.unlink()
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, plate_map_columns(config), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(well.row for well in wells)
+    if path.exists() and path.read_bytes() != text.getvalue().encode("utf-8"):
         raise ScreenError(_other_config(config, str(path), "another plate map", "the plate map of this config"))
-    temporary.replace(path)
+    write_text(path, text.getvalue())
 
 
 def _written_config(config: SimulatedScreen) -> dict[str, Any]:
@@ -533,20 +531,16 @@ def _write_plate(
     pool: Executor,
     advance: Callable[[int], None],
 ) -> None:
-    # The name keeps its .zarr: stores tell formats by it. A dot hides it from readers of the folder.
-    temporary = path.with_name(f".{path.stem}.part.zarr")
-    if temporary.exists():
-        shutil.rmtree(temporary)
     images = [
         ngio.ImageInWellPath(row=well.row["well"][0], column=well.row["well"][1:], path=str(site))
         for well in wells
         for site in range(1, config.sites_per_well + 1)
     ]
-    ngio.create_empty_plate(str(temporary), name=path.stem, images=images, ngff_version=_version(config))
-    for _ in pool.map(_write_well, [config] * len(wells), wells, [str(temporary)] * len(wells)):
-        advance(1)
-    zarr.open_group(str(temporary), mode="r+").attrs[_ATTRIBUTE] = _written_config(config)
-    temporary.rename(path)
+    with atomic_folder(path) as part:
+        ngio.create_empty_plate(str(part), name=path.stem, images=images, ngff_version=_version(config))
+        for _ in pool.map(_write_well, [config] * len(wells), wells, [str(part)] * len(wells)):
+            advance(1)
+        zarr.open_group(str(part), mode="r+").attrs[_ATTRIBUTE] = _written_config(config)
 
 
 def _write_well(config: SimulatedScreen, well: SimulatedWell, plate_path: str) -> None:

@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import threading
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.serving.search.nearest import Rows, Vectors, nearest
+from cytolake.storage.atomic_write import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +112,8 @@ def build_cells(vectors_ND: Vectors, path: Path) -> None:
     cells.train(np.ascontiguousarray(vectors_ND[chosen]))
     for start in range(0, n_rows, 16_384):
         cells.add(np.ascontiguousarray(vectors_ND[start : start + 16_384]))
-    unfinished = path.with_name(f".building-{uuid.uuid4().hex}")
-    try:
-        faiss.write_index(cells, str(unfinished))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(path) as part:
+        faiss.write_index(cells, str(part))
 
 
 def build_in_background(vectors_ND: Vectors, path: Path) -> threading.Thread:

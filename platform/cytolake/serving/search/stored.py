@@ -35,12 +35,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, CatalogError
+from cytolake.catalog.representations import VectorReader
 from cytolake.qc.crop_verdicts import add_quality
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.search.approximate import FILE_NAME, MIN_ROWS, Cells, build_in_background
 from cytolake.serving.search.index import CropIndex
 from cytolake.serving.search.sites import sites_of
 from cytolake.serving.unit_vectors import unit_vectors
+from cytolake.storage.atomic_write import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -127,19 +129,13 @@ class _Tables:
         return vectors_ND, self.crops(crop_ids)
 
     def n_rows(self) -> int:
-        return int(self.pinned.dataset("embeddings").count_rows(filter=self._is_ours))
+        return VectorReader(self.pinned).count(self.representation_id)
 
     def parts(self) -> Iterator[tuple[pa.Array, NDArray[np.float32]]]:
         """Crop ids and (n, D) unit vectors in parts, so that a million embeddings are not in memory twice."""
-        batches = self.pinned.dataset("embeddings").to_batches(
-            columns=["crop_id", "embedding"], filter=self._is_ours, batch_size=16_384
-        )
-        for batch in batches:
-            if batch.num_rows:
-                yield (
-                    batch["crop_id"].cast(pa.string()),
-                    unit_vectors(batch["embedding"], self.dim, self.representation_id),
-                )
+        for batch in VectorReader(self.pinned).batches(self.representation_id, ["crop_id"]):
+            units = unit_vectors(batch["embedding"], self.dim, self.representation_id)
+            yield batch["crop_id"].cast(pa.string()), units
 
     def crops(self, crop_ids: pa.Array) -> pa.Table:
         """Columns of crops, wells and QC, in the order of the ids."""
@@ -153,10 +149,6 @@ class _Tables:
             )
         crops = add_wells(self.pinned, crops_table.take(rows))
         return add_quality(self.pinned, crops).combine_chunks()
-
-    @property
-    def _is_ours(self) -> pc.Expression:
-        return pc.field("representation_id") == self.representation_id
 
 
 def _folder_of_vectors(tables: _Tables, store: Path) -> Path:
@@ -277,13 +269,8 @@ def _crops(folder: Path, tables: _Tables) -> pa.Table:
     except (OSError, pa.ArrowInvalid) as error:
         logger.warning("%s is built again: %s", path, error)
     crops = tables.crops(crop_ids)
-    unfinished = folder / f".building-{uuid.uuid4().hex}"
-    try:
-        with pa.ipc.new_file(unfinished, crops.schema.with_metadata({"source": source})) as file:
-            file.write_table(crops.replace_schema_metadata({"source": source}), max_chunksize=max(1, crops.num_rows))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(path) as part, pa.ipc.new_file(part, crops.schema.with_metadata({"source": source})) as file:
+        file.write_table(crops.replace_schema_metadata({"source": source}), max_chunksize=max(1, crops.num_rows))
     for old in sorted(folder.glob("crops-*.arrow"), key=_age)[KEPT:]:
         old.unlink(missing_ok=True)
     return _mapped(path).replace_schema_metadata(None)
