@@ -27,15 +27,9 @@ ALLOWED_IN: dict[str, str] = {}
 """By file, a pattern that is taken out of its lines first: such as a question that a person really asks."""
 
 NOT_CLEAN: tuple[str, ...] = (
-    "BENCHMARKS.md",
-    "CHANGELOG.md",
-    "catalog/",
     "infra/",
     "platform/cytolake/benchmark/",
-    "platform/cytolake/catalog/",
     "platform/cytolake/curation/",
-    "platform/cytolake/embed/",
-    "platform/cytolake/exchange/",
     "platform/cytolake/models/",
     "platform/cytolake/packs/",
     "platform/cytolake/performance_prediction/",
