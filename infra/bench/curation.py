@@ -39,10 +39,12 @@ from cytolake.catalog.ids import content_id
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
 from cytolake.curation.curate import CurateConfig, Curation, curate
 from cytolake.embed.pixel_statistics import MODEL, PixelStatistics
-from cytolake.packs.build import PackConfig, build_pack
+from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
+from cytolake.packs.pack_plan import PackConfig
 from cytolake.pipeline.session import RayConfig, ray_session
-from cytolake.screens.simulated.screen import SimulatedScreen, SimulatedWell, simulate_screen, simulated_wells
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen, SimulatedWell, simulated_wells
 from cytolake.screens.sources import ScreenSource
 
 BAR = 0.95

@@ -33,7 +33,8 @@ from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
 from cytolake.catalog.ingest.site_rows import crop_grid
 from cytolake.pipeline.session import RayConfig, ray_session
 from cytolake.qc.metrics import measure_with_windows
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 
 BAR, MEMORY_BAR = 0.8, 1.3

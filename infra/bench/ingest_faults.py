@@ -36,7 +36,8 @@ from rich.table import Table
 import cytolake.catalog
 from cytolake.catalog import table_contract, table_names
 from cytolake.catalog.corrections.vacuum import vacuum
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 
 INGEST_KILLS = 40
 KILLS_MIN = 80

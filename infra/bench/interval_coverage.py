@@ -16,12 +16,12 @@ from inputs.plate_effects import candidate, plate_deviations
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.confounding import WellPlace
-from cytolake.benchmark.profiles.asked import Asked
+from cytolake.benchmark.position_confounding import WellPlace
 from cytolake.benchmark.profiles.compared_controls import ComparedControls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.gene_sets import GeneSets
 from cytolake.benchmark.profiles.plate_jackknife import with_plate_intervals
+from cytolake.benchmark.profiles.profile_input import BenchmarkInput
 from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.benchmark.profiles.wells import Wells
 from cytolake.benchmark.relations.relation_files import Relations
@@ -50,7 +50,7 @@ def profiles(task: str, metric: str) -> Callable[[np.random.Generator, int, Numb
     """A benchmark of well profiles."""
 
     def simulate(random: np.random.Generator, n_plates: int, means: Numbers) -> Simulated:
-        rows = with_plate_intervals(task, TASKS[task], _asked(random, n_plates, means))  # type: ignore[index]
+        rows = with_plate_intervals(task, TASKS[task], _input(random, n_plates, means))  # type: ignore[index]
         (row,) = [each for each in rows if each["metric"] == metric]
         low, high = row["details"]["over_classes"]
         return row["value"], row["ci_low"], row["ci_high"], low, high
@@ -58,7 +58,7 @@ def profiles(task: str, metric: str) -> Callable[[np.random.Generator, int, Numb
     return simulate
 
 
-def _asked(random: np.random.Generator, n_plates: int, means: Numbers) -> Asked:
+def _input(random: np.random.Generator, n_plates: int, means: Numbers) -> BenchmarkInput:
     """One well of every gene on every plate, and controls."""
     genes = [*range(N_GENES), *([-1] * N_CONTROLS)]
     places = [(plate, gene) for plate in range(n_plates) for gene in genes]
@@ -91,7 +91,9 @@ def _asked(random: np.random.Generator, n_plates: int, means: Numbers) -> Asked:
     )
     config = ProfileBenchmarkConfig(draws=99)
     compared = ComparedControls(vectors, wells.is_control, False)
-    return Asked(vectors, wells, [Relations("pathway", pairs, len(pairs))], {}, GeneSets(), config, "none", compared)
+    return BenchmarkInput(
+        vectors, wells, [Relations("pathway", pairs, len(pairs))], {}, GeneSets(), config, "none", compared
+    )
 
 
 def main() -> int:

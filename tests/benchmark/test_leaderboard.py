@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -37,9 +38,11 @@ def score(representation, value, benchmark="activity_map", label="perturbation",
     }  # fmt: skip
 
 
-@pytest.fixture
-def catalog(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Folder of the catalog that each test gets a copy of."""
+    root = tmp_path_factory.mktemp("written")
+    catalog = cytolake.catalog.open(root, create=True)
     representations = [
         {
             "representation_id": f"{kind}{block}", "kind": kind, "model_id": kind, "architecture": "vit",
@@ -58,7 +61,13 @@ def catalog(tmp_path):
     leakage += [score("untrained0", 0.5, "batch_leakage", "plate"), score("trained0", 0.9, "batch_leakage", "plate")]
     of_seeds = [score("trained0", 1.0, protocol="new", hours=2) | {"seed": 0, "score_id": "a seed"}]
     catalog.append("scores", rows("scores", biology + older + leakage + of_seeds), transaction="s")
-    return catalog
+    return root
+
+
+@pytest.fixture
+def catalog(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return cytolake.catalog.open(tmp_path)
 
 
 def ranked(catalog, **wanted):
@@ -130,7 +139,7 @@ def test_a_probed_encoder_is_scored_with_the_block_that_other_units_choose(catal
     assert len(ranked(catalog, benchmark="linear_probe", label="perturbation", all_blocks=True)) == 3
 
 
-def test_all_blocks_are_there_when_asked_for(catalog):
+def test_all_blocks_are_listed_with_all_blocks(catalog):
     assert [name for name, _ in ranked(catalog, benchmark="activity_map", all_blocks=True)] == [
         "trained1", "trained2", "trained0", "untrained0", "untrained1", "pixel_statistics-1",
     ]  # fmt: skip
@@ -154,7 +163,7 @@ def test_a_pack_s_rankings_keep_what_was_scored_with_it(catalog):
     assert ranked(catalog, benchmark="activity_map", pack_id="nothing") == []
 
 
-def test_representations_asked_for_stand_in_their_rankings_beside_the_best(catalog):
+def test_selected_representations_are_listed_next_to_the_best(catalog):
     assert ranked(catalog, representation_ids=("trained0",)) == [
         ("trained1", 0.8), ("trained0", 0.5), ("untrained0", 0.4), ("pixel_statistics-1", 0.2),
         ("untrained0", 0.5), ("trained0", 0.9), ("trained1", 0.6), ("trained0", 0.9),

@@ -102,10 +102,10 @@ def test_a_constant_feature_and_a_change_of_scale_do_not_matter(data):
 def test_scores_follow_the_signal_and_noise_scores_as_guessing_does(data):
     config = ProbeConfig(regularisation=(0.1,))
     noise, weak, strong = (
-        np.mean([summary(vectors_of(data, signal=signal, seed=seed), data, config).value for seed in range(6)])
+        np.mean([summary(vectors_of(data, signal=signal, seed=seed), data, config).value for seed in range(4)])
         for signal in (0.0, 1.5, 6.0)
     )
-    assert noise == pytest.approx(1 / N_CLASSES, abs=0.05)  # sd of such a mean: 0.02
+    assert noise == pytest.approx(1 / N_CLASSES, abs=0.06)  # sd of such a mean: 0.024
     assert noise < weak < strong
     assert strong > 0.97
 
@@ -199,7 +199,7 @@ def test_plate_shifts_hurt_and_alignment_on_controls_mends_them(data):
     assert aligned.benchmark != config.benchmark
 
 
-def test_a_class_of_one_plate_is_dropped_and_told(data):
+def test_a_class_of_one_plate_is_dropped_and_reported(data):
     label_W = data.label_of_well.copy()
     label_W[(label_W == 2) & (np.asarray(data.plates) != "s/P0")] = -1
     result = probe_representation(

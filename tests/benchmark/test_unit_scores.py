@@ -70,14 +70,14 @@ def test_the_best_of_equal_candidates_gains_nothing_on_other_plates():
     """Eight blocks equal to one baseline: read off the plates that chose it, the best is .076 of the sd better."""
     random = np.random.default_rng(0)
     naive, honest = [], []
-    for _ in range(400):
+    for _ in range(200):
         plate = 0.05 * random.normal(size=4)
         blocks = [candidate(0.5 + plate + 0.05 * random.normal(size=4)) for _ in range(8)]
         baseline = [candidate(0.5 + plate + 0.05 * random.normal(size=4))]
         naive.append(max(each.scores.value for each in blocks) - baseline[0].scores.value)
         honest.append(gain(blocks, baseline).value)
     error = np.std(honest) / np.sqrt(len(honest))
-    assert np.mean(naive) > 10 * error
+    assert np.mean(naive) > 6 * error
     assert abs(np.mean(honest)) < 3 * error
 
 
@@ -86,7 +86,7 @@ def test_a_gain_of_nothing_excludes_0_about_as_often_as_it_may_and_a_real_one_is
 
     def share(effect: float) -> float:
         excluded = 0
-        for _ in range(300):
+        for _ in range(100):
             shared = 0.05 * random.normal(size=(2, 8))
             sides = [
                 [candidate(0.5 + side * effect + shared[side] + 0.02 * random.normal(size=8)) for _ in range(6)]
@@ -94,9 +94,9 @@ def test_a_gain_of_nothing_excludes_0_about_as_often_as_it_may_and_a_real_one_is
             ]
             found = gain(sides[1], sides[0])
             excluded += not found.low <= 0 <= found.high
-        return excluded / 300
+        return excluded / 100
 
-    assert share(0.0) <= 0.09  # 0.05, and 3 standard errors of 300 simulations
+    assert share(0.0) <= 0.11  # 0.05, and 3 standard errors of 100 simulations
     assert share(0.15) > 0.9
 
 

@@ -29,7 +29,8 @@ from cytolake.cli.main import app
 from cytolake.pipeline.label_curve import LabelCurveConfig, has_label_curve
 from cytolake.qc.detector.label_efficiency import LabelEfficiencyConfig
 from cytolake.screens.positions import name_of_well
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.tracking import Baseline, ModelCard, TrackingConfig, promote
 
 SCREEN = SimulatedScreen(

@@ -20,20 +20,20 @@ def one_each_in_turn(sizes, total: int) -> list[int]:
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.integers(0, 100))
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_shares_are_what_giving_one_each_in_turn_gives(sizes, total):
     assert fair_shares(sizes, total).tolist() == one_each_in_turn(sizes, total)
 
 
 def items(n: int = 600, seed: int = 0):
-    """Clusters of very different sizes, treatments within them, and a lot for each item."""
+    """Clusters of very different sizes, treatments within them, and a random rank for each item."""
     rng = np.random.default_rng(seed)
     clusters = np.minimum(rng.geometric(0.4, n), 6) - 1
     return clusters, rng.integers(0, 4, n), rng.permutation(n)
 
 
-@pytest.mark.parametrize("total", [1, 50, 300, 600, 10_000])
-def test_as_many_are_chosen_as_asked_for_and_small_groups_whole_before_large_ones(total):
+@pytest.mark.parametrize("total", [1, 300, 10_000])
+def test_the_requested_number_is_chosen_and_small_groups_whole_before_large_ones(total):
     clusters, treatments, rank = items()
     chosen = balanced_choice([clusters, treatments], rank, total)
     assert chosen.sum() == min(total, len(rank))

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
-from tests.curation.planted_catalog import CROPS_EACH, add_screen, planted_catalog, plate_labels
+from tests.curation.planted_catalog import CROPS_EACH, add_screen, plate_labels
 
 from cytolake.catalog import Catalog
+from cytolake.cli.curation_diff import print_curation_diff
 from cytolake.curation.curate import CurateConfig, Curation, curate
 from cytolake.curation.diff import NOT_THERE, CurationDiff, diff_curations
 from cytolake.curation.rules import CurationError
@@ -18,17 +18,25 @@ ONE_PLATE_GONE = {"rule": "where", "where": "plate <> 'P3'"}
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory) -> Catalog:
-    return planted_catalog(tmp_path_factory.mktemp("planted") / "catalog")
+def catalog(screen: Catalog) -> Catalog:
+    return screen
 
 
-@pytest.fixture
-def run(catalog: Catalog, tmp_path: Path):
+@pytest.fixture(scope="module")
+def run(catalog: Catalog, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("specs")
+
     def run_steps(name: str, *steps: dict, seed: int = 0) -> Curation:
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"steps": list(steps), "seed": seed}))
-        return curate(catalog, CurateConfig(name=name, folder=str(tmp_path)))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"steps": list(steps), "seed": seed}))
+        return curate(catalog, CurateConfig(name=name, folder=str(folder)))
 
     return run_steps
+
+
+@pytest.fixture(scope="module")
+def two(run) -> tuple[Curation, Curation]:
+    """A curation without controls, and one without a plate."""
+    return run("no_controls", CONTROLS_GONE), run("no_plate", ONE_PLATE_GONE)
 
 
 def kept(catalog: Catalog, curation: Curation) -> set[str]:
@@ -39,12 +47,12 @@ def kept(catalog: Catalog, curation: Curation) -> set[str]:
 def rendered(diff: CurationDiff) -> str:
     console = Console(width=160, file=io.StringIO())
     with console.capture() as captured:
-        diff.render(console)
+        print_curation_diff(diff, console)
     return captured.get()
 
 
-def test_added_and_removed_are_the_differences_of_the_two_sets(catalog, run):
-    first, second = run("no_controls", CONTROLS_GONE), run("no_plate", ONE_PLATE_GONE)
+def test_added_and_removed_are_the_differences_of_the_two_sets(catalog, two):
+    first, second = two
     diff = diff_curations(catalog, first.curation_id, second.curation_id)
     ours, theirs = kept(catalog, first), kept(catalog, second)
     assert set(diff.added) == theirs - ours
@@ -59,52 +67,47 @@ def test_added_and_removed_are_the_differences_of_the_two_sets(catalog, run):
     assert diff.by_perturbation["negative control"][0] == 5 * 12 * CROPS_EACH
 
 
-def test_the_other_way_round_added_and_removed_change_places(catalog, run):
-    first, second = run("no_controls", CONTROLS_GONE), run("no_plate", ONE_PLATE_GONE)
+def test_the_reverse_diff_swaps_added_and_removed(catalog, two):
+    first, second = two
     one = diff_curations(catalog, first.curation_id, second.curation_id)
     other = diff_curations(catalog, second.curation_id, first.curation_id)
     assert (one.added, one.removed) == (other.removed, other.added)
     assert (one.added_by_reason, one.removed_by_reason) == (other.removed_by_reason, other.added_by_reason)
 
 
-def test_a_curation_does_not_differ_from_itself(catalog, run):
-    same = run("no_controls", CONTROLS_GONE).curation_id
+def test_a_curation_does_not_differ_from_itself(catalog, two):
+    same = two[0].curation_id
     diff = diff_curations(catalog, same, same)
     assert (diff.added, diff.removed, diff.by_plate, diff.rules, diff.tables) == ((), (), {}, (), ())
 
 
-def test_rules_that_differ_are_named_with_both_values(catalog, run):
+def test_changed_rules_and_their_order_are_named(catalog, run):
     cap = {"rule": "cap", "max_crops_per_perturbation": 5}
-    first = run("named", CONTROLS_GONE, cap)
+    first, reverse = run("named", CONTROLS_GONE, cap), run("named", cap, CONTROLS_GONE)
     second = run("named", cap | {"max_crops_per_perturbation": 9}, {"rule": "support", "min_wells": 1}, seed=3)
-    diff = diff_curations(catalog, first.curation_id, second.curation_id)
-    assert diff.rules == (
+    assert diff_curations(catalog, first.curation_id, second.curation_id).rules == (
         "seed: 0 -> 3",
         "where: there -> gone",
         "cap.max_crops_per_perturbation: 5 -> 9",
         "support: not there -> there",
     )
+    assert diff_curations(catalog, first.curation_id, reverse.curation_id).rules == ("order: where, cap -> cap, where",)
 
 
-def test_two_rules_in_another_order_are_told_from_the_same_order(catalog, run):
-    cap = {"rule": "cap", "max_crops_per_perturbation": 5}
-    first, second = run("ordered", CONTROLS_GONE, cap), run("ordered", cap, CONTROLS_GONE)
-    assert diff_curations(catalog, first.curation_id, second.curation_id).rules == ("order: where, cap -> cap, where",)
-
-
-def test_names_and_starts_of_ids_will_do_and_one_name_twice_means_its_last_two(catalog, run):
+def test_names_and_starts_of_ids_are_accepted_and_one_name_twice_means_its_last_two(catalog, run, two):
     first, second = run("lasting", CONTROLS_GONE), run("lasting", ONE_PLATE_GONE)
     by_name = diff_curations(catalog, "lasting", "lasting")
     assert by_name == diff_curations(catalog, first.curation_id[:8], second.curation_id)
-    with pytest.raises(CurationError, match=r"curation nothing: none with this id or name. There are: .*\(lasting"):
+    with pytest.raises(
+        CurationError, match=r"curation nothing: 0 with this id or name, expected 1. There are: .*\(lasting"
+    ):
         diff_curations(catalog, "nothing", "lasting")
-    run("single", CONTROLS_GONE)
-    with pytest.raises(CurationError, match="curation single: there is only one"):
-        diff_curations(catalog, "single", "single")
+    with pytest.raises(CurationError, match="curation no_plate: there is only one"):
+        diff_curations(catalog, "no_plate", "no_plate")
 
 
-def test_what_people_see_has_the_numbers_rules_and_plates(catalog, run):
-    first, second = run("no_controls", CONTROLS_GONE), run("no_plate", ONE_PLATE_GONE)
+def test_the_terminal_output_shows_numbers_rules_and_plates(catalog, two):
+    first, second = two
     diff = diff_curations(catalog, first.curation_id, second.curation_id)
     text = rendered(diff)
     assert f"{len(diff.added):,} added, {len(diff.removed):,} removed" in text
@@ -113,8 +116,7 @@ def test_what_people_see_has_the_numbers_rules_and_plates(catalog, run):
     assert "P3" in text
 
 
-def test_crops_of_a_plate_that_came_later_count_as_not_there_before(tmp_path, run):
-    own = planted_catalog(tmp_path / "own")
+def test_crops_of_a_later_plate_count_as_not_there_before(own, tmp_path):
     (tmp_path / "grown.yaml").write_text(yaml.safe_dump({"steps": [CONTROLS_GONE]}))
     config = CurateConfig(name="grown", folder=str(tmp_path))
     first = curate(own, config)

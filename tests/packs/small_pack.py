@@ -43,7 +43,7 @@ def write_pack(folder: Path, compression: Compression = "none", **described: Any
     ]
     columns = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in rows]
     pq.write_table(pa.Table.from_pylist(columns, INDEX_SCHEMA), folder / INDEX_FILE)
-    told = {
+    required = {
         "format": FORMAT,
         "pack_id": "pack",
         "curation_id": "curation",
@@ -51,5 +51,5 @@ def write_pack(folder: Path, compression: Compression = "none", **described: Any
         "n_crops": len(rows),
         "table_versions": {"crops": 1},
     }
-    (folder / PACK_FILE).write_text(json.dumps(told | described))
+    (folder / PACK_FILE).write_text(json.dumps(required | described))
     write_checksums(folder)

@@ -28,9 +28,10 @@ from cytolake.catalog.corrections import annotate, rename, replace_plate
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
 from cytolake.curation.curate import CurateConfig, Curation, curate
-from cytolake.packs import build
-from cytolake.packs.build import PackConfig, build_pack
+from cytolake.packs import build, pack_plan
+from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack, PackError, array_path
+from cytolake.packs.pack_plan import PackConfig
 from cytolake.screens.plate import Plate, SiteImage
 
 SIZE = 16
@@ -90,7 +91,7 @@ def ingest(catalog: Catalog, plate: Plate, crop_size: int = SIZE) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What is made once: four plates, a catalog of them, a curation of every crop but those in the first column of each
+    """Built once: four plates, a catalog of them, a curation of every crop but those in the first column of each
     site, and its pack."""
 
     sources: Path
@@ -100,7 +101,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
     catalog = cytolake.catalog.open(folder / "catalog", create=True)
     for name in PLATES:
@@ -130,6 +131,12 @@ def pack(made: Made, catalog: Catalog) -> Pack:
 
 
 @pytest.fixture
+def built(made: Made) -> Pack:
+    """The pack made once; read only."""
+    return Pack.open(made.catalog / "packs" / made.pack_id)
+
+
+@pytest.fixture
 def sources(made: Made, tmp_path: Path) -> Iterator[Path]:
     """The plates, to be damaged."""
     shutil.copytree(made.sources, tmp_path / "kept")
@@ -144,7 +151,8 @@ def kept_ids(catalog: Catalog, curation: Curation) -> list[str]:
     return ids
 
 
-def test_a_pack_has_each_kept_crop_once_with_exactly_its_sources_pixels(catalog, curation, pack):
+def test_a_pack_has_each_kept_crop_once_with_exactly_its_sources_pixels(made, curation, built):
+    catalog, pack = cytolake.catalog.open(made.catalog), built
     ids = pack.index.column("crop_id").to_pylist()
     assert 0 < len(ids) < curation.n_considered
     assert sorted(ids) == sorted(kept_ids(catalog, curation))
@@ -158,34 +166,34 @@ def test_a_pack_has_each_kept_crop_once_with_exactly_its_sources_pixels(catalog,
     assert pack.curation_id == curation.curation_id
 
 
-def test_a_group_has_the_smallest_type_that_loses_nothing(pack):
-    groups = json.loads((pack.path / "pack.json").read_text())["groups"]
+def test_a_group_has_the_smallest_type_that_loses_nothing(built):
+    groups = json.loads((built.path / "pack.json").read_text())["groups"]
     assert {group["n_channels"]: group["dtype"] for group in groups} == {1: "float32", 2: "uint16", 5: "uint16"}
 
 
-def test_arrays_are_sharded_zarr_v3_that_plain_zarr_reads_alike(pack):
+def test_arrays_are_sharded_zarr_v3_that_plain_zarr_reads_alike(built):
     for group in (1, 2, 5):
-        array = zarr.open_array(str(array_path(pack.path, group)), mode="r")
+        array = zarr.open_array(str(array_path(built.path, group)), mode="r")
         assert array.metadata.zarr_format == 3
         assert array.shards is not None
-        of_group = pack.index.filter(pa.compute.equal(pack.index.column("group"), group))
-        rows = np.flatnonzero(pack.index.column("group").to_numpy() == group)
+        of_group = built.index.filter(pa.compute.equal(built.index.column("group"), group))
+        rows = np.flatnonzero(built.index.column("group").to_numpy() == group)
         assert of_group.column("row").to_pylist() == list(range(len(rows)))
-        np.testing.assert_array_equal(array[:], np.stack(pack.read(rows)))
+        np.testing.assert_array_equal(array[:], np.stack(built.read(rows)))
 
 
-def test_rows_come_in_the_order_asked_for_and_may_repeat(pack):
-    rows = np.random.default_rng(0).integers(0, pack.n_crops, 50)
-    whole = pack.read(range(pack.n_crops))
-    for row, crop in zip(rows, pack.read(rows), strict=True):
+def test_rows_are_read_in_the_given_order_and_may_repeat(built):
+    rows = np.random.default_rng(0).integers(0, built.n_crops, 50)
+    whole = built.read(range(built.n_crops))
+    for row, crop in zip(rows, built.read(rows), strict=True):
         np.testing.assert_array_equal(crop, whole[row])
-    assert pack.read([]) == []
+    assert built.read([]) == []
 
 
 @pytest.mark.parametrize("rows", [[-1], [0, 10**6]])
-def test_a_row_that_is_not_there_is_refused(pack, rows):
-    with pytest.raises(PackError, match=f"expected 0 to {pack.n_crops - 1}"):
-        pack.read(rows)
+def test_a_row_out_of_range_is_refused(built, rows):
+    with pytest.raises(PackError, match=f"expected 0 to {built.n_crops - 1}"):
+        built.read(rows)
 
 
 def test_the_order_is_shuffled_by_the_seed(catalog, curation, pack):
@@ -201,8 +209,8 @@ def test_shards_and_tasks_do_not_change_what_is_in_a_pack(catalog, curation, pac
     first = pack.read(range(pack.n_crops))
     index = pack.index
     shutil.rmtree(pack.path)
-    group = build._Group
-    monkeypatch.setattr(build, "_Group", lambda **how: group(**how | {"rows_per_shard": 3}))
+    group = pack_plan.Group
+    monkeypatch.setattr(pack_plan, "Group", lambda **how: group(**how | {"rows_per_shard": 3}))
     again = build_pack(catalog, curation.curation_id, PackConfig(sites_per_task=1))
     assert again.pack_id == pack.pack_id
     assert again.index.equals(index)
@@ -233,10 +241,10 @@ def test_a_pack_that_is_there_is_opened_without_its_sources(catalog, curation, p
     assert build_pack(catalog, curation.curation_id, CONFIG).index.equals(pack.index)
 
 
-def test_a_pack_travels_to_other_processes(pack):
-    pack.read([0])
-    travelled = pickle.loads(pickle.dumps(pack))
-    np.testing.assert_array_equal(travelled.read([3])[0], pack.read([3])[0])
+def test_a_pack_travels_to_other_processes(built):
+    built.read([0])
+    travelled = pickle.loads(pickle.dumps(built))
+    np.testing.assert_array_equal(travelled.read([3])[0], built.read([3])[0])
 
 
 def test_a_folder_that_is_no_pack_says_so(pack, tmp_path):
@@ -247,7 +255,7 @@ def test_a_folder_that_is_no_pack_says_so(pack, tmp_path):
         Pack.open(pack.path)
 
 
-def test_an_unknown_curation_is_told_with_those_that_are_there(catalog, curation):
+def test_an_unknown_curation_is_refused_with_the_existing_ones(catalog, curation):
     with pytest.raises(PackError, match=f"curation nothing: keeps no crop .* There are: {curation.curation_id}"):
         build_pack(catalog, "nothing", CONFIG)
 
@@ -262,7 +270,6 @@ def test_crops_of_several_sizes_are_refused(tmp_path):
         build_pack(catalog, curation.curation_id, CONFIG)
 
 
-@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("damage", ["truncated", "other type"])
 def test_a_source_that_changed_since_the_ingest_is_named_and_leaves_no_pack(catalog, curation, sources, damage):
     victim = sources / "counts16" / "B02_2_ER.tif"
@@ -277,14 +284,13 @@ def test_a_source_that_changed_since_the_ingest_is_named_and_leaves_no_pack(cata
     assert list((catalog.root / "packs").iterdir()) == []
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_build_that_fails_at_its_end_leaves_no_pack(catalog, curation, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(build.pq, "write_table", fail)
     with pytest.raises(
-        PackError, match=r"packs: the pack could not be written \(Input/output error\).*Mend the folder"
+        PackError, match=r"packs: the pack could not be written \(Input/output error\).*Correct the folder"
     ):
         build_pack(catalog, curation.curation_id, CONFIG)
     assert list((catalog.root / "packs").iterdir()) == []
@@ -299,13 +305,13 @@ def test_a_pack_that_cannot_fit_is_refused_before_a_site_is_read(catalog, curati
 
 
 @pytest.mark.parametrize("share", [0.3, 1.2])
-def test_a_disk_that_fills_up_during_the_build_is_told_and_leaves_nothing(
-    catalog, curation, local_ray, monkeypatch, share
-):
-    """On a real file system too small for the scratch files, and on one too small for the arrays beside them."""
+def test_a_disk_that_fills_up_during_the_build_is_reported_and_leaves_nothing(catalog, curation, monkeypatch, share):
+    """On a real file system too small for the scratch files, and on one too small for scratch files and arrays."""
     pixels = sum(
         group.n_crops * group.n_channels * SIZE**2 * np.dtype(group.dtype).itemsize
-        for group in build._plan(build._kept_crops(catalog, curation.curation_id, ()), CONFIG).groups.values()
+        for group in pack_plan.plan_pack(
+            pack_plan.kept_crops(catalog, curation.curation_id, ()), CONFIG
+        ).groups.values()
     )
     packs = catalog.root / "packs"
     packs.mkdir()
@@ -334,7 +340,6 @@ def within_the_range(counts: np.ndarray, pack: Pack, row: int) -> tuple[np.ndarr
     return np.clip(counts.astype(float), low, low + 255 * steps), steps
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_pack_of_8_bits_gives_counts_back_to_half_a_step_of_their_plate_and_stain(catalog, curation):
     pack = build_pack(catalog, curation.curation_id, PackConfig(pixels="uint8", sites_per_task=2, compression="lz4"))
     rows = np.arange(pack.n_crops)
@@ -358,7 +363,6 @@ def test_a_pack_of_8_bits_gives_counts_back_to_half_a_step_of_their_plate_and_st
     assert native.index.column("crop_id").to_pylist() == ids
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_counts_that_are_not_finite_are_refused_where_8_bits_must_hold_them(tmp_path):
     catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
     plate = write_plate(tmp_path / "screens", "fractions")
@@ -373,14 +377,15 @@ def test_counts_that_are_not_finite_are_refused_where_8_bits_must_hold_them(tmp_
         build_pack(catalog, curation.curation_id, PackConfig(pixels="uint8"))
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_how_a_pack_is_laid_out_does_not_change_what_it_is(catalog, curation):
+def test_neither_layout_nor_ray_changes_the_content_of_a_pack(catalog, curation, local_ray, monkeypatch):
     found = []
-    for compression in ("none", "zstd"):
-        pack = build_pack(catalog, curation.curation_id, PackConfig(compression=compression, shard_mb=1))
+    for compression in ("zstd", "none"):
+        config = PackConfig(compression=compression, shard_mb=1, sites_per_task=3)
+        pack = build_pack(catalog, curation.curation_id, config)
         assert pack.verify() == []
         found.append((pack.pack_id, pack.index, pack.read(range(pack.n_crops))))
         shutil.rmtree(pack.path)
+        monkeypatch.delitem(sys.modules, "ray", raising=False)  # the second is built in this process
     assert found[0][0] == found[1][0]
     assert found[0][1].equals(found[1][1])
     for ours, theirs in zip(found[0][2], found[1][2], strict=True):
@@ -391,7 +396,8 @@ KILLED = """
 import sys, time
 import cytolake.catalog
 from cytolake.pipeline.session import RayConfig, ray_session
-from cytolake.packs.build import PackConfig, build_pack
+from cytolake.packs.build import build_pack
+from cytolake.packs.pack_plan import PackConfig
 
 def wait(what, done, total):
     print(what, flush=True)
@@ -448,7 +454,6 @@ def test_a_config_out_of_range_is_refused(wrong):
         PackConfig(**wrong)
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_other_labels_open_the_pack_that_is_there_and_other_pixels_do_not(tmp_path):
     catalog = cytolake.catalog.open(tmp_path / "root", create=True)
     plate = write_plate(tmp_path / "source", "counts16")

@@ -41,7 +41,7 @@ def test_each_piece_of_memory_gets_its_bytes_and_the_rest_stays(content, descrip
     assert memory.tobytes() == bytes(expected)
 
 
-def test_what_cannot_be_read_is_told_by_the_number_of_bytes(descriptor):
+def test_what_cannot_be_read_is_reported_by_the_number_of_bytes(descriptor):
     descriptors = np.array([descriptor, 10**6], np.int32)
     got = read_cached(
         descriptors,

@@ -12,11 +12,11 @@ SHARD = "crops_c2.zarr/c/1/0/0/0"
 
 
 def test_every_file_of_a_whole_pack_agrees_with_its_checksum(pack_folder):
-    pack, told = Pack.open(pack_folder()), []
-    assert pack.verify(lambda what, done, total: told.append((what, done, total))) == []
+    pack, calls = Pack.open(pack_folder()), []
+    assert pack.verify(lambda what, done, total: calls.append((what, done, total))) == []
     files = [path for path in pack.path.rglob("*") if path.is_file()]
     n = len(files) - 1  # but for the checksums themselves
-    assert told == [("files checked", done, n) for done in range(1, n + 1)]
+    assert calls == [("files checked", done, n) for done in range(1, n + 1)]
 
 
 def test_checksums_are_those_of_sha256sum(pack_folder):

@@ -19,7 +19,7 @@ EXPECTED = [PIXELS[group][int((GROUPS[:i] == group).sum())] for i, group in enum
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_rows_of_several_channel_counts_come_in_the_order_asked_for(pack_folder, compression):
+def test_rows_of_several_channel_counts_come_in_the_given_order(pack_folder, compression):
     pack = Pack.open(pack_folder(compression))
     rows = np.random.default_rng(0).integers(0, 50, 80)
     for row, crop in zip(rows.tolist(), pack.read(rows), strict=True):
@@ -61,7 +61,7 @@ def test_a_crop_that_was_left_out_is_named(pack_folder, unknown):
         Pack.open(pack_folder()).rows_of(["crop3", unknown])
 
 
-def test_ids_that_end_alike_are_told_apart(pack_folder):
+def test_ids_that_end_alike_are_distinguished(pack_folder):
     folder = pack_folder()
     index = pq.read_table(folder / INDEX_FILE)
     ids = [f"{i:04d}-the-same-end" for i in np.random.default_rng(0).permutation(50)]

@@ -50,14 +50,14 @@ def test_memory_that_anything_still_shows_is_never_given_again(part_of):
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((3, 4), "float32"), ((0, 5), "uint8"), (SHAPE, "uint16"), (SHAPE, ">i8")]
 )
-def test_arrays_are_writable_and_as_asked_for(shape, dtype):
+def test_arrays_are_writable_and_of_the_given_shape(shape, dtype):
     array = ReusedMemory().empty(shape, dtype)
     assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
     assert array.flags.writeable
     assert array.flags.c_contiguous
 
 
-def test_a_block_much_larger_than_what_is_asked_for_is_let_go():
+def test_a_block_much_larger_than_requested_is_let_go():
     memory = ReusedMemory()
     memory.empty((4 * SMALLEST_BYTES,), "uint8")
     assert len(memory._free) == 1

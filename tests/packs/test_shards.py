@@ -39,7 +39,7 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(content)
 
 
-def test_scattered_rows_come_in_the_order_asked_for_and_may_repeat(written):
+def test_scattered_rows_come_in_the_given_order_and_may_repeat(written):
     folder, pixels = written
     rows = np.random.default_rng(1).integers(0, 50, 70)
     crops = opened(folder)
@@ -74,7 +74,7 @@ def test_what_zarr_writes_is_read_here_with_the_crops_of_zeros_that_it_leaves_ou
     np.testing.assert_array_equal(opened(tmp_path).read(rows), pixels[rows])
 
 
-def test_rows_go_where_they_are_told_to(written):
+def test_rows_go_where_they_are_put(written):
     folder, pixels = written
     crops, out = opened(folder), np.full((3, 2, 8, 8), 7, np.uint16)
     assert crops.read(np.array([40, 0, 20]), out) is out
@@ -201,5 +201,5 @@ def test_a_missing_array_and_one_laid_out_otherwise_are_refused(tmp_path):
     with pytest.raises(PackError, match=r"found codecs bytes, gzip.*expected one crop a chunk"):
         opened(tmp_path)
     file.write_text("{}")
-    with pytest.raises(PackError, match=r"zarr\.json is not that of a pack"):
+    with pytest.raises(PackError, match=r"zarr\.json does not describe an array of a pack"):
         opened(tmp_path)

@@ -1,4 +1,4 @@
-"""Queries of a catalog whose genes differ in how strong they are, told from vectors and from plate maps."""
+"""Queries of a catalog whose genes differ in strength, predicted from vectors and from plate maps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 import cytolake.catalog
 from cytolake.catalog import table_contract
+from cytolake.performance_prediction.baselines import PREDICTOR
 from cytolake.performance_prediction.catalog_queries import (
     QueriesConfig,
     crop_queries,
@@ -20,7 +21,7 @@ from cytolake.performance_prediction.catalog_queries import (
 )
 from cytolake.performance_prediction.prompt_predictor import PromptPredictorConfig, load_prompt_predictor
 from cytolake.performance_prediction.prompt_table import PromptTableConfig
-from cytolake.performance_prediction.queries import PREDICTOR, QueryPredictorConfig
+from cytolake.performance_prediction.query_predictor import QueryPredictorConfig
 from cytolake.performance_prediction.registered import PROMPT_MODEL, find_query_predictor
 from cytolake.pipeline import stages
 from cytolake.pipeline.config import PerformanceConfig
@@ -28,7 +29,8 @@ from cytolake.recipes import build_recipe
 from cytolake.tracking import TrackingConfig, find_folder
 
 DIM, N_GENES, CROPS_EACH = 12, 24, 3
-QUICK = QueryPredictorConfig(families=("tfidf", "ridge"), folds=2, outer_folds=2, bootstrap_draws=50)
+QUICK = QueryPredictorConfig(families=("tfidf", "ridge"), folds=2, outer_folds=2, bootstrap_draws=20)
+FAST = {"folds": 2, "outer_folds": 2, "heteroscedastic": False, "bootstrap_draws": 20}
 CONFIG = QueriesConfig(representation_id="trained", crops=600, queries=300, predictor=QUICK)
 
 
@@ -99,11 +101,11 @@ def test_crops_are_drawn_evenly_from_wells_and_searched_on_other_plates(catalog)
     assert len(everything) == 3 * N_GENES * CROPS_EACH
 
 
-def test_fewer_queries_are_taken_where_asked(catalog):
+def test_the_number_of_queries_can_be_limited(catalog):
     assert len(well_queries(catalog, "trained", dataclasses.replace(CONFIG, queries=40))) == 40
 
 
-def test_a_representation_that_is_not_there_is_told(catalog):
+def test_a_missing_representation_is_an_error(catalog):
     with pytest.raises(ValueError, match="representation other has no profiles"):
         well_queries(catalog, "other", CONFIG)
 
@@ -146,7 +148,7 @@ def test_the_job_judges_registers_and_draws_both_predictors(line, root):
     assert strong > weak + 0.2
 
 
-def test_the_job_learns_prompts_where_a_table_is_named(tmp_path):
+def test_the_job_learns_prompts_where_a_table_is_named(root, tmp_path):
     random = np.random.default_rng(0)
     names = ("dog", "cat", "train", "clock", "kite", "hand", "boat", "lamp")
     places = ("indoors", "outdoors", "at night", "in rain", "in snow", "on grass", "by a wall", "on a hill")
@@ -156,13 +158,15 @@ def test_the_job_learns_prompts_where_a_table_is_named(tmp_path):
     (tmp_path / "prompts.csv").write_text("\n".join(lines))
     config = PerformanceConfig(
         prompts=PromptTableConfig(path=str(tmp_path / "prompts.csv")),
-        prompt_predictor=PromptPredictorConfig(families=("tfidf",), folds=3, bootstrap_draws=50),
+        prompt_predictor=PromptPredictorConfig(
+            families=("tfidf",), folds=2, outer_folds=2, heteroscedastic=False, bootstrap_draws=20
+        ),
     )
-    line = dataclasses.replace(build_recipe("demo"), root=str(tmp_path / "root"), performance=config)
+    line = dataclasses.replace(build_recipe("demo"), root=str(root), performance=config)
     console = Console(width=160, record=True)
     stages.predict_performance(line, console)
     assert "Prompts: score" in console.export_text()
-    folder, version, tags = find_folder(TrackingConfig().at(tmp_path / "root"), PROMPT_MODEL)
+    folder, version, tags = find_folder(TrackingConfig().at(root), PROMPT_MODEL)
     assert (version, tags["table"]) == (1, "prompts.csv")
     assert (folder / "scores.json").is_file()
     low, high = load_prompt_predictor(folder).predict(["a dog indoors", "a lamp on a hill"]).score
@@ -170,7 +174,7 @@ def test_the_job_learns_prompts_where_a_table_is_named(tmp_path):
     assert PREDICTOR in (folder / "scores.json").read_text()
 
 
-def test_where_prompts_cannot_be_predicted_the_baseline_is_registered_in_bold_with_the_reason(tmp_path):
+def test_where_prompts_cannot_be_predicted_the_baseline_is_registered_in_bold_with_the_reason(root, tmp_path):
     random = np.random.default_rng(0)
     names = ("dog", "cat", "train", "clock", "kite", "hand", "boat")
     places = ("indoors", "outdoors", "at night", "in rain", "in snow", "on grass", "by a wall", "on a hill")
@@ -178,18 +182,20 @@ def test_where_prompts_cannot_be_predicted_the_baseline_is_registered_in_bold_wi
     (tmp_path / "prompts.csv").write_text("\n".join(lines))
     config = PerformanceConfig(
         prompts=PromptTableConfig(path=str(tmp_path / "prompts.csv")),
-        prompt_predictor=PromptPredictorConfig(families=("ridge",), folds=2, outer_folds=3, bootstrap_draws=50),
+        prompt_predictor=PromptPredictorConfig(
+            families=("ridge",), folds=2, outer_folds=3, heteroscedastic=False, bootstrap_draws=20
+        ),
     )
-    line = dataclasses.replace(build_recipe("demo"), root=str(tmp_path / "root"), performance=config)
+    line = dataclasses.replace(build_recipe("demo"), root=str(root), performance=config)
     console = Console(width=160, record=True)
     stages.predict_performance(line, console)
-    page = (tmp_path / "root" / "report" / "performance.html").read_text()
+    page = (root / "report" / "performance.html").read_text()
     assert '<tr class="first"><td>best baseline</td>' in page
     assert page.count('class="first"') == 1
     assert "is registered, not the predictor" in page
     assert "56 prompts, each predicted by a fit without its group of near-duplicates (3 folds" in page
     assert "is registered, not the predictor" in console.export_text()
-    folder, _, tags = find_folder(TrackingConfig().at(tmp_path / "root"), PROMPT_MODEL)
+    folder, _, tags = find_folder(TrackingConfig().at(root), PROMPT_MODEL)
     assert tags["registered"] in ("mean score", "prompt length", "TF-IDF and ridge")
     assert len(load_prompt_predictor(folder).stack.members) == 1
     assert "best baseline" in (folder / "scores.json").read_text()

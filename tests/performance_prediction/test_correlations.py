@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from cytolake.performance_prediction.correlations import (
-    METRICS,
+    PREDICTION_METRICS,
     correlation,
     score_predictions,
     within_generators,
@@ -27,7 +27,7 @@ def test_correlations_are_those_of_scipy(pairs, metric):
 
 def test_a_constant_side_has_no_correlation_but_an_error(pairs):
     truth, _ = pairs
-    for metric in METRICS[:3]:
+    for metric in PREDICTION_METRICS[:3]:
         assert np.isnan(correlation(metric, truth, np.full(300, 2.0)))
         rounded = np.random.default_rng(0).choice([0.1 + 0.2, 0.3], 300)  # equal but for the last digit
         assert np.isnan(correlation(metric, truth, rounded))

@@ -182,7 +182,7 @@ def test_parquet_and_tab_separated_tables_are_read_alike(tmp_path, rows):
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "told"),
+    ("change", "options", "message"),
     [
         (lambda rows: rows[3].update(score=""), {}, "1 of 70 rows have no finite score"),
         (lambda rows: rows[3].update(score="nan"), {}, "1 of 70 rows have no finite score"),
@@ -199,28 +199,28 @@ def test_parquet_and_tab_separated_tables_are_read_alike(tmp_path, rows):
         (lambda rows: [row.update(split="dev") for row in rows], {}, "column split holds 'dev'"),
     ],
 )
-def test_a_bad_table_is_refused_with_the_reason(tmp_path, rows, change, options, told):
+def test_a_bad_table_is_refused_with_the_reason(tmp_path, rows, change, options, message):
     change(rows)
     path = write(tmp_path / "prompts.csv", rows).path
-    with pytest.raises(PromptTableError, match=told) as error:
+    with pytest.raises(PromptTableError, match=message) as error:
         read_prompts(PromptTableConfig(path=path, **options))
     assert "prompts.csv" in str(error.value)
 
 
-def test_a_table_that_is_not_there_is_told(tmp_path):
+def test_a_missing_table_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_text("no parquet")
-    for path, told in (
+    for path, message in (
         ("", "no table"),
         ("absent.csv", "no such file"),
         ("empty", "no train.csv"),
         ("broken.parquet", "cannot be read"),
     ):
-        with pytest.raises(PromptTableError, match=told):
+        with pytest.raises(PromptTableError, match=message):
             read_prompts(PromptTableConfig(path=str(tmp_path / path) if path else ""))
 
 
-def test_scores_known_for_some_prompts_only_help_and_are_not_asked_for(tmp_path, rows):
+def test_scores_known_for_some_prompts_only_help_and_are_not_required(tmp_path, rows):
     for i, row in enumerate(rows):
         row["other"] = "" if i % 3 else i
     path = write(tmp_path / "prompts.csv", rows).path

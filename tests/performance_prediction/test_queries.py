@@ -5,22 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cytolake.performance_prediction.queries import (
-    BEST,
+from cytolake.performance_prediction.baselines import BEST, MEAN, PREDICTOR, TFIDF
+from cytolake.performance_prediction.queries import queries_of_profiles, realised_performance
+from cytolake.performance_prediction.query_map import Map
+from cytolake.performance_prediction.query_predictor import (
     LENGTH,
-    MEAN,
-    PREDICTOR,
     STRENGTH,
-    TFIDF,
-    Map,
     QueryPredictorConfig,
     fit_query_predictor,
     load_query_predictor,
-    queries_of_profiles,
-    realised_performance,
 )
 
-QUICK = QueryPredictorConfig(families=("ridge", "tfidf"), folds=3, outer_folds=4, bootstrap_draws=100)
+QUICK = QueryPredictorConfig(families=("ridge", "tfidf"), folds=3, outer_folds=3, bootstrap_draws=40)
 N_COMPOUNDS, N_DOSES, N_PLATES, WIDTH = 24, 3, 4, 12
 
 
@@ -60,6 +56,12 @@ def queries(screen):
     return queries_of_profiles(**screen)
 
 
+@pytest.fixture(scope="module")
+def fitted(queries):
+    """Predictor and report, before the search and before the screen."""
+    return {before: fit_query_predictor(queries, before, QUICK) for before in ("search", "screen")}
+
+
 def test_performance_is_the_average_precision_of_a_loop(screen):
     from sklearn.metrics import average_precision_score
 
@@ -76,11 +78,11 @@ def test_performance_is_the_average_precision_of_a_loop(screen):
 
 @pytest.mark.parametrize("n_plates", [1, 4])
 def test_replicate_consistency_is_the_mean_cosine_of_a_loop(screen, n_plates):
-    kept = np.flatnonzero([int(name[1:]) < n_plates for name in screen["plate"]])
-    kept = np.r_[kept, kept] if n_plates == 1 else kept  # replicates on the one plate
-    vectors, control = screen["vectors"][kept], screen["is_control"][kept]
-    names = [screen["perturbation"][i] for i in kept]
-    plates = [screen["plate"][i] for i in kept]
+    used = np.flatnonzero([int(name[1:]) < n_plates for name in screen["plate"]])
+    used = np.r_[used, used] if n_plates == 1 else used  # replicates on the one plate
+    vectors, control = screen["vectors"][used], screen["is_control"][used]
+    names = [screen["perturbation"][i] for i in used]
+    plates = [screen["plate"][i] for i in used]
     found = realised_performance(vectors, names, plates, control, "replicate_consistency")
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for row in np.flatnonzero(~control)[::17]:
@@ -98,8 +100,8 @@ def test_replicate_consistency_is_the_mean_cosine_of_a_loop(screen, n_plates):
 
 
 @pytest.mark.parametrize(("before", "baselines"), [("search", {STRENGTH}), ("screen", {LENGTH, TFIDF})])
-def test_performance_of_unseen_compounds_is_predicted_before(queries, before, baselines):
-    _, report = fit_query_predictor(queries, before, QUICK)
+def test_performance_of_unseen_compounds_is_predicted_before(fitted, before, baselines):
+    _, report = fitted[before]
     assert report.scores[PREDICTOR]["spearman"].low > 0.5
     assert report.of_perturbations[PREDICTOR]["pearson"].low > 0.5
     assert set(report.scores) == {PREDICTOR, BEST, MEAN, *baselines}
@@ -112,15 +114,15 @@ def test_performance_of_unseen_compounds_is_predicted_before(queries, before, ba
     assert 0.75 < report.coverage <= 1
 
 
-def test_replicate_consistency_is_told_below_0_too(screen, tmp_path):
+def test_replicate_consistency_is_predicted_below_0_too(screen, tmp_path):
     queries = queries_of_profiles(**screen, measure="replicate_consistency")
     assert queries.performance.min() < 0
     predictor, report = fit_query_predictor(queries, "search", replace(QUICK, outer_folds=2))
     assert report.scores[PREDICTOR]["spearman"].low > 0.5
     predictor.save(tmp_path)
-    told = load_query_predictor(tmp_path).predict(queries.vectors, family=queries.family)
-    assert told.low.min() < 0
-    assert told.high.max() <= 1
+    found = load_query_predictor(tmp_path).predict(queries.vectors, family=queries.family)
+    assert found.low.min() < 0
+    assert found.high.max() <= 1
 
 
 @pytest.mark.parametrize("before", ["search", "screen"])
@@ -129,7 +131,7 @@ def test_where_nothing_predicts_the_performance_of_unseen_compounds_a_baseline_i
     random = np.random.default_rng(3)
     of_family = {name: random.random() for name in sorted(set(queries.family))}
     secret = replace(queries, performance=np.array([of_family[name] for name in queries.family]))
-    predictor, report = fit_query_predictor(secret, before, QUICK)
+    predictor, report = fit_query_predictor(secret, before, replace(QUICK, outer_folds=2))
     assert not report.scores[PREDICTOR]["spearman"].low > 0.3
     assert report.verdict.registered == BEST
     assert len(predictor.stack.members) == 1
@@ -141,21 +143,23 @@ def test_where_nothing_predicts_the_performance_of_unseen_compounds_a_baseline_i
     np.testing.assert_allclose(load_query_predictor(tmp_path).predict(*known).low, predictor.predict(*known).low)
 
 
-def test_a_stored_predictor_tells_the_same(queries, tmp_path):
+def test_a_stored_predictor_predicts_the_same(fitted, queries, tmp_path):
     for before in ("search", "screen"):
-        predictor, _ = fit_query_predictor(queries, before, replace(QUICK, outer_folds=2))
+        predictor, _ = fitted[before]
         predictor.save(tmp_path / before)
         again = load_query_predictor(tmp_path / before)
-        told = [each.predict(queries.vectors, queries.description, queries.numbers) for each in (predictor, again)]
-        np.testing.assert_allclose(told[0].score, told[1].score)
-        assert (told[0].low >= 0).all()
-        assert (told[0].high <= 1).all()
+        one, other = (
+            each.predict(queries.vectors, queries.description, queries.numbers) for each in (predictor, again)
+        )
+        np.testing.assert_allclose(one.score, other.score)
+        assert (one.low >= 0).all()
+        assert (one.high <= 1).all()
     with pytest.raises(ValueError, match="no readable predictor"):
         load_query_predictor(tmp_path)
 
 
-def test_a_vector_of_another_encoder_is_refused(queries):
-    predictor, _ = fit_query_predictor(queries, "search", replace(QUICK, outer_folds=2))
+def test_a_vector_of_another_encoder_is_refused(fitted):
+    predictor, _ = fitted["search"]
     with pytest.raises(ValueError, match=r"shape \(2, 7\): this predictor was fitted on \(queries, 12\)"):
         predictor.predict(np.ones((2, 7)))
 
@@ -189,20 +193,20 @@ def test_what_is_of_the_querys_own_compound_does_not_crowd_it(queries):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"is_control": lambda s: np.zeros_like(s["is_control"])}, "0 negative controls"),
         ({"perturbation": lambda s: [f"only {i}" for i in range(len(s["plate"]))]}, "none of|0 queries of 0"),
         ({"family": lambda s: ["one"] * len(s["plate"])}, "queries of 1 compounds"),
     ],
 )
-def test_a_screen_that_cannot_be_learnt_from_is_told(screen, change, told):
+def test_a_screen_that_cannot_be_learnt_from_is_an_error(screen, change, message):
     changed = screen | {name: make(screen) for name, make in change.items()}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         queries_of_profiles(**changed)
 
 
-def test_fewer_queries_are_drawn_where_asked(screen):
+def test_the_number_of_queries_can_be_limited(screen):
     drawn = queries_of_profiles(**screen, most=100)
     assert len(drawn) == 100
     assert drawn.notes == ("100 of 288 queries drawn",)

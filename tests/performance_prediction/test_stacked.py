@@ -8,7 +8,8 @@ import pytest
 
 from cytolake.performance_prediction.correlations import correlation
 from cytolake.performance_prediction.regressors import FAMILIES
-from cytolake.performance_prediction.stacked import CARD_FILE, MODEL_FILE, STACK, StackConfig, fit_stack, load_stack
+from cytolake.performance_prediction.stack import CARD_FILE, MODEL_FILE, STACK, load_stack
+from cytolake.performance_prediction.stack_fitting import StackConfig, fit_stack
 
 WORDS = ("red", "old", "tall", "wet", "small", "loud", "soft", "dark")
 
@@ -17,7 +18,7 @@ WORDS = ("red", "old", "tall", "wet", "small", "loud", "soft", "dark")
 def inputs():
     """Scores that half come from words and half from a curved function of numbers."""
     random = np.random.default_rng(0)
-    n = 240
+    n = 200
     has = random.random((n, len(WORDS))) < 0.4
     texts = [" ".join(word for word, h in zip(WORDS, row, strict=True) if h) or "none" for row in has]
     x = random.normal(size=(n, 4))
@@ -29,7 +30,7 @@ def inputs():
 @pytest.fixture(scope="module")
 def fitted(inputs):
     views, targets, group = inputs
-    held = group >= 90
+    held = group >= 75
     return fit_stack(views, targets, group, held, StackConfig(folds=2)), held
 
 
@@ -46,7 +47,7 @@ def test_the_stack_knows_more_than_any_member(inputs, fitted):
 
 def test_held_out_rows_are_predicted_and_covered(inputs):
     views, targets, group = inputs
-    train, test = np.flatnonzero(group < 90), np.flatnonzero(group >= 90)
+    train, test = np.flatnonzero(group < 75), np.flatnonzero(group >= 75)
     stack = fit_stack(
         rows(views, train), targets[train], group[train], np.zeros(len(train), bool),
         StackConfig(families=("tfidf", "kernel_ridge", "boosting"), folds=3),
@@ -58,10 +59,10 @@ def test_held_out_rows_are_predicted_and_covered(inputs):
     assert (found.low < found.score).all()
 
 
-def test_one_width_serves_all_where_it_is_asked_to(inputs):
+def test_all_intervals_have_one_width_where_the_spread_is_constant(inputs):
     views, targets, group = inputs
-    asked = StackConfig(families=("ridge",), folds=3, heteroscedastic=False)
-    found = fit_stack(views, targets, group, np.zeros(len(group), bool), asked).predict(views)
+    config = StackConfig(families=("ridge",), folds=3, heteroscedastic=False)
+    found = fit_stack(views, targets, group, np.zeros(len(group), bool), config).predict(views)
     assert np.ptp(found.high - found.low) < 1e-9
 
 
@@ -69,13 +70,13 @@ def test_a_wider_coverage_gives_wider_intervals(inputs):
     views, targets, group = inputs
     widths = []
     for coverage in (0.6, 0.95):
-        asked = StackConfig(families=("ridge",), folds=3, coverage=coverage)
-        found = fit_stack(views, targets, group, np.zeros(len(group), bool), asked).predict(views)
+        config = StackConfig(families=("ridge",), folds=3, coverage=coverage)
+        found = fit_stack(views, targets, group, np.zeros(len(group), bool), config).predict(views)
         widths.append((found.high - found.low).mean())
     assert widths[0] < 0.6 * widths[1]
 
 
-def test_a_target_that_helps_is_learnt_beside_the_score_and_may_be_unknown(inputs):
+def test_an_auxiliary_target_is_learnt_with_the_score_and_may_be_unknown(inputs):
     views, targets, group = inputs
     partly = targets.copy()
     partly[::3, 1] = np.nan
@@ -114,7 +115,7 @@ def test_a_stored_stack_that_names_other_code_is_refused_unread(fitted, tmp_path
 
 
 @pytest.mark.parametrize("file", [MODEL_FILE, CARD_FILE])
-def test_a_missing_file_is_told(fitted, tmp_path, file):
+def test_a_missing_file_is_an_error(fitted, tmp_path, file):
     stack, _ = fitted
     stack.save(tmp_path)
     (tmp_path / file).unlink()
@@ -123,19 +124,19 @@ def test_a_missing_file_is_told(fitted, tmp_path, file):
 
 
 def test_groups_are_never_on_both_sides(inputs):
-    """Rows that repeat, with scores that no feature tells: only a leak could predict them."""
+    """Rows that repeat, with scores that no feature predicts: only a leak could predict them."""
     random = np.random.default_rng(1)
     x = np.repeat(random.normal(size=(60, 5)), 4, axis=0)
     score = np.repeat(random.normal(size=60), 4)
-    asked = StackConfig(families=("knn",), folds=5)
+    config = StackConfig(families=("knn",), folds=5)
     none = np.zeros(240, bool)
-    honest = fit_stack({"x": x}, score[:, None], np.repeat(np.arange(60), 4), none, asked)
-    leaking = fit_stack({"x": x}, score[:, None], np.arange(240), none, asked)
+    honest = fit_stack({"x": x}, score[:, None], np.repeat(np.arange(60), 4), none, config)
+    leaking = fit_stack({"x": x}, score[:, None], np.arange(240), none, config)
     assert max(trial.pearson for trial in honest.trials) < 0.4
     assert max(trial.pearson for trial in leaking.trials) > 0.7
 
 
-def test_what_cannot_be_fitted_is_told(inputs):
+def test_what_cannot_be_fitted_is_an_error(inputs):
     views, targets, group = inputs
     none = np.zeros(len(group), bool)
     with pytest.raises(ValueError, match="reads any of the views"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cytolake.performance_prediction.prompt_predictor import CARD_FILE, PromptPredictor, load_prompt_predictor
-from cytolake.performance_prediction.stacked import StackConfig, fit_stack
+from cytolake.performance_prediction.stack_fitting import StackConfig, fit_stack
 from cytolake.performance_prediction.text_features import SURFACE, SentenceModelError, find_sentence_model, surface
 
 

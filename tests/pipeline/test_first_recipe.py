@@ -14,7 +14,8 @@ from cytolake.cli.main import app
 from cytolake.pipeline.first_recipe import propose_recipe, recipe_name
 from cytolake.recipes import build_recipe
 from cytolake.screens.simulated.cells import NUCLEUS_RADIUS_PX
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 
 SCREEN = SimulatedScreen(

@@ -10,7 +10,7 @@ LEVEL = 30_000.0
 
 
 def background(size: int, vignette: float = 0.15) -> np.ndarray:
-    """(size, size) counts, brightest beside the middle."""
+    """(size, size) counts, brightest near the middle."""
     y, x = np.meshgrid(*[np.linspace(-1, 1, size)] * 2, indexing="ij")
     return LEVEL * (1 - vignette * ((x - 0.2) ** 2 + (y + 0.1) ** 2))
 

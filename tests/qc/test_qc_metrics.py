@@ -258,7 +258,7 @@ def test_an_array_that_is_no_site_is_refused(shape):
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("metric", ["focus_slope", "laplacian_variance", "tenengrad"])
-def test_each_focus_metric_alone_tells_real_planes_in_and_out_of_focus_apart(planes, metric):
+def test_each_focus_metric_alone_separates_real_planes_in_and_out_of_focus(planes, metric):
     inside, outside = ([measured[metric] for measured in planes[note]] for note in ("in focus", "out of focus"))
     assert min(len(inside), len(outside)) >= 9
     auroc = np.mean([a > b for a in inside for b in outside])

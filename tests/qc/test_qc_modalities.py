@@ -77,7 +77,7 @@ def test_every_declared_stain_has_a_modality_and_other_names_the_declared_defaul
     assert vocabulary.modalities["Brightfield"] == "brightfield"
     dark = np.array([[100.0, 110, 900]] * 3)
     bright = np.array([[9_000.0, 29_000, 31_000]] * 3)
-    assert modality_of("DNA", bright, {}) == "fluorescence"  # declared: pixels are not asked
+    assert modality_of("DNA", bright, {}) == "fluorescence"  # declared: pixels are not used
     assert modality_of("unheard of", dark, {}) == vocabulary.default_modality
     assert modality_of("unheard of", bright, {}) == "brightfield"
     assert modality_of("unheard of", bright, {"unheard of": "phase"}) == "phase"

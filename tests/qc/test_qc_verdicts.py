@@ -187,7 +187,7 @@ def test_a_rule_leaves_its_excepted_stains_alone():
     ("changes", "said"),
     [
         ({"metric": "sharpness"}, "metric 'sharpness' to be one of"),
-        ({"fails": "beside"}, "below, above, outside, found 'beside'"),
+        ({"fails": "near"}, "below, above, outside, found 'near'"),
         ({"fails": "outside"}, "outside only with statistic deviation or edge_shift"),
         ({"level": "batch"}, "level to be one of site, well, plate"),
         ({"level": "well", "statistic": "separation"}, "statistic to be one of value, deviation"),
@@ -214,7 +214,7 @@ def test_a_profile_is_found_again_by_the_id_of_its_verdicts():
     assert profile_of("no such id") is None
 
 
-def test_an_unknown_profile_is_told_with_those_that_are_there():
+def test_an_unknown_profile_is_refused_with_the_existing_ones():
     with pytest.raises(CatalogError, match=r"QC profile strict: not in .* There are: default"):
         qc_profile("strict")
 
@@ -357,7 +357,7 @@ def test_a_gradient_over_the_plate_is_a_position_effect_of_its_channel():
     assert "seeding" in {row["rule"] for row in failed}
 
 
-def test_controls_that_differ_pass_and_the_verdict_names_the_metric_that_tells_them_apart():
+def test_controls_that_differ_pass_and_the_verdict_names_the_metric_that_separates_them():
     spread = wells_with(300)
     spread[1:7, POSITIVE[0]] *= 1.5
     verdicts = qc_profile("default").judge(*plate_of_96(sd=spread))
@@ -513,7 +513,7 @@ def test_each_plate_is_judged_once(catalog):
     assert catalog.versions()["qc_verdicts"] == version
     add_plate(catalog, "P22", invented_metrics("P22"))
     seen = []
-    assert judge_sites(catalog, QcConfig(), lambda *told: seen.append(told)) == qc_id
+    assert judge_sites(catalog, QcConfig(), lambda *call: seen.append(call)) == qc_id
     assert seen == [("plates judged", 1, 2), ("plates judged", 2, 2)]
     after = catalog.table("qc_verdicts")
     assert after.num_rows == 2 * first.num_rows

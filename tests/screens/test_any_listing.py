@@ -1,4 +1,4 @@
-"""No file name and no table makes a listing fail but with a ScreenError, which can be told and stored."""
+"""No file name and no table makes a listing fail but with a ScreenError, which can be shown and stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cytolake.screens.positions import well_name
 from cytolake.screens.sources import ScreenSource, list_plates
 
 LAYOUTS = ("auto", *(preset.name for preset in layout_presets() if preset.name != "ome-zarr"))  # no names, no tables
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CELLS = st.one_of(
     st.text(max_size=12),
@@ -112,7 +112,7 @@ def in_a_folder() -> Callable[[Callable[[Path], None]], None]:
     columns=st.sampled_from(COLUMNS),
     rows=st.lists(st.lists(CELLS, max_size=10), max_size=6),
 )
-def test_any_cells_of_a_table_are_listed_or_told(in_a_folder, file, columns, rows):
+def test_any_cells_of_a_table_are_listed_or_reported(in_a_folder, file, columns, rows):
     def act(folder: Path) -> None:
         quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
         (folder / file).write_text("\n".join([columns, *quoted]), encoding="utf-8", errors="replace")
@@ -125,7 +125,7 @@ def test_any_cells_of_a_table_are_listed_or_told(in_a_folder, file, columns, row
 
 @QUICK
 @given(file=st.one_of(st.sampled_from(FILES), XML), content=st.binary(max_size=300))
-def test_any_bytes_of_a_table_or_an_index_are_listed_or_told(in_a_folder, file, content):
+def test_any_bytes_of_a_table_or_an_index_are_listed_or_reported(in_a_folder, file, content):
     def act(folder: Path) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
@@ -136,7 +136,7 @@ def test_any_bytes_of_a_table_or_an_index_are_listed_or_told(in_a_folder, file, 
 
 @QUICK
 @given(paths=st.lists(st.lists(PARTS, min_size=1, max_size=4), min_size=1, max_size=6))
-def test_any_file_names_are_listed_or_told(in_a_folder, paths):
+def test_any_file_names_are_listed_or_reported(in_a_folder, paths):
     def act(folder: Path) -> None:
         for parts in paths:
             path = os.path.join(os.fsencode(folder), *(os.fsencode(part) for part in parts))  # noqa: PTH118 - bytes

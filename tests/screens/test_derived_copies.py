@@ -43,7 +43,7 @@ def listing(folder, names, **fields):
 
 @pytest.mark.parametrize("copies", ["Projection", "Illumination-corrected", "Thumbs"])
 @pytest.mark.parametrize("name", [f"TimePoint_1/P1_A01_s1_w1{GUID}.tif", "r01c01f01p01-ch1sk1fk1fl1.tiff"])
-def test_copies_beside_the_originals_are_no_fields(tmp_path, copies, name):
+def test_copies_next_to_the_originals_are_no_fields(tmp_path, copies, name):
     alone = listing(tmp_path, [f"P1/{name}"])
     found = listing(tmp_path, [f"P1/{copies}/{name}"])
     assert found.plates == alone.plates

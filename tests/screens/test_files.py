@@ -147,7 +147,7 @@ def test_a_link_that_leaves_the_screen_is_refused_and_one_that_stays_is_not(tmp_
     assert of_wells == [("path_outside_screen", "B03")]
 
 
-def test_a_row_without_channel_or_with_a_strange_time_is_told(tmp_path, write_indexed_screen, codes):
+def test_a_row_without_channel_or_with_a_strange_time_is_reported(tmp_path, write_indexed_screen, codes):
     write_indexed_screen(tmp_path, [{}, {"channel": "", "site": "2"}, {"site": "3", "timepoint": "noon"}])
     (plate,) = listed(tmp_path)
     assert codes(plate) == ["missing_channel", "bad_timepoint"]

@@ -66,7 +66,7 @@ def test_every_time_and_focal_plane_is_a_site_with_the_channels_taken_there(tmp_
     assert not written
 
 
-def test_a_channel_taken_twice_at_one_place_is_told(tmp_path, write_image, codes):
+def test_a_channel_taken_twice_at_one_place_is_reported(tmp_path, write_image, codes):
     write_image(tmp_path / "TimePoint_1", "A01", 1, 1)
     write_image(tmp_path / "TimePoint_1", "A01", 1, 1)
     (plate,) = listed(tmp_path)

@@ -59,7 +59,7 @@ def test_what_is_found_is_what_an_ingest_would_list(screen):
     assert one.n_bytes == (2 + 1) * 24 * 32 * 2
 
 
-def test_channels_are_told_in_both_spellings_with_the_sites_that_have_them(screen):
+def test_channels_are_shown_under_both_names_with_the_sites_that_have_them(screen):
     found = {channel.found: (channel.name, channel.is_known, channel.n_sites) for channel in inspected(screen).channels}
     assert found == {"DAPI": ("DNA", True, 4), "mystery": ("mystery", False, 1)}
 
@@ -113,7 +113,7 @@ def test_absolute_paths_of_another_machine_give_the_prefix_to_set(tmp_path, writ
     assert inspected(folder, path_prefix=("/mnt/nas/2024/screen7",)).total("n_sites") == 1
 
 
-def test_a_damaged_header_is_told_before_the_ingest_meets_it(screen):
+def test_a_damaged_header_is_reported_before_the_ingest_meets_it(screen):
     (screen / "images" / "P1_B02_1_DAPI.tif").write_bytes(b"II*\0cut")
     inspection = inspected(screen)
     assert [(problem.problem, problem.n) for problem in inspection.problems] == [
@@ -123,7 +123,7 @@ def test_a_damaged_header_is_told_before_the_ingest_meets_it(screen):
     assert inspection.plates[0].n_problems == 2
 
 
-def test_images_of_two_sizes_are_told(screen):
+def test_images_of_two_sizes_are_reported(screen):
     tifffile.imwrite(screen / "images" / "P1_B02_1_DAPI.tif", [[1, 2], [3, 4]], photometric="minisblack", dtype="uint8")
     assert set(inspected(screen).plates[0].sizes) == {"24 x 32 uint16", "2 x 2 uint8"}
 
@@ -151,23 +151,23 @@ def test_an_ome_zarr_plate_is_inspected_like_any_other(tmp_path, write_zarr_plat
 
 
 def test_an_inspection_is_json(screen):
-    told = json.loads(json.dumps(dataclasses.asdict(inspected(screen))))
-    assert told["plates"][0]["plate"] == "P1"
-    assert told["layouts"][0]["layout"] == "index-csv"
+    shown = json.loads(json.dumps(dataclasses.asdict(inspected(screen))))
+    assert shown["plates"][0]["plate"] == "P1"
+    assert shown["layouts"][0]["layout"] == "index-csv"
 
 
 @pytest.mark.parametrize("width", [60, 200])
-def test_the_page_tells_plates_channels_problems_and_what_to_set(screen, width):
-    told = " ".join(printed(inspected(screen), width).split())
+def test_the_page_shows_plates_channels_problems_and_what_to_set(screen, width):
+    shown = " ".join(printed(inspected(screen), width).split())
     for part in ("P1", "mystery", "missing_file", "index-csv", "An ingest would take 2 plates", "--set"):
-        assert part in told, part
+        assert part in shown, part
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path / "[bold]x[", [{"plate": "[red]P1[/]", "channel": "[/]", "path": "a.tif"}])
-    told = printed(inspected(tmp_path / "[bold]x["))
-    assert "[red]P1[/]" in told
-    assert "[bold]x[" in told
+    shown = printed(inspected(tmp_path / "[bold]x["))
+    assert "[red]P1[/]" in shown
+    assert "[bold]x[" in shown
 
 
 def test_a_relative_path_is_given_back_as_one_that_is_right_from_anywhere(screen, monkeypatch):

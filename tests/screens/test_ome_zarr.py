@@ -97,7 +97,7 @@ def test_a_plate_itself_can_be_the_screen(tmp_path, write_zarr_plate, version):
 
 
 @VERSIONS
-def test_what_is_missing_or_damaged_is_told_and_the_rest_is_listed(tmp_path, write_zarr_plate, version):
+def test_what_is_missing_or_damaged_is_reported_and_the_rest_is_listed(tmp_path, write_zarr_plate, version):
     path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01", "A/02", "A/03", "A/04"))
     shutil.rmtree(path / "A" / "02" / "1")
     metadata_file(path / "A" / "03" / "0", version).write_text("{ cut")
@@ -115,7 +115,7 @@ def test_what_is_missing_or_damaged_is_told_and_the_rest_is_listed(tmp_path, wri
 
 
 @VERSIONS
-def test_a_folder_that_is_no_plate_is_told_and_alone_is_an_error(tmp_path, write_zarr_plate, of_screen, version):
+def test_a_folder_that_is_no_plate_is_reported_and_alone_is_an_error(tmp_path, write_zarr_plate, of_screen, version):
     path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0",))
     shutil.copytree(path / "A" / "01" / "0", tmp_path / "image.zarr")
     (tmp_path / "nothing.zarr").mkdir()
@@ -157,7 +157,7 @@ def test_an_image_path_that_leaves_the_well_is_refused(tmp_path, write_zarr_plat
 
 
 @VERSIONS
-def test_a_damaged_plate_is_told_and_the_others_are_listed(tmp_path, write_zarr_plate, of_screen, version):
+def test_a_damaged_plate_is_reported_and_the_others_are_listed(tmp_path, write_zarr_plate, of_screen, version):
     write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0",))
     bad = write_zarr_plate(tmp_path / "P2.zarr", version, wells=("A/01",), sites=("0",))
     edit(bad, version, lambda ome: ome["plate"].update(wells="none"))
@@ -237,7 +237,7 @@ def test_a_plate_in_a_bucket_lists_and_reads_as_on_a_disk(tmp_path, write_zarr_p
 
 
 @VERSIONS
-def test_what_is_wrong_with_a_plate_in_a_bucket_is_told_as_on_a_disk(
+def test_what_is_wrong_with_a_plate_in_a_bucket_is_reported_as_on_a_disk(
     tmp_path, write_zarr_plate, uploaded, of_screen, version
 ):
     path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01", "A/02"))
@@ -257,15 +257,15 @@ def test_what_is_wrong_with_a_plate_in_a_bucket_is_told_as_on_a_disk(
 def test_a_plate_in_a_bucket_is_listed_without_a_look_at_its_chunks(tmp_path, write_zarr_plate, uploaded, monkeypatch):
     write_zarr_plate(tmp_path / "P1.zarr", "0.5", wells=("B/02", "B/03"))
     uri = uploaded(tmp_path)
-    asked, listings = [], []
+    fetched, listings = [], []
     files = storage.file_system(uri)
     get, ls = files.cat_ranges, storage.list_one_level
-    monkeypatch.setattr(files, "cat_ranges", lambda paths, *a, **k: asked.append(len(paths)) or get(paths, *a, **k))
+    monkeypatch.setattr(files, "cat_ranges", lambda paths, *a, **k: fetched.append(len(paths)) or get(paths, *a, **k))
     monkeypatch.setattr(storage, "list_one_level", lambda place: listings.append(place) or ls(place))
     listed(uri)
     assert listings == [uri]
-    assert sum(asked) <= 2 + 2 * 2 + 2 * (2 + 2 * 4)  # the plate, its wells, its images and their arrays, with probes
-    assert len(asked) <= 11  # and these side by side: as many times for a plate of any size
+    assert sum(fetched) <= 2 + 2 * 2 + 2 * (2 + 2 * 4)  # the plate, its wells, its images and their arrays, with probes
+    assert len(fetched) <= 11  # and these side by side: as many times for a plate of any size
 
 
 @VERSIONS
@@ -290,7 +290,7 @@ def test_the_sharpest_focal_plane_is_found(tmp_path, version, rewrite_array):
 
 @pytest.fixture
 def rewrite_array(write_zarr_plate):
-    """Writes a plate of one site, and its array again with five focal planes in the chunks asked for."""
+    """Writes a plate of one site, and its array again with five focal planes in the chunks given."""
 
     def write(folder, version, chunks, blur=False, **options):
         from scipy.ndimage import gaussian_filter

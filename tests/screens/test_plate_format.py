@@ -1,4 +1,4 @@
-"""One list of plate formats, whoever draws a plate."""
+"""One list of plate formats for all users."""
 
 from __future__ import annotations
 

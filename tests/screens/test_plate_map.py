@@ -36,12 +36,12 @@ def test_a_map_without_plates_holds_for_every_plate(tmp_path, write_indexed_scre
     assert all(not plate.problems for plate in plates)
 
 
-def test_map_and_images_that_disagree_are_told_both_ways(screen, of_screen):
+def test_map_and_images_that_disagree_are_reported_both_ways(screen, of_screen):
     (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,C07,KRAS\nP9,B02,MYC\n")
     (plate,) = listed(screen)
     problems = (*plate.problems, *of_screen(screen))
-    told = {(problem.problem, problem.plate, problem.well) for problem in problems}
-    assert told == {
+    reported = {(problem.problem, problem.plate, problem.well) for problem in problems}
+    assert reported == {
         ("well_without_image", "P1", "C07"),
         ("image_without_well", "P1", "B03"),
         ("plate_without_image", "P9", ""),
@@ -68,7 +68,7 @@ def test_a_well_that_is_there_twice_and_says_the_same_keeps_it(screen, codes):
     assert plate.wells[0]["gene"] == "TP53"
 
 
-def test_rows_that_name_no_well_or_plate_are_told_with_their_line(screen, of_screen):
+def test_rows_that_name_no_well_or_plate_are_reported_with_their_line(screen, of_screen):
     (screen / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP1,B03,KRAS\nP1,Z99,x\n,B02,x\n")
     assert [(problem.problem, "line" in problem.found) for problem in of_screen(screen)] == [
         ("bad_well_name", True),
@@ -95,7 +95,7 @@ def test_a_map_that_cannot_be_used_stops_the_screen(screen, content, problem):
     assert "map.csv" in str(caught.value)
 
 
-def test_a_map_beside_a_lone_zarr_plate_is_found_and_other_plates_are_no_problem(tmp_path, write_zarr_plate):
+def test_a_map_next_to_a_lone_zarr_plate_is_found_and_other_plates_are_no_problem(tmp_path, write_zarr_plate):
     write_zarr_plate(tmp_path / "P1.zarr", "0.5", wells=("B/02",), sites=("0",))
     (tmp_path / "platemap.csv").write_text("plate,well,gene\nP1,B02,TP53\nP2,B02,MYC\n")
     (plate,) = listed(tmp_path / "P1.zarr")
@@ -108,7 +108,7 @@ LIST = "Assay_Plate_Barcode,Plate_Map_Name,Batch_Number\nP1,C-1,7\nP2,C-2,8\n"
 
 @pytest.fixture
 def two_plates(tmp_path, write_indexed_screen):
-    """Plates P1 and P2 with images of B02, a list of their maps, and the maps beside it."""
+    """Plates P1 and P2 with images of B02, a list of their maps, and the maps next to it."""
     folder = write_indexed_screen(tmp_path / "screen", [{"plate": "P1"}, {"plate": "P2"}])
     (folder / "meta" / "platemap").mkdir(parents=True)
     (folder / "meta" / "barcode_platemap.csv").write_text(LIST)
@@ -140,7 +140,7 @@ def test_a_list_that_names_no_usable_map_stops_the_screen(two_plates, content, p
     assert caught.value.problems[0].problem == problem
 
 
-def test_a_plate_without_a_map_in_the_list_is_told_by_its_line(two_plates, of_screen):
+def test_a_plate_without_a_map_in_the_list_is_reported_by_its_line(two_plates, of_screen):
     (two_plates / "meta" / "barcode_platemap.csv").write_text(LIST.replace("P2,C-2", "P2,"))
     _, two = listed(two_plates, plate_map="meta/barcode_platemap.csv")
     problems = of_screen(two_plates, plate_map="meta/barcode_platemap.csv")

@@ -1,4 +1,4 @@
-"""The real screens that lie beside a checkout: every one lists and every site of it reads."""
+"""The real screens next to the checkout: every screen can be listed and every site read."""
 
 from __future__ import annotations
 

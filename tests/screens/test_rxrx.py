@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,14 +11,13 @@ import pytest
 from cytolake.benchmark.compound_gene import CompoundGeneConfig, compound_gene_activity
 from cytolake.screens.rxrx import (
     CONFLICTS,
-    control_offsets,
     perturbation_of_treatment,
     read_rxrx1,
     read_rxrx1_wells,
     read_rxrx3_core,
     read_rxrx3_core_truth,
     read_rxrx3_core_wells,
-    spelled_as,
+    screen_names_of,
 )
 
 DIM = 12  # more than ten features: their names are not in order as text
@@ -142,7 +139,7 @@ def test_a_guide_becomes_its_gene_and_a_control_stays(treatment, expected):
     assert perturbation_of_treatment(treatment) == expected
 
 
-def test_the_truth_is_in_micromolar_and_spelled_as_the_screen_is(tmp_path):
+def test_the_truth_is_in_micromolar_and_named_as_in_the_screen(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text(
         "gene_symbol,nM_value,measurement_type,database,treatment\n"
@@ -154,7 +151,7 @@ def test_the_truth_is_in_micromolar_and_spelled_as_the_screen_is(tmp_path):
         {"compound": "ABT-199", "gene": "BCL2", "activity_um": pytest.approx(0.0044)},
         {"compound": "ABT-263", "gene": "C7orf26", "activity_um": 20.0},
     ]
-    assert spelled_as(["PALS1", "MPP5", "X"], ["MPP5"]) == ["MPP5", "MPP5", "X"]
+    assert screen_names_of(["PALS1", "MPP5", "X"], ["MPP5"]) == ["MPP5", "MPP5", "X"]
 
 
 def test_read_tables_go_into_the_benchmark(rxrx3, tmp_path):
@@ -224,19 +221,3 @@ def test_sites_of_one_well_on_two_plates_are_an_error(tmp_path):
     (tmp_path / "metadata.csv").write_text("\n".join([*lines[:2], ",".join(row), *lines[3:]]) + "\n")
     with pytest.raises(ValueError, match=r"well HUVEC-1_1_B02 has sites of .* or 7"):
         read_rxrx1_wells(tmp_path / "metadata.csv")
-
-
-def test_control_offsets_tell_centred_vectors_from_raw_ones():
-    random = np.random.default_rng(0)
-    vectors = random.normal(size=(60, 5)) + 4
-    batches = np.repeat(["a", "b", "c"], 20)
-    is_control = np.tile([True, False], 30)
-    raw = control_offsets(vectors, batches.tolist(), is_control)
-    assert min(raw.values()) > 2
-    for name in "abc":
-        here = batches == name
-        vectors[here] -= vectors[here & is_control].mean(axis=0)
-    assert max(control_offsets(vectors, batches.tolist(), is_control).values()) < 1e-9
-    flat = np.ones((4, 2))
-    assert control_offsets(flat, ["a"] * 4, np.ones(4, bool)) == {"a": math.inf}
-    assert math.isnan(control_offsets(flat, ["a"] * 4, np.zeros(4, bool))["a"])

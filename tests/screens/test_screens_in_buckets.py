@@ -106,27 +106,27 @@ def test_a_bucket_is_inspected_as_a_folder_is(tmp_path, uploaded):
 def test_names_are_listed_once_for_a_folder_of_images_not_for_each_site(tmp_path, uploaded, monkeypatch):
     write(tmp_path / "screen", screens()["phenix"])
     uri = uploaded(tmp_path / "screen")
-    asked = []
+    uris = []
     for name in ("list_objects", "list_one_level"):
-        ask = getattr(storage, name)
-        monkeypatch.setattr(storage, name, lambda uri, ask=ask: (asked.append(uri), ask(uri))[1])
+        list_names = getattr(storage, name)
+        monkeypatch.setattr(storage, name, lambda uri, list_names=list_names: (uris.append(uri), list_names(uri))[1])
     (plate,) = listed(uri)
     assert len(plate.sites) == 4
-    assert len(asked) == len(set(asked)) <= 4
+    assert len(uris) == len(set(uris)) <= 4
 
 
 @pytest.mark.parametrize(
     ("path", "problem"),
     [("s3://no-such-bucket-of-these-tests/screen", "missing_folder"), ("{bucket}/nothing", "empty_folder")],
 )
-def test_a_bucket_or_prefix_that_is_not_there_is_told(s3_bucket, path, problem):
+def test_a_bucket_or_prefix_that_is_not_there_is_reported(s3_bucket, path, problem):
     with pytest.raises(ScreenError) as caught:
         listed(path.format(bucket=s3_bucket))
     assert [each.problem for each in caught.value.problems] == [problem]
     assert "s3://" in str(caught.value)
 
 
-def test_a_storage_that_does_not_answer_is_told_as_such(s3_bucket, monkeypatch):
+def test_a_storage_that_does_not_answer_is_reported_as_such(s3_bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(ScreenError, match="AWS_ENDPOINT_URL") as caught:
         listed(f"{s3_bucket}/screen")

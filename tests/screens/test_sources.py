@@ -24,7 +24,7 @@ def test_a_file_is_no_screen(tmp_path):
     assert refused(path=str(tmp_path / "file"))[0].problem == "not_a_folder"
 
 
-def test_an_empty_folder_is_told_from_one_without_images(tmp_path):
+def test_an_empty_folder_is_distinguished_from_one_without_images(tmp_path):
     assert refused(path=str(tmp_path))[0].problem == "empty_folder"
     (tmp_path / "notes.txt").write_text("x")
     (problem,) = refused(path=str(tmp_path))
@@ -103,14 +103,14 @@ def test_without_declared_channels_a_site_should_have_what_most_have(tmp_path, w
     ]
 
 
-def test_a_lost_file_is_told_once_and_not_again_as_a_missing_channel(tmp_path, write_indexed_screen, codes):
+def test_a_lost_file_is_reported_once_and_not_again_as_a_missing_channel(tmp_path, write_indexed_screen, codes):
     rows = [{"well": well, "channel": channel} for well in ("B02", "B03", "B04") for channel in ("DNA", "ER")]
     write_indexed_screen(tmp_path, rows, absent=["images/P1_B03_1_ER.tif"])
     (plate,) = list_plates(ScreenSource(screen="s", path=str(tmp_path), channels=("DNA", "ER")))
     assert codes(plate) == ["missing_file"]
 
 
-def test_channels_are_spelled_as_declared(tmp_path, write_indexed_screen):
+def test_channels_are_named_as_declared(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path, [{"channel": "w1 Hoechst"}, {"channel": "mystery"}])
     vocabulary = alias_table({"DNA": ["hoechst"]})
     (plate,) = list_plates(ScreenSource(screen="s", path=str(tmp_path), channels=("Hoechst",)), vocabulary)

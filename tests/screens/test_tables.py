@@ -118,7 +118,7 @@ def test_a_packed_table_that_unpacks_without_end_is_refused(read, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "problem"), [("no.csv", "missing_file"), ("../t.csv", "path_outside_screen")])
-def test_a_table_that_is_not_there_or_not_the_screens_is_told(tmp_path, name, problem):
+def test_a_table_that_is_not_there_or_not_the_screens_is_reported(tmp_path, name, problem):
     (tmp_path / "t.csv").write_text("a\n")
     (tmp_path / "screen").mkdir()
     with pytest.raises(ScreenError) as caught:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from cytolake.models import build_encoder, load_encoder, save_encoder
-from cytolake.performance_prediction.queries import QueryPredictorConfig, fit_query_predictor, queries_of_profiles
+from cytolake.performance_prediction.queries import queries_of_profiles
+from cytolake.performance_prediction.query_predictor import QueryPredictorConfig, fit_query_predictor
 from cytolake.performance_prediction.registered import query_model, register_query_predictor
 from cytolake.serving import Service, ServingConfig, config_from_environment
 from cytolake.serving.served_model import load_served_model

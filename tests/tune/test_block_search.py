@@ -14,7 +14,7 @@ from tests.embed.small_screen import PERTURBATIONS, SmallScreen, make_small_scre
 from tests.tune.in_process import run_in_process
 
 import cytolake.catalog
-from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.probe_data import read_probe_data, standardise_by_plate_controls
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
@@ -113,7 +113,7 @@ def test_a_second_search_and_one_by_wells_read_the_table_and_fit_nothing(choice,
 
 def test_every_fold_and_metric_has_a_row_and_every_summary_an_interval(choice, small):
     rows = [row for row in small.catalog.table("scores").to_pylist() if row["protocol"] == choice.protocol_id]
-    n_rows = len(SIGNALS) * len(METRICS) * (len(choice.units) + 1)
+    n_rows = len(SIGNALS) * len(PROBE_METRICS) * (len(choice.units) + 1)
     assert len({row["score_id"] for row in rows}) == len(rows) == n_rows
     for row in rows:
         assert (row["ci_low"] is None) == (row["seed"] >= 0)

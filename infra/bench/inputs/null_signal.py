@@ -24,9 +24,14 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from cytolake.benchmark.guard_rails import batch_leakage, dose_response, false_positives_of_wells
-from cytolake.benchmark.perturbation_signal.perturbations import Signal, SignalConfig, consistency, magnitude
-from cytolake.benchmark.profiles.permuted_p_values import with_permuted_activity, with_permuted_labels
-from cytolake.benchmark.retrieval.phenotypic import NullConfig, phenotypic_activity, phenotypic_consistency
+from cytolake.benchmark.perturbation_signal.consistency_magnitude import Signal, SignalConfig, consistency, magnitude
+from cytolake.benchmark.retrieval.phenotypic import (
+    NullConfig,
+    phenotypic_activity,
+    phenotypic_consistency,
+    with_permuted_activity,
+    with_permuted_labels,
+)
 from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.held_out_controls import hold_out_controls
 from cytolake.embed.alignment.variants import AlignmentConfig

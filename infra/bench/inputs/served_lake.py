@@ -25,7 +25,8 @@ from cytolake.catalog import table_contract
 from cytolake.catalog.ingest.plates import IngestConfig, ingest_screens
 from cytolake.models import ModelConfig, build_encoder, collate, load_encoder, save_encoder
 from cytolake.pipeline.session import RayConfig, ray_session
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource
 from cytolake.tracking import ModelCard, TrackingConfig, promote
 

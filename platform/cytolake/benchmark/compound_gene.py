@@ -1,7 +1,7 @@
-"""Compound-gene activity: are a compound's known targets among the genes whose knockout looks like it?
+"""Compound-gene activity: ranks of a compound's known targets by similarity to the knock-outs of genes.
 
 For each compound the absolute cosine to every gene ranks its known targets against random genes of the truth. Nothing
-is fitted. Follows the compound-gene benchmark of RxRx3-core.
+is fitted. The protocol is the compound-gene benchmark of RxRx3-core.
 
 Source: Kraus et al. 2025, arXiv 2503.20158 (RxRx3-core); z as in Kraus et al. 2024, arXiv 2411.02572.
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog.ids import content_id
 from cytolake.statistics.intervals import Interval, few_groups_interval
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -58,15 +59,15 @@ SUMMARY_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompoundGeneConfig:
-    """What counts as a target, and how negatives are drawn. The defaults are those of RxRx3-core."""
+    """Definition of a target, and draws of negatives. The defaults are those of RxRx3-core."""
 
     active_up_to_um: float = 1.0
     """A gene with an activity up to this is a target of the compound."""
     inactive_above_um: float = 10.0
-    """A gene above this is no target; one between the two is left out, unless another entry makes it a target."""
+    """A gene above this is no target; one between the two is left out, unless another entry marks it as a target."""
     negatives_per_active: int = 2
     min_negatives: int = 20
-    """Negatives for a compound of A targets: the greater of this and `negatives_per_active` A."""
+    """Fewest negatives of a compound of A targets; the number is the greater of this and `negatives_per_active` A."""
     n_seeds: int = 100
     """Draws of the negatives, and of the random baseline."""
     bootstrap_draws: int = 1000
@@ -106,7 +107,7 @@ class CompoundGeneResult:
     """`COMPOUNDS_SCHEMA`: for each compound of the truth at `max`, and at each of its concentrations, the mean over
     seeds; empty where undefined, and `reason` then says why."""
     n_not_in_map: dict[str, int]
-    """Compounds and genes of the truth that the map does not hold."""
+    """Numbers of compounds and genes of the truth that are not in the map."""
 
 
 def compound_gene_activity(
@@ -118,21 +119,21 @@ def compound_gene_activity(
     truth: pa.Table,
     config: CompoundGeneConfig,
 ) -> CompoundGeneResult:
-    """Score how high each compound's known targets rank among genes by absolute cosine.
+    """Score the ranks of each compound's known targets among genes by absolute cosine.
 
     Rows of one compound at one concentration are averaged, and so are rows of one gene. Negatives are drawn among the
-    genes of the truth that the map holds. A compound gets the same negatives whatever other compounds there are, and
-    at every concentration.
+    genes of the truth that are in the map. A compound has the same negatives at every concentration, and they do not
+    depend on the other compounds.
 
     Args:
         compound_vectors: (N, D) of any numeric type, aligned.
         compounds: (N,)
-        concentrations: (N,) in uM; leave out those of no interest.
-        gene_vectors: (M, D) knockouts, aligned alike.
+        concentrations: (N,) in uM.
+        gene_vectors: (M, D) knock-outs, aligned in the same way.
         genes: (M,)
         truth: `compound`, `gene`, and `activity_um`, the concentration in uM at which the compound acts on the gene.
             One pair may have several rows.
-        config: What counts as a target.
+        config: Definition of a target and draws of negatives.
 
     Raises:
         ValueError: Arguments of different lengths, vectors that are not finite, a truth without its columns or with an
@@ -180,7 +181,7 @@ def compound_gene_activity(
         raise ValueError(
             f"no compound of {len(pairs)} in the truth can be scored: {missing['compounds']} are not in the map, and "
             f"{missing['genes']} of {len(all_genes)} genes are not. Expected a compound with a target up to "
-            f"{config.active_up_to_um:g} uM and {config.min_negatives} genes that are none. Spell names as in the map."
+            f"{config.active_up_to_um:g} uM and {config.min_negatives} genes that are none. Use the names of the map."
         )
     return scores.result(missing)
 
@@ -199,13 +200,18 @@ def average_precision(scores: Floats, is_active: NDArray[np.bool_]) -> Floats:
 
 
 def auroc(scores: Floats, is_active: NDArray[np.bool_]) -> Floats:
-    """(S,) share of pairs of an active and another that are in the right order; a tie counts half. As above."""
+    """(S,) share of correctly ordered pairs of an active and another gene; a tie counts half.
+
+    Args:
+        scores: (S, T), higher is more likely active.
+        is_active: (T,), at least one.
+    """
     active_SA1, other_S1T = scores[:, is_active][:, :, None], scores[:, ~is_active][:, None, :]
     return np.asarray(((active_SA1 > other_S1T) + 0.5 * (active_SA1 == other_S1T)).mean(axis=(1, 2)))
 
 
 class _Scores:
-    """Scores of compounds as they are added."""
+    """Collects the scores of compounds."""
 
     def __init__(self, config: CompoundGeneConfig) -> None:
         self.config = config
@@ -245,7 +251,7 @@ class _Scores:
             self.rows.append({"compound": compound, "concentration": MAX, **counts, "reason": reason})
             return
         rng = np.random.default_rng(int(content_id("compound gene", config.seed, compound), 16))
-        # The smallest of random numbers are a random subset.
+        # The positions of the smallest random numbers are a random subset.
         drawn_ST = np.argpartition(rng.random((config.n_seeds, len(eligible))), n_negative - 1, axis=1)[:, :n_negative]
         negatives = np.asarray([place[g] for g in eligible])[drawn_ST]
         positives = np.broadcast_to([place[g] for g in active], (config.n_seeds, len(active)))
@@ -268,7 +274,7 @@ class _Scores:
             self.rows.append({"compound": compound, "concentration": name, **means, **counts, "reason": ""})
 
     def result(self, missing: dict[str, int]) -> CompoundGeneResult:
-        """The tables and intervals over all compounds added."""
+        """Tables and intervals over all added compounds."""
         summary = [
             row
             for name in sorted(self.by_concentration, key=lambda at: -1.0 if at == MAX else float(at))
@@ -340,7 +346,7 @@ def check_truth(truth: pa.Table) -> dict[str, dict[str, list[float]]]:
 
 
 def _directions(vectors: NDArray[np.generic], group_N: Codes, what: str) -> Floats:
-    """(number of groups, D) direction of the mean of each group's rows; a mean of 0 has cosine 0 with all."""
+    """(number of groups, D) unit vector of the mean of each group's rows; a mean of 0 has cosine 0 with all."""
     matrix = np.asarray(vectors)
     if matrix.ndim != 2 or len(matrix) != len(group_N) or not len(matrix):
         raise ValueError(
@@ -356,5 +362,4 @@ def _directions(vectors: NDArray[np.generic], group_N: Codes, what: str) -> Floa
     order = np.argsort(group_N, kind="stable")
     _, starts, counts = np.unique(group_N[order], return_index=True, return_counts=True)
     means = np.add.reduceat(matrix[order], starts, axis=0) / counts[:, None]
-    norms = np.linalg.norm(means, axis=1, keepdims=True)
-    return np.asarray(means / np.where(norms > 0, norms, 1.0))
+    return unit_vectors(means)

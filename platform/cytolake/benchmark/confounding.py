@@ -1,222 +1,120 @@
-"""Confounding: can a label be predicted without any image, from where its wells are or from their plate or batch?
+"""Confounding of labels with batches, and warnings about the layout for readers of scores.
 
-If it can, a score of the label may be a score of the position. Three looks at the layout:
+If a label can be predicted without any image, a score of the label may be a score of its batch or position.
+`confounding_warnings` combines three tests: `label_confounding` (labels in one batch only), and `position_confounding`
+and `same_positions` of `position_confounding`.
 
-- `position_confounding`: what a classifier reaches that sees one fact about a well's place, against random layouts.
-- `batch_confounding.label_confounding`: labels that occur in one batch (or on one plate) only.
-- `same_positions`: labels whose wells are at the same positions on every plate.
-
-`confounding_warnings` says in plain sentences what a reader of scores must know of them.
-
-Shapes: N wells, K classes, V values of a factor, B batches.
+Shapes: N wells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from cytolake.benchmark.batch_confounding import Unit, label_confounding, only_one
-from cytolake.benchmark.split import Split, classes_in_both, hold_out_groups, hold_out_wells
-from cytolake.catalog.ids import content_id
-from cytolake.screens.plate_format import plate_format
+from cytolake.benchmark.position_confounding import (
+    Factor,
+    PositionConfounding,
+    SamePositions,
+    WellPlace,
+    position_confounding,
+    same_positions,
+)
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
-Factor = Literal["row", "column", "edge", "well", "plate", "batch"]
-Smoothing = Callable[[Floats], Floats]
+Unit = Literal["batch", "plate"]
 
-ALPHA = 0.05
-LEAST_GAIN, LEAST_FACTOR = 0.1, 2.0
-"""Less above chance, as a share of what is above it, and less than this multiple of it, is of no consequence."""
-N_SPLITS = 5
-HELD_OUT_SHARE = 0.25
-MAX_CLASSES = 500
-"""Of more classes, as many are taken at random: the tables of all classes by all positions stay small."""
-MAX_WELLS = 20_000
-"""Of more wells, as many are taken at random."""
-BANDWIDTH_WELLS = 0.5
-"""Of the Gaussian weights by distance: a direct neighbour counts exp(-2) of a well at the same position."""
-TIE = 1e-9
-
-_SEEN: dict[Factor, str] = {
-    "row": "the row", "column": "the column", "edge": "the distance to the plate's edge",
-    "well": "the position on the plate", "plate": "the plate", "batch": "the batch",
-}  # fmt: skip
-_ADVICE: dict[Factor, str] = {
-    "row": "position effects. Compare with the split `row`, or randomise positions.",
-    "column": "position effects. Compare with the split `column_block`, or randomise positions.",
-    "edge": "edge effects. Leave the edge wells out and compare, or randomise positions.",
-    "well": "position effects. Compare with the split `column_block`, or randomise positions.",
-    "plate": "plate effects. Compare with the split `plate`, or replicate the labels over plates.",
-    "batch": "batch effects. Compare with the split `batch`, or replicate the labels over batches.",
-}
-
-
-class WellPlace(NamedTuple):
-    """Where a well is."""
-
-    plate: str
-    row: int | None
-    """0 is A; None where the well has no position."""
-    column: int | None
-    """0 is the first column."""
-    batch: str
+CONFOUNDING_SCHEMA = pa.schema(
+    [
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("n_wells", pa.int64(), nullable=False),
+        pa.field("n_batches", pa.int64(), nullable=False),
+        pa.field("only_batch", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
-class PositionConfounding:
-    """What a classifier reaches that sees one fact about a well's place and nothing else."""
+class Confounding:
+    """Association between labels and batches."""
 
-    label: str
-    """What is predicted, such as `pathway`."""
-    factor: Factor
-    """What is seen: `edge` is the distance to the plate's edge in wells, `well` the row and the column together."""
-    balanced_accuracy: float
-    """On held-out wells, mean over splits."""
-    chance: float
-    """1 / K."""
-    null_low: float
-    """95 % range of the balanced accuracy over random layouts of the same wells; low end."""
-    null_high: float
-    p_value: float
-    """Share of random layouts that reach as much, over all factors of the label by Holm's method."""
-    n_wells: int
-    n_classes: int
-    n_classes_in_all: int
-    """More than `n_classes` where a random sample of the classes was tested, or a class has one well."""
-
-    @property
-    def is_confounded(self) -> bool:
-        """Random layouts do not reach the accuracy, and it is far enough above chance to matter for a score."""
-        is_large = (
-            self.balanced_accuracy - self.chance >= LEAST_GAIN * (1 - self.chance)
-            or self.balanced_accuracy >= LEAST_FACTOR * self.chance
-        )
-        return self.p_value <= ALPHA and is_large
-
-    @property
-    def sentence(self) -> str:
-        """What it means, for a page or a terminal."""
-        seen = _SEEN[self.factor]
-        numbers = (
-            f"(balanced accuracy {self.balanced_accuracy:.2f}, chance {self.chance:.2f}, random layouts "
-            f"{self.null_low:.2f} to {self.null_high:.2f})"
-        )
-        if not self.is_confounded:
-            return f"{self.label} cannot be predicted from {seen} alone {numbers}."
-        part = "" if self.balanced_accuracy - self.chance >= 0.5 * (1 - self.chance) else "in part "
-        return (
-            f"{self.label} can be predicted {part}from {seen} alone {numbers}: scores of this label may be "
-            f"{_ADVICE[self.factor]}"
-        )
+    table: pa.Table
+    """`CONFOUNDING_SCHEMA`, sorted by label; `only_batch` is the batch of a label that occurs in one batch only."""
+    cramers_v: float
+    """0 where all labels have the same distribution over batches, 1 where one predicts the other; NaN for one label or
+    one batch."""
+    cramers_v_corrected: float
+    """The same, corrected for chance with few wells; Bergsma 2013, doi:10.1016/j.jkss.2012.10.002."""
+    warning: str
+    """Empty where every label with two wells or more occurs in two batches or more."""
 
 
-@dataclass(frozen=True, slots=True)
-class SamePositions:
-    """How many labels have their wells at the same positions on every plate."""
-
-    label: str
-    n_same: int
-    n_repeated: int
-    """Labels on two plates or more."""
-
-    @property
-    def is_by_design(self) -> bool:
-        """At least half of the labels; of random layouts next to none would be."""
-        return self.n_repeated > 0 and 2 * self.n_same >= self.n_repeated
-
-
-def position_confounding(
-    wells: Sequence[WellPlace],
-    labels: Sequence[str],
-    *,
-    label: str = "label",
-    splits: Sequence[Split] | None = None,
-    n_draws: int = 199,
-    seed: int = 0,
-) -> list[PositionConfounding]:
-    """Predict a label from row, column, distance to the edge, position, plate and batch, each on its own.
-
-    The classifier is Bayes' rule with equal classes: it predicts the class of which the largest share of training wells
-    has the value; classes that tie share the credit, so that a value without a training well gives chance. The position
-    counts training wells by their distance (Gaussian weights), and so falls back on the nearest. Random layouts
-    exchange the positions of each plate's wells, and for plate and batch those of all wells.
+def label_confounding(
+    labels: Sequence[str], batches: Sequence[str], *, label: str = "label", unit: Unit = "batch"
+) -> Confounding:
+    """Number of batches of each label, and the association between labels and batches.
 
     Args:
-        wells: N places. Those without a row or column count for plate and batch only.
-        labels: N; "" where a well has none and does not count.
-        label: Name of the label, for the result.
-        splits: Of the N wells, those of the scores in question. By default plates are held out, or wells of each class
-            where no two plates share two classes. Plate and batch always hold out wells of each class: a plate that is
-            held out predicts nothing.
-        n_draws: Random layouts.
-        seed: Of the draws.
-
-    Returns:
-        One for each factor of two values or more, in the order of `Factor`; `batch` is left out where each plate is a
-        batch. None where fewer than two classes are in the train and the test part of a split.
+        labels: (N,) label of each well that a benchmark predicts or groups by.
+        batches: (N,)
+        label: Name of the label, for the warning.
+        unit: Kind of the batches, for the warning.
 
     Raises:
-        ValueError: Arguments of different lengths, or a split of other wells.
+        ValueError: Arguments of different lengths, or no well.
     """
-    if len(wells) != len(labels) or any(len(split.is_test) != len(wells) for split in splits or ()):
-        raise ValueError(
-            f"{len(wells)} wells, {len(labels)} labels and splits of "
-            f"{sorted({len(split.is_test) for split in splits or ()}) or 'none'}, expected as many of each."
-        )
-    rng = np.random.default_rng(int(content_id("position confounding", seed), 16))
-    names = sorted({str(each) for each in labels} - {""})
-    taken = sorted(rng.choice(names, MAX_CLASSES, replace=False)) if len(names) > MAX_CLASSES else names
-    code_of = {name: code for code, name in enumerate(taken)}
-    label_N = np.asarray([code_of.get(str(each), -1) for each in labels], np.int64)
-    labelled = np.flatnonzero(label_N >= 0)
-    if len(labelled) > MAX_WELLS:
-        label_N[rng.choice(labelled, len(labelled) - MAX_WELLS, replace=False)] = -1
-    found: list[PositionConfounding] = []
-    for task in _tasks(wells, label_N, splits):
-        found += _test(task, label, len(names), n_draws, rng)
-    return _holm(found)
+    if len(labels) != len(batches) or not len(labels):
+        raise ValueError(f"{len(labels)} labels and {len(batches)} batches, expected as many of each, 1 or more.")
+    names, of_label = np.unique(np.asarray([str(x) for x in labels]), return_inverse=True)
+    batch_names, of_batch = np.unique(np.asarray([str(x) for x in batches]), return_inverse=True)
+    # Only the cells with a well: a table of all labels by all batches could be large and nearly empty.
+    cells, observed = np.unique(of_label * len(batch_names) + of_batch, return_counts=True)
+    row, column = cells // len(batch_names), cells % len(batch_names)
+    n, n_of_label, n_of_batch = len(labels), np.bincount(of_label), np.bincount(of_batch)
+    n_batches = np.bincount(row, minlength=len(names))
+    only = {int(r): str(batch_names[c]) for r, c in zip(row, column, strict=True) if n_batches[r] == 1}
+    # chi^2 / n = sum of observed^2 / (row total x column total) - 1
+    phi_square = max(float((observed**2 / (n_of_label[row] * n_of_batch[column])).sum()) - 1, 0.0)
+    table = pa.Table.from_pylist(
+        [
+            {
+                "label": str(name),
+                "n_wells": int(n_of_label[i]),
+                "n_batches": int(n_batches[i]),
+                "only_batch": only.get(i),
+            }
+            for i, name in enumerate(names)
+        ],
+        schema=CONFOUNDING_SCHEMA,
+    )
+    v, corrected = _cramers_v(phi_square, n, len(names), len(batch_names))
+    if len(batch_names) == 1:
+        return Confounding(table, v, corrected, only_one(unit))
+    repeated = np.flatnonzero(n_of_label > 1).tolist()  # one well is in one batch whatever the layout
+    tied = {f"{names[i]}": only[i] for i in repeated if i in only}
+    return Confounding(table, v, corrected, _tied_warning(tied, len(repeated), v, label, unit))
 
 
-def same_positions(wells: Sequence[WellPlace], labels: Sequence[str], *, label: str = "label") -> SamePositions:
-    """Count the labels on two plates or more that hold the same positions on each of them.
-
-    Where all labels share all positions, as the guides of a pooled screen do, no position predicts any: 0 count.
-
-    Args:
-        wells: N places; those without a row or column do not count.
-        labels: N; "" where a well has none.
-        label: Name of the label, for the result.
-    """
-    positions: dict[str, dict[str, set[tuple[int, int]]]] = {}
-    for well, name in zip(wells, labels, strict=True):
-        if name and well.row is not None and well.column is not None:
-            positions.setdefault(str(name), {}).setdefault(well.plate, set()).add((well.row, well.column))
-    plates = {plate for of_plate in positions.values() for plate in of_plate}
-    here = {p: {frozenset(of_plate[p]) for of_plate in positions.values() if p in of_plate} for p in plates}
-    repeated = [list(of_plate.values()) for of_plate in positions.values() if len(of_plate) > 1]
-    n_same = sum(all(each == first for each in others) for first, *others in repeated)
-    if len(positions) > 1 and all(len(found) == 1 for found in here.values()):
-        n_same = 0
-    return SamePositions(label, n_same, len(repeated))
+def only_one(unit: Unit) -> str:
+    """Warning for wells of a single batch or plate."""
+    return f"one {unit} only: no statement about {_plural(unit)} is possible."
 
 
 def confounding_warnings(
     wells: Sequence[WellPlace], treatments: Sequence[str], labels: Mapping[str, Sequence[str]], *, seed: int = 0
 ) -> list[str]:
-    """What a reader of scores must know of the layout: at most two sentences for each label, and two for all.
+    """Warnings about the layout for readers of scores: at most two sentences for each label, and two for all labels.
 
     Args:
         wells: N places.
-        treatments: N, what each well holds, controls too; "" where unknown. A table in which nothing is held by two
-            wells (such as one row for each gene, at positions that were made up) has no layout to warn of.
+        treatments: N treatments, controls included; "" where unknown. A table in which no treatment has two wells (such
+            as one row for each gene, at invented positions) has no layout, and no warnings.
         labels: N values of each label by its name, "" where a well has none.
-        seed: Of the random layouts.
+        seed: Seed of the random layouts.
     """
     sentences: list[str] = []
     by_design: list[SamePositions] = []
@@ -254,179 +152,32 @@ def confounding_warnings(
     return sentences
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Factors that are tested on the same splits and random layouts."""
-
-    values: dict[Factor, tuple[Codes, int, Smoothing | None]]
-    """(N,) value of each well, how many values there are, and how counts are spread over neighbouring values."""
-    group: Codes
-    """(N,) wells of one group are exchanged by a random layout."""
-    label: Codes
-    """(N,)"""
-    splits: list[Split]
-
-
-def _tasks(wells: Sequence[WellPlace], label_N: Codes, splits: Sequence[Split] | None) -> list[_Task]:
-    plate_N, batch_N = (_codes([getattr(well, name) for well in wells]) for name in ("plate", "batch"))
-    tasks = []
-    placed = np.asarray([well.row is not None and well.column is not None for well in wells], bool) & (label_N >= 0)
-    if placed.any():
-        here = np.flatnonzero(placed)
-        row, column = (
-            np.asarray([getattr(wells[i], name) for i in here.tolist()], np.int64) for name in ("row", "column")
-        )
-        width = int(column.max()) + 1
-        values: dict[Factor, tuple[Codes, int, Smoothing | None]] = {
-            "row": (row, int(row.max()) + 1, None),
-            "column": (column, width, None),
-            "edge": _with_size(_to_edge(row, column, plate_N[here])),
-            "well": (row * width + column, (int(row.max()) + 1) * width, _nearby(int(row.max()) + 1, width)),
-        }
-        given = [replace(split, is_test=split.is_test[here]) for split in splits or ()]
-        chosen = given if splits is not None else _default_splits(label_N[here], plate_N[here])
-        tasks.append(_Task(_varied(values), plate_N[here], label_N[here], chosen))
-    here = np.flatnonzero(label_N >= 0)
-    plate, batch = plate_N[here], batch_N[here]
-    values = {"plate": _with_size(plate)}
-    if len(np.unique(plate)) != len(np.unique(batch)):
-        values["batch"] = _with_size(batch)
-    tasks.append(_Task(_varied(values), np.zeros(len(here), np.int64), label_N[here], _well_splits(label_N[here])))
-    return tasks
-
-
-def _default_splits(label_N: Codes, plate_N: Codes) -> list[Split]:
-    if len(np.unique(plate_N)) > 1:
-        splits = hold_out_groups([f"{plate:09d}" for plate in plate_N.tolist()], HELD_OUT_SHARE, range(N_SPLITS))
-        if all(len(classes_in_both(label_N, split.is_test)) > 1 for split in splits):
-            return splits
-    return _well_splits(label_N)
-
-
-def _well_splits(label_N: Codes) -> list[Split]:
-    names = [str(i) for i in range(len(label_N))]
-    return hold_out_wells(names, [f"{code:09d}" for code in label_N.tolist()], HELD_OUT_SHARE, range(N_SPLITS))
-
-
-def _test(
-    task: _Task, label: str, n_classes_in_all: int, n_draws: int, rng: np.random.Generator
-) -> list[PositionConfounding]:
-    """Accuracy of each factor, and of each in random layouts."""
-    parts = [_part(task.label, split.is_test) for split in task.splits]
-    parts = [part for part in parts if part.n_classes > 1]
-    if not parts or not task.values:
-        return []
-    observed = {factor: _accuracy(parts, *values) for factor, values in task.values.items()}
-    null: dict[Factor, list[float]] = {factor: [] for factor in task.values}
-    by_group = np.argsort(task.group, kind="stable")
-    for _ in range(n_draws):
-        order = np.empty(len(by_group), np.int64)
-        order[by_group] = np.lexsort((rng.random(len(by_group)), task.group))
-        for factor, (value, size, smoothing) in task.values.items():
-            null[factor].append(_accuracy(parts, value[order], size, smoothing))
-    n_classes = max(part.n_classes for part in parts)
-    chance = float(np.mean([1 / part.n_classes for part in parts]))
-    results = []
-    for factor, accuracy in observed.items():
-        low, high = np.quantile(null[factor], [0.025, 0.975])
-        p_value = (1 + sum(each >= accuracy - TIE for each in null[factor])) / (1 + n_draws)
-        results.append(
-            PositionConfounding(
-                label, factor, accuracy, chance, float(low), float(high), p_value, len(task.label), n_classes,
-                n_classes_in_all,
-            )
-        )  # fmt: skip
-    return results
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One split, with classes numbered from 0."""
-
-    train: Codes
-    train_label: Codes
-    test: Codes
-    test_label: Codes
-    n_classes: int
-
-
-def _part(label_N: Codes, is_test: NDArray[np.bool_]) -> _Part:
-    classes = classes_in_both(label_N, is_test)
-    used = np.isin(label_N, classes)
-    train, test = np.flatnonzero(used & ~is_test), np.flatnonzero(used & is_test)
-    coded = np.searchsorted(classes, label_N)
-    return _Part(train, coded[train], test, coded[test], len(classes))
-
-
-def _accuracy(parts: Sequence[_Part], value_N: Codes, size: int, smoothing: Smoothing | None) -> float:
-    return float(np.mean([_balanced_accuracy(part, value_N, size, smoothing) for part in parts]))
-
-
-def _balanced_accuracy(part: _Part, value_N: Codes, size: int, smoothing: Smoothing | None) -> float:
-    shape = (part.n_classes, size)
-    train_KV = _counts(part.train_label, value_N[part.train], shape)
-    test_KV = _counts(part.test_label, value_N[part.test], shape)
-    share_KV = train_KV / train_KV.sum(axis=1, keepdims=True)
-    if smoothing is not None:
-        share_KV = smoothing(share_KV)
-    is_best_KV = share_KV >= share_KV.max(axis=0) * (1 - TIE)
-    right_K = (test_KV * is_best_KV / is_best_KV.sum(axis=0)).sum(axis=1)
-    return float(np.mean(right_K / test_KV.sum(axis=1)))
-
-
-def _counts(label: Codes, value: Codes, shape: tuple[int, int]) -> Floats:
-    flat = np.bincount(label * shape[1] + value, minlength=shape[0] * shape[1])
-    return flat.reshape(shape).astype(np.float64)
-
-
-def _nearby(height: int, width: int) -> Smoothing:
-    """Spread counts over a plate with Gaussian weights."""
-    over_rows, over_columns = (
-        np.exp(-np.square(np.subtract.outer(np.arange(n), np.arange(n))) / (2 * BANDWIDTH_WELLS**2))
-        for n in (height, width)
+def _tied_warning(tied: Mapping[str, str], n_repeated: int, v: float, label: str, unit: str) -> str:
+    if not tied:
+        return ""
+    shown = ", ".join(f"{name} ({batch})" for name, batch in list(tied.items())[:5])
+    more = f" and {len(tied) - 5} more" if len(tied) > 5 else ""
+    return (
+        f"{label} is confounded with {unit}: {len(tied)} of {n_repeated} values that two or more wells have occur in "
+        f"one {unit} only: {shown}{more}; Cramer's V is {v:.2f}. A score on these may be a score on the {unit}. "
+        f"Replicate them over {_plural(unit)}, or report the score without them."
     )
 
-    def spread(counts_KV: Floats) -> Floats:
-        return np.asarray(over_rows @ counts_KV.reshape(-1, height, width) @ over_columns).reshape(counts_KV.shape)
 
-    return spread
-
-
-def _to_edge(row: Codes, column: Codes, plate: Codes) -> Codes:
-    """Wells between a well and the nearest edge of the smallest standard plate that holds the plate's wells."""
-    distance = np.zeros(len(row), np.int64)
-    for name in np.unique(plate).tolist():
-        here = plate == name
-        height, width = plate_format(int(row[here].max()), int(column[here].max()))
-        y, x = row[here], column[here]
-        distance[here] = np.min([y, x, height - 1 - y, width - 1 - x], axis=0)
-    return distance
+def _plural(unit: str) -> str:
+    return "batches" if unit == "batch" else f"{unit}s"
 
 
-def _with_size(value: Codes) -> tuple[Codes, int, Smoothing | None]:
-    return value, int(value.max(initial=0)) + 1, None
-
-
-def _varied(
-    values: dict[Factor, tuple[Codes, int, Smoothing | None]],
-) -> dict[Factor, tuple[Codes, int, Smoothing | None]]:
-    return {factor: each for factor, each in values.items() if len(np.unique(each[0])) > 1}
-
-
-def _codes(names: Sequence[str]) -> Codes:
-    return np.unique(np.asarray(names, str), return_inverse=True)[1].astype(np.int64)
-
-
-def _holm(found: list[PositionConfounding]) -> list[PositionConfounding]:
-    """The p-values adjusted so that one of all is at or under alpha by chance with probability alpha.
-
-    Source: Holm 1979, Scandinavian Journal of Statistics 6:65-70.
-    """
-    adjusted, highest = list(found), 0.0
-    for place, i in enumerate(np.argsort([each.p_value for each in found], kind="stable").tolist()):
-        highest = max(highest, min(1.0, (len(found) - place) * found[i].p_value))
-        adjusted[i] = replace(found[i], p_value=highest)
-    return adjusted
+def _cramers_v(phi_square: float, n: int, n_rows: int, n_columns: int) -> tuple[float, float]:
+    least = min(n_rows, n_columns) - 1
+    if least < 1:
+        return math.nan, math.nan
+    v = math.sqrt(min(phi_square / least, 1.0))
+    if n < 2:
+        return v, math.nan
+    corrected = max(phi_square - (n_rows - 1) * (n_columns - 1) / (n - 1), 0.0)
+    least_corrected = min(k - (k - 1) ** 2 / (n - 1) for k in (n_rows, n_columns)) - 1
+    return v, math.sqrt(min(corrected / least_corrected, 1.0)) if least_corrected > 0 else math.nan
 
 
 def _clearest(of_place: Mapping[Factor, PositionConfounding]) -> PositionConfounding:

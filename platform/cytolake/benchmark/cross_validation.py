@@ -1,7 +1,7 @@
-"""The fits behind a linear probe's scores: every unit is scored by probes that were fitted without it.
+"""Nested cross-validation of linear probes: every unit is scored by probes fitted without it.
 
-The same fits give, for every unit, the scores of all others by probes that saw neither: by these the strength of the
-regularisation is chosen, and a block can be chosen on other plates than it is reported on.
+The same fits give, for every unit, the scores of all others by probes fitted without both. These scores choose the
+strength of the regularisation, and allow a block to be chosen on other plates than it is reported on.
 
 N crops, D features, W wells, U units.
 """
@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.linear_probe import (
     CROP_METRIC,
-    METRICS,
+    PROBE_METRICS,
     WELL_METRIC,
     FittedProbe,
     ProbeConfig,
@@ -32,11 +32,12 @@ from cytolake.benchmark.probe_data import ProbeData, standardise_by_plate_contro
 from cytolake.benchmark.split import hold_out_wells
 from cytolake.benchmark.unit_scores import Candidate, UnitScores
 from cytolake.benchmark.units import Units, group_names, held_out_units
-from cytolake.statistics.intervals import Interval, WellCounts, balanced_accuracy
+from cytolake.statistics.balanced_accuracy import WellCounts, balanced_accuracy
+from cytolake.statistics.intervals import Interval
 
 Numbers = NDArray[np.float64]
 MAX_SHARED_FOLDS = 6
-"""Up to so many folds, every pair of folds is left out of a fit that serves both; of more, the rest of a fold is dealt
+"""Up to this many folds, one fit for each pair of folds serves both; with more, the units outside a fold are divided
 into `INNER_FOLDS`."""
 INNER_FOLDS = 3
 
@@ -49,13 +50,13 @@ class ProbeResult:
     summary: dict[str, Interval]
     """For each metric, the mean over units and its interval."""
     candidates: dict[str, Candidate]
-    """For each metric, the scores of every unit, to compare and to choose by."""
+    """For each metric, the scores of every unit, for comparisons and choices."""
     rows: list[dict[str, Any]]
     """Rows of the `scores` table."""
     n_classes: int
     """Classes in all splits together."""
     dropped_classes: tuple[str, ...]
-    """Classes that some split could not use: no well in its train part, or none in its test part."""
+    """Classes that some split could not use, without a well in its train or test part."""
     n_not_converged: int
     """Scored fits that reached the limit of iterations."""
 
@@ -73,17 +74,17 @@ def probe_representation(
 
     Args:
         vectors_ND: (N, D) in the order of `data.crop_ids`.
-        representation_id: Whose vectors they are.
+        representation_id: Representation of the vectors.
         data: Labels and wells.
-        config: What to score.
-        scores_key: `probe_key(data, config)`; makes the ids of the rows.
-        nested: False leaves out the fits that a choice between representations needs, where one strength of
-            regularisation is given; for curves while an encoder is trained.
+        config: Settings of the probe.
+        scores_key: `probe_key(data, config)`, part of the ids of the rows.
+        nested: False leaves out the fits for a choice between representations, where there is one strength of
+            regularisation; for curves during training.
 
     Raises:
         ValueError: Too few units, or a fold without two classes in both parts.
     """
-    # A second BLAS thread gains nothing on matrices this small, and with the other trials' threads loses minutes.
+    # A second BLAS thread gains nothing on matrices this small, and costs minutes next to the threads of other trials.
     with threadpool_limits(limits=1):
         return _CrossValidation(vectors_ND, data, config, nested).result(representation_id, scores_key)
 
@@ -108,10 +109,10 @@ class _CrossValidation:
         deals = check_units(self.data, self.config)
         units = deals[0]
         n = len(units.names)
-        sums = {metric: np.zeros(n) for metric in METRICS}
-        n_scored = {metric: np.zeros(n) for metric in METRICS}
-        inner: dict[str, list[Numbers]] = {metric: [] for metric in METRICS}
-        counts: dict[str, list[WellCounts]] = {metric: [] for metric in METRICS}
+        sums = {metric: np.zeros(n) for metric in PROBE_METRICS}
+        n_scored = {metric: np.zeros(n) for metric in PROBE_METRICS}
+        inner: dict[str, list[Numbers]] = {metric: [] for metric in PROBE_METRICS}
+        counts: dict[str, list[WellCounts]] = {metric: [] for metric in PROBE_METRICS}
         rows: list[dict[str, Any]] = []
         in_all, in_any = set(range(len(self.data.classes))), set[int]()
         n_train_units: list[float] = []
@@ -148,7 +149,7 @@ class _CrossValidation:
                     )
         candidates = {}
         n_test = int(sum((each.total > 0).sum() for each in counts[WELL_METRIC][: units.n_folds]))
-        for metric in METRICS:
+        for metric in PROBE_METRICS:
             scored = n_scored[metric] > 0
             names = tuple(name for name, is_scored in zip(units.names, scored, strict=True) if is_scored)
             score_U = sums[metric][scored] / n_scored[metric][scored]
@@ -204,13 +205,13 @@ class _CrossValidation:
         return ProbeResult(representation_id, summary, candidates, rows, len(in_any), dropped, self.n_not_converged)
 
     def _choose_strength(self, units: Units, fold: int) -> tuple[float, dict[str, Numbers]]:
-        """The strength that does best on units outside the fold, by probes that did not see these either.
+        """The best strength on units outside the fold, by probes fitted without them.
 
         Returns:
             The strength, and for each metric (U,) the scores of the other units at that strength; NaN within the fold,
-            and where nothing could be fitted.
+            and where no fit is possible.
         """
-        nothing = {metric: np.full(len(units.names), np.nan) for metric in METRICS}
+        nothing = {metric: np.full(len(units.names), np.nan) for metric in PROBE_METRICS}
         middle = sorted(self.config.regularisation)[len(self.config.regularisation) // 2]
         if not self.nested:
             return middle, nothing
@@ -233,7 +234,7 @@ class _CrossValidation:
         return best, by_strength[best]
 
     def _inner_folds(self, units: Units, fold: int) -> list[NDArray[np.bool_]]:
-        """For each inner fit, which units (U,) it leaves out and scores."""
+        """For each inner fit, (U,) the units that it leaves out and scores."""
         others = np.flatnonzero(units.fold != fold)
         if units.n_folds <= MAX_SHARED_FOLDS:
             return [units.fold == other for other in range(units.n_folds) if other != fold]
@@ -241,9 +242,9 @@ class _CrossValidation:
         return [np.isin(np.arange(len(units.fold)), part) for part in parts]
 
     def _score_inner(self, units: Units, fold: int, left_out: NDArray[np.bool_], strength: float) -> dict[str, Numbers]:
-        """(U,) of each metric, on the units that are left out together with the fold; NaN elsewhere.
+        """(U,) scores of each metric on the units that are left out together with the fold; NaN elsewhere.
 
-        With one unit outside the fold there is nothing left to fit on: wells of that unit are held out instead.
+        With one unit outside the fold there is nothing left to fit on, so wells of that unit are held out instead.
         """
         if units.n_folds == 2:
             return self._score_wells_of(units, fold, strength)
@@ -271,10 +272,10 @@ class _CrossValidation:
     def _score(
         self, units: Units, is_away_W: NDArray[np.bool_], is_test_W: NDArray[np.bool_], strength: float
     ) -> dict[str, Numbers]:
-        """Fit on wells that are not away, score the units of the test wells."""
+        """Fit on wells that are not left out, score the units of the test wells."""
         classes = _classes(self.data, is_away_W, is_test_W)
         if len(classes) < 2:
-            return {metric: np.full(len(units.names), np.nan) for metric in METRICS}
+            return {metric: np.full(len(units.names), np.nan) for metric in PROBE_METRICS}
         train, test = self._crops(classes, ~is_away_W), self._crops(classes, is_test_W)
         counts = _count(self._fit(train, strength), self.vectors[test], self.data, test)
         return {metric: _unit_scores(each, units, self.data) for metric, each in counts.items()}
@@ -300,7 +301,7 @@ class _CrossValidation:
 
 
 def check_units(data: ProbeData, config: ProbeConfig) -> list[Units]:
-    """The units of a probe, dealt into folds for every seed that deals them differently; each fold can be scored.
+    """The units of a probe, in folds for every seed that gives different folds; each fold can be scored.
 
     Raises:
         ValueError: Too few units, or a fold without two classes in both parts.
@@ -324,7 +325,7 @@ def check_units(data: ProbeData, config: ProbeConfig) -> list[Units]:
 
 
 def _n_never_held_out(data: ProbeData, config: ProbeConfig, units: Units) -> int:
-    """Plates or batches that every probe is fitted on, since `config.only` does not name them."""
+    """Number of plates or batches outside `config.only`, which every probe is fitted on."""
     if not config.only:
         return 0
     groups = group_names(data, config.split)
@@ -356,7 +357,7 @@ def _unit_scores(counts: WellCounts, units: Units, data: ProbeData) -> Numbers:
 
 
 def _recall_by_class(splits: Sequence[WellCounts], data: ProbeData) -> dict[str, float]:
-    """Share of each class predicted correctly, over all splits; classes that were never tested are left out."""
+    """Share of each class predicted correctly, over all splits, without classes that were never tested."""
     correct, total = (
         np.bincount(np.maximum(data.label_of_well, 0), weights=each * (data.label_of_well >= 0), minlength=1)
         for each in (sum(split.correct for split in splits), sum(split.total for split in splits))
@@ -371,7 +372,7 @@ def _recall_by_class(splits: Sequence[WellCounts], data: ProbeData) -> dict[str,
 def _count(
     probe: FittedProbe, vectors_MD: NDArray[np.float32], data: ProbeData, crops: NDArray[np.intp]
 ) -> dict[str, WellCounts]:
-    """Correct answers by well: of its crops one by one, and of the well's mean logits."""
+    """Correct predictions of each well: of its single crops, and of the well's mean logits."""
     n_wells = len(data.well_ids)
     well_M = data.well_of_crop[crops]
     logits_MK = probe.logits(vectors_MD)

@@ -1,12 +1,12 @@
-"""How much of the measured features of a well does its embedding hold? Ridge regression to each, on held-out plates.
+"""Ridge regression from embeddings of wells to measured features, such as CellProfiler's, on held-out plates.
 
-Embeddings and features are centred on the mean of each plate first. A feature's R2 is 1 less the squared error on
-held-out wells over the variance of the feature within their plates: 0 is what each plate's own mean gives, and offsets
-between plates neither earn nor cost anything. (Centring on a few controls does cost: with 6 a plate, the features of
-BBBC021 were predicted from themselves with an R2 of .82.) A family's score is the median over its features.
+Embeddings and features are first centred on the mean of each plate. A feature's R2 is 1 less the squared error on
+held-out wells over the variance of the feature within their plates: 0 is the mean of each plate, and offsets between
+plates have no effect. (Centring on few controls lowers R2: with 6 a plate, the features of BBBC021 were predicted from
+themselves with an R2 of .82.) A family's score is the median over its features.
 
 Source: Kraus et al. 2024, arXiv 2404.10242 (linear regression to CellProfiler features, median R2 of each family). The
-ridge, the centring and holding plates out are ours.
+ridge, the centring and the held-out plates are ours.
 
 Shapes: W wells, D features of an embedding, F measured features, P plates (or batches) held out, S strengths.
 """
@@ -19,17 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from cytolake.catalog.ids import content_id
-from cytolake.statistics.intervals import Interval
+from cytolake.statistics.intervals import Interval, jackknife_pseudo_values, student_quantile
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 Rows = NDArray[np.bool_]
 
 COMPARTMENTS = ("cell", "cells", "cytoplasm", "nuclei", "nucleus", "image")
-"""First words of a CellProfiler column that name what was measured; the family of the feature is the next word."""
+"""First words of a CellProfiler column that name the compartment; the family of the feature is the next word."""
 ALL = "all"
 """The family of all features."""
 CONSTANT = 1e-12
@@ -37,15 +36,15 @@ CONSTANT = 1e-12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureRegressionConfig:
-    """How features are predicted."""
+    """Settings of the regression."""
 
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0)
-    """Penalties of the ridge; 1 weighs as much as the variance of one standardised feature of the embedding. Each
-    measured feature gets its own, chosen on plates of the training part."""
+    """Penalties of the ridge, in variances of one standardised feature of the embedding. Each measured feature has its
+    own, chosen on plates of the training part."""
     max_folds: int = 5
-    """Plates are held out one by one, or in so many groups where there are more; the same to choose the strength."""
+    """Plates are held out one by one, or in this many groups where there are more; also for choosing the strength."""
     seed: int = 0
-    """Of the folds of wells within a single training plate."""
+    """Seed of the folds of wells within a single training plate."""
 
     def __post_init__(self) -> None:
         if not self.strengths or not all(0 < each < math.inf for each in self.strengths):
@@ -59,33 +58,33 @@ class FeatureRegressionConfig:
 
 @dataclass(frozen=True, slots=True)
 class FamilyScore:
-    """Features of one family."""
+    """Score of one family of features."""
 
     family: str
     n_features: int
     median_r2: Interval
-    """Median over the features. The 95 % interval is over plates: Student's, on jackknife pseudo-values; `draws` is the
-    score without each plate."""
+    """Median over the features. The 95 % interval is over plates: Student's t on jackknife pseudo-values; `draws` is
+    the score without each plate."""
     of_compartment: dict[str, float]
     """Median over the features of each compartment."""
     of_plate: dict[str, float]
-    """Median over the features, on each held-out plate alone where one varies."""
+    """Median over the features on each single held-out plate where a feature varies."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureRegression:
-    """How well features are predicted on plates that the regression never saw."""
+    """Scores of features on held-out plates."""
 
     families: tuple[FamilyScore, ...]
     """`ALL`, then each family by name."""
     r2: dict[str, float]
-    """Of each feature that varies on a held-out plate."""
+    """R2 of each feature that varies on a held-out plate."""
     strength: dict[str, float]
     """Median over folds of the chosen strength."""
     n_constant: int
-    """Features that vary on no held-out plate, or not in the training part."""
+    """Features that are constant on every held-out plate, or in the training part."""
     n_plates: int
-    """Held out in turn (or batches), where a feature varies."""
+    """Held-out plates (or batches) on which a feature varies."""
 
 
 def feature_regression(
@@ -103,8 +102,8 @@ def feature_regression(
         vectors: (W, D) embeddings of wells, finite.
         features: (W, F) measured features of the same wells, finite.
         names: (F,) such as `Cells_AreaShape_Area`.
-        plates: (W,) plate of each well, on whose mean it is centred.
-        held_out: (W,) what is held out whole, such as the batch, which holds whole plates; the plate where None.
+        plates: (W,) plate of each well, whose mean is subtracted.
+        held_out: (W,) held-out unit of each well, such as the batch, which contains whole plates; the plate where None.
         config: Strengths and folds.
 
     Raises:
@@ -164,7 +163,8 @@ def feature_regression(
 
 
 def family_of(name: str) -> tuple[str, str]:
-    """Compartment and family: `("Cells", "AreaShape")` of `Cells_AreaShape_Area`, `("", "Texture")` of `Texture_3`."""
+    """Compartment and family: `("Cells", "AreaShape")` for `Cells_AreaShape_Area`, `("", "Texture")` for
+    `Texture_3`."""
     words = name.split("_")
     if len(words) > 1 and words[0].lower() in COMPARTMENTS:
         return words[0], words[1]
@@ -172,7 +172,7 @@ def family_of(name: str) -> tuple[str, str]:
 
 
 class _Ridge:
-    """Ridge of any strength on columns of mean 0, scaled to one variance; one decomposition for all strengths."""
+    """Ridge regression on columns of mean 0 and variance 1; one decomposition for all strengths."""
 
     def __init__(self, x_WD: Floats, y_WF: Floats) -> None:
         spread_D = np.sqrt(np.square(x_WD).mean(axis=0))
@@ -180,7 +180,7 @@ class _Ridge:
         self.varies_F = y_WF.any(axis=0)
         z_WD = x_WD / self.scale_D
         n_wells = len(z_WD)
-        # The eigenvectors of the covariance that matter, by the smaller of the two ways.
+        # Eigenvectors of the covariance with non-zero eigenvalues, from the smaller of the two matrices.
         if n_wells > z_WD.shape[1]:
             eigenvalues, self.axes_DK = np.linalg.eigh(z_WD.T @ z_WD / n_wells)
         else:
@@ -208,7 +208,7 @@ def _centred(values: NDArray[np.floating], plate_W: Codes) -> Floats:
 
 
 def _chosen_strengths(x_WD: Floats, y_WF: Floats, plate_W: Codes, config: FeatureRegressionConfig) -> Floats:
-    """(F,) strength of least squared error on plates held out within the training part; the stronger of equals."""
+    """(F,) strength with the least squared error on plates held out within the training part; the larger of equals."""
     strengths = sorted(config.strengths, reverse=True)
     error_SF = np.zeros((len(strengths), y_WF.shape[1]))
     if len(np.unique(plate_W)) > 1:
@@ -225,7 +225,7 @@ def _chosen_strengths(x_WD: Floats, y_WF: Floats, plate_W: Codes, config: Featur
 
 
 def _folds(plate_W: Codes, max_folds: int) -> Iterator[Rows]:
-    """(W,) True in the test part: every plate in one of at most `max_folds` test parts of about as many wells."""
+    """(W,) True in the test part: every plate is in one of at most `max_folds` test parts of about equal size."""
     plates, counts = np.unique(plate_W, return_counts=True)
     sizes = [0] * min(max_folds, len(plates))
     members: list[list[int]] = [[] for _ in sizes]
@@ -257,12 +257,7 @@ def _family_score(
 
 
 def _over_plates(error_PF: Floats, total_PF: Floats) -> Interval:
-    """Median R2 over features, with Student's interval over plates.
-
-    Plates are few, and resampling few plates gives intervals that are too narrow; P - 1 degrees of freedom do not.
-
-    Source: Tukey 1958 (jackknife pseudo-values).
-    """
+    """Median R2 over features, with Student's interval over plates, from jackknife pseudo-values."""
     n_plates = len(error_PF)
     value = float(np.median(_r2(error_PF.sum(axis=0), total_PF.sum(axis=0))))
     without = np.asarray(
@@ -271,8 +266,8 @@ def _over_plates(error_PF: Floats, total_PF: Floats) -> Interval:
             for plate in range(n_plates)
         ]
     )
-    pseudo = n_plates * value - (n_plates - 1) * without
-    half = float(stats.t.ppf(0.975, n_plates - 1) * pseudo.std(ddof=1) / math.sqrt(n_plates))
+    pseudo = jackknife_pseudo_values(value, without)
+    half = float(student_quantile(n_plates - 1) * pseudo.std(ddof=1) / math.sqrt(n_plates))
     return Interval(value, value - half, min(1.0, value + half), without)
 
 

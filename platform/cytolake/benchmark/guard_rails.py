@@ -1,10 +1,10 @@
-"""Guard rails: what must hold before a benchmark's figure is believed.
+"""Guard rails: checks of a representation that a benchmark's score depends on.
 
-- Batch leakage: can the plate or batch of a well be told from its vector?
-- False positives: are control wells called as often as the level of the test says?
-- Dose: does a compound's distance from the controls grow with its concentration?
+- Batch leakage: prediction of the plate or batch of a well from its vector.
+- False positives: share of control wells that a test calls, compared with its level.
+- Dose response: correlation of a compound's distance from the controls with its concentration.
 
-What labels and positions have in common is in `confounding`.
+Confounding of labels with positions is in `confounding`.
 
 Shapes: N wells, D features, K batches, B draws.
 """
@@ -21,22 +21,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cytolake.benchmark.linear_probe import linear_probe
-from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig, consistency
 from cytolake.benchmark.split import hold_out_wells
-from cytolake.catalog.ids import content_id
-from cytolake.statistics.combined_p_values import cauchy_combination
-from cytolake.statistics.exchanged_labels import p_value_of_first
+from cytolake.statistics.balanced_accuracy import WellCounts, balanced_accuracy
 from cytolake.statistics.false_discovery import benjamini_hochberg
-from cytolake.statistics.intervals import Interval, WellCounts, balanced_accuracy, mean_of_splits
+from cytolake.statistics.intervals import Interval, Share, mean_of_splits, share_of
+from cytolake.statistics.p_values import cauchy_combination, permutation_p_value
 from cytolake.statistics.random_subsets import MIN_PLACEMENTS, seeded_generator
-from cytolake.statistics.shares import Share, share_of
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Vectors = NDArray[np.generic]
 
 TIE = 1e-9
-LEAK_ALPHA = 0.05
 WELLS_AT_ONCE = 1024
 
 DOSE_SCHEMA = pa.schema(
@@ -54,51 +50,41 @@ DOSE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class BatchLeakage:
-    """How well wells are told apart by batch."""
+    """Prediction of the batch of held-out wells."""
 
     balanced_accuracy: Interval
-    """Mean over splits; the 95 % interval is for other wells of the same batches. NaN ends for a single split."""
+    """Mean over splits; the 95 % interval is for other wells of the same batches, with NaN ends for a single split."""
     chance: float
-    """1 / K: what guessing scores."""
+    """1 / K, the score of guessing."""
     p_value: float
-    """Of held-out batches permuted among the held-out wells; the splits' p-values combined (Cauchy)."""
+    """From batches permuted among the held-out wells; p-values of the splits combined (Cauchy)."""
     n_wells: int
     n_batches: int
     dropped: tuple[str, ...]
     """Batches of one well, which cannot be in both parts."""
 
-    @property
-    def leaks(self) -> bool:
-        """The p-value is up to 0.05."""
-        return self.p_value <= LEAK_ALPHA
-
 
 @dataclass(frozen=True, slots=True)
 class FalsePositives:
-    """How many control groups a test calls."""
+    """Share of control wells that a test calls."""
 
     rate: Share
-    """Called among those tested: p up to alpha."""
+    """Wells called among those tested: p up to alpha."""
     discovered: Share
-    """Called after adjustment for their number: q (Benjamini-Hochberg) up to alpha."""
+    """Wells called after adjustment for their number: q (Benjamini-Hochberg) up to alpha."""
     alpha: float
-    """The level of the test, and the rate that it promises not to exceed."""
+    """Level of the test, and the expected rate without plate effects."""
     p_values: Floats
-    """Of the tested ones, in the order of `names`."""
+    """p-values of the tested wells, in the order of `names`."""
     names: tuple[str, ...]
-    """Groups, or the rows of single wells."""
+    """Row numbers of the tested wells."""
     n_untested: int
-    """Groups or wells with too few rows, or with none to compare with."""
-
-    @property
-    def is_excessive(self) -> bool:
-        """The interval lies above alpha."""
-        return self.rate.low > self.alpha
+    """Wells with too few controls to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
 class DoseResponse:
-    """Does distance from the controls grow with dose?"""
+    """Correlation of distance from the controls with dose."""
 
     table: pa.Table
     """`DOSE_SCHEMA`, sorted by compound; empty where undefined, and `reason` then says why."""
@@ -107,7 +93,7 @@ class DoseResponse:
     discovered: Share
     """The same with q (Benjamini-Hochberg over the compounds) up to alpha."""
     median_spearman: float
-    """Of those tested; NaN where there is none."""
+    """Median over the tested compounds; NaN without one."""
 
 
 def batch_leakage(
@@ -122,19 +108,19 @@ def batch_leakage(
 ) -> BatchLeakage:
     """Predict the batch of held-out wells with a linear probe.
 
-    The p-value is of the mean probability that the probe gives to a held-out well's own batch, each batch counting
-    alike, against the same with the batches of the held-out wells permuted. Probabilities have no ties, as accuracies
-    of few wells have, so the test of one split is exact.
+    The statistic of the p-value is the mean predicted probability of a held-out well's own batch, with equal weight of
+    each batch; its null distribution permutes the batches of the held-out wells. Probabilities have no ties, unlike
+    accuracies of few wells, so the test of one split is exact.
 
-    Where batches hold different perturbations, telling those apart tells batches apart: give `is_control` to look at
-    the controls alone.
+    Where batches hold different perturbations, differences between perturbations predict the batch: give `is_control`
+    to use the controls alone.
 
     Args:
-        vectors: (N, D) of wells, not of crops: crops of one well in both parts would be recognised by their well. Not
-            aligned on these wells, or no batch can be predicted: `embed.alignment.held_out_controls`.
+        vectors: (N, D) of wells, not of crops: crops of one well in both parts would be recognised by their well. They
+            must not be aligned on these wells, or no batch can be predicted: `embed.alignment.held_out_controls`.
         batches: (N,) plate or batch of each well.
-        is_control: (N,) wells to look at; all where None.
-        seeds: One split of each batch's wells for each.
+        is_control: (N,) wells that are used; all where None.
+        seeds: One split of each batch's wells for each seed.
         held_out_share: Share of each batch's wells in the test part.
         regularisation: Inverse strength C of the probe's penalty.
         n_draws: Permutations of each split.
@@ -176,83 +162,14 @@ def batch_leakage(
     )
 
 
-def false_positives_of_groups(
-    vectors: Vectors,
-    groups: Sequence[str],
-    batches: Sequence[str],
-    is_control: Flags,
-    config: SignalConfig,
-) -> FalsePositives:
-    """Test groups of control wells as if each were a perturbation: is their mean cosine that of random control wells?
-
-    The groups say what is looked for. Wells of one plate position, or of one non-targeting guide, are what a
-    perturbation's replicates share beside the perturbation; groups drawn at random, which `random_groups` makes, check
-    the test itself and are called at alpha by construction.
-
-    Args:
-        vectors: (N, D) of wells, aligned as for the benchmark.
-        groups: (N,) pseudo-perturbation of each well, "" for none; only those of control wells are read.
-        batches: (N,) a group is compared with random control wells, as many of each batch.
-        is_control: (N,)
-        config: `alpha`, `n_draws`, `max_rows` and `seed` are read.
-
-    Raises:
-        ValueError: Arguments of different lengths, no control well, or no group of two.
-    """
-    matrix, flags = _checked(vectors, batches, is_control, finite=False)
-    if len(groups) != len(matrix):
-        raise ValueError(f"{len(groups)} groups for {len(matrix)} wells, expected one for each.")
-    controls = _control_rows(flags)
-    signal = consistency(
-        matrix[controls],
-        [str(groups[i]) for i in controls],  # those of no group are drawn, not tested
-        [str(batches[i]) for i in controls],
-        np.zeros(len(controls), bool),
-        config,
-    )
-    if not signal.n_defined:
-        raise ValueError(
-            f"no group of {len(controls)} control wells has 2 finite wells, expected groups that repeat. Group by "
-            "plate position or guide, or use random_groups."
-        )
-    tested = [row for row in signal.table.to_pylist() if row["p_value"] is not None]
-    return FalsePositives(
-        signal.significant,
-        signal.discovered,
-        config.alpha,
-        np.asarray([row["p_value"] for row in tested]),
-        tuple(row["perturbation"] for row in tested),
-        signal.table.num_rows - len(tested),
-    )
-
-
-def random_groups(batches: Sequence[str], is_control: Flags, n_wells: int, seed: int = 0) -> list[str]:
-    """(N,) groups of `n_wells` random control wells whatever their batch; "" for other wells and for what is left over.
-
-    Raises:
-        ValueError: Groups of fewer than two wells, or fewer control wells than one group takes.
-    """
-    controls = _control_rows(np.asarray(is_control, bool))
-    if not 2 <= n_wells <= len(controls) or len(batches) != len(is_control):
-        raise ValueError(
-            f"groups of {n_wells} of {len(controls)} control wells, expected 2 or more wells and enough for one group. "
-            "Give the number of replicates that a perturbation has."
-        )
-    order = np.random.default_rng(int(content_id("random groups", seed), 16)).permutation(controls)
-    groups = [""] * len(batches)
-    for place, well in enumerate(order[: len(order) // n_wells * n_wells].tolist()):
-        groups[well] = f"random {place // n_wells:06d}"
-    return groups
-
-
 def false_positives_of_wells(
     vectors: Vectors, plates: Sequence[str], is_control: Flags, *, alpha: float = 0.05
 ) -> FalsePositives:
-    """Test each control well on its own: is it farther out than the control wells of all other plates?
+    """Test for each control well whether it is farther out than the control wells of all other plates.
 
     The well joins the controls of the other plates, and p is the share of these that lie as far from their common mean
-    or farther. Where plates differ in nothing, p is exact, and alpha of the wells are called; plates that are not
-    aligned are called as a whole.
+    or farther. Without differences between plates p is exact, and alpha of the wells are called; all wells of a plate
+    that is not aligned are called.
 
     Args:
         vectors: (N, D) of wells, aligned as for the benchmark.
@@ -276,13 +193,13 @@ def false_positives_of_wells(
     for number in range(int(plate.max()) + 1):
         others = np.flatnonzero(plate != number)
         n_all = len(others) + 1
-        if n_all * alpha < 1:  # no p could be as low as alpha
+        if n_all * alpha < 1:  # no p-value can be as low as alpha
             continue
         total_D = wells[others].sum(axis=0)
         own = np.flatnonzero(plate == number)
         for start in range(0, len(own), WELLS_AT_ONCE):
             here = own[start : start + WELLS_AT_ONCE]
-            # Squared distances to the mean (total + x) / n, without what all have in common.
+            # Squared distances to the mean (total + x) / n, without the term that is the same for all.
             middle_BD = (total_D + wells[here]) / n_all
             others_BN = square_N[others] - 2 * middle_BD @ wells[others].T
             self_B = square_N[here] - 2 * np.einsum("bd,bd->b", middle_BD, wells[here])
@@ -322,22 +239,22 @@ def dose_response(
     """Spearman correlation of dose and distance from the controls, for each compound, with a permutation p-value.
 
     The distance is that to the mean of the control wells of the well's own batch. p is one-sided: the share of random
-    orders of the compound's wells in each batch that give as high a correlation or a higher one. Distances of another
-    batch may be longer for reasons of the batch, so doses that differ between batches only are no evidence.
+    orders of the compound's wells in each batch with as high a correlation or a higher one. Distances may differ
+    between batches because of the batch, so doses that differ between batches only are no evidence.
 
     Args:
         vectors: (N, D) of wells.
-        compounds: (N,) read where the well is no control.
-        doses: (N,) in one unit for each compound, such as uM; not read for control wells.
+        compounds: (N,); those of control wells are ignored.
+        doses: (N,) in one unit for each compound, such as uM; those of control wells are ignored.
         batches: (N,)
         is_control: (N,)
-        n_draws: Random orders.
+        n_draws: Number of random orders.
         alpha: Level of `increasing`.
-        seed: Of the orders.
+        seed: Seed of the orders.
 
     Returns:
         The correlation is empty for fewer than three doses, or where all distances are equal; the p-value also where
-        the doses of the batches can be ordered in fewer than 20 ways.
+        the doses within batches have fewer than 20 different orders.
 
     Raises:
         ValueError: Arguments of different lengths, a batch without controls, a vector that is not finite, or a dose
@@ -400,7 +317,7 @@ def dose_response(
 def _spearman_test(
     dose: Floats, distance: Floats, batch: NDArray[np.intp], n_draws: int, rng: np.random.Generator
 ) -> tuple[float, float | None]:
-    """Spearman's correlation, and p of orders within batches; None where there are too few."""
+    """Spearman's correlation and its p-value from orders within batches; None where there are too few orders."""
     x, y = stats.rankdata(dose), stats.rankdata(distance)
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float((x @ x) * (y @ y)))
@@ -409,31 +326,28 @@ def _spearman_test(
     for number in np.unique(batch).tolist():
         here = np.flatnonzero(batch == number)
         drawn[:, here] = rng.permuted(drawn[:, here], axis=1)
-        # Different orders of the doses: n! over the orders of equal ones.
+        # Number of different orders of the doses: n! over the orders of equal doses.
         of_dose = np.unique(x[here], return_counts=True)[1]
         orders *= math.factorial(len(here)) // math.prod(math.factorial(n) for n in of_dose.tolist())
     if orders < MIN_PLACEMENTS:
         return rho, None
-    n_above = int((drawn @ x / scale >= rho - TIE).sum())
-    return rho, (1 + n_above) / (1 + n_draws)
+    return rho, permutation_p_value(rho, drawn @ x / scale, TIE)
 
 
 def _permuted_batches(
     logits: NDArray[np.floating], label: NDArray[np.intp], n_draws: int, rng: np.random.Generator
 ) -> float:
-    """p-value of the mean probability of the own class, classes counting alike, over permuted labels."""
+    """p-value of the mean probability of the own class, with equal weight of each class, over permuted labels."""
     wide = logits.astype(np.float64)
     probability = np.exp(wide - wide.max(axis=1, keepdims=True))
     probability /= probability.sum(axis=1, keepdims=True)
     drawn = np.concatenate([label[None, :], rng.permuted(np.broadcast_to(label, (n_draws, len(label))).copy(), axis=1)])
     weight = 1 / np.bincount(label, minlength=probability.shape[1]).clip(1)
     means = (probability[np.arange(len(label)), drawn] * weight[drawn]).sum(axis=1)
-    return p_value_of_first(means, TIE)
+    return permutation_p_value(means[0], means[1:], TIE)
 
 
-def _checked(
-    vectors: Vectors, batches: Sequence[str], is_control: Flags | None, *, finite: bool = True
-) -> tuple[Floats, Flags]:
+def _checked(vectors: Vectors, batches: Sequence[str], is_control: Flags | None) -> tuple[Floats, Flags]:
     matrix = np.asarray(vectors, np.float64)
     flags = np.zeros(len(batches), bool) if is_control is None else np.asarray(is_control, bool)
     if matrix.ndim != 2 or not len(matrix) == len(batches) == len(flags):
@@ -441,7 +355,7 @@ def _checked(
             f"vectors of shape {matrix.shape}, {len(batches)} batches and {len(flags)} control marks, expected (N, D), "
             "N and N. Take all from the same wells."
         )
-    if finite and not np.isfinite(matrix).all():
+    if not np.isfinite(matrix).all():
         row = int(np.argwhere(~np.isfinite(matrix))[0, 0])
         raise ValueError(
             f"vector {row} of {len(matrix)} (batch {batches[row]}) is not finite. Leave out the wells that failed, or "

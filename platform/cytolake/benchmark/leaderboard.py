@@ -1,14 +1,14 @@
-"""The leaderboard: for each benchmark, one representation of every encoder and baseline, from the `scores` table.
+"""Leaderboard: for each benchmark, a ranking of one representation of every encoder and baseline.
 
-Which block of an encoder stands in a ranking is chosen elsewhere where it can be, and `chosen_by` says where:
+The block of an encoder in a ranking is chosen on other data where possible; `chosen_by` names the method:
 
-    other plates          probes: on every plate (batch, ...) the block that the others choose, baselines alike
-    linear_probe of ...   the block that leads the newest linear probe of wells, the same in all rankings
-    the best of these     neither is known: the best of `best_of` on the wells that it is scored on reads high
+    other plates          probes: on every plate (batch, ...) the block that the other plates choose, also for baselines
+    linear_probe of ...   the best block of the newest linear probe of wells, the same in all rankings
+    the best of these     neither exists: the best of `best_of` on the scored wells, which is biased upwards
 
-Scores of different protocols (other settings, wells or labels) never stand in one ranking. The newest protocol of every
-encoder is shown, so an import of other wells opens a ranking of its own and hides none. Each expression screen has
-rankings of its own.
+Scores of different protocols (other settings, wells or labels) are never in one ranking. The newest protocol of every
+encoder is shown, so an import of other wells adds a ranking and hides none. Each expression screen has its own
+rankings.
 """
 
 from __future__ import annotations
@@ -22,44 +22,43 @@ from typing import Any
 import pyarrow as pa
 
 from cytolake.benchmark.linear_probe import WELL_METRIC
-from cytolake.benchmark.profiles.tasks import ERRORS, GUARD_RAILS, NUISANCES
+from cytolake.benchmark.merit import ERRORS, GUARD_RAILS, NUISANCES
 from cytolake.benchmark.unit_scores import Candidate, chosen_score, units_in_words
 from cytolake.catalog import Catalog
 
 TASK_COLUMNS = ("benchmark", "label", "metric", "split", "alignment", "screen_id")
-"""What sets rankings apart. `screen_id` is the `pack_id` of an expression screen, and empty for images."""
+"""Columns that define a ranking. `screen_id` is the `pack_id` of an expression screen, and empty for images."""
 EXPRESSION = "expression"
 """`representations.kind` of the embeddings of an expression screen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaderboardFilter:
-    """Which rankings; an empty text means all."""
+    """Selection of rankings; an empty text selects all."""
 
     benchmark: str = ""
     label: str = ""
     metric: str = ""
     alignment: str = ""
     pack_id: str = ""
-    """Rankings that a representation of this pack is in, with all others of the same protocol."""
+    """Rankings with a representation of this pack, together with all others of the same protocol."""
     representation_ids: tuple[str, ...] = ()
-    """Rankings that one of these is in; each of them is listed, also where another block stands for its encoder."""
+    """Rankings with one of these; each is listed, also where another block represents its encoder."""
     all_blocks: bool = False
-    """Every block and pooling, rather than one of each encoder."""
+    """Every block and pooling instead of one of each encoder."""
 
 
 BEST_OF_THESE = "the best of these"
 
 
 def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa.Table:
-    """Rows of all rankings, each from the best down; of guard rails and errors the least is best.
+    """Rows of all rankings, each from the best down; for guard rails and errors the lowest value is the best.
 
     Returns:
-        Columns: those of `TASK_COLUMNS`, `protocol` (rankings of one task differ in it, the newest first), `pack_id`,
-        `kind`, `architecture`, `model_id`, `block`, `pooling`, `parent_id` and `alignment_variant` (empty, but for kind
-        `aligned`), `representation_id`, `value`, `ci_low`, `ci_high`, `n_test`, `n_classes`, `best_of`
-        (representations of the encoder that were scored), `chosen_by` (empty where there was no choice), `details`,
-        `scored_at`.
+        Columns: those of `TASK_COLUMNS`, `protocol` (one ranking for each, the newest first), `pack_id`, `kind`,
+        `architecture`, `model_id`, `block`, `pooling`, `parent_id` and `alignment_variant` (empty except for the kind
+        `aligned`), `representation_id`, `value`, `ci_low`, `ci_high`, `n_test`, `n_classes`, `best_of` (number of
+        scored representations of the encoder), `chosen_by` (empty without a choice), `details`, `scored_at`.
     """
     wanted = wanted or LeaderboardFilter()
     rows = _scored(catalog, wanted)
@@ -87,7 +86,7 @@ def leaderboard(catalog: Catalog, wanted: LeaderboardFilter | None = None) -> pa
 
 
 def _scored(catalog: Catalog, wanted: LeaderboardFilter) -> list[dict[str, Any]]:
-    """Every summary score of the rankings' tasks, with what it is of."""
+    """Summary scores of the selected rankings, with their representations."""
     conditions = ["s.seed = -1", "s.value is not null"]
     filters = {name: getattr(wanted, name) for name in ("benchmark", "label", "metric", "alignment")}
     filters = {name: value for name, value in filters.items() if value}
@@ -123,7 +122,7 @@ def _scored(catalog: Catalog, wanted: LeaderboardFilter) -> list[dict[str, Any]]
 def _newest_of_each_encoder(
     protocols: Mapping[str, Sequence[Mapping[str, Any]]], wanted: LeaderboardFilter
 ) -> list[str]:
-    """Protocols that are the newest of some encoder that the filter names, the newest first."""
+    """Protocols that are the newest of some selected encoder, the newest first."""
     newest: dict[tuple[str, str], tuple[Any, str]] = {}
     for protocol, rows in protocols.items():
         for row in rows:
@@ -140,7 +139,7 @@ def _newest_of_each_encoder(
 def _ranking(
     rows: Sequence[dict[str, Any]], wanted: LeaderboardFilter, by_probe: Mapping[str, tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """The rows of one ranking that are shown, from the best down."""
+    """Visible rows of one ranking, from the best down."""
     of_encoder: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         of_encoder.setdefault((row["kind"], row["model_id"]), []).append(row)
@@ -164,7 +163,7 @@ def _ranking(
 
 
 def _stands_for(rows: Sequence[dict[str, Any]], by_probe: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """The representation that stands for an encoder, with a score that its choice does not raise where there is one."""
+    """The representation of an encoder in a ranking, with a score that its choice does not bias where there is one."""
     if len(rows) == 1:
         return rows[0]
     if rows[0]["sign"] > 0:
@@ -183,7 +182,7 @@ def _stands_for(rows: Sequence[dict[str, Any]], by_probe: Mapping[str, tuple[str
 
 
 def _chosen_by_probe(catalog: Catalog) -> dict[str, tuple[str, str]]:
-    """By model, the representation that leads its newest linear probe of wells, and the label of that probe."""
+    """By model, the best representation of its newest linear probe of wells, and the label of that probe."""
     rows = catalog.sql(
         """
         select r.model_id, s.representation_id, s.label, s.value, s.scored_at, s.protocol

@@ -1,9 +1,7 @@
-"""Linear probe: how well a linear map predicts the labels of plates that the probe never saw from frozen vectors.
+"""Linear probe: multinomial logistic regression from frozen vectors to labels, scored on held-out plates.
 
-Source: the block search of Kraus et al. 2024 ("ViTally Consistent", arXiv 2411.02572): multinomial logistic regression,
-balanced accuracy. Here every plate (or batch, row, ... : a unit) is scored by probes that were fitted without it, and
-the same fits give, for every unit, the scores of all others by probes that saw neither: by these the strength of the
-regularisation is chosen, and a block can be chosen on other plates than it is reported on.
+Source: the block search of Kraus et al. 2024 ("ViTally Consistent", arXiv 2411.02572): logistic regression, balanced
+accuracy. Nested cross-validation over plates (or batches, rows, ...) is ours: `cross_validation`.
 
 Shapes: N training crops, M test crops, D features, K classes, W wells, U units, F folds.
 """
@@ -28,39 +26,40 @@ Align = Literal["none", "plate_controls"]
 ChooseBy = Literal["wells", "crops"]
 CROP_METRIC = "balanced_accuracy"
 WELL_METRIC = "balanced_accuracy_wells"
-METRICS = (CROP_METRIC, WELL_METRIC)
+PROBE_METRICS = (CROP_METRIC, WELL_METRIC)
 VERSION = "units/1"
-"""Names how scores are made; scores of another version are not compared with these."""
+"""Version of the protocol; scores of other versions are not comparable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeConfig:
-    """What is predicted, from which wells, and how it is scored."""
+    """Label, split and settings of a linear probe."""
 
     label: str = "perturbation"
     """Column of `wells` to predict."""
     split: SplitBy = "plate"
-    """What is held out whole. All but `plate` and `batch` test wells of plates that the probe saw, and read higher:
-    `well` is for screens with too few plates; `row`, `column` and `column_block` show what positions contribute."""
+    """Unit that is held out whole. All but `plate` and `batch` test wells of plates that the probe was fitted on, so
+    their scores are higher: `well` is for screens with too few plates; `row`, `column` and `column_block` show the
+    contribution of positions."""
     seeds: tuple[int, ...] = (0,)
-    """One deal of the units into folds for each; where every fold is one plate, all deals are the same."""
+    """One assignment of the units to folds for each; where every fold is one plate, all are the same."""
     held_out_share: float = 0.25
     """Share of the plates, batches or wells that are held out together; at least one."""
     only: tuple[str, ...] = ()
     """Plates or batches (as `plate`, or `screen/plate`) that are scored; probes are fitted on the others as well. Empty
-    means all."""
+    scores all."""
     choose_by: ChooseBy = "wells"
-    """Score that chooses a block: of wells (mean of a well's crops), as users rank them, or of single crops."""
+    """Score that chooses a block: of wells (mean over a well's crops), as users rank them, or of single crops."""
     include_controls: bool = False
-    """Count negative-control wells as a class."""
+    """Whether negative-control wells are a class."""
     align: Align = "none"
     """`plate_controls`: every representation is first standardised by the negative controls of each plate."""
     regularisation: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    """Inverse strengths C to choose from, on held-out groups of the training part; one value is taken as it is."""
+    """Inverse strengths C of the L2 penalty, chosen on held-out groups of the training part; one value is fixed."""
     max_iterations: int = 500
     """Limit of L-BFGS; fits that reach it are counted in `ProbeResult.n_not_converged`."""
     concurrent_trials: int = 2
-    """Ray Tune trials that run at the same time, one CPU each."""
+    """Ray Tune trials at the same time, one CPU each."""
 
     def __post_init__(self) -> None:
         check_label(self.label)
@@ -87,7 +86,7 @@ class ProbeConfig:
 
     @property
     def benchmark(self) -> str:
-        """Name in the `scores` table: says whether the vectors were aligned."""
+        """Name in the `scores` table, which includes the alignment."""
         return "linear_probe" if self.align == "none" else f"linear_probe_{self.align}"
 
 
@@ -104,7 +103,7 @@ class FittedProbe:
     mean: NDArray[np.float32]
     """(D,) of the training crops."""
     scale: NDArray[np.float32]
-    """(D,) standard deviation of the training crops; infinite for a constant feature, which then has no say."""
+    """(D,) standard deviation of the training crops; infinite for a constant feature, which then has no effect."""
     converged: bool
     """False when the optimiser reached its limit of iterations."""
 
@@ -150,14 +149,14 @@ def linear_probe(
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted below
         model.fit((train_ND - mean_D) / scale_D, labels_N)
     weight, bias = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
-    if len(weight) == 1:  # two classes: scikit-learn keeps only the second's log odds
+    if len(weight) == 1:  # two classes: scikit-learn has only the second's log odds
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
     converged = bool(np.max(model.n_iter_) < max_iterations)
     return FittedProbe(np.asarray(model.classes_, np.intp), weight, bias, mean_D, scale_D, converged)
 
 
 def make_splits(data: ProbeData, config: ProbeConfig) -> list[Split]:
-    """One split for each seed, for work that fits once on a train part: studies and audits.
+    """One split for each seed, for studies and audits, which fit once on a train part.
 
     Raises:
         ValueError: Too few plates or batches, or a split without two classes in both parts.
@@ -174,7 +173,7 @@ def make_splits(data: ProbeData, config: ProbeConfig) -> list[Split]:
 
 
 def probe_key(data: ProbeData, config: ProbeConfig) -> str:
-    """Changes when the config, the crops or their labels change: scores under one key are comparable."""
+    """Hash of the config, the crops and their labels: scores with one key are comparable."""
     settings = {name: value for name, value in asdict(config).items() if name not in ("concurrent_trials", "choose_by")}
     wells = [
         f"{well}:{plate}:{batch}:{label}:{int(control)}"
@@ -191,12 +190,12 @@ def score_id(representation_id: str, metric: str, key: str, seed: int) -> str:
 
 
 def _splits(data: ProbeData, config: ProbeConfig, seeds: Sequence[int]) -> list[Split]:
-    """Splits of the wells that have a class, with a place for all wells."""
+    """Splits of the wells with a class, as masks over all wells."""
     wells = np.flatnonzero(data.label_of_well >= 0)
     if config.split in ("well", "leave_one_well_out"):
         labels = [data.classes[i] for i in data.label_of_well[wells]]
         share = config.held_out_share if config.split == "well" else 1e-9  # one well of each class
-        if data.is_pooled:  # a well holds several classes, and goes whole
+        if data.is_pooled:  # a well holds several classes and is held out whole
             parts = hold_out_groups([data.held_wells[i] for i in wells], share, seeds)
         else:
             parts = hold_out_wells([data.well_ids[i] for i in wells], labels, share, seeds)

@@ -1,4 +1,4 @@
-"""What a probe reads from the catalog: the label of every crop, and the vectors of a representation.
+"""Input of probes from the catalog: the label of every crop, and the vectors of a representation.
 
 N crops, W wells, D features.
 """
@@ -26,34 +26,34 @@ LABELS = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeData:
-    """Crops and wells behind a probe, the same for every representation of one pack."""
+    """Crops and wells of a probe, the same for every representation of one pack."""
 
     crop_ids: tuple[str, ...]
-    """N ids, sorted: the order of the vectors."""
+    """N sorted ids, the order of the vectors."""
     well_of_crop: NDArray[np.intp]
     """(N,) index into the wells."""
     well_ids: tuple[str, ...]
-    """W ids, sorted. In a well with labelled objects the crops of each label stand for a well: ids of groups."""
+    """W sorted ids. In a well with labelled objects, the crops of each label count as a well: ids of groups."""
     plates: tuple[str, ...]
-    """(W,) `screen/plate` of each well, for plates of two screens may share a name."""
+    """(W,) `screen/plate` of each well, because plates of two screens may share a name."""
     batches: tuple[str, ...]
     """(W,) `screen/batch` of each well."""
     is_control: NDArray[np.bool_]
     """(W,) True where the well holds the negative control."""
     classes: tuple[str, ...]
     label_of_well: NDArray[np.intp]
-    """(W,) index into `classes`; -1 where the well has no label, or is a control that does not count."""
+    """(W,) index into `classes`; -1 for a well without a label, and for a control where controls are no class."""
     label: str
     rows: tuple[str, ...] = ()
-    """(W,) such as `B`; empty where positions are not known."""
+    """(W,) row such as `B`; empty where positions are not known."""
     columns: tuple[int, ...] = ()
-    """(W,) 1 and up, as printed on the plate."""
+    """(W,) column from 1, as printed on the plate."""
     held_wells: tuple[str, ...] = ()
-    """(W,) id of the well that is held out with each: its own, or that of its group. Empty: its own."""
+    """(W,) id of the well that is held out together with each: its own, or that of its group. Empty: its own."""
 
     @property
     def is_pooled(self) -> bool:
-        """Whether wells hold objects of several labels, so that a well is no longer of one class."""
+        """Whether wells hold objects of several labels, so that a well has several classes."""
         return bool(self.held_wells) and self.held_wells != self.well_ids
 
 
@@ -61,10 +61,10 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
     """Join the crops of a representation with their wells.
 
     Args:
-        catalog: Where the tables are.
+        catalog: The catalog.
         representation_id: Any representation of the pack.
         label: Column of `wells` to predict.
-        include_controls: Whether negative-control wells are a class of their own name.
+        include_controls: Whether negative-control wells are a class, under their own name.
 
     Raises:
         ValueError: The label is no column of wells, the representation has no rows, or fewer than two classes.
@@ -81,17 +81,17 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
 
 
 def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_controls: bool, what: str) -> ProbeData:
-    """Join crops with their wells, or with the labels of the objects that they show.
+    """Join crops with their wells, or with the labels of their objects.
 
     Args:
-        catalog: Where the wells are.
+        catalog: The catalog.
         crops: `crop_id` and `well_id` of each crop.
-        label: Column of `wells` to predict, or of `objects` where these have labels of their own.
-        include_controls: Whether negative-control wells are a class of their own name.
-        what: The crops' source, for error texts.
+        label: Column of `wells` to predict, or of `objects` where objects have their own labels.
+        include_controls: Whether negative-control wells are a class, under their own name.
+        what: Source of the crops, for error texts.
 
     Raises:
-        ValueError: The label is no column of wells, a crop of a well that is not there, or fewer than two classes.
+        ValueError: The label is no column of wells, a crop of an unknown well, or fewer than two classes.
     """
     check_label(label)
     crops = crops.sort_by("crop_id")
@@ -151,8 +151,8 @@ def standardise_by_plate_controls(
     Args:
         vectors_ND: (N, D).
         plate_N: (N,) plate of each crop.
-        is_control_N: (N,) True where the crop is of a negative-control well.
-        min_controls: Refuse plates with fewer control crops than this.
+        is_control_N: (N,) True for crops of negative-control wells.
+        min_controls: Fewest control crops of a plate.
 
     Returns:
         (N, D), in standard deviations of the plate's control crops; 0 for a feature constant among them.

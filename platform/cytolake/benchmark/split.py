@@ -1,4 +1,4 @@
-"""Which wells are held out: whole plates or batches, so that a score says how a representation carries over.
+"""Splits of wells into train and test, with whole plates or batches held out so that a score measures generalisation.
 
 W wells.
 """
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 SplitBy = Literal["plate", "batch", "well", "row", "column", "column_block", "leave_one_well_out"]
 SPLITS: tuple[str, ...] = get_args(SplitBy)
 WITHIN_PLATES: tuple[SplitBy, ...] = ("well", "row", "column", "column_block", "leave_one_well_out")
-"""Splits whose test wells are of plates that the probe saw."""
+"""Splits with test wells on plates that the probe was fitted on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One way to part the wells into train and test."""
+    """One split of the wells into train and test."""
 
     seed: int
     held_out: tuple[str, ...]
@@ -33,8 +33,8 @@ class Split:
 def hold_out_groups(groups: Sequence[str], share: float, seeds: Sequence[int]) -> list[Split]:
     """One split for each seed, in which whole groups (plates or batches) are held out.
 
-    Seed s takes the s-th of a fixed list of splits. The list holds out every group once before it holds out any a
-    second time, and repeats a split only when there is no other with at most half of the groups held out.
+    Seed s takes the s-th of a fixed list of splits. The list holds out every group once before any group a second time,
+    and repeats a split only when there is no other with at most half of the groups held out.
 
     Args:
         groups: (W,) group of each well.
@@ -64,15 +64,15 @@ def hold_out_wells(
 ) -> list[Split]:
     """One split for each seed, in which a share of every class's wells is held out.
 
-    For screens with too few plates to hold any out. A class of two or more wells is in both parts; the position and
-    the plate of a well are no longer new in the test part, so scores read higher than those of `hold_out_groups`.
+    For screens with too few plates to hold any out. A class of two or more wells is in both parts. Positions and plates
+    of the test part are not new, so scores are higher than those of `hold_out_groups`.
 
     Args:
         wells: (W,) unique names.
         labels: (W,) class of each well.
         share: Share of each class's wells in the test part, at least one where the class has two.
         seeds: 0 and up.
-        stream: Another number gives other splits for the same seeds.
+        stream: Another number gives different splits for the same seeds.
     """
     splits = []
     label_W = np.asarray(labels)
@@ -88,20 +88,20 @@ def hold_out_wells(
 
 
 def classes_in_both(label_W: NDArray[np.intp], is_test: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Classes that have wells in the train and in the test part, sorted; negative labels are no class."""
+    """Sorted classes with wells in the train and in the test part; negative labels are no class."""
     both = np.intersect1d(label_W[is_test], label_W[~is_test])
     return np.asarray(both[both >= 0], dtype=np.intp)
 
 
 def _distinct_choices(n: int, k: int) -> Iterator[tuple[int, ...]]:
-    """Endless sets of held-out groups: all sets of k, then of k + 1 up to half of the groups, then from the start."""
+    """Endless sets of held-out groups: all sets of k, then of k + 1 up to half of the groups, then all again."""
     random = np.random.default_rng(0)
     while True:
         for size in range(k, max(k, n // 2) + 1):
             seen: set[tuple[int, ...]] = set()
             deck: list[int] = []
             while len(seen) < math.comb(n, size):
-                if len(deck) < size:  # dealt like cards, so that every group has its turn before any has a second
+                if len(deck) < size:  # dealt like cards: every group has its turn before any has a second
                     deck += [int(i) for i in random.permutation(n) if i not in deck]
                 choice = tuple(sorted(deck[:size]))
                 deck = deck[size:]

@@ -1,4 +1,4 @@
-"""A linear probe on any stored representation: an import, an aligned one, a block of an encoder."""
+"""Linear probe of any stored representation: an import, an aligned one, or a block of an encoder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cytolake.catalog.representations import read_vectors
 def probe_stored(catalog: Catalog, representation_id: str, config: ProbeConfig) -> ProbeResult:
     """Score one representation with a linear probe and add the rows to `scores`, once.
 
-    Rows of an import with plate and well alone count as crops of their wells. The scores compare representations of
-    the same crops; no block is chosen, and nothing is promoted by them.
+    Rows of an import with only plate and well count as crops of their wells. The scores compare representations of the
+    same crops; they choose no block and promote nothing.
 
     Args:
-        catalog: Where the vectors are and the scores go.
-        representation_id: With rows in `embeddings`.
+        catalog: Catalog with the vectors and the scores.
+        representation_id: Representation with rows in `embeddings`.
         config: Label, split and strengths of regularisation.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Scores of the units that were held out (plates, batches, ...), their intervals, and choices that were made elsewhere.
+"""Scores of held-out units (plates, batches, ...), their intervals, and nested choices between candidates.
 
-A unit is the largest thing that a split holds out whole, so units, and neither wells nor crops, are what was sampled:
-wells of one plate share its staining and its position effects, and an interval over wells covers too little (60 %
-instead of 95 % with four plates in a simulation).
+A unit is the largest thing that a split holds out whole. Units, not wells or crops, are what was sampled: wells of one
+plate share its staining and its position effects, so an interval over wells is too narrow (it covers 60 % instead of
+95 % with four plates in a simulation).
 
 U units, C candidates (such as blocks and poolings of one encoder).
 """
@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.statistics.intervals import ROUNDING, Interval
-from cytolake.statistics.shares import share_of
+from cytolake.statistics.intervals import ROUNDING, Interval, share_of, student_quantile
 
 Numbers = NDArray[np.float64]
 
 MIN_UNITS = 3
-"""Fewer units give no interval: of two, Student's t makes one 12.7 standard errors wide to each side."""
+"""Fewest units with an interval: with two, Student's t reaches 12.7 standard errors to each side."""
 SELECTION_SHARPNESS = 0.5
-"""How fast a candidate's weight falls with each standard error that it lies behind the best of the other units."""
+"""Decay of a candidate's weight with each standard error behind the best candidate of the other units."""
 
 
 _PLURALS = {
@@ -38,24 +37,24 @@ _PLURALS = {
 
 
 def units_in_words(unit: str) -> str:
-    """Several units of a kind, for sentences: `plates`, `batches`, ...; wells are held out in sets."""
+    """Plural of a kind of units, for sentences: `plates`, `batches`, ...; wells are held out in sets."""
     return _PLURALS.get(unit, "sets of wells")
 
 
 @dataclass(frozen=True, slots=True)
 class UnitScores:
-    """How one representation did on every unit, each by probes that did not see the unit."""
+    """Scores of one representation on every unit, each by probes fitted without the unit."""
 
     unit: str
-    """What a unit is: plate, batch, row, column, column_block, or a set of wells."""
+    """Kind of the units: plate, batch, row, column, column_block, or a set of wells."""
     names: tuple[str, ...]
     """U names."""
     score: Numbers
     """(U,)"""
     n_train: float
-    """Units that a probe was fitted on, mean over probes; infinite where nothing was fitted."""
+    """Mean number of units that a probe was fitted on; infinite where nothing was fitted."""
     n_test: int
-    """Wells behind the scores."""
+    """Number of wells behind the scores."""
 
     @property
     def value(self) -> float:
@@ -65,7 +64,7 @@ class UnitScores:
     def interval(self) -> Interval:
         """The score and its 95 % interval over units, within 0..1."""
         if len(self.score) >= MIN_UNITS and np.ptp(self.score) <= ROUNDING:
-            # All units alike, such as all right: their spread says nothing, the number of wells does.
+            # Equal units, such as all correct, have no spread: the interval is that of a share of the wells.
             return Interval(self.value, *_by_wells(self), self.score)
         half = half_width(self.score, self.n_train)
         return Interval(self.value, max(self.value - half, 0.0), min(self.value + half, 1.0), self.score)
@@ -77,12 +76,12 @@ class Candidate:
 
     scores: UnitScores
     inner: Numbers
-    """(U, U) row p, column q: score on unit q by a probe that saw neither p nor q; NaN where there is none. What row p
-    says was measured without unit p, so a choice by it can be reported on p."""
+    """(U, U) row p, column q: score on unit q by a probe fitted without p and q; NaN where there is none. Row p was
+    measured without unit p, so a choice based on it can be reported on p."""
 
     @classmethod
     def of_details(cls, details: Mapping[str, Any]) -> Candidate | None:
-        """As `details` wrote it; None for scores of versions that did not keep it."""
+        """From the `details` of a score; None for scores of versions that did not store it."""
         if "unit_scores" not in details:
             return None
         scores = UnitScores(
@@ -101,26 +100,24 @@ class Candidate:
 def half_width(score_U: Numbers, n_train: float) -> float:
     """Half of a 95 % interval of the mean over units; NaN for fewer than `MIN_UNITS`.
 
-    Student's t over units. Scores of two units are alike in more than the mean, for their probes were fitted on nearly
-    the same units, so the variance of the mean is more than that of independent scores. The factor 1 + 2 / n_train is
-    what simulations of logistic probes with plate effects need for 3 to 16 units; Nadeau and Bengio 2003
-    (doi:10.1023/A:1024068626366) have 1 + U n_test / n_train, which covers 98 to 99 % there.
+    Student's t over units. Scores of two units are correlated, because their probes were fitted on nearly the same
+    units, so the variance of the mean exceeds that of independent scores. The factor 1 + 2 / n_train gives 95 %
+    coverage in simulations of logistic probes with plate effects and 3 to 16 units; that of Nadeau and Bengio 2003
+    (doi:10.1023/A:1024068626366), 1 + U n_test / n_train, covers 98 to 99 % there.
     """
-    from scipy import stats
-
     n = len(score_U)
     if n < MIN_UNITS:
         return math.nan
-    return float(stats.t.ppf(0.975, n - 1) * np.sqrt(_variance_of_mean(score_U, n_train)))
+    return float(student_quantile(n - 1) * np.sqrt(_variance_of_mean(score_U, n_train)))
 
 
 def chosen_elsewhere(candidates: Sequence[Candidate]) -> UnitScores:
-    """The score on every unit of the candidate that the other units choose.
+    """Score on every unit of the candidate that the other units choose.
 
-    The best of C equal candidates on the units that it is reported on reads high by luck alone (.076 for 8 candidates
-    on 4 plates in a simulation). Here the choice for a unit comes from scores that were measured without it. Candidates
-    that the other units cannot tell apart share the choice: each has the weight exp(-z / 2), z standard errors behind
-    the best, for a choice that flips with every unit would add its own noise.
+    The best of C equal candidates, reported on the units that chose it, is too high by chance alone (by .076 for 8
+    candidates on 4 plates in a simulation). Here the choice for a unit uses scores that were measured without it.
+    Candidates that the other units cannot distinguish share the choice, with weight exp(-z / 2) at z standard errors
+    behind the best, because a choice that changes with every unit would add noise.
 
     Raises:
         ValueError: No candidate.
@@ -131,10 +128,10 @@ def chosen_elsewhere(candidates: Sequence[Candidate]) -> UnitScores:
 
 
 def gain(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> Interval:
-    """How much the chosen one of ours scores above the chosen one of theirs, on units that chose neither.
+    """Difference between the scores of the chosen candidates of two sets, on units that chose neither.
 
-    The variance is the mean of two: that of the units' differences, and the jackknife's, which sees in addition that
-    without a unit another candidate would be chosen.
+    The variance is the mean of two: that of the units' differences, and that of the jackknife, which includes the
+    variance of the choice.
 
     Raises:
         ValueError: No candidate on a side, or sides of different units.
@@ -148,8 +145,8 @@ def gain(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> Interval:
     difference_U = one.score - other.score
     value, low, high = _interval_with_choice(ours, theirs, difference_U, one.n_train)
     if len(difference_U) >= MIN_UNITS and np.ptp(difference_U) <= ROUNDING:
-        # All units differ alike: their spread says nothing, the number of wells does (Newcombe 1998, method 10,
-        # doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I, as if the wells were not the same).
+        # Equal differences have no spread: the interval is that of a difference of shares of wells (Newcombe 1998,
+        # method 10, doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I, for unpaired wells).
         (a, b), (c, d) = (_by_wells(each) for each in (one, other))
         low = value - math.hypot(one.value - a, d - other.value)
         high = value + math.hypot(b - one.value, other.value - c)
@@ -157,7 +154,7 @@ def gain(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> Interval:
 
 
 def chosen_score(candidates: Sequence[Candidate]) -> Interval:
-    """The score of a choice made on other units, with an interval that knows of the choice; within 0..1."""
+    """Score of a choice made on other units, with an interval that includes the variance of the choice; in 0..1."""
     found = chosen_elsewhere(candidates)
     if len(candidates) == 1:
         return found.interval()
@@ -166,35 +163,33 @@ def chosen_score(candidates: Sequence[Candidate]) -> Interval:
 
 
 def p_value(found: Interval, n_train: float) -> float:
-    """Two-sided p of no gain, by the interval's own width; NaN where it has none."""
+    """Two-sided p-value of no gain, from the width of the interval; NaN without an interval."""
     from scipy import stats
 
     n = len(found.draws)
     if n < MIN_UNITS or not found.high > found.low:
         return math.nan
-    error = (found.high - found.low) / 2 / stats.t.ppf(0.975, n - 1)
+    error = (found.high - found.low) / 2 / student_quantile(n - 1)
     return float(2 * stats.t.sf(abs(found.value) / error, n - 1))
 
 
 def _interval_with_choice(
     ours: Sequence[Candidate], theirs: Sequence[Candidate], score_U: Numbers, n_train: float
 ) -> tuple[float, float, float]:
-    from scipy import stats
-
     n, value = len(score_U), float(score_U.mean())
     if n < MIN_UNITS:
         return value, math.nan, math.nan
     variance = _variance_of_mean(score_U, n_train)
-    if n > MIN_UNITS and len(ours) + len(theirs) > 2:  # without a unit there must be enough left to choose by
+    if n > MIN_UNITS and len(ours) + len(theirs) > 2:  # enough units must remain to choose by
         without_U = _values_without_a_unit(ours) - (_values_without_a_unit(theirs) if theirs else 0.0)
         jackknife = (n - 1) / n * float(np.square(without_U - without_U.mean()).sum())
         variance = (variance + jackknife) / 2
-    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt(variance))
+    half = float(student_quantile(n - 1) * np.sqrt(variance))
     return value, value - half, value + half
 
 
 def _values_without_a_unit(candidates: Sequence[Candidate]) -> Numbers:
-    """(U,) mean of the choice over all units but one, which has no say in it either."""
+    """(U,) mean score of the choice without each unit, which takes no part in the choice either."""
     score_CU, inner_CUU = _stacked(candidates)
     values = []
     for unit in range(score_CU.shape[1]):
@@ -204,7 +199,7 @@ def _values_without_a_unit(candidates: Sequence[Candidate]) -> Numbers:
 
 
 def _by_wells(scores: UnitScores) -> tuple[float, float]:
-    """Wilson's 95 % interval of the mean, taken for a share of the wells."""
+    """Wilson's 95 % interval of the mean, as a share of the wells."""
     share = share_of(round(scores.value * scores.n_test), scores.n_test)
     return min(share.low, scores.value), max(share.high, scores.value)
 
@@ -218,7 +213,7 @@ def _stacked(candidates: Sequence[Candidate]) -> tuple[Numbers, Numbers]:
 
 
 def _chosen(score_CU: Numbers, inner_CUU: Numbers) -> Numbers:
-    """(U,) score on each unit of what the others choose."""
+    """(U,) score on each unit of the candidate that the others choose."""
     n = score_CU.shape[1]
     is_other_UU = np.isfinite(inner_CUU).all(axis=0) & ~np.eye(n, dtype=bool)
     alone = ~is_other_UU.any(axis=1)
@@ -232,7 +227,7 @@ def _chosen(score_CU: Numbers, inner_CUU: Numbers) -> Numbers:
     best_U = mean_CU.argmax(axis=0)
     behind_CU = mean_CU.max(axis=0) - mean_CU
     difference_CUU = np.where(is_other_UU, known_CUU[best_U, np.arange(n)] - known_CUU - behind_CU[:, :, None], 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # one other unit has no spread: the best alone counts
+    with np.errstate(divide="ignore", invalid="ignore"):  # one other unit has no spread: only the best counts
         error_CU = np.sqrt(np.square(difference_CUU).sum(axis=2) / np.maximum(n_others_U - 1, 0) / n_others_U)
         error_CU = np.where(n_others_U > 1, error_CU, 0.0)
         z_CU = np.where(behind_CU > 0, behind_CU / error_CU, 0.0)

@@ -1,10 +1,10 @@
-"""Units that a probe holds out whole, and the folds that they are dealt into.
+"""Units that a probe holds out whole, and their folds.
 
-    plate, batch            wells that were made and imaged together
+    plate, batch            wells that were prepared and imaged together
     row, column             wells of one row or column, on all plates
     column_block            neighbouring columns, on all plates: quarters of the plate
-    well                    sets of wells, each with a share of every class; for screens of one plate
-    leave_one_well_out      sets that hold one well of each class
+    well                    sets of wells, each with wells of every class; for screens of one plate
+    leave_one_well_out      sets with one well of each class
 
 W wells, U units, F folds.
 """
@@ -23,16 +23,16 @@ from cytolake.catalog.ids import content_id
 from cytolake.storage.natural_order import natural_order
 
 MAX_UNITS = 64
-"""More plates than this are scored in so many groups: an interval gains nothing from more."""
+"""Most units; more plates are combined into as many groups, since an interval gains nothing from more."""
 MAX_WELL_SETS = 10
 MAX_LEFT_OUT = 24
-"""Most sets of `leave_one_well_out`; each takes fits of its own."""
+"""Most sets of `leave_one_well_out`; each needs its own fits."""
 N_COLUMN_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What is held out."""
+    """Units that are held out, and their folds."""
 
     kind: SplitBy
     names: tuple[str, ...]
@@ -52,17 +52,17 @@ class Units:
 
 
 def held_out_units(data: ProbeData, kind: SplitBy, held_out_share: float, seed: int, only: Sequence[str] = ()) -> Units:
-    """Find the units of the wells that have a class, and deal them into folds.
+    """Find the units of the wells with a class, and assign them to folds.
 
     Args:
         data: Wells with their plates, batches, rows, columns and classes.
-        kind: What a unit is.
-        held_out_share: Share of the units in one fold; there are three folds or more where there are units for them.
-        seed: Of the deal, and of the sets of wells.
-        only: Plates, batches, ... that are held out at all, by their name or what follows its `/`; all by default.
+        kind: Kind of the units.
+        held_out_share: Share of the units in one fold; there are at least three folds where there are enough units.
+        seed: Seed of the assignment, and of the sets of wells.
+        only: Plates, batches, ... that are held out, by their name or the part after its `/`; all by default.
 
     Raises:
-        ValueError: Fewer than two units, or positions that the plate map does not have.
+        ValueError: Fewer than two units, or positions that are not in the plate map.
     """
     used = np.flatnonzero(data.label_of_well >= 0)
     if kind in ("well", "leave_one_well_out"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -16,33 +16,51 @@ def run_tasks(
     what: str,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Result]:
-    """Results of a function of several arguments, in the order of the tasks.
+    """Results of a function of several arguments, in the order of the tasks; see `iterate_tasks`."""
+    results = dict(iterate_tasks(function, tasks, n_tasks, what, progress))
+    return [results[position] for position in sorted(results)]
 
-    Where Ray runs they are Ray tasks, few at a time; without Ray, or with one task, they run here, to the same result.
-    Arguments are taken from `tasks` as they are needed.
+
+def iterate_tasks(
+    function: Callable[..., Result],
+    tasks: Iterable[tuple[Any, ...]],
+    n_tasks: int,
+    what: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Position and result of each task, as the results arrive.
+
+    If Ray is running, calls are Ray tasks, few at a time; without Ray, or with one task, they run in this process, with
+    the same results. Arguments are taken from `tasks` as they are needed. Closing the iterator cancels running tasks
+    and waits for their end.
     """
-    results: dict[int, Result] = {}
     ray = sys.modules.get("ray")  # a process that does not use Ray need not wait for its import
     if n_tasks < 2 or ray is None or not ray.is_initialized():
         for position, arguments in enumerate(tasks):
-            results[position] = function(*arguments)
+            result = function(*arguments)
             if progress:
                 progress(what, position + 1, n_tasks)
-        return list(results.values())
+            yield position, result
+        return
     task = ray.remote(function).options(num_cpus=1)
     most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: dict[Any, int] = {}
     waiting = enumerate(tasks)
+    done = 0
     try:
         while True:
             while len(running) < most and (taken := next(waiting, None)) is not None:
                 running[task.remote(*taken[1])] = taken[0]
             if not running:
-                return [results[position] for position in sorted(results)]
+                return
             (finished,), _ = ray.wait(list(running), num_returns=1)
-            results[running.pop(finished)] = ray.get(finished)
+            position, result = running.pop(finished), ray.get(finished)
+            done += 1
             if progress:
-                progress(what, len(results), n_tasks)
+                progress(what, done, n_tasks)
+            yield position, result
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+        if running:  # a cancelled task may still write files until it has ended
+            ray.wait(list(running), num_returns=len(running), timeout=60)

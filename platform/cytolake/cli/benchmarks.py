@@ -110,7 +110,7 @@ def linear_probe(
 ) -> None:
     """Predict a label of wells on held-out plates from stored representations, such as imports, with a linear probe."""
     import cytolake.catalog
-    from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+    from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
     from cytolake.benchmark.stored_probe import probe_stored
     from cytolake.catalog.representations import find_representation
     from cytolake.pipeline.overrides import apply_overrides
@@ -121,7 +121,7 @@ def linear_probe(
         catalog = cytolake.catalog.open(root)
         for each in representation:
             result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
-            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in METRICS]
+            scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in PROBE_METRICS]
             console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
 
 
@@ -220,7 +220,7 @@ def transcriptomics(
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of BenchmarkConfig, such as --set perplexity=30."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Of TranscriptomicsConfig: --set perplexity=30."),
     ] = None,
     name: Annotated[str, typer.Option(help="What rankings call the screen; the file's name where empty.")] = "",
     parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
@@ -240,9 +240,9 @@ def transcriptomics(
     from cytolake.benchmark.leaderboard import LeaderboardFilter
     from cytolake.benchmark.leaderboard import leaderboard as ranked
     from cytolake.benchmark.relations.relation_files import read_relations
-    from cytolake.benchmark.transcriptomics import TASKS, BenchmarkConfig, ScreenSpec, few_rows
+    from cytolake.benchmark.transcriptomics import TASKS, ScreenSpec, TranscriptomicsConfig, few_rows
+    from cytolake.benchmark.transcriptomics.perturbation_signal import write_targets
     from cytolake.benchmark.transcriptomics.scores import score_expression_screen
-    from cytolake.benchmark.transcriptomics.signal_targets import write_targets
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
     from cytolake.reports.page import REPORT_FOLDER
@@ -265,7 +265,7 @@ def transcriptomics(
         )
         if targets is not None and targets.suffix not in (".csv", ".parquet"):
             raise ValueError(f"--targets {targets}: expected a name that ends in .csv or .parquet.")
-        config = apply_overrides(few_rows() if is_small else BenchmarkConfig(), set_ or [])
+        config = apply_overrides(few_rows() if is_small else TranscriptomicsConfig(), set_ or [])
         related = [read_relations(each) for each in relations or ()]
         catalog = cytolake.catalog.open(root, create=True)  # such a screen needs no ingest
         with stage_progress("transcriptomics", console) as report:

@@ -48,10 +48,11 @@ def curation_diff(
 ) -> None:
     """Say which crops came in and went between two curations, and by which rule."""
     import cytolake.catalog
+    from cytolake.cli.curation_diff import print_curation_diff
     from cytolake.curation.diff import diff_curations
 
     with exits_on_bad_input():
-        diff_curations(cytolake.catalog.open(root), first, second).render(Console(highlight=False))
+        print_curation_diff(diff_curations(cytolake.catalog.open(root), first, second), Console(highlight=False))
 
 
 @pack.command("verify")

@@ -92,10 +92,11 @@ def qc_label(
     import cytolake.catalog
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.qc.labels import LabelSheetConfig, export_label_sheet
+    from cytolake.reports.label_sheet import write_label_page
 
     with exits_on_bad_input():
         config = apply_overrides(LabelSheetConfig(), set_ or [])
-        page = export_label_sheet(cytolake.catalog.open(root), folder, config)
+        page = write_label_page(export_label_sheet(cytolake.catalog.open(root), folder, config))
     typer.echo(f"{page}: label there and save its labels.csv, or fill in {page.with_name('labels.csv')} by hand")
 
 

@@ -86,7 +86,7 @@ def audit(
     from pyarrow.parquet import write_table as write_parquet
 
     import cytolake.catalog
-    from cytolake.benchmark.profiles.tasks import NUISANCES
+    from cytolake.benchmark.merit import NUISANCES
     from cytolake.benchmark.split import SplitBy
     from cytolake.packs.pack import Pack
     from cytolake.pipeline.overrides import apply_overrides

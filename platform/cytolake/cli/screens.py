@@ -41,7 +41,8 @@ def simulate(
     """Write a simulated screen with known biology, batch effects and artefacts as OME-Zarr HCS plates."""
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.pipeline.progress import stage_progress
-    from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+    from cytolake.screens.simulated.plate_files import simulate_screen
+    from cytolake.screens.simulated.screen import SimulatedScreen
 
     console = Console(highlight=False, soft_wrap=True)
     with exits_on_bad_input(), stage_progress("simulate", console) as report:

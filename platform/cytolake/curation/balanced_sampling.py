@@ -1,4 +1,4 @@
-"""Choosing so many items that no group crowds out the others, group within group.
+"""Balanced sampling: choose items evenly over groups, and evenly over subgroups within each group.
 
 After the hierarchical sampling of Vo et al. 2024, arXiv 2405.15613: every group gives as much as every other until it
 has no more.
@@ -15,9 +15,9 @@ Numbers = NDArray[np.int64]
 
 
 def fair_shares(sizes: Sequence[int] | Numbers, total: int) -> Numbers:
-    """How many to take of each group: min(size, level), with the level at which they sum up to the total.
+    """Number of items to take from each group: min(size, level), with the level at which they sum to the total.
 
-    What is left over at a whole level goes, one each, to the first groups that have more.
+    The remainder below the next level goes, one each, to the first groups that have more.
     """
     available = np.asarray(sizes, np.int64)
     if total >= available.sum():
@@ -36,13 +36,13 @@ def fair_shares(sizes: Sequence[int] | Numbers, total: int) -> Numbers:
 def balanced_choice(
     levels: Sequence[Numbers], rank: Numbers, total: int | None = None, per_group: int | None = None
 ) -> NDArray[np.bool_]:
-    """Choose items, fair between the groups of the first level, within each between those of the second, and so on.
+    """Choose items evenly over the groups of the first level, within each over those of the second, and so on.
 
     Args:
         levels: For each level (N,) the group of each item.
-        rank: (N,) all different; within a group of the last level the lowest are chosen.
-        total: How many at most, None for no limit.
-        per_group: How many of each group of the first level at most, None for no limit.
+        rank: (N,) distinct numbers; within a group of the last level the lowest are chosen.
+        total: Largest number of items; None for no limit.
+        per_group: Largest number of items of each group of the first level; None for no limit.
 
     Returns:
         (N,) True where chosen.
@@ -59,7 +59,7 @@ def balanced_choice(
 
 
 def _choose(items: Numbers, levels: Sequence[Numbers], total: int) -> Numbers:
-    """The chosen of some items, which come in the order of their rank."""
+    """The chosen items of some, which are ordered by rank."""
     if not levels or total >= len(items):
         return items[:total]
     groups = _split(items, levels[0])

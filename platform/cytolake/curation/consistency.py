@@ -1,4 +1,4 @@
-"""Consistency of conditions in a curation: alignment before the test, and one p-value of all experiments.
+"""Consistency of conditions in a curation: alignment before the test, and the combination of p-values.
 
 The wells of a condition in one experiment are compared with as many treated wells drawn from the same experiment
 (`statistics.consistency`); what several experiments say of a condition is combined. A condition that passes has an
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.statistics.combined_p_values import cauchy_combination
+from cytolake.statistics.p_values import cauchy_combination
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-SPHERING_SHRINKAGE = 0.5  # of the mean variance, added to each: dividing by next to nothing would raise noise
+SPHERING_SHRINKAGE = 0.5  # share of the mean variance added to each: division by almost 0 would amplify noise
 
 
 def combined_p_value(p_values: Sequence[float], n_draws: int) -> float:
     """The p-value of one condition over its experiments.
 
-    A test of B draws finds no p below 1 / (B + 1), so none counts as nearer to 1 than that: at exactly 1 one experiment
-    would silence all others.
+    A test with B draws has no p below 1 / (B + 1), so p is capped at B / (B + 1): at exactly 1, one experiment
+    would outweigh all others.
     """
     return cauchy_combination([min(p_value, n_draws / (n_draws + 1)) for p_value in p_values])
 
@@ -42,7 +42,7 @@ def align_to_controls(
     Args:
         profiles: (N, D) of all plates.
         plates: (N,) number of each well's plate.
-        is_control: (N,) the well is a negative control.
+        is_control: (N,) True for negative controls.
         sphere: Also divide each principal direction of the controls by their standard deviation along it, so that what
             varies between untreated wells anyway (brightness, density) counts less.
 

@@ -1,7 +1,8 @@
-"""Curation: a named, versioned choice of crops. Every crop considered gets a row: kept, or the reason why not.
+"""Curation: a named, versioned selection of crops. Every crop gets a row: kept, or the reason for its exclusion.
 
-A curation is an ordered list of rules (`curation_rules`). Each sees what the rules before it kept, and a crop keeps the
-reason of the first one that excludes it.
+A curation is an ordered list of rules (`curation.rules`). Each rule works on the crops that the rules before it keep;
+the reason of a crop is that of the first rule that excludes it. Spec and run stay in one file because the id of a
+curation is the hash of both.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +19,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+from numpy.typing import NDArray
 
 from cytolake.catalog.content import content_of
 from cytolake.catalog.declared import declared_path, table_contract
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.tables import Catalog
-from cytolake.curation.rules import RULES, CapStep, Considered, CurationError, ForegroundStep, QcStep, Rule, WhereStep
-from cytolake.qc.verdicts import Progress, QcConfig
+from cytolake.curation.rules import RULES, Candidates, CapStep, CurationError, ForegroundStep, QcStep, Rule, WhereStep
+from cytolake.qc.verdicts import DEFAULT_PROFILE, Progress, QcConfig
 
 TABLES_READ = ("crops", "plates", "qc_metrics", "sites", "wells")
-"""By every curation; rules may read more. The metrics distinguish pixels in files of the same names and sizes."""
+"""Tables that every curation reads; rules may read more. Metrics distinguish pixels in files of equal name and size."""
 
 GROW_ONLY = frozenset({"embeddings", "representations"})
-"""Rows of a representation never change once it is there, so its id stands for them in the curation's id. The tables
-themselves do not count: otherwise the embeddings of what a curation kept would make it another curation."""
+"""Tables left out of the curation's id. Rows of a representation never change, so its id stands for them; otherwise
+embedding the crops of a curation would change the id of the curation."""
 
 _TYPES: dict[str, tuple[Any, str]] = {
     "int": (int, "a whole number"),
@@ -39,7 +42,9 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "str": (str, "text"),
     "tuple[str, ...]": (str, "a name or a list of names"),
 }
-"""How a rule's field is annotated, to what YAML must hold there."""
+"""Annotation of a rule's field to the YAML type that it accepts, and its name in errors."""
+
+Texts = NDArray[np.object_]
 
 _SIMPLE_KEYS = ("min_foreground_share", "where", "max_crops_per_perturbation", "max_crops_per_control")
 
@@ -51,35 +56,35 @@ class CurateConfig:
     name: str = "default"
     """A file of the folder, without `.yaml`."""
     folder: str = ""
-    """Where specs lie; empty means catalog/curation/."""
+    """Folder of the specs; empty means catalog/curation/."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurationSpec:
-    """One file of catalog/curation/; keys are explained in default.yaml and phenoprints.yaml there."""
+    """Content of one file of catalog/curation/; default.yaml and phenoprints.yaml there explain the keys."""
 
     name: str
     steps: tuple[Rule, ...]
-    """In the order in which they exclude."""
+    """Rules in the order in which they are applied."""
     seed: int = 0
-    """Of every choice by lot."""
+    """Seed of every random choice."""
 
     def as_json(self) -> str:
-        """The rules with every value, defaults too."""
-        steps = [{"rule": step.rule, **asdict(step)} for step in self.steps]  # type: ignore[call-overload]
+        """The rules with all values, including defaults."""
+        steps = [{"rule": step.rule, **asdict(step)} for step in self.steps]
         for step in steps:
-            if not step.get("modalities", True):  # curations of before keep their ids
+            if not step.get("modalities", True):  # curations written before the key existed keep their ids
                 del step["modalities"]
         return json.dumps({"name": self.name, "seed": self.seed, "steps": steps}, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What one rule did."""
+    """Effect of one rule."""
 
     rule: str
     n_considered: int
-    """Crops that the rules before it had kept."""
+    """Crops that the rules before it keep."""
     n_removed: int
     n_kept: int
     seconds: float = field(compare=False)
@@ -87,14 +92,14 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curation:
-    """What a curation kept."""
+    """Result of a curation."""
 
     curation_id: str
     name: str
     n_kept: int
     n_considered: int
     reasons: dict[str, int] = field(default_factory=dict)
-    """Reason to number of crops excluded by it, largest first."""
+    """Reason to number of excluded crops, largest first."""
     steps: tuple[StepReport, ...] = ()
 
 
@@ -108,7 +113,7 @@ def curation_spec(config: CurateConfig) -> CurationSpec:
         Path(config.folder) / f"{config.name}.yaml" if config.folder else declared_path(f"curation/{config.name}.yaml")
     )
     if not path.is_file():
-        raise CurationError(f"{path}: no such file. Add it, or name one that is there in curate.name.")
+        raise CurationError(f"{path}: no such file. Add it, or set curate.name to an existing curation.")
     declared: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     unknown = sorted(set(declared) - {"about", "seed", "steps", "qc", *_SIMPLE_KEYS})
     if unknown:
@@ -118,30 +123,29 @@ def curation_spec(config: CurateConfig) -> CurationSpec:
         )
     if "steps" in declared and set(declared) & {"qc", *_SIMPLE_KEYS}:
         mixed = ", ".join(sorted(set(declared) & {"qc", *_SIMPLE_KEYS}))
-        raise CurationError(f"{path}: found steps and {mixed}. Write those as steps, too: their order matters.")
-    steps = _declared_steps(declared["steps"], path) if "steps" in declared else _simple_steps(declared, path)
+        raise CurationError(f"{path}: found steps and {mixed}. Write those as steps too: the order matters.")
+    steps = parse_steps(declared["steps"], path) if "steps" in declared else _simple_steps(declared, path)
     return CurationSpec(name=config.name, seed=int(declared.get("seed") or 0), steps=steps)
 
 
 def qc_of_curation(config: CurateConfig, qc: QcConfig) -> QcConfig | str:
-    """What decides which sites a curation excludes, so that pages show these verdicts and no others.
+    """The QC that a curation excludes by, so that pages show the same verdicts.
 
     Args:
         config: Which spec.
-        qc: Whose modalities count; and which is taken whole where the spec has no rule `qc`.
+        qc: Used when the spec has no rule `qc`; otherwise only its modalities are used.
 
     Returns:
-        What judges the sites, or the `qc_id` of verdicts that are in the table already; of several rules `qc` the
-        first.
+        The config that judges the sites, or the `qc_id` of existing verdicts; with several rules `qc`, the first.
 
     Raises:
-        CatalogError: The spec is not sound.
-        CurationError: The spec and `qc` name two profiles.
+        CatalogError: The spec is invalid.
+        CurationError: The spec and `qc` name different profiles.
     """
     steps = [step for step in _with_modalities(curation_spec(config), qc.modalities).steps if isinstance(step, QcStep)]
     if not steps:
         return qc
-    if qc.profile not in (QcConfig().profile, steps[0].profile):
+    if qc.profile not in (DEFAULT_PROFILE, steps[0].profile):
         raise CurationError(
             f"curation {config.name}: its rule qc excludes by the profile {steps[0].profile}, and qc.profile is "
             f"{qc.profile}. Set the profile in the curation's file (catalog/curation/), and leave qc.profile out."
@@ -160,22 +164,23 @@ def _with_modalities(spec: CurationSpec, modalities: tuple[str, ...]) -> Curatio
 def curate(
     catalog: Catalog, config: CurateConfig, progress: Progress | None = None, *, modalities: tuple[str, ...] = ()
 ) -> Curation:
-    """Choose crops of all ingested plates, and write each with the reason why it was excluded, if it was.
+    """Select crops of all ingested plates, and write a row for each with the reason of its exclusion.
 
-    Sites that the QC profile has not judged yet are judged first. The curation's id is the hash of its rules and of the
-    rows of every table read (of embeddings: the ids of the representations), so the same again finds its rows there and
-    writes nothing, and the same rules on another screen have another id. Rules that take long run as Ray tasks where
-    Ray runs; that changes no result.
+    Sites without verdicts of the QC profile are judged first. The curation's id is the hash of its rules and of the
+    rows of every table read (for embeddings: the ids of the representations). A repeated call therefore writes nothing,
+    and the same rules on another screen give another id. Long rules run as Ray tasks if Ray is running; results are
+    equal.
 
     Args:
-        catalog: Where crops are read and choices written.
-        config: Which spec.
-        progress: Called as plates are judged, experiments tested and rules done.
-        modalities: As `QcConfig.modalities`, for rules `qc` that name none.
+        catalog: The catalog to read crops from and write the curation to.
+        config: The spec.
+        progress: Called after each judged plate, tested experiment and applied rule.
+        modalities: As `QcConfig.modalities`, for rules `qc` without modalities.
 
     Raises:
-        CatalogError: The spec is not sound, nothing was ingested, or a rule needs embeddings that are not there.
-        CurationError: No crop would be kept; says how many each rule excluded. Nothing is written.
+        CatalogError: The spec is invalid, nothing is ingested, or a rule needs embeddings that do not exist.
+        CurationError: The curation would keep no crop; names the number of crops each rule excludes. Nothing is
+            written.
     """
     spec = _with_modalities(curation_spec(config), modalities)
     spec = dataclasses.replace(spec, steps=tuple(step.prepared(catalog, spec.name, progress) for step in spec.steps))
@@ -184,45 +189,48 @@ def curate(
     rules = spec.as_json()
     runs = [run for run in catalog.table("curation_runs").to_pylist() if run["curation"] == spec.name]
     if same := [run for run in runs if run["spec"] == rules and _is_of(run, versions)]:
-        return _from_row(same[0])  # without reading the tables; also a run of before ids were hashed from rows
+        return _from_row(same[0])  # without reading the tables
     pinned = catalog.at(versions)
     curation_id = content_id("curation", 2, rules, content_of(pinned, tables - GROW_ONLY))
     if same := [run for run in runs if run["curation_id"] == curation_id]:
         return _from_row(same[0])
-    considered = _considered(pinned, spec)
-    reasons = np.full(considered.crops.num_rows, "", object)
-    details = np.full(considered.crops.num_rows, "", object)
-    steps = []
-    for number, step in enumerate(spec.steps, start=1):
-        steps.append(_apply(step, considered, reasons, details, progress))
-        if progress:
-            progress("rules applied", number, len(spec.steps))
+    candidates = all_candidates(pinned, spec.name, spec.seed)
+    reasons, details, steps = apply_rules(candidates, spec.steps, progress)
     curation = Curation(
         curation_id=curation_id,
         name=spec.name,
-        n_kept=int(considered.kept.sum()),
+        n_kept=int(candidates.kept.sum()),
         n_considered=len(reasons),
         reasons=_counts(reasons),
-        steps=tuple(steps),
+        steps=steps,
     )
     if curation.n_kept == 0:
         listed = "; ".join(f"{reason}: {n}" for reason, n in curation.reasons.items())
         raise CurationError(
-            f"curation {spec.name}: keeps none of {curation.n_considered} crops. Excluded by {listed or 'nothing'}. "
-            "Loosen that rule in the curation's file (catalog/curation/) or in catalog/qc.yaml, or look at the sites: "
-            "the table qc_verdicts has value and threshold of each."
+            f"curation {spec.name}: keeps 0 of {curation.n_considered} crops. Excluded by {listed or 'nothing'}. "
+            "Relax that rule in the curation's file (catalog/curation/) or in catalog/qc.yaml, or inspect the sites: "
+            "the table qc_verdicts holds the value and threshold of each."
         )
-    _write(catalog, curation, considered, reasons, details, rules, json.dumps(versions, sort_keys=True))
+    _write(catalog, curation, candidates, reasons, details, rules, json.dumps(versions, sort_keys=True))
     return curation
 
 
 def _is_of(run: dict[str, Any], versions: dict[str, int]) -> bool:
-    """Whether a run in this catalog read its tables at the versions that they have now."""
+    """Whether a run of this catalog read its tables at their current versions."""
     then = {name: version for name, version in json.loads(run["table_versions"]).items() if name not in GROW_ONLY}
     return then == {name: versions.get(name) for name in then}
 
 
-def _declared_steps(declared: Any, path: Path) -> tuple[Rule, ...]:
+def parse_steps(declared: Any, path: Path) -> tuple[Rule, ...]:
+    """Rules of the entries under `steps`.
+
+    Args:
+        declared: Content of the key.
+        path: File of the spec, for error messages.
+
+    Raises:
+        CurationError: No list of entries, an unknown rule or key, or a value out of range.
+    """
     if not isinstance(declared, list) or not declared:
         raise CurationError(f"{path}: steps is {declared!r}; expected a list of entries with a key `rule`.")
     steps = []
@@ -236,8 +244,8 @@ def _declared_steps(declared: Any, path: Path) -> tuple[Rule, ...]:
 
 
 def _step(rule: str, values: dict[str, Any], place: str) -> Rule:
-    """Build a rule from its keys; a key without a value counts as not given."""
-    fields = {f.name: f for f in dataclasses.fields(RULES[rule])}  # type: ignore[arg-type]
+    """Build a rule from its keys; a key with the value null keeps its default."""
+    fields = {f.name: f for f in dataclasses.fields(RULES[rule])}
     unknown = sorted(set(values) - set(fields))
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in given]
@@ -261,14 +269,14 @@ def _step(rule: str, values: dict[str, Any], place: str) -> Rule:
 
 
 def _simple_steps(declared: dict[str, Any], path: Path) -> tuple[Rule, ...]:
-    """The steps that a file without `steps` stands for."""
+    """Steps of a file without the key `steps`."""
     steps: list[Rule] = []
     qc = declared.get("qc") or {}
     if not isinstance(qc, dict):
         raise CurationError(f"{path}: qc is {qc!r}; expected keys, such as profile: default.")
     if qc:
         steps.append(_step(QcStep.rule, qc, f"{path}, qc"))
-    # Also with a share of 0: a crop without a share excludes itself.
+    # Also with a minimum of 0: the rule excludes crops whose share is null.
     share = {"min_share": declared.get("min_foreground_share") or 0.0}
     steps.append(_step(ForegroundStep.rule, share, f"{path}, min_foreground_share"))
     if str(declared.get("where") or "").strip():
@@ -279,31 +287,44 @@ def _simple_steps(declared: dict[str, Any], path: Path) -> tuple[Rule, ...]:
     return tuple(steps)
 
 
-def _considered(catalog: Catalog, spec: CurationSpec) -> Considered:
-    """All crops with what is known of their wells, in the order of their ids."""
+def all_candidates(catalog: Catalog, name: str, seed: int) -> Candidates:
+    """All crops with the columns of their wells, ordered by crop_id."""
     crops = catalog.sql(
         "SELECT crops.*, wells.* EXCLUDE (well_id, plate_id, screen, plate, batch, well) "
         "FROM crops LEFT JOIN wells ON wells.well_id = crops.well_id ORDER BY crop_id"
     )
-    return Considered(
-        name=spec.name, catalog=catalog, crops=crops, kept=np.ones(crops.num_rows, np.bool_), seed=spec.seed
-    )
+    return Candidates(name=name, catalog=catalog, crops=crops, kept=np.ones(crops.num_rows, np.bool_), seed=seed)
 
 
-def _apply(
-    step: Rule, considered: Considered, reasons: np.ndarray, details: np.ndarray, progress: Progress | None
-) -> StepReport:
+def apply_rules(
+    candidates: Candidates, steps: Sequence[Rule], progress: Progress | None = None
+) -> tuple[Texts, Texts, tuple[StepReport, ...]]:
+    """Apply prepared rules in order; `candidates.kept` and `candidates.evidence` are updated.
+
+    Returns:
+        (N,) reason of each crop, empty if it is kept; (N,) details; one report per rule.
+    """
+    reasons, details = (np.full(candidates.crops.num_rows, "", object) for _ in range(2))
+    reports = []
+    for number, step in enumerate(steps, start=1):
+        reports.append(_apply(step, candidates, reasons, details, progress))
+        if progress:
+            progress("rules applied", number, len(steps))
+    return reasons, details, tuple(reports)
+
+
+def _apply(step: Rule, candidates: Candidates, reasons: Texts, details: Texts, progress: Progress | None) -> StepReport:
     started = time.monotonic()
-    before = int(considered.kept.sum())
+    before = int(candidates.kept.sum())
     if before:
-        excluded = step.exclude(considered, progress)
-        is_first = considered.kept[excluded.rows]
+        excluded = step.exclude(candidates, progress)
+        is_first = candidates.kept[excluded.rows]
         rows = excluded.rows[is_first]
         reasons[rows] = np.array(excluded.reasons, object)[is_first]
         if excluded.details is not None:
             details[rows] = np.array(excluded.details, object)[is_first]
-        considered.kept[rows] = False
-    after = int(considered.kept.sum())
+        candidates.kept[rows] = False
+    after = int(candidates.kept.sum())
     return StepReport(
         rule=step.rule,
         n_considered=before,
@@ -313,7 +334,7 @@ def _apply(
     )
 
 
-def _counts(reasons: np.ndarray) -> dict[str, int]:
+def _counts(reasons: Texts) -> dict[str, int]:
     excluded, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
     return dict(sorted(zip(excluded.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0])))
 
@@ -321,17 +342,17 @@ def _counts(reasons: np.ndarray) -> dict[str, int]:
 def _write(
     catalog: Catalog,
     curation: Curation,
-    considered: Considered,
-    reasons: np.ndarray,
-    details: np.ndarray,
+    candidates: Candidates,
+    reasons: Texts,
+    details: Texts,
     rules: str,
     pinned: str,
 ) -> None:
-    """The run's own row last: with it the curation is whole."""
+    """Write evidence, crops and last the run's row, which makes the curation visible."""
     now = datetime.now(UTC)
     n = len(reasons)
-    if considered.evidence:
-        evidence = [{"curation_id": curation.curation_id, **row} for row in considered.evidence]
+    if candidates.evidence:
+        evidence = [{"curation_id": curation.curation_id, **row} for row in candidates.evidence]
         catalog.append(
             "consistency_tests",
             table_contract("consistency_tests").rows(evidence),
@@ -344,9 +365,9 @@ def _write(
                 {
                     "curation_id": pa.repeat(curation.curation_id, n),
                     "curation": pa.repeat(curation.name, n),
-                    "crop_id": considered.crops.column("crop_id"),
-                    "plate_id": considered.crops.column("plate_id"),
-                    "is_kept": considered.kept,
+                    "crop_id": candidates.crops.column("crop_id"),
+                    "plate_id": candidates.crops.column("plate_id"),
+                    "is_kept": candidates.kept,
                     "reason": pa.array(reasons, pa.string()),
                     "detail": pa.array(details, pa.string()),
                     "spec": pa.nulls(n, pa.string()),

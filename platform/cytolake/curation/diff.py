@@ -1,19 +1,15 @@
-"""What differs between two curations: crops that came in, crops that went, and which rule it was."""
+"""Differences between two curations: crops added, crops removed, and the rules responsible."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules import CurationError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 NOT_THERE = "not in the catalog then"
-SHOWN = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,64 +26,29 @@ class CurationDiff:
     removed: tuple[str, ...]
     """Ids of crops that the first keeps and the second does not, in order."""
     added_by_reason: dict[str, int]
-    """Why the first had excluded the crops added, largest first."""
+    """Reason of the first curation for excluding the added crops to their number, largest first."""
     removed_by_reason: dict[str, int]
-    """Why the second excludes the crops removed, largest first."""
+    """Reason of the second curation for excluding the removed crops to their number, largest first."""
     by_plate: dict[str, tuple[int, int]]
-    """Plate to crops added and removed, where any were; most changed first."""
+    """Plate to numbers of crops added and removed; changed plates only, most changed first."""
     by_perturbation: dict[str, tuple[int, int]]
-    """Perturbation to crops added and removed, where any were; most changed first."""
+    """Perturbation to numbers of crops added and removed; changed ones only, most changed first."""
     rules: tuple[str, ...]
-    """Rules with other values, or there in one of the two only, as `rule.key: first -> second`."""
+    """Rules that differ or exist in one curation only, as `rule.key: first -> second`."""
     tables: tuple[str, ...]
-    """Tables that were read at other versions, as `table: first -> second`."""
-
-    def render(self, console: Console) -> None:
-        """Print the differences for people."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        for name, run in (("first", self.first), ("second", self.second)):
-            console.print(
-                f"[bold]{name:<7}[/]{escape(run['curation'])} {run['curation_id'][:12]}  "
-                f"{run['curated_at']:%Y-%m-%d %H:%M} UTC  keeps {run['n_kept']:,} of {run['n_considered']:,} crops"
-            )
-        console.print(f"both keep {self.n_both:,}; {len(self.added):,} added, {len(self.removed):,} removed")
-        for title, lines in (("rules", self.rules), ("tables read", self.tables)):
-            for line in lines:
-                console.print(f"  [dim]{title}[/] {escape(line)}")
-        for title, counts in (
-            ("added: excluded before by", self.added_by_reason),
-            ("removed by", self.removed_by_reason),
-        ):
-            if counts:
-                shown = Table(title, "crops", box=None, header_style="dim", pad_edge=False)
-                shown.columns[1].justify = "right"
-                for reason, n in list(counts.items())[:SHOWN]:
-                    shown.add_row(escape(reason), f"{n:,}")
-                console.print(shown)
-        for title, pairs in (("plate", self.by_plate), ("perturbation", self.by_perturbation)):
-            if pairs:
-                shown = Table(title, "added", "removed", box=None, header_style="dim", pad_edge=False)
-                for column in shown.columns[1:]:
-                    column.justify = "right"
-                for name, (added, removed) in list(pairs.items())[:SHOWN]:
-                    shown.add_row(escape(name) or "[dim]none[/]", f"{added:,}", f"{removed:,}")
-                if len(pairs) > SHOWN:
-                    shown.add_row(f"[dim]and {len(pairs) - SHOWN} more[/]", "", "")
-                console.print(shown)
+    """Tables read at different versions, as `table: first -> second`."""
 
 
 def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
     """Compare two curations.
 
     Args:
-        catalog: Holds both.
-        first: Id, the first 6 digits of it or more, or a name: then the newest of that name.
-        second: The same. The same name twice compares the newest with the one before it.
+        catalog: The catalog with both curations.
+        first: An id, at least its first 6 digits, or a name, which means the newest of that name.
+        second: As `first`. The same name twice compares the newest with the one before it.
 
     Raises:
-        CurationError: No such curation, or an ambiguous start of an id; lists those that are there.
+        CurationError: No such curation, or an ambiguous start of an id; lists existing curations.
     """
     runs = (
         catalog.table("curation_runs").sort_by([("curated_at", "descending"), ("curation_id", "ascending")]).to_pylist()
@@ -129,7 +90,7 @@ def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
 
 
 def _find(runs: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
-    """The run of an id, or the newest of a name; runs come newest first."""
+    """The run of an id, or the newest of a name; `runs` are ordered newest first."""
     exact = [run for run in runs if wanted in (run["curation_id"], run["curation"])]
     found = exact or [run for run in runs if len(wanted) >= 6 and run["curation_id"].startswith(wanted)]
     if exact or len(found) == 1:
@@ -138,7 +99,7 @@ def _find(runs: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
         f"{run['curation_id']} ({run['curation']}, {run['curated_at']:%Y-%m-%d %H:%M})" for run in runs[:10]
     )
     raise CurationError(
-        f"curation {wanted}: {len(found) or 'none'} with this id or name. There are: {listed or 'none'}. "
+        f"curation {wanted}: {len(found)} with this id or name, expected 1. There are: {listed or 'none'}. "
         "Curate first: jobs/curate.py."
     )
 

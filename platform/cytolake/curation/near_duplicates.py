@@ -1,4 +1,4 @@
-"""Near copies in embedding space: of vectors that point almost the same way, the first one stays.
+"""Near duplicates in embedding space: of vectors with nearly the same direction, the first one stays.
 
 Shapes: N vectors, D features, K clusters.
 """
@@ -12,25 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolake.catalog.ray_tasks import run_tasks
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-BLOCK = 1024  # rows compared at once; with KEPT_AT_ONCE the memory of a comparison, 16 MB
+BLOCK = 1024  # rows compared at once; with KEPT_AT_ONCE this bounds the memory of a comparison to 16 MB
 KEPT_AT_ONCE = 4096
 EXACT_UP_TO = 50_000  # rows: all pairs of 50,000 vectors of 384 values take about 20 s on one core
 ROWS_PER_CLUSTER = 10_000
-FEW = 256  # vectors; so few take k-means no time, and its starting points decide more
+FEW = 256  # vectors; k-means on so few is fast, and its starting points matter more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicates:
-    """For each vector which other it repeats."""
+    """For each vector the vector that it duplicates."""
 
     original: Rows
-    """(N,) row of a vector before it that is as alike as asked or more; -1 where there is none: it stays."""
+    """(N,) row of an earlier vector with at least the minimum cosine; -1 if there is none and the vector stays."""
     cosine: Floats
-    """(N,) how alike; NaN where the vector stays."""
+    """(N,) cosine to that vector; NaN if the vector stays."""
 
 
 def find_duplicates(
@@ -41,18 +42,18 @@ def find_duplicates(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Duplicates:
-    """Go through vectors in their order, and mark each that is near one that stays.
+    """Go through vectors in order, and mark each that is near an earlier one that stays.
 
     Every vector that goes is near one before it; of those that stay, no two are near. (With clusters: no two that have
     one of their two nearest clusters in common.) Memory grows with N, not with its square.
 
     Args:
-        vectors_ND: (N, D); the order says which one of a group stays. Rows of length 0 are alike to none.
-        min_cosine: As near as this is a duplicate, -1..1.
+        vectors_ND: (N, D); the first of a group stays. Rows of length 0 are similar to no other.
+        min_cosine: Vectors with this cosine or more are duplicates, -1..1.
         n_clusters: Compare only within k-means clusters, each vector in the two nearest to it; 1 compares all pairs.
             None: all pairs up to EXACT_UP_TO vectors, clusters of about ROWS_PER_CLUSTER beyond.
-        seed: Of k-means.
-        progress: Told the clusters compared; where Ray runs each is a task of its own.
+        seed: Seed of k-means.
+        progress: Called after each compared cluster; each is a task if Ray is running.
     """
     unit_ND = unit_rows(vectors_ND)
     n = len(unit_ND)
@@ -73,9 +74,9 @@ def find_duplicates(
 
 
 def centred(vectors_ND: NDArray[np.floating], groups_N: Rows) -> Floats:
-    """(N, D) less the mean of each group's vectors; a group of one becomes 0, which is alike to none.
+    """(N, D) minus the mean of each group's vectors; a group of one becomes 0, which is similar to no other.
 
-    What all vectors of a plate share, its staining and optics, would make any two of them alike.
+    Staining and optics of a plate are common to its vectors and would make any two of them similar.
     """
     result = np.array(vectors_ND, np.float32)
     order = np.argsort(groups_N, kind="stable")
@@ -86,9 +87,9 @@ def centred(vectors_ND: NDArray[np.floating], groups_N: Rows) -> Floats:
 
 
 def standardised(vectors_ND: NDArray[np.floating]) -> Floats:
-    """(N, D) each feature with mean 0 and deviation 1 over the vectors; a constant feature is 0.
+    """(N, D), each feature with mean 0 and standard deviation 1 over the vectors; a constant feature is 0.
 
-    Without this all vectors of raw statistics or of many encoders point one way.
+    Without this, all vectors of raw statistics or of many encoders have nearly the same direction.
     """
     mean = vectors_ND.mean(axis=0, dtype=np.float64)
     deviation = vectors_ND.std(axis=0, dtype=np.float64)
@@ -97,13 +98,12 @@ def standardised(vectors_ND: NDArray[np.floating]) -> Floats:
 
 def unit_rows(vectors_ND: NDArray[np.floating]) -> Floats:
     """(N, D) scaled to length 1; rows of length 0 stay 0."""
-    norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.asarray(vectors_ND / np.where(norms > 0, norms, 1.0), np.float32)
+    return np.asarray(unit_vectors(vectors_ND), np.float32)
 
 
 def cluster_centres(vectors_ND: Floats, n_clusters: int, seed: int) -> Floats:
     """(K, D) centres of k-means; the same vectors in the same order and the same seed give the same centres."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # seconds to import, and only the embedding rules need it
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # seconds to import; only rules on embeddings need it
 
     n_clusters = min(n_clusters, len(vectors_ND))
     if len(vectors_ND) <= FEW:
@@ -114,13 +114,13 @@ def cluster_centres(vectors_ND: Floats, n_clusters: int, seed: int) -> Floats:
 
 
 def two_nearest(vectors_ND: Floats, centres_KD: Floats) -> Rows:
-    """(N, 2) numbers of the nearest and second nearest centre of each vector (twice the only one where K is 1)."""
+    """(N, 2) numbers of the nearest and second nearest centre of each vector (both 0 if K is 1)."""
     squares_K = np.square(centres_KD).sum(axis=1)
     nearest_N2 = np.zeros((len(vectors_ND), 2), np.int64)
     if len(centres_KD) < 2:
         return nearest_N2
     for start in range(0, len(vectors_ND), BLOCK):
-        distance = squares_K - 2 * vectors_ND[start : start + BLOCK] @ centres_KD.T  # up to the vector's own length
+        distance = squares_K - 2 * vectors_ND[start : start + BLOCK] @ centres_KD.T  # without the vector's own length
         two = np.argpartition(distance, 1, axis=1)[:, :2]
         swap = np.take_along_axis(distance, two, axis=1)
         two = np.where((swap[:, :1] <= swap[:, 1:]), two, two[:, ::-1])
@@ -156,7 +156,7 @@ def compare_in_order(unit_ND: Floats, min_cosine: float) -> Duplicates:
 
 
 def _nearest(unit_ND: Floats, block: Rows, kept: Rows) -> tuple[Floats, Rows]:
-    """The largest cosine of each row of a block with any kept one, and which."""
+    """The largest cosine of each row of a block with any kept row, and that row."""
     cosine = np.full(len(block), -np.inf, np.float32)
     original = np.full(len(block), -1, np.int64)
     for start in range(0, len(kept), KEPT_AT_ONCE):

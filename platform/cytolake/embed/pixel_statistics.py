@@ -11,6 +11,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.statistics.unit_vectors import unit_vectors
+
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 STATISTICS = (
     "mean", "sd", "skewness", "kurtosis", *(f"p{q:02d}" for q in PERCENTILES), "laplacian_variance", "gradient_energy",
@@ -143,8 +145,7 @@ def channel_correlations(pixels_BCSS: NDArray[np.float32]) -> NDArray[np.float32
     """(B, P) Pearson correlation of each pair of channels over pixels, -1..1; 0 where a channel is constant."""
     flat = pixels_BCSS.reshape(*pixels_BCSS.shape[:2], -1)
     centred = flat - flat.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
-    norm = np.linalg.norm(centred, axis=-1, keepdims=True)
-    unit = centred / np.where(norm > 0, norm, 1)
+    unit = unit_vectors(centred)
     gram = unit @ unit.swapaxes(-1, -2)
     first, second = np.triu_indices(flat.shape[1], k=1)
     return np.asarray(gram[:, first, second], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Packs: the pixels that a curation kept, shuffled once, and the order in which training reads them."""
+"""Packs: pixels of the crops that a curation keeps, shuffled once, and the order in which training reads them."""
 
 from cytolake.packs.pack import Pack, PackError
 from cytolake.packs.read_ahead import read_ahead

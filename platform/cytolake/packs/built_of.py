@@ -1,4 +1,4 @@
-"""What a pack is built of: the hash that names it, a pack that is there of the same, the types of its sources."""
+"""Content of a pack: the hashes that identify it, existing packs with the same content, pixel types of its sources."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from cytolake.catalog.ids import content_id
 from cytolake.packs.pack import PACK_FILE, PixelKind
 
 CONTENT = 2
-"""Version of what a pack's crops and their order are; part of its id. The layout of its files, FORMAT, is not. Ids of
-version 1 hashed the Delta versions of tables, which other screens may share."""
+"""Version of the choice and order of crops; part of a pack's id, unlike FORMAT, the layout of its files. Ids of version
+1 hashed the Delta versions of tables, which other screens may share."""
 
 
 def find_pack(
     packs: Path, curation_id: str, shuffle_seed: int, pixels: PixelKind, exclude_plates: Iterable[str] = ()
 ) -> Path | None:
-    """The folder of a pack in this catalog with these crops in this order."""
+    """The folder of a pack with the crops of this curation in this order; None if there is none."""
     for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
         try:
             described = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            continue  # damaged: `Pack.open` says so where it is asked for by its id
+            continue  # damaged: `Pack.open` reports it when the pack is opened by its id
         found = (
             described.get("curation_id"),
             described.get("shuffle_seed"),
@@ -42,7 +42,7 @@ def find_pack(
 
 
 def find_pack_of_pixels(packs: Path, pixels_content: str, shuffle_seed: int, pixels: PixelKind) -> Path | None:
-    """The folder of a pack with the same crops of the same pixels in the same order, of whatever curation."""
+    """The folder of a pack with the same crops, pixels and order, of any curation; None if there is none."""
     for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
         try:
             described = json.loads(file.read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def find_pack_of_pixels(packs: Path, pixels_content: str, shuffle_seed: int, pix
 
 
 def pixels_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Table) -> str:
-    """Hash of crops and of their plates' pixels alone: other labels, batches or names of the plates do not change it.
+    """Hash of crops and of their plates' pixels; independent of labels, batches and names of the plates.
 
     Args:
         catalog: Not pinned.
@@ -80,7 +80,7 @@ def content_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Ta
         versions: That the curation pinned.
         crops: Columns crop_id and plate_id, in the order of the ids.
     """
-    # A curation of before ids were hashed from rows did not pin the metrics: they are as they are now.
+    # Curations made before ids were hashed from rows did not pin the metrics: current ones are used.
     pinned = catalog.at({name: catalog.versions()[name] for name in OF_PIXELS} | dict(versions))
     plates = frozenset(crops.column("plate_id").unique().to_pylist())
     return content_id(_ids_of_crops(crops), content_of(pinned, OF_PIXELS, plates))

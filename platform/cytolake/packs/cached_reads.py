@@ -1,8 +1,8 @@
-"""Many scattered reads of what is in memory already, in one call and outside Python's lock.
+"""Many scattered reads from the page cache, in one call and without Python's global lock.
 
-Threads that read crop by crop spend their time handing the lock to each other: two of them together gave 4.3 GB/s of
-5 x 64 x 64 uint16, less than one alone, and give 8.4 so (250 MB of crops, two cores). A memory map would be as fast,
-but then a disk that fails kills the process instead of raising an error.
+Threads that read crop by crop contend for the lock: two of them reached 4.3 GB/s of 5 x 64 x 64 uint16, less than one
+thread; with one call they reach 8.4 GB/s (250 MB of crops, two cores). A memory map would be as fast, but a failing
+disk would then kill the process instead of raising an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
 
-_NOWAIT = 8  # RWF_NOWAIT of Linux: give back what the page cache holds rather than wait for the disk
+_NOWAIT = 8  # RWF_NOWAIT of Linux: return what the page cache holds, do not wait for the disk
 
 
 def read_cached(
@@ -42,7 +42,7 @@ def read_cached(
         lengths: (P,) bytes of each piece.
 
     Returns:
-        (R,) bytes that each read gave, fewer than asked for where something is not in memory, -1 for an error. All -1
+        (R,) bytes of each read, fewer than requested if a part is not in memory, -1 for an error. All -1
         on systems other than Linux.
     """
     if len(places) and (places.min() < 0 or (places + lengths).max() > len(memory)):

@@ -1,4 +1,4 @@
-"""What every file of a pack was when it was written: its size and SHA-256, in `checksums.json`.
+"""Size and SHA-256 of every file of a pack when it was written, in `checksums.json`.
 
 SHA-256 rather than a CRC: `sha256sum` checks a file by hand, and with the processor's own instructions it costs 0.55 s
 a GB (blake2b 1.1 s), a tenth of what building a pack takes.
@@ -17,7 +17,7 @@ from cytolake.packs.shards import REMEDY, PackError, WrittenFile
 
 CHECKSUMS_FILE = "checksums.json"
 Progress = Callable[[str, int, int], None]
-"""Called with what is worked on, how much is done, how much there is."""
+"""Called with the name of the work, the amount done, and the total."""
 
 
 def write_checksums(folder: Path, known: Iterable[WrittenFile] = ()) -> None:
@@ -37,7 +37,7 @@ def write_checksums(folder: Path, known: Iterable[WrittenFile] = ()) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, WrittenFile]:
-    """What each file of a pack was, by its path relative to the folder; empty where there is no `checksums.json`.
+    """Path relative to the folder to size and checksum of each file; empty without a `checksums.json`.
 
     Raises:
         PackError: The file cannot be read as checksums.
@@ -56,13 +56,13 @@ def read_checksums(folder: Path) -> dict[str, WrittenFile]:
 
 
 def check_files(folder: Path, files: dict[str, WrittenFile], progress: Progress | None = None) -> dict[str, str]:
-    """Read every file and compare it with what it was.
+    """Read every file and compare it with its recorded size and checksum.
 
     Returns:
-        For each file that is not what it was, what is wrong with it; files in the order of their names.
+        Path of each changed file to a description of the difference, ordered by path.
     """
     wrong = {}
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # hashing leaves Python's lock
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # hashing releases Python's global lock
         ordered = [files[name] for name in sorted(files)]
         for done, found in enumerate(threads.map(lambda was: _compare(folder, was), ordered), 1):
             if found:

@@ -1,4 +1,4 @@
-"""Crops of a pack as a model takes them, with the range of their source's pixel type."""
+"""Minibatches of a pack as input of a model, with the range of the source's pixel type."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def crop_batch(
     """One minibatch of a pack's crops.
 
     Args:
-        pack: Of native pixels or of 8 bits. Values of 8 bits are scaled back to counts for a model that needs these.
-        rows: (B,) of the pack.
-        model: Whose vocabulary and scaling count.
-        images: What `Pack.read` gives of these rows, where that is at hand.
-        identities: Of the channels of each crop; None looks them up.
+        pack: A pack; 8-bit values are scaled back to counts if the model needs counts.
+        rows: (B,) rows of the pack.
+        model: Config with the channel vocabulary and the scaling.
+        images: Result of `Pack.read` for these rows, if already read.
+        identities: Channel identities of each crop; None looks them up.
 
     Raises:
         PackError: As `Pack.read`.
-        ValueError: As `collate`, or stains that the model does not take.
+        ValueError: As `collate`, or a stain is unknown to the model.
     """
     if model.needs_counts and pack.pixels != "native":
         images = pack.counts(rows)

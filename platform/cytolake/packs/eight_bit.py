@@ -1,4 +1,4 @@
-"""Counts in 8 bits: for each plate and stain an offset and a step, so that counts can be had back to half a step.
+"""Counts in 8 bits: an offset and a step for each plate and stain restore counts to within half a step.
 
 count ~ offset + step * value, value 0 to 255. The range is that of the plate's crops from their 0.1 to their 99.9
 percentile of the stain, and what lies beyond it is set to its end: saturated, on purpose, as single hot pixels
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 
 QUANTILES = (0.001, 0.999)
 SAMPLE_PIXELS = 200_000
-"""Pixels of a plate and stain that its range is found from: 200 of them lie beyond each end."""
+"""Pixels of a plate and stain that its range is estimated from: 200 of them lie beyond each end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What a value of 8 bits stands for."""
+    """Offset and step of 8-bit values."""
 
     offset: float
-    """Counts of the value 0."""
+    """Count of the value 0."""
     step: float
-    """Counts from one value to the next."""
+    """Difference in counts between neighbouring values."""
 
 
 def choose_scale(values: NDArray[Any]) -> Scale:
     """The scale of one plate and stain from a sample of its pixels, in counts.
 
-    Whole counts that span at most 255 keep a step of 1, and so come back as they were; so does a channel of one value.
+    Integer counts that span at most 255 get a step of 1 and are restored exactly, as is a constant channel.
     """
     low, high = (float(value) for value in np.quantile(values, QUANTILES))
     if values.dtype.kind in "ui":

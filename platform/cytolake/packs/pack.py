@@ -1,4 +1,4 @@
-"""A pack: the pixels that a curation kept, shuffled once, ready for random reads at training speed.
+"""A pack: pixels of the crops that a curation keeps, shuffled once, for random reads at training speed.
 
 A pack is a folder: `pack.json`, `crops.parquet` (one row for each crop, in the pack's order), for each number of
 channels C among the crops `crops_c{C}.zarr`, a sharded Zarr v3 array (N, C, S, S) with one crop a chunk, and
@@ -50,7 +50,7 @@ INDEX_SCHEMA = pa.schema(
 
 
 class Pack:
-    """An open pack. Cheap to open and to send to another process; arrays are opened on first use."""
+    """An open pack. Opening it and sending it to another process are cheap; arrays are opened on first use."""
 
     def __init__(self, path: Path, described: dict[str, Any], index: pa.Table) -> None:
         self.path = path
@@ -60,9 +60,9 @@ class Pack:
         self.table_versions: dict[str, int] = described["table_versions"]
         """Delta version of every table that the curation read."""
         self.pixels: PixelKind = described.get("pixels", "native")
-        """What `read` gives: counts as in the source, or counts scaled to 8 bits."""
+        """Values that `read` returns: counts as in the source, or counts scaled to 8 bits."""
         self.index = index
-        """One row for each crop, in the pack's order: see INDEX_SCHEMA."""
+        """One row per crop, in the pack's order; columns of INDEX_SCHEMA."""
         self._source_dtypes: dict[str, str] = described.get("source_dtypes", {})
         """Numpy name of the pixel type of each plate's sources; empty for one of several types, and in packs of earlier
         versions, which did not note it."""
@@ -76,12 +76,12 @@ class Pack:
         """Open a pack.
 
         Raises:
-            PackError: There is no pack, or one of another layout.
+            PackError: There is no pack, or its layout is unknown.
         """
         folder = Path(path)
         if not (folder / PACK_FILE).is_file():
             raise PackError(
-                f"{folder}: no pack there (found no {PACK_FILE}). Give the folder of a pack, <root>/packs/<pack_id>, "
+                f"{folder}: no pack (found no {PACK_FILE}). Give the folder of a pack, <root>/packs/<pack_id>, "
                 "or make one: jobs/curate.py."
             )
         try:
@@ -100,7 +100,7 @@ class Pack:
             index = pq.read_table(folder / INDEX_FILE).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
         except FileNotFoundError:
             raise PackError(f"{folder}: the pack's index is missing (found no {INDEX_FILE}). {REMEDY}") from None
-        except (pa.ArrowException, OSError) as error:  # Arrow says some damage with an OSError
+        except (pa.ArrowException, OSError) as error:  # Arrow reports some damage as an OSError
             raise PackError(f"{folder / INDEX_FILE}: cannot be read ({error}). {REMEDY}") from None
         if index.num_rows != described["n_crops"]:
             raise PackError(
@@ -118,7 +118,7 @@ class Pack:
 
     @property
     def n_crops(self) -> int:
-        """Crops in the pack."""
+        """Number of crops."""
         return int(self.index.num_rows)
 
     def channels(self, row: int) -> tuple[str, ...]:
@@ -132,17 +132,17 @@ class Pack:
         return [int(row) for row in np.unique(codes, return_index=True)[1]]
 
     def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[Pixels]:
-        """Pixels of crops as the pack holds them. Threads may call it at the same time.
+        """Pixels of crops as stored in the pack. Thread-safe.
 
         Args:
-            rows: Rows of `index`, in any order; the same one may come twice.
+            rows: Rows of `index`, in any order, repeats allowed.
 
         Returns:
-            (C, S, S) for each row, in the order asked for. In a pack of native pixels the dtype is the one that holds
-            every crop of as many channels without loss; where they share a dtype, the source's. Else uint8.
+            (C, S, S) for each row, in the given order. In a pack of native pixels the dtype is the smallest that holds
+            every crop of as many channels without loss, usually the source's; otherwise uint8.
 
         Raises:
-            PackError: A row that the pack does not have, or a shard that is missing, cut short or damaged.
+            PackError: A row is out of range, or a shard is missing, cut short or damaged.
         """
         wanted = self._checked(rows)
         groups, rows_in_group = self._group_of[wanted], self._row_of[wanted]
@@ -158,29 +158,29 @@ class Pack:
         return crops
 
     def stack(self, rows: Sequence[int] | NDArray[np.integer[Any]], out: Pixels | None = None) -> Pixels:
-        """As `read`, for crops with as many channels as each other: (N, C, S, S) in one array.
+        """As `read`, for crops with equal numbers of channels: (N, C, S, S) in one array.
 
         Args:
             rows: As for `read`, at least one.
-            out: Where to put them, contiguous, of that shape and the pack's dtype; None makes a new array.
+            out: Contiguous array of that shape and the pack's dtype to fill; None makes a new array.
 
         Raises:
-            PackError: As for `read`, or crops of several channel counts.
+            PackError: As for `read`, or the crops have different numbers of channels.
         """
         wanted = self._checked(rows)
         present = np.unique(self._group_of[wanted]).tolist()
         if len(present) != 1:
             raise PackError(
                 f"pack {self.pack_id}: {len(wanted)} crops with {' and '.join(map(str, present)) or 'no'} channels; "
-                "expected crops with as many channels as each other. Use Pack.read."
+                "expected crops with equal numbers of channels. Use Pack.read."
             )
         return self._arrays[present[0]].read(self._row_of[wanted], out)
 
     def counts(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> list[Pixels]:
-        """Counts of crops: what `read` gives in a pack of native pixels, else float32 scaled back.
+        """Counts of crops: as `read` for a pack of native pixels, otherwise float32 scaled back.
 
-        Scaled back, a count is within half a step of the source's, except beyond its plate's 0.1 and 99.9 percentile,
-        where it is the end of that range: see `scale`.
+        A count that is scaled back is within half a step of the source's, or clipped to the plate's 0.1 and 99.9
+        percentile: see `scale`.
         """
         crops = self.read(rows)
         if self.pixels == "native":
@@ -188,9 +188,9 @@ class Pack:
         return [to_counts(crop, *self._offsets_steps(int(row))) for row, crop in zip(rows, crops, strict=True)]
 
     def full_scale(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[float, ...]:
-        """For each row the largest count that its source's pixel type holds, 255 or 65,535 of cameras.
+        """For each row the largest count of the source's pixel type, 255 or 65,535 for cameras.
 
-        NaN where that is not known: sources of fractions, a plate of several types, or a pack of an earlier version.
+        NaN if it is unknown: sources of floats, a plate of several types, or a pack of an earlier version.
         """
         of_plate: dict[str, float] = {}
         plates = self.index.column("plate_id").take(pa.array(self._checked(rows))).to_pylist()
@@ -200,7 +200,7 @@ class Pack:
         return tuple(of_plate[plate] for plate in plates)
 
     def scale(self, plate_id: str, channel: str) -> Scale:
-        """What a value of a pack of 8 bits stands for, for one plate and stain; (0, 1) in a pack of native pixels.
+        """Offset and step of the 8-bit values of one plate and stain; (0, 1) for a pack of native pixels.
 
         Raises:
             PackError: The pack has no crop of that plate and stain.
@@ -216,13 +216,13 @@ class Pack:
             ) from None
 
     def rows_of(self, crop_ids: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of `index` that hold these crops, in the order asked for. Reads no pixels.
+        """Rows of `index` of these crops, in the given order. Reads no pixels.
 
-        The first call sorts the ids, seconds for 10 million; from then on an id takes microseconds. The sorted
+        The first call sorts the ids, seconds for 10 million; later an id takes microseconds. The sorted
         index takes 16 bytes a crop.
 
         Raises:
-            PackError: A crop that the pack does not hold.
+            PackError: A crop is not in the pack.
         """
         keys, rows = self._by_id
         column = self.index.column("crop_id")
@@ -240,7 +240,7 @@ class Pack:
         return found
 
     def crop(self, crop_id: str) -> Pixels:
-        """(C, S, S) pixels of one crop, as `read` gives them.
+        """(C, S, S) pixels of one crop, as `read` returns them.
 
         Raises:
             PackError: As for `rows_of` and `read`.
@@ -254,7 +254,7 @@ class Pack:
             progress: Called with ("files checked", files done, all files).
 
         Returns:
-            What is wrong: file, what was found and expected, the crops it holds, what to do. Empty where all is well.
+            One text per damaged file: found, expected, its crops, what to do. Empty if all files are intact.
         """
         checksums = self._checksums
         if not checksums:
@@ -309,7 +309,7 @@ class Pack:
 
     @cached_property
     def _channels_of(self) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
-        """For each crop a code, and the stains that each code stands for: packs have few different sets."""
+        """For each crop a code, and the stains of each code: packs have few distinct sets of stains."""
         joined = pc.binary_join(self.index.column("channels"), "\0").combine_chunks().dictionary_encode()
         stains = [tuple(names.split("\0")) for names in joined.dictionary.to_pylist()]
         return np.asarray(joined.indices.to_numpy(), np.int64), stains

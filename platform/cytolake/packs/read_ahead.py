@@ -1,4 +1,4 @@
-"""Minibatches of pixels read ahead by threads, in their order."""
+"""Read minibatches ahead with threads, in order."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ T = TypeVar("T")
 def read_ahead(
     read: Callable[[Rows], T], minibatches: Iterable[Rows], *, threads: int = 2, depth: int = 2
 ) -> Iterator[tuple[Rows, T]]:
-    """Yield each minibatch with what `read` gives for it, in the order of the minibatches.
+    """Yield each minibatch with the result of `read`, in the order of the minibatches.
 
     Order and content do not depend on `threads` or `depth`. Closing the iterator ends the threads.
 
     Args:
-        read: `Pack.read`, `Pack.stack` or another function that threads may call at the same time.
+        read: `Pack.read`, `Pack.stack` or another thread-safe function.
         minibatches: Rows of each minibatch, see `sampler.minibatches`.
-        threads: How many minibatches are read at the same time.
-        depth: How many are read before they are asked for; what bounds the memory.
+        threads: Number of minibatches read at the same time.
+        depth: Number of minibatches read ahead; bounds the memory.
 
     Raises:
         ValueError: `threads` or `depth` below 1.

@@ -1,4 +1,4 @@
-"""The order in which training sees crops: a function of (seed, epoch, index) alone, never of the number of workers."""
+"""The order of crops in training: a function of (seed, epoch, index) only, independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = NDArray[np.int64]
 
 
 def sample_order(n: int, seed: int, epoch: int) -> Rows:
-    """(n,), the crops of one epoch: every number below n once.
+    """(n,), the order of crops in one epoch: a permutation of 0 to n - 1.
 
     Crops are sorted by the raw output of a counter-based generator (Philox), which NumPy keeps the same from release to
     release; its `permutation` it does not.
@@ -28,10 +28,10 @@ def sample_order(n: int, seed: int, epoch: int) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class GlobalMinibatch:
-    """The crops of one training step, all workers together."""
+    """The crops of one training step, of all workers together."""
 
     first: int
-    """Samples before it since the beginning of the run: sample k is the crop at place k % n of epoch k // n."""
+    """Number of samples before it since the start of the run: sample k is the crop at place k % n of epoch k // n."""
     rows: Rows
     """(M,) crops of the pack."""
     epochs: Rows
@@ -39,11 +39,11 @@ class GlobalMinibatch:
 
     @property
     def end(self) -> int:
-        """Samples up to and with it."""
+        """Number of samples up to and including it."""
         return self.first + len(self.rows)
 
     def share(self, rank: int, world_size: int) -> tuple[Rows, Rows]:
-        """Crops and epochs of one worker: every `world_size`-th; none where there are fewer crops than workers."""
+        """Crops and epochs of one worker: every `world_size`-th; empty if there are fewer crops than workers."""
         return self.rows[rank::world_size], self.epochs[rank::world_size]
 
 
@@ -57,19 +57,19 @@ def minibatches(
     tokens: NDArray[np.int64] | None = None,
     max_tokens: int | None = None,
 ) -> Iterator[GlobalMinibatch]:
-    """The minibatches of a run, epoch after epoch without a seam: every crop is in exactly one of each epoch.
+    """The minibatches of a run, across epochs: every crop is in exactly one minibatch of each epoch.
 
-    What a minibatch holds depends on where it begins and on nothing else, so a run that goes on at the `end` of the
-    last one it finished sees what it would have seen.
+    The content of a minibatch depends only on its first sample, so a run that resumes at the `end` of its last finished
+    minibatch sees the same crops as an uninterrupted run.
 
     Args:
         n: Crops of the pack, 1 or more.
         seed: Seed of the run.
-        minibatch_size: Most crops of a minibatch.
-        first: Sample to begin with.
-        end: Sample to end before; the last minibatch may be smaller. None goes on for ever.
-        tokens: (n,) patch tokens of each crop, where `max_tokens` limits them.
-        max_tokens: Crops are added in order while their tokens fit; at least one is.
+        minibatch_size: Largest number of crops of a minibatch.
+        first: First sample.
+        end: Sample to stop before; the last minibatch may be smaller. None never ends.
+        tokens: (n,) patch tokens of each crop; required with `max_tokens`.
+        max_tokens: Largest number of patch tokens of a minibatch; a minibatch has at least one crop.
 
     Raises:
         ValueError: A size below 1, or a start below 0.

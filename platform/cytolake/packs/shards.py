@@ -1,9 +1,11 @@
-"""The arrays of a pack: sharded Zarr v3, one crop a chunk, written and read here without a detour.
+"""The arrays of a pack: sharded Zarr v3 with one crop per chunk, written and read without a Zarr library.
 
-Any Zarr library reads these arrays. Reading them here is faster: the bytes of an uncompressed crop go from the file to
-their place in the minibatch in one copy, 9.1 GB/s of random 5 x 64 x 64 uint16 by two threads on two cores, where zarrs
-0.2.3 read 1.4 GB/s; crops compressed by lz4 1.5 GB/s on one core, by zarrs 0.9 GB/s on two. What is missing or cut
-short is an error here, where Zarr's rule is to take a missing file for zeros.
+Any Zarr library can read these arrays; this reader is faster. It copies an uncompressed crop once, from the file to its
+place in the minibatch: 9.1 GB/s of random 5 x 64 x 64 uint16 with two threads on two cores, against 1.4 GB/s of zarrs
+0.2.3; crops compressed by lz4 1.5 GB/s on one core, against 0.9 GB/s of zarrs on two. A missing or cut file is an error
+here; by the Zarr standard a missing file means zeros.
+
+Writer and reader stay in one file because they share the layout.
 
 Shapes: N crops, C channels, S side of a crop in pixels.
 
@@ -47,21 +49,21 @@ _PARTS_MAX = 1024  # IOV_MAX of Linux
 
 
 class PackError(ValueError):
-    """A pack that is not there, not whole, or asked for rows it does not have."""
+    """A pack that is missing or damaged, or does not have the requested rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFile:
-    """What a file of a pack was when it was written."""
+    """Size and checksum of a file of a pack when it was written."""
 
     file: str
-    """Relative to the pack's folder, with forward slashes."""
+    """Path relative to the pack's folder, with forward slashes."""
     n_bytes: int
     sha256: str
 
 
 def array_path(folder: Path, group: int) -> Path:
-    """Where the crops of `group` channels lie."""
+    """Folder of the array of the crops with `group` channels."""
     return folder / f"crops_c{group}.zarr"
 
 
@@ -100,7 +102,7 @@ def create_array(
 
 
 def crop_shape(folder: Path, group: int) -> tuple[int, ...]:
-    """(C, S, S) of the crops of `group` channels."""
+    """(C, S, S) of the crops with `group` channels."""
     return _Layout.read(array_path(folder, group)).shape[1:]
 
 
@@ -121,7 +123,7 @@ def write_shard(folder: Path, group: int, shard: int, rows: Pixels) -> WrittenFi
     rows = np.ascontiguousarray(rows, layout.dtype)
     index = np.full((layout.rows_per_shard, 2), _ABSENT, "<u8")
     file = shard_path(array, shard)
-    file.parent.mkdir(parents=True, exist_ok=True)  # a task that Ray runs again finds it
+    file.parent.mkdir(parents=True, exist_ok=True)  # exists if Ray repeats the task
     digest, end = hashlib.sha256(), 0
     with file.open("wb", buffering=0) as out:
 
@@ -148,7 +150,7 @@ def write_shard(folder: Path, group: int, shard: int, rows: Pixels) -> WrittenFi
 
 
 def rows_of_file(folder: Path, file: str) -> str:
-    """Which crops a file of a pack holds, for a message; empty where it is no shard."""
+    """Text that names the crops in a file of a pack; empty if the file is no shard."""
     array, *rest = file.split("/")
     if len(rest) != 5 or rest[0] != "c" or not rest[1].isdecimal():
         return ""
@@ -159,17 +161,17 @@ def rows_of_file(folder: Path, file: str) -> str:
 
 
 class ShardedCrops:
-    """Reads scattered rows of one array. Opens a shard on first use, and holds what it finds against its checksum.
+    """Reader of scattered rows of one array. Opens a shard on first use and checks its index against its checksum.
 
-    Threads may share it; it does not travel to another process.
+    Thread-safe; it cannot be sent to another process.
 
     Args:
         folder: The pack's.
         group: Number of channels.
-        sizes: Bytes of each shard file, by its path relative to the pack; files that are not listed are not compared.
+        sizes: Path relative to the pack to bytes of each shard file; unlisted files are not compared.
 
     Raises:
-        PackError: The array is missing, or laid out as no pack is.
+        PackError: The array is missing, or has another layout than a pack.
     """
 
     def __init__(self, folder: Path, group: int, sizes: Mapping[str, int]) -> None:
@@ -188,15 +190,15 @@ class ShardedCrops:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the pixels."""
+        """Pixel type."""
         return self._layout.dtype
 
     def read(self, rows: Rows, out: Pixels | None = None) -> Pixels:
-        """Read rows of the array in any order; the same one may come twice.
+        """Read rows of the array in any order, repeats allowed.
 
         Args:
             rows: Numbers below N.
-            out: Where to put them, (len(rows), C, S, S) of the array's dtype, contiguous; None makes a new array.
+            out: Contiguous (len(rows), C, S, S) of the array's dtype to fill; None makes a new array.
 
         Raises:
             PackError: A shard is missing, cut short or damaged.
@@ -220,7 +222,7 @@ class ShardedCrops:
                 of_shard = shards == shard
                 starts[of_shard], lengths[of_shard] = places[inside[of_shard]].T
         targets = np.arange(len(rows))
-        if (starts < 0).any():  # an array that Zarr wrote, which leaves out crops of zeros
+        if (starts < 0).any():  # an array written by a Zarr library, which omits crops of zeros
             out[starts < 0] = 0
             targets = np.flatnonzero(starts >= 0)
             shards, starts, lengths = (each[targets] for each in (shards, starts, lengths))
@@ -246,9 +248,9 @@ class ShardedCrops:
         lengths: Rows,
         files: Mapping[int, _File],
     ) -> None:
-        """Read chunks from `starts` of their shards to `places` in memory, in one call where they are neighbours.
+        """Read chunks from `starts` of their shards to `places` in memory, neighbouring chunks in one call.
 
-        What the system has in memory is read first; of the rest the disk is told all at once.
+        Chunks in the page cache are read first; the others are requested from the disk all at once.
         """
         first = _first_of_runs(shards, starts, lengths)
         counts = np.diff(first, append=len(starts))
@@ -269,7 +271,7 @@ class ShardedCrops:
             self._fail(int(shards[first[run]]), f"cannot be read ({error})", REMEDY)
 
     def _file(self, shard: int) -> tuple[_File, NDArray[np.int64] | None]:
-        """The open file of a shard, and where its crops lie; None where one follows the other."""
+        """The open file of a shard, and the places of its crops; None if they are contiguous."""
         with self._lock:
             file = self._open.get(shard)
             if file is not None:
@@ -288,11 +290,11 @@ class ShardedCrops:
         with self._lock:
             self._open[shard] = file
             if len(self._open) > OPEN_SHARDS_MAX:
-                self._open.popitem(last=False)  # closed when the last thread that reads it lets go
+                self._open.popitem(last=False)  # closed when the last thread that reads it drops it
         return file, self._places[shard]
 
     def _read_index(self, shard: int, descriptor: int) -> NDArray[np.int64] | None:
-        """(rows of the shard, 2): where each chunk begins and its bytes; -1 for a chunk of zeros."""
+        """(rows of the shard, 2): start and length of each chunk, bytes; -1 for a chunk of zeros."""
         layout = self._layout
         size = os.fstat(descriptor).st_size
         expected = self._sizes.get(shard_path(self._array, shard).relative_to(self._folder).as_posix())
@@ -330,7 +332,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What an array's `zarr.json` says, of what a pack may have."""
+    """Layout of an array, from its `zarr.json`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -365,7 +367,7 @@ class _Layout:
             )
             dtype = np.dtype(described["data_type"]).newbyteorder("<")
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise PackError(f"{array}: zarr.json is not that of a pack ({error!r}). {REMEDY}") from None
+            raise PackError(f"{array}: zarr.json does not describe an array of a pack ({error!r}). {REMEDY}") from None
         names = [codec["name"] for codec in inner[1:]]
         codec: Blosc | Zstd | None = None
         if names[:1] == ["zstd"]:
@@ -382,11 +384,11 @@ class _Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Of one crop, decoded."""
+        """Bytes of one decoded crop."""
         return int(np.prod(self.shape[1:])) * self.dtype.itemsize
 
     def encode(self, row: Pixels) -> bytes:
-        """One chunk as it lies in the file."""
+        """The encoded chunk of one crop."""
         assert self.codec is not None
         data = bytes(self.codec.encode(row))
         return data + _crc(data) if self.has_crc else data
@@ -419,14 +421,14 @@ def _crc(data: bytes | NDArray[np.uint8]) -> bytes:
 
 
 def _first_of_runs(shards: Rows, starts: Rows, lengths: Rows) -> Rows:
-    """Where chunks begin that follow each other in a shard, as many as one call may read."""
+    """Start of each run of contiguous chunks of a shard, each at most as long as one call may read."""
     is_first = np.arange(len(starts)) % _PARTS_MAX == 0
     is_first[1:] |= (starts[1:] != (starts + lengths)[:-1]) | (shards[1:] != shards[:-1])
     return np.flatnonzero(is_first)
 
 
 def _read_whole(descriptor: int, buffers: Sequence[memoryview], start: int, n: int) -> None:
-    """Fill the buffers, `n` bytes together, from `start` on, however many calls it takes."""
+    """Fill the buffers with `n` bytes from `start` on, in as many calls as needed."""
     if os.preadv(descriptor, buffers, start) == n:
         return
     for buffer in buffers:

@@ -1,1 +1,1 @@
-"""How well a prompt or a query will do, told from its text or its vector before anything is generated or searched."""
+"""Prediction of the performance of prompts from their text, and of queries from their vector or plan."""

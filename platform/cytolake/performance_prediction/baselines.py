@@ -1,11 +1,10 @@
-"""What a predictor has to beat before it is registered: baselines, and the verdict on held-out rows.
+"""Baselines of a predictor, and the verdict on held-out rows that decides which of the two is registered.
 
-The best baseline is chosen as the predictor's settings are, by cross-validation on the rows that both are fitted on.
-All then predict rows that none saw. Where the interval of the difference of the errors of any baseline and of the
-predictor does not lie above 0, the best baseline is what is registered: it is as good as far as anyone can know, and
-simpler.
+The best baseline is chosen in the same way as the predictor's settings, by cross-validation on the rows that both are
+fitted on. All then predict held-out rows. Where the interval of the difference between the errors of some baseline and
+of the predictor does not lie above 0, the best baseline is registered: it is not shown to be worse, and it is simpler.
 
-N rows.
+Shapes: N rows.
 """
 
 from __future__ import annotations
@@ -18,47 +17,48 @@ from numpy.typing import NDArray
 
 from cytolake.performance_prediction.correlations import Estimate, gain_over, score_predictions
 from cytolake.performance_prediction.regressors import Candidate, Views, settings_of
-from cytolake.performance_prediction.stacked import Predicted, Stack, StackConfig, fit_alone
+from cytolake.performance_prediction.stack import Predicted, Stack
+from cytolake.performance_prediction.stack_fitting import StackConfig, fit_alone
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
 PREDICTOR, BEST, MEAN, TFIDF = "predictor", "best baseline", "mean score", "TF-IDF and ridge"
 N_DRAWS = 400
-"""Resamples that decide whether a baseline is better than the mean."""
+"""Resamples behind the decision whether a baseline is better than the mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A baseline and the settings it may have."""
+    """A baseline and its possible settings."""
 
     name: str
     candidates: tuple[Candidate, ...]
 
 
 def mean_score(view: str) -> Baseline:
-    """The mean of the scores fitted on, whatever the input."""
+    """The mean of the training scores, for every input."""
     return Baseline(MEAN, tuple(settings_of("mean", view)))
 
 
 def line_of(name: str, view: str) -> Baseline:
-    """Least squares from the one column of a view."""
+    """Least squares from a view with one column."""
     return Baseline(name, tuple(settings_of("line", view)))
 
 
 def ridge_of_words(view: str) -> Baseline:
-    """The plainest text model: words and pairs of words by TF-IDF, ridge regression."""
+    """The simplest text model: ridge regression from the TF-IDF of words and pairs of words."""
     return Baseline(TFIDF, tuple(settings_of("words", view)))
 
 
 @dataclass(frozen=True, slots=True)
 class FittedBaseline:
-    """A baseline that predicts."""
+    """A fitted baseline."""
 
     name: str
     stack: Stack
     out_of_fold: Numbers
-    """(N,) predictions of the rows fitted on, each without its fold."""
+    """(N,) predictions of the training rows, each fitted without the row's fold."""
 
 
 def fit_baselines(
@@ -66,13 +66,13 @@ def fit_baselines(
 ) -> list[FittedBaseline]:
     """Every baseline that can be fitted, the best first.
 
-    The best has the least error out of fold of those that are better than the mean beyond chance (the 95 % interval
-    lies above 0), and is the mean where none is.
+    The best has the lowest out-of-fold error of those that are better than the mean beyond chance (the 95 % interval
+    lies above 0); it is the mean where none is.
 
     Args:
-        baselines: The mean first.
-        views: Ways to look at the N inputs.
-        score: (N,) what is predicted.
+        baselines: Baselines, the mean first.
+        views: Views of the N inputs.
+        score: (N,) targets.
         group: (N,) rows of one group are never on both sides of a fold.
         config: Folds, coverage, seed.
     """
@@ -82,7 +82,7 @@ def fit_baselines(
             stack, out_of_fold = fit_alone(baseline.candidates, views, score, group, config)
         except ValueError as error:
             if "no terms remain" in str(error) or "empty vocabulary" in str(error):
-                continue  # no word is in three texts: there is nothing to weigh
+                continue  # no word is in three texts: there are no features
             raise
         fitted.append(FittedBaseline(baseline.name, stack, out_of_fold))
     mean = fitted[0]
@@ -97,28 +97,28 @@ def fit_baselines(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the predictor beats every baseline on held-out rows, and so what is registered."""
+    """Comparison of the predictor with every baseline on held-out rows; it decides which is registered."""
 
     baseline: str
-    """The best baseline of all rows fitted on."""
+    """The best baseline on all training rows."""
     against: str
-    """The baseline that the predictor gains least over on held-out rows."""
+    """The baseline with the smallest gain of the predictor on held-out rows."""
     gain: Estimate
     """Root mean squared error of that baseline less that of the predictor; above 0 the predictor is better."""
 
     @property
     def is_beaten(self) -> bool:
-        """Whether the whole interval lies above 0, and so that of every baseline."""
+        """Whether the predictor beats every baseline: the whole interval lies above 0."""
         return self.gain.low > 0
 
     @property
     def registered(self) -> str:
-        """Which of the scores' names is registered."""
+        """Name of the registered predictor among the scores."""
         return PREDICTOR if self.is_beaten else BEST
 
     @property
     def reason(self) -> str:
-        """What is registered and why, in a sentence."""
+        """What is registered and why, in one sentence."""
         gain = f"{self.gain.value:.3g} [{self.gain.low:.3g}, {self.gain.high:.3g}]"
         against = BEST if self.against == BEST else f"baseline {self.against!r}"
         if self.is_beaten:
@@ -127,25 +127,25 @@ class Verdict:
                 f"by {gain} or more (the {against})."
             )
         return (
-            f"The baseline {self.baseline!r} is registered, not the predictor: what the predictor gains in error "
+            f"The baseline {self.baseline!r} is registered, not the predictor: the gain of the predictor in error "
             f"(RMSE) over the {against} on held-out rows is {gain}, and the interval does not lie above 0."
         )
 
 
 class HeldOut:
-    """Predictions of N rows by fits that never saw them: of the predictor, each baseline, and the best baseline."""
+    """Predictions of N held-out rows by the predictor, each baseline, and the best baseline."""
 
     def __init__(self, n: int) -> None:
         self._n = n
         self._predicted: dict[str, Predicted] = {}
 
     def add(self, rows: Codes, predicted: Mapping[str, Predicted], best: str) -> None:
-        """Predictions of some rows.
+        """Add predictions of some rows.
 
         Args:
-            rows: Which.
-            predicted: Of the predictor and of each baseline.
-            best: The baseline that was best on the rows fitted on.
+            rows: Row numbers.
+            predicted: Predictions of the predictor and of each baseline.
+            best: The best baseline on the training rows.
         """
         for name, found in {**predicted, BEST: predicted[best]}.items():
             into = self._predicted.setdefault(name, Predicted(*(np.full(self._n, np.nan) for _ in range(3))))
@@ -157,23 +157,23 @@ class HeldOut:
         return self._predicted[name]
 
     def names(self, rows: Codes) -> list[str]:
-        """The predictor, the best baseline, and each baseline that predicts all of some rows."""
+        """The predictor, the best baseline, and each baseline with predictions of all these rows."""
         complete = [name for name, found in self._predicted.items() if np.isfinite(found.score[rows]).all()]
         return sorted(complete, key=lambda name: (PREDICTOR, BEST).index(name) if name in (PREDICTOR, BEST) else 2)
 
     def verdict(self, baseline: str, truth: Numbers, group: Codes, rows: Codes, seed: int, n_draws: int) -> Verdict:
-        """The predictor against each baseline, the one that is best on the rows fitted on included.
+        """Compare the predictor with every baseline, not only with the best one on the training rows.
 
-        Where nothing can be predicted the best by luck on the rows fitted on is worse than the mean on others, and a
-        predictor could beat it by being no worse than the mean.
+        Where nothing can be predicted, the best baseline by chance on the training rows is worse than the mean on other
+        rows, so a predictor as good as the mean could beat it.
 
         Args:
-            baseline: The best baseline of all rows.
+            baseline: The best baseline on all rows.
             truth: Scores of `rows`.
-            group: Of `rows`, resampled together.
-            rows: Which are judged.
-            seed: Of the resamples.
-            n_draws: Resamples.
+            group: Groups of `rows`, resampled together.
+            rows: Row numbers.
+            seed: Seed of the resamples.
+            n_draws: Number of resamples.
         """
         predicted = self._predicted[PREDICTOR].score[rows]
         gains = {
@@ -193,20 +193,20 @@ def score_each(
     n_draws: int,
     seed: int,
 ) -> dict[str, dict[str, Estimate]]:
-    """Metrics of each name's predictions with paired intervals; correlations within strata.
+    """Metrics of the predictions under each name, with paired intervals; correlations within strata.
 
     Args:
         truth: (N,) scores.
         predictions: Names, and (N,) predictions of each.
-        strata: (N,) folds and generators: fits without different folds differ in their means, which is no skill.
+        strata: (N,) folds and generators; differences between the means of folds do not count as skill.
         group: (N,) rows resampled together.
-        n_draws: Resamples.
-        seed: Of the resamples.
+        n_draws: Number of resamples.
+        seed: Seed of the resamples.
     """
     found: dict[str, dict[str, Estimate]] = {}
     known: dict[bytes, dict[str, Estimate]] = {}
     for name, values in predictions:
-        same = values.tobytes()  # the best baseline is mostly one of those with a name
+        same = values.tobytes()  # the best baseline usually equals one of the others
         if same not in known:
             known[same] = score_predictions(truth, values, strata, group, n_draws, seed)
         found[name] = known[same]

@@ -1,6 +1,6 @@
-"""Queries from the catalog: the wells of a representation, or its crops, each with the performance it has.
+"""Queries from the catalog: the wells or crops of a representation, with their performance.
 
-A search service is queried with crops, so what it predicts beforehand is fitted on crops; a screen is planned in wells.
+A search service receives crops, so its predictor is fitted on crops; a screen is planned in wells.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import pyarrow.compute as pc
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.catalog import Catalog
 from cytolake.catalog.representations import VectorReader, read_vectors
-from cytolake.performance_prediction.queries import Before, Measure, Queries, QueryPredictorConfig, queries_of_profiles
+from cytolake.performance_prediction.queries import Measure, Queries, queries_of_profiles
+from cytolake.performance_prediction.query_predictor import Before, QueryPredictorConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueriesConfig:
-    """Which queries a predictor is fitted on."""
+    """Queries that a predictor is fitted on."""
 
     representation_id: str = ""
-    """Whose vectors; empty means the promoted representation."""
+    """Representation of the vectors; empty means the promoted one."""
     before: tuple[Before, ...] = ("search", "screen")
-    """When it is predicted: of crops before a search, of wells before a screen."""
+    """Time of the prediction: for crops before a search, for wells before a screen."""
     measures: tuple[Measure, ...] = ("average_precision", "replicate_consistency")
-    """What is predicted: how high replicates rank, or how alike they are."""
+    """Predicted measures: ranks of replicates, or their similarity."""
     crops: int = 6000
-    """Crops that search each other, drawn evenly from wells: the time grows with the square."""
+    """Most crops that are compared with each other, sampled evenly from wells; the time grows with the square."""
     queries: int = 1000
-    """At most this many queries to fit on, drawn."""
+    """Most queries to fit on, a random sample of more."""
     predictor: QueryPredictorConfig = field(default_factory=QueryPredictorConfig)
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ def well_queries(
 def crop_queries(
     catalog: Catalog, representation_id: str, config: QueriesConfig, measure: Measure = "average_precision"
 ) -> Queries:
-    """Crops as queries among crops, drawn evenly from wells.
+    """Crops as queries among crops, sampled evenly from wells.
 
     Raises:
         ValueError: No embeddings, too few controls or replicates.
@@ -90,7 +91,7 @@ def crop_queries(
         [family[i] for i in well],
         [description[i] for i in well],
         wells.dose[well][:, None],
-        # A crop's neighbours of the same well share its well: where there are no other plates, that must not count.
+        # Crops of one well are similar because of the well: with a single plate, they must not count as replicates.
         [wells.plate[i] if len(set(wells.plate)) > 1 else wells.well_id[i] for i in well],
         wells.is_control[well],
         config.queries,
@@ -104,19 +105,19 @@ def crop_queries(
 
 
 def families(wells: Wells) -> list[str]:
-    """What is held out as a whole: the compound, else the gene, else the perturbation."""
+    """(W,) group of each well that is held out whole: the compound, else the gene, else the perturbation."""
     named = zip(wells.compound, wells.gene, wells.perturbation, strict=True)
     return [compound or gene or perturbation for compound, gene, perturbation in named]
 
 
 def family_of(crops: pa.Table, row: int) -> str:
-    """The same of one crop, from a table with the columns of its well."""
+    """The same for one crop, from a table with the columns of its well."""
     names = (crops[name][row].as_py() for name in ("compound", "gene", "perturbation"))
     return next((name for name in names if name), "")
 
 
 def descriptions(wells: Wells) -> list[str]:
-    """What the plate map says of each well, in words."""
+    """(W,) labels of each well in the plate map, as a text."""
     named = zip(wells.compound, wells.gene, wells.pathway, strict=True)
     texts = []
     for compound, gene, pathway in named:
@@ -126,7 +127,7 @@ def descriptions(wells: Wells) -> list[str]:
 
 
 def _evenly(well: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Rows of crops in known wells: all, or a draw that takes one of each well, then a second, and so on."""
+    """Rows of crops in known wells: all, or a random sample of one crop of each well, then a second, and so on."""
     known = np.flatnonzero(well >= 0)
     if len(known) <= most:
         return known

@@ -1,7 +1,9 @@
-"""How well predicted scores order and hit the true ones: Pearson, Spearman, Kendall, RMSE, with intervals.
+"""Agreement of predicted and true scores: Pearson, Spearman, Kendall and RMSE, with intervals.
 
-N prompts, R draws. Correlations over several generators mix how generators differ with how prompts do, so they are
-taken within each and averaged by Fisher's z (weights n - 3).
+Correlations over several generators mix differences between generators with those between prompts, so they are computed
+within each generator and averaged by Fisher's z (weights n - 3).
+
+Shapes: N prompts, R draws.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.statistics.bootstrap import resamples
+from cytolake.statistics.intervals import percentile_interval
+
 Numbers = NDArray[np.float64]
 
-METRICS = ("pearson", "spearman", "kendall", "rmse")
+PREDICTION_METRICS = ("pearson", "spearman", "kendall", "rmse")
 FEWEST = 4
-"""Fewer rows than this have no Fisher z (its variance is 1 / (n - 3))."""
+"""Fewest rows with a Fisher z, whose variance is 1 / (n - 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its 95 % percentile interval."""
+    """A value and its 95 % percentile interval."""
 
     value: float
     low: float
@@ -32,7 +37,7 @@ class Estimate:
 
 
 def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
-    """One figure of N pairs; NaN where a side is constant (but for `rmse`).
+    """One metric of N pairs; NaN where a side is constant (except for `rmse`).
 
     Args:
         metric: `pearson`, `spearman`, `kendall` (tau-b) or `rmse`.
@@ -40,14 +45,14 @@ def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
         predicted: (N,) predictions.
 
     Raises:
-        ValueError: Another metric.
+        ValueError: An unknown metric.
     """
     from scipy.stats import kendalltau, rankdata
 
     if metric == "rmse":
         return float(np.sqrt(np.mean((truth - predicted) ** 2)))
-    if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}. There are {', '.join(METRICS)}.")
+    if metric not in PREDICTION_METRICS:
+        raise ValueError(f"no metric {metric!r}. There are {', '.join(PREDICTION_METRICS)}.")
     if len(truth) < 2 or _is_constant(truth) or _is_constant(predicted):
         return float("nan")
     if metric == "kendall":
@@ -58,16 +63,16 @@ def correlation(metric: str, truth: Numbers, predicted: Numbers) -> float:
 
 
 def _is_constant(values: Numbers) -> bool:
-    """Equal but for rounding: means of equal numbers differ in their last digits, and those would correlate."""
+    """Equal up to rounding: means of equal numbers differ in their last digits, which could correlate."""
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def within_generators(
     metric: str, truth: Numbers, predicted: Numbers, generator: Sequence[str] | NDArray[np.str_]
 ) -> float:
-    """The figure within each generator, averaged: correlations by Fisher's z, `rmse` over all rows.
+    """Mean of a metric over generators: correlations by Fisher's z, `rmse` over all rows.
 
-    Generators of fewer than four rows, or of one score, are left out; NaN where none is left.
+    Generators with fewer than four rows, or with one score, are left out; NaN where none remains.
     """
     codes = np.unique(np.asarray(generator), return_inverse=True)[1]
     if metric == "rmse" or codes.max(initial=0) == 0:
@@ -92,18 +97,18 @@ def score_predictions(
     group: NDArray[np.intp] | None = None,
     n_draws: int = 1000,
     seed: int = 0,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = PREDICTION_METRICS,
 ) -> dict[str, Estimate]:
     """Every metric with a 95 % bootstrap interval over groups of prompts.
 
     Args:
         truth: (N,) scores.
         predicted: (N,) predictions.
-        generator: (N,) what made the images; None where one did.
-        group: (N,) rows resampled together, such as near-duplicates or one prompt's generators; None: each alone.
-        n_draws: Resamples.
-        seed: Of the resamples; equal groups and seeds give paired intervals.
-        metrics: Which; all by default.
+        generator: (N,) generator of the images; None for a single one.
+        group: (N,) rows resampled together, such as near-duplicates or one prompt's generators; single rows where None.
+        n_draws: Number of resamples.
+        seed: Seed of the resamples; equal groups and seeds give paired intervals.
+        metrics: Metrics; all by default.
 
     Raises:
         ValueError: Lengths differ, or a prediction is not finite.
@@ -118,10 +123,8 @@ def score_predictions(
     found = {}
     for metric in metrics:
         value = within_generators(metric, truth, predicted, of_generator)
-        drawn = np.array([within_generators(metric, truth[i], predicted[i], of_generator[i]) for i in draws])
-        drawn = drawn[np.isfinite(drawn)]
-        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
-        found[metric] = Estimate(value, float(low), float(high))
+        drawn = [within_generators(metric, truth[i], predicted[i], of_generator[i]) for i in draws]
+        found[metric] = Estimate(value, *percentile_interval(drawn))
     return found
 
 
@@ -133,17 +136,17 @@ def gain_over(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """How much less the root mean squared error is than a baseline's, in the scores' unit; above 0 is better.
+    """Root mean squared error of a baseline less that of the predictions, in the scores' unit; above 0 is better.
 
-    Both errors are of the same resampled rows, so what is hard for both does not widen the interval.
+    Both errors use the same resampled rows, so rows that are hard for both do not widen the interval.
 
     Args:
         truth: (N,) scores.
         predicted: (N,) predictions.
         baseline: (N,) predictions of the baseline.
-        group: (N,) rows resampled together; None: each alone.
-        n_draws: Resamples of the 95 % interval.
-        seed: Of the resamples.
+        group: (N,) rows resampled together; single rows where None.
+        n_draws: Resamples behind the 95 % interval.
+        seed: Seed of the resamples.
     """
     squares = np.column_stack([(truth - baseline) ** 2, (truth - predicted) ** 2])
 
@@ -152,18 +155,4 @@ def gain_over(
         return float(worse - better)
 
     drawn = [gain(rows) for rows in resamples(group if group is not None else np.arange(len(truth)), n_draws, seed)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(gain(slice(None)), float(low), float(high))
-
-
-def resamples(group: NDArray[np.intp], n_draws: int, seed: int) -> list[NDArray[np.intp]]:
-    """Row numbers of each resample: groups with replacement, whole."""
-    codes = np.unique(group, return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(codes.max(initial=-1) + 2))
-    random = np.random.default_rng(seed)
-    n_groups = len(bounds) - 1
-    if n_groups == len(codes):  # each alone
-        return [random.integers(0, n_groups, n_groups) for _ in range(n_draws)]
-    members = [order[bounds[g] : bounds[g + 1]] for g in range(n_groups)]
-    return [np.concatenate([members[g] for g in random.integers(0, n_groups, n_groups)]) for _ in range(n_draws)]
+    return Estimate(gain(slice(None)), *percentile_interval(drawn))

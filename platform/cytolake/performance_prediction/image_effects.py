@@ -1,9 +1,9 @@
-"""Does a column that the table's description does not name separate the images of one prompt, as a generator would?
+"""Search for an unnamed column that separates the images of one prompt, as a generator would.
 
-Images of one prompt differ by noise, and by what made them. Taken for noise, the latter makes scores look unreliable
-that are not.
+Images of one prompt differ by noise and by their generator. Where the generator counts as noise, reliable scores look
+unreliable.
 
-M images, P prompts, L levels of a column.
+Shapes: M images, P prompts, L levels of a column.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 MOST_LEVELS = 20
-"""A column of more different values is a measurement or an id, and no generator."""
+"""Most levels of a column: one with more is a measurement or an id, not a generator."""
 LEAST_SHARE, LARGEST_P = 0.05, 1e-4
-"""A column counts where it explains this share of the variance within prompts, by a p-value of at most this."""
+"""Least share of the variance within prompts that a column explains, and its largest p-value."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEffect:
-    """A column whose values shift the scores of a prompt's images."""
+    """A column with an effect on the scores of a prompt's images."""
 
     column: str
     levels: tuple[str, ...]
     share: float
-    """Of the variance within prompts."""
+    """Explained share of the variance within prompts."""
     of_image: Numbers
-    """(M,) the shift of each image, 0 on average."""
+    """(M,) effect on each image, with mean 0."""
 
 
 def find_image_effect(
     scores: Numbers, prompt: NDArray[np.intp], columns: Mapping[str, Sequence[str]]
 ) -> ImageEffect | None:
-    """The column that separates the images of prompts most; None where none does beyond chance.
+    """The column that separates the images of prompts most; None where no column does beyond chance.
 
-    Effects are least squares of scores less their prompt's mean on the columns' indicators less theirs, so a prompt of
-    other images than most has none by that.
+    Effects are a least-squares fit of scores on the indicators of a column, both less their mean over the prompt, so
+    differences between prompts have no effect.
 
     Args:
-        scores: (M,) of images.
-        prompt: (M,) which prompt each is of.
-        columns: (M,) values of each column that could be it.
+        scores: (M,) scores of images.
+        prompt: (M,) number of each image's prompt.
+        columns: (M,) values of each candidate column.
     """
     from scipy.stats import f as f_distribution
 
@@ -56,7 +56,7 @@ def find_image_effect(
         levels, codes = np.unique(np.asarray(values), return_inverse=True)
         n_pairs = len(np.unique(prompt * len(levels) + codes))
         if not 2 <= len(levels) <= MOST_LEVELS or n_pairs == len(np.unique(prompt)) or total <= 0:
-            continue  # one level for each prompt: a property of prompts
+            continue  # one level for each prompt is a property of prompts
         indicators = np.eye(len(levels))[codes]
         means = np.stack([np.bincount(prompt, each) for each in indicators.T], axis=1) / np.maximum(sizes, 1)[:, None]
         effects, _, rank, _ = np.linalg.lstsq(indicators - means[prompt], within, rcond=None)

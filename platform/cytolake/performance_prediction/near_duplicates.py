@@ -1,4 +1,4 @@
-"""Prompts that say the same, or almost: their normal form, and groups of near-duplicates."""
+"""Near-duplicate prompts: the normal form of a text, and groups of similar texts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 Codes = NDArray[np.intp]
 
 _PARAMETERS = re.compile(r"\s--[a-z][\w-]*(?:[ =]+[^\s-][^\s]*)?", re.IGNORECASE)
-"""What a prompt says to the generator and not to the reader, such as `--ar 16:9` or `--v 5`."""
+"""Generator parameters in a prompt, such as `--ar 16:9` or `--v 5`."""
 
 
 def normal_form(text: str) -> str:
-    """What two spellings of one prompt share: lower case, no generator parameters, single spaces, no stop at the end.
+    """Normal form of a prompt: lower case, no generator parameters, single spaces, no punctuation at the end.
 
     >>> normal_form("A  dog on a Beach. --ar 16:9")
     'a dog on a beach'
@@ -23,10 +23,10 @@ def normal_form(text: str) -> str:
 
 
 def near_duplicate_groups(texts: list[str], cosine: float, block_rows: int = 1024) -> Codes:
-    """(N,) number of each text's group: texts joined by a chain of pairs at or above `cosine`.
+    """(N,) group of each text: texts that are connected by pairs at or above `cosine`.
 
-    Cosines are of TF-IDF of character 3- to 5-grams. All pairs are looked at, in blocks: 10,000 prompts take seconds,
-    the time grows with the square.
+    Cosines are those of the TF-IDF of character 3- to 5-grams. All pairs are compared, in blocks: 10,000 prompts take
+    seconds, and the time grows with the square.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

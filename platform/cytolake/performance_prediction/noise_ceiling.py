@@ -1,10 +1,10 @@
-"""How well any predictor could do: the reliability of mean scores, from the scores of single images.
+"""Noise ceiling of prompt predictors: the reliability of mean scores, from the scores of single images.
 
-The images of each prompt are halved at random, and the means of the halves correlated over prompts, within each
-generator: how generators differ is no noise. From this correlation follows the reliability of the means over all
-images.
+The images of each prompt are halved at random, and the means of the halves are correlated over prompts, within each
+generator, because differences between generators are no noise. The reliability of the means over all images follows
+from this correlation.
 
-N prompts, H halvings, R draws.
+Shapes: N prompts, H halvings, R draws.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.performance_prediction.correlations import FEWEST, Estimate, resamples
+from cytolake.performance_prediction.correlations import FEWEST, Estimate
+from cytolake.statistics.bootstrap import resamples
+from cytolake.statistics.intervals import percentile_interval
 
 Numbers = NDArray[np.float64]
 LARGEST_Z = 15.0
-"""Fisher's z of a correlation of 1 but for rounding."""
+"""Fisher's z of a correlation of 1 up to rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseCeiling:
-    """How well any predictor could do, given how few images a mean score is of."""
+    """Best possible performance of a predictor, given the number of images behind each mean score."""
 
     reliability: Estimate
-    """What a second set of as many images would correlate with the first; its interval resamples prompts."""
+    """Expected correlation with the means of a second set of as many images; its interval resamples prompts."""
     ceiling: float
-    """Square root of the reliability: the Pearson correlation of the scores with what they are noisy measurements of,
-    which is what a perfect predictor from the text would reach."""
+    """Square root of the reliability: the Pearson correlation of the scores with their noise-free values, which a
+    perfect predictor would reach."""
     n_prompts: int
-    """Prompts of two or more images; others do not count."""
+    """Prompts with two or more images; others do not count."""
     half_correlation: float
-    """Correlation of the means of halves. Clearly below 0, something other than noise separates the images of a prompt,
-    such as generators that were not named, and the reliability is not that of the prompts."""
+    """Correlation of the means of halves. A clearly negative value means that something other than noise separates the
+    images of a prompt, such as a generator without a column, and that the reliability is not that of the prompts."""
 
 
 def noise_ceiling(
@@ -48,19 +50,19 @@ def noise_ceiling(
     n_draws: int = 200,
     seed: int = 0,
 ) -> NoiseCeiling | None:
-    """Reliability of mean scores from repeated ones; None where no generator has four prompts of two images.
+    """Reliability of mean scores from repeated ones; None where no generator has four prompts with two images.
 
-    Prompts of many and of few images are halved alike, so the reliability is that of the table as it is. Odd numbers of
-    images make halves of unequal length, which the formula allows for.
+    Prompts with many and with few images are halved in the same way, so the reliability is that of the whole table. Odd
+    numbers of images give halves of unequal length, which the formula accounts for.
 
     Args:
         image_scores: For each of N prompts (and generators) the scores of its images.
-        generator: (N,) what made the images; None where one did.
-        group: (N,) prompts resampled together; None: each alone.
-        of_single: Reliability of the score of one image, and not of the mean over as many as there are.
-        n_halvings: Random halvings.
-        n_draws: Resamples of the interval.
-        seed: Of both.
+        generator: (N,) generator of the images; None for a single one.
+        group: (N,) prompts resampled together; single prompts where None.
+        of_single: Reliability of the score of one image instead of the mean over all images.
+        n_halvings: Number of random halvings.
+        n_draws: Resamples behind the interval.
+        seed: Seed of both.
 
     Source: Horst 1951, Educational and Psychological Measurement 11:368, for halves of unequal length; here with the
     harmonic means of the lengths, as prompts differ in theirs. Of equal halves it is the formula of Spearman 1910 and
@@ -85,9 +87,9 @@ def noise_ceiling(
     smaller, larger = n_images // 2, n_images - n_images // 2
     inverse = counts @ np.column_stack([1 / smaller, 1 / larger, 1 / n_images]) / counts.sum(axis=1, keepdims=True)
     values = reliability_of_whole(r, inverse[:, 0], inverse[:, 1], 1.0 if of_single else inverse[:, 2])
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5]) if np.isfinite(values[1:]).any() else (np.nan, np.nan)
     value = float(values[0])
-    return NoiseCeiling(Estimate(value, float(low), float(high)), float(np.sqrt(value)), len(several), float(r[0]))
+    interval = percentile_interval(values[1:])
+    return NoiseCeiling(Estimate(value, *interval), float(np.sqrt(value)), len(several), float(r[0]))
 
 
 def reliability_of_whole(r: Numbers, smaller: Numbers, larger: Numbers, whole: Numbers | float) -> Numbers:
@@ -100,7 +102,7 @@ def reliability_of_whole(r: Numbers, smaller: Numbers, larger: Numbers, whole: N
         r: Correlation of the parts' means.
         smaller: a, mean over prompts of 1 / images of one part.
         larger: b, the same of the other part.
-        whole: w, the same of what the reliability is of.
+        whole: w, the same of the whole.
     """
     r = np.asarray(r, dtype=float)
     safe = np.where(r > 0, r, 1.0)
@@ -110,7 +112,7 @@ def reliability_of_whole(r: Numbers, smaller: Numbers, larger: Numbers, whole: N
 
 
 def _halved(scores: Numbers, n_halvings: int, random: np.random.Generator) -> Numbers:
-    """(2, H) means of two random halves, the first the smaller."""
+    """(2, H) means of two random halves; the first half is the smaller one."""
     shuffled = random.permuted(np.tile(np.asarray(scores, dtype=float), (n_halvings, 1)), axis=1)
     middle = shuffled.shape[1] // 2
     return np.stack([shuffled[:, :middle].mean(axis=1), shuffled[:, middle:].mean(axis=1)])

@@ -1,16 +1,16 @@
-"""Predict how well a prompt will do, from its text: fitted on prompts with scores.
+"""Prediction of a prompt's score from its text, fitted on prompts with scores.
 
-A prediction reads the text alone: counted words and pieces of words (TF-IDF, always), counts such as its length, and,
-where a sentence model is named, the mean token vectors of its layers. Scores of several generators are standardised
-within each, for generators differ more than prompts do.
+Features are the TF-IDF of words and parts of words, counts such as the length, and, with a sentence model, the mean
+token vectors of its layers. Scores of several generators are standardised within each generator, because generators
+differ more than prompts do.
 
-What is registered is the predictor where it beats the best baseline (the mean, a line of the number of words, TF-IDF
-and ridge) on prompts that no fit has seen, and else that baseline. Small tables are cross-validated: every prompt is
-predicted by a fit, its choice of settings included, without the prompt's group.
+The predictor is registered where it beats the best baseline (the mean, a line of the number of words, TF-IDF and ridge)
+on held-out prompts, and else that baseline. Small tables are cross-validated: every prompt is predicted by a fit,
+including the choice of settings, without the prompt's group.
 
 Source: prompt performance prediction: Bizzozzero, Bendidi and Risser-Maroix 2023, arXiv:2306.08915.
 
-N prompts.
+Shapes: N prompts.
 """
 
 from __future__ import annotations
@@ -41,15 +41,8 @@ from cytolake.performance_prediction.correlations import Estimate
 from cytolake.performance_prediction.noise_ceiling import NoiseCeiling, noise_ceiling
 from cytolake.performance_prediction.prompt_table import ALL, Prompts
 from cytolake.performance_prediction.regressors import View
-from cytolake.performance_prediction.stacked import (
-    Predicted,
-    Stack,
-    StackConfig,
-    balanced_folds,
-    fit_stack,
-    load_stack,
-    rows_of_view,
-)
+from cytolake.performance_prediction.stack import Predicted, Stack, load_stack
+from cytolake.performance_prediction.stack_fitting import StackConfig, balanced_folds, fit_stack, rows_of_view
 from cytolake.performance_prediction.text_features import SentenceModel, find_sentence_model, surface
 
 Codes = NDArray[np.intp]
@@ -59,10 +52,10 @@ CARD_FILE = "prompts.json"
 LENGTH, WORDS = "prompt length", "words"
 BASELINES = (mean_score("text"), line_of(LENGTH, WORDS), ridge_of_words("text"))
 FEW_ROWS = 10
-"""A generator of fewer training prompts than this has no mean and spread of its own."""
+"""Fewest training prompts of a generator with its own mean and spread."""
 NEGATIVE_SDS = 3.0
-"""Halves of prompts' images that correlate by this many standard errors below 0 are separated by something else than
-noise."""
+"""Standard errors below 0 of the correlation between halves of images from which something other than noise separates
+them."""
 
 __all__ = [
     "BEST", "LENGTH", "MEAN", "PREDICTOR", "TFIDF", "PromptPredictor", "PromptPredictorConfig", "PromptReport",
@@ -72,14 +65,14 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptPredictorConfig(StackConfig):
-    """How a predictor of prompts is fitted: a stack, of which all but `tfidf` read counts and sentence vectors."""
+    """Fit of a predictor of prompts: a stack, in which all families but `tfidf` read counts and sentence vectors."""
 
     sentence_model: str = ""
-    """Folder of a sentence model, or package that carries one; empty means counted words alone."""
+    """Folder of a sentence model, or package with one; empty means word counts only."""
     bootstrap_draws: int = 1000
-    """Resamples of the intervals of figures."""
+    """Resamples behind the intervals of metrics."""
     outer_folds: int = 5
-    """Folds that are held out, one after the other, to judge the whole fit on a small table."""
+    """Folds that are held out in turn to judge the whole fit on a small table."""
 
     def __post_init__(self) -> None:
         StackConfig.__post_init__(self)  # super() without arguments does not know a class with slots
@@ -89,31 +82,31 @@ class PromptPredictorConfig(StackConfig):
 
 @dataclass(frozen=True, slots=True)
 class PromptReport:
-    """How a predictor did on held-out prompts, which no setting was chosen on."""
+    """Scores of a predictor on held-out prompts, which no setting was chosen on."""
 
     scores: dict[str, dict[str, Estimate]]
-    """Metric by metric of the predictor, the best baseline and each baseline; correlations within generators and folds
-    where there are several."""
+    """Metrics of the predictor, the best baseline and each baseline; correlations within generators and folds where
+    there are several."""
     verdict: Verdict
-    """What is registered, and by how much the predictor's error is less than that of the best baseline."""
+    """What is registered, and the gain of the predictor in error over the baseline that it gains least over."""
     coverage: float
-    """Share of held-out scores inside the interval of what is registered."""
+    """Share of held-out scores inside the interval of the registered predictor."""
     width: float
     """Mean width of these intervals, in the scores' unit."""
     ceiling: NoiseCeiling | None
-    """From repeated scores; None where no prompt has two."""
+    """Noise ceiling from repeated scores; None where no prompt has two."""
     n_train: int
-    """Prompts fitted on: train and validation, or all."""
+    """Number of training prompts: train and validation, or all."""
     n_test: int
-    """Prompts held out."""
+    """Number of held-out prompts."""
     n_folds: int
     """Folds of the cross-validation; 0 where the table is split once."""
     truth: NDArray[np.float64]
     """(n_test,) scores of the held-out prompts, in the table's order."""
     predicted: Predicted
-    """Of these, by what is registered."""
+    """Predictions of these by the registered predictor."""
     chosen: str
-    """`stack`, the family used alone, or the baseline that is registered."""
+    """`stack`, a single family, or the registered baseline."""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -124,14 +117,14 @@ class PromptPredictor:
     stack: Stack
     sentence_model: SentenceModel | None
     generators: dict[str, tuple[float, float]]
-    """Mean and sd of the scores of each generator; the one key is empty where the table names none."""
+    """Mean and sd of the scores of each generator; one empty key for a table without generators."""
 
     def predict(self, texts: Sequence[str], generator: Sequence[str] | None = None) -> Predicted:
         """Scores of prompts, with calibrated intervals.
 
         Args:
             texts: N prompts.
-            generator: (N,) what will make the images; needed where the predictor was fitted on several.
+            generator: (N,) generator of the images; required for a predictor of several generators.
 
         Raises:
             ValueError: An empty prompt, or a generator that the predictor was not fitted on.
@@ -153,13 +146,13 @@ class PromptPredictor:
         return self.of_views(prompt_views(texts, names, list(self.generators), self.sentence_model), names)
 
     def of_views(self, views: dict[str, View], generator: Sequence[str]) -> Predicted:
-        """The same of prompts as `prompt_views` gives them."""
+        """The same for the views of `prompt_views`."""
         found = self.stack.predict(views)
         mean, sd = np.array([self.generators[name] for name in generator]).T
         return Predicted(found.score * sd + mean, found.low * sd + mean, found.high * sd + mean)
 
     def save(self, folder: Path) -> None:
-        """Write the predictor into a folder, without pickle; the sentence model is named, not copied."""
+        """Write the predictor to a folder, without pickle; the sentence model is stored by name."""
         self.stack.save(folder)
         model = self.sentence_model
         card = {
@@ -172,7 +165,7 @@ class PromptPredictor:
 
 
 def load_prompt_predictor(folder: str | Path) -> PromptPredictor:
-    """Read a stored predictor, and find the sentence model it was fitted with.
+    """Read a stored predictor, and find its sentence model.
 
     Raises:
         ValueError: Files are missing or damaged, or the sentence model on this machine has other weights.
@@ -204,16 +197,16 @@ def load_prompt_predictor(folder: str | Path) -> PromptPredictor:
 def fit_prompt_predictor(
     prompts: Prompts, config: PromptPredictorConfig | None = None, progress: Progress | None = None
 ) -> tuple[PromptPredictor, PromptReport]:
-    """Fit a predictor and baselines, judge them on held-out prompts, and give what is to be registered.
+    """Fit a predictor and baselines, judge them on held-out prompts, and return the one to be registered.
 
-    Of a table with a split, settings are chosen by cross-validation on train, the stack or one family on validation,
-    and the test prompts are predicted once. Of a table without, each of the outer folds is predicted by a fit that
-    never saw it, its choice of settings included; what is given is fitted on all prompts.
+    For a table with a split, cross-validation on train chooses the settings, validation chooses the stack or one
+    family, and the test prompts are predicted once. For a table without, each outer fold is predicted by a fit without
+    it, including the choice of settings; the returned predictor is fitted on all prompts.
 
     Args:
-        prompts: As `read_prompts` gives them.
+        prompts: From `read_prompts`.
         config: Sentence model, families, folds.
-        progress: Called with each candidate, or each fit.
+        progress: Called for each candidate, or each fit.
 
     Raises:
         ValueError: A sentence model that cannot be used; see also `fit_stack`.
@@ -259,7 +252,7 @@ def fit_prompt_predictor(
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """What was fitted on some prompts."""
+    """Stack and baselines fitted on some prompts."""
 
     stack: Stack
     baselines: list[FittedBaseline]
@@ -288,8 +281,8 @@ def _fit(
 def prompt_views(
     texts: Sequence[str], generator: Sequence[str], generators: Sequence[str], model: SentenceModel | None
 ) -> dict[str, View]:
-    """The ways to look at prompts: `text`, `words` (their number), `counts`, or with a sentence model instead of these
-    counts `last_layer` and `all_layers`."""
+    """Views of prompts: `text`, `words` (their number), and `counts`, or with a sentence model `last_layer` and
+    `all_layers` instead of `counts`."""
     counts = surface(list(texts))
     words = counts[:, :1]
     if len(generators) > 1:
@@ -306,7 +299,7 @@ def prompt_views(
 
 
 def _generators(known: Prompts, of_all: dict[str, tuple[float, float]] | None = None) -> dict[str, tuple[float, float]]:
-    """Mean and sd of each generator's scores; those `of_all` prompts where a fold leaves a generator too few."""
+    """Mean and sd of each generator's scores; those of all generators where a fold leaves one too few prompts."""
     names = np.array(known.generator)
     found = {}
     for name in sorted(of_all or set(known.generator)):
@@ -375,7 +368,7 @@ def _judge(
 def _ceiling(
     test: Prompts, generators: dict[str, tuple[float, float]], config: PromptPredictorConfig
 ) -> tuple[NoiseCeiling | None, list[str]]:
-    """From repeated images within generators; else from a prompt's scores by several, their means and sds taken out."""
+    """Noise ceiling from repeated images within generators; else from a prompt's standardised scores by several."""
     found = noise_ceiling(test.image_scores, test.generator, test.group, seed=config.seed)
     if found is None and len(generators) > 1:
         mean, sd = np.array([generators[name] for name in test.generator]).T
@@ -383,7 +376,7 @@ def _ceiling(
         z = (test.score - mean) / sd
         found = noise_ceiling([z[prompt == i] for i in range(n_prompts)], of_single=True, seed=config.seed)
         if found is not None:
-            return found, ["the reliability is from how far generators agree on a prompt, for none repeats its images"]
+            return found, ["the reliability is from how far generators agree on a prompt, as none repeats its images"]
     if found is not None and found.half_correlation < -NEGATIVE_SDS / np.sqrt(found.n_prompts):
         return None, [
             f"no reliability: random halves of the images of a prompt correlate by {found.half_correlation:.2f}. "

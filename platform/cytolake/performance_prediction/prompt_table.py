@@ -1,11 +1,11 @@
-"""Prompts with the scores of what was made from them: read, checked, merged, grouped and split.
+"""Tables of prompts with the scores of their images: read, checked, merged, grouped and split.
 
 A table has one row for each prompt, or one for each image of a prompt. Rows of one prompt (and one generator) become
-one row with the mean score. Prompts that say almost the same form a group, and a group lies in one part of the split:
-a predictor that has seen "a dog on a beach" is not tested on "a dog at the beach". A table of fewer than 1,000 prompts
-that brings no split is not split: each prompt is predicted by a fit without its group.
+one row with the mean score. Near-duplicate prompts form a group, and a group is in one part of the split: a predictor
+fitted on "a dog on a beach" is not tested on "a dog at the beach". A table of fewer than 1,000 prompts without its own
+split is not split: each prompt is predicted by a fit without its group.
 
-N prompts, T scores.
+Shapes: N prompts, T scores.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 ALL: Part = "all"
 """Part of every prompt of a table that is cross-validated."""
 FEWEST_TO_SPLIT = 1000
-"""From so many prompts on a table is split once. Its 200 test prompts give a correlation of 0.5 to +-0.10; the 60 of a
+"""Fewest prompts of a table that is split once. Its 200 test prompts give a correlation of 0.5 to +-0.10; the 60 of a
 table of 300 would give it to +-0.19, and all 300, cross-validated, to +-0.09."""
 SHARES = (0.6, 0.2, 0.2)
-"""Shares of groups in train, validation and test where the table brings no split."""
+"""Shares of groups in train, validation and test for a table without its own split."""
 MIN_TRAIN, MIN_TEST = 30, 10
-"""Fewer prompts than this cannot be fitted on or judged by."""
+"""Fewest prompts to fit on, and to test on."""
 MIN_GROUPS = 10
-"""Fewer groups of near-duplicates than this cannot be cross-validated."""
+"""Fewest groups of near-duplicates for cross-validation."""
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SHOWN = 3
-"""Examples in an error."""
+"""Number of examples in an error."""
 
 
 class PromptTableError(ValueError):
-    """A table of prompts that cannot be learnt from; the text names file and column, what was found and expected."""
+    """A table of prompts that cannot be used; the text has the file, the column, and the found and expected values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptTableConfig:
-    """Where prompts and scores are, and what their columns are called."""
+    """File and columns of a table of prompts."""
 
     path: str = ""
     """CSV, TSV or Parquet file, or a folder with `train`, `validation` and `test` of one of these."""
     text: str = "prompt"
     """Column of the prompt's text."""
     score: str = "score"
-    """Column to predict."""
+    """Column of the score, which is predicted."""
     also: tuple[str, ...] = ()
-    """Columns of further scores that the training prompts have, such as those of single generators: they are learnt too
-    and help, and a new prompt needs none of them."""
+    """Columns of further scores of the training prompts, such as those of single generators: auxiliary targets, which a
+    new prompt does not need."""
     prompt_id: str = ""
     """Column of the prompt's id; empty where the text is the id."""
     generator: str = ""
-    """Column of what made the images; empty where one did. Correlations are then taken within generators."""
+    """Column of the generator of the images; empty for a single one. Correlations are within generators."""
     rows: Literal["prompts", "images"] = "prompts"
-    """What a row is: a prompt (with its mean score), or one image of it, rows of a prompt being averaged."""
+    """Kind of the rows: a prompt with its mean score, or one image of a prompt; rows of one prompt are averaged."""
     near_duplicate: float = 0.95
-    """Prompts of at least this cosine (character 3- to 5-grams, TF-IDF) are one group."""
+    """Least cosine (character 3- to 5-grams, TF-IDF) of two prompts in one group."""
     seed: int = 0
-    """Seed of the split, where the table brings none."""
+    """Seed of the split of a table without its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.near_duplicate <= 1:
@@ -82,34 +82,30 @@ class PromptTableConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompts ready to learn from; all arrays have one entry for each prompt and generator."""
+    """Prompts of a checked table; all arrays have one entry for each prompt and generator."""
 
     text: list[str]
     prompt_id: list[str]
     generator: list[str]
-    """What made the images; empty texts where the table does not say."""
+    """(N,) generator of the images; empty texts for a table without one."""
     score: Numbers
     """(N,) mean score of the prompt's images, in the table's unit."""
     also: Numbers
-    """(N, T) further scores; NaN where a prompt has none."""
+    """(N, T) further scores; NaN where missing."""
     n_images: NDArray[np.intp]
-    """(N,) images the mean is of; 1 where a row is a prompt."""
+    """(N,) number of images behind the mean; 1 where a row is a prompt."""
     image_scores: list[Numbers]
-    """Scores of single images, less the effect of a column that separates images and was not named as `generator`; of
-    one entry where a row is a prompt."""
+    """Scores of single images, less the effect of a column that separates images and is not set as `generator`; one
+    entry where a row is a prompt."""
     group: Codes
     """(N,) near-duplicates share a number."""
     part: NDArray[np.str_]
     """(N,) train, validation or test; `all` where the table is cross-validated."""
     notes: tuple[str, ...] = field(default=())
-    """What was merged or left out, and what to beware of."""
+    """Notes on merged and omitted rows, and warnings."""
 
     def __len__(self) -> int:
         return len(self.text)
-
-    def of_part(self, *parts: Part) -> Prompts:
-        """The prompts of some parts."""
-        return self.rows(np.flatnonzero(np.isin(self.part, parts)))
 
     def rows(self, index: Codes) -> Prompts:
         """Some of the prompts, by position."""
@@ -130,13 +126,14 @@ class Prompts:
 def read_prompts(config: PromptTableConfig) -> Prompts:
     """Read a table of prompts, merge the rows of each prompt, group near-duplicates, and split by group.
 
-    A split that the table brings (a folder of three files, or a column `split`) is kept as it is; training prompts that
-    are near-duplicates of a validation or test prompt are left out, and validation prompts of a test prompt, so what is
-    reported is free of leakage. Without one, a table of fewer than 1,000 prompts is marked for cross-validation.
+    The table's own split (a folder of three files, or a column `split`) does not change. Training prompts that are
+    near-duplicates of a validation or test prompt are left out, and validation prompts that are near-duplicates of a
+    test prompt, so reported scores are free of leakage. Without an own split, a table of fewer than 1,000 prompts is
+    marked for cross-validation.
 
     Raises:
-        PromptTableError: No such file or column; a prompt or score is missing or no number; one id for two texts; two
-            rows for one prompt where a row should be a prompt; scores that are all equal; too few prompts.
+        PromptTableError: A missing file or column; a prompt or score that is missing or no number; one id for two
+            texts; two rows for one prompt where a row should be a prompt; equal scores; too few prompts.
     """
     rows, given = _read_rows(config)
     where = config.path
@@ -149,9 +146,9 @@ def read_prompts(config: PromptTableConfig) -> Prompts:
     ids = [str(row[config.prompt_id]) for row in rows] if config.prompt_id else [normal_form(text) for text in texts]
     generators = [str(row[config.generator]) for row in rows] if config.generator else [""] * len(rows)
     _check_ids(ids, texts, generators, config, where)
-    effect, noticed = _image_effect(rows, texts, scores, config)
+    effect, more_notes = _image_effect(rows, texts, scores, config)
     merged, notes = _merge(texts, ids, generators, scores, scores - effect, also, given)
-    notes += noticed
+    notes += more_notes
     if np.ptp(merged.score) == 0:
         raise PromptTableError(
             f"{where}: every {config.score} is {merged.score[0]:g} ({len(merged)} prompts, one class). There is "
@@ -188,7 +185,7 @@ def _refuse_few(prompts: Prompts, where: str) -> None:
 
 
 def _read_rows(config: PromptTableConfig) -> tuple[list[dict[str, Any]], list[str] | None]:
-    """Rows, and the part of each where the table brings a split."""
+    """Rows, and the part of each where the table has its own split."""
     if not config.path:
         raise PromptTableError("no table of prompts. Give a CSV, TSV or Parquet file, such as --set path=prompts.csv.")
     path = Path(config.path).expanduser()
@@ -279,13 +276,13 @@ def _refuse_missing(
         shown = "; ".join(repr(rows[i][config.prompt_id or config.text]) for i in missing[:SHOWN])
         raise PromptTableError(
             f"{where}: {len(missing)} of {len(rows)} rows have no finite {name}: {shown}"
-            f"{' and more' if len(missing) > SHOWN else ''}. Expected a number in each: remove these rows, for a "
-            "prompt that was not scored says nothing."
+            f"{' and more' if len(missing) > SHOWN else ''}. Expected a number in each: remove these rows, as a "
+            "prompt without a score cannot be used."
         )
 
 
 def _check_ids(ids: list[str], texts: list[str], generators: list[str], config: PromptTableConfig, where: str) -> None:
-    """One id has one text; where a row is a prompt, one row (for each generator)."""
+    """Check that one id has one text and, where a row is a prompt, one row for each generator."""
     text_of: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     for row, (prompt_id, text, generator) in enumerate(zip(ids, texts, generators, strict=True)):
@@ -298,7 +295,7 @@ def _check_ids(ids: list[str], texts: list[str], generators: list[str], config: 
         if config.prompt_id and config.rows == "prompts" and (prompt_id, generator) in seen:
             raise PromptTableError(
                 f"{where}: {config.prompt_id} {prompt_id} is there twice (again in row {row + 1}). Expected one row "
-                "for each prompt; if a row is an image, say rows=images."
+                "for each prompt; if a row is an image, set rows=images."
             )
         seen.add((prompt_id, generator))
 
@@ -306,7 +303,7 @@ def _check_ids(ids: list[str], texts: list[str], generators: list[str], config: 
 def _image_effect(
     rows: list[dict[str, Any]], texts: list[str], scores: Numbers, config: PromptTableConfig
 ) -> tuple[Numbers, list[str]]:
-    """(rows,) shift of each image by a column that the config does not name, and what to say of it."""
+    """(rows,) effect on each image of a column that the config does not name, and a note on it."""
     none = np.zeros(len(rows))
     if config.generator or config.rows != "images":
         return none, []
@@ -318,8 +315,8 @@ def _image_effect(
         return none, []
     note = (
         f"the column {found.column} ({', '.join(found.levels[:SHOWN])}{', ...' if len(found.levels) > SHOWN else ''}) "
-        f"explains {found.share:.0%} of how the images of a prompt differ: it is taken out of the reliability. If it "
-        f"is what made the images, set generator={found.column}: scores and correlations are then within each"
+        f"explains {found.share:.0%} of the variance between images of a prompt: the reliability excludes it. If it is "
+        f"the generator of the images, set generator={found.column}: scores and correlations are then within each"
     )
     return found.of_image, [note]
 
@@ -368,7 +365,7 @@ def _merge(
 
 
 def _split_groups(prompts: Prompts, seed: int) -> NDArray[np.str_]:
-    """Part of each prompt: groups ordered by a hash of their first text, cut at 60 and 80 % of the prompts."""
+    """Part of each prompt: groups in the order of a hash of their first text, cut at 60 and 80 % of the prompts."""
     first: dict[int, str] = {}
     for group, text in zip(prompts.group.tolist(), map(normal_form, prompts.text), strict=True):
         first[group] = min(first.get(group, text), text)
@@ -381,7 +378,7 @@ def _split_groups(prompts: Prompts, seed: int) -> NDArray[np.str_]:
 
 
 def _without_leaks(prompts: Prompts) -> tuple[Prompts, list[str]]:
-    """Leave out of an earlier part what is a near-duplicate of a prompt in a later one."""
+    """Leave out of an earlier part every near-duplicate of a prompt in a later one."""
     rank = np.array([PARTS.index(part) for part in prompts.part.tolist()])
     latest = np.zeros(prompts.group.max() + 1, dtype=int)
     np.maximum.at(latest, prompts.group, rank)

@@ -1,6 +1,6 @@
-"""The map that a query's vector is measured against: where controls lie, and how crowded it is around the query.
+"""Features of a query's vector: its distance from the controls and its similarity to other perturbations.
 
-N queries, D features of a vector, K axes, L landmarks.
+Shapes: N queries, D features of a vector, K axes, L landmarks.
 """
 
 from __future__ import annotations
@@ -11,53 +11,57 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.statistics.unit_vectors import unit_vectors
+
 Numbers = NDArray[np.float64]
 
 STRONG = 3.0
-"""A feature this many control sds away counts as changed."""
+"""Control sds from which a feature counts as changed."""
 N_AXES, N_LANDMARKS = 16, 512
 NEAREST = (1, 10, 30)
+SHORTEST = 1e-12  # length below which a vector has no direction
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """What a query's vector is measured against: where the negative controls lie, and what else is crowded there."""
+    """Reference of query features: mean and sd of the negative controls, and vectors of other perturbations."""
 
     mean: Numbers
     """(D,) of the controls."""
     sd: Numbers
     """(D,) of the controls, 1 where they do not vary."""
     axes: Numbers
-    """(K, D) main directions of the queries fitted on, in control sds."""
+    """(K, D) principal directions of the training queries, in control sds."""
     landmarks: Numbers
-    """(L, D) unit vectors of some of the queries fitted on."""
+    """(L, D) unit vectors of some training queries."""
     landmark_family: list[str]
-    """(L,) compound or gene of each."""
+    """(L,) compound or gene of each landmark."""
     by_direction: bool
-    """Whether vectors are brought to unit length first."""
+    """Whether vectors are scaled to unit length first."""
 
     @classmethod
     def fit(
         cls, vectors: Numbers, family: Sequence[str], controls: Numbers, by_direction: bool = False, seed: int = 0
     ) -> Map:
-        """From the queries and controls that a predictor is fitted on.
+        """The map of a predictor's training queries and controls.
 
         Args:
             vectors: (N, D) of the queries.
             family: (N,) compound or gene of each.
             controls: (controls, D) negative controls.
-            by_direction: Bring vectors to unit length first.
-            seed: Of the landmarks' draw.
+            by_direction: Whether vectors are scaled to unit length first.
+            seed: Seed of the sample of landmarks.
         """
         if by_direction:
-            controls, vectors = unit(controls), unit(vectors)
+            controls, vectors = (unit_vectors(each, least_length=SHORTEST) for each in (controls, vectors))
         mean, sd = controls.mean(axis=0), controls.std(axis=0)
         sd = np.where(sd > 1e-9 * max(float(np.abs(mean).max()), 1e-12), sd, 1.0)
         z = _squashed((vectors - mean) / sd)
         _, _, axes = np.linalg.svd(z - z.mean(axis=0), full_matrices=False)
         n = min(N_LANDMARKS, len(vectors))
         drawn = np.sort(np.random.default_rng(seed).choice(len(vectors), n, replace=False)).astype(np.intp)
-        return cls(mean, sd, axes[:N_AXES], unit(vectors[drawn]), [family[i] for i in drawn.tolist()], by_direction)
+        landmarks = unit_vectors(vectors[drawn], least_length=SHORTEST)
+        return cls(mean, sd, axes[:N_AXES], landmarks, [family[i] for i in drawn.tolist()], by_direction)
 
     def features(self, vectors: Numbers, family: Sequence[str] | None = None) -> Numbers:
         """(N, 8 + K): log of the distance in control sds, share of changed features, largest change, cosine with the
@@ -66,14 +70,14 @@ class Map:
 
         Args:
             vectors: (N, D).
-            family: (N,) compound or gene of each: its own landmarks do not count. None: not known.
+            family: (N,) compound or gene of each, whose own landmarks do not count; None where not known.
         """
         if self.by_direction:
-            vectors = unit(vectors)
+            vectors = unit_vectors(vectors, least_length=SHORTEST)
         z = _squashed((vectors - self.mean) / self.sd)
         length = np.linalg.norm(vectors, axis=1)
-        cosine = vectors @ self.mean / np.maximum(length * np.linalg.norm(self.mean), 1e-12)
-        near = unit(vectors) @ self.landmarks.T
+        cosine = vectors @ self.mean / np.maximum(length * np.linalg.norm(self.mean), SHORTEST)
+        near = unit_vectors(vectors, least_length=SHORTEST) @ self.landmarks.T
         if family is not None:
             near[np.asarray(family)[:, None] == np.asarray(self.landmark_family)[None, :]] = -1.0
         near = -np.sort(-near, axis=1)
@@ -90,11 +94,6 @@ class Map:
         )
 
 
-def unit(vectors: Numbers) -> Numbers:
-    """Vectors of length 1; zeros stay."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
-
-
 def _squashed(z: Numbers) -> Numbers:
-    """Signed log beyond one sd: a control that hardly varies must not drown all other features."""
+    """Signed log beyond one sd, so that a feature with nearly constant controls does not dominate all others."""
     return np.asarray(np.where(np.abs(z) > 1, np.sign(z) * (1 + np.log(np.maximum(np.abs(z), 1))), z))

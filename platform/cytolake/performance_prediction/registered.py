@@ -1,4 +1,4 @@
-"""Predictors in the model registry: what they are called there, and how one is found again."""
+"""Predictors in the model registry: names, registration, and lookup."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cytolake.performance_prediction.queries import Before, Measure, QueryPredictor, load_query_predictor
+from cytolake.performance_prediction.queries import Measure
+from cytolake.performance_prediction.query_predictor import Before, QueryPredictor, load_query_predictor
 from cytolake.tracking import Run, TrackingConfig, find_folder, register_folder
 
 PROMPT_MODEL = "cytolake-prompt-performance"
@@ -31,7 +32,7 @@ def query_model(before: Before, measure: Measure = "average_precision") -> str:
 
 
 def register_query_predictor(tracking: TrackingConfig, predictor: QueryPredictor, folder: Path, run: Run) -> int:
-    """Keep a saved predictor as the newest version of its kind; returns the version."""
+    """Register a saved predictor as the newest version of its kind; returns the version."""
     tags = {REPRESENTATION_TAG: predictor.representation_id, "before": predictor.before}
     return register_folder(tracking, query_model(predictor.before, predictor.measure), folder, run, tags)
 
@@ -42,13 +43,13 @@ def find_query_predictor(
     """The newest predictor of average precision; None where there is none, or it was fitted on another representation.
 
     Args:
-        tracking: Which store.
-        before: Which kind.
-        representation_id: Whose vectors will be asked about.
-        known: What was found before; given back where it is still the newest.
+        tracking: The registry.
+        before: Kind of the predictor.
+        representation_id: Representation of the queries.
+        known: Predictor from an earlier call, which is returned where it is still the newest.
 
     Raises:
-        ValueError: Its files are damaged.
+        ValueError: The files of the predictor are damaged.
     """
     found = find_folder(tracking, query_model(before))
     if found is None or found[2].get(REPRESENTATION_TAG) != representation_id:

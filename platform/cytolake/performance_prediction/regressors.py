@@ -1,7 +1,7 @@
-"""The regressors that predict a score: their families, the settings each is tried with, and what a view of inputs is.
+"""Regressors of a score: families, grids of settings, and views of inputs.
 
-A view is one way to look at N inputs: a list of texts, or a matrix of (N, D) features. All regressors are
-scikit-learn's, so a fitted one can be stored without pickle. Families of baselines take no part in a stack.
+A view is one representation of N inputs: a list of texts, or an (N, D) matrix of features. All regressors are those of
+scikit-learn, so a fitted one can be stored without pickle. Families of baselines are not part of a stack.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _GRIDS: dict[Family | BaselineFamily, dict[str, tuple[Any, ...]]] = {
 
 
 SCORE_ALONE: tuple[Family, ...] = ("svr", "boosting")
-"""Families that learn the score and no other target: each would be a fit of its own, and these are slow."""
+"""Families that are fitted on the score only: each further target needs its own fit, and these are slow."""
 MOST_COLUMNS: dict[Family, int] = {"boosting": 1000}
-"""Views wider than this are not tried: trees look at every column at every split."""
+"""Widest view of a family: trees search every column at every split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Candidate:
 
 
 def candidates(family: Family, views: Views) -> Iterator[Candidate]:
-    """Every setting of a family on every view that it reads: texts for `tfidf`, matrices for all others."""
+    """Every setting of a family on every view that it can read: texts for `tfidf`, matrices for all others."""
     for name, view in views.items():
         reads_text = isinstance(view, list)
         is_too_wide = not isinstance(view, list) and view.shape[1] > MOST_COLUMNS.get(family, view.shape[1])
@@ -65,20 +65,20 @@ def candidates(family: Family, views: Views) -> Iterator[Candidate]:
 
 
 def settings_of(family: Family | BaselineFamily, view: str) -> Iterator[Candidate]:
-    """A family on one view, with every setting that it is tried with."""
+    """Every setting of a family on one view."""
     grid = _GRIDS[family]
     for values in product(*grid.values()):
         yield Candidate(family, view, tuple(zip(grid, values, strict=True)))
 
 
 def build(candidate: Candidate, view: View, seed: int) -> Any:
-    """An unfitted scikit-learn regressor of (N, T) targets, or of (N,) for `SCORE_ALONE`: standardised, zero where
-    nothing is known.
+    """An unfitted scikit-learn regressor of standardised (N, T) targets, or of (N,) for `SCORE_ALONE`; unknown targets
+    are 0.
 
     Args:
-        candidate: Which.
-        view: What it will be fitted on; only its shape is looked at.
-        seed: Of regressors that draw.
+        candidate: Family and settings.
+        view: View that it will be fitted on; only the shape is used.
+        seed: Seed of regressors with random numbers.
     """
     from sklearn.dummy import DummyRegressor
     from sklearn.ensemble import HistGradientBoostingRegressor

@@ -1,11 +1,11 @@
-"""Frozen features of a prompt's text: words it uses, how long it is, and what a sentence model makes of it.
-
-N texts, L layers of a sentence model, D values of a layer (of CLIP, the last can have another width).
+"""Frozen features of a prompt's text: surface counts, and vectors of a sentence model.
 
 A sentence model is a folder in the Hugging Face layout (`config.json`, `tokenizer.json`, safetensors weights), or an
-installed package that carries one. It is read from disk only, run by `transformers`, and never trained here. As with
-images, the layer that predicts best is often not the last, so the mean of token vectors is taken of every layer. CLIP's
-text encoder is one too: its projected end token, which CLIP compares with images, is one layer more.
+installed package with such a folder. It is read from disk only, run by `transformers`, and not trained. As with images,
+the best layer is often not the last, so there is a mean of token vectors for every layer. CLIP's text encoder has one
+more layer: its projected end token, which CLIP compares with images.
+
+Shapes: N texts, L layers of a sentence model, D values of a layer (the last layer of CLIP can have another width).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 
 SURFACE = ("words", "characters", "word_length", "commas", "digits", "capitals")
-"""What `surface` counts, in order."""
+"""Columns of `surface`, in order."""
 WEIGHTS = "model.safetensors"
 CLIP = ("clip", "clip_text_model")
 PROJECTION = "text_projection.weight"
 MAX_TOKENS = 77
-"""Longer prompts are cut, as CLIP's text encoder and with it most generators do."""
+"""Most tokens; longer prompts are cut, as by CLIP's text encoder and most generators."""
 
 
 class SentenceModelError(ValueError):
-    """A sentence model that cannot be used; the text says what was looked for."""
+    """A sentence model that cannot be used; the text has the searched place."""
 
 
 def surface(texts: list[str]) -> NDArray[np.float64]:
@@ -56,30 +56,30 @@ def surface(texts: list[str]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class SentenceModel:
-    """A sentence model on disk and what identifies it."""
+    """A sentence model on disk, and its identity."""
 
     name: str
-    """A path or a package."""
+    """Path or package."""
     folder: Path
     digest: str
-    """SHA-256 of its weights: two machines with one digest give the same vectors."""
+    """SHA-256 of the weights: equal digests give equal vectors on two machines."""
 
     @property
     def vectors(self) -> str:
-        """What its vectors are: a predictor fitted on others of the same weights can't be used."""
+        """Kind of the vectors; a predictor fitted on another kind cannot be used."""
         _, model, projection = _load(str(self.folder))
         if model.config.model_type not in CLIP:
             return "means of tokens"
         return "means of tokens, end token" + (" projected" if projection is not None else "")
 
     def encode(self, texts: list[str], minibatch_size: int = 128) -> list[Vectors]:
-        """The vectors of each layer, of unit length: L arrays of (N, D) float32.
+        """Unit vectors of each layer: L arrays of (N, D) float32.
 
-        They are the means of token vectors after the embedding layer and after each block. Of CLIP the last is the end
-        token after the final norm and `text_projection`, the vector that CLIP compares with images; of a text half
-        that is stored without its projection, before it.
+        They are the means of token vectors after the embedding layer and after each block. The last one of CLIP is the
+        end token after the final norm and `text_projection`, the vector that CLIP compares with images; for a text
+        encoder that is stored without its projection, the end token before it.
 
-        Texts are sorted by length first, so little is padded; what comes out is in the order given.
+        Texts are encoded in the order of their length, with little padding; the output is in the input order.
         """
         import torch
 
@@ -107,10 +107,11 @@ def find_sentence_model(name: str) -> SentenceModel:
     """The sentence model in a folder or in an installed package.
 
     Args:
-        name: Path of a folder that holds `config.json`, or the import name of a package that carries such a folder.
+        name: Path of a folder with `config.json`, or the import name of a package with such a folder.
 
     Raises:
-        SentenceModelError: Neither; weights that are no safetensors; or `transformers` is not installed.
+        SentenceModelError: No such folder or package; weights that are not safetensors; `transformers` is not
+            installed.
     """
     if find_spec("transformers") is None:
         raise SentenceModelError(
@@ -142,7 +143,7 @@ def _load(folder: str) -> tuple[Any, Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
     from transformers.utils import logging
 
-    # It reports at length that the pooling head, which is not used, is left out.
+    # Without this it reports that the unused pooling head is missing.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -150,7 +151,7 @@ def _load(folder: str) -> tuple[Any, Any, Any]:
     if AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type not in CLIP:
         return tokenizer, AutoModel.from_pretrained(folder, add_pooling_layer=False, **how).eval(), None
     model = CLIPTextModel.from_pretrained(folder, **how).eval()
-    # Of the file itself: transformers would make up a projection at random where there is none.
+    # From the file itself: transformers initialises a missing projection at random.
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as weights:
         projection = weights.get_tensor(PROJECTION) if PROJECTION in weights.keys() else None  # noqa: SIM118
     return tokenizer, model, projection

@@ -12,7 +12,7 @@ from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.curation.curate import CurateConfig
 from cytolake.embed.extract import EmbedConfig
-from cytolake.packs.build import PackConfig
+from cytolake.packs.pack_plan import PackConfig
 from cytolake.performance_prediction.catalog_queries import QueriesConfig
 from cytolake.performance_prediction.prompt_predictor import PromptPredictorConfig
 from cytolake.performance_prediction.prompt_table import PromptTableConfig

@@ -16,7 +16,8 @@ from cytolake.performance_prediction.catalog_queries import crop_queries, well_q
 from cytolake.performance_prediction.correlations import Estimate
 from cytolake.performance_prediction.prompt_predictor import PromptReport, fit_prompt_predictor
 from cytolake.performance_prediction.prompt_table import FEWEST_TO_SPLIT, read_prompts
-from cytolake.performance_prediction.queries import Before, Measure, QueryReport, fit_query_predictor
+from cytolake.performance_prediction.queries import Measure
+from cytolake.performance_prediction.query_predictor import Before, QueryReport, fit_query_predictor
 from cytolake.performance_prediction.registered import PROMPT_MODEL, query_model, register_query_predictor
 from cytolake.pipeline.config import PerformanceConfig
 from cytolake.pipeline.progress import Report

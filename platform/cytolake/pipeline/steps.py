@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.linear_probe import METRICS, ProbeConfig
+from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
@@ -42,7 +42,7 @@ from cytolake.reports.leaderboard_page import leaderboard_text, write_leaderboar
 from cytolake.reports.page import REPORT_FILE, REPORT_FOLDER
 from cytolake.reports.qc_page import write_qc_page
 from cytolake.reports.report import ReportInputs, write_report
-from cytolake.screens.simulated.screen import simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri
 from cytolake.tracking import ModelVersion
@@ -363,7 +363,7 @@ class Steps:
             config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
             with self._stage(f"probe {label}") as stage:
                 search_blocks(self.catalog, [*representation_ids, *of_crops], config, stage.report)
-                stage.outcome = f"{', '.join(METRICS)} in the scores table"
+                stage.outcome = f"{', '.join(PROBE_METRICS)} in the scores table"
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
         if self.line.benchmark.profiles is not None:

@@ -1,4 +1,4 @@
-"""The largest block of an image that has exactly one value: what a file that was not written to its end looks like.
+"""The largest block of an image with exactly one value, as in a file that was not written to its end.
 
 Shapes: H by W pixels, M by N cells.
 """
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 CELL_PX = 8
-"""Edge of a cell, at least: 64 pixels with noise of one level are alike by chance once in 10**30."""
+"""Smallest edge of a cell: 64 pixels with noise of one level are equal by chance once in 10**30."""
 CELLS_MAX = 64
-"""Cells along the longer side, at most."""
-_LEVELS = 2  # whole numbers: values this near to the block's count as next to it
-_NEAR_SHARE = 0.02  # of the other pixels; with more of them near, the value is one that the image takes anyway
+"""Largest number of cells along the longer side."""
+_LEVELS = 2  # integers: values within this distance count as neighbours of the block's value
+_NEAR_SHARE = 0.02  # of the other pixels; with more neighbours the value is common in the image
 _BAND_SHARE = 0.9  # of the cells of the value
 _APART_SHARE = 0.1  # of the image
 _TAIL = (0.1, 1.0)  # percentiles of the darkest of the other pixels
 
 
 def constant_area(channel: NDArray[Any]) -> float:
-    """Share of the image in the largest rectangle of cells that all have one value, which is foreign to the image.
+    """Share of the image in the largest rectangle of cells of one value that is foreign to the image.
 
-    The value is the one that most constant cells have. Not foreign, and so 0, is
+    The value is the most frequent one of constant cells. The result is 0 for values that are not foreign:
 
     - the image's largest value: these pixels are saturated;
     - the floor of a dark image, where the values next to it are common: few photons, or a background subtracted. A
@@ -36,7 +36,7 @@ def constant_area(channel: NDArray[Any]) -> float:
     A band over the whole width or height that holds nearly all cells of the value is foreign also without such a gap,
     where the rest of the image hardly takes the value: the dark background of a culture has no straight edge.
 
-    A round field of view leaves corners of one value; their rectangles are small next to a half or a tile of an image.
+    A round field of view leaves corners of one value; their rectangles are smaller than half an image or a tile.
 
     Args:
         channel: (H, W), counts, finite.
@@ -83,7 +83,7 @@ def _constant_cells(channel: NDArray[Any], edge: int) -> tuple[NDArray[Any], NDA
 
 
 def _is_foreign(value: Any, others: NDArray[Any]) -> bool:
-    """Whether the image, apart from its pixels of this value, has few values like it."""
+    """Whether few other pixels of the image have a value near this one."""
     is_whole = others.dtype.kind in "iu"
     floats = others.astype(np.float64)
     gap = float(floats.min()) - float(value)
@@ -96,7 +96,7 @@ def _is_foreign(value: Any, others: NDArray[Any]) -> bool:
 
 
 def _share_elsewhere(channel: NDArray[Any], value: Any, has_value_MN: NDArray[np.bool_], edge: int) -> float:
-    """Share of pixels with the value in cells that do not touch one of nothing else; 1 where these are few."""
+    """Share of pixels with the value in cells away from constant cells of it; 1 if there are few such cells."""
     apart_MN = ~ndimage.binary_dilation(has_value_MN, np.ones((3, 3)))
     if apart_MN.mean() < _APART_SHARE:
         return 1.0

@@ -1,4 +1,4 @@
-"""Rules that fail most negative controls of a plate: what is wrong there is more likely the rule than the controls.
+"""Rules that fail most negative controls of a plate: more likely the rule is wrong there than the controls.
 
 Such verdicts stay in the table and are shown, but exclude nothing unless a curation says so.
 """
@@ -10,7 +10,7 @@ MIN_WELLS = 2
 
 
 def failing_controls(verdicts: str, sites: str = "sites", wells: str = "wells") -> str:
-    """SQL of the rules, by plate, level and channel, that fail more than half of a plate's judged negative controls.
+    """SQL of the rules that fail more than half of a plate's judged negative controls, by plate, level and channel.
 
     Of rules of level site the sites of control wells are counted, of rules of level well the wells. Plates with fewer
     than two control wells that were judged have none.

@@ -1,4 +1,4 @@
-"""Rules are held against the metrics of one plate: rows of qc_verdicts, and why a rule could not judge."""
+"""Application of QC rules to the metrics of one plate: rows of qc_verdicts, or the reason why a rule cannot judge."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MeasuredPlate:
         }
 
     def leave_out_failed(self, verdicts: Sequence[pa.Table]) -> None:
-        """Let wells be the means of the sites that passed these verdicts; rules that fail the controls do not count."""
+        """Leave failed sites out of the means of wells; rules that fail most negative controls do not count."""
         failed = [rows.filter(pc.invert(rows["is_pass"])) for rows in verdicts]
         if not sum(rows.num_rows for rows in failed):
             return
@@ -57,7 +57,7 @@ class MeasuredPlate:
         self.has_passed = np.array([site not in gone for site in self.site_id.tolist()], bool)
 
     def _fail_controls(self, verdicts: pa.Table) -> set[tuple[str, str]]:
-        """Rule and channel of those that fail most controls."""
+        """Rule and channel of the rules that fail most controls."""
         if self.places is None:
             return set()
         with duckdb.connect() as connection:
@@ -84,7 +84,7 @@ class MeasuredPlate:
         return [max(names, key=self.contrast)]
 
     def channels_unsuited(self, rule: QcRule) -> list[str]:
-        """Stains that the rule is not made for; none where it looks for one stain and has one that it judges."""
+        """Stains that the rule is not made for; none if the rule needs one stain and has one that it can judge."""
         names = sorted(set(self.channel.tolist()) - set(rule.except_channels))
         if rule.channel and self.channels_for(rule):
             return []
@@ -92,7 +92,7 @@ class MeasuredPlate:
         return [rule.channel] if rule.channel in unsuited else unsuited[: 1 if rule.channel else None]
 
     def suits(self, rule: QcRule, channel: str) -> bool:
-        """Whether the rule is made for how the channel is imaged."""
+        """Whether the rule is made for the modality of the channel."""
         return not rule.modalities or self.modality[channel] in rule.modalities
 
     def why_unsuited(self, rule: QcRule, channel: str) -> str:
@@ -105,7 +105,7 @@ class MeasuredPlate:
         return contrast if math.isfinite(contrast) else 0.0
 
     def index_of(self, channel: str) -> int:
-        """Where most sites have the channel."""
+        """The most frequent index of the channel over sites."""
         return int(np.bincount(self.channel_index[self.channel == channel]).argmax())
 
     def wells_of(self, sites: list[str]) -> list[str]:
@@ -119,11 +119,11 @@ class MeasuredPlate:
         return qc_levels.well_means(self.values(metric or rule.metrics[0])[here], wells, places.wells)
 
     def objects_of_sites(self, channel: str) -> float:
-        """Median over the channel's sites; NaN where nothing was counted."""
+        """Median over the channel's sites; NaN without counts."""
         return qc_levels.median_and_sd(self.values("object_count")[self.channel == channel])[0]
 
     def objects_of_wells(self, channel: str, places: Places, is_reference: Flags) -> float:
-        """Median over the reference wells of the objects in all of a well's sites; NaN where nothing was counted."""
+        """Median over the reference wells of the objects in all sites of a well; NaN without counts."""
         here = (self.channel == channel) & np.isfinite(self.values("object_count"))
         place = {well: index for index, well in enumerate(places.wells)}
         totals = np.zeros(len(places.wells))
@@ -226,7 +226,7 @@ def judge_wells_of(rule: QcRule, plate: MeasuredPlate, places: Places) -> list[p
 
 
 def _too_few_objects(rule: QcRule, found: float, says: str) -> str:
-    """Why counts are too small to judge; empty where they are not, or nothing was counted."""
+    """Reason why counts are too small to judge; empty if they are not, or without counts."""
     return f"{says}, expected {rule.min_count:g} or more" if found < rule.min_count else ""
 
 
@@ -266,7 +266,7 @@ def judge_plate_of(rule: QcRule, plate: MeasuredPlate, places: Places) -> list[p
 
 
 def _judge_separation(rule: QcRule, plate: MeasuredPlate, places: Places) -> pa.Table:
-    """One verdict: the metric and channel that separate the controls best stand for the plate."""
+    """One verdict for the plate, on the metric and channel that separate the controls best."""
     names = [(metric, channel) for metric in rule.metrics for channel in plate.channels_for(rule)]
     nothing = np.array([math.nan])
     if not names:

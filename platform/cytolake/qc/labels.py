@@ -1,10 +1,8 @@
-"""Labels of sites by people: a sheet to look at and fill in, and the table that it goes into.
+"""Labels of sites by people: selection of the sites to label, the sheet to fill in, and the table qc_labels.
 
-The sheet is one HTML file with the images in it, and one CSV file. The page needs no server and no network: it keeps
-what was chosen in the browser and hands back the CSV, filled in. The CSV can be filled in by hand as well.
-
-Which sites are worth a label is chosen by how far their metrics are from their plate (spoilt sites are few, and a plain
-sample would hold hardly any), or by how unsure a detector is of them.
+A sheet is a CSV file with an empty column `label` and thumbnails of the sites, which `reports.label_sheet` shows on a
+page. Sites are selected by the distance of their metrics from their plate (artefacts are rare, so a random sample would
+hold few), or by the uncertainty of a detector.
 """
 
 from __future__ import annotations
@@ -33,28 +31,27 @@ from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 NORMAL = "normal"
 OTHER = "other"
 LABELS = (NORMAL, *ARTEFACT_KINDS, OTHER)
-"""What a site may be called; `other` is spoilt in a way that has no name here."""
+"""Labels of a site; `other` is an artefact that has no name here."""
 
 SHEET_COLUMNS = ("site_id", "plate", "well", "site", "label", "spoilt_channels")
-CSV_NAME, PAGE_NAME = "labels.csv", "labels.html"
+CSV_NAME = "labels.csv"
 
 Choice = Literal["stratified", "uncertain"]
-_KEYS = "1234567890qwertyuiop"  # one for each label, in order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSheetConfig:
-    """Which sites are put on a sheet, and how they are shown."""
+    """Selection of the sites of a sheet, and size of their images."""
 
     n_sites: int = 60
     choose: Choice = "stratified"
-    """`stratified`: of each plate as many usual as unusual sites, by their metrics. `uncertain`: those whose artefact
-    probability is nearest to the threshold that judged them."""
+    """`stratified`: as many typical as atypical sites of each plate, by their metrics. `uncertain`: the sites whose
+    artefact probability is nearest to the detector's threshold."""
     qc_id: str = ""
-    """Verdicts of a detector, for `uncertain`."""
+    """The detector's verdicts; required for `uncertain`."""
     seed: int = 0
     thumbnail_px: int = 224
-    """Edge of an image on the page. Of a larger site there is the whole, made smaller, and its middle as it is."""
+    """Edge of an image on the page. A larger site is shown downsampled, and its centre at full resolution."""
 
     def __post_init__(self) -> None:
         if self.n_sites < 1 or self.thumbnail_px < 32:
@@ -64,7 +61,7 @@ class LabelSheetConfig:
         if self.choose not in get_args(Choice):
             raise ValueError(f"label sheet: choose {self.choose!r}, expected one of {', '.join(get_args(Choice))}.")
         if self.choose == "uncertain" and not self.qc_id:
-            raise ValueError("label sheet: choose=uncertain needs the qc_id of a detector's verdicts; found none.")
+            raise ValueError("label sheet: choose=uncertain needs the qc_id of a detector's verdicts; qc_id is empty.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +72,35 @@ class SiteLabel:
     plate_id: str
     label: str
     channels: tuple[str, ...]
-    """Stains that it is about; empty where that was not said."""
+    """Stains that the label refers to; empty if not specified."""
 
 
-def export_label_sheet(catalog: Catalog, folder: str | Path, config: LabelSheetConfig | None = None) -> Path:
-    """Write a sheet of sites to label: `labels.html` to look at, and `labels.csv` with an empty column `label`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelSheet:
+    """Sites to label."""
 
-    Sites that have a label already are left out.
+    sheet_id: str
+    """Hash of the site ids, in order."""
+    table: Path
+    """The CSV file to fill in."""
+    cards: tuple[dict[str, Any], ...]
+    """For each site its site_id, plate, well and site, and `images`: for each channel its name `channel`, and `shown`,
+    one or two JPEG images in base64."""
+
+
+def export_label_sheet(catalog: Catalog, folder: str | Path, config: LabelSheetConfig | None = None) -> LabelSheet:
+    """Write `labels.csv`, a sheet of sites to label with an empty column `label`, and make their thumbnails.
+
+    Sites that already have a label are left out.
 
     Args:
-        catalog: Where the sites are. Pixels are read from their source.
-        folder: Made where it does not exist.
-        config: How many, chosen how.
-
-    Returns:
-        Path of the page.
+        catalog: The catalog with the sites. Pixels are read from their source.
+        folder: Folder of the sheet; created if it does not exist.
+        config: Number and selection of the sites.
 
     Raises:
-        CatalogError: No site is left to label, a `qc_id` without a detector's verdicts, or a sheet in the folder that
-            somebody has begun to fill in.
+        CatalogError: No site is left to label, `qc_id` has no verdicts of a detector, or the folder holds a sheet that
+            is partly filled in.
         ScreenError: The pixels of a site cannot be read.
     """
     config = config or LabelSheetConfig()
@@ -101,51 +108,46 @@ def export_label_sheet(catalog: Catalog, folder: str | Path, config: LabelSheetC
     table = folder / CSV_NAME
     if table.exists() and any(row.get("label") for row in _read_csv(table)):
         raise CatalogError(
-            f"{table}: a sheet that somebody has begun to fill in. Read it first (cytolake qc read), or give "
-            "another folder."
+            f"{table}: a partly filled-in sheet. Read it first (cytolake qc read), or give another folder."
         )
     chosen = _choose_sites(catalog, config)
     if not chosen:
-        raise CatalogError(
-            f"{catalog.place}: no site is left to label. Ingest more plates; all sites that are there have a label."
-        )
+        raise CatalogError(f"{catalog.place}: no site is left to label: every site has a label. Ingest more plates.")
     sites = catalog.sql(
         "SELECT s.*, c.position FROM chosen c JOIN sites s ON s.site_id = c.site_id ORDER BY c.position",
         chosen=_positions(chosen),
     ).to_pylist()
     ranges = _shown_ranges(catalog, {site["plate_id"] for site in sites})
     folder.mkdir(parents=True, exist_ok=True)
-    cards = [_card(site, ranges, config.thumbnail_px) for site in sites]
+    cards = tuple(_card(site, ranges, config.thumbnail_px) for site in sites)
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, SHEET_COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(site | {"label": "", "spoilt_channels": ""} for site in sites)
-    page = folder / PAGE_NAME
-    page.write_text(_page(cards, content_id("label_sheet", *chosen)), encoding="utf-8")
-    return page
+    return LabelSheet(sheet_id=content_id("label_sheet", *chosen), table=table, cards=cards)
 
 
 def read_label_sheet(catalog: Catalog, path: str | Path, labelled_by: str) -> int:
     """Check a filled-in sheet and append its labels to the table `qc_labels`.
 
-    Lines without a label are skipped, and those that say what the same person said of the site last.
+    Lines without a label are skipped, and lines that repeat the last label of the same person for the site.
 
     Args:
-        catalog: Where the labels go.
-        path: A CSV file with at least the columns `site_id` and `label`; `spoilt_channels` names stains, separated by
+        catalog: The catalog to add the labels to.
+        path: A CSV file with at least the columns `site_id` and `label`; `spoilt_channels` lists stains, separated by
             semicolons.
-        labelled_by: Who looked.
+        labelled_by: Name of the person.
 
     Returns:
-        Labelled sites that this call added.
+        Number of sites with new labels.
 
     Raises:
-        CatalogError: Names the line and the value: a label that is none, a site or stain that is not there, a site
-            twice, spoilt channels of a normal site, columns missing. Nothing was added.
+        CatalogError: An unknown label, site or stain, a repeated site, spoilt channels of a normal site, or a missing
+            column; names line and value. Nothing is added.
     """
     path = Path(path)
     if not labelled_by.strip():
-        raise CatalogError(f"{path}: labelled_by is empty, expected the name of who looked.")
+        raise CatalogError(f"{path}: labelled_by is empty, expected the name of the person who labelled.")
     labels: dict[str, tuple[int, str, list[str]]] = {}
     for line, row in enumerate(_read_csv(path), start=2):
         label = (row.get("label") or "").strip()
@@ -155,7 +157,7 @@ def read_label_sheet(catalog: Catalog, path: str | Path, labelled_by: str) -> in
             raise CatalogError(f"{path}, line {line}: found label {label!r}, expected one of {', '.join(LABELS)}.")
         site = (row["site_id"] or "").strip()
         if site in labels:
-            raise CatalogError(f"{path}, line {line}: site {site} is there twice, first in line {labels[site][0]}.")
+            raise CatalogError(f"{path}, line {line}: site {site} is listed twice, first in line {labels[site][0]}.")
         channels = [name.strip() for name in (row.get("spoilt_channels") or "").split(";") if name.strip()]
         if channels and label == NORMAL:
             raise CatalogError(
@@ -176,7 +178,7 @@ def read_label_sheet(catalog: Catalog, path: str | Path, labelled_by: str) -> in
         if site not in sites:
             raise CatalogError(
                 f"{path}, line {line}: site {site!r} is not in the catalog at {catalog.place}. "
-                "Take site_id from the sheet as it was written, or read it into the catalog it was made from."
+                "Keep site_id as exported, or read the sheet into the catalog that it was exported from."
             )
         unknown = [name for name in channels if name not in sites[site]["channels"]]
         if unknown or len(set(channels)) < len(channels):
@@ -184,8 +186,8 @@ def read_label_sheet(catalog: Catalog, path: str | Path, labelled_by: str) -> in
                 f"{path}, line {line}: found spoilt_channels {'; '.join(channels)}, expected each once, of "
                 f"{'; '.join(sites[site]['channels'])}."
             )
-        told = {(channel, label) for channel in channels or [""]}
-        if site in before and before[site][1] == told:
+        given = {(channel, label) for channel in channels or [""]}
+        if site in before and before[site][1] == given:
             continue
         n_new += 1
         replaced.append(f"{site}:{before[site][0] if site in before else ''}")
@@ -198,9 +200,9 @@ def read_label_sheet(catalog: Catalog, path: str | Path, labelled_by: str) -> in
                 "labelled_by": who,
                 "labelled_at": now,
             }
-            for channel, _ in sorted(told)
+            for channel, _ in sorted(given)
         ]
-    # What is replaced is part of the name: a label that is changed and changed back counts again.
+    # The replaced labels are part of the transaction's name: a label changed and changed back counts again.
     new = sorted(f"{row['site_id']}:{row['channel']}:{row['label']}" for row in rows)
     transaction = content_id("qc_labels", who, *sorted(replaced), *new)
     is_new = bool(rows) and catalog.append("qc_labels", table_contract("qc_labels").rows(rows), transaction=transaction)
@@ -208,7 +210,7 @@ def read_label_sheet(catalog: Catalog, path: str | Path, labelled_by: str) -> in
 
 
 def newest_labels(catalog: Catalog) -> list[SiteLabel]:
-    """The newest label of every labelled site that the catalog shows, in the order of the site ids."""
+    """The newest label of every labelled site of the catalog, ordered by site id."""
     rows = catalog.sql(
         "SELECT l.site_id, l.plate_id, l.label, l.channel FROM qc_labels l JOIN "
         "(SELECT site_id, max(labelled_at) AS newest FROM qc_labels GROUP BY site_id) m "
@@ -219,19 +221,19 @@ def newest_labels(catalog: Catalog) -> list[SiteLabel]:
     for row in rows:
         by_site[row["site_id"]].append(row)
     return [
-        SiteLabel(site, told[0]["plate_id"], told[0]["label"], tuple(row["channel"] for row in told if row["channel"]))
-        for site, told in by_site.items()
+        SiteLabel(site, rows[0]["plate_id"], rows[0]["label"], tuple(row["channel"] for row in rows if row["channel"]))
+        for site, rows in by_site.items()
     ]
 
 
-def _labels_of(catalog: Catalog, who: str) -> dict[str, tuple[datetime, set[tuple[str, str]]]]:
-    """For each site that a person labelled: when last, and the channels and labels of that time."""
+def _labels_of(catalog: Catalog, person: str) -> dict[str, tuple[datetime, set[tuple[str, str]]]]:
+    """Site to the time of a person's last label, and its channels and labels."""
     newest: dict[str, tuple[datetime, set[tuple[str, str]]]] = {}
     for row in sorted(catalog.table("qc_labels").to_pylist(), key=lambda row: row["labelled_at"]):
-        if row["labelled_by"] == who:
-            at, told = newest.get(row["site_id"], (None, set()))
-            told = told if at == row["labelled_at"] else set()
-            newest[row["site_id"]] = (row["labelled_at"], told | {(row["channel"], row["label"])})
+        if row["labelled_by"] == person:
+            at, labels = newest.get(row["site_id"], (None, set()))
+            labels = labels if at == row["labelled_at"] else set()
+            newest[row["site_id"]] = (row["labelled_at"], labels | {(row["channel"], row["label"])})
     return newest
 
 
@@ -260,7 +262,7 @@ def _positions(sites: Sequence[str]) -> Any:
 
 
 def _choose_sites(catalog: Catalog, config: LabelSheetConfig) -> list[str]:
-    """Ids of the sites, plate by plate in turn, so that any first part of the sheet holds all plates."""
+    """Ids of the sites, one of each plate in turn, so that every beginning of the sheet covers all plates."""
     labelled = set(catalog.sql("SELECT DISTINCT site_id FROM qc_labels").column(0).to_pylist())
     queues = _uncertain(catalog, config.qc_id) if config.choose == "uncertain" else _stratified(catalog, config.seed)
     queues = [[site for site in queue if site not in labelled] for queue in queues]
@@ -279,7 +281,7 @@ def _uncertain(catalog: Catalog, qc_id: str) -> list[list[str]]:
     if not rows:
         known = catalog.sql("SELECT DISTINCT qc_id FROM qc_verdicts WHERE rule = 'learned_artefact'").column(0)
         raise CatalogError(
-            f"qc_id {qc_id}: no verdicts of a detector. There are: {', '.join(sorted(known.to_pylist())) or 'none'}. "
+            f"qc_id {qc_id}: no verdicts of a detector. Existing: {', '.join(sorted(known.to_pylist())) or 'none'}. "
             "Judge the sites with a detector first."
         )
     queues: dict[str, list[str]] = defaultdict(list)
@@ -289,7 +291,7 @@ def _uncertain(catalog: Catalog, qc_id: str) -> list[list[str]]:
 
 
 def _stratified(catalog: Catalog, seed: int) -> list[list[str]]:
-    """Of each plate: in turn a site from the usual half, one from the rest, one from the most unusual tenth."""
+    """Sites of each plate: in turn one of the most atypical tenth, one of the rest, one of the typical half."""
     columns = ", ".join(f'"{name}"' for name in METRICS)
     metrics = catalog.sql(f"SELECT plate_id, site_id, channel, {columns} FROM qc_metrics ORDER BY plate_id, site_id")
     if not metrics.num_rows:
@@ -316,7 +318,7 @@ def _stratified(catalog: Catalog, seed: int) -> list[list[str]]:
 
 
 def _distance(values_ND: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) how many robust deviations the most unusual metric is from the median."""
+    """(N,) distance of the most atypical metric from the median, in robust deviations."""
     median = np.median(values_ND, axis=0)
     deviation = 1.4826 * np.median(np.abs(values_ND - median), axis=0)
     floor = np.maximum(0.02 * np.abs(median), 1e-3)
@@ -324,7 +326,7 @@ def _distance(values_ND: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _shown_ranges(catalog: Catalog, plates: set[str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Counts shown black and white: the same for all sites of a plate, or an empty site would look like a full one."""
+    """Counts shown as black and white, equal for all sites of a plate: an empty site must not look like a full one."""
     rows = catalog.sql(
         "SELECT plate_id, channel, median(p01) AS low, quantile_cont(p99, 0.8) AS high FROM qc_metrics "
         "GROUP BY plate_id, channel"
@@ -353,8 +355,8 @@ def _card(
 
 
 def _shades(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Shades of counts where 0..1 is usual on the plate; what is far above still shows its structure."""
-    usual = 0.8 * np.sqrt(np.clip(scaled, 0, 1))  # square root: what is dim shows too
+    """Grey levels of counts, scaled so that 0..1 is typical of the plate; brighter structures are compressed."""
+    usual = 0.8 * np.sqrt(np.clip(scaled, 0, 1))  # square root: dim structures stay visible
     above = 0.2 * (1 - 1 / np.maximum(scaled, 1))
     return np.asarray(255 * (usual + above), np.uint8)
 
@@ -368,17 +370,3 @@ def _jpeg(grey: NDArray[np.uint8], size_px: int) -> str:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=90)
     return base64.b64encode(data.getvalue()).decode()
-
-
-def _page(cards: list[dict[str, Any]], sheet_id: str) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("label_sheet.html.j2").render(
-        cards=cards, labels=list(zip(LABELS, _KEYS, strict=False)), sheet_id=sheet_id, columns=SHEET_COLUMNS
-    )

@@ -1,4 +1,4 @@
-"""Statistics of quality control above the single value: deviations from a plate, wells, edges, controls, position.
+"""Statistics of QC on plates: deviations, means of wells, edge effects, separation of controls, position effects.
 
 Letters: N wells or sites, C channels. A missing value is NaN and counts in no median.
 """
@@ -20,12 +20,12 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Places:
-    """Where the sites of one plate lie, and what its wells are."""
+    """Positions of the sites of one plate, and controls of its wells."""
 
     well_of_site: dict[str, str]
     """Site id to well id."""
     wells: tuple[str, ...]
-    """Well ids, in order; every array below has one value for each."""
+    """Well ids, in order; every array below has one value per well."""
     row: NDArray[np.int64]
     """0 is A."""
     column: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Places:
     def is_edge(self) -> Flags:
         """(N,), True for wells of the outer rows and columns of the smallest standard plate that holds all wells.
 
-        Nothing is an edge on plates under 24 wells, where there is no inside to compare with.
+        No well is an edge well on plates under 24 wells, which have no inner wells.
         """
         if not len(self.wells):
             return np.zeros(0, bool)
@@ -54,7 +54,7 @@ class Places:
 
 
 def places(rows: pa.Table) -> Places:
-    """Read the places of one plate's sites.
+    """Positions of one plate's sites.
 
     Args:
         rows: One row for each site, columns site_id, well_id, row, column and control. Sites of wells without a row
@@ -77,12 +77,12 @@ def places(rows: pa.Table) -> Places:
 
 
 def robust_deviations(values: Floats, reference: Floats, least_sd: float = 0.0) -> Floats:
-    """(N,), distance of values from the reference's median, in the reference's robust standard deviations.
+    """(N,), distance of values from the reference's median, in robust standard deviations of the reference.
 
     Args:
         values: (N,).
-        reference: (M,), the values that say what is usual.
-        least_sd: The unit is never smaller than this, in the unit of the values.
+        reference: (M,), reference values.
+        least_sd: Smallest standard deviation to divide by, in the unit of the values.
     """
     median, sd = median_and_sd(reference)
     return np.asarray((values - median) / max(sd, least_sd, 1e-12), np.float64)
@@ -98,7 +98,7 @@ def median_and_sd(values: Floats) -> tuple[float, float]:
 
 
 def well_means(values: Floats, wells: list[str], order: tuple[str, ...]) -> Floats:
-    """(N,), mean of the sites' values in each well of `order`; NaN where none has a value."""
+    """(N,), mean of the sites' values in each well of `order`; NaN without values."""
     place = {well: index for index, well in enumerate(order)}
     sums, counts = np.zeros(len(order)), np.zeros(len(order))
     for value, well in zip(values.tolist(), wells, strict=True):
@@ -131,7 +131,7 @@ def separation(values_KN: Floats, is_positive: Flags, is_negative: Flags) -> Flo
 
 
 def separation_by_chance(values_KN: Floats, is_positive: Flags, is_negative: Flags, share: float = 0.95) -> float:
-    """What the best of the K metrics separates by luck: the `share` quantile over controls labelled at random.
+    """Separation of the best of K metrics by chance: the `share` quantile over randomly labelled controls.
 
     Few wells and many metrics separate anything: with 2 wells against 8 and 30 metrics this is about 2.5.
     """
@@ -149,17 +149,17 @@ def separation_by_chance(values_KN: Floats, is_positive: Flags, is_negative: Fla
 
 
 def edge_shift(values: Floats, is_edge: Flags) -> float:
-    """Median of the edge wells less that of the inner wells, in robust standard deviations of the inner wells."""
+    """Median of the edge wells minus that of the inner wells, in robust standard deviations of the inner wells."""
     inner, sd = median_and_sd(values[~is_edge])
     edge, _ = median_and_sd(values[is_edge])
     return (edge - inner) / sd if sd > 0 else math.nan
 
 
 def position_share(values: Floats, row: NDArray[np.int64], column: NDArray[np.int64]) -> float:
-    """Share of the wells' variance that their rows and columns explain together, adjusted for how many there are.
+    """Share of the wells' variance that rows and columns explain together, adjusted for their number.
 
-    Values are ranked first, so that a few hits cannot make a trend. 0 is what wells in random order have on average
-    (it may come out below); 1 is a plate of stripes. NaN with fewer than two wells for each row and column.
+    Values are ranked first, so that a few hits cannot cause a trend. 0 is the average of wells in random order
+    (values may be negative); 1 is a plate of stripes. NaN with fewer than two wells per row and column.
 
     Args:
         values: (N,), one value for each well.

@@ -1,26 +1,24 @@
-"""What is measured on every site and channel before anyone judges it: light, focus, noise, background, debris, count.
+"""QC metrics of every site and channel: intensity, focus, noise, background, debris, object count.
 
-Shapes: C channels, H by W pixels. Every shape-like metric (focus, noise, shares) is computed on the channel scaled to
-0..1, so a gain on the whole image leaves it alone; the others are in counts. Noise is taken out of the focus metrics:
-in BBBC006 camera noise made planes 20 um out of focus look sharper than those in focus (slope -2.6 against -4.2).
-What needs no fine detail is read from the channel averaged over 2 x 2 (halved) or 4 x 4 pixels (quartered).
+Shapes: C channels, H by W pixels. Focus, noise and shares are computed on the channel scaled to 0..1, so a gain on the
+whole image does not change them; other metrics are in counts. Metrics that need no fine detail use the channel averaged
+over 2 x 2 (halved) or 4 x 4 pixels (quartered).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
 
 from cytolake.qc.constant_area import constant_area
+from cytolake.qc.focus_metrics import focus_slope, sharpness
+from cytolake.qc.foreground import NOISE_SDS, find_foreground, window_shares
 from cytolake.qc.modality import is_transmitted
-from cytolake.qc.transmitted_light import transmitted_foreground
 
 Counts = NDArray[Any]  # any real type
 Image = NDArray[np.float32]  # one channel, scaled to 0..1
@@ -49,10 +47,6 @@ METRICS = (
 """The metric columns of catalog/tables/qc_metrics.yaml, in its order."""
 
 PERCENTILES = (1, 50, 99)
-GRID = 16  # coarse cells along each side; 34 px on a 540 px site, wider than most nuclei at 20x
-NOISE_SDS = 4.0  # 3e-5 of the pixels of an empty, white-noise image pass
-FLAT_CONTRAST = 0.5  # p99 - p01 over the median: 0.1 in real brightfield, above 1.5 in every stained channel looked at
-CONTRAST_SHARE = 0.1  # of p99 above background: keeps an uneven background from counting as cells
 BACKGROUND_GRID = 8  # cells along each side: 24 px on a 192 px site, as wide as a nucleus with its surroundings
 BLOB_SIGMAS = tuple(1.2 * 2 ** (k / 2) for k in range(7))  # quartered px; 6 differences: discs of 7 to 40 px radius
 
@@ -60,7 +54,7 @@ BLOB_SIGMAS = tuple(1.2 * 2 ** (k / 2) for k in range(7))  # quartered px; 6 dif
 def measure_site(
     pixels: Counts, channels: Sequence[str] | None = None, types: Sequence[np.dtype[Any]] | None = None
 ) -> list[dict[str, float]]:
-    """Measure every channel of one site.
+    """QC metrics of every channel of one site.
 
     Args:
         pixels: (C, H, W), raw counts of any real type. NaN and infinity count as 0 and as the largest float32.
@@ -102,7 +96,7 @@ def measure_with_windows(
         metrics, lit, mask = _measure_channel(_finite(own), channels[index] if channels else None)
         measured.append(metrics)
         if mask is not None and len(windows):
-            shares[index] = _shares(mask, windows)
+            shares[index] = window_shares(mask, windows)
         if lit is not None:
             common = common + np.log(np.maximum(lit, 1e-3, out=lit))
             n_common += 1
@@ -137,8 +131,8 @@ def foreground_shares(
         if span > 0:
             percentiles = _percentiles(channel, low)
             is_bright = channels is not None and is_transmitted(channels[index], percentiles.tolist())
-            mask = _foreground(scaled, low / span, (percentiles - low) / span, is_bright).mask
-            shares[index] = _shares(mask, windows)
+            mask = find_foreground(scaled, low / span, (percentiles - low) / span, is_bright).mask
+            shares[index] = window_shares(mask, windows)
     best: NDArray[np.float64] = shares.max(axis=0)
     return best
 
@@ -157,13 +151,6 @@ def _check(pixels: Counts, windows: Sequence[tuple[int, int, int]], channels: Se
             )
 
 
-def _shares(mask: NDArray[np.bool_], windows: Sequence[tuple[int, int, int]]) -> list[float]:
-    """Share of each window that the mask covers."""
-    summed = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    summed[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
-    return [(summed[y + s, x + s] - summed[y, x + s] - summed[y + s, x] + summed[y, x]) / s**2 for y, x, s in windows]
-
-
 def _measure_channel(
     channel: Counts, name: str | None
 ) -> tuple[dict[str, float], Image | None, NDArray[np.bool_] | None]:
@@ -180,14 +167,14 @@ def _measure_channel(
     percentiles = _percentiles(channel, low)
     sd = float(scaled.std(dtype=np.float64))
     is_bright = name is not None and is_transmitted(name, percentiles.tolist())
-    mask, background, noise_sd, difference = _foreground(scaled, low / span, (percentiles - low) / span, is_bright)
+    mask, background, noise_sd, difference = find_foreground(scaled, low / span, (percentiles - low) / span, is_bright)
     halved = _halve(scaled)
     quartered = _halve(halved)
     floor = float(np.percentile(quartered, 2))
     lit = np.maximum(halved - np.float32(floor), 0)
     # The mean of the light, weighted by the light itself: it does not sink as cells get fewer, as a percentile does.
     typical = float(np.vdot(lit, lit)) / max(float(lit.sum(dtype=np.float64)), 1e-12)
-    laplacian_variance, tenengrad = _sharpness(halved, sd)
+    laplacian_variance, tenengrad = sharpness(halved, sd)
     metrics = {
         "mean": float(channel.mean(dtype=np.float64)),
         "sd": span * sd,
@@ -197,7 +184,7 @@ def _measure_channel(
         "max": low + span,
         "saturated_share": _saturated_share(scaled),
         "foreground_share": float(mask.mean()),
-        "focus_slope": _focus_slope(scaled),
+        "focus_slope": focus_slope(scaled),
         "laplacian_variance": laplacian_variance,
         "noise_share": min(1.0, noise_sd / sd),
         "brightest_share": _brightest_share(scaled, mask, background)
@@ -250,80 +237,6 @@ def _halve(image: Image) -> Image:
     even = image[:height, :width]
     rows = even[::2] + even[1::2]
     return np.asarray((rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25), np.float32)
-
-
-class _Foreground(NamedTuple):
-    mask: NDArray[np.bool_]
-    background: float
-    noise_sd: float
-    difference: Image | None
-    """From the background of transmitted light; None for fluorescence."""
-
-
-def _foreground(scaled: Image, pedestal: float, percentiles: NDArray[np.float64], is_bright: bool) -> _Foreground:
-    """Foreground mask, background level and noise sd of one channel in 0..1.
-
-    Background is the 5th percentile of the cells of a coarse grid: it holds while one cell in twenty is empty. Where
-    the whole range is small against the level it stands on (an empty field), foreground is texture above noise.
-    """
-    p01, p50, p99 = percentiles.tolist()
-    coarse = _coarse_grid(scaled)
-    background = float(np.percentile(coarse, 5))
-    noise_sd = _noise_sd(scaled)
-    smooth = ndimage.uniform_filter(scaled, 3, mode="nearest")
-    floor = max(NOISE_SDS * noise_sd / 3, CONTRAST_SHARE * (p99 - p01))  # 3: nine pixels averaged
-    if is_bright:
-        mask, difference = transmitted_foreground(smooth, coarse, floor)
-        return _Foreground(mask, background, noise_sd, difference)
-    if p99 - p01 < FLAT_CONTRAST * (p50 + pedestal):
-        spread = ndimage.uniform_filter(smooth**2, 9, mode="nearest")
-        spread -= ndimage.uniform_filter(smooth, 9, mode="nearest") ** 2
-        return _Foreground(spread > floor**2, background, noise_sd, None)
-    threshold = max(NOISE_SDS * noise_sd / 3, CONTRAST_SHARE * (p99 - background))
-    return _Foreground(smooth > background + max(threshold, 1e-6), background, noise_sd, None)
-
-
-def _coarse_grid(scaled: Image) -> NDArray[np.float64]:
-    """Means of a GRID by GRID tiling; the image itself where it is smaller."""
-    rows, columns = (np.unique(np.linspace(0, n, GRID + 1)[:-1].astype(int)) for n in scaled.shape)
-    sums = np.add.reduceat(np.add.reduceat(scaled, rows, axis=0, dtype=np.float64), columns, axis=1)
-    heights, widths = np.diff([*rows, scaled.shape[0]]), np.diff([*columns, scaled.shape[1]])
-    means: NDArray[np.float64] = sums / np.outer(heights, widths)
-    return means
-
-
-def _noise_sd(scaled: Image) -> float:
-    """Sd of white noise from the median of a second-difference residual that cancels planes and edges.
-
-    Source: Immerkaer 1996, doi:10.1006/cviu.1996.0060, with the median in place of the mean.
-    """
-    if min(scaled.shape) < 3:
-        return 0.0
-    across = scaled[:, :-2] - 2 * scaled[:, 1:-1] + scaled[:, 2:]
-    residual = across[:-2] - 2 * across[1:-1] + across[2:]
-    size = np.abs(residual, out=residual)
-    median, share = float(np.median(size)), 1.0
-    if median == 0 and size.any():
-        # Sparse photons, few levels, or a background cut off at 0: where anything differs, it differs by this much.
-        median, share = float(np.median(size[size > 0])), np.count_nonzero(size) / size.size
-    return math.sqrt(share) * median / (0.6745 * 6.0)  # 6: norm of the 3x3 kernel; 0.6745: median -> sd
-
-
-def _sharpness(halved: Image, sd: float) -> tuple[float, float]:
-    """Variance of the Laplacian and mean square of the gradient (Tenengrad), both over the variance of the image.
-
-    On the halved image, smoothed by a Gaussian of 1 px there, so that white noise all but cancels.
-
-    Source: Pertuz et al. 2013, doi:10.1016/j.patcog.2012.11.011, operators LAP4 and GRA6; the smoothing is ours.
-    """
-    if min(halved.shape) < 4:
-        return 0.0, 0.0
-    smooth = ndimage.gaussian_filter(halved, 1.0, mode="nearest")
-    middle, up, down = smooth[1:-1, 1:-1], smooth[:-2, 1:-1], smooth[2:, 1:-1]
-    left, right = smooth[1:-1, :-2], smooth[1:-1, 2:]
-    laplacian = up + down + left + right - 4 * middle
-    gradient = float(np.mean(np.square(down - up) + np.square(right - left), dtype=np.float64)) / 4
-    return float(laplacian.var(dtype=np.float64)) / sd**2, gradient / sd**2
 
 
 def _unevenness(quartered: Image, contrast: float) -> float:
@@ -386,49 +299,6 @@ def _saturated_share(scaled: Image) -> float:
     else:
         below = int((scaled == scaled[scaled < 1].max()).sum())
     return max(0.0, at_top - below) / scaled.size
-
-
-@lru_cache(maxsize=8)
-def _rings(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float32]]:
-    """Ring of each rfft2 coefficient (0 = outside the band), log frequency of each ring, and the Hann window."""
-    frequency = np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width)[None, :])
-    edges = np.geomspace(max(4 / min(height, width), 1 / 64), 0.5, 25) if min(height, width) >= 16 else np.zeros(0)
-    ring = np.searchsorted(edges, frequency.ravel(), side="right")
-    ring[ring == len(edges)] = 0
-    centres = np.log(np.sqrt(edges[:-1] * edges[1:])) if len(edges) else np.zeros(0)
-    window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1]).astype(np.float32)
-    return ring.astype(np.intp), centres, window
-
-
-def _focus_slope(scaled: Image) -> float:
-    """Slope of log power on log frequency between 1/64 and 1/2 cycles per pixel, over what stands above the noise.
-
-    The noise floor is the power at the highest frequencies; the fit ends where the signal sinks into it. 0 for images
-    under 16 pixels, and where nothing stands above the floor: an empty image is not out of focus.
-
-    Source: Field and Brady 1997; as a quality metric, Bray et al. 2012, doi:10.1177/1087057111420292.
-    The floor is ours.
-    """
-    ring, log_frequency, window = _rings(*scaled.shape)
-    if not len(log_frequency):
-        return 0.0
-    spectrum = fft.rfft2((scaled - scaled.mean()) * window)
-    power = (spectrum.real**2 + spectrum.imag**2).ravel()
-    n_rings = len(log_frequency)
-    counts = np.bincount(ring, minlength=n_rings + 1)[1 : n_rings + 1]
-    totals = np.bincount(ring, weights=power, minlength=n_rings + 1)[1 : n_rings + 1]
-    usable = (counts > 0) & (totals > 0)
-    log_frequency, power = log_frequency[usable], totals[usable] / counts[usable]
-    if len(power) < 6:
-        return 0.0
-    floor = float(power[-2:].mean())
-    sunk = np.flatnonzero(power < 2 * floor)
-    end = int(sunk[0]) if len(sunk) else len(power)
-    if end == 0:
-        return 0.0
-    end = max(end, 3)
-    signal = np.log(np.maximum(power[:end] - floor, 0.05 * floor))
-    return float(np.polyfit(log_frequency[:end], signal, 1)[0])
 
 
 def _brightest_share(scaled: Image, mask: NDArray[np.bool_], background: float) -> float:

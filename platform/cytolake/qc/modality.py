@@ -1,7 +1,7 @@
-"""How a channel was imaged: fluorescence, brightfield or phase contrast. Rules of quality control depend on it.
+"""Modality of a channel: fluorescence, brightfield or phase contrast. QC rules depend on it.
 
-A declared stain has its modality in catalog/channels.yaml, and a QC config or profile may set another. A name that is
-declared nowhere is recognised by its pixels where they are plain, and has the declared default otherwise.
+catalog/channels.yaml declares the modality of stains; a QC config or profile may override it. An undeclared name is
+recognised by its pixels if they are unambiguous, and has the declared default otherwise.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cytolake.catalog.errors import CatalogError
 Modality = Literal["fluorescence", "brightfield", "phase"]
 MODALITIES: tuple[str, ...] = get_args(Modality)
 TRANSMITTED = ("brightfield", "phase")
-"""Objects are darker and brighter than a bright background."""
+"""Modalities with a bright background, in which objects are darker and brighter."""
 
 
 def declared_modality(channel: str) -> str:
-    """Modality of a stain of catalog/channels.yaml; empty for a name that it does not have."""
+    """Modality of a stain of catalog/channels.yaml; empty for an undeclared name."""
     vocabulary = channel_vocabulary()
     return vocabulary.modalities.get(vocabulary.canonical(channel), "")
 
@@ -32,7 +32,7 @@ def is_transmitted(channel: str, percentiles: Sequence[float]) -> bool:
 
     Args:
         channel: Its name.
-        percentiles: 1st, 50th and 99th of its counts; looked at where the name is not declared.
+        percentiles: 1st, 50th and 99th percentile of its counts; used for undeclared names.
     """
     modality = declared_modality(channel)
     if modality:
@@ -45,9 +45,9 @@ def modality_of(channel: str, percentiles_N3: NDArray[np.float64], set_by_hand: 
 
     Args:
         channel: Its name.
-        percentiles_N3: (N, 3), 1st, 50th and 99th percentile of each site, counts. A name that is not declared is
-            brightfield where most sites look so.
-        set_by_hand: Channel to modality, from `parse_modalities`: before what is declared.
+        percentiles_N3: (N, 3), 1st, 50th and 99th percentile of each site, counts. An undeclared name is
+            brightfield if most sites look like it.
+        set_by_hand: Channel to modality, from `parse_modalities`; overrides the declared one.
     """
     known = set_by_hand.get(channel) or declared_modality(channel)
     if known:
@@ -63,10 +63,10 @@ def parse_modalities(pairs: Sequence[str], place: str) -> dict[str, str]:
 
     Args:
         pairs: The texts.
-        place: Where they were found, for errors.
+        place: Origin of the texts, for error messages.
 
     Raises:
-        CatalogError: A text of another form, another modality, or a channel twice.
+        CatalogError: A text of another form, an unknown modality, or a repeated channel.
     """
     found: dict[str, str] = {}
     for pair in pairs:
@@ -82,9 +82,9 @@ def parse_modalities(pairs: Sequence[str], place: str) -> dict[str, str]:
 
 
 def _looks_transmitted(percentiles_N3: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(N,), True where most pixels are at the bright end: what is there is darker than the background.
+    """(N,), True where most pixels are at the bright end: objects are darker than the background.
 
-    Stained cells on a dark background leave the median near the dark end; a crowded field has it in the middle.
+    Stained cells on a dark background leave the median near the dark end; a crowded field moves it to the middle.
     """
     p01, p50, p99 = percentiles_N3.T
     is_dark_tailed = p50 - p01 > 2 * (p99 - p50)

@@ -1,4 +1,4 @@
-"""A rule of quality control: which values fail. Limits and levels are explained in catalog/qc.yaml."""
+"""A QC rule: its limits, and the values that fail. catalog/qc.yaml explains limits and levels."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STATISTICS = {
     "well": ("value", "deviation"),
     "plate": ("separation", "edge_shift", "position_share"),
 }
-"""What a rule of each level may judge; the first is the default."""
+"""Statistics that a rule of each level may judge; the first is the default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QcRule:
-    """One rule: values on one side of its limits fail. Limits and levels are explained in catalog/qc.yaml."""
+    """One rule: values beyond its limits fail. catalog/qc.yaml explains limits and levels."""
 
     name: str
     metric: str | tuple[str, ...]
@@ -35,15 +35,15 @@ class QcRule:
     fails: str
     """`below`, `above` or `outside`."""
     says: str
-    """What a failure means, for people."""
+    """Meaning of a failure."""
     level: str = "site"
     """`site`, `well` or `plate`."""
     statistic: str = ""
     """One of STATISTICS of the level; empty for its first."""
     absolute: float | None = None
-    """In the unit of what is judged; None for no absolute limit."""
+    """Absolute limit, in the unit of the judged statistic; None for none."""
     mads: float | None = None
-    """Robust standard deviations from the reference's median; None for no relative limit."""
+    """Relative limit, robust standard deviations from the reference's median; None for none."""
     min_distance: float = 0.0
     """The relative limit is at least this far from the median, in the metric's unit."""
     min_share: float = 0.0
@@ -56,20 +56,20 @@ class QcRule:
     """Judge all channels of a site as one."""
     except_channels: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
-    """How a channel must be imaged for the rule to judge it; empty for any."""
+    """Modalities of channels that the rule judges; empty for any."""
     min_count: float = 0.0
-    """Site: objects (object_count) that the plate's sites must have in the median for the rule to judge. Well: objects
-    that the reference wells must have, all sites of a well together."""
+    """Fewest objects (object_count) for the rule to judge. Site: median of the plate's sites. Well: median of the
+    reference wells, over all sites of a well."""
     channel: str = ""
-    """Well and plate: only this stain, or the one of most contrast where it is missing; empty for each."""
+    """Well and plate: judge this stain only, or the one of highest contrast if it is missing; empty for each stain."""
     wells: str = "all"
-    """Well: `all` or `edge` are judged."""
+    """Well: wells that are judged, `all` or `edge`."""
     against: str = "all"
-    """Well: `controls`, `inner` or `all` are the reference."""
+    """Well: reference wells, `controls`, `inner` or `all`."""
     min_wells: int = 8
-    """Well and plate: wells that a reference needs."""
+    """Well and plate: fewest wells of a reference."""
     with_failed_sites: bool = False
-    """Well and plate: count sites that failed a rule of level `site`, too."""
+    """Well and plate: include sites that failed a rule of level `site`."""
 
     def __post_init__(self) -> None:
         def check(is_good: bool, expected: str) -> None:
@@ -114,21 +114,21 @@ class QcRule:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All of them."""
+        """All metrics of the rule."""
         return (self.metric,) if isinstance(self.metric, str) else self.metric
 
     @property
     def judged(self) -> str:
-        """The statistic, `deviation` where channels are judged together."""
+        """The judged statistic; `deviation` if channels are judged together."""
         return "deviation" if self.joint else self.statistic or STATISTICS[self.level][0]
 
     def limit(self, values: Floats, min_values: int, contrast: float = 0.0) -> float:
-        """The limit for one plate and channel, NaN where the rule has none for so few values.
+        """The limit for one plate and channel; NaN if the rule has none for so few values.
 
         Args:
-            values: (N,), the metric of each of the reference's N sites or wells; NaN where there is none.
-            min_values: With fewer values only the absolute limit counts.
-            contrast: Of the plate in this channel, in the metric's unit; for `min_contrast_share`.
+            values: (N,), the metric of each reference site or well; NaN if missing.
+            min_values: With fewer values only the absolute limit applies.
+            contrast: Contrast of the plate in this channel, in the metric's unit; for `min_contrast_share`.
         """
         limits = [] if self.absolute is None else [self.absolute]
         known = values[np.isfinite(values)]
@@ -142,9 +142,9 @@ class QcRule:
         return max(limits) if self.fails == "below" else min(limits)
 
     def deviations(self, values: Floats, reference: Floats, min_values: int, contrast: float = 0.0) -> Floats:
-        """(N,), distances from the reference's median in its robust standard deviations, on the rule's scale.
+        """(N,), distances from the reference's median, in its robust standard deviations, on the rule's scale.
 
-        The unit is such that `min_distance` and its kin lie `mads` away at least. NaN where the reference has fewer
+        The unit is so large that `min_distance` and similar are at least `mads` away. NaN if the reference has fewer
         than `min_values` values.
         """
         known = reference[np.isfinite(reference)]
@@ -156,7 +156,7 @@ class QcRule:
         return qc_levels.robust_deviations(scaled, scaled_reference, self._least_distance(median, contrast) / self.mads)
 
     def passes(self, values: Floats, limit: float) -> Flags:
-        """(N,), True where a value is on the limit or inside it, where there is no value, and where there is no limit.
+        """(N,), True where a value is within the limit, missing, or without a limit.
 
         For `outside` the limit is the largest distance from 0.
         """
@@ -165,7 +165,7 @@ class QcRule:
         return ~failed
 
     def _scaled(self, values: Floats, reference: Floats) -> tuple[Floats, Callable[[float], float]]:
-        """Values on the rule's scale, and the way back. A log of 0 or less is that of a millionth of the usual."""
+        """Values on the rule's scale, and the inverse. Values of 0 or less become a millionth of the median."""
         if self.scale == "linear":
             return values, float
         positive = reference[reference > 0]

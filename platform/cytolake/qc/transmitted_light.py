@@ -1,4 +1,4 @@
-"""Foreground of transmitted light: what is darker, brighter or rougher than a bright, smooth background.
+"""Foreground of transmitted light: pixels darker, brighter or rougher than a bright, smooth background.
 
 Shapes: H by W pixels, G coarse cells along each side.
 """
@@ -14,22 +14,22 @@ Image = NDArray[np.float32]
 TEXTURE_PX = 9
 QUIET_PERCENTILE = 10
 QUIET_FACTOR = 2.0
-"""Texture counts above this multiple of the quietest tenth's: grain that neighbouring pixels share is no object."""
+"""Texture counts above this multiple of the smoothest tenth's: correlated grain is no object."""
 SURFACE_ROUNDS = 6
 
 
 def transmitted_foreground(
     smooth: Image, coarse_GG: NDArray[np.float64], floor: float
 ) -> tuple[NDArray[np.bool_], Image]:
-    """What differs from the background, and by how much.
+    """Pixels that differ from the background, and the difference.
 
-    The background is a quadratic surface through the coarse cells, of which those far from it are left out and the fit
-    repeated. It starts from the brighter half of the cells: objects absorb light more than they add.
+    The background is a quadratic surface fitted to the coarse cells; cells far from it are left out and the fit is
+    repeated. It starts with the brighter half of the cells, because objects absorb more light than they add.
 
     Args:
         smooth: (H, W), the image after a mean of 3 x 3, any scale.
         coarse_GG: (G, G), means of a tiling.
-        floor: Differences and texture up to this are noise.
+        floor: Largest difference and texture of noise.
 
     Returns:
         (H, W) True where there is an object, and (H, W) absolute difference from the background.

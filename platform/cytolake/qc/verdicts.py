@@ -1,7 +1,7 @@
-"""Quality control: metrics of sites, wells and plates become verdicts under the rules of catalog/qc.yaml.
+"""QC verdicts on sites, wells and plates, by the rules of a profile of catalog/qc.yaml.
 
-A verdict is a row with the value, the limit that applied and whether it passed. Nothing is excluded here: a curation
-decides what verdicts mean for crops.
+A verdict is a row with the value, the limit that applied, and whether it passed. Verdicts exclude nothing: a curation
+decides which crops they exclude.
 """
 
 from __future__ import annotations
@@ -27,53 +27,57 @@ from cytolake.qc.rules import QcRule
 from cytolake.screens.plate import WELLS_ONLY
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is worked on, how much is done, how much there is."""
+"""Called with the name of the work, the amount done, and the total."""
+
+
+DEFAULT_PROFILE = "default"
+"""Profile of catalog/qc.yaml used unless another one is set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QcConfig:
-    """Which rules judge the sites."""
+    """Rules that judge the sites."""
 
-    profile: str = "default"
-    """A profile of catalog/qc.yaml."""
+    profile: str = DEFAULT_PROFILE
+    """Profile of catalog/qc.yaml."""
     modalities: tuple[str, ...] = ()
-    """Channels that are imaged in another way than catalog/channels.yaml declares, such as `TL20: phase`."""
+    """Channels with another modality than catalog/channels.yaml declares, such as `TL20: phase`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QcProfile:
-    """Rules that judge together."""
+    """A set of rules."""
 
     name: str
     min_sites: int
-    """Sites that a plate needs in a channel for limits relative to the plate."""
+    """Fewest sites of a plate and channel for limits relative to the plate."""
     rules: tuple[QcRule, ...]
     modalities: tuple[tuple[str, str], ...] = ()
-    """Channel and modality, before what is declared."""
+    """Channel and modality; overrides the declared one."""
 
     @property
     def qc_id(self) -> str:
-        """Hash of the rules and their limits, followed by one of the modalities where any are set.
+        """Hash of the rules and their limits, followed by a hash of the modalities if any are set.
 
-        The profile's name and the sentences do not count.
+        Independent of the profile's name and of the rules' texts.
         """
         rules = [{key: value for key, value in asdict(rule).items() if key != "says"} for rule in self.rules]
         of_rules = content_id("qc", json.dumps([self.min_sites, rules], sort_keys=True))
         return of_rules + (content_id("modalities", json.dumps(sorted(self.modalities))) if self.modalities else "")
 
     def judge(self, metrics: pa.Table, places: Places | None = None) -> pa.Table:
-        """Judge one plate; touches no table.
+        """Verdicts on one plate; reads and writes no table.
 
         Args:
-            metrics: Rows of qc_metrics, all of them of one plate.
-            places: Where its sites lie. Without, only sites are judged, and their wells are unknown (empty).
+            metrics: Rows of qc_metrics of one plate.
+            places: Positions of its sites. Without them only sites are judged, and their well ids are empty.
 
         Returns:
-            Rows of qc_verdicts. Level `site`: one for each site, channel and rule that applies to it (for joint rules
-            one for each site). `well`: for each well that has a place. `plate`: one for each rule and channel.
-            Where a rule could not judge, `threshold` or `value` is null, `is_pass` true and `reason` says why: the
-            plate is too small for the rule's only limit, its wells have too few objects, the channel is imaged in
-            another way than the rule is made for, or the metric is younger than the catalog.
+            Rows of qc_verdicts. Level `site`: one per site, channel and rule that applies to it (joint rules: one per
+            site). `well`: one per well with a position. `plate`: one per rule and channel.
+            If a rule cannot judge, `threshold` or `value` is null, `is_pass` is true and `reason` says why: the plate
+            is too small for the rule's only limit, its wells have too few objects, the rule is made for another
+            modality, or the catalog was ingested before the metric existed.
         """
         if not metrics.num_rows:
             return table_contract("qc_verdicts").empty()
@@ -102,11 +106,11 @@ def qc_profile(name: str, modalities: Sequence[str] = ()) -> QcProfile:
     """Load a profile of catalog/qc.yaml.
 
     Args:
-        name: Of the profile.
+        name: Name of the profile.
         modalities: As `QcConfig.modalities`; added to those of the profile.
 
     Raises:
-        CatalogError: No such profile, a rule in it that is not sound, or a modality that is none.
+        CatalogError: No such profile, an invalid rule, or an unknown modality.
     """
     profiles = _declared_profiles()
     if name not in profiles:
@@ -117,7 +121,7 @@ def qc_profile(name: str, modalities: Sequence[str] = ()) -> QcProfile:
 
 
 def profile_of(qc_id: str) -> QcProfile | None:
-    """The profile of catalog/qc.yaml that writes these verdicts, whatever modalities a config sets; None for none."""
+    """The profile of catalog/qc.yaml with this qc_id, for any modalities of a config; None if there is none."""
     profiles = _declared_profiles()
     parsed = [parse_profile(name, declared, profiles) for name, declared in profiles.items()]
     same = [profile for profile in parsed if profile.qc_id == qc_id]
@@ -131,7 +135,7 @@ def _declared_profiles() -> dict[str, Any]:
 
 
 def _with_limits(place: str, declared: dict[str, Any], profiles: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile that this one is like, with the limits that this one sets anew."""
+    """The profile named in `like`, with the limits that this one overrides."""
     base = profiles.get(declared["like"], {})
     limits = declared.get("limits", {})
     unknown = sorted(set(limits) - {rule["name"] for rule in base.get("rules", ())})
@@ -145,15 +149,15 @@ def _with_limits(place: str, declared: dict[str, Any], profiles: Mapping[str, An
 
 
 def parse_profile(name: str, declared: dict[str, Any], profiles: Mapping[str, Any] | None = None) -> QcProfile:
-    """Turn the content of one entry of catalog/qc.yaml's `profiles` into a profile.
+    """The profile of one entry of `profiles` in catalog/qc.yaml.
 
     Args:
-        name: Of the profile.
-        declared: Its entry.
-        profiles: All entries, one of which it may be like.
+        name: Name of the profile.
+        declared: Content of the entry.
+        profiles: All entries; `like` names one of them.
 
     Raises:
-        CatalogError: Unknown keys, a rule twice, or a rule that is not sound.
+        CatalogError: Unknown keys, a repeated rule, or an invalid rule.
     """
     place = f"catalog/qc.yaml, profile {name}"
     if "like" in declared:
@@ -183,18 +187,18 @@ def parse_profile(name: str, declared: dict[str, Any], profiles: Mapping[str, An
 
 
 def judge_sites(catalog: Catalog, config: QcConfig, progress: Progress | None = None) -> str:
-    """Write the verdicts of every plate that the profile has not judged yet; one commit for each plate.
+    """Write verdicts on every plate without verdicts of the profile; one commit per plate.
 
     Args:
-        catalog: Where metrics are read and verdicts written.
-        config: Which profile.
+        catalog: The catalog to read metrics from and write verdicts to.
+        config: The profile.
         progress: Called after each plate.
 
     Returns:
-        The qc_id of the verdicts, which is the same for the same rules.
+        The qc_id of the verdicts, equal for equal rules.
 
     Raises:
-        CatalogError: The profile is not sound, or the catalog holds no plate.
+        CatalogError: The profile is invalid, or the catalog has no plate with images.
     """
     profile = qc_profile(config.profile, config.modalities)
     with_images = catalog.table(

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from cytolake.benchmark.leaderboard import BEST_OF_THESE, EXPRESSION, TASK_COLUMNS, LeaderboardFilter, leaderboard
 from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC
+from cytolake.benchmark.merit import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.benchmark.profiles.feature_tasks import BENCHMARK as FEATURE_REGRESSION
-from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
-from cytolake.benchmark.transcriptomics.benchmark import FITTED
+from cytolake.benchmark.transcriptomics.config import FITTED
 from cytolake.catalog import Catalog
 from cytolake.catalog.representations import ALIGNED
 from cytolake.reports.figures import block_curves

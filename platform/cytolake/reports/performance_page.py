@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cytolake.performance_prediction.baselines import Verdict
-from cytolake.performance_prediction.correlations import METRICS, Estimate
+from cytolake.performance_prediction.correlations import PREDICTION_METRICS, Estimate
 from cytolake.performance_prediction.regressors import Candidate
-from cytolake.performance_prediction.stacked import Predicted
+from cytolake.performance_prediction.stack import Predicted
 from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure
 from cytolake.reports.page import write_page
 
@@ -47,10 +47,10 @@ class PerformanceSection:
 def performance_text(section: PerformanceSection) -> Table:
     """The figures of a predictor and its baselines, for a terminal of 80 columns: an interval under each value, what is
     registered in bold."""
-    shown = Table("", *METRICS, box=None, header_style="dim", pad_edge=False)
+    shown = Table("", *PREDICTION_METRICS, box=None, header_style="dim", pad_edge=False)
     for name, scores in _named(section):
         cells = []
-        for metric in METRICS:
+        for metric in PREDICTION_METRICS:
             each = scores[metric]
             is_known = np.isfinite(each.value)
             cells.append(f"{each.value:.3f}\n[dim]{each.low:.3f} to {each.high:.3f}[/]" if is_known else NO_FIGURE)
@@ -64,7 +64,7 @@ def write_performance(path: Path, title: str, sections: Sequence[PerformanceSect
         path,
         "performance.html.j2",
         title=title,
-        metrics=METRICS,
+        metrics=PREDICTION_METRICS,
         sections=[
             {
                 "name": section.name,
@@ -93,7 +93,7 @@ def _lines(section: PerformanceSection) -> list[tuple[str, list[str]]]:
     def shown(estimate: Estimate) -> str:
         return str(estimate) if np.isfinite(estimate.value) else NO_FIGURE
 
-    return [(name, [shown(scores[metric]) for metric in METRICS]) for name, scores in _named(section)]
+    return [(name, [shown(scores[metric]) for metric in PREDICTION_METRICS]) for name, scores in _named(section)]
 
 
 def _scatter(section: PerformanceSection) -> str:

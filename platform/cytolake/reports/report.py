@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 import cytolake
-from cytolake.benchmark.confounding import WellPlace, confounding_warnings
+from cytolake.benchmark.confounding import confounding_warnings
+from cytolake.benchmark.position_confounding import WellPlace
 from cytolake.benchmark.probe_data import check_label
 from cytolake.benchmark.unit_scores import units_in_words
 from cytolake.catalog import Catalog

@@ -14,9 +14,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cytolake.benchmark.profiles.tasks import ERRORS
-from cytolake.benchmark.transcriptomics.benchmark import FITTED
-from cytolake.benchmark.transcriptomics.signal_targets import TESTS
+from cytolake.benchmark.merit import ERRORS
+from cytolake.benchmark.transcriptomics.config import FITTED
+from cytolake.benchmark.transcriptomics.perturbation_signal import TESTS
 from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure
 from cytolake.reports.page import write_page
 
@@ -103,7 +103,7 @@ def write_transcriptomics(
         path: Where it goes.
         title: Its heading.
         rows: Of `leaderboard`, of one expression screen.
-        targets: Rows of `signal_targets.SCHEMA`.
+        targets: Rows of `perturbation_signal.TARGETS_SCHEMA`.
         notes: Rows of the file that were left out, and the like.
         left_out: Tasks that the screen does not allow, and why.
         targets_file: Name of the file with all rows of `targets`.

@@ -1,9 +1,9 @@
-"""Several imaging runs of one plate: which of them is the plate, and what the others are reported as.
+"""Repeated imaging runs of one plate: choice of the run to read, and problems for the others.
 
-The name of a plate depends on its own path alone. So two runs of plate P1 are both named P1, whatever else lies in the
-folder, and one of them is the plate: the one that the catalog has, else the first in natural order of their folders.
-The others are `duplicate_plate` problems, until a person chooses. With `runs` set to `each`, every run is a plate of
-its own, and its name has the run's folder in it, also where the plate was imaged once.
+The name of a plate depends on its own path only, so two runs of plate P1 are both named P1. One of them is read: the
+run in the catalog, otherwise the first in natural order of the folders. The others are `duplicate_plate` problems until
+the user chooses. With `runs` set to `each`, every run is a plate, and its name contains the run's folder, even for a
+plate imaged once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ CHOICES = (
 def choose_runs(
     plates: Sequence[Plate], runs: Runs = "one", image_of: ImageOf | None = None
 ) -> tuple[list[Plate], list[Problem]]:
-    """One plate for each name, in the order found, and a problem for each that has the name of another.
+    """One plate per name, in the order found, and a problem for each further plate of that name.
 
     Args:
-        plates: As a layout's reader gives them; several may have one name.
-        runs: What an imaging run is.
+        plates: As listed by a layout's reader; several may have one name.
+        runs: `one`: read one run of a plate; `each`: every run is a plate.
         image_of: What the catalog has; None where there is no catalog. A run that it has as a plate of its own, as
             earlier versions named them, stays that plate.
     """

@@ -1,4 +1,4 @@
-"""Short channel names that mean different things in different assays, as catalog/channels.yaml declares them."""
+"""Short channel names whose meaning depends on the assay, as declared in catalog/channels.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cytolake.screens.declared_folder import declared_folder
 
 @dataclass(frozen=True, slots=True)
 class AmbiguousName:
-    """A name that is a stain of the vocabulary in one assay, and something else in others."""
+    """A name that means a stain of the vocabulary in one assay only."""
 
     assay: str
     stains: frozenset[str]
@@ -42,12 +42,12 @@ def parse_ambiguous(declared: Mapping[str, Any]) -> dict[str, AmbiguousName]:
 
 @cache
 def ambiguous_names() -> dict[str, AmbiguousName]:
-    """What catalog/channels.yaml declares."""
+    """Ambiguous names declared in catalog/channels.yaml."""
     return parse_ambiguous(yaml.safe_load((declared_folder() / "channels.yaml").read_text(encoding="utf-8")))
 
 
 def names_otherwise(names: Sequence[str], vocabulary: Mapping[str, str]) -> dict[str, AmbiguousName]:
-    """Names of a plate that do not mean what the vocabulary says, since the plate looks like another assay.
+    """Ambiguous names of a plate that is not of the assay in which the vocabulary declares them.
 
     Args:
         names: All channels of one plate, as the source has them.

@@ -1,4 +1,4 @@
-"""One spelling for each stain, whatever a vendor or lab calls it."""
+"""Canonical names of stains for the names that vendors and labs use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ ARROW = " -> "
 
 
 def fold(name: str) -> str:
-    """Spelling that two names share when they differ only in case, spaces, hyphens and underscores."""
+    """A form that is equal for names that differ only in case, spaces, hyphens and underscores."""
     return _SEPARATORS.sub(" ", name).strip().casefold()
 
 
 def alias_table(vocabulary: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Folded spelling -> declared name, from declared name -> other spellings.
+    """Folded name to declared name, from declared name to its other names.
 
     Raises:
-        ValueError: One spelling is claimed by two names.
+        ValueError: One name is listed under two declared names.
     """
     table: dict[str, str] = {}
     for name, aliases in vocabulary.items():
@@ -35,7 +35,7 @@ def alias_table(vocabulary: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
 
 def canonical(name: str, vocabulary: Mapping[str, str]) -> str:
-    """The declared name of a channel, or the name as it is (trimmed) where the vocabulary does not know it.
+    """The declared name of a channel; an unknown name is returned trimmed.
 
     Args:
         name: As the source spells it; a MetaXpress wavelength such as `"w1 "` before the stain is not part of it, nor

@@ -1,7 +1,7 @@
-"""Copies of images that another program made: projections, thumbnails, corrected images, masks.
+"""Images derived from others: projections, thumbnails, corrected images, masks.
 
-Their folder or the end of their name says what they are. Where the originals lie in the same plate, a copy is no
-further field of view, so it is left out and reported. A plate that has nothing but such images is read as it is.
+They are recognised by their folder or the end of their name. If the originals are in the same plate, derived images are
+left out and reported, because they are no additional fields of view. A plate with derived images only is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Doses of one screen in several units: the table `wells` has numbers, so 1 nM and 1 uM would be one dose."""
+"""Detection of mixed dose units in a screen: the table `wells` holds numbers, so 1 nM and 1 uM would be equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files that a table, a vendor's index or their names put on a plate; and the index CSV of cytolake's own.
+"""Plates of image files that are located by a table, a vendor's index or their names; and cytolake's own index CSV.
 
 Required columns of the CSV: `path` (relative to the screen's folder), `plate`, `well`, `site`, `channel`. Optional:
 `z`, `timepoint` (0 is the first), `pixel_size_um`, `illumination`, `shape`, `dtype`. Every other column says something
@@ -7,7 +7,7 @@ about the well (`treatment`, `batch`, ...) and goes along with it.
 What an empty cell means: no `plate`: the plate is named after the screen's folder. No `well` in any row of a plate:
 positions are placed in wells A01, A02, ... in the order of their site names, and a `wells_assigned` problem says so.
 No column `well` and a column `sample`: the sample's name stands for the well, and nothing is said about a position.
-No `site`: the only site of its well. No plate, no well and no site: nobody can tell where the image belongs, and it
+No `site`: the only site of its well. No plate, no well and no site: the image cannot be located, and it
 is a problem.
 """
 
@@ -245,7 +245,7 @@ def _list_plate(
         if row.illumination and row.illumination not in functions:
             try:
                 functions[row.illumination] = folder.find(below_screen(row.illumination, folder.root, prefixes))
-            except PathRefusedError as refused:  # told once, for the first image that needs it
+            except PathRefusedError as refused:  # reported once, for the first image that needs it
                 functions[row.illumination] = ""
                 problems.append(_without_function(screen, plate, row, refused))
         channels.setdefault(row.channel)

@@ -1,4 +1,4 @@
-"""Names of the files of an ImageXpress export, after the grammar of MetaXpress.
+"""File names of an ImageXpress export, by the grammar of MetaXpress.
 
 `<plate>_<well>[_s<site>][_w<wavelength>][_thumb][<GUID>].tif`. A plate's name may hold anything, also what looks like a
 well, so that a name is read from its end: the well is the first part after which nothing but these marks follow.
@@ -25,7 +25,7 @@ _NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """What a file's name says."""
+    """Parts of a file name."""
 
     plate: str
     well: str

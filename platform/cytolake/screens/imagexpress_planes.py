@@ -1,4 +1,4 @@
-"""Which `ZStep_` folders of an ImageXpress plate are focal planes.
+"""Selection of the `ZStep_` folders of an ImageXpress plate that are focal planes.
 
 MetaXpress counts planes from 1. In an exported plate `ZStep_0` holds the projection over them, and a channel that was
 taken in one plane is copied into every step. Neither is a plane: a projection would be the sharpest one, and copies

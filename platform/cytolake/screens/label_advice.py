@@ -1,4 +1,4 @@
-"""What a person could add to a plate map to have labels that are missing."""
+"""Advice on labels to add to a plate map."""
 
 from __future__ import annotations
 

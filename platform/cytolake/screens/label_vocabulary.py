@@ -1,4 +1,4 @@
-"""Which columns label a well, by the names that catalog/labels.yaml declares, and which cells say nothing."""
+"""Vocabulary of well labels from catalog/labels.yaml: names of label columns, and cells that count as empty."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fold_column(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelColumn:
-    """One name that a label's column may have."""
+    """One possible name of a label's column."""
 
     name: str
     """Folded."""
@@ -198,3 +198,16 @@ def _column(label: str, declared: Any) -> LabelColumn:
                 f"{', '.join(LABELS)}. Correct the file."
             )
     return LabelColumn(fold_column(str(declared["column"])), conditions["unless"], conditions["with"])
+
+
+def check_label_columns(label_columns: Mapping[str, str]) -> None:
+    """Check that every key is a label of wells.
+
+    Raises:
+        ValueError: A key is not in LABELS.
+    """
+    if unknown := sorted(set(label_columns) - set(LABELS)):
+        raise ValueError(
+            f"found label_columns for {', '.join(unknown)}, expected labels out of {', '.join(LABELS)}. Correct them: "
+            "label first, then its column."
+        )

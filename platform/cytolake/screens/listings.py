@@ -1,10 +1,9 @@
-"""What a screen's own listing says is there, held against what is: files and wells that were not copied.
+"""Comparison of a screen's listing with its files: listed files and wells that are missing.
 
 A listing is Index.idx.xml of Harmony, the HTD file of MetaXpress, a metadata table of wells and sites, or OME-Zarr
-metadata. Each absent thing that is listed has a problem of its own, as fine as the listing is; a well of which nothing
-is there has one more, and a plate of which nothing is there has one in all. What is there and not listed is read, since
-its name says where it belongs, and counted in one problem of the plate. Tables with a row for each image, and
-CellVoyager's records, are looked for row by row where they are read.
+metadata. Every missing item of the listing is one problem; a well without any image is one more, and a plate without
+any image is one problem in total. Files that are not listed are read, because their names locate them, and counted in
+one problem of the plate. Tables with a row per image and CellVoyager's records are checked row by row by their readers.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ COPY = "Copy it from where the screen was exported, or take it off the listing i
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """One image, field or well that a listing names."""
+    """One image, field or well of a listing."""
 
     plate: str
     well: str

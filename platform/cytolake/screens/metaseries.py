@@ -1,4 +1,4 @@
-"""What MetaXpress writes into its images (MetaSeries properties) and next to them (HTD files)."""
+"""Metadata of MetaXpress, in its images (MetaSeries properties) and next to them (HTD files)."""
 
 from __future__ import annotations
 

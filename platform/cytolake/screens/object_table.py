@@ -1,4 +1,4 @@
-"""Tables with one row for each object: which cell of a pooled screen got which guide, or what a cell is.
+"""Tables with one row per object, such as the guide or the type of each cell of a pooled screen.
 
 CSV, TSV (also `.gz`) or Parquet, as CellProfiler, in situ sequencing pipelines and segmentation tools write them. Names
 of the columns are in catalog/labels.yaml. Millions of rows are read as columns, and labels once for each combination.

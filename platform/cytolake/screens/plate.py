@@ -26,7 +26,7 @@ class SiteImage:
     """Focal plane as the source names it, `max` for a projection of all, `sharpest` until one is chosen; empty where
     the screen has one plane."""
     channels: tuple[str, ...]
-    """Stain names in the order of the pixels' first axis, spelled as in catalog/channels.yaml where known."""
+    """Stain names in the order of the pixels' first axis, by their names in catalog/channels.yaml if known."""
     reader: Reader
     image_paths: tuple[str, ...]
     """`ome-zarr`: one path, the image group, or one for each multiplexing cycle, whose channels follow each other.
@@ -43,7 +43,7 @@ class SiteImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Something wrong with the input, told so that a person can mend it. Becomes a row of the `quarantine` table."""
+    """A fault of the input with what to do about it. Becomes a row of the `quarantine` table."""
 
     screen: str
     plate: str = ""

@@ -1,13 +1,13 @@
-"""Plate maps: what was done to each well.
+"""Plate maps: tables of the treatments of wells.
 
-A table, CSV or Parquet, with a `well` column (or `well_position`, `Metadata_Well`; or `row` in letters and `column`), a
-`plate` column where it covers several plates with different layouts (without one, it holds for every plate of the
-screen), an optional `batch`, and any other columns. Names of these columns are in catalog/labels.yaml; names of plates
-are compared in one Unicode form.
+A plate map is a CSV or Parquet table with a `well` column (or `well_position`, `Metadata_Well`; or `row` in letters and
+`column`), a `plate` column if it covers several plates with different layouts (otherwise it applies to every plate of
+the screen), an optional `batch`, and any other columns. catalog/labels.yaml lists the names of these columns; plate
+names are compared in one Unicode form.
 
-Or a CSV without wells that says which map each plate follows, as the Cell Painting data sets have it:
-`barcode_platemap.csv` with `Assay_Plate_Barcode` and `Plate_Map_Name`, and the maps in `platemap/` beside it. Its other
-columns say something about the plate, and so about each of its wells.
+Or it is a CSV without wells that names the map of each plate, as in the Cell Painting data sets: `barcode_platemap.csv`
+with `Assay_Plate_Barcode` and `Plate_Map_Name`, and the maps in `platemap/` next to it. Its other columns describe the
+plate, and so each of its wells.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def wells_of_plate(
 ) -> tuple[tuple[dict[str, str], ...], list[Problem]]:
     """Plate-map rows of one plate in the order of wells, and where map, images and map disagree.
 
-    A well in two rows that say the same is one well. Where they differ nobody can tell which is right, so the well
+    A well in two equal rows is one well. If the rows differ, neither can be trusted, so the well
     keeps its images and what all its rows say, and loses what they differ in: a wrong label is worse than none.
     """
     problems: list[Problem] = []

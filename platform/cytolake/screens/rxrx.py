@@ -9,7 +9,6 @@ Shapes: N wells, D features.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,8 +89,7 @@ def read_rxrx3_core(
 ) -> tuple[Vectors, pa.Table]:
     """Wells of RxRx3-core with their vectors, in the order of the metadata.
 
-    A well with several vectors gets their mean. Take the vectors as raw, whatever was said of them elsewhere:
-    `control_offsets` tells whether each experiment's controls lie at 0.
+    A well with several vectors gets their mean.
 
     Args:
         metadata: `metadata_rxrx3_core.csv`.
@@ -167,7 +165,7 @@ def read_rxrx3_core_truth(path: str | Path, genes: Collection[str] = ()) -> pa.T
     return pa.table(
         {
             "compound": table["treatment"],
-            "gene": pa.array(spelled_as(table["gene_symbol"].to_pylist(), genes), pa.string()),
+            "gene": pa.array(screen_names_of(table["gene_symbol"].to_pylist(), genes), pa.string()),
             "activity_um": pc.divide(nanomolar, 1000.0),
         }
     )
@@ -178,7 +176,9 @@ def perturbation_of_treatment(treatment: str) -> str:
     return treatment if "_control" in treatment else treatment.split("_")[0]
 
 
-def spelled_as(genes: Sequence[str], known: Collection[str], aliases: Mapping[str, str] = GENE_ALIASES) -> list[str]:
+def screen_names_of(
+    genes: Sequence[str], known: Collection[str], aliases: Mapping[str, str] = GENE_ALIASES
+) -> list[str]:
     """Each gene, or the alias of it that is known where the gene itself is not."""
     have = set(known)
     others: dict[str, list[str]] = {}
@@ -186,37 +186,6 @@ def spelled_as(genes: Sequence[str], known: Collection[str], aliases: Mapping[st
         others.setdefault(old, []).append(new)
         others.setdefault(new, []).append(old)
     return [gene if gene in have else next((o for o in others.get(gene, []) if o in have), gene) for gene in genes]
-
-
-def control_offsets(
-    vectors: NDArray[np.generic], batches: Sequence[str], is_control: NDArray[np.bool_]
-) -> dict[str, float]:
-    """How far each batch's controls lie from 0: the root mean square over features of mean / standard deviation.
-
-    Near 0 (below 0.001) where vectors were centred on the controls of each batch, which need not be done again; of the
-    order of 1 or more for raw vectors. NaN for a batch with fewer than two controls. A feature that is constant among
-    a batch's controls counts only where it is not 0, and makes the offset infinite.
-
-    Args:
-        vectors: (N, D)
-        batches: (N,)
-        is_control: (N,)
-    """
-    matrix, batch = np.asarray(vectors), np.asarray([str(each) for each in batches])
-    offsets = {}
-    for name in np.unique(batch).tolist():
-        controls = matrix[(batch == name) & is_control].astype(np.float64)
-        if len(controls) < 2:
-            offsets[name] = math.nan
-            continue
-        mean, sd = controls.mean(axis=0), controls.std(axis=0)
-        is_flat = sd <= 1e-12 * np.maximum(1.0, np.abs(mean))
-        if (np.abs(mean[is_flat]) > 1e-6).any():
-            offsets[name] = math.inf
-            continue
-        ratio = mean[~is_flat] / sd[~is_flat]
-        offsets[name] = float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
-    return offsets
 
 
 def _read_csv(path: str | Path, needed: Sequence[str]) -> pa.Table:
@@ -346,7 +315,7 @@ def _add_rows(sums: NDArray[np.float64], rows: NDArray[np.int64], vectors: Vecto
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.int64], kept: NDArray[np.intp]) -> Vectors:
-    """Some rows' means, made in parts, for a large screen's sums fill memory as it is."""
+    """Means of some rows, computed in parts: the sums of a large screen already fill the memory."""
     means = np.empty((len(kept), sums.shape[1]), np.float32)
     for start in range(0, len(kept), ROWS_AT_ONCE):
         rows = kept[start : start + ROWS_AT_ONCE]

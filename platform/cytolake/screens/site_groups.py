@@ -1,4 +1,4 @@
-"""From single-channel image files to sites: one site holds the channels taken at one place, time and focus."""
+"""Grouping of single-channel image files into sites: the channels of one position, timepoint and focal plane."""
 
 from __future__ import annotations
 

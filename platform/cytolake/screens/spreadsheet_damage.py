@@ -1,4 +1,4 @@
-"""Labels that a spreadsheet changed when it opened a table: genes that became dates, ids that became numbers.
+"""Detection of labels changed by a spreadsheet program: genes that became dates, ids that became numbers.
 
 Source: Ziemann et al. 2016, doi:10.1186/s13059-016-1044-7; Abeysooriya et al. 2021, doi:10.1371/journal.pcbi.1008984;
 the gene names that were changed since are those of Bruford et al. 2020, doi:10.1038/s41588-020-0669-3.
@@ -39,7 +39,7 @@ _SCIENTIFIC = re.compile(r"([0-9])(?:[.,]([0-9]+))?E\+([0-9]{2,3})", re.IGNORECA
 
 
 def likely_original(value: str, *, is_name: bool = True) -> str:
-    """What a cell probably was before a spreadsheet changed it; empty where it looks unchanged.
+    """The probable original of a cell that a spreadsheet changed; empty if it looks unchanged.
 
     Args:
         value: The cell.

@@ -1,7 +1,7 @@
 """Plates whose image files hold several channels, focal planes or timepoints each.
 
-Names say which file belongs where; what is inside of it, the first readable file of each channel says for all of its
-plate. A file that differs from it is a problem of its site, when it is read. Metadata are read, no pixels.
+File names locate the files; the first readable file of each channel defines the content of all files of the plate. A
+file that differs becomes a problem of its site when it is read. Reads metadata, no pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from cytolake.screens.images.image_files import STORAGE_FAILED, ImageFileError
+from cytolake.screens.images.image_errors import STORAGE_FAILED, ImageFileError
 from cytolake.screens.images.tiff_stacks import TiffStack, opened_stack
 from cytolake.screens.layouts.xml_elements import XmlRefusedError, xml_elements
 from cytolake.screens.plate import Plate, Problem, Reader, SiteImage
@@ -33,7 +33,7 @@ _MICROMETRES = {"nm": 1e-3, "mm": 1e3} | dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """What the files of one channel hold."""
+    """Content of the files of one channel."""
 
     n_channels: int
     n_planes: int

@@ -1,4 +1,4 @@
-"""Tables of a screen, CSV or Parquet: read whole, checked for what would make a row mean something else."""
+"""Reader of a screen's tables, CSV or Parquet, with checks for damage that would change the meaning of a row."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class TableRow:
 
 
 def read_table(folder: SourceFolder, file: str, screen: str) -> tuple[list[str], list[TableRow], list[Problem]]:
-    """Columns and rows of a table, and a problem for each row with more cells than there are columns.
+    """Columns and rows of a table, and a problem for each row with more cells than columns.
 
-    Nobody can tell which cell of such a row belongs to which column, so it is left out: an image in the wrong well is
+    The columns of such a row's cells are unknown, so it is left out: an image in the wrong well is
     worse than none. A row with fewer cells ends in empty ones. Blank lines do not count. `.gz` is unpacked.
 
     Cells are parted by what parts the header's: commas, semicolons or tabs, whichever it has most of outside quotes. A

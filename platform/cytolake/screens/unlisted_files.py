@@ -1,4 +1,4 @@
-"""Image files and OME-Zarr groups that lie in a screen and that no site uses: one problem for each plate."""
+"""Image files and OME-Zarr groups of a screen that no site uses: one problem per plate."""
 
 from __future__ import annotations
 

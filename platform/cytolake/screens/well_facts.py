@@ -1,4 +1,4 @@
-"""What a table with several rows for each well says about the wells themselves, and where its rows disagree."""
+"""Well-level values of a table with several rows per well, and contradictions between the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Rows of one well that disagree on a column; nobody can tell which is right."""
+    """Rows of one well with different values of a column."""
 
     plate: str
     well: str
@@ -38,7 +38,7 @@ class Conflict:
 def facts_of_wells(
     rows: Iterable[tuple[Place, Mapping[str, str]]], *, join: str = "", one_row_each: bool = False
 ) -> tuple[dict[Place, dict[str, str]], list[Conflict]]:
-    """For each well the value that all its rows have, column by column, and the wells whose rows disagree.
+    """For each well and column the value of all its rows, and the wells whose rows differ.
 
     A column is about wells where catalog/labels.yaml knows it so, or where it differs within fewer than half of a
     plate's wells that have several rows: a well whose rows disagree then has no value, which is a conflict, and other

@@ -1,6 +1,7 @@
-"""What was done to each well of a plate, from the columns of its plate map or table; and what is wrong with these.
+"""Labels of wells from the columns of a plate map or table, and problems of these columns.
 
-Raw cells stay in `Plate.wells`; here they become labels. `inspect` and `ingest` both read labels so.
+`Plate.wells` holds the raw cells; `inspect` and `ingest` both read labels with this module. It stays one file because
+every function is a step of `read_labels` and `declare_labels`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class WellLabels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColumnUse:
-    """What a column of the plate map becomes."""
+    """Use of a column of the plate map."""
 
     column: str
     becomes: str

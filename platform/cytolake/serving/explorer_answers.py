@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog.representations import VectorReader
 from cytolake.embed.maps import Points
-from cytolake.qc.crop_verdicts import QC_COLUMNS
+from cytolake.qc.newest import QC_COLUMNS
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError
 from cytolake.serving.projections import Computing, Method, Projections

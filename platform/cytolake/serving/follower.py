@@ -23,11 +23,12 @@ import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.models.precision import EncoderPrecision
 from cytolake.performance_prediction.prompt_predictor import PromptPredictor, load_prompt_predictor
-from cytolake.performance_prediction.queries import Before
+from cytolake.performance_prediction.query_predictor import Before
 from cytolake.performance_prediction.registered import PROMPT_MODEL, RegisteredPredictor, find_query_predictor
 from cytolake.serving.problems import ServingError, first_lines
 from cytolake.serving.search import TABLES, CropIndex, read_index
 from cytolake.serving.served_model import ServedModel, load_served_model
+from cytolake.statistics.unit_vectors import unit_vectors
 from cytolake.tracking import TrackingConfig, find_folder, resolve_alias
 
 logger = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def smoke_test(model: ServedModel, index: CropIndex, catalog: Catalog) -> str:
     vectors_BD = model.embed(images, indices)
     if not np.isfinite(vectors_BD).all():
         return "vectors of stored crops are not finite. Promote another version."
-    unit_BD = vectors_BD / np.maximum(np.linalg.norm(vectors_BD, axis=1, keepdims=True), 1e-12)
+    unit_BD = unit_vectors(vectors_BD, least_length=1e-12)
     cosine = np.einsum("bd,bd->b", unit_BD, np.asarray(index.unit_vectors)[rows])
     worst = int(cosine.argmin())
     if cosine[worst] < SMOKE_COSINE:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from cytolake.qc.image_verdict import ImageVerdict
 from cytolake.serving.performance import MAX_VECTOR
-from cytolake.serving.qc_verdict import ImageVerdict, StoredVerdict
+from cytolake.serving.qc_verdict import StoredVerdict
 
 MAX_HITS = 1000
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cytolake.performance_prediction.catalog_queries import family_of
-from cytolake.performance_prediction.stacked import Predicted
+from cytolake.performance_prediction.stack import Predicted
 from cytolake.serving.follower import Loaded
 from cytolake.serving.problems import ServingError
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.representations import VectorReader
-from cytolake.qc.crop_verdicts import add_quality, failed_verdicts, rule_counts
-from cytolake.qc.newest import newest_qc
+from cytolake.qc.newest import add_quality, failed_verdicts, newest_qc, rule_counts
 from cytolake.qc.verdicts import profile_of
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.problems import ServingError

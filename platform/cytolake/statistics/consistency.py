@@ -1,14 +1,14 @@
-"""Do the rows of a group point the same way? A permutation test of the mean cosine of all pairs of its rows.
+"""Consistency: a permutation test of the mean cosine of all pairs of a group's rows.
 
-The rows of a group are compared with as many treated rows drawn at random, whatever was done to them, from the same
-strata (plates or batches). An effect that all treated rows share, such as that of being treated at all, is then no
-consistency. Control rows are never drawn: they lack that shared effect, and an alignment that centres on them puts them
-nearer to the origin than any other row.
+The null distribution is the same statistic of equally many treated rows, drawn at random from the same strata (plates
+or batches). An effect that all treated rows share, such as that of the treatment procedure, then does not count as
+consistency. Control rows are never drawn: they lack that shared effect, and an alignment that centres on them places
+them nearer to the origin than any other row.
 
-A group's own rows can be drawn. Under the null hypothesis, that treated rows of one stratum are exchangeable, its rows
-are one of the equally likely draws, so p is exact; drawn from the other groups alone it would not be.
+The draws include the group's own rows. Under the null hypothesis, that treated rows of one stratum are exchangeable,
+its rows are one of the equally likely draws, so p is exact; with draws from the other groups alone it would not be.
 
-Rows are wells, or means of guides: crops of one well agree for reasons of the well, and would pass every test.
+Rows are wells, or means of guides. Crops of one well are similar because of the well and would pass every test.
 
 Source: Celik et al. 2024, doi:10.1371/journal.pcbi.1012463.
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.statistics.p_values import permutation_p_value
 from cytolake.statistics.random_subsets import (
     at_most,
     can_reach_significance,
@@ -30,6 +31,7 @@ from cytolake.statistics.random_subsets import (
     rows_of_groups,
     seeded_generator,
 )
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -45,15 +47,15 @@ TIE = 1e-9  # a draw of the group's own rows sums them in another order
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsistencyTest:
-    """How alike the rows of one group are."""
+    """Similarity of the rows of one group."""
 
     group: int
     n_rows: int
-    """Tested: all of the group's, or a sample."""
+    """Rows tested: all of the group's, or a sample."""
     cosine: float
     """Mean over all pairs of these rows, -1..1; a row of zeros has cosine 0 with all."""
     p_value: float
-    """(1 + draws as alike or more) / (1 + draws); NaN where there are too few ways to draw."""
+    """(1 + draws with as high a cosine or a higher one) / (1 + draws); NaN where there are too few ways to draw."""
 
 
 def consistency_tests(
@@ -67,22 +69,21 @@ def consistency_tests(
 ) -> list[ConsistencyTest]:
     """Test every group of two rows or more.
 
-    A null distribution is drawn once for each number of rows in each stratum, and used for all groups of that number.
+    Groups with equal numbers of rows in every stratum share one null distribution.
 
     Args:
-        vectors: (N, D) of treated rows, aligned so that the origin is a typical control; only directions count.
+        vectors: (N, D) of treated rows, aligned so that the origin is a typical control; compared by cosine.
         groups: (N,) number of each row's group from 0 up; `NOT_TESTED` where it has none.
-        strata: (N,) number of each row's stratum, from 0 up: draws hold as many rows of each as the group does.
+        strata: (N,) number of each row's stratum, from 0 up; a draw has as many rows of each stratum as the group.
         n_draws: B. No p-value is below 1 / (1 + B).
-        seed: Of the draws.
-        name: With the seed it fixes the draws.
-        max_rows: A seeded sample of a larger group is tested; all rows where None.
+        seed: Seed of the draws.
+        name: Fixes the draws together with the seed.
+        max_rows: Most rows of a group that are tested, a seeded sample; all where None.
 
     Returns:
         Sorted by group.
     """
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
-    unit_ND = vectors / np.where(norms > 0, norms, 1.0)
+    unit_ND = unit_vectors(vectors, in_float64=True)
     n_strata = int(strata.max()) + 1 if len(strata) else 0
     pool = [np.flatnonzero(strata == stratum) for stratum in range(n_strata)]
     cosines_NN = unit_ND @ unit_ND.T if len(unit_ND) <= COSINES_UP_TO else None
@@ -103,13 +104,13 @@ def consistency_tests(
             cosine = mean_pairwise_cosine(unit_ND[own])
             p_value = np.nan
             if null is not None:
-                p_value = (1 + n_draws - int(np.searchsorted(null, cosine - TIE))) / (1 + n_draws)
+                p_value = permutation_p_value(cosine, null, TIE)
             tests.append(ConsistencyTest(group=group, n_rows=len(own), cosine=cosine, p_value=p_value))
     return sorted(tests, key=lambda test: test.group)
 
 
 def mean_pairwise_cosine(unit_ND: Floats) -> float:
-    """Mean cosine of all pairs of rows, which have length 1 (or 0: such a row is alike to none)."""
+    """Mean cosine of all pairs of rows of length 1 (or 0: such a row has cosine 0 with all)."""
     total = unit_ND.sum(axis=0)
     n = len(unit_ND)
     cosine = float((total @ total - np.square(unit_ND).sum()) / (n * (n - 1)))
@@ -124,7 +125,7 @@ def _null(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Floats:
-    """(B,) mean pairwise cosines of random rows, `counts` of each stratum, in ascending order."""
+    """(B,) mean pairwise cosines of random rows, `counts` of each stratum."""
     drawn = np.concatenate(
         [
             of_stratum[random_subsets(rng, len(of_stratum), count, n_draws)]
@@ -150,5 +151,4 @@ def _null(
                 sums += unit_ND[block[:, position]]
             pairs = np.einsum("bd,bd->b", sums, sums) - squares[block].sum(axis=1)
             total_B[start : start + DRAWS_AT_ONCE] = pairs / (n * (n - 1))
-    total_B.sort()
     return total_B

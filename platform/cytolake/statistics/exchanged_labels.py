@@ -1,12 +1,12 @@
-"""Exchange the labels of a group's rows and of control rows at random, in each stratum: a null that holds by design.
+"""Random exchange of the labels of a group's rows and of control rows within strata: the null of permutation tests.
 
 Under the null hypothesis, that a row of the group could as well be a control of its stratum (plate or batch), the true
 labels are one of the equally likely ones, so any statistic of labels and vectors has an exact p-value.
 
-The hypothesis includes how the vectors were made. An alignment fitted on the controls it is given puts their mean and
-spread where it wants them, exactly, and all other wells only nearly: compared with those same controls, wells without
-any effect differ. After `pca_cs` 7 to 100 % of them have p up to 0.05 (magnitude, 10 to 64 features, 8 or 24 controls
-a plate). Give vectors whose alignment was fitted on other controls: `embed.alignment.held_out_controls`.
+The hypothesis includes how the vectors were made. An alignment that was fitted on controls standardises these controls
+exactly and all other wells only approximately, so wells without any effect differ from them. After `pca_cs`, 7 to 100 %
+of such wells have p up to 0.05 (magnitude, 10 to 64 features, 8 or 24 controls a plate). Give vectors whose alignment
+was fitted on other controls: `embed.alignment.held_out_controls`.
 
 Shapes: N rows, B draws, n rows of a group, m control rows.
 """
@@ -32,15 +32,16 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exchange:
-    """The rows that one group is tested on, and its labels as they are and as they were drawn."""
+    """The rows behind the test of one group, its true labels and the random ones."""
 
     group: int
     own: Codes
     """(n,) rows of the group."""
     controls: Codes
-    """(m,) control rows of the same strata. The same array for all groups of these strata, which come in a row."""
+    """(m,) control rows of the same strata. Consecutive groups of the same strata share one array."""
     labelled: Codes
-    """(1 + B, n) places of the group's label among its rows and the controls, 0 .. n + m - 1; the first is as it is."""
+    """(1 + B, n) positions of the group's label among its rows and the controls, 0 .. n + m - 1; the first row holds
+    the true ones."""
 
 
 def exchanges(
@@ -54,20 +55,20 @@ def exchanges(
     max_rows: int,
     max_controls: int,
 ) -> Iterator[Exchange]:
-    """Exchanges of every group that has enough rows in strata that hold controls.
+    """Exchanges of every group with enough rows in strata that hold controls.
 
-    Rows and controls of strata that lack the other are left out. So is a group whose labels can be placed in too few
-    ways to reach a p-value of 0.05.
+    Rows and controls of strata without the other kind are left out. So is a group whose labels have too few possible
+    positions for a p-value of 0.05.
 
     Args:
         groups: (N,) number of each row's group from 0 up, below 0 where it has none; not read for control rows.
         is_control: (N,)
         strata: (N,) number of each row's stratum.
-        n_draws: B; 0 where only the labels as they are are wanted.
-        seed: Of draws and samples.
-        min_rows: A group with fewer is left out.
-        max_rows: Rows of a group; a seeded sample of more.
-        max_controls: Controls of its strata; a seeded sample of more.
+        n_draws: B; 0 gives the true labels alone.
+        seed: Seed of draws and samples.
+        min_rows: Fewest rows of a group that is tested.
+        max_rows: Most rows of a group; a seeded sample of more.
+        max_controls: Most controls of its strata; a seeded sample of more.
     """
     all_controls = np.flatnonzero(is_control)
     alike: dict[tuple[int, ...], list[tuple[int, Codes]]] = {}
@@ -92,8 +93,3 @@ def exchanges(
             ]
             labelled = np.concatenate([np.arange(len(own))[None, :], np.concatenate(drawn, axis=1)])
             yield Exchange(group, own, controls, labelled)
-
-
-def p_value_of_first(statistics: NDArray[np.float64], tie: float) -> float:
-    """(1 + draws as high or higher) / (1 + draws) of the first of (1 + B,) statistics; `tie` is a rounding error."""
-    return (1 + int((statistics[1:] >= statistics[0] - tie).sum())) / len(statistics)

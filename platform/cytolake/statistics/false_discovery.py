@@ -1,4 +1,4 @@
-"""q-values: how many false findings a list of findings holds, where many things were tested."""
+"""p-values adjusted for the number of tests: false discovery rate (q-values) and family-wise error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Floats = NDArray[np.float64]
 
 
 def benjamini_hochberg(p_values: NDArray[np.floating] | Sequence[float]) -> Floats:
-    """q-values of Benjamini and Hochberg: of the tests with q up to 0.05, at most 5 % are expected to be false.
+    """q-values of Benjamini and Hochberg: of the tests with q up to 0.05, at most 5 % are expected false discoveries.
 
     The expectation holds for independent tests, and for tests that depend on each other positively.
 
     Args:
-        p_values: (T,), 0..1, one for each test. NaN where a test is undefined: it is not counted as one.
+        p_values: (T,), 0..1, one for each test. NaN where a test is undefined; such a test does not count.
 
     Returns:
         (T,), 0..1, never below its p-value; NaN where the p-value is.
@@ -36,6 +36,18 @@ def benjamini_hochberg(p_values: NDArray[np.floating] | Sequence[float]) -> Floa
     order = np.flatnonzero(is_defined)[np.argsort(p[is_defined], kind="stable")]
     scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
     q = np.full(len(p), np.nan)
-    # A test passes wherever one with a greater p does: from the end, the least so far.
+    # q never decreases with p: from the largest p down, the minimum so far.
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of Holm: with probability 1 - alpha no test without an effect has one up to alpha.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6:65-70.
+    """
+    adjusted, highest = list(p_values), 0.0
+    for place, i in enumerate(np.argsort(adjusted, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(adjusted) - place) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -1,7 +1,6 @@
-"""Do the rows of a group differ from the controls? A permutation test of the energy distance between the two.
+"""Magnitude: a permutation test of the energy distance between a group's rows and the controls.
 
-The labels of both are exchanged at random in each stratum; see `exchanged_labels`, also for what must not have been
-done to the vectors.
+The labels of both are exchanged at random within each stratum; `exchanged_labels` says which vectors such a test needs.
 
 Source: Szekely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018; the statistic is EFAAR_benchmarking's magnitude, Celik
 et al. 2024, doi:10.1371/journal.pcbi.1012463.
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.statistics.exchanged_labels import exchanges, p_value_of_first
+from cytolake.statistics.exchanged_labels import exchanges
+from cytolake.statistics.p_values import permutation_p_value
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -29,17 +29,18 @@ TIE = 1e-9  # equal but for rounding, as a share of the mean distance
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MagnitudeTest:
-    """How far the rows of one group are from the controls."""
+    """Distance of the rows of one group from the controls."""
 
     group: int
     n_rows: int
-    """Tested: those in strata with controls, or a sample."""
+    """Rows tested: those in strata with controls, or a sample."""
     n_controls: int
-    """Compared with: those in strata of the group, or a sample."""
+    """Controls compared with: those in strata of the group, or a sample."""
     energy_distance: float
-    """2 E|x - y| - E|x - x'| - E|y - y'| over all pairs of rows x and controls y, a row with itself too; Euclidean."""
+    """2 E|x - y| - E|x - x'| - E|y - y'| over all pairs of rows x and controls y, a row with itself included;
+    Euclidean."""
     p_value: float
-    """(1 + draws as far or farther) / (1 + draws)."""
+    """(1 + draws with as large a distance or a larger one) / (1 + draws)."""
 
 
 def magnitude_tests(
@@ -59,20 +60,20 @@ def magnitude_tests(
         groups: (N,) number of each row's group from 0 up, below 0 where it has none; not read for control rows.
         is_control: (N,)
         strata: (N,) number of each row's stratum.
-        n_draws: B. No p-value is below 1 / (1 + B). 0 where the distances alone are wanted.
-        seed: Of draws and samples.
-        max_rows: Rows of a group; a seeded sample of more.
-        max_controls: Controls of its strata; a seeded sample of more.
+        n_draws: B. No p-value is below 1 / (1 + B). 0 gives the distances alone.
+        seed: Seed of draws and samples.
+        max_rows: Most rows of a group; a seeded sample of more.
+        max_controls: Most controls of its strata; a seeded sample of more.
 
     Returns:
-        Sorted by group; groups that cannot be tested (see `exchanges`) are not there.
+        Sorted by group, without groups that cannot be tested (see `exchanges`).
     """
     tests = []
     controls: Codes | None = None
     for each in exchanges(
         groups, is_control, strata, n_draws, seed, min_rows=MIN_ROWS, max_rows=max_rows, max_controls=max_controls
     ):
-        if each.controls is not controls:  # their distances serve all groups of these strata
+        if each.controls is not controls:  # all groups of these strata share these distances
             controls = each.controls
             centre_D = vectors[controls].mean(axis=0, dtype=np.float64)
             control_MD = vectors[controls] - centre_D
@@ -87,16 +88,16 @@ def magnitude_tests(
                 n_rows=len(each.own),
                 n_controls=len(controls),
                 energy_distance=float(energies[0]),
-                p_value=p_value_of_first(energies, TIE * float(distances.mean())),
+                p_value=permutation_p_value(energies[0], energies[1:], TIE * float(distances.mean())),
             )
         )
     return sorted(tests, key=lambda test: test.group)
 
 
 def euclidean_distances(x_ND: Floats, y_MD: Floats) -> Floats:
-    """(N, M) Euclidean distances by one product of matrices, which for wide vectors takes a tenth of `cdist`.
+    """(N, M) Euclidean distances by one matrix product, which for wide vectors takes a tenth of the time of `cdist`.
 
-    Equal rows are at exactly 0. The squares lose digits far from the origin: centre both on the same point before.
+    Equal rows have distance exactly 0. The squares lose digits far from the origin: centre both on one point first.
     """
     x_N, y_M = np.square(x_ND).sum(axis=1), np.square(y_MD).sum(axis=1)
     sums_NM = x_N[:, None] + y_M[None, :]

@@ -1,8 +1,9 @@
-"""Do rows of two kinds with one target find each other first? A permutation test of their mean average precision.
+"""Permutation test of retrieval between two kinds of rows, such as compounds and knock-outs of their targets.
 
-Rows of one reagent (doses of a compound) look alike, and so do reagents of one target, so positives are not placed
-among the ranks independently. Targets are therefore permuted among the reagents of one kind, as they are: all that
-depends on what stays, but for which reagent of the one kind shares a target with which of the other.
+The statistic is the mean average precision of a target's rows of one kind as queries among the rows of the other.
+Rows of one reagent (doses of a compound) are similar, and so are reagents of one target, so ranks of positives are not
+independent. Therefore targets are permuted among the reagents of one kind: similarities within a kind stay, and only
+the pairing of the two kinds is random.
 
 Shapes: N rows of the first kind, M rows of the second, D features, B draws, n and m rows of one target.
 """
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.statistics.p_values import permutation_p_value
+from cytolake.statistics.unit_vectors import unit_vectors
+
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
@@ -25,7 +29,7 @@ DECIMALS = 9  # of cosines: two this near are a tie
 
 @dataclass(frozen=True, slots=True)
 class MatchTest:
-    """How well rows of the two kinds with one target find each other."""
+    """Retrieval of one target."""
 
     target: str
     mean_average_precision: float
@@ -44,25 +48,27 @@ def match_tests(
     n_draws: int,
     seed: int,
 ) -> list[MatchTest]:
-    """Test every target that has rows of both kinds.
+    """Test every target with rows of both kinds.
 
     Args:
-        first: (N, D) such as knock-outs; cosines are taken.
+        first: (N, D) such as knock-outs; compared by cosine.
         first_targets: (N,)
         second: (M, D) such as compounds at their doses.
         second_targets: (M,)
-        second_reagents: (M,) what has one target whatever its dose. Targets are permuted among reagents of as many
-            rows; a target whose reagents have numbers of rows that no other has gets a p-value near 1.
+        second_reagents: (M,) reagent of each row, which has one target whatever its dose. Targets are permuted among
+            reagents with equal numbers of rows; a target whose reagents have numbers of rows that no other reagent has
+            gets a p-value near 1.
         n_draws: B.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         Sorted by target.
 
     Raises:
-        ValueError: A reagent of several targets.
+        ValueError: A reagent has several targets.
     """
-    cosines_NM = np.round(_unit(first) @ _unit(second).T, DECIMALS)
+    first_ND, second_MD = unit_vectors(first, in_float64=True), unit_vectors(second, in_float64=True)
+    cosines_NM = np.round(first_ND @ second_MD.T, DECIMALS)
     rank_NM, rank_MN = _ranks(cosines_NM), _ranks(cosines_NM.T)
     targets, target_M = np.unique(np.asarray(second_targets, dtype=str), return_inverse=True)
     rows_of_target = [np.flatnonzero(target_M == target) for target in range(len(targets))]
@@ -73,20 +79,20 @@ def match_tests(
         own = np.flatnonzero(names == target)
         if not len(own):
             continue
-        # Of each row of the second kind as a query: where the target's rows of the first kind are.
+        # Each row of the second kind as a query: ranks of the target's rows of the first kind.
         of_second_M = _average_precisions(rank_MN[:, own])
-        # Every draw has as many rows of the target, so the rows that it has are a matrix.
+        # Every draw has the same number of rows of the target, so their row numbers are a matrix.
         drawn_Bm = np.stack([rows_of_target[number], *_rows_with(placed_BM, number)])
         of_first_nB = np.stack([_average_precisions(rank_NM[row][drawn_Bm]) for row in own.tolist()])
         n_queries = len(own) + drawn_Bm.shape[1]
         means_B = (of_first_nB.sum(axis=0) + of_second_M[drawn_Bm].sum(axis=1)) / n_queries
-        p_value = (1 + int(np.sum(means_B[1:] >= means_B[0] - TIE))) / len(means_B)
+        p_value = permutation_p_value(means_B[0], means_B[1:], TIE)
         tests.append(MatchTest(target, float(means_B[0]), p_value))
     return tests
 
 
 def _permuted(target_M: Codes, reagents: NDArray[np.str_], n_draws: int, seed: int) -> Codes:
-    """(B, M) targets of rows, permuted among reagents of as many rows."""
+    """(B, M) targets of rows, permuted among reagents with equal numbers of rows."""
     _, reagent_M, sizes = np.unique(reagents, return_inverse=True, return_counts=True)
     target_of = np.empty(len(sizes), np.intp)
     target_of[reagent_M] = target_M
@@ -104,12 +110,12 @@ def _permuted(target_M: Codes, reagents: NDArray[np.str_], n_draws: int, seed: i
 
 
 def _rows_with(placed_BM: Codes, target: int) -> Codes:
-    """(B, m) rows that have the target in each draw; as many in every draw."""
+    """(B, m) rows that have the target in each draw; m is the same in every draw."""
     return np.nonzero(placed_BM == target)[1].reshape(len(placed_BM), -1)
 
 
 def _ranks(cosines: Floats) -> Codes:
-    """How many of its row are as large as each value or larger, itself included."""
+    """Rank of each value in its row: how many are as large or larger, itself included."""
     ascending = np.sort(cosines, axis=1)
     return np.stack(
         [
@@ -120,11 +126,6 @@ def _ranks(cosines: Floats) -> Codes:
 
 
 def _average_precisions(ranks_Bn: Codes) -> Floats:
-    """(B,) of queries whose positives have these ranks among all rows; of equal ranks, all count as the last."""
+    """(B,) average precision of queries whose positives have these ranks; equal ranks all count as the last."""
     ascending = np.sort(ranks_Bn, axis=1)
     return np.asarray(np.mean(np.arange(1, ascending.shape[1] + 1) / ascending, axis=1))
-
-
-def _unit(vectors: NDArray[np.floating]) -> Floats:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1.0))

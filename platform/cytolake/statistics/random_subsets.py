@@ -1,4 +1,4 @@
-"""Rows of groups, and random draws of them that are the same on every machine: what permutation tests are made of.
+"""Rows of groups and seeded random draws of rows, the parts of permutation tests. Draws are the same on every machine.
 
 Shapes: B draws, n rows of a draw.
 """
@@ -20,7 +20,7 @@ AT_ONCE_UP_TO = 64  # rows of a draw: Floyd's algorithm over all draws compares 
 
 
 def random_subsets(rng: np.random.Generator, n_all: int, n: int, n_draws: int) -> Codes:
-    """(B, n) each draw n different numbers below `n_all`, every subset as likely."""
+    """(B, n) draws of n different numbers below `n_all`; every subset is equally likely."""
     if n > AT_ONCE_UP_TO:
         draws = [rng.choice(n_all, n, replace=False, shuffle=False) for _ in range(n_draws)]
         return np.asarray(draws, np.int64).reshape(n_draws, n)
@@ -33,7 +33,8 @@ def random_subsets(rng: np.random.Generator, n_all: int, n: int, n_draws: int) -
 
 
 def can_reach_significance(pool_sizes: Sequence[int], counts: Sequence[int]) -> bool:
-    """Whether `counts` rows can be drawn from pools of these sizes, one a stratum, in `MIN_PLACEMENTS` ways or more."""
+    """Whether there are at least `MIN_PLACEMENTS` ways to draw `counts` rows from pools of these sizes, one a
+    stratum."""
     placements = 1
     for size, count in zip(pool_sizes, counts, strict=True):
         if 0 < count < size:
@@ -44,7 +45,7 @@ def can_reach_significance(pool_sizes: Sequence[int], counts: Sequence[int]) -> 
 
 
 def rows_of_groups(groups: Codes) -> list[tuple[int, Codes]]:
-    """Each group from 0 up that has a row, in ascending order, and its rows in theirs."""
+    """The groups from 0 up that have rows, ascending, each with its rows, ascending."""
     order = np.argsort(groups, kind="stable")
     numbers, starts = np.unique(groups[order], return_index=True)
     split = zip(numbers.tolist(), np.split(order, starts[1:]), strict=True)
@@ -56,6 +57,6 @@ def at_most(rng: np.random.Generator, rows: Codes, n: int) -> Codes:
     return rows if len(rows) <= n else np.sort(rng.choice(rows, n, replace=False))
 
 
-def seeded_generator(seed: int, *question: str | int) -> np.random.Generator:
-    """Random numbers of one question: those of other questions do not move them."""
-    return np.random.default_rng([seed, *json.dumps(question).encode()])
+def seeded_generator(seed: int, *stream: str | int) -> np.random.Generator:
+    """Generator of one named stream of random numbers, independent of every other stream of the seed."""
+    return np.random.default_rng([seed, *json.dumps(stream).encode()])

@@ -1,12 +1,12 @@
-"""Do rows with one label find each other first? Permutation tests of their mean average precision.
+"""Permutation tests of the mean average precision with which rows of one label retrieve each other.
 
 The published test (Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2) places positives among the ranks of one query
 at random. The queries of a group rank each other, so the mean over queries varies less than one query and more than
 independent ones: that null is conservative (0.3 to 2 % of groups without an effect have p up to 0.05). Here labels are
-permuted among the rows as they are, which keeps all that depends on what, and p is exact.
+permuted among the rows, which keeps every dependence between rows, and p is exact.
 
-- `activity_tests`: replicates of a perturbation against controls, labels exchanged in each stratum as in
-  `exchanged_labels`, which see for what must not have been done to the vectors.
+- `activity_tests`: replicates of a perturbation against controls, labels exchanged within each stratum;
+  `exchanged_labels` says which vectors such a test needs.
 - `label_tests`: perturbations of one label against all others, labels permuted among perturbations.
 
 Shapes: N rows, D features, B draws, n rows with the label.
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.statistics.exchanged_labels import exchanges, p_value_of_first
+from cytolake.statistics.exchanged_labels import exchanges
+from cytolake.statistics.p_values import permutation_p_value
 from cytolake.statistics.random_subsets import (
     at_most,
     can_reach_significance,
@@ -28,6 +29,7 @@ from cytolake.statistics.random_subsets import (
     rows_of_groups,
     seeded_generator,
 )
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -41,11 +43,11 @@ CELLS_AT_ONCE = 2_000_000  # ranks sorted at the same time, some 100 MB with wha
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalTest:
-    """How well the rows of one group find each other."""
+    """Retrieval of the rows of one group by each other."""
 
     group: int
     n_rows: int
-    """Tested: all of the group's that can be, or a sample."""
+    """Rows tested: all of the group's that can be, or a sample."""
     mean_average_precision: float
     """Mean over the rows that have a positive; equal similarities count as ranked before."""
     p_value: float
@@ -64,23 +66,23 @@ def activity_tests(
     max_rows: int = 200,
     max_controls: int = 300,
 ) -> list[RetrievalTest]:
-    """Test every group of two rows or more in strata that hold controls: do its rows find each other before controls?
+    """Test whether the rows of each group rank each other above the controls of their strata.
 
     Args:
-        vectors: (N, D) of groups and of controls; cosines are taken.
+        vectors: (N, D) of groups and of controls; compared by cosine.
         groups: (N,) number of each row's group from 0 up, below 0 where it has none; not read for control rows.
         is_control: (N,)
         strata: (N,) number of each row's stratum.
         n_draws: B. No p-value is below 1 / (1 + B).
-        seed: Of draws and samples.
-        across_strata: Rows of one stratum are no positives of each other.
-        max_rows: Rows of a group; a seeded sample of more.
-        max_controls: Controls of its strata; a seeded sample of more.
+        seed: Seed of draws and samples.
+        across_strata: Whether rows of one stratum are no positives of each other.
+        max_rows: Most rows of a group; a seeded sample of more.
+        max_controls: Most controls of its strata; a seeded sample of more.
 
     Returns:
-        Sorted by group; groups that cannot be tested (see `exchanges`) or have no positive are not there.
+        Sorted by group, without groups of one row, that cannot be tested (see `exchanges`), or without a positive.
     """
-    unit_ND = _unit(vectors)
+    unit_ND = unit_vectors(vectors, in_float64=True)
     tests = []
     for each in exchanges(
         groups, is_control, strata, n_draws, seed, min_rows=2, max_rows=max_rows, max_controls=max_controls
@@ -96,21 +98,21 @@ def activity_tests(
 def label_tests(
     vectors: NDArray[np.floating], labels: Codes, units: Codes, n_draws: int, seed: int, max_rows: int = 2000
 ) -> list[RetrievalTest]:
-    """Test every label of two units or more: do its rows find each other before rows of other labels?
+    """Test whether the rows of each label rank each other above rows of other labels.
 
     Args:
-        vectors: (N, D) of treatments, such as compounds at one dose; cosines are taken.
+        vectors: (N, D) of treatments, such as compounds at one dose; compared by cosine.
         labels: (N,) number of each row's label from 0 up, such as its mechanism.
-        units: (N,) number of what carries one label as a whole, such as the compound whatever its dose: its rows are no
-            positives of each other, and labels are permuted among units of the label's number of rows.
+        units: (N,) number of the unit that carries the label, such as the compound whatever its dose: its rows are no
+            positives of each other, and labels are permuted among units with equal numbers of rows.
         n_draws: B.
-        seed: Of draws and samples.
-        max_rows: Rows that a label is tested among; its own and a seeded sample of the others where there are more.
+        seed: Seed of draws and samples.
+        max_rows: Most rows behind the test of a label: its own and a seeded sample of the others where there are more.
 
     Returns:
-        Sorted by label; labels of one unit, or that can be placed in fewer than 20 ways, are not there.
+        Sorted by label, without labels of one unit or with fewer than 20 possible placements.
     """
-    unit_ND = _unit(vectors)
+    unit_ND = unit_vectors(vectors, in_float64=True)
     whole = similarity_ranks(unit_ND) if len(unit_ND) <= max_rows else None
     tests = []
     for label, own in rows_of_groups(labels):
@@ -131,9 +133,9 @@ def label_tests(
 
 
 def similarity_ranks(unit_ND: Floats) -> Ranks:
-    """(N, N) how many other rows are as similar to row i as row j or more, j included; 0 on the diagonal.
+    """(N, N) rank of row j among the other rows by similarity to row i, from 1; 0 on the diagonal.
 
-    Of equal similarities all get the last rank: no order of rows makes a signal.
+    Equal similarities all get the last rank, so the order of rows has no effect.
     """
     cosines = np.round(unit_ND @ unit_ND.T, DECIMALS)
     np.fill_diagonal(cosines, -np.inf)
@@ -148,7 +150,7 @@ def mean_average_precisions(ranks: Ranks, labelled: Codes, blocks: Codes) -> Flo
     """(B,) mean average precision of each set of labelled rows as queries; NaN where none has a positive.
 
     Positives of a query are the labelled rows of other blocks, negatives the rows without the label. Labelled rows of
-    its block are neither.
+    the query's block are neither.
 
     Args:
         ranks: (N, N) of `similarity_ranks`.
@@ -169,10 +171,10 @@ def _mean_average_precisions(ranks: Ranks, labelled: Codes, blocks: Codes) -> Fl
     rank_Bnn = ranks[labelled[:, :, None], labelled[:, None, :]].astype(np.int64)
     of_Bn = blocks[labelled]
     is_positive = of_Bn[:, :, None] != of_Bn[:, None, :]
-    # Of equal ranks what is no positive goes first: it is taken out of the rank.
+    # Among equal ranks the non-positives come first: they are subtracted from the rank.
     order = np.argsort(2 * rank_Bnn + is_positive, axis=2)
     rank_Bnn, is_positive = (np.take_along_axis(each, order, axis=2) for each in (rank_Bnn, is_positive))
-    # The query itself has rank 0, is of its own block, and is no other row.
+    # The query itself has rank 0 and is in its own block; it is no other row.
     taken_out = np.cumsum(~is_positive, axis=2) - 1
     found = np.cumsum(is_positive, axis=2)
     precision = np.where(is_positive, found / np.maximum(rank_Bnn - taken_out, 1), 0.0)
@@ -183,9 +185,9 @@ def _mean_average_precisions(ranks: Ranks, labelled: Codes, blocks: Codes) -> Fl
 
 
 def _permuted_units(is_own: NDArray[np.bool_], units: Codes, n_draws: int, rng: np.random.Generator) -> Iterator[Codes]:
-    """Labelled rows as they are (1, n), and (B, n) of draws; nothing where there are too few draws.
+    """The labelled rows (1, n), then (B, n) random ones; nothing where too few draws are possible.
 
-    Units of as many rows take each other's place, so that every draw has n rows.
+    Units are exchanged with units of equal numbers of rows, so that every draw has n rows.
     """
     numbers, of_row, sizes = np.unique(units, return_inverse=True, return_counts=True)
     has_label = np.zeros(len(numbers), np.bool_)
@@ -207,12 +209,6 @@ def _permuted_units(is_own: NDArray[np.bool_], units: Codes, n_draws: int, rng: 
     yield np.concatenate(drawn, axis=1)
 
 
-def _unit(vectors: NDArray[np.floating]) -> Floats:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1.0))
-
-
 def _test(group: int, n_rows: int, means: Floats) -> RetrievalTest:
-    return RetrievalTest(
-        group=group, n_rows=n_rows, mean_average_precision=float(means[0]), p_value=p_value_of_first(means, TIE)
-    )
+    p_value = permutation_p_value(means[0], means[1:], TIE)
+    return RetrievalTest(group=group, n_rows=n_rows, mean_average_precision=float(means[0]), p_value=p_value)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 import cytolake.catalog
 from cytolake.benchmark.cross_validation import check_units, probe_representation
-from cytolake.benchmark.linear_probe import CROP_METRIC, METRICS, WELL_METRIC, ProbeConfig, probe_key, score_id
+from cytolake.benchmark.linear_probe import CROP_METRIC, PROBE_METRICS, WELL_METRIC, ProbeConfig, probe_key, score_id
 from cytolake.benchmark.probe_data import ProbeData, read_probe_data
 from cytolake.benchmark.unit_scores import Candidate, chosen_elsewhere, chosen_score, gain
 from cytolake.catalog import Catalog
@@ -86,7 +86,7 @@ class BlockChoice:
     @property
     def chance(self) -> float | None:
         """Score of guessing, where it is known."""
-        return 1 / self.n_classes if self.n_classes and self.metric in METRICS else None
+        return 1 / self.n_classes if self.n_classes and self.metric in PROBE_METRICS else None
 
     @property
     def has_gain(self) -> bool:
@@ -213,14 +213,14 @@ def _known_scores(catalog: Catalog, rows: Sequence[Mapping[str, Any]], key: str)
     wanted = {
         score_id(row["representation_id"], metric, key, -1): (row["representation_id"], metric)
         for row in rows
-        for metric in METRICS
+        for metric in PROBE_METRICS
     }
     found: dict[str, dict[str, Any]] = {}
     for score in catalog.table("scores", where="seed = -1").to_pylist():
         if score["score_id"] in wanted:
             representation, metric = wanted[score["score_id"]]
             found.setdefault(representation, {})[metric] = score
-    return {each: of for each, of in found.items() if len(of) == len(METRICS)}
+    return {each: of for each, of in found.items() if len(of) == len(PROBE_METRICS)}
 
 
 def _score_rows(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolake.statistics.unit_vectors import unit_vectors
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -49,7 +51,7 @@ def cluster_agreement(
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
-    unit = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+    unit = unit_vectors(vectors_ND, least_length=1e-12)
     found = {}
     for name, code in labels.items():
         rows = np.flatnonzero(code >= 0)

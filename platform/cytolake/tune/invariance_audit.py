@@ -35,14 +35,8 @@ from cytolake.models.augment import AugmentConfig, augment
 from cytolake.models.augment.knobs import KNOBS, NOTHING, Knob
 from cytolake.models.crops import CropBatch
 from cytolake.packs.pack import Pack
-from cytolake.statistics.intervals import (
-    MIN_GROUPS,
-    WellCounts,
-    balanced_accuracy,
-    few_groups_interval,
-    resampled_scores,
-    standard_error,
-)
+from cytolake.statistics.balanced_accuracy import WellCounts, balanced_accuracy, resampled_scores
+from cytolake.statistics.intervals import MIN_GROUPS, few_groups_interval, standard_error
 from cytolake.train.knobs_without_effect import changes_input, crops_to_compare, why_without_effect
 
 Progress = Callable[[str, int, int], None]

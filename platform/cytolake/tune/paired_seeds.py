@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cytolake.statistics.intervals import student_quantile
+
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
@@ -37,8 +39,6 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> PairedD
     Raises:
         ValueError: Different numbers of seeds, or none.
     """
-    from scipy.stats import t
-
     if len(ours) != len(theirs) or not ours:
         raise ValueError(
             f"{len(ours)} and {len(theirs)} scores, expected one for each seed and way of training, at least one."
@@ -49,5 +49,5 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> PairedD
     if n == 1:
         return PairedDifference(mean, float("nan"), float("nan"), n)
     variance = math.fsum((each - mean) ** 2 for each in differences) / (n - 1)
-    half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+    half = student_quantile(n - 1) * math.sqrt(variance / n)
     return PairedDifference(mean, mean - half, mean + half, n)

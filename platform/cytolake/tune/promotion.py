@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
-from cytolake.benchmark.profiles.tasks import ERRORS, WITHOUT_MERIT, is_guard_rail
+from cytolake.benchmark.merit import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.catalog.representations import ALIGNED, find_representation, stored_representation
 from cytolake.models import POOLINGS, load_encoder

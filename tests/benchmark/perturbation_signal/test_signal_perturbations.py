@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
-from cytolake.benchmark.perturbation_signal.perturbations import SignalConfig, consistency, magnitude
+from cytolake.benchmark.perturbation_signal.consistency_magnitude import SignalConfig, consistency, magnitude
 from cytolake.benchmark.transcriptomics import perturbation_signal as transcriptomics
 from cytolake.statistics.consistency import consistency_tests
 
@@ -218,9 +218,9 @@ def test_batch_effects_pass_for_signal_only_in_a_null_of_one_batch():
     vectors = random.normal(size=(n, 8)) + 3 * random.normal(size=(4, 8))[batches]
     names = [f"p{i // 6:02d}" for i in range(n)]  # each within one batch
     none = np.zeros(n, bool)
-    told = consistency(vectors, names, [str(b) for b in batches], none, CONFIG)
+    found = consistency(vectors, names, [str(b) for b in batches], none, CONFIG)
     fooled = consistency(vectors, names, ["all"] * n, none, CONFIG)
-    assert told.significant.value < 0.2
+    assert found.significant.value < 0.2
     assert fooled.significant.value > 0.5
 
 

@@ -19,6 +19,8 @@ from cytolake.exchange.external import import_embeddings
 from cytolake.exchange.vector_tables import ExternalTable
 from cytolake.screens.positions import name_of_well
 
+pytestmark = pytest.mark.usefixtures("without_layout_warnings")
+
 DIM = 24
 PLATES = ("p0", "p1", "p2")
 
@@ -31,7 +33,7 @@ def score(root, wells, vectors, tasks, **fields):
     import_wells(catalog, table)
     labels = {name: tuple(table[name].to_pylist()) for name in ("screen", "plate", "well")}
     made = import_embeddings(catalog, ExternalTable("x", np.asarray(vectors, np.float32), labels), "x")
-    config = ProfileBenchmarkConfig(**{"draws": 99, "alignments": ("none",), "tasks": tasks, **fields})
+    config = ProfileBenchmarkConfig(**{"draws": 49, "alignments": ("none",), "tasks": tasks, **fields})
     scores = score_profiles(catalog, [made], config)
     return {(row["benchmark"], row["label"], row["metric"]): row for row in scores.rows}, scores.left_out
 
@@ -142,8 +144,8 @@ def test_wells_of_compounds_are_no_knock_outs_of_the_target_that_they_name(tmp_p
     vectors = np.stack([rng.normal(size=DIM) for _ in PLATES for _ in genes + compounds])
     recall = {}
     for name, rows in (("genes alone", genes), ("with compounds", genes + compounds)):
-        kept = [i for i in range(len(vectors)) if i % 60 < len(rows)]
-        found, _ = score(tmp_path / name, on_plates(rows), vectors[kept], ("relations",))
+        used = [i for i in range(len(vectors)) if i % 60 < len(rows)]
+        found, _ = score(tmp_path / name, on_plates(rows), vectors[used], ("relations",))
         row = found["relation_recall", "pathway", "recall_05_95"]
         recall[name] = (row["value"], row["n_classes"], json.loads(row["details"])["aggregation"])
     assert recall["genes alone"] == recall["with compounds"]
@@ -171,13 +173,13 @@ def test_siblings_of_one_target_find_each_other_where_they_look_alike_and_not_el
     planted, noise = (
         score(
             tmp_path / name,
-            *siblings(np.random.default_rng(3), strength, n_genes=40, n_targets=32),
+            *siblings(np.random.default_rng(3), strength, n_genes=24, n_targets=20),
             ("sibling_retrieval",),
-            draws=499,
+            draws=299,
         )[0]
         for name, strength in (("planted", 2.0), ("noise", 0.0))
     )
-    for label, n_genes in zip(LABELS, (40, 32, 32), strict=True):
+    for label, n_genes in zip(LABELS, (24, 20, 20), strict=True):
         row = planted["sibling_retrieval", label, "mean_average_precision"]
         assert row["value"] > 0.9
         assert row["ci_low"] <= row["value"] <= row["ci_high"]

@@ -1,4 +1,4 @@
-"""Recall: the published definition, its edge cases, and what stands beside the number."""
+"""Recall: the published definition, its edge cases, its interval and its random baseline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
-from cytolake.benchmark.relations.recall import RecallConfig, recall_of, relationship_recall, tail_ranks
+from cytolake.benchmark.relations.recall import RecallConfig, in_tails, relationship_recall, tail_ranks
 from cytolake.benchmark.relations.relation_files import Relations, read_relations
 
 DEFAULT = ((0.05, 0.95), (0.1, 0.9))
@@ -26,6 +26,10 @@ def recall_by_sorting(null, queries, thresholds) -> list[float]:
     left = np.searchsorted(ordered, queries, "left") / len(ordered)
     right = np.searchsorted(ordered, queries, "right") / len(ordered)
     return [float(np.mean((right <= low) | (left >= high))) for low, high in thresholds]
+
+
+def recall_of(null, queries, thresholds) -> list[float]:
+    return [float(in_tails(null, queries, each).mean()) for each in thresholds]
 
 
 def random_pairs(entities: list[str], n_pairs: int, seed: int = 0, source: str = "made up") -> Relations:
@@ -76,7 +80,7 @@ THRESHOLD = st.floats(0, 1) | st.integers(0, 100).map(lambda percent: percent / 
         st.tuples(THRESHOLD, THRESHOLD).map(sorted).filter(lambda each: each[0] < each[1]), min_size=1, max_size=4
     ),
 )
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(deadline=None)
 def test_order_statistics_recall_what_sorting_does(null, queries, thresholds):
     null, queries = np.array(null, float), np.array(queries, float)
     assert recall_of(null, queries, thresholds) == recall_by_sorting(null, queries, thresholds)
@@ -88,13 +92,6 @@ def test_the_ranks_are_the_outermost_whose_share_fits(n, one, other):
     below, above = tail_ranks(n, (low, high))
     assert below is None or below / n <= low < (below + 1) / n
     assert above is None or above / n < high <= (above + 1) / n
-
-
-def test_recall_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="queries: 0 values"):
-        recall_of(np.arange(3.0), np.empty(0), DEFAULT)
-    with pytest.raises(ValueError, match="null: 2 values, 1 NaN"):
-        recall_of(np.array([1.0, np.nan]), np.ones(1), DEFAULT)
 
 
 @pytest.mark.parametrize("kind", ["related", "float32", "few values", "near 1"])
@@ -142,14 +139,13 @@ REAL_RECALL = {"HuMAP": 0.1978, "Reactome": 0.1431, "StringDB": 0.2300}
 
 
 def test_a_random_map_recalls_its_tails():
-    entities = named(1500)
-    for seed in range(3):
-        vectors = np.random.default_rng(seed).normal(size=(1500, 32))
-        (row,) = relationship_recall(
-            vectors, entities, [random_pairs(entities, 4000, seed)], RecallConfig(thresholds=DEFAULT[:1])
-        )
+    entities = named(800)
+    for seed in range(2):
+        vectors = np.random.default_rng(seed).normal(size=(800, 32))
+        config = RecallConfig(thresholds=DEFAULT[:1], bootstrap_draws=200)
+        (row,) = relationship_recall(vectors, entities, [random_pairs(entities, 4000, seed)], config)
         assert abs(row.recall.value - 0.1) < 3 * math.sqrt(0.09 / 4000)
-        assert abs(row.random - 0.1) < 3 * math.sqrt(0.09 / 4000 / 20) + 0.002
+        assert abs(row.random - 0.1) < 3 * math.sqrt(0.09 / 4000 / 20) + 0.003
         assert row.recall.low < 0.1 < row.recall.high
 
 
@@ -218,12 +214,12 @@ def test_genes_that_are_alike_whatever_their_partner_are_no_merit_of_the_pairs()
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    entities = named(500)
+    entities = named(300)
     covered = 0
     for seed in range(40):
-        vectors = np.random.default_rng(100 + seed).normal(size=(500, 24))
-        config = RecallConfig(thresholds=((0.05, 0.95),), bootstrap_draws=200, random_draws=0, seed=seed)
-        row = relationship_recall(vectors, entities, [random_pairs(entities[:200], 800, seed)], config)[0]
+        vectors = np.random.default_rng(100 + seed).normal(size=(300, 24))
+        config = RecallConfig(thresholds=((0.05, 0.95),), bootstrap_draws=100, random_draws=0, seed=seed)
+        row = relationship_recall(vectors, entities, [random_pairs(entities[:200], 600, seed)], config)[0]
         covered += row.recall.low <= 0.1 <= row.recall.high
     assert covered >= 35  # 38 of 40 at 95 %; fewer than 35 once in 20
 
@@ -247,7 +243,7 @@ def test_equal_seeds_give_equal_numbers(related):
     assert one.recall.value == other.recall.value
 
 
-def test_a_source_without_a_pair_in_the_map_is_told_and_not_scored(related):
+def test_a_source_without_a_pair_in_the_map_is_listed_and_not_scored(related):
     vectors, entities, relations = related
     elsewhere = Relations("elsewhere", (("X", "Y"),), 1)
     rows = relationship_recall(vectors, entities, [elsewhere, relations])

@@ -175,7 +175,7 @@ def test_separate_clusters_are_perfect_and_equal_vectors_only_seem_so():
     )
 
 
-def test_similarities_that_a_32_bit_distance_cannot_tell_apart_are_tied():
+def test_similarities_with_one_32_bit_distance_are_tied():
     """copairs 0.5.5 gives the first row 1, though its positive is the less similar: 1e-9 against 2e-9."""
     vectors = np.array([[1, 0], [1e-9, 1], [2e-9, 1]])
     scores = average_precision(pa.table({"label": [0, 0, 1]}), vectors, RULES["same label"])
@@ -193,7 +193,7 @@ def test_rows_that_cannot_be_scored_stay_with_a_reason():
     assert scores["n_total"].to_pylist() == [2, 2, 2, 1, 1]
 
 
-def test_rows_left_out_are_told_and_change_the_others_as_if_they_were_not_there():
+def test_rows_left_out_are_marked_and_change_the_others_as_if_they_were_not_there():
     table, vectors = wells(50, seed=8)
     included = np.arange(50) % 3 > 0
     vectors[0] = np.nan  # not looked at

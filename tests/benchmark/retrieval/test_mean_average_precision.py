@@ -245,7 +245,7 @@ def test_perturbations_of_two_kinds_find_each_other_by_target_and_their_own_kind
         phenotypic_match(table.slice(0, 24), vectors[:24])
 
 
-def test_questions_that_cannot_be_asked_are_refused():
+def test_arguments_without_groups_are_refused():
     table, vectors, is_control = screen(4, signal=1.0, seed=6)
     for wrong in (np.zeros_like(is_control), np.ones_like(is_control)):
         with pytest.raises(ValueError, match=r"are negative controls\. Activity is measured against controls"):

@@ -57,18 +57,18 @@ def test_neighbours_of_bbbc021_are_those_of_a_loop(bbbc021):
     profiles, compounds, mechanisms, batches = bbbc021
     result = nearest_mechanism(profiles, compounds, mechanisms, normalisation="-", batches=batches)
     unit = profiles / np.linalg.norm(profiles, axis=1, keepdims=True)
-    told, given = [], []
+    truth, predicted = [], []
     for i in range(103):
         allowed = [j for j in range(103) if compounds[j] != compounds[i] and not batches[i] & batches[j]]
         best = max(allowed, key=lambda j: unit[i] @ unit[j])
         if any(mechanisms[j] == mechanisms[i] for j in allowed):
             assert result.neighbour[i] == best
             assert result.cosine[i] == pytest.approx(unit[i] @ unit[best])
-            told.append(mechanisms[i])
-            given.append(mechanisms[best])
+            truth.append(mechanisms[i])
+            predicted.append(mechanisms[best])
         else:
             assert result.neighbour[i] == -1
-    np.testing.assert_array_equal(result.confusion, confusion_matrix(told, given, labels=list(result.mechanisms)))
+    np.testing.assert_array_equal(result.confusion, confusion_matrix(truth, predicted, labels=list(result.mechanisms)))
     assert result.recall["Aurora kinase inhibitors"] == 1
     assert "Kinase inhibitors" not in result.recall
 

@@ -1,18 +1,16 @@
-"""What chance gives: exact, sampled and in closed form must agree."""
+"""Average precision by chance: exact, sampled and closed form agree."""
 
 import math
 from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import kstest
 
 from cytolake.benchmark.retrieval.null_distribution import (
     exact_null,
     expected_average_precision,
     is_exact,
     normalise,
-    p_values,
     sampled_null,
 )
 
@@ -66,25 +64,6 @@ def test_few_placements_are_listed_and_many_are_not():
     assert not is_exact(5000, 100_000)
     with pytest.raises(ValueError, match="20 of 40 ranks: too many"):
         exact_null(20, 40)
-
-
-@pytest.mark.parametrize(("n_positives", "n_total"), [(2, 30), (4, 200)])
-def test_p_values_of_chance_are_never_too_small(n_positives, n_total):
-    """P(p <= a) <= a for every a: exact p-values of an exact null, sampled ones within their error."""
-    values = sampled_null(n_positives, n_total, 5000, seed=9)
-    sizes = np.full((2, 5000), [[n_positives], [n_total]])
-    p = p_values(values, *sizes)
-    assert kstest(p, "uniform", alternative="greater").pvalue > 1e-3
-    sampled = p_values(values, *sizes, exact_up_to=0)
-    np.testing.assert_allclose(sampled, p, atol=0.025)
-
-
-def test_p_values_of_a_perfect_order_and_of_none():
-    p = p_values([1.0, 1.0, np.nan, 1.0], [2, 3, 2, 1], [10, 1000, 10, 331])
-    assert p[0] == pytest.approx(1 / 45)
-    assert p[1] == 1 / 10_001  # no draw of 10,000 is perfect: 1 in 166 million is
-    assert np.isnan(p[2])
-    assert p[3] == pytest.approx(1 / 331)
 
 
 def test_normalised_is_0_for_chance_and_1_for_perfect_whatever_the_share_of_positives():

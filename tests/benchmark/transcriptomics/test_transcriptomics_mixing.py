@@ -18,7 +18,7 @@ def test_batches_apart_score_1():
     np.testing.assert_allclose(mixing.normalised, 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("n_batches", "perplexity"), [(2, 83), (3, 250), (4, 250)])
+@pytest.mark.parametrize(("n_batches", "perplexity"), [(2, 83), (4, 250)])
 def test_large_batches_that_mix_perfectly_score_their_number(n_batches, perplexity):
     random = np.random.default_rng(1)
     mixing = ilisi(random.normal(size=(1500, 6)), random.permutation(np.arange(1500) % n_batches), perplexity)
@@ -67,7 +67,7 @@ def test_the_scale_and_the_place_of_an_embedding_do_not_matter():
     np.testing.assert_allclose(ilisi(1e-4 * vectors + 3, batches, perplexity=15).lisi, expected, rtol=1e-4)
 
 
-def test_weights_have_the_entropy_asked_for_or_the_nearest_possible():
+def test_weights_have_the_required_entropy_or_the_nearest_possible():
     distances = np.sort(np.random.default_rng(5).gamma(2, size=(50, 30)), axis=1)
     weights = neighbour_weights(distances, 10)
     np.testing.assert_allclose(weights.sum(axis=1), 1)

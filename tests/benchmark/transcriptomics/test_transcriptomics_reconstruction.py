@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from cytolake.benchmark.transcriptomics.embeddings import principal_components
-from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
-from cytolake.benchmark.transcriptomics.reconstruction import (
+from cytolake.benchmark.transcriptomics.decoder import (
     DecoderConfig,
-    judge,
     learning_rate_factor,
     make_decoder,
-    no_skill,
-    structural_integrity,
     train_decoder,
 )
+from cytolake.benchmark.transcriptomics.embeddings import principal_components
+from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
+from cytolake.benchmark.transcriptomics.reconstruction import judge, no_skill, structural_integrity
 from cytolake.benchmark.transcriptomics.screen import Screen
 
 QUICK = DecoderConfig(epochs=4, warm_up_epochs=1, learning_rate=3e-3, minibatch_size=64)
@@ -88,7 +86,7 @@ def test_figures_in_streams_are_those_of_the_whole_matrices(screen, minibatch_si
     for gene in range(0, t.shape[1] - 1, 6):
         assert found.pearson[gene] == pytest.approx(stats.pearsonr(p[:, gene], t[:, gene]).statistic)
         assert found.spearman[gene] == pytest.approx(stats.spearmanr(p[:, gene], t[:, gene]).statistic)
-    assert found.pearson[-1] == found.spearman[-1] == 0  # a constant prediction tells nothing
+    assert found.pearson[-1] == found.spearman[-1] == 0  # a constant prediction has no information
     batches, is_control = screen.batch_of_row[rows], screen.is_control[rows]
     assert found.integrity == pytest.approx(integrity_by_loop(p, t, batches, is_control))
     keys = sorted(set(zip(batches.tolist(), screen.perturbation_of_row[rows].tolist(), strict=True)))

@@ -11,30 +11,10 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from cytolake.benchmark.transcriptomics.embeddings import principal_components
-from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall, present_pairs, two_sided
-from cytolake.benchmark.transcriptomics.perturbation_signal import (
-    are_null,
-    consistency,
-    magnitude,
-    unexpressed,
-)
+from cytolake.benchmark.transcriptomics.known_relations import known_relation_recall, present_pairs
+from cytolake.benchmark.transcriptomics.perturbation_signal import are_null, consistency, magnitude
 from cytolake.benchmark.transcriptomics.post_processing import post_process
 from cytolake.embed.alignment.held_out_controls import hold_out_controls
-from cytolake.statistics.named_null import p_values_against
-
-
-def test_recall_counts_values_outside_the_limits():
-    assert two_sided(np.arange(100.0), np.asarray([0, 4, 5, 94, 95, 99.0])).mean() == pytest.approx(4 / 6)
-
-
-def test_ties_never_count_in_favour():
-    assert not two_sided(np.ones(50), np.ones(9)).any()
-    random = np.random.default_rng(0)
-    for _ in range(30):
-        null = random.integers(0, 8, 40).astype(float)
-        query = random.integers(-1, 9, 15).astype(float)
-        for value, recalled in zip(query, two_sided(null, query, 0.1, 0.9), strict=True):
-            assert recalled == ((null <= value).mean() <= 0.1 or (null < value).mean() >= 0.9)
 
 
 def test_a_random_map_recalls_a_tenth():
@@ -82,17 +62,17 @@ def test_magnitude_is_the_energy_distance_to_the_controls(screen):
 def test_real_effects_are_found_and_p_values_of_shuffled_labels_are_uniform(screen):
     vectors = principal_components(screen.features, 8)
     for test in (consistency, magnitude):
-        assert (test(screen, vectors, n_draws=60, seed=0)[1] <= 0.05).all()
+        assert (test(screen, vectors, n_draws=39, seed=0)[1] <= 0.05).all()
     found: dict[str, list[float]] = {"consistency": [], "magnitude": []}
     random = np.random.default_rng(4)
-    for seed in range(8):
+    for seed in range(6):
         labels = screen.perturbation_of_row.copy()
         for batch in range(len(screen.batches)):
             rows = np.flatnonzero(screen.batch_of_row == batch)
             labels[rows] = labels[random.permutation(rows)]
         shuffled = dataclasses.replace(screen, perturbation_of_row=labels)
-        found["consistency"] += consistency(shuffled, vectors, n_draws=60, seed=seed)[1].tolist()
-        found["magnitude"] += magnitude(shuffled, vectors, n_draws=60, seed=seed)[1].tolist()
+        found["consistency"] += consistency(shuffled, vectors, n_draws=39, seed=seed)[1].tolist()
+        found["magnitude"] += magnitude(shuffled, vectors, n_draws=39, seed=seed)[1].tolist()
     for p_values in found.values():
         assert stats.kstest(p_values, "uniform").pvalue > 0.01
         assert np.mean(np.asarray(p_values) <= 0.05) < 0.2
@@ -108,8 +88,8 @@ def test_batches_alone_make_no_signal(screen):
         labels[rows] = labels[random.permutation(rows)]
     changed = dataclasses.replace(screen, perturbation_of_row=labels)
     shifted = random.normal(size=(screen.n_rows, 4)) + 5 * np.eye(4)[screen.batch_of_row]
-    assert consistency(changed, shifted, n_draws=60, seed=0)[1][0] > 0.05
-    assert magnitude(changed, shifted, n_draws=60, seed=0)[1][0] > 0.05
+    assert consistency(changed, shifted, n_draws=39, seed=0)[1][0] > 0.05
+    assert magnitude(changed, shifted, n_draws=39, seed=0)[1][0] > 0.05
 
 
 def test_centring_on_the_controls_makes_no_signal(screen):
@@ -146,24 +126,7 @@ def test_too_few_rows_have_no_p_value(screen):
     assert np.isnan(of_magnitude).tolist() == [True, False, True] + 5 * [False]
 
 
-def test_named_null_perturbations_give_the_share_as_high_or_higher():
-    values = np.asarray([0.1, 0.2, 0.3, 0.25, np.nan, 0.9])
-    is_null = np.asarray([True, True, True, False, False, False])
-    p_values = p_values_against(values, is_null)
-    np.testing.assert_allclose(p_values, [3 / 3, 2 / 3, 1 / 3, 2 / 4, np.nan, 1 / 4])
-    with pytest.raises(ValueError, match=r"none of 0 null perturbations has enough finite rows.*null_perturbations"):
-        p_values_against(values, np.zeros(6, bool))
-
-
-def test_the_limit_of_expression_is_the_callers(screen):
-    means = np.asarray(screen.features.mean(axis=0)).ravel()
-    measured = dict(zip(screen.feature_names, means.tolist(), strict=True))
-    shown = [name for name in screen.perturbations if name in measured]
-    assert len(shown) == 4
-    assert unexpressed(screen, np.inf) == tuple(shown)
-    assert unexpressed(screen, 0.0) == ()
-    limit = sorted(measured[name] for name in shown)[2]
-    assert set(unexpressed(screen, limit)) == {name for name in shown if measured[name] < limit}
+def test_names_that_are_no_perturbations_are_refused(screen):
     assert are_null(screen, ("gene1",)).tolist() == [False, True] + 6 * [False]
     with pytest.raises(ValueError, match=r"null perturbations geneX are not among.*config\.null_perturbations"):
         are_null(screen, ("geneX",))

@@ -1,4 +1,4 @@
-"""Scores of an expression screen in the catalog: what is written, ranked, kept and left out."""
+"""Scores of an expression screen in the catalog: written, ranked, reused and left out."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from cytolake.benchmark.leaderboard import EXPRESSION, LeaderboardFilter, leader
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.benchmark.transcriptomics import (
     TASKS,
-    BenchmarkConfig,
     DecoderConfig,
     EmbeddingConfig,
     ScreenSpec,
+    TranscriptomicsConfig,
     benchmark_embeddings,
     scores,
 )
-from cytolake.benchmark.transcriptomics.benchmark import SETTINGS_OF, WITHOUT_SPLIT, Trial, run_task
+from cytolake.benchmark.transcriptomics.config import SETTINGS_OF, WITHOUT_SPLIT
+from cytolake.benchmark.transcriptomics.perturbation_signal import write_targets
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.scores import score_expression_screen
-from cytolake.benchmark.transcriptomics.signal_targets import write_targets
+from cytolake.benchmark.transcriptomics.tasks import TaskInput, run_task
 from cytolake.catalog import Catalog
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.ids import content_id
 from cytolake.reports.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.reports.transcriptomics_page import write_transcriptomics
 
-CONFIG = BenchmarkConfig(
+CONFIG = TranscriptomicsConfig(
     embedding=EmbeddingConfig(n_components=10, random_width=16),
     decoder=DecoderConfig(epochs=12, warm_up_epochs=2, learning_rate=3e-3, minibatch_size=64),
     perplexity=12,
     mixing_rows="all",
     n_neighbours=21,
     signal_draws=39,
-    bootstrap_draws=200,
+    bootstrap_draws=50,
 )
 RELATIONS = Relations("programmes", tuple((f"gene{2 * i}", f"gene{2 * i + 1}") for i in range(4)), 4)
 NAMES = ("pca", "random", "scrambled_pca", "model")
@@ -109,9 +110,11 @@ def test_noise_can_lead_the_mixing_of_batches(catalog, scored):
 
 def test_the_rows_are_those_of_the_benchmark_with_what_the_catalog_needs(catalog, scored, data, spec):
     pairs = {RELATIONS.source: RELATIONS.pairs}
+    names = ("random", "model")
     expected = benchmark_embeddings(
-        data, spec, NAMES, seeds=(0, 1), post_processing=("centred",), relations=pairs, config=CONFIG
+        data, spec, names, seeds=(0, 1), post_processing=("centred",), relations=pairs, config=CONFIG
     ).to_pylist()
+    ids = {scored.representation_ids[name] for name in names}
     found = {(r["representation_id"], r["benchmark"], r["metric"], r["seed"]): r for r in scored.rows}
     assert len(found) == len(scored.rows) == scored.n_new
     n_compared = 0
@@ -134,7 +137,7 @@ def test_the_rows_are_those_of_the_benchmark_with_what_the_catalog_needs(catalog
             assert details.get(chance) == (None if row[chance] is None else pytest.approx(row[chance]))
         assert ("targets" in details) == (row["metric"].endswith("_share") and row["seed"] >= 0)
         n_compared += 1
-    assert n_compared == len(scored.rows)
+    assert n_compared == sum(row["representation_id"] in ids for row in scored.rows)
     stored = catalog.table("scores").sort_by("score_id").to_pylist()
     assert [row["score_id"] for row in stored] == sorted(row["score_id"] for row in scored.rows)
     assert {row["seed"] for row in stored} == {-1, 0, 1}
@@ -179,12 +182,12 @@ def test_a_killed_run_goes_on_where_it_was(path, spec, tmp_path, monkeypatch):
             score_expression_screen(catalog, path, spec, ["pca", "random"], tasks, **SETTINGS)
     assert catalog.table("representations")["architecture"].to_pylist() == [PCA]
     calls = count_calls(monkeypatch)
-    told: list[tuple[str, int, int]] = []
+    calls_back: list[tuple[str, int, int]] = []
     whole = score_expression_screen(
-        catalog, path, spec, ["pca", "random"], tasks, **SETTINGS, progress=lambda *where: told.append(where)
+        catalog, path, spec, ["pca", "random"], tasks, **SETTINGS, progress=lambda *where: calls_back.append(where)
     )
     assert calls == [("random", task) for task in tasks]
-    assert told == [("random", 0, 2), ("random", 1, 2), ("random", 2, 2)]
+    assert calls_back == [("random", 0, 2), ("random", 1, 2), ("random", 2, 2)]
     assert len(catalog.table("scores")) == len(whole.rows) > whole.n_new > 0
 
 
@@ -209,7 +212,7 @@ def test_other_settings_start_a_ranking_of_their_own_and_other_components_do_not
 
 
 def test_a_task_is_computed_again_for_every_setting_that_it_reads_and_for_no_other(screen):
-    """Each task runs with a config that tells what is read of it."""
+    """Each task runs with a config that records what is read of it."""
     read: set[str] = set()
 
     class Watched:
@@ -221,7 +224,7 @@ def test_a_task_is_computed_again_for_every_setting_that_it_reads_and_for_no_oth
     for task, settings in SETTINGS_OF.items():
         read.clear()
         split = None if task in WITHOUT_SPLIT else split_screen(screen, 0, Watched().train_share)
-        run_task(task, Trial(screen, screen.embeddings["model"], split, 0, Watched(), pairs))
+        run_task(task, TaskInput(screen, screen.embeddings["model"], split, 0, Watched(), pairs))
         assert read == set(settings)
 
 
@@ -343,13 +346,13 @@ def test_what_cannot_be_run_is_refused_by_name_and_writes_nothing(path, spec, tm
     catalog = cytolake.catalog.open(tmp_path, create=True)
     change = {"embeddings": ["random"], **SETTINGS, **change}
     given = change.pop("path", path)
-    asked = dataclasses.replace(spec, **change.pop("spec", {}))
+    requested = dataclasses.replace(spec, **change.pop("spec", {}))
     with pytest.raises(ValueError, match=message):
-        score_expression_screen(catalog, given, asked, **change)
+        score_expression_screen(catalog, given, requested, **change)
     assert catalog.table("representations").num_rows == catalog.table("scores").num_rows == 0
 
 
-def test_a_missing_extra_is_told_before_anything_is_computed(path, spec, tmp_path, monkeypatch):
+def test_a_missing_extra_is_an_error_before_anything_is_computed(path, spec, tmp_path, monkeypatch):
     catalog = cytolake.catalog.open(tmp_path, create=True)
     monkeypatch.setitem(sys.modules, "scvi", None)
     with pytest.raises(ImportError, match=r"pip install 'cytolake\[scvi\]'"):
@@ -357,6 +360,7 @@ def test_a_missing_extra_is_told_before_anything_is_computed(path, spec, tmp_pat
     assert catalog.table("scores").num_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_principal_components_of_real_cells_rank_above_noise(real_data, tmp_path):
     """Perturb-seq of THP-1 cells: 400 of the interferon pathway, 400 others and 400 controls."""
@@ -364,7 +368,7 @@ def test_principal_components_of_real_cells_rank_above_noise(real_data, tmp_path
 
     source = real_data / "papalexi2021_eccite_subset" / "papalexi2021_thp1_290genes.h5ad"
     if not source.is_file():
-        pytest.skip(f"{source.name} is not beside this checkout")
+        pytest.skip(f"{source.name} is not next to this checkout")
     cells = anndata.read_h5ad(source)
     pathway = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")
     labels = cells.obs["perturbation"].astype(str).to_numpy()

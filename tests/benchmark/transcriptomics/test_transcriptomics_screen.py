@@ -78,16 +78,16 @@ def test_a_key_of_obsm_can_be_the_matrix_and_features_of_several_units_be_scaled
     images = data.copy()
     images.obsm["pixels"] = np.random.default_rng(0).normal(size=(len(data), 4)) * units + 2 * units
     images.obsm["pixels"][:, 3] = 0.1
-    asked = dataclasses.replace(spec, matrix_key="pixels", values="features")
-    screen = load_screen(images, asked)
+    of_images = dataclasses.replace(spec, matrix_key="pixels", values="features")
+    screen = load_screen(images, of_images)
     np.testing.assert_allclose(screen.features, images.obsm["pixels"], rtol=1e-6)
     assert screen.feature_names == ("pixels_0", "pixels_1", "pixels_2", "pixels_3")
-    scaled = load_screen(images, dataclasses.replace(asked, values="scaled")).features
+    scaled = load_screen(images, dataclasses.replace(of_images, values="scaled")).features
     expected = (screen.features - screen.features.mean(axis=0)) / screen.features.std(axis=0)
     np.testing.assert_allclose(scaled[:, :3], expected[:, :3], atol=1e-4)
     assert not scaled[:, 3].any()
     with pytest.raises(ValueError, match=r"spec\.layer is 'a' and spec\.matrix_key is 'pixels', expected one"):
-        dataclasses.replace(asked, layer="a")
+        dataclasses.replace(of_images, layer="a")
 
 
 def test_embeddings_without_a_matrix_are_a_screen_but_for_what_needs_features(data, spec):

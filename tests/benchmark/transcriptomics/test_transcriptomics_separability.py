@@ -55,7 +55,7 @@ def test_two_perturbations_get_two_columns_and_one_is_refused(parts):
         linear_scores(train, np.zeros(len(train), int), test, standardise=True)
 
 
-def test_fits_at_the_limit_of_iterations_are_told(parts):
+def test_fits_at_the_limit_of_iterations_are_reported(parts):
     train, labels, test, _ = parts
     assert not linear_scores(train, labels, test, standardise=True, max_iterations=1)[2]
 
@@ -108,8 +108,8 @@ def test_components_are_fitted_on_training_rows_alone(parts):
 def test_the_number_of_neighbours_is_odd_and_at_most_the_training_rows(parts):
     train, labels, test, _ = parts
     pairs = [(16, 15), (10_000, 159), (None, 13), (1, 1)]
-    for asked, used in pairs:
-        got = knn_scores(train, labels, test, n_neighbours=asked, n_components=None)[1]
+    for wanted, used in pairs:
+        got = knn_scores(train, labels, test, n_neighbours=wanted, n_components=None)[1]
         expected = knn_scores(train, labels, test, n_neighbours=used, n_components=None)[1]
         np.testing.assert_array_equal(got, expected)
 

@@ -9,8 +9,8 @@ from tests.catalog.small_plate import CONFIG, write_plate
 from cytolake.catalog.corrections import annotate, replace_plate, retract
 from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.ingest.plates import ingest_plates
+from cytolake.screens.plate_annotation import label_plate
 from cytolake.screens.plate_map import read_plate_map
-from cytolake.screens.sources import label_plate
 from cytolake.storage.source_folder import SourceFolder
 
 OF_HISTORY = {

@@ -10,7 +10,8 @@ import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
-from cytolake.screens.simulated.screen import SimulatedScreen, simulate_screen
+from cytolake.screens.simulated.plate_files import simulate_screen
+from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource, list_plates
 
 SCREEN = SimulatedScreen(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ KINDS = {"blur": (slice(0, 4), 6.0), "bright": (slice(4, 9), 8.0), "dim": (slice
 
 
 def example(
-    label: str, rng: np.random.Generator, *, tell_channels: bool = False, channel: int | None = None
+    label: str, rng: np.random.Generator, *, with_channels: bool = False, channel: int | None = None
 ) -> Example:
     """A site of unit normal deviations; one channel of a spoilt site is moved."""
     deviations = rng.standard_normal((N_CHANNELS, len(FEATURES)))
@@ -38,7 +39,7 @@ def example(
         c = int(rng.integers(N_CHANNELS)) if channel is None else channel
         deviations[c, feature] += size
         is_spoilt[c] = True
-    return Example(deviations, label, is_spoilt if tell_channels else None)
+    return Example(deviations, label, is_spoilt if with_channels else None)
 
 
 def examples(n: int, seed: int = 0, **how: bool) -> list[Example]:
@@ -46,17 +47,18 @@ def examples(n: int, seed: int = 0, **how: bool) -> list[Example]:
     return [example(label, rng, **how) for label in ("normal", *KINDS) for _ in range(n)]
 
 
+@cache
 def fit(head: str = "logistic", n: int = 12, **settings: object) -> ArtefactDetector:
     return ArtefactDetector.fit(examples(n), FEATURES, DetectorConfig(head=head, **settings), features_key="key")
 
 
 @pytest.fixture(scope="module")
 def held_out() -> list[Example]:
-    return examples(60, seed=99, tell_channels=True)
+    return examples(60, seed=99, with_channels=True)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_spoilt_sites_of_other_draws_are_told_from_normal_ones(head, held_out):
+def test_spoilt_sites_of_other_draws_are_separated_from_normal_ones(head, held_out):
     detector = fit(head)
     found = detector.artefact_probabilities([each.deviations for each in held_out])
     assert roc_auc_score([each.label != "normal" for each in held_out], found) > 0.95
@@ -80,7 +82,7 @@ def test_it_says_which_channel_failed_though_labels_were_of_whole_sites(head, he
 
 
 @pytest.mark.parametrize("head", ["logistic", "svm", "knn"])
-def test_it_says_what_is_wrong_and_tells_too_bright_from_too_dim(head, held_out):
+def test_it_says_what_is_wrong_and_separates_too_bright_from_too_dim(head, held_out):
     detector = fit(head, n=25)
     assert detector.classes == ("normal", "blur", "bright", "dim")
     verdicts = detector.predict([each.deviations for each in held_out])
@@ -115,11 +117,11 @@ def test_channels_are_judged_alone_in_any_order_and_number(head, held_out):
 
 def test_the_linear_head_is_scikit_learns_on_the_same_numbers():
     rng = np.random.default_rng(2)
-    told = [example(label, rng, tell_channels=True) for label in ("normal", "blur") for _ in range(20)]
-    detector = ArtefactDetector.fit(told, FEATURES, DetectorConfig(strengths=(0.3,), prevalence=0.5))
-    squeezed = [np.arcsinh(each.deviations) for each in told]
+    labelled = [example(label, rng, with_channels=True) for label in ("normal", "blur") for _ in range(20)]
+    detector = ArtefactDetector.fit(labelled, FEATURES, DetectorConfig(strengths=(0.3,), prevalence=0.5))
+    squeezed = [np.arcsinh(each.deviations) for each in labelled]
     rows = np.concatenate(
-        [np.concatenate(squeezed[:20])] + [s[e.is_spoilt] for s, e in zip(squeezed[20:], told[20:], strict=True)]
+        [np.concatenate(squeezed[:20])] + [s[e.is_spoilt] for s, e in zip(squeezed[20:], labelled[20:], strict=True)]
     )
     label = np.array([0] * 80 + [1] * 20)
     both = np.concatenate([rows, np.abs(rows)], axis=1)
@@ -146,9 +148,9 @@ def test_distances_are_mahalanobis_ones():
 
 @pytest.mark.parametrize("head", ONE_CLASS)
 def test_one_class_heads_never_look_at_a_spoilt_site_and_fail_few_normal_ones(head):
-    told = examples(60)
-    with_spoilt = ArtefactDetector.fit(told, FEATURES, DetectorConfig(head=head))
-    without = ArtefactDetector.fit(told[:60], FEATURES, DetectorConfig(head=head))
+    labelled = examples(60)
+    with_spoilt = ArtefactDetector.fit(labelled, FEATURES, DetectorConfig(head=head))
+    without = ArtefactDetector.fit(labelled[:60], FEATURES, DetectorConfig(head=head))
     assert with_spoilt.detector_id == without.detector_id
     assert without.classes == ("normal", ARTEFACT)
     normal = [each.deviations for each in examples(150, seed=4)[:150]]
@@ -164,7 +166,7 @@ def test_prevalence_moves_probabilities_and_not_their_order(head, held_out):
     np.testing.assert_allclose(odds, 99, rtol=1e-6)
 
 
-def test_a_binary_detector_tells_no_kinds(held_out):
+def test_a_binary_detector_predicts_no_kinds(held_out):
     detector = fit(is_binary=True)
     assert detector.classes == ("normal", ARTEFACT)
     found = detector.artefact_probabilities([each.deviations for each in held_out])
@@ -178,9 +180,9 @@ def test_one_label_of_each_class_is_enough_to_fit(held_out):
 
 
 def test_features_that_are_constant_or_huge_do_no_harm():
-    told = [Example(np.c_[each.deviations[:, :11], np.zeros(4)], each.label) for each in examples(10)]
+    labelled = [Example(np.c_[each.deviations[:, :11], np.zeros(4)], each.label) for each in examples(10)]
     for head in HEADS:
-        detector = ArtefactDetector.fit(told, FEATURES, DetectorConfig(head=head))
+        detector = ArtefactDetector.fit(labelled, FEATURES, DetectorConfig(head=head))
         found = detector.artefact_probabilities([np.full((4, 12), 1e4), np.full((4, 12), -1e4), np.zeros((4, 12))])
         assert np.isfinite(found).all()
 
@@ -210,7 +212,7 @@ def test_everything_that_decides_a_verdict_is_in_the_id():
         ArtefactDetector.fit(examples(12), FEATURES, features_key="other").detector_id,
     }
     assert len(ids) == 6
-    assert fit().detector_id == fit().detector_id
+    assert fit.__wrapped__().detector_id == fit().detector_id  # fitted again
 
 
 def test_a_file_that_is_not_this_detector_is_refused(tmp_path):
@@ -237,7 +239,7 @@ def test_a_file_that_is_not_this_detector_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("labelled", "message"),
     [
         (examples(3)[:3], "from 3 normal and 0 spoilt sites"),
         (examples(3)[3:], "from 0 normal and 9 spoilt sites"),
@@ -250,9 +252,9 @@ def test_a_file_that_is_not_this_detector_is_refused(tmp_path):
         ),
     ],
 )
-def test_examples_that_no_detector_can_come_from_are_refused(told, message):
+def test_examples_that_no_detector_can_come_from_are_refused(labelled, message):
     with pytest.raises(DetectorError, match=message):
-        ArtefactDetector.fit(told, FEATURES)
+        ArtefactDetector.fit(labelled, FEATURES)
 
 
 def test_features_of_another_kind_are_refused():

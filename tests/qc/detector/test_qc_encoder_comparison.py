@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from tests.qc.detector.labelled_screen import ingest_screen
 
+import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.models import build_encoder, save_encoder
 from cytolake.models.config import ModelConfig
@@ -70,8 +71,10 @@ def compare(ours: LabelledSites, theirs: LabelledSites, config: EncoderCompariso
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    return ingest_screen(tmp_path_factory.mktemp("compared"))
+def catalog(simulated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    root = tmp_path_factory.mktemp("compared") / "catalog"
+    shutil.copytree(simulated_root / "catalog", root)
+    return cytolake.catalog.open(root)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +232,14 @@ def test_a_checkpoint_of_ours_that_was_never_trained_is_untrained_and_needs_no_c
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "vgg11", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+    "name",
+    [
+        "resnet18",
+        pytest.param("vgg11", marks=pytest.mark.slow),
+        "convnext_atto",
+        "mobilenetv3_small_050",
+        "vit_tiny_patch16_224",
+    ],
 )
 def test_every_family_of_timm_has_constants_that_one_step_changes(name):
     torch.manual_seed(0)

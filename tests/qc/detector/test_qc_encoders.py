@@ -80,7 +80,15 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize(("name", "width"), HEADS.items())
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        pytest.param(
+            name, width, marks=() if name in ("mobilenetv3_small_100", "vit_tiny_patch16_224") else pytest.mark.slow
+        )
+        for name, width in HEADS.items()
+    ],
+)
 def test_a_timm_model_has_as_many_features_as_its_classifier_has_inputs(name, width, sites):
     extractor = TimmFeatures(name, UNTRAINED, windows_per_side=1)
     found = measure(extractor, sites[0][:1], STAINS[:1])
@@ -89,7 +97,7 @@ def test_a_timm_model_has_as_many_features_as_its_classifier_has_inputs(name, wi
     assert classifier.in_features == width
 
 
-@pytest.mark.parametrize("name", ["test_vit", "vgg11"])
+@pytest.mark.parametrize("name", ["test_vit", pytest.param("vgg11", marks=pytest.mark.slow)])
 def test_a_detector_is_fitted_to_what_a_timm_model_gives(name, sites):
     extractors = build_extractors(FeatureConfig(statistics=False, timm_model=name, timm_weights=UNTRAINED))
     pixels = [site[:1] for site in sites]

@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_independent_formulas(plate, raw):
             assert found["kurtosis"] == pytest.approx(stats.kurtosis(channel, axis=None, fisher=False), rel=1e-3)
 
 
-def test_noise_is_told_whatever_image_it_lies_on():
+def test_noise_is_measured_on_any_image():
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).random((256, 256)), 8) * 20_000
     for sd in (5.0, 60.0):
         noisy = smooth + sd * np.random.default_rng(1).standard_normal(smooth.shape)
@@ -73,7 +73,7 @@ def test_noise_is_told_whatever_image_it_lies_on():
         assert found["noise_sd"] == pytest.approx(sd, rel=0.05)
 
 
-def test_a_seam_is_told_from_none_and_in_its_direction(plate):
+def test_a_seam_is_detected_in_its_direction(plate):
     names = SiteStatistics().names
     rows, columns = names.index("seam_rows"), names.index("seam_columns")
     for seed, pixels in enumerate(plate[:6]):
@@ -117,7 +117,7 @@ def test_typical_sites_deviate_by_about_one_and_the_median_by_nothing(raw):
     assert (np.abs(own) < 3).mean() > 0.9
 
 
-def test_what_is_usual_is_not_told_by_a_quarter_of_spoilt_sites(plate, raw):
+def test_the_reference_does_not_depend_on_a_quarter_of_spoilt_sites(plate, raw):
     spoilt = [measured(add_artefact(pixels, "saturation", 1.0, i, (0, 1, 2))[0]) for i, pixels in enumerate(plate[:4])]
     clean, mixed = plate_reference(raw), plate_reference([*spoilt, *raw[4:]])
     sound = [np.abs(mixed.deviations(each)) for each in raw[4:]]

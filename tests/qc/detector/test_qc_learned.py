@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.qc.detector.labelled_screen import ingest_screen
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError
@@ -24,17 +23,18 @@ from cytolake.qc.detector.plates import PlateSites, Spoiling
 from cytolake.qc.labels import read_label_sheet
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
-SAID = {"blur": "defocus"}
-"""What a person calls an artefact of the simulated screen, where the names differ."""
+LABEL_OF = {"blur": "defocus"}
+"""Label of an artefact of the simulated screen, where the names differ."""
 FEATURES = FeatureConfig(reference_sites=8)
 CONFIG = QcTrainConfig(features=FEATURES)
 
 
 @pytest.fixture(scope="module")
-def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalog of three plates of twelve sites, a quarter of them spoilt, and a sheet that says so for two plates."""
-    root = tmp_path_factory.mktemp("learned")
-    catalog = ingest_screen(root)
+def ingested(simulated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalog of three plates of twelve sites, a quarter of them spoilt, and a sheet with labels of two plates."""
+    root = tmp_path_factory.mktemp("learned") / "copy"
+    shutil.copytree(simulated_root, root)
+    catalog = cytolake.catalog.open(root / "catalog")
     with (root / "screens" / "simulated" / "platemap.csv").open() as file:
         artefacts = {(row["plate"], row["well"]): row["artefact"] for row in csv.DictReader(file)}
     with (root / "labels.csv").open("w") as file:
@@ -42,7 +42,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for site in catalog.table("sites").to_pylist():
             artefact = artefacts[site["plate"], site["well"]]
             if site["plate"] != "P03":
-                file.write(f"{site['site_id']},{SAID.get(artefact, artefact) or 'normal'}\n")
+                file.write(f"{site['site_id']},{LABEL_OF.get(artefact, artefact) or 'normal'}\n")
     return root
 
 
@@ -113,13 +113,13 @@ def test_verdicts_say_channel_kind_and_well(judged):
 
 
 def test_judging_again_reads_and_writes_nothing(judged, detector, monkeypatch):
-    told: list[tuple[object, ...]] = []
+    calls: list[tuple[object, ...]] = []
     version = judged.versions()["qc_verdicts"]
     monkeypatch.setattr(qc_learned, "PlateSites", None)
-    qc_id = judge_with_detector(judged, detector, lambda *progress: told.append(progress))
+    qc_id = judge_with_detector(judged, detector, lambda *progress: calls.append(progress))
     assert {qc_id} == set(judged.table("qc_verdicts").column("qc_id").to_pylist())
     assert judged.versions()["qc_verdicts"] == version
-    assert told == [("plates judged", n, 3) for n in (1, 2, 3)]
+    assert calls == [("plates judged", n, 3) for n in (1, 2, 3)]
 
 
 def test_judging_that_was_cut_off_goes_on_to_the_same_verdicts(labelled, judged, detector, monkeypatch, tmp_path):
@@ -139,12 +139,12 @@ def test_judging_that_was_cut_off_goes_on_to_the_same_verdicts(labelled, judged,
             judge_with_detector(catalog, detector)
     assert catalog.sql("SELECT count(DISTINCT plate_id) FROM qc_verdicts").column(0)[0].as_py() == 1
     judge_with_detector(catalog, detector)
-    told = [
+    written = [
         {tuple(value for name, value in row.items() if name != "judged_at") for row in each.to_pylist()}
         for each in (catalog.table("qc_verdicts"), judged.table("qc_verdicts"))
     ]
-    assert told[0] == told[1]
-    assert catalog.table("qc_verdicts").num_rows == len(told[0])
+    assert written[0] == written[1]
+    assert catalog.table("qc_verdicts").num_rows == len(written[0])
 
 
 def test_a_curation_can_leave_out_what_a_detector_fails(judged):
@@ -237,7 +237,7 @@ def test_labels_that_name_channels_spoil_only_those(labelled, tmp_path):
     assert [c for c, is_spoilt in zip(site["channels"], example.is_spoilt, strict=True) if is_spoilt] == ["ER", "Mito"]
 
 
-def test_an_encoder_can_stand_beside_the_statistics_and_must_be_the_same_when_judging(labelled, tmp_path):
+def test_an_encoder_can_be_added_to_the_statistics_and_must_be_the_same_when_judging(labelled, tmp_path):
     path = tmp_path / "encoder.safetensors"
     save_encoder(VisionTransformer(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)
     config = replace(CONFIG, features=FeatureConfig(checkpoint=str(path), windows_per_side=1, reference_sites=4))
@@ -249,10 +249,10 @@ def test_an_encoder_can_stand_beside_the_statistics_and_must_be_the_same_when_ju
         judge_with_detector(labelled, detector)
 
 
-def test_a_detector_that_does_not_say_what_it_looks_at_is_refused(labelled):
+def test_a_detector_without_a_key_of_its_features_is_refused(labelled):
     rng = np.random.default_rng(0)
-    told = [Example(rng.standard_normal((2, 3)), label) for label in ("normal", "noise")]
-    detector = ArtefactDetector.fit(told, ("a", "b", "c"))
+    examples = [Example(rng.standard_normal((2, 3)), label) for label in ("normal", "noise")]
+    detector = ArtefactDetector.fit(examples, ("a", "b", "c"))
     with pytest.raises(DetectorError, match="does not say how its features are measured"):
         judge_with_detector(labelled, detector)
 

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.qc.detector.labelled_screen import ingest_screen
 
+import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.qc.detector import site_labels
 from cytolake.qc.detector.site_labels import clean_sites, focus_labels, joined, plate_map_labels, simulated_labels
@@ -14,13 +14,13 @@ from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("labels")
+def folder(simulated_root: Path) -> Path:
+    return simulated_root
 
 
 @pytest.fixture(scope="module")
 def catalog(folder: Path) -> Catalog:
-    return ingest_screen(folder)
+    return cytolake.catalog.open(folder / "catalog")
 
 
 def test_the_plate_map_labels_the_sites_that_it_calls_spoilt_and_the_others_normal(catalog, folder):

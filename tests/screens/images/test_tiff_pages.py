@@ -7,7 +7,8 @@ import pytest
 import tifffile
 
 from cytolake.screens.images.colour_files import read_colour
-from cytolake.screens.images.image_files import ImageFileError, read_plane, read_shape
+from cytolake.screens.images.image_errors import ImageFileError
+from cytolake.screens.images.image_files import read_plane, read_shape
 
 IMAGE = np.random.default_rng(0).integers(100, 4000, (64, 96), dtype=np.uint16)
 HALF = IMAGE[::2, ::2].copy()

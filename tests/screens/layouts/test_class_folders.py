@@ -127,7 +127,7 @@ def test_grey_images_of_16_bits_keep_their_counts(tmp_path):
     np.testing.assert_array_equal(read_site(site)[0], counts)
 
 
-def test_a_damaged_image_and_a_colour_one_among_grey_are_told(tmp_path):
+def test_a_damaged_image_and_a_colour_one_among_grey_are_reported(tmp_path):
     write_images(tmp_path, [f"{label}/{i}.png" for label in ("a", "b") for i in range(4)], "L")
     write_images(tmp_path, ["a/z_colour.png"])
     whole = (tmp_path / "b" / "1.png").read_bytes()
@@ -176,7 +176,7 @@ def test_inspect_recognises_it_and_prints_the_recipe_s_line(tmp_path):
         (["plateA/r01c02f03p01.tif", "plateB/r01c02f03p01.tif"], "file names hold positions of wells"),
     ],
 )
-def test_names_tell_classes_from_plates_and_wells(files, said):
+def test_names_distinguish_classes_from_plates_and_wells(files, said):
     fits, found = try_class_folders(files)
     assert said in found
     assert fits == ("classes" in found and "one for each" not in found)

@@ -180,7 +180,7 @@ def test_a_pattern_without_a_channel_reads_one_channel_and_without_a_plate_the_f
     assert (plate.plate, plate.channels, len(plate.sites)) == ("week3", ("ch1",), 2)
 
 
-def test_a_pattern_that_matches_nothing_is_told(tmp_path, write_images, listed):
+def test_a_pattern_that_matches_nothing_is_reported(tmp_path, write_images, listed):
     write_images(tmp_path, ["B02.tif"])
     with pytest.raises(ScreenError, match=r"no plate with images, read as regex"):
         listed(tmp_path, layout="regex", pattern=r"(?P<well>[A-H]\d\d)\.png")

@@ -48,7 +48,7 @@ def changed(preset, **values):
 
 
 @pytest.mark.parametrize(
-    ("declared", "told"),
+    ("declared", "message"),
     [
         ({**PATHS, "order": "first"}, "order"),
         ({**PATHS, "name": ""}, "name"),
@@ -69,10 +69,10 @@ def changed(preset, **values):
         (changed(TABLE, places=["{disk}/{file}"]), "disk"),
     ],
 )
-def test_a_preset_that_cannot_be_used_is_refused_by_what_is_wrong(declared, told):
+def test_a_preset_that_cannot_be_used_is_refused_by_what_is_wrong(declared, message):
     with pytest.raises(ValueError, match="layout") as caught:
         parse_preset(declared)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_what_is_right_is_taken():

@@ -58,7 +58,9 @@ def test_zarr_chunks_are_not_listed(tmp_path):
 
 
 @pytest.mark.parametrize("name", [" ", "a ", "C:", "a\\b", "\udcff"])
-def test_a_name_that_no_table_can_have_is_told_and_the_rest_is_listed(tmp_path, write_images, listed, of_screen, name):
+def test_a_name_that_no_table_can_have_is_reported_and_the_rest_is_listed(
+    tmp_path, write_images, listed, of_screen, name
+):
     good = "HUVEC-1/Plate1/B02_s1_w1.png"
     write_images(tmp_path, [good])
     folder = tmp_path / name / "Plate1"

@@ -75,7 +75,7 @@ def test_folders_are_found_however_the_table_spells_them(tmp_path, write_images,
     assert plate.sites[0].image_paths == tuple(str(tmp_path / path) for path in image_paths(rows))
 
 
-def test_paths_beside_the_table_are_found_too(tmp_path, write_images, listed):
+def test_paths_next_to_the_table_are_found_too(tmp_path, write_images, listed):
     rows = [load_data_row("A01", 1, at="images/P1")]
     write_images(tmp_path / "batch1", image_paths(rows))
     write_table(tmp_path / "batch1" / "load_data.csv", rows)
@@ -120,7 +120,7 @@ def test_the_table_with_illumination_columns_is_taken_and_counts_are_divided(tmp
     assert all(site.illumination_paths == () for site in uncorrected.sites)
 
 
-def test_a_function_that_is_missing_is_told_once_and_the_channel_is_read_as_it_is(tmp_path, write_images, listed):
+def test_a_function_that_is_missing_is_reported_once_and_the_channel_is_read_as_it_is(tmp_path, write_images, listed):
     rows = [load_data_row(well, site, illumination=True) for well, site in PLACES]
     write_images(tmp_path, image_paths(rows))
     write_table(tmp_path / "load_data_with_illum.csv", rows)
@@ -241,7 +241,7 @@ def test_bbbc022_images_are_found_where_the_archives_unpack_to(tmp_path, write_i
     assert [row["ASSAY_WELL_ROLE"] for row in plate.wells] == ["mock", "compound"]
 
 
-def test_a_row_with_too_many_cells_is_told_and_left_out(tmp_path, write_images, listed, of_screen, rows):
+def test_a_row_with_too_many_cells_is_reported_and_left_out(tmp_path, write_images, listed, of_screen, rows):
     write_images(tmp_path, image_paths(rows))
     write_table(tmp_path / "load_data.csv", rows)
     lines = (tmp_path / "load_data.csv").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The simulated screen is ground truth: what it says in the plate map must be what is in the pixels."""
+"""The simulated screen is ground truth: its pixels must show what its plate map says."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.simulated.cells import CHANNELS, PATHWAYS, TRAITS, draw_cells, draw_field, pathway_direction
 from cytolake.screens.simulated.imaging import ARTEFACTS, draw_microscope, image_field
+from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.simulated.screen import (
     COPY_KINDS,
     PLANTED_COLUMNS,
@@ -24,7 +25,6 @@ from cytolake.screens.simulated.screen import (
     SimulatedScreen,
     SimulatedWell,
     plate_map_columns,
-    simulate_screen,
     simulated_cells,
     simulated_site,
     simulated_wells,
@@ -65,10 +65,17 @@ def drawn_field(seed: int = 0, size_px: int = 192, **traits: float) -> np.ndarra
     return draw_field(rng, draw_cells(rng, size_px, effect, penetrance=1.0), size_px)
 
 
-def test_the_same_config_gives_the_same_bytes_in_any_number_of_threads(tmp_path):
-    simulate_screen(SMALL, tmp_path / "one", executor=ThreadPoolExecutor(1))
-    simulate_screen(SMALL, tmp_path / "two", executor=ThreadPoolExecutor(3))
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """Root of SMALL, written once by one thread; tests may simulate it again, which changes nothing."""
+    root = tmp_path_factory.mktemp("simulated")
+    simulate_screen(SMALL, root, executor=ThreadPoolExecutor(1))
+    return root
+
+
+def test_the_same_config_gives_the_same_bytes_in_any_number_of_threads(written, tmp_path):
+    simulate_screen(SMALL, tmp_path, executor=ThreadPoolExecutor(3))
+    assert files(tmp_path) == files(written)
 
 
 def test_another_seed_gives_other_pixels_and_another_layout():
@@ -81,9 +88,9 @@ def test_another_seed_gives_other_pixels_and_another_layout():
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_plates_are_ome_zarr_with_named_channels_and_the_pixels_that_were_drawn(tmp_path, version):
-    config = dataclasses.replace(SMALL, ome_zarr_version=version, pixel_size_um=0.65)
-    paths = simulate_screen(config, tmp_path)
+def test_plates_are_ome_zarr_with_named_channels_and_the_drawn_pixels(written, tmp_path, version):
+    config = SMALL if version == "0.5" else dataclasses.replace(SMALL, ome_zarr_version=version, pixel_size_um=0.65)
+    paths = simulate_screen(config, written if config is SMALL else tmp_path)
     assert [path.name for path in paths] == ["P01.zarr", "P02.zarr"]
     plate = ngio.open_ome_zarr_plate(str(paths[1]))
     assert plate.meta.version == version
@@ -93,23 +100,22 @@ def test_plates_are_ome_zarr_with_named_channels_and_the_pixels_that_were_drawn(
         name = well.row["well"]
         image = ngio.open_ome_zarr_container(str(paths[1] / name[0] / name[1:] / "1")).get_image()
         assert image.channel_labels == list(CHANNELS)
-        assert image.pixel_size.x == pytest.approx(0.65)
+        assert image.pixel_size.x == pytest.approx(config.pixel_size_um)
         np.testing.assert_array_equal(image.get_as_numpy(), simulated_site(config, well, 1))
 
 
-def test_a_second_run_changes_no_file_and_calls_progress_to_the_end(tmp_path):
+def test_a_second_run_changes_no_file_and_calls_progress_to_the_end(written):
     seen: list[tuple[str, int, int]] = []
-    simulate_screen(SMALL, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "platemap.csv"}
-    simulate_screen(SMALL, tmp_path, progress=lambda *call: seen.append(call))
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "platemap.csv"}
-    before.pop(tmp_path / "simulated")  # holds the plate map, replaced by an equal one
-    after.pop(tmp_path / "simulated")
+    before = {path: path.stat().st_mtime_ns for path in written.rglob("*") if path.name != "platemap.csv"}
+    simulate_screen(SMALL, written, progress=lambda *call: seen.append(call))
+    after = {path: path.stat().st_mtime_ns for path in written.rglob("*") if path.name != "platemap.csv"}
+    before.pop(written / "simulated")  # holds the plate map, replaced by an equal one
+    after.pop(written / "simulated")
     assert before == after
     assert seen[-1] == ("simulate", 2 * SMALL.n_wells, 2 * SMALL.n_wells)
 
 
-def test_a_killed_run_leaves_no_half_plate_and_the_next_run_finishes(tmp_path):
+def test_a_killed_run_leaves_no_half_plate_and_the_next_run_finishes(written, tmp_path):
     def stop(stage: str, done: int, of: int) -> None:
         if done == SMALL.n_wells + 2:
             raise KeyboardInterrupt
@@ -118,16 +124,14 @@ def test_a_killed_run_leaves_no_half_plate_and_the_next_run_finishes(tmp_path):
         simulate_screen(SMALL, tmp_path / "cut", stop)
     assert sorted(path.name for path in (tmp_path / "cut" / "simulated").glob("[!.]*")) == ["P01.zarr", "platemap.csv"]
     simulate_screen(SMALL, tmp_path / "cut")
-    simulate_screen(SMALL, tmp_path / "whole")
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(written)
 
 
-def test_plates_of_another_config_are_refused_by_name(tmp_path):
-    simulate_screen(SMALL, tmp_path)
+def test_plates_of_another_config_are_refused_by_name(written):
     with pytest.raises(ScreenError, match=r"P01.zarr.*found effect_size=6.0, expected effect_size=2.0. Delete"):
-        simulate_screen(dataclasses.replace(SMALL, effect_size=2.0), tmp_path)
+        simulate_screen(dataclasses.replace(SMALL, effect_size=2.0), written)
     with pytest.raises(ScreenError, match=r"platemap.csv.*found another plate map"):
-        simulate_screen(dataclasses.replace(SMALL, n_negative_controls=2), tmp_path)
+        simulate_screen(dataclasses.replace(SMALL, n_negative_controls=2), written)
 
 
 PLANTED = SimulatedScreen(
@@ -160,7 +164,7 @@ def test_the_default_screen_is_the_one_it_always_was():
     np.testing.assert_allclose(found, [311.71, 1432.1, 1069.05, 1139.73, 1035.16], rtol=1e-4)
 
 
-def test_as_many_faults_are_planted_as_asked_for_and_no_well_has_two():
+def test_the_requested_number_of_faults_is_planted_and_no_well_has_two():
     wells = simulated_wells(PLANTED)
     for plate in range(PLANTED.n_plates):
         of_plate = [well for well in wells if well.plate_number == plate]
@@ -238,15 +242,15 @@ def test_the_written_plate_map_has_the_truth_and_a_plate_of_the_same_options_is_
         simulate_screen(dataclasses.replace(config, copy_share=0.0), tmp_path)
 
 
-def test_plates_written_before_there_were_these_options_stay_valid(tmp_path):
-    (plate, *_) = simulate_screen(SMALL, tmp_path)
-    written = json.loads((plate / "zarr.json").read_text())["attributes"]["cytolake_simulated_screen"]
-    assert {field.name for field in dataclasses.fields(SMALL)} - set(written) == {
+def test_options_that_are_not_used_are_not_stored_so_that_older_plates_stay_valid(written):
+    plate = written / "simulated" / "P01.zarr"
+    stored = json.loads((plate / "zarr.json").read_text())["attributes"]["cytolake_simulated_screen"]
+    assert {field.name for field in dataclasses.fields(SMALL)} - set(stored) == {
         "n_inactive_genes", "bad_well_share", "copy_share",
     }  # fmt: skip
 
 
-def test_the_plate_map_names_every_well_once_with_its_artefact(tmp_path):
+def test_the_plate_map_names_every_well_once_with_its_artefact(written):
     config = SimulatedScreen(n_plates=3, n_batches=2, artefact_share=0.25)
     wells = simulated_wells(config)
     assert len({(well.row["plate"], well.row["well"]) for well in wells}) == 3 * config.n_wells == len(wells)
@@ -256,8 +260,7 @@ def test_the_plate_map_names_every_well_once_with_its_artefact(tmp_path):
     assert {row["artefact"] for row in spoilt} == set(ARTEFACTS)
     assert all(1 <= int(row["artefact_site"]) <= config.sites_per_well for row in spoilt)
     assert all(0 < float(row["artefact_severity"]) <= 1 for row in spoilt)
-    simulate_screen(SMALL, tmp_path)
-    rows = plate_map(tmp_path / "simulated")
+    rows = plate_map(written / "simulated")
     assert tuple(rows[0]) == PLATE_MAP_COLUMNS
     assert rows == [well.row for well in simulated_wells(SMALL)]
 
@@ -295,21 +298,24 @@ def test_effects_are_nearer_within_a_pathway_than_between_pathways_and_grow_with
     assert all(not w.effect.any() for w in wells if w.row["control"] == "negative")
 
 
-@pytest.mark.parametrize("pathway", sorted(PATHWAYS))
-def test_a_pathway_moves_shapes_and_hardly_the_amount_of_stain(pathway):
+def mean_stain(**traits: float) -> np.ndarray:
+    return np.mean([drawn_field(seed, **traits).mean((1, 2)) for seed in range(6)], axis=0)
+
+
+@pytest.fixture(scope="module")
+def untreated_stain() -> np.ndarray:
+    """(C,) mean stain of untreated cells."""
+    return mean_stain()
+
+
+@pytest.mark.parametrize(
+    "pathway", [name if n % 4 == 0 else pytest.param(name, marks=pytest.mark.slow) for n, name in enumerate(PATHWAYS)]
+)
+def test_a_pathway_changes_shapes_and_hardly_the_amount_of_stain(pathway, untreated_stain):
     direction = pathway_direction(pathway)
     assert np.linalg.norm(direction) == pytest.approx(1, abs=1e-6)
-    untreated, treated = (
-        np.mean(
-            [
-                drawn_field(seed, **dict(zip(TRAITS, strength * direction, strict=True))).mean((1, 2))
-                for seed in range(6)
-            ],
-            axis=0,
-        )
-        for strength in (0.0, 3.5)
-    )
-    np.testing.assert_allclose(treated, untreated, rtol=0.12)
+    treated = mean_stain(**dict(zip(TRAITS, 3.5 * direction, strict=True)))
+    np.testing.assert_allclose(treated, untreated_stain, rtol=0.12)
 
 
 def test_no_cells_no_stain_and_density_adds_cells():

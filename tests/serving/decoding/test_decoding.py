@@ -232,7 +232,7 @@ OME = tiff(random_crops(2, 2, 8, 8), ome=True, metadata={"axes": "TCYX"})
         (b"II*\0" + b"\xff" * 60, 422, "TIFF"),
         (with_tag(with_tag(WHOLE, 256, 60_000), 257, 60_000), 413, "bytes"),
         (with_tag(tiff(random_crops(1, 8, 8), compression="zlib", metadata=None), 257, 100), 422, "TIFF"),
-        (tiff(random_crops(3, 8, 8, dtype="uint8"), compression="jpeg"), 422, "compressed as 7"),
+        (tiff(random_crops(3, 8, 8, dtype="uint8"), compression="jpeg"), 422, "compression 7"),
         (tiff(random_crops(8, 8, 3, dtype="uint8"), photometric="rgb"), 422, "grey plane"),
         (tiff(random_crops(1, 8, 8) > 100), 422, "type"),
         (tiff(random_crops(1, 8, 8, dtype="complex64")), 422, "complex64"),

@@ -1,4 +1,4 @@
-"""Rows whose dot products are Pearson correlations over features.
+"""Rows scaled so that their dot products are Pearson correlations over features.
 
 Shapes: N rows, D features.
 """
@@ -20,22 +20,22 @@ CONSTANT = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class CorrelatedRows:
-    """The rows that have a correlation, and whose they are."""
+    """The rows that have a correlation, with their perturbations."""
 
     unit: Floats
     """(N, D) features of each row, less their mean, of length 1."""
     used: Codes
-    """(N,) which of the rows given these are."""
+    """(N,) numbers of these rows in the input."""
     perturbation: Codes
     """(N,) number of each row's perturbation in `names`."""
     names: tuple[str, ...]
-    """Perturbations of all rows given, sorted; one may have no usable row."""
+    """Perturbations of all input rows, sorted; one may have no usable row."""
     n_left_out: int
     """Rows with a value that is not finite, or constant over features."""
 
 
 def correlated_rows(vectors: NDArray[np.generic], perturbations: Sequence[str]) -> CorrelatedRows:
-    """Centre and scale each row over its features.
+    """Centre and scale each row over its features; leave out rows without a correlation.
 
     Args:
         vectors: (rows, D) of any numeric type.

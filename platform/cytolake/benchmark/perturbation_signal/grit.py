@@ -1,12 +1,12 @@
-"""Grit: how far a perturbation's replicates correlate beyond what a well correlates with controls.
+"""Grit: correlation between replicates, in standard deviations of the correlations with controls.
 
 For each well, its Pearson correlations with the other replicates are standardised by the mean and the standard
 deviation of its correlations with the control wells. The well's grit is the mean of these z-scores, a perturbation's
-the mean over its wells: 0 where replicates are no more alike than a replicate and a control, 1 where they are one
-standard deviation more so.
+the mean over its wells: 0 where two replicates correlate as a replicate and a control do, 1 where they correlate by one
+standard deviation more.
 
-Wells of one plate correlate for reasons of the plate, and replicates may share a plate more often than a replicate and
-a control. `permuted` is what the same wells give with the perturbations shuffled within plates.
+Wells of one plate correlate because of the plate, and replicates may share a plate more often than a replicate and a
+control. `permuted` is the grit of the same wells with the perturbations shuffled within plates.
 
 Source: Way et al. 2022 (CRISPR signatures), and its cytominer-eval; here with each well as a profile and the
 perturbation as its group.
@@ -71,12 +71,12 @@ def grit(
 
     Args:
         vectors: (wells, D) treated and control wells of any numeric type, aligned.
-        perturbations: (wells,) read where the well is no control.
+        perturbations: (wells,); those of control wells are ignored.
         plates: (wells,) within which perturbations are shuffled for `permuted`.
         is_control: (wells,)
-        n_permutations: Shuffles.
+        n_permutations: Number of shuffles.
         bootstrap_draws: Resamples of perturbations.
-        seed: Of both.
+        seed: Seed of both.
 
     Raises:
         ValueError: Arguments of different lengths, fewer than 2 features or 2 usable controls, or no perturbation with

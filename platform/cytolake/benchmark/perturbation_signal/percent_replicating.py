@@ -1,11 +1,12 @@
-"""Percent replicating: the share of perturbations whose replicates correlate more than wells of different ones.
+"""Percent replicating: the share of perturbations whose replicates correlate more than wells of different
+perturbations.
 
-A perturbation's score is the median Pearson correlation of all pairs of its replicates. It is compared with a null: the
-same of as many wells, each of another perturbation. The perturbation replicates where its score is above the null's
-95th percentile, so that 5 % of perturbations without an effect do.
+A perturbation's score is the median Pearson correlation of all pairs of its replicates. The null distribution is the
+same score of equally many wells, each of another perturbation. The perturbation replicates where its score is above the
+null's 95th percentile, so 5 % of perturbations without an effect do.
 
-Wells of one plate correlate for reasons of the plate. Where plates are given, the null's wells come from the same
-plates as the replicates, so many from each.
+Wells of one plate correlate because of the plate. Where plates are given, the null's wells come from the same plates as
+the replicates, with equal numbers from each plate.
 
 Source: Way et al. 2022, doi:10.1016/j.cels.2022.10.001, and the pilots of JUMP (Chandrasekaran et al. 2024,
 doi:10.1038/s41592-024-02241-6). The null by plates is ours.
@@ -25,13 +26,14 @@ from numpy.typing import NDArray
 from cytolake.benchmark.perturbation_signal.correlations import Codes, Floats, correlated_rows, rows_of_perturbations
 from cytolake.catalog.ids import content_id
 from cytolake.statistics.false_discovery import benjamini_hochberg
-from cytolake.statistics.shares import Share, share_of
+from cytolake.statistics.intervals import Share, share_of
+from cytolake.statistics.p_values import permutation_p_value
 
 TIE = 1e-9
 ATTEMPTS = 10
-"""At most so many times the sets of a null are tried, where plates hold few perturbations and some sets fail."""
+"""Most attempts to draw the sets of a null, since a set can fail on plates of few perturbations."""
 TRIES = 500
-"""A perturbation that the set has already is drawn again at most so often: enough where one of ten is left."""
+"""Most redraws of a perturbation that the set already holds: enough where one of ten is left."""
 CELLS_AT_ONCE = 4_000_000  # 32 MB of features
 
 SCHEMA = pa.schema(
@@ -49,7 +51,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Replicating:
-    """Which perturbations replicate."""
+    """Result: which perturbations replicate."""
 
     share: Share
     """Perturbations above their null's percentile among those with a null."""
@@ -70,17 +72,17 @@ def percent_replicating(
     max_wells: int = 64,
     seed: int = 0,
 ) -> Replicating:
-    """Compare the replicates of each perturbation with as many wells of different perturbations.
+    """Compare the replicates of each perturbation with equally many wells of different perturbations.
 
     Args:
         vectors: (N, D) treated wells of any numeric type, aligned, without controls.
         perturbations: (N,)
-        plates: (N,) the null takes as many wells from each plate as the replicates have there; from all wells where
-            None, as published.
+        plates: (N,) the null has as many wells of each plate as the replicates; wells of all plates where None, as
+            published.
         n_draws: Sets of wells in a null.
-        percentile: Of the null that replicates must exceed.
-        max_wells: Replicates that are compared; a seeded sample where there are more.
-        seed: Of every draw.
+        percentile: Percentile of the null that replicates must exceed.
+        max_wells: Most replicates that are compared; a seeded sample of more.
+        seed: Seed of every draw.
 
     Raises:
         ValueError: Arguments of different lengths, fewer than 2 features, a setting out of range, or no perturbation
@@ -116,7 +118,7 @@ def percent_replicating(
             continue
         score_P[i] = median_correlations(rows.unit[None, compared])[0]
         threshold_P[i] = np.percentile(null_B, percentile)
-        p_P[i] = (1 + np.sum(null_B >= score_P[i] - TIE)) / (1 + len(null_B))
+        p_P[i] = permutation_p_value(score_P[i], null_B, TIE)
     tested = ~np.isnan(p_P)
     if not tested.any():
         raise ValueError(
@@ -149,7 +151,7 @@ def median_correlations(unit_BnD: Floats) -> Floats:
 
 
 class _Nulls:
-    """Null distributions, one for each multiset of plates; perturbations with the same share it."""
+    """Null distributions, one for each multiset of plates."""
 
     def __init__(self, unit: Floats, perturbation: Codes, plate: Codes, n_draws: int, seed: int) -> None:
         self.unit, self.n_draws, self.seed = unit, n_draws, seed
@@ -177,9 +179,9 @@ class _Nulls:
         return None
 
     def _random_sets(self, plates: tuple[int, ...], n_sets: int, rng: np.random.Generator) -> Codes:
-        """(sets, n) wells of these plates, each of another perturbation; perturbations are equally likely.
+        """(sets, n) wells of these plates, each of another perturbation; all perturbations are equally likely.
 
-        A set that finds no further perturbation on a plate is left out, so there may be fewer.
+        A set without a further perturbation on a plate is left out, so there may be fewer sets.
         """
         wells, taken = np.empty((n_sets, 0), np.intp), np.empty((n_sets, 0), np.intp)
         for plate in map(self.plates.__getitem__, plates):
@@ -200,7 +202,7 @@ class _Nulls:
 
 @dataclass(frozen=True, slots=True)
 class _Plate:
-    """Wells of a plate, perturbation after perturbation."""
+    """Wells of a plate, ordered by perturbation."""
 
     perturbations: Codes
     starts: Codes

@@ -1,6 +1,6 @@
-"""Wells to treatments, guides and genes: one profile of several, by the mean or the median of each feature.
+"""Aggregation of wells to treatments, guides and genes, by the mean or the median of each feature.
 
-Which of the two is part of a benchmark's protocol: BBBC021's mechanisms are scored on medians of wells (mAP .817; on
+The aggregation is part of a benchmark's protocol: BBBC021's mechanisms are scored on medians of wells (mAP .817; on
 means of the same wells .774), EFAAR's map of genes on means.
 
 Shapes: W wells, D features, G groups.
@@ -24,8 +24,8 @@ def aggregated(vectors: Floats, keys: Sequence[Key | None], aggregation: Aggrega
 
     Args:
         vectors: (W, D)
-        keys: (W,) group of each well; None where it is in none.
-        aggregation: What is taken of each feature over the wells of a group.
+        keys: (W,) group of each well; None for a well without a group.
+        aggregation: Mean or median of each feature over the wells of a group.
 
     Returns:
         Keys in order of first appearance, and (G, D).

@@ -1,4 +1,4 @@
-"""Controls that treated wells can be compared with: those that the alignment was not fitted on.
+"""Controls for comparisons with treated wells: controls that the alignment was not fitted on.
 
 Shapes: W wells, D features.
 """
@@ -21,22 +21,28 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ComparedControls:
-    """Profiles in which wells without an effect are like these controls."""
+    """Profiles in which wells without an effect have the distribution of these controls."""
 
     vectors: Floats
     """(W, D) of all wells, aligned on the other controls."""
     is_control: NDArray[np.bool_]
     """(W,) the controls to compare with."""
     is_held_out: bool
-    """Half of the controls, which the alignment has not seen; else all, for nothing was aligned."""
+    """True: half of the controls, which the alignment was not fitted on. False: all of them, without an alignment."""
     reason: str = ""
-    """Why there are none."""
+    """Why there are no such controls; empty where there are."""
+
+    @property
+    def description(self) -> str:
+        """Number and kind of the controls, for the details of a score."""
+        n = int(self.is_control.sum())
+        return f"{n} that the alignment was not fitted on" if self.is_held_out else f"all {n}"
 
     def checked(self) -> ComparedControls:
-        """Itself.
+        """The same object.
 
         Raises:
-            ValueError: There are no controls that wells can be compared with.
+            ValueError: There are no controls to compare with.
         """
         if self.reason:
             raise ValueError(self.reason)
@@ -46,21 +52,21 @@ class ComparedControls:
 def compared_controls(
     profiles_WD: Floats, wells: Wells, variant: Variant, config: ProfileBenchmarkConfig, *, is_aligned: bool = False
 ) -> ComparedControls:
-    """Align on half of the controls of each plate or batch, as `config.align_by` says, to compare with the other half.
+    """Align on half of the controls of each plate or batch (`config.align_by`), for comparisons with the other half.
 
     Args:
         profiles_WD: (W, D) not aligned.
-        wells: With plates, batches and controls.
-        variant: How to align.
-        config: Whose controls align a well, and the seed of the choice.
-        is_aligned: The profiles were aligned when they were written, on the controls that they would be compared with.
+        wells: Wells with plates, batches and controls.
+        variant: Alignment.
+        config: Unit of the alignment, and seed of the choice of controls.
+        is_aligned: Whether the profiles were already aligned on their controls when they were stored.
     """
     nothing = np.zeros(len(profiles_WD), np.bool_)
     if is_aligned:
         return ComparedControls(
             profiles_WD, nothing, False,
-            "the representation was aligned on these controls when it was written, so wells without an effect differ "
-            "from them too. Score the representation that it was made of, with the alignment as a setting.",
+            "the representation was aligned on these controls when it was stored, so wells without an effect differ "
+            "from them too. Score the representation that it was made from, with the alignment as a setting.",
         )  # fmt: skip
     if variant == "none":
         return ComparedControls(profiles_WD, wells.is_control, False)

@@ -1,4 +1,4 @@
-"""What is measured of well profiles, and how."""
+"""Configuration of the profile benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Task = Literal[
 
 
 def names_in(path: Path) -> list[str]:
-    """Names in a text file, one a line; empty lines do not count.
+    """Names in a text file, one on each line; empty lines do not count.
 
     Raises:
         ValueError: No such file, or no name in it.
@@ -29,26 +29,27 @@ def names_in(path: Path) -> list[str]:
         else []
     )
     if not names:
-        raise ValueError(f"{path}: found no names, expected a text file with one a line.")
+        raise ValueError(f"{path}: found no names, expected a text file with one on each line.")
     return names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileBenchmarkConfig:
-    """What is measured of each representation."""
+    """Benchmarks of each representation and their settings."""
 
     tasks: tuple[Task, ...] = get_args(Task)
-    """Which benchmarks; those that the screen does not allow are told and left out."""
+    """Benchmarks; one that is not possible on the screen is reported and left out."""
     alignments: tuple[Variant, ...] = ("none", "pca_cs")
-    """Each is scored; see `embed/alignment`. Signal, replicates and doses are told from controls and want one."""
+    """Alignments that are scored; see `embed/alignment`. Signal, replicates and doses need one, because they compare
+    with controls."""
     align_by: Literal["plate", "batch"] = "plate"
-    """Whose controls a well is aligned on."""
+    """Unit whose controls align a well."""
     missing_controls: MissingControls = "all_wells"
-    """What to do with a plate or batch of fewer than two controls; `all_wells` is told as a warning."""
+    """Alignment of a plate or batch with fewer than two controls; `all_wells` gives a warning."""
     null_perturbations: tuple[str, ...] = ()
-    """Perturbations that should do nothing, such as knockouts of genes that the cells do not express, by name or gene.
-    Where given, `consistency` and `magnitude` compare with theirs, as EFAAR_benchmarking does, and not with random
-    wells and controls. 19 or more make a p-value of 0.05 possible."""
+    """Perturbations without an effect, such as knock-outs of genes that the cells do not express, by name or gene.
+    Where given, `consistency` and `magnitude` compare with their values, as EFAAR_benchmarking does, instead of random
+    wells and controls. A p-value of 0.05 needs 19 or more."""
     treatment_aggregation: Aggregation = "median"
     """Wells to treatments in `mechanism`, `nsc`, `nscb` and `sibling_retrieval`. BBBC021's protocol (Ljosa et al. 2013,
     doi:10.1177/1087057113503553) and the consensus profiles of JUMP take medians."""
@@ -56,37 +57,37 @@ class ProfileBenchmarkConfig:
     """Wells to guides and guides to genes in `relations` and `clusters`, wells to doses and genes in `compound_gene`,
     wells of one plate or batch in `replicates`. EFAAR's maps take means."""
     chromosome_arms: str = ""
-    """CSV or Parquet with the columns gene and arm, and `unexpressed` (true or false). Where given, what an arm's
-    unexpressed genes have in common is taken out of the aligned profiles of all knock-outs on the arm."""
+    """CSV or Parquet with the columns gene and arm, and `unexpressed` (true or false). Where given, the common profile
+    of an arm's unexpressed genes is subtracted from the aligned profiles of all knock-outs on the arm."""
     min_arm_genes: int = MIN_GENES
-    """An arm with fewer (unexpressed) genes in the screen is not corrected."""
+    """Fewest (unexpressed) genes of an arm in the screen; an arm with fewer is not corrected."""
     features: str = ""
     """Parquet table with Metadata_Plate, Metadata_Well (Metadata_Screen where plates of several screens share a name)
-    and columns as CellProfiler names them, a row for each well; `feature_regression` predicts it."""
+    and feature columns named as by CellProfiler, one row for each well; `feature_regression` predicts them."""
     relation_files: tuple[str, ...] = ()
     """Tables with the columns entity1 and entity2: hu.MAP, Reactome, StringDB, or your copy of CORUM or SIGNOR."""
     gene_aliases: str = ""
-    """Table with the columns alias and symbol; genes of the screen and of the files are renamed by it."""
+    """Table with the columns alias and symbol, to rename genes of the screen and of the files."""
     pathway_relations: bool = True
-    """Genes of one `wells.pathway` are relations too, and a cluster, under the source `pathway`."""
+    """Whether genes of one `wells.pathway` are also relations and a cluster, under the source `pathway`."""
     min_genes: int = 12
-    """Fewer genes give too few pairs for tails of 5 %: recall is left out."""
+    """Fewest genes for recall: fewer have too few pairs for tails of 5 %."""
     cluster_files: tuple[str, ...] = ()
-    """Clusters of genes, such as complexes: on each line a name, a tab and its genes."""
+    """Files with clusters of genes, such as complexes: each line has a name, a tab and its genes."""
     min_cluster_genes: int = 10
-    """A cluster of fewer genes with profiles is not tested."""
+    """Fewest genes with profiles of a cluster that is tested."""
     compound_gene_truth: str = ""
-    """Known targets of compounds: CSV or Parquet with the columns compound, gene and activity_um, or RxRx3-core's own
-    file. Doses of `wells` count as uM."""
+    """Known targets of compounds: CSV or Parquet with the columns compound, gene and activity_um, or the file of
+    RxRx3-core. The unit of doses in `wells` is uM."""
     poolings: tuple[str, ...] = ("mean", "all", "log", "intensity", "texture")
-    """Which representations of an encoder; external tables and cell counts are `all`, and pixel statistics have four
-    forms, so that the baseline can choose too."""
+    """Poolings of an encoder that are scored; external tables and cell counts have `all`, and pixel statistics four
+    forms, so that the baseline is chosen among several too."""
     draws: int = 1000
     """Resamples behind intervals, and random sets behind p-values."""
     seed: int = 0
-    """Of every draw."""
+    """Seed of every draw."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the splits that hold batches and perturbations out; scores are means over them."""
+    """Seeds of the splits that hold out batches and perturbations; scores are means over them."""
 
     def __post_init__(self) -> None:
         for name, kind in (("tasks", Task), ("alignments", Variant)):

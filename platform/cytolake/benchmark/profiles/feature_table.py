@@ -1,4 +1,4 @@
-"""A table of measured features of wells, such as CellProfiler's, matched to the wells that are scored.
+"""Reader of a table with measured features of wells, such as CellProfiler's, matched to the scored wells.
 
 Shapes: W wells, F features.
 """
@@ -22,40 +22,40 @@ from cytolake.screens.positions import well_name
 Floats = NDArray[np.float64]
 
 LABELS = ("screen", "plate", "well")
-"""Of the rows: columns such as Metadata_Plate, in any case, with or without Metadata_."""
+"""Columns that identify a row, such as Metadata_Plate: in any case, with or without Metadata_."""
 BOOKKEEPING = ("imagenumber", "objectnumber", "tablenumber")
-"""Columns of CellProfiler that count rows and measure nothing."""
+"""Columns of CellProfiler that number rows and are no features."""
 _SOME = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureTable:
-    """Features of the wells that are scored."""
+    """Features of the scored wells."""
 
     source: str
     names: tuple[str, ...]
     """(F,)"""
     values: Floats
-    """(W, F) NaN where the table has no row of the well, or no number."""
+    """(W, F); NaN where the table has no row of the well, or no number."""
     has_row: NDArray[np.bool_]
     """(W,)"""
     n_unmatched: int
-    """Rows of the table that are of none of the wells."""
+    """Rows of the table that belong to none of the wells."""
 
     @property
     def identity(self) -> str:
-        """Changes with any value."""
+        """Hash of all names and values."""
         return content_id("feature table", *self.names, hashlib.sha256(self.values.tobytes()).hexdigest())
 
 
 def read_feature_table(catalog: Catalog, path: Path, wells: Wells) -> FeatureTable:
-    """Read a Parquet table of a row for each well.
+    """Read a Parquet table with one row for each well.
 
     Args:
-        catalog: With the positions of the wells.
-        path: Metadata_Plate, Metadata_Well, Metadata_Screen where plates of several screens share a name, and columns
-            of numbers; those with `Metadata` in their name and those of `BOOKKEEPING` are no features.
-        wells: That are scored.
+        catalog: Catalog with the positions of the wells.
+        path: Table with Metadata_Plate, Metadata_Well, Metadata_Screen where plates of several screens share a name,
+            and columns of numbers; those with `Metadata` in their name and those of `BOOKKEEPING` are no features.
+        wells: The scored wells.
 
     Raises:
         ValueError: Not such a table, two rows of one well, plates of several screens, or no row of any of the wells.
@@ -115,7 +115,7 @@ def _is_feature(name: str, kind: pa.DataType) -> bool:
 
 
 def _places(catalog: Catalog, wells: Wells) -> dict[tuple[str, str, str], list[int]]:
-    """Place in `wells` of each screen, plate and position; under the empty screen, those of all screens."""
+    """Index into `wells` of each screen, plate and position; under the empty screen, those of all screens."""
     number = {well_id: i for i, well_id in enumerate(wells.well_id)}
     found: dict[tuple[str, str, str], list[int]] = {}
     for row in catalog.table("wells", columns=["well_id", "screen", "plate", "well"]).to_pylist():

@@ -1,4 +1,4 @@
-"""What is known of a screen's genes: clusters that belong together, targets of compounds, and chromosome arms."""
+"""Annotations of a screen's genes: clusters, targets of compounds, and chromosome arms."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ PATHWAY_SOURCE = "pathway"
 
 @dataclass(frozen=True, slots=True)
 class GeneSets:
-    """Read once, and asked of every representation."""
+    """Annotations that are read once for all representations."""
 
     clusters: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     """For each source its clusters: name to genes, sorted."""
     truth: pa.Table | None = None
-    """Known activities of compounds on genes, as `compound_gene_activity` takes them; None where no file was given."""
+    """Known activities of compounds on genes, as input of `compound_gene_activity`; None without a file."""
     arm_of_gene: Mapping[str, str] = field(default_factory=dict)
-    """Chromosome arm of each gene, such as 17p; empty where no file was given."""
+    """Chromosome arm of each gene, such as 17p; empty without a file."""
     unexpressed: frozenset[str] | None = None
-    """Genes that the cells do not express; None where the file of arms does not say."""
+    """Genes that the cells do not express; None where the file of arms has no such column."""
 
     @property
     def identity(self) -> str:
-        """Changes with any cluster, activity or arm."""
+        """Hash of all clusters, activities and arms."""
         rows = None if self.truth is None else self.truth.to_pydict()
         unexpressed = None if self.unexpressed is None else sorted(self.unexpressed)
         return content_id("gene sets", json.dumps([self.clusters, rows, self.arm_of_gene, unexpressed]))
 
 
 def read_gene_sets(wells: Wells, config: ProfileBenchmarkConfig, aliases: Mapping[str, str]) -> GeneSets:
-    """The files of the config and the pathways of the wells, with genes spelled as the aliases have them.
+    """Read the files of the config and the pathways of the wells, with genes renamed by the aliases.
 
     Raises:
-        ValueError: A file that cannot be read, two cluster files of one name, or no arm with enough genes of the
+        ValueError: A file that cannot be read, two cluster files with one name, or no arm with enough genes of the
             screen.
     """
     clusters: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -71,8 +71,8 @@ def read_gene_sets(wells: Wells, config: ProfileBenchmarkConfig, aliases: Mappin
 
 
 def knocked_out(wells: Wells) -> list[str]:
-    """(W,) gene of each well where it was the gene that was perturbed; empty for controls and for wells of compounds,
-    whose gene is the compound's target."""
+    """(W,) perturbed gene of each well; empty for controls and for wells of compounds, whose gene is the compound's
+    target."""
     return [
         "" if control or compound else gene
         for gene, compound, control in zip(wells.gene, wells.compound, wells.is_control.tolist(), strict=True)
@@ -80,7 +80,7 @@ def knocked_out(wells: Wells) -> list[str]:
 
 
 def genes_of_pathways(wells: Wells, aliases: Mapping[str, str]) -> dict[str, set[str]]:
-    """Genes of each `wells.pathway`, controls aside."""
+    """Genes of each `wells.pathway`, without controls."""
     genes_of: dict[str, set[str]] = {}
     for gene, pathway, control in zip(
         rename(wells.gene, aliases), wells.pathway, wells.is_control.tolist(), strict=True
@@ -120,7 +120,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_arms(path: Path, aliases: Mapping[str, str]) -> tuple[dict[str, str], frozenset[str] | None]:
-    """Arm of each gene, and the genes that are not expressed where the table says."""
+    """Arm of each gene, and the genes that are not expressed where the table has them."""
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
     except pa.ArrowInvalid as error:
@@ -152,7 +152,7 @@ def _read_arms(path: Path, aliases: Mapping[str, str]) -> tuple[dict[str, str], 
 def _check_arms(
     config: ProfileBenchmarkConfig, arms: Mapping[str, str], unexpressed: Collection[str] | None, genes: Collection[str]
 ) -> None:
-    """Refuse arms that no profile would be corrected by, before anything is scored."""
+    """Check before any scoring that some arm can be corrected."""
     counts = Counter(arms[g] for g in sorted(genes) if g and g in arms and (unexpressed is None or g in unexpressed))
     if not counts or max(counts.values()) < config.min_arm_genes:
         most = "none has any" if not counts else "{} has the most, {}".format(*counts.most_common(1)[0])

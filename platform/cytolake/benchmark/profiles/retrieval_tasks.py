@@ -1,4 +1,4 @@
-"""Benchmarks of profiles that rank neighbours: replicates against controls, mechanisms, and siblings of one target.
+"""Profile benchmarks of retrieval: replicates among controls, mechanisms, and reagents of one target.
 
 Shapes: W wells, D features, T treatments.
 """
@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from cytolake.benchmark.compound_gene import CompoundGeneConfig
 from cytolake.benchmark.profiles.aggregation import aggregated
-from cytolake.benchmark.profiles.asked import Asked, Floats, Score, kept, score
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
-from cytolake.benchmark.profiles.permuted_p_values import with_permuted_activity, with_permuted_labels
+from cytolake.benchmark.profiles.profile_input import BenchmarkInput, Floats, ScoreRow, by_class, score_row
 from cytolake.benchmark.relations.relation_files import rename
 from cytolake.benchmark.retrieval.mechanism_of_action import nearest_mechanism
 from cytolake.benchmark.retrieval.phenotypic import (
@@ -26,15 +25,17 @@ from cytolake.benchmark.retrieval.phenotypic import (
     phenotypic_activity,
     phenotypic_consistency,
     phenotypic_match,
+    with_permuted_activity,
+    with_permuted_labels,
 )
 
 COMPOUND, GENE = "compound", "gene"
-"""What a treatment is: a compound, or a gene that was knocked out, knocked down or overexpressed."""
+"""Kind of a treatment: a compound, or a gene that was knocked out, knocked down or overexpressed."""
 
 
-def activity(asked: Asked) -> Iterator[Score]:
-    """Do the replicates of a perturbation find each other before they find negative controls?"""
-    wells, compared = asked.wells, asked.compared.checked()
+def activity(data: BenchmarkInput) -> Iterator[ScoreRow]:
+    """Mean average precision of the replicates of each perturbation among negative controls."""
+    wells, compared = data.wells, data.compared.checked()
     table = wells.table()
     is_named = np.asarray([bool(name) for name in wells.perturbation])
     rows = compared.is_control | (is_named & ~wells.is_control)
@@ -42,67 +43,67 @@ def activity(asked: Asked) -> Iterator[Score]:
     for i in wells.treated:
         if wells.perturbation[i]:
             plates.setdefault(wells.perturbation[i], set()).add(wells.plate[i])
-    # Replicates of one plate share more than the perturbation, so they don't count where others are to be had.
+    # Replicates of one plate share more than the perturbation, so they do not count where there are others.
     across = ("plate",) if plates and all(len(of) > 1 for of in plates.values()) else ()
     found = phenotypic_activity(
         table.filter(pa.array(rows)),
         compared.vectors[rows],
         compared.is_control[rows],
         positives_differ=across,
-        null=_null(asked.config),
+        null=_null(data.config),
     )
     named = [(wells.perturbation[i], wells.plate[i]) for i in np.flatnonzero(rows)]
     found = with_permuted_activity(
         found, compared.vectors[rows], [name for name, _ in named], [plate for _, plate in named],
-        compared.is_control[rows], asked.config.draws - 1, asked.config.seed,
+        compared.is_control[rows], data.config.draws - 1, data.config.seed,
     )  # fmt: skip
     yield from _retrieval_scores("activity_map", "perturbation", found, across)
 
 
-def mechanism(asked: Asked) -> Iterator[Score]:
-    """Do the treatments of one pathway find each other before those of others?"""
-    treatments = _treatments(asked)
+def mechanism(data: BenchmarkInput) -> Iterator[ScoreRow]:
+    """Mean average precision of the treatments of each pathway among those of others."""
+    treatments = _treatments(data)
     found = phenotypic_consistency(
         pa.table({"perturbation": treatments.names, "moa": treatments.pathways}),
         treatments.profiles,
-        null=_null(asked.config),
+        null=_null(data.config),
     )
     found = with_permuted_labels(
-        found, treatments.profiles, treatments.pathways, treatments.names, asked.config.draws - 1, asked.config.seed
+        found, treatments.profiles, treatments.pathways, treatments.names, data.config.draws - 1, data.config.seed
     )
-    yield from _retrieval_scores("mechanism_map", "pathway", found, (), asked.config.treatment_aggregation)
+    yield from _retrieval_scores("mechanism_map", "pathway", found, (), data.config.treatment_aggregation)
 
 
-def nearest(protocol: str) -> Callable[[Asked], Iterator[Score]]:
-    """The benchmark that gives each treatment the pathway of its nearest neighbour, under `nsc` or `nscb`."""
+def nearest(protocol: str) -> Callable[[BenchmarkInput], Iterator[ScoreRow]]:
+    """The benchmark that predicts each treatment's pathway from its nearest neighbour, under `nsc` or `nscb`."""
 
-    def measure(asked: Asked) -> Iterator[Score]:
-        treatments = _treatments(asked)
+    def measure(data: BenchmarkInput) -> Iterator[ScoreRow]:
+        treatments = _treatments(data)
         found = nearest_mechanism(
-            treatments.profiles, treatments.names, treatments.pathways, normalisation=asked.alignment,
-            batches=treatments.batches if protocol == "nscb" else None, n_draws=asked.config.draws,
-            seed=asked.config.seed,
+            treatments.profiles, treatments.names, treatments.pathways, normalisation=data.alignment,
+            batches=treatments.batches if protocol == "nscb" else None, n_draws=data.config.draws,
+            seed=data.config.seed,
         )  # fmt: skip
-        yield score(
+        yield score_row(
             "mechanism_nearest", "pathway", protocol, found.accuracy.value, found.accuracy, n_test=found.n_scored,
-            n_classes=len(found.mechanisms), recall=kept(found.recall),
-            aggregation=asked.config.treatment_aggregation,
+            n_classes=len(found.mechanisms), recall=by_class(found.recall),
+            aggregation=data.config.treatment_aggregation,
         )  # fmt: skip
 
     return measure
 
 
-def sibling_retrieval(asked: Asked) -> Iterator[Score]:
-    """Do reagents of one target gene find each other: its guides, its compounds, and compounds the gene's own reagents?
+def sibling_retrieval(data: BenchmarkInput) -> Iterator[ScoreRow]:
+    """Mean average precision of reagents of one target gene: its guides, its compounds, and compounds with guides.
 
-    Siblings are different reagents of one target. The target of a compound is the gene of its wells, else that of its
-    least activity in `config.compound_gene_truth`, where that is low enough to count as active.
+    Siblings are different reagents of one target. The target of a compound is the gene of its wells, else the gene with
+    the lowest activity concentration in `config.compound_gene_truth`, where that counts as active.
 
     Source: the matching tasks of CPJUMP1 (Chandrasekaran et al. 2024, doi:10.1038/s41592-024-02241-6); sibling
     retrieval of Kraus et al. 2024, arXiv 2404.10242.
     """
-    wells, how = asked.wells, asked.config.treatment_aggregation
-    targets = _targets(asked)
+    wells, how = data.wells, data.config.treatment_aggregation
+    targets = _targets(data)
     keys: list[tuple[str, str, str, float] | None] = [None] * len(wells.well_id)
     for i in wells.treated:
         is_compound = bool(wells.compound[i])
@@ -110,11 +111,11 @@ def sibling_retrieval(asked: Asked) -> Iterator[Score]:
         if targets[i]:
             dose = float(wells.dose[i]) if is_compound and math.isfinite(wells.dose[i]) else 0.0
             keys[i] = (COMPOUND if is_compound else GENE, reagent, targets[i], dose)
-    named, profiles_TD = aggregated(asked.vectors, keys, how)
+    named, profiles_TD = aggregated(data.vectors, keys, how)
     kinds = [kind for kind, *_ in named]
     columns = {"kind": kinds, "reagent": [key[1] for key in named], "gene": [key[2] for key in named]}
     table = pa.table(columns) if named else None
-    null = _null(asked.config)
+    null = _null(data.config)
     reasons = []
     for label, kind in (("guides", GENE), ("compounds", COMPOUND), ("compounds_and_genes", None)):
         rows = np.asarray([kind in (None, each) for each in kinds], bool)
@@ -125,7 +126,7 @@ def sibling_retrieval(asked: Asked) -> Iterator[Score]:
             if kind:
                 found = phenotypic_consistency(of_kind, profiles, label="gene", perturbation="reagent", null=null)
                 labels, units = (of_kind[name].to_pylist() for name in ("gene", "reagent"))
-                found = with_permuted_labels(found, profiles, labels, units, asked.config.draws - 1, asked.config.seed)
+                found = with_permuted_labels(found, profiles, labels, units, data.config.draws - 1, data.config.seed)
             else:
                 found = phenotypic_match(of_kind, profiles, label="gene", kind="kind", null=null)
         except ValueError as error:
@@ -141,22 +142,22 @@ def sibling_retrieval(asked: Asked) -> Iterator[Score]:
 
 @dataclass(frozen=True, slots=True)
 class _Treatments:
-    """What was done to wells, doses apart."""
+    """Treatments of wells; each dose is a treatment."""
 
     names: list[str]
     pathways: list[str]
     profiles: Floats
     """(T, D)"""
     batches: list[set[str]]
-    """Those of a treatment's wells."""
+    """Batches of each treatment's wells."""
 
 
-def _treatments(asked: Asked) -> _Treatments:
-    """Treatments of a known pathway, by `config.treatment_aggregation`.
+def _treatments(data: BenchmarkInput) -> _Treatments:
+    """Treatments with a known pathway, by `config.treatment_aggregation`.
 
-    A compound's well may name the compound's target as its gene; it is the compound's all the same.
+    A well of a compound may have the compound's target as its gene; its treatment is the compound.
     """
-    wells = asked.wells
+    wells = data.wells
     keys: list[tuple[str, str, float] | None] = [None] * len(wells.well_id)
     batches: dict[tuple[str, str, float], set[str]] = {}
     for i in wells.treated:
@@ -165,7 +166,7 @@ def _treatments(asked: Asked) -> _Treatments:
             key = (name, wells.pathway[i], float(wells.dose[i]) if math.isfinite(wells.dose[i]) else 0.0)
             keys[i] = key
             batches.setdefault(key, set()).add(wells.batch[i])
-    named, profiles_TD = aggregated(asked.vectors, keys, asked.config.treatment_aggregation)
+    named, profiles_TD = aggregated(data.vectors, keys, data.config.treatment_aggregation)
     if not named:
         raise ValueError("no treated well has a pathway; fill the column pathway of the plate map.")
     return _Treatments(
@@ -176,9 +177,9 @@ def _treatments(asked: Asked) -> _Treatments:
     )
 
 
-def _targets(asked: Asked) -> list[str]:
-    """(W,) target gene of each well, empty where none is known."""
-    wells, truth = asked.wells, asked.gene_sets.truth
+def _targets(data: BenchmarkInput) -> list[str]:
+    """(W,) target gene of each well, empty where unknown."""
+    wells, truth = data.wells, data.gene_sets.truth
     best: dict[str, tuple[float, str]] = {}
     if truth is not None:
         active_um = CompoundGeneConfig().active_up_to_um
@@ -186,7 +187,7 @@ def _targets(asked: Asked) -> list[str]:
             if row["activity_um"] <= active_um:
                 found = (row["activity_um"], row["gene"])
                 best[row["compound"]] = min(found, best.get(row["compound"], found))
-    genes = rename(wells.gene, asked.aliases)
+    genes = rename(wells.gene, data.aliases)
     return [
         gene or (best[compound][1] if compound in best else "")
         for gene, compound in zip(genes, wells.compound, strict=True)
@@ -195,8 +196,8 @@ def _targets(asked: Asked) -> list[str]:
 
 def _retrieval_scores(
     benchmark: str, label: str, found: Retrieval, across: Sequence[str], aggregation: str = ""
-) -> Iterator[Score]:
-    """Mean average precision, the same less chance, and the share of groups that are significant at q below 0.05."""
+) -> Iterator[ScoreRow]:
+    """Mean average precision, the same normalised for chance, and the share of groups with q below 0.05."""
     key = found.groups.column_names[0]
     scored = [row for row in found.groups.to_pylist() if row["mean_average_precision"] is not None]
     of_group = {str(row[key]): row for row in scored}
@@ -208,14 +209,14 @@ def _retrieval_scores(
         ("mean_average_precision", found.mean),
         ("mean_normalised_average_precision", found.normalised),
     ):
-        yield score(
+        yield score_row(
             benchmark, label, metric, interval.value, interval, split=" ".join(across), n_test=len(scored),
-            normalised=kept(normalised), **details,
+            normalised=by_class(normalised), **details,
         )  # fmt: skip
-    yield score(
+    yield score_row(
         benchmark, label, "share_significant", share.value, share, split=" ".join(across), n_test=share.total,
-        p_values=kept({name: row["p_value"] for name, row in tested.items()}),
-        q_values=kept({name: row["adjusted_p_value"] for name, row in tested.items()}), **details,
+        p_values=by_class({name: row["p_value"] for name, row in tested.items()}),
+        q_values=by_class({name: row["adjusted_p_value"] for name, row in tested.items()}), **details,
     )  # fmt: skip
 
 

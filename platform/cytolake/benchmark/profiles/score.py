@@ -1,8 +1,8 @@
-"""Every benchmark of well profiles in one go, for any representation: rows of the `scores` table.
+"""Scores of the profile benchmarks for any representation, as rows of the `scores` table.
 
-A benchmark that a screen does not allow (no doses, one batch, no relation file) is left out with its reason; it never
-stands as a score. Profiles are the means of a well's crops, aligned on negative controls first, and every alignment
-asked for is scored beside the others. What is fitted is kept under the root and named in the scores' details.
+A benchmark that is not possible on a screen (no doses, one batch, no relation file) is left out with its reason and has
+no score. Profiles are the means of a well's crops, aligned on negative controls, and scored with every alignment of the
+config. Fitted alignments are stored under the root and named in the details of the scores.
 
 Shapes: W wells, D features.
 """
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.confounding import confounding_warnings
-from cytolake.benchmark.profiles.asked import Asked
 from cytolake.benchmark.profiles.compared_controls import compared_controls
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.feature_table import FeatureTable, read_feature_table
@@ -35,6 +34,7 @@ from cytolake.benchmark.profiles.gene_sets import (
     read_gene_sets,
 )
 from cytolake.benchmark.profiles.plate_jackknife import with_plate_intervals
+from cytolake.benchmark.profiles.profile_input import BenchmarkInput
 from cytolake.benchmark.profiles.tasks import TASKS
 from cytolake.benchmark.profiles.wells import Wells, read_profiles, read_wells
 from cytolake.benchmark.relations.relation_files import Relations, read_aliases, read_relations, rename
@@ -51,19 +51,19 @@ from cytolake.embed.well_sums import append_group_profiles
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
 ARMS = "chromosome_arms"
-"""What the alignment of a score is called besides its variant, where what the genes of an arm share was taken out."""
+"""Suffix of the name of an alignment that also subtracts the common profile of each chromosome arm."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileScores:
-    """What was measured, what could not be, and what to beware of."""
+    """Scores, benchmarks that were not possible, and warnings."""
 
     rows: list[dict[str, Any]]
-    """Rows of the `scores` table, of earlier runs with the same protocol too."""
+    """Rows of the `scores` table, including those of earlier runs with the same protocol."""
     left_out: dict[str, str]
-    """Benchmark and alignment that a representation has no score of: why."""
+    """Reason for each benchmark and alignment without a score."""
     warnings: tuple[str, ...]
-    """Of the screen, whatever the representation: labels tied to batches, plates without controls."""
+    """Warnings about the screen: labels confounded with batches, plates without controls."""
 
 
 def score_profiles(
@@ -74,19 +74,19 @@ def score_profiles(
 ) -> ProfileScores:
     """Score the profiles of representations, each in a Ray task where Ray runs, and write the `scores` table.
 
-    What has scores of the same settings, wells and labels is not scored again. What was aligned when it was written is
-    scored as it is, under the alignment `none`.
+    Representations with scores of the same settings, wells and labels are not scored again. A representation that was
+    stored aligned is scored without a further alignment, under the name `none`.
 
     Args:
-        catalog: The tables.
-        representation_ids: The wells of the first are scored; one that lacks some is left out with its reason. Those of
-            other poolings than `config.poolings` are passed over.
-        config: What to measure.
-        progress: Told the representations done and to do.
+        catalog: The catalog.
+        representation_ids: The wells of the first are scored; a representation that lacks some is left out with its
+            reason. Those of other poolings than `config.poolings` are ignored.
+        config: Benchmarks and settings.
+        progress: Called with the numbers of finished and of all representations.
 
     Raises:
-        ValueError: No such representation or no profiles, a file of the config that cannot be read, chromosome arms of
-            too few genes, or features of other wells.
+        ValueError: An unknown representation, no profiles, a file of the config that cannot be read, chromosome arms
+            with too few genes, or features of other wells.
     """
     found = catalog.table(
         "representations", where="representation_id in $ids", parameters={"ids": list(representation_ids)}
@@ -142,7 +142,7 @@ def score_representation(
     protocol: str,
     is_aligned: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of the `scores` table of one representation, and why benchmarks have none; one task."""
+    """Rows of the `scores` table of one representation, and reasons for benchmarks without any; one Ray task."""
     try:
         profiles_WD = read_profiles(catalog, representation_id, wells.well_id)
         statistics_WG = read_profiles(catalog, statistics_id, wells.well_id) if statistics_id else None
@@ -168,12 +168,12 @@ def score_representation(
                 compared = replace(
                     compared, vectors=_without_arms(compared.vectors, wells, aliases, gene_sets, config)[0]
                 )
-            asked = Asked(
+            data = BenchmarkInput(
                 aligned_WD, wells, relations, aliases, gene_sets, config, alignment, compared, statistics_WG, features
             )
             for task in config.tasks:
                 try:
-                    scores = with_plate_intervals(task, TASKS[task], asked)
+                    scores = with_plate_intervals(task, TASKS[task], data)
                 except ValueError as error:
                     left_out[f"{task}, {alignment}"] = str(error)
                     continue
@@ -201,7 +201,7 @@ def score_representation(
 
 
 def _statistics_id(catalog: Catalog, wells: Wells, packs: set[str]) -> str:
-    """Pixel statistics of all the wells, of one of the packs where there are any; empty where there are none."""
+    """Id of pixel statistics of all wells, preferably of one of the packs; empty where there are none."""
     there = (
         catalog.table("representations", where="kind = 'pixel_statistics' and pooling = 'all'")
         .sort_by("created_at")
@@ -216,7 +216,7 @@ def _statistics_id(catalog: Catalog, wells: Wells, packs: set[str]) -> str:
 
 
 def _decoding(protocol: str, statistics_id: str) -> str:
-    """Protocol of scores that depend on what was decoded; all others compare whatever pixel statistics there are."""
+    """Protocol of scores that depend on the pixel statistics; other scores are comparable without them."""
     return content_id(protocol, statistics_id)
 
 
@@ -234,7 +234,7 @@ def _aligned(
 def _without_arms(
     profiles_WD: Floats, wells: Wells, aliases: dict[str, str], gene_sets: GeneSets, config: ProfileBenchmarkConfig
 ) -> tuple[Floats, dict[str, Any]]:
-    """Profiles less what the (unexpressed) genes of their gene's arm have in common, and what was corrected."""
+    """Profiles less the common profile of the (unexpressed) genes of their gene's arm, and counts of corrections."""
     genes = rename(knocked_out(wells), aliases)
     arms = fit_chromosome_arms(
         profiles_WD, genes, gene_sets.arm_of_gene, unexpressed=gene_sets.unexpressed, min_genes=config.min_arm_genes
@@ -286,7 +286,7 @@ def _warnings(wells: Wells, config: ProfileBenchmarkConfig) -> Iterator[str]:
             f"{len(few)} of {len(n_controls)} {config.align_by} groups have fewer than 2 negative controls "
             f"({', '.join(few[:4])}): "
             + (
-                "they are aligned on all of their wells, which takes a common effect for nothing."
+                "they are aligned on all of their wells, which removes an effect common to these wells."
                 if config.missing_controls == "all_wells"
                 else "no alignment can be fitted."
             )

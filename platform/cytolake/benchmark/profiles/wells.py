@@ -1,4 +1,4 @@
-"""The wells behind profiles, and the profiles themselves, from the catalog.
+"""Readers of well profiles, and of the wells behind them, from the catalog.
 
 Shapes: W wells, D features.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cytolake.benchmark.confounding import WellPlace
+from cytolake.benchmark.position_confounding import WellPlace
 from cytolake.catalog import Catalog
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.labelled_units import UNIT, labelled_units
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Wells:
-    """W of each field, sorted by id; texts are empty where the plate map says nothing."""
+    """Labels and places of W wells, sorted by id; a text is empty where the plate map has no value."""
 
     well_id: tuple[str, ...]
     plate: tuple[str, ...]
@@ -42,17 +42,17 @@ class Wells:
 
     @property
     def treated(self) -> list[int]:
-        """Wells that are no negative controls."""
+        """Numbers of the wells without a negative control."""
         return [i for i, control in enumerate(self.is_control.tolist()) if not control]
 
     def experiments(self, rows: Sequence[int] | None = None) -> tuple[str, ...]:
-        """W names of what was done apart: batches, or plates where all wells (of these rows) are of one batch."""
+        """(W,) experiment of each well: the batch, or the plate where all wells (of these rows) are in one batch."""
         batches = self.batch if rows is None else [self.batch[row] for row in rows]
         return self.batch if len(set(batches)) > 1 else self.plate
 
     @property
     def identity(self) -> str:
-        """Changes with any well or any fact about one."""
+        """Hash of all wells and their labels."""
         numbers = [self.dose.tolist(), self.is_control.tolist()]
         # No benchmark reads the place.
         apart = ("dose", "is_control", "place")
@@ -60,16 +60,16 @@ class Wells:
         return content_id(json.dumps([*names, *numbers]))
 
     def table(self) -> pa.Table:
-        """Columns that benchmarks group by."""
+        """Table of the columns that benchmarks group by."""
         names = ("plate", "batch", "perturbation", "gene", "compound", "pathway")
         return pa.table({name: list(getattr(self, name)) for name in names} | {"dose": self.dose})
 
 
 def read_wells(catalog: Catalog, representation_id: str) -> Wells:
-    """The wells of a representation's profiles; of wells with labelled objects the groups of these.
+    """The wells of a representation's profiles; in wells with labelled objects, the groups of objects.
 
     Raises:
-        ValueError: No profiles, or one of a well that is not in the wells table.
+        ValueError: No profiles, or a profile of a well that is not in the wells table.
     """
     stored = VectorReader(catalog, "well").columns(representation_id, ["well_id", "plate_id"])
     if not stored.num_rows:

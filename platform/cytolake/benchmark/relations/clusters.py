@@ -1,4 +1,4 @@
-"""Do the genes of a known cluster point alike? Cosines within each cluster against those from it to the rest.
+"""Separation of known gene clusters: cosines within a cluster compared with cosines to all other genes.
 
 Source: the cluster benchmark of EFAAR (Celik et al. 2024, doi:10.1371/journal.pcbi.1012463): a two-sided two-sample
 Kolmogorov-Smirnov test. The adjustment for many clusters is ours (Benjamini and Hochberg 1995).
@@ -17,18 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cytolake.benchmark.relations.cosine_blocks import Floats, round_to_grid, unit_vectors
+from cytolake.benchmark.relations.cosine_blocks import Floats, round_to_grid
 from cytolake.benchmark.relations.recall import check_map
 from cytolake.statistics.false_discovery import benjamini_hochberg
+from cytolake.statistics.unit_vectors import unit_vectors_of_any_size
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterTest:
-    """One cluster on the map."""
+    """Test of one cluster."""
 
     cluster: str
     genes: tuple[str, ...]
-    """Those of its genes that the map has."""
+    """Genes of the cluster that are in the map."""
     within: float
     """Mean cosine of two genes of the cluster."""
     between: float
@@ -36,7 +37,7 @@ class ClusterTest:
     statistic: float
     """Kolmogorov-Smirnov: largest difference of the two distributions, 0..1."""
     p_value: float
-    """Cosines count as independent, though those of one gene are not: good to rank clusters, too small as it stands."""
+    """It treats cosines as independent, though those of one gene are not: too small, but good for ranking clusters."""
     q_value: float
     """p-value adjusted for the number of clusters tested (false discovery rate)."""
 
@@ -47,13 +48,13 @@ def cluster_tests(
     clusters: Mapping[str, Iterable[str]],
     min_genes: int = 10,
 ) -> list[ClusterTest]:
-    """Test every cluster that has enough genes in the map, and not all of it.
+    """Test every cluster with enough genes in the map, unless it holds the whole map.
 
     Args:
         vectors_ND: (N, D) one vector for each entity. A zero vector has cosine 0 to all.
         entities: (N,) names, each once.
-        clusters: Name to genes, such as `read_clusters` gives.
-        min_genes: Genes of the cluster that the map must have, 2 or more.
+        clusters: Name to genes, such as from `read_clusters`.
+        min_genes: Fewest genes of the cluster in the map, 2 or more.
 
     Returns:
         In the order of `clusters`; empty where no cluster is large enough.
@@ -64,7 +65,7 @@ def cluster_tests(
     if min_genes < 2:
         raise ValueError(f"min_genes is {min_genes}, expected 2 or more: one gene has no cosine within.")
     check_map(vectors_ND, entities, min_entities=3)
-    unit_ND = unit_vectors(vectors_ND)
+    unit_ND = unit_vectors_of_any_size(vectors_ND)
     row_of = {entity: row for row, entity in enumerate(entities)}
     tests = []
     for name, genes in clusters.items():
@@ -80,7 +81,7 @@ def _test(name: str, rows: NDArray[np.int64], unit_ND: Floats, entities: Sequenc
     within = cosines_CN[:, rows][np.triu_indices(len(rows), k=1)]
     between = np.delete(cosines_CN, rows, axis=1).ravel()
     with warnings.catch_warnings():
-        # Of a p-value too small for the exact method, which then takes the asymptotic one as for large samples.
+        # A p-value too small for the exact method: scipy then uses the asymptotic one, as for large samples.
         warnings.filterwarnings("ignore", message="ks_2samp: Exact calculation unsuccessful", category=RuntimeWarning)
         result = stats.ks_2samp(within, between)
     genes = tuple(entities[row] for row in rows.tolist())

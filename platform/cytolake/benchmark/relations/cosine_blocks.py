@@ -1,25 +1,24 @@
-"""Order statistics of all pairwise cosines, one block of rows at a time, without sorting or holding them.
+"""Order statistics of all pairwise cosines, one block of rows at a time, without sorting or storing all of them.
 
-A sample of pairs brackets each order statistic; one pass over all pairs counts what lies below its bracket and keeps
-what lies inside, about half a percent. The result is that of sorting all of them: where a bracket misses, the pass is
-repeated with wider ones. Every cosine of a pass is computed once, so cosines that are asked for by name are the very
-numbers that were counted, on whatever machines the blocks ran.
+A sample of pairs brackets each order statistic. One pass over all pairs counts the cosines below its bracket and stores
+those inside, about half a percent. The result equals that of sorting all cosines: where a bracket misses, the pass is
+repeated with wider ones. A pass computes every cosine once, so the cosines of requested pairs are bit-identical to
+those that were counted.
 
-Cosines are rounded to multiples of 2**-36 (1.5e-11). Vectors that are the same, or multiples of each other, then tie
-exactly, which float64 products do not promise: a library sums the edge of a matrix in another order than its middle.
+Cosines are rounded to multiples of 2**-36 (1.5e-11). Equal vectors, and multiples of one vector, then tie exactly,
+which float64 products do not guarantee: a library sums the edge of a matrix in another order than its middle.
 
 Source: bracketing by a sample is the selection of Floyd and Rivest 1975, doi:10.1145/360680.360691.
 
-Letters: N entities, M of them in the null (the first M rows), D features, E order statistics, Q pairs asked for.
+Letters: N entities, M of them in the null (the first M rows), D features, E order statistics, Q requested pairs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ Indices = NDArray[np.int64]
 
 GRID = 2.0**-36
 ROWS, COLUMNS = 512, 2048  # of one product: 8 MB. Narrower ones multiply slower, wider ones leave the cache
-HELD_WHOLE = 2**20  # up to so many pairs are kept as they are: a bracket would save nothing
+HELD_WHOLE = 2**20  # up to this many pairs all cosines are stored: a bracket would save nothing
 SAMPLED = 2**18  # a quantile of 0.05 is then known to 0.04 %
 MARGIN_SD = 6.0  # a bracket misses once in 10**8 times
 _ROUNDER = 1.5 * 2.0**16  # adding it leaves no bits below 2**-36, and taking it away again is exact
@@ -38,7 +37,7 @@ _ROUNDER = 1.5 * 2.0**16  # adding it leaves no bits below 2**-36, and taking it
 
 @dataclass(frozen=True, slots=True)
 class BlockTask:
-    """What one block of rows is asked."""
+    """Input of one block of rows."""
 
     first_row: int
     end_row: int
@@ -47,44 +46,31 @@ class BlockTask:
     high: Floats
     """(E,) upper ends."""
     is_upper: NDArray[np.bool_]
-    """(E,) the order statistic is above the median: only makes it faster."""
+    """(E,) the order statistic is above the median; affects the time only."""
     query_i: Indices
-    """(Q,) smaller row of each pair asked for, all in this block; sorted as `_tile_of` has it."""
+    """(Q,) smaller row of each requested pair, all in this block; in the order of `_tile_of`."""
     query_j: Indices
     """(Q,) larger row."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCounts:
-    """What the pairs of one block say."""
+    """Counts and cosines of the pairs of one block."""
 
     below: Indices
     """(E,) pairs below the bracket."""
     at_low: Indices
-    """(E,) pairs on its lower end."""
+    """(E,) pairs equal to its lower end."""
     at_high: Indices
-    """(E,) pairs on its upper end, where that is another one."""
+    """(E,) pairs equal to its upper end, where the two ends differ."""
     inside: tuple[Floats, ...]
     """Cosines between the ends, for each of the E brackets."""
     query: Floats
-    """(Q,) cosines of the pairs asked for."""
-
-
-BlockMap = Callable[[Callable[[Floats, BlockTask], BlockCounts], Floats, Sequence[BlockTask]], Iterable[BlockCounts]]
-"""Applies a function of the vectors and a task to all tasks, and gives the results in their order."""
-
-
-def unit_vectors(vectors_ND: NDArray[Any]) -> Floats:
-    """(N, D) rows of length 1 in float64; a row of zeros stays, so its cosine with everything is 0."""
-    largest = np.abs(vectors_ND).max(axis=1, keepdims=True).astype(np.float64)
-    scaled = vectors_ND / np.where(largest > 0, largest, 1.0)  # squares of very large or small numbers would overflow
-    norms = np.sqrt(np.einsum("nd,nd->n", scaled, scaled))
-    unit: Floats = scaled / np.where(norms > 0, norms, 1.0)[:, None]
-    return unit
+    """(Q,) cosines of the requested pairs."""
 
 
 def pair_cosines(unit_ND: Floats, i: Indices, j: Indices) -> Floats:
-    """(Q,) rounded cosines of single pairs of rows, for pairs that are not in the null."""
+    """(Q,) rounded cosines of single pairs of rows, for pairs outside the null."""
     cosines = np.empty(len(i))
     for start in range(0, len(i), 2**14):
         part = slice(start, start + 2**14)
@@ -102,23 +88,21 @@ def order_statistics(
     ranks: Sequence[int],
     query_i: Indices,
     query_j: Indices,
-    map_blocks: BlockMap | None = None,
     sampled: int = SAMPLED,
     margin_sd: float = MARGIN_SD,
 ) -> tuple[Floats, Floats]:
     """Cosines of given ranks among all M (M - 1) / 2, and those of given pairs.
 
     Args:
-        unit_MD: (M, D) from `unit_vectors`.
+        unit_MD: (M, D) from `statistics.unit_vectors.unit_vectors_of_any_size`.
         ranks: E ranks from 0, the lowest cosine, to M (M - 1) / 2 - 1.
-        query_i: (Q,) one row of each pair asked for.
-        query_j: (Q,) the other, never the same.
-        map_blocks: Where blocks run; `on_threads` where None.
-        sampled: Pairs drawn to bracket the order statistics. Changes the time only.
-        margin_sd: Width of a bracket in standard errors of the sample. Changes the time only.
+        query_i: (Q,) one row of each requested pair.
+        query_j: (Q,) the other row, never the same.
+        sampled: Pairs drawn to bracket the order statistics; affects the time only.
+        margin_sd: Width of a bracket in standard errors of the sample; affects the time only.
 
     Returns:
-        (E,) order statistics as after sorting, ties included, and (Q,) cosines, bit-identical to those ranked.
+        (E,) order statistics as after sorting, ties included, and (Q,) cosines, bit-identical to the ranked ones.
     """
     n_pairs = len(unit_MD) * (len(unit_MD) - 1) // 2
     if any(not 0 <= rank < n_pairs for rank in ranks):
@@ -131,7 +115,7 @@ def order_statistics(
     if len(sample):
         low_E, high_E = _brackets(sample, wanted, n_pairs, margin_sd)
     while True:
-        counts = _pass(unit_MD, low_E, high_E, wanted >= n_pairs / 2, i[order], j[order], map_blocks or on_threads)
+        counts = _pass(unit_MD, low_E, high_E, wanted >= n_pairs / 2, i[order], j[order])
         below_E, at_low_E, at_high_E = (
             np.sum([getattr(block, name) for block in counts], axis=0) for name in ("below", "at_low", "at_high")
         )
@@ -157,11 +141,11 @@ def order_statistics(
 
 
 def measure_block(unit_MD: Floats, task: BlockTask) -> BlockCounts:
-    """Count the cosines of a block's rows with all later rows; a plain function, to be a task anywhere."""
+    """Count the cosines of a block's rows with all later rows."""
     n_edges = len(task.low)
     below_E, at_low_E, at_high_E = (np.zeros(n_edges, np.int64) for _ in range(3))
     inside: list[list[Floats]] = [[np.empty(0)] for _ in range(n_edges)]
-    # Most pairs lie between the lower brackets and the upper ones; a step of the grid inside, no rounding matters.
+    # Most pairs lie between the lower and the upper brackets; one grid step inside, rounding has no effect.
     gap_low = float(np.max(task.high[~task.is_upper], initial=-np.inf)) + GRID
     gap_high = float(np.min(task.low[task.is_upper], initial=np.inf)) - GRID
     products = np.empty(ROWS * COLUMNS)
@@ -181,7 +165,7 @@ def measure_block(unit_MD: Floats, task: BlockTask) -> BlockCounts:
             if column == row:  # on the diagonal: each pair once, and no row with itself
                 once = np.tri(*product.shape, dtype=bool)
                 n_pairs -= int(np.count_nonzero(once))
-                product[once] = np.nan  # is neither below nor above anything
+                product[once] = np.nan  # neither below nor above any bound
             if gap_low < gap_high:
                 outside = round_to_grid(product[(product < gap_low) | (product > gap_high)])
             else:
@@ -197,37 +181,35 @@ def measure_block(unit_MD: Floats, task: BlockTask) -> BlockCounts:
     )
 
 
-def on_threads(
-    function: Callable[[Floats, BlockTask], BlockCounts], unit_MD: Floats, tasks: Sequence[BlockTask]
-) -> list[BlockCounts]:
-    """Blocks on all cores of this process, each product on one."""
+def measure_blocks(unit_MD: Floats, tasks: Sequence[BlockTask]) -> list[BlockCounts]:
+    """`measure_block` of every task, on all cores of this process; one core for each product."""
     n_threads = min(
         len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     with threadpool_limits(limits=1), ThreadPoolExecutor(n_threads) as pool:
-        return list(pool.map(lambda task: function(unit_MD, task), tasks))
+        return list(pool.map(lambda task: measure_block(unit_MD, task), tasks))
 
 
 def _pass(
-    unit_MD: Floats, low_E: Floats, high_E: Floats, is_upper_E: NDArray[np.bool_], i: Indices, j: Indices, run: BlockMap
+    unit_MD: Floats, low_E: Floats, high_E: Floats, is_upper_E: NDArray[np.bool_], i: Indices, j: Indices
 ) -> list[BlockCounts]:
     tasks = []
     for first_row in range(0, len(unit_MD), ROWS):
         end_row = min(first_row + ROWS, len(unit_MD))
         here = slice(*np.searchsorted(i // ROWS, [first_row // ROWS, first_row // ROWS + 1]).tolist())
         tasks.append(BlockTask(first_row, end_row, low_E, high_E, is_upper_E, i[here], j[here]))
-    return list(run(measure_block, unit_MD, tasks))
+    return measure_blocks(unit_MD, tasks)
 
 
 def _tile_of(i: Indices, j: Indices, n_rows: int) -> Indices:
-    """(Q,) number of the product that holds each pair, rising with the block of rows, then with the columns."""
+    """(Q,) number of the product that holds each pair, ordered by block of rows, then by columns."""
     n_columns = -(-n_rows // COLUMNS)
     tiles: Indices = i // ROWS * n_columns + j // COLUMNS
     return tiles
 
 
 def _sampled_cosines(unit_MD: Floats, sampled: int) -> Floats:
-    """(sampled,) cosines of random pairs, sorted; the same pairs each time."""
+    """(sampled,) sorted cosines of random pairs; the same pairs in every call."""
     random = np.random.default_rng(0)
     i = random.integers(0, len(unit_MD), sampled)
     j = (i + random.integers(1, len(unit_MD), sampled)) % len(unit_MD)
@@ -235,7 +217,7 @@ def _sampled_cosines(unit_MD: Floats, sampled: int) -> Floats:
 
 
 def _brackets(sample: Floats, ranks: Indices, n_pairs: int, margin_sd: float) -> tuple[Floats, Floats]:
-    """(E,) lower and (E,) upper ends that hold the order statistics but for bad luck."""
+    """(E,) lower and (E,) upper ends that contain the order statistics with high probability."""
     share_E = (ranks + 0.5) / n_pairs
     margin_E = margin_sd * np.sqrt(share_E * (1 - share_E) / len(sample)) * len(sample)
     first_E = np.floor(share_E * len(sample) - margin_E).astype(np.int64) - 1

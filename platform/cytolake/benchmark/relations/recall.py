@@ -1,7 +1,7 @@
-"""Relationship recall: do genes that are known to belong together have vectors that point alike, or opposite?
+"""Relationship recall: the share of known gene pairs in the tails of the cosines of all pairs.
 
 A known pair is recalled when the cosine of its two vectors lies in the lowest or highest tail of the cosines of all
-pairs of the map. A map of random vectors recalls as much as the tails hold: 0.10 at (0.05, 0.95).
+pairs of the map. A map of random vectors has the recall of the tails: 0.10 at (0.05, 0.95).
 
 Source: the definition of Celik et al. 2024, doi:10.1371/journal.pcbi.1012463 (the known-relationship benchmark of
 EFAAR). Order statistics instead of a sort, intervals, and the matched baseline here are ours.
@@ -20,17 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.relations.cosine_blocks import (
-    BlockMap,
-    Floats,
-    Indices,
-    order_statistics,
-    pair_cosines,
-    unit_vectors,
-)
+from cytolake.benchmark.relations.cosine_blocks import Floats, Indices, order_statistics, pair_cosines
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.catalog.ids import content_id
-from cytolake.statistics.intervals import Interval
+from cytolake.statistics.intervals import Interval, percentile_interval
+from cytolake.statistics.p_values import permutation_p_value
+from cytolake.statistics.unit_vectors import unit_vectors_of_any_size
 
 Thresholds = tuple[float, float]
 ALL, IN_NULL = "all", "in_null"
@@ -38,18 +33,18 @@ ALL, IN_NULL = "all", "in_null"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecallConfig:
-    """How recall is counted, and what stands beside it."""
+    """Thresholds of recall, its interval and its random baseline."""
 
     thresholds: tuple[Thresholds, ...] = ((0.05, 0.95), (0.1, 0.9))
     """Shares of the null: a pair is recalled up to the lower one or from the upper one on."""
     min_entities: int = 20
-    """Fewer entities have too few pairs for a tail."""
+    """Fewest entities in the map: fewer have too few pairs for a tail."""
     bootstrap_draws: int = 1000
     """Resamples of genes behind the 95 % interval; 0 for none."""
     random_draws: int = 20
     """Random maps of the same genes and pairs, see `RelationRecall.random`; 0 for none."""
     seed: int = 0
-    """Of both kinds of draws."""
+    """Seed of both kinds of draws."""
 
     def __post_init__(self) -> None:
         for low, high in self.thresholds:
@@ -68,10 +63,10 @@ class RelationRecall:
 
     source: str
     null: str
-    """`all`: every entity of the map is in the null; `in_null`: those that the caller named."""
+    """`all`: every entity of the map is in the null; `in_null`: those of the argument."""
     thresholds: Thresholds
     edges: tuple[float, float]
-    """A pair is recalled when its cosine is below the first or above the second."""
+    """A pair is recalled when its cosine is below the first value or above the second."""
     n_pairs: int
     """Known pairs with both genes in the map."""
     n_genes: int
@@ -79,18 +74,18 @@ class RelationRecall:
     n_null_pairs: int
     """Pairs in the null."""
     n_low: int
-    """Recalled pairs that point apart."""
+    """Recalled pairs in the lower tail, with opposite vectors."""
     n_high: int
-    """Recalled pairs that point alike."""
+    """Recalled pairs in the upper tail, with similar vectors."""
     recall: Interval
     """(n_low + n_high) / n_pairs with its 95 % interval; NaN where the map has no pair of this source."""
     random: float
-    """Mean recall when the vectors of the source's genes are dealt out anew among them; NaN without draws.
+    """Mean recall after the vectors of the source's genes are shuffled among them; NaN without draws.
 
-    Genes, their vectors and the number of partners of each stay: what it exceeds the tails by is not due to the pairs.
+    Genes, their vectors and their numbers of partners stay, so its excess over the tails is not due to the pairs.
     """
     random_p_value: float
-    """(1 + draws that recall as much or more) / (1 + draws)."""
+    """(1 + draws with as high a recall or a higher one) / (1 + draws)."""
 
 
 def relationship_recall(
@@ -101,72 +96,58 @@ def relationship_recall(
     *,
     in_null: NDArray[np.bool_] | None = None,
     with_all: bool = False,
-    map_blocks: BlockMap | None = None,
 ) -> list[RelationRecall]:
     """Recall of every source at every pair of thresholds, in this order.
 
-    All cosines are counted once for each null, in blocks of rows, and never held: see `cosine_blocks`.
+    All cosines are counted once for each null, in blocks of rows, and not stored: see `cosine_blocks`.
 
     Args:
-        vectors_ND: (N, D) one vector for each entity, negative controls left out. A zero vector has cosine 0 to all.
+        vectors_ND: (N, D) one vector for each entity, without negative controls. A zero vector has cosine 0 to all.
         entities: (N,) names, each once.
-        relations: Sources with names of their own.
+        relations: Sources of known pairs, each with another name.
         config: Thresholds and draws; the defaults where None.
-        in_null: (N,) entities whose pairs make up the null: leave out controls and other kinds of perturbations, for
-            compounds among genes move the tails. Known pairs are scored wherever their genes are. All where None.
-        with_all: With `in_null`, report the null of all entities too, first: published figures often have that one.
-        map_blocks: Where blocks run: threads of this process where None, `blocks_on_ray.on_ray` for Ray tasks.
+        in_null: (N,) entities whose pairs are the null; all where None. Leave out controls and other kinds of
+            perturbations, because compounds among genes move the tails. All known pairs are scored, inside the null or
+            not.
+        with_all: With `in_null`, report the null of all entities too, first, as published figures often do.
 
     Raises:
-        ValueError: A name that comes twice, a vector that is not finite, too few entities, or shapes that do not fit.
+        ValueError: A duplicate name, a vector that is not finite, too few entities, or shapes that do not fit.
     """
     config = config or RecallConfig()
     _check(vectors_ND, entities, relations, config, in_null)
-    unit_ND = unit_vectors(vectors_ND)
+    unit_ND = unit_vectors_of_any_size(vectors_ND)
     nulls = [(ALL, np.ones(len(entities), bool))] if in_null is None or with_all else []
     if in_null is not None:
         nulls.append((IN_NULL, np.asarray(in_null, bool)))
     row_of = {entity: row for row, entity in enumerate(entities)}
     known = [_KnownPairs.of(each, row_of, config) for each in relations]
-    per_null = [_recall_in(unit_ND, name, mask, known, config, map_blocks) for name, mask in nulls]
+    per_null = [_recall_in(unit_ND, name, mask, known, config) for name, mask in nulls]
     return [row for rows in per_null for row in rows]
 
 
-def recall_of(null: Floats, queries: Floats, thresholds: Sequence[Thresholds]) -> list[float]:
-    """Recall of query values among null values, both at hand, one number for each pair of thresholds.
+def in_tails(null: Floats, queries: Floats, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Whether each query is recalled, for maps whose cosines fit in memory.
 
     With `right` the share of the null up to a query and `left` the share below it, the query is recalled when
-    right <= lower or left >= upper. Ties count against it: a null that is one value recalls nothing.
+    right <= lower or left >= upper. Ties count against it: a constant null recalls nothing.
 
     Args:
         null: Any shape, at least one value.
-        queries: Any shape, at least one value.
-        thresholds: T pairs.
-
-    Raises:
-        ValueError: No values, or values that are NaN.
+        queries: Any shape.
+        thresholds: Lower and upper share of the null.
     """
-    for name, values in (("null", null), ("queries", queries)):
-        if not np.size(values) or np.isnan(values).any():
-            raise ValueError(f"{name}: {np.size(values)} values, {np.isnan(values).sum()} NaN. Expected one or more.")
-    return [float(np.mean((queries < low) | (queries > high))) for low, high in tail_edges(null, thresholds)]
-
-
-def tail_edges(null: Floats, thresholds: Sequence[Thresholds]) -> list[tuple[float, float]]:
-    """For each pair of thresholds the values below and above which a query is recalled; see `recall_of`."""
-    ranks = [tail_ranks(np.size(null), each) for each in thresholds]
-    needed = sorted({rank for pair in ranks for rank in pair if rank is not None})
-    statistics = (
-        dict(zip(needed, np.partition(null, needed, axis=None)[needed].tolist(), strict=True)) if needed else {}
-    )
-    return [_edges(pair, statistics) for pair in ranks]
+    ranks = tail_ranks(np.size(null), thresholds)
+    needed = sorted({rank for rank in ranks if rank is not None})
+    statistics = np.partition(null, needed, axis=None)[needed].tolist() if needed else []
+    return _outside(queries, _edges(ranks, dict(zip(needed, statistics, strict=True))))
 
 
 def tail_ranks(n_null: int, thresholds: Thresholds) -> tuple[int | None, int | None]:
-    """Ranks from 0 of the null values that a recalled query must be below, or above; None where every query is.
+    """Ranks from 0 of the null values that a recalled query is below, or above; None where every query is recalled.
 
     Below s[k] with the largest k such that k / n <= lower, above s[l - 1] with the smallest l such that l / n >= upper.
-    The comparisons are those of the quotients: lower * n rounds to the wrong side of a whole number, as 0.29 * 100.
+    Quotients are compared, because lower * n can round to the wrong side of a whole number, as 0.29 * 100 does.
     """
     lower, upper = thresholds
     k = min(n_null, math.floor(lower * n_null) + 1)
@@ -180,7 +161,7 @@ def tail_ranks(n_null: int, thresholds: Thresholds) -> tuple[int | None, int | N
 
 @dataclass(frozen=True, slots=True)
 class _KnownPairs:
-    """The pairs of a source that the map has, and the same pairs in maps whose genes were shuffled."""
+    """The pairs of a source that are in the map, and the same pairs after shuffling of genes."""
 
     source: str
     i: Indices
@@ -205,7 +186,6 @@ def _recall_in(
     in_null: NDArray[np.bool_],
     known: Sequence[_KnownPairs],
     config: RecallConfig,
-    map_blocks: BlockMap | None,
 ) -> list[RelationRecall]:
     """Rows of all sources for one null."""
     members = np.flatnonzero(in_null)
@@ -221,7 +201,6 @@ def _recall_in(
         needed,
         place_N[i[is_ranked_Q]],
         place_N[j[is_ranked_Q]],
-        map_blocks,
     )
     cosines_Q[~is_ranked_Q] = pair_cosines(unit_ND, i[~is_ranked_Q], j[~is_ranked_Q])
     statistic_of = dict(zip(needed, statistics.tolist(), strict=True))
@@ -241,18 +220,17 @@ def _rows(
     edges: Sequence[tuple[float, float]],
     config: RecallConfig,
 ) -> list[RelationRecall]:
-    """Rows of one source; the first row of cosines is of the known pairs, the others of shuffled maps."""
+    """Results of one source; the first row of cosines is of the known pairs, the others of shuffled genes."""
     i, j = pairs.i[: pairs.n_pairs], pairs.j[: pairs.n_pairs]
     genes = np.unique(np.concatenate([i, j]))
     known_P = cosines_RP[0]
-    is_recalled_TP = np.array([(known_P < low) | (known_P > high) for low, high in edges])
+    is_recalled_TP = np.array([_outside(known_P, each) for each in edges])
     intervals = _bootstrap_over_genes(
         np.searchsorted(genes, i), np.searchsorted(genes, j), is_recalled_TP, config, pairs.source
     )
     rows = []
     for thresholds, (low, high), interval in zip(config.thresholds, edges, intervals, strict=True):
-        random_R = ((cosines_RP[1:] < low) | (cosines_RP[1:] > high)).mean(axis=1) if pairs.n_pairs else np.empty(0)
-        n_as_high = int(np.sum(random_R >= interval.value))
+        random_R = _outside(cosines_RP[1:], (low, high)).mean(axis=1) if pairs.n_pairs else np.empty(0)
         rows.append(
             RelationRecall(
                 source=pairs.source,
@@ -266,7 +244,7 @@ def _rows(
                 n_high=int(np.sum((known_P > high) & ~(known_P < low))),
                 recall=interval,
                 random=float(random_R.mean()) if len(random_R) else math.nan,
-                random_p_value=(1 + n_as_high) / (1 + len(random_R)) if len(random_R) else math.nan,
+                random_p_value=permutation_p_value(interval.value, random_R) if len(random_R) else math.nan,
             )
         )
     return rows
@@ -277,10 +255,10 @@ def _bootstrap_over_genes(
 ) -> list[Interval]:
     """(T,) recall with a 95 % percentile interval from resampled genes.
 
-    Genes, not pairs, are resampled, for the pairs of one gene are not independent. A gene drawn w times counts w times
-    in each of its pairs. The edges of the null stay: they rest on all pairs of the map, so they vary far less than the
-    share of the known ones beyond them. Where hardly any two pairs share a gene, the interval is too wide (up to three
-    times the variance), not too narrow: Owen 2007, doi:10.1214/07-AOAS122, has the argument for data in two ways.
+    Genes, not pairs, are resampled, because the pairs of one gene are not independent. A gene drawn w times counts w
+    times in each of its pairs. The edges of the null are fixed: they depend on all pairs of the map and vary far less
+    than the share of known pairs beyond them. Where few pairs share a gene, the interval is too wide (up to three times
+    the variance), never too narrow: Owen 2007, doi:10.1214/07-AOAS122, shows it for two-way data.
     """
     n_pairs = is_recalled_TP.shape[1]
     if not n_pairs:
@@ -295,18 +273,21 @@ def _bootstrap_over_genes(
     for draw in range(config.bootstrap_draws):
         weight = np.bincount(random.integers(0, n_genes, n_genes), minlength=n_genes).astype(np.float64)
         sums_RT[draw] = (weight[i] * weight[j]) @ counted_PT
-    sums_RT = sums_RT[sums_RT[:, -1] > 0]  # a draw without any pair says nothing
+    sums_RT = sums_RT[sums_RT[:, -1] > 0]  # a draw without any pair has no recall
     draws_RT = sums_RT[:, :-1] / sums_RT[:, -1:]
-    intervals = []
-    for value, draws in zip(values.tolist(), draws_RT.T, strict=True):
-        low, high = np.percentile(draws, [2.5, 97.5]).tolist() if len(draws) else (math.nan, math.nan)
-        intervals.append(Interval(value, low, high, draws))
-    return intervals
+    return [
+        Interval(value, *percentile_interval(draws), draws)
+        for value, draws in zip(values.tolist(), draws_RT.T, strict=True)
+    ]
 
 
 def _edges(ranks: tuple[int | None, int | None], statistics: dict[int, float]) -> tuple[float, float]:
     below, above = ranks
     return (math.inf if below is None else statistics[below]), (-math.inf if above is None else statistics[above])
+
+
+def _outside(values: Floats, edges: tuple[float, float]) -> NDArray[np.bool_]:
+    return np.asarray((values < edges[0]) | (values > edges[1]))
 
 
 def _check(
@@ -333,10 +314,10 @@ def _check(
 
 
 def check_map(vectors_ND: NDArray[Any], entities: Sequence[str], min_entities: int) -> None:
-    """Refuse a map that is not one finite vector for each entity.
+    """Check that a map has one finite vector for each entity.
 
     Raises:
-        ValueError: Shapes that do not fit, a name that comes twice, a vector that is not finite, too few entities.
+        ValueError: Shapes that do not fit, a duplicate name, a vector that is not finite, too few entities.
     """
     if vectors_ND.ndim != 2 or len(vectors_ND) != len(entities) or not vectors_ND.shape[1]:
         raise ValueError(f"vectors have shape {vectors_ND.shape}, expected ({len(entities)}, D): one for each entity.")
@@ -359,5 +340,5 @@ def check_map(vectors_ND: NDArray[Any], entities: Sequence[str], min_entities: i
         )
 
 
-def _generator(seed: int, *question: str) -> np.random.Generator:
-    return np.random.default_rng(int(content_id(seed, *question), 16))
+def _generator(seed: int, *stream: str) -> np.random.Generator:
+    return np.random.default_rng(int(content_id(seed, *stream), 16))

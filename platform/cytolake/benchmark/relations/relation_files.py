@@ -1,8 +1,8 @@
-"""Known relations and clusters of genes, from files that people bring.
+"""Readers of files with known relations and clusters of genes.
 
-A relation file is a table, comma or tab separated, with the columns `entity1` and `entity2`. A cluster file has one
-cluster a line: its name, a tab, its genes separated by blanks, commas or tabs. Names are compared as they are written,
-so a screen and an annotation that use symbols of different years need a table of aliases.
+A relation file is a comma- or tab-separated table with the columns `entity1` and `entity2`. A cluster file has one
+cluster a line: its name, a tab, its genes separated by blanks, commas or tabs. Names are compared letter by letter, so
+a screen and an annotation with gene symbols of different years need a table of aliases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """Pairs of genes that one source says belong together."""
+    """Pairs of related genes from one source."""
 
     source: str
     """Such as `Reactome`."""
@@ -36,30 +36,30 @@ def read_relations(path: Path, source: str | None = None, aliases: Mapping[str, 
     Args:
         path: Table with the columns `entity1` and `entity2`; others are ignored.
         source: Name in the results; the file's name without its ending where None.
-        aliases: From `read_aliases`. Genes are renamed first: pairs that then are the same count once.
+        aliases: From `read_aliases`. Genes are renamed first; pairs that are then equal count once.
 
     Raises:
         ValueError: A column is missing, or a line has no name in one; with the file and the line.
         FileNotFoundError: No such file.
     """
     renamed = aliases or {}
-    kept: set[tuple[str, str]] = set()
+    pairs: set[tuple[str, str]] = set()
     rows = _rows(path, ("entity1", "entity2"))
     for _, left, right in rows:
         first, second = renamed.get(left, left), renamed.get(right, right)
         if first != second:
-            kept.add((first, second) if first < second else (second, first))
-    if not kept:
+            pairs.add((first, second) if first < second else (second, first))
+    if not pairs:
         raise ValueError(
-            f"{path}: {len(rows)} pairs, none of two different genes. Expected at least one; bring another."
+            f"{path}: {len(rows)} pairs, none of two different genes. Expected at least one; use another file."
         )
-    return Relations(source or path.name.split(".")[0], tuple(sorted(kept)), len(rows))
+    return Relations(source or path.name.split(".")[0], tuple(sorted(pairs)), len(rows))
 
 
 def read_aliases(path: Path) -> dict[str, str]:
     """Other names of genes, from a table with the columns `alias` and `symbol`, comma or tab separated.
 
-    Rename both sides, or those that use an old symbol are silently absent: `read_relations(path, aliases=...)` for the
+    Rename both sides, or genes under an old symbol are silently missing: `read_relations(path, aliases=...)` for the
     annotation, `rename(entities, aliases)` for the screen.
 
     Raises:
@@ -84,7 +84,7 @@ def read_aliases(path: Path) -> dict[str, str]:
 
 
 def rename(entities: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
-    """Entities under their symbols.
+    """The entities, aliases replaced by their symbols.
 
     Raises:
         ValueError: Two different entities become one; their vectors must be aggregated first.
@@ -122,12 +122,12 @@ def read_clusters(path: Path, aliases: Mapping[str, str] | None = None) -> dict[
             raise ValueError(f"{path}, line {number}: cluster {name} comes a second time. Give it another name.")
         clusters[name] = tuple(sorted(genes))
     if not clusters:
-        raise ValueError(f"{path}: the file is empty, expected one cluster a line. Bring another file.")
+        raise ValueError(f"{path}: the file is empty, expected one cluster a line. Use another file.")
     return clusters
 
 
 def _rows(path: Path, columns: tuple[str, str]) -> list[tuple[int, str, str]]:
-    """The line number of each row, and what it has in the two columns."""
+    """Line number of each row and its values in the two columns."""
     lines = _lines(path)
     header = next(lines, "")
     delimiter = "\t" if "\t" in header else ","

@@ -1,12 +1,13 @@
-"""Average precision of each row's retrieval: does it rank its positives above its negatives by cosine similarity?
+"""Average precision of each row as a query that ranks its positives and negatives by cosine similarity.
 
 Equal to copairs 0.5.5 (Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2) for vectors of 64-bit floats, in bounded
-memory: blocks of rows are compared with the rows that they need, and ranks are counted instead of sorted out of a list
-of all pairs. A block is a plain function of a range, so blocks run in a loop or as tasks, in any order.
+memory: blocks of rows are compared with the rows that they need, and ranks are counted without a list of all pairs.
+Blocks are independent and can run in any order.
 
-Ties. copairs keeps a similarity s as a 32-bit float, orders by the 32-bit 1 - s, and puts positives before negatives of
-the same value (found by trying). That is followed here, and it flatters a collapsed encoder: of equal vectors, the
-average precision is 1. `average_precision_ties_last` is the value with negatives first; where both differ, ties decide.
+Ties. copairs stores a similarity s as a 32-bit float, orders by the 32-bit 1 - s, and ranks positives before negatives
+of the same value (determined by experiment). This module does the same, which favours a collapsed encoder: equal
+vectors have an average precision of 1. `average_precision_ties_last` ranks negatives first; where the two differ, ties
+determine the score.
 
 Differences from copairs: a row with positives and no negative has no average precision (copairs: 1); a vector of length
 0 and a pair that is both positive and negative are errors (copairs: NaN, and counted twice).
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from cytolake.benchmark.retrieval.null_distribution import normalise
 from cytolake.benchmark.retrieval.pairs import Codes, Metadata, PairRules, Pairs, as_table, find_pairs
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 Keys = NDArray[np.float32]
@@ -38,13 +40,13 @@ COLUMNS = (
     "normalised_average_precision",
     "reason",
 )
-COUNT_UP_TO = 20  # positives: each costs two comparisons, 1/40 of a sort of 100,000 negatives each (measured)
+COUNT_UP_TO = 20  # positives: each takes two comparisons, 1/40 of a sort of 100,000 negatives (measured)
 MAX_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BlockScores:
-    """What one block of rows gave."""
+    """Scores of one block of rows."""
 
     rows: Codes
     """(R,) row numbers."""
@@ -72,13 +74,13 @@ def average_precision(
         metadata: N rows.
         vectors: (N, D) finite, not 0; only their directions count.
         rules: Which rows are positives and negatives of a row.
-        included: (N,) rows that take part; the others are told with the reason `not compared`. All where None.
-        block_mb: Megabytes of one block's similarities. The peak is about twice this, beside 8 N D bytes of vectors.
+        included: (N,) rows that take part; the others get the reason `not compared`. All where None.
+        block_mb: Megabytes of one block's similarities. The peak is about twice this, plus 8 N D bytes of vectors.
 
     Returns:
         The metadata with `n_positives`, `n_total` (positives and negatives), `average_precision`,
-        `average_precision_ties_last`, `normalised_average_precision` (0 is what chance gives, 1 is perfect) and
-        `reason`. A row without positives or negatives has nulls and a reason; the reason of a scored row is null.
+        `average_precision_ties_last`, `normalised_average_precision` (0 is chance, 1 is perfect) and `reason`. A row
+        without positives or negatives has nulls and a reason; the reason of a scored row is null.
 
     Raises:
         ValueError: Vectors that are not finite, 0, or not one for each row; a column missing or null; a pair that is
@@ -94,31 +96,9 @@ def average_precision(
         )
     rows = np.flatnonzero(taken)
     pairs = find_pairs(table if len(rows) == n_rows else table.take(rows), rules)
-    unit_ND = unit_vectors(vectors if len(rows) == n_rows else vectors[rows], row_numbers=rows)
+    unit_ND = unit_vectors(vectors if len(rows) == n_rows else vectors[rows], zero_rows="refuse", row_numbers=rows)
     blocks = (score_block(unit_ND, pairs, start, stop) for start, stop in block_ranges(pairs, block_mb))
     return scores_table(table, blocks, rows)
-
-
-def unit_vectors(vectors: NDArray[np.floating], row_numbers: NDArray[np.intp] | None = None) -> Floats:
-    """(N, D) directions as 64-bit floats.
-
-    Raises:
-        ValueError: Not two-dimensional, not finite, or a vector of length 0; the row is told by `row_numbers`.
-    """
-    if vectors.ndim != 2:
-        raise ValueError(f"vectors have the shape {vectors.shape}, expected (rows, features).")
-    unit_ND = np.array(vectors, np.float64)
-    norms = np.linalg.norm(unit_ND, axis=1)
-    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(wrong):
-        row = int(wrong[0] if row_numbers is None else row_numbers[wrong[0]])
-        found = "has the length 0" if norms[wrong[0]] == 0 else "is not finite"
-        raise ValueError(
-            f"the vector of row {row} {found}, as {len(wrong)} of {len(vectors)} are not usable: it has no direction "
-            "and no cosine. Embed the well again, or leave the row out and say so."
-        )
-    unit_ND /= norms[:, None]
-    return unit_ND
 
 
 def block_ranges(pairs: Pairs, block_mb: int = 128) -> list[tuple[int, int]]:
@@ -132,10 +112,10 @@ def score_block(unit_ND: Floats, pairs: Pairs, start: int, stop: int) -> BlockSc
     """Average precision of the rows `pairs.order[start:stop]`.
 
     Args:
-        unit_ND: (N, D) of `unit_vectors`.
-        pairs: Who is compared with whom.
-        start: First place in `pairs.order`.
-        stop: Place after the last.
+        unit_ND: (N, D) rows of length 1.
+        pairs: Positives and negatives of every row.
+        start: First position in `pairs.order`.
+        stop: Position after the last.
     """
     rows = pairs.order[start:stop]
     n_positives, n_negatives = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
@@ -156,7 +136,7 @@ def score_block(unit_ND: Floats, pairs: Pairs, start: int, stop: int) -> BlockSc
         return BlockScores(rows, n_positives, n_negatives, first, last)
     scored = np.concatenate([np.arange(low, high) for low, high, *_ in classes])
     needed = np.flatnonzero(is_needed)
-    if 2 * len(needed) > len(pairs):  # most rows are needed: a copy of them would cost more than it saves
+    if 2 * len(needed) > len(pairs):  # most rows are needed: a copy would cost more than it saves
         needed = np.arange(len(pairs))
     columns = unit_ND if len(needed) == len(pairs) else unit_ND[needed]
     place = np.full(len(pairs), -1, np.int32)
@@ -184,11 +164,11 @@ def scores_table(
 
     Args:
         metadata: N rows.
-        blocks: They cover every included row once.
-        included_rows: Rows of the metadata that the blocks' rows are numbers of; all where None.
+        blocks: Blocks that cover every included row once.
+        included_rows: Rows of the metadata that the row numbers of the blocks refer to; all where None.
 
     Raises:
-        ValueError: The metadata have one of the columns, or the blocks do not cover the rows.
+        ValueError: The metadata already have one of the columns, or the blocks do not cover the rows.
     """
     table = as_table(metadata)
     if taken := [name for name in COLUMNS if name in table.column_names]:
@@ -233,7 +213,7 @@ def _reasons(counts: NDArray[np.int64], included_rows: NDArray[np.intp]) -> NDAr
 
 
 def _class_ranges(pairs: Pairs, start: int, stop: int) -> list[tuple[int, int]]:
-    """Parts of the block whose rows have the same partners, counted from the block's start."""
+    """Parts of the block whose rows have the same partners, as offsets from the block's start."""
     inner = pairs.class_starts[np.searchsorted(pairs.class_starts, start, "right") :]
     bounds = [start, *inner[inner < stop].tolist(), stop]
     return [(low - start, high - start) for low, high in pairwise(bounds)]
@@ -263,7 +243,7 @@ def _class_scores(
         keys_RU: Smaller is more alike.
         positives: (P,) columns.
         negatives: (M,) columns.
-        own_positive: (R,) column of each row itself where that is among `positives`, to be left out.
+        own_positive: (R,) column of each row itself where that is among `positives`; it does not count.
         own_negative: The same of `negatives`.
     """
     positive_RP = keys_RU[:, positives]
@@ -272,7 +252,7 @@ def _class_scores(
     positive_RP.sort(axis=1)
     if own_positive is not None:
         positive_RP = positive_RP[:, :-1]
-    # Counting over all columns and subtracting the few others saves a copy of many negatives.
+    # Counting all columns and subtracting the few others avoids a copy of many negatives.
     is_rest = 2 * len(negatives) > keys_RU.shape[1]
     chosen = negatives
     if is_rest:
@@ -298,7 +278,7 @@ def _class_scores(
 
 
 def _counts(keys: Keys, bounds_P: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(P,) how many keys are below each bound, and how many are not above it."""
+    """(P,) numbers of keys below each bound, and of keys not above it."""
     below = np.array([np.count_nonzero(keys < bound) for bound in bounds_P], np.int64)
     return below, np.array([np.count_nonzero(keys <= bound) for bound in bounds_P], np.int64)
 

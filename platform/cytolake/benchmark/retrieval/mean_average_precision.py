@@ -1,13 +1,13 @@
-"""Mean average precision of groups of rows, such as the replicates of a perturbation, against chance.
+"""Mean average precision of groups of rows, such as the replicates of a perturbation, with a p-value against chance.
 
-The null hypothesis is copairs' (Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2): the group's mean is compared with
-means of random average precisions, where rows with the same numbers of positives and negatives share their draws. The
-rows of a group rank each other, so they are far from independent; sharing takes them as fully dependent, and a group
-whose rows have the same numbers is judged by the null distribution of one row, which is exact where that is.
+The null distribution is that of copairs (Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2): means of random average
+precisions, where rows with the same numbers of positives and negatives share their draws. The rows of a group rank each
+other and are far from independent; shared draws treat them as fully dependent. A group whose rows all have the same
+numbers is compared with the null distribution of one row, and its p-value is exact where that distribution is.
 
-Draws that are as high count here, as in copairs 0.6. copairs 0.5 counts only those that are higher, and so gives a
-perfect mean the smallest p-value there is: two replicates and 330 controls give 1 with probability 1/331, which it
-reports as 1/10,001. `count_ties=False` does what 0.5 does.
+Draws equal to the mean count, as in copairs 0.6. copairs 0.5 counts only higher ones, so a perfect mean always gets the
+smallest possible p-value: two replicates and 330 controls give 1 with probability 1/331, which copairs 0.5 reports as
+1/10,001. `count_ties=False` reproduces 0.5.
 
 Shapes: N rows, G groups, B draws, R resamples.
 """
@@ -25,6 +25,7 @@ from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO, TIE, exa
 from cytolake.benchmark.retrieval.pairs import Metadata, as_table, column, column_codes, joint_codes
 from cytolake.statistics.false_discovery import benjamini_hochberg
 from cytolake.statistics.intervals import Interval, mean_of_groups
+from cytolake.statistics.p_values import permutation_p_value
 
 Floats = NDArray[np.float64]
 
@@ -44,12 +45,12 @@ def mean_average_precision(
         scores: N rows of `average_precision`.
         sameby: Columns in which the rows of a group agree.
         null_size: Draws of a sampled null distribution.
-        seed: Of the draws.
-        exact_up_to: List the placements of positives where they are at most so many; 0 always samples.
-        count_ties: Draws equal to the group's mean count. False is what copairs 0.5 does, and always samples.
+        seed: Seed of the draws.
+        exact_up_to: Most placements of positives that are listed rather than sampled; 0 always samples.
+        count_ties: Whether draws equal to the group's mean count. False reproduces copairs 0.5 and always samples.
 
     Returns:
-        A row a group, in order of first appearance: the columns of `sameby`, `n_rows`, `n_scored`,
+        One row for each group, in order of first appearance: the columns of `sameby`, `n_rows`, `n_scored`,
         `mean_average_precision`, `mean_normalised_average_precision`, `p_value`, `adjusted_p_value` (Benjamini-Hochberg
         over the groups that have a p-value), `null` (`exact` or `sampled`) and `reason`. A group without a scored row
         has nulls and a reason.
@@ -113,9 +114,9 @@ def bootstrap_over_groups(
         maps: G rows of `mean_average_precision`; those with a null do not count.
         value: Column to average.
         cluster: Column whose values are resampled whole, such as the compound of several doses, which are not
-            independent; each group by itself where None.
-        n_draws: Resamples.
-        seed: Of the resamples.
+            independent; single groups where None.
+        n_draws: Number of resamples.
+        seed: Seed of the resamples.
 
     Raises:
         ValueError: No group has a value, or a column is missing.
@@ -145,16 +146,14 @@ def _p_value(
 ) -> tuple[float, str]:
     kinds, counts = np.unique(sizes, axis=0, return_counts=True)
     n_positives, n_total = kinds[0].tolist()
-    bound = mean - TIE if count_ties else mean + TIE
     if count_ties and len(kinds) == 1 and is_exact(n_positives, n_total, exact_up_to):
-        return float(np.mean(exact_null(n_positives, n_total) >= bound)), "exact"
+        return float(np.mean(exact_null(n_positives, n_total) >= mean - TIE)), "exact"
     null_B = np.zeros(null_size)
     for (positives, total), count in zip(kinds.tolist(), counts.tolist(), strict=True):
         null_B += count * sampled_null(positives, total, null_size, seed)
-    n_above = int(np.count_nonzero(null_B / counts.sum() >= bound))
-    return (1 + n_above) / (1 + null_size), "sampled"
+    return permutation_p_value(mean, null_B / counts.sum(), TIE if count_ties else -TIE), "sampled"
 
 
 def _numbers(table: pa.Table, name: str) -> Floats:
-    """A column; NaN where it is null."""
+    """Values of a column; NaN where it is null."""
     return np.asarray(column(table, name).to_pandas(), np.float64)

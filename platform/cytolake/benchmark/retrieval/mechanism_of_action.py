@@ -1,11 +1,12 @@
-"""Mechanism of action by the nearest neighbour: the protocol that BBBC021 is reported with (NSC and NSCB).
+"""Mechanism of action by the nearest neighbour: the protocols NSC and NSCB of BBBC021.
 
-Each treatment (a compound at a concentration) is given the mechanism of the treatment whose profile is nearest by
-cosine, never one of the same compound (NSC), nor, in NSCB, one that shares a batch. A treatment is not scored where no
-treatment that it may be given has its mechanism; it stays among the neighbours, where it can mislead. Of BBBC021's 103
-treatments, NSC scores all and NSCB 92: Cholesterol-lowering (6) and Kinase inhibitors (5) are in one batch each.
+Each treatment (a compound at a concentration) gets the mechanism of the treatment with the nearest profile by cosine,
+never one of the same compound (NSC) and, in NSCB, never one that shares a batch. A treatment is not scored where none
+of its allowed neighbours has its mechanism; it remains a neighbour of others. Of BBBC021's 103 treatments, NSC scores
+all and NSCB 92: Cholesterol-lowering (6) and Kinase inhibitors (5) are in one batch each.
 
-What was done to the profiles moves these numbers more than the encoder does, above all NSCB, so a result carries it.
+The normalisation of the profiles changes these numbers more than the encoder does, above all NSCB, so it is part of the
+result.
 
 Source: Ljosa et al. 2013, doi:10.1177/1087057113503553 (NSC); Ando et al. 2017, doi:10.1101/161422 (NSCB).
 
@@ -21,8 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.retrieval.average_precision import unit_vectors
 from cytolake.statistics.intervals import Interval, mean_of_groups
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Protocol = Literal["NSC", "NSCB"]
 
@@ -33,7 +34,7 @@ class MechanismResult:
 
     protocol: Protocol
     normalisation: str
-    """What the caller says was done to the profiles."""
+    """Normalisation of the profiles, as the caller named it."""
     accuracy: Interval
     """Share of the scored treatments with the right mechanism; compounds are resampled for the interval."""
     mechanisms: tuple[str, ...]
@@ -41,7 +42,7 @@ class MechanismResult:
     confusion: NDArray[np.int64]
     """(K, K) scored treatments: row is the true mechanism, column that of the neighbour."""
     neighbour: NDArray[np.int64]
-    """(T,) number of the nearest treatment allowed; -1 where the treatment is not scored."""
+    """(T,) number of the nearest allowed treatment; -1 where the treatment is not scored."""
     cosine: NDArray[np.float64]
     """(T,) similarity of the neighbour; NaN where there is none."""
     reason: tuple[str | None, ...]
@@ -54,7 +55,7 @@ class MechanismResult:
 
     @property
     def recall(self) -> dict[str, float]:
-        """Share told correctly of each mechanism that was scored."""
+        """Share of correct predictions of each scored mechanism."""
         counts = self.confusion.sum(axis=1)
         return {
             name: float(self.confusion[i, i] / counts[i]) for i, name in enumerate(self.mechanisms) if counts[i] > 0
@@ -77,18 +78,18 @@ def nearest_mechanism(
         profiles: (T, D) one for each treatment, such as the median of its wells; only directions count.
         compounds: (T,)
         mechanisms: (T,)
-        normalisation: What was done to the profiles, such as `none` or `plate controls, TVN`; kept in the result.
-        batches: (T,) all batches that each treatment's wells are of: scores NSCB. NSC where None.
+        normalisation: Normalisation of the profiles, such as `none` or `plate controls, TVN`; part of the result.
+        batches: (T,) all batches of each treatment's wells, for NSCB; NSC where None.
         n_draws: Resamples of compounds behind the 95 % interval.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
 
     Raises:
         ValueError: Not one entry for each profile, a profile that is not finite or 0, no `normalisation`, a treatment
-            without a batch, a compound of several mechanisms, or nothing to score.
+            without a batch, a compound with several mechanisms, or no treatment that can be scored.
     """
     n_treatments = len(profiles)
     _check(n_treatments, compounds, mechanisms, batches, normalisation)
-    unit_TD = unit_vectors(profiles)
+    unit_TD = unit_vectors(profiles, zero_rows="refuse")
     _, compound_T = np.unique(np.asarray(compounds, dtype=str), return_inverse=True)
     names, mechanism_T = np.unique(np.asarray(mechanisms, dtype=str), return_inverse=True)
     is_allowed_TT = compound_T[:, None] != compound_T[None, :]
@@ -127,7 +128,7 @@ def nearest_mechanism(
 
 
 def _over_compounds(is_right: NDArray[np.float64], compound: NDArray[np.intp], n_draws: int, seed: int) -> Interval:
-    """Accuracy with compounds resampled: doses of one compound look alike, and are right or wrong together."""
+    """Accuracy with compounds resampled, because doses of one compound are similar and not independent."""
     _, of = np.unique(compound, return_inverse=True)
     counts, right = np.bincount(of), np.bincount(of, is_right)
     return mean_of_groups(
@@ -143,7 +144,7 @@ def _check(
     normalisation: str,
 ) -> None:
     if not normalisation.strip():
-        raise ValueError("normalisation is empty: say what was done to the profiles, `none` if nothing was.")
+        raise ValueError("normalisation is empty: name the normalisation of the profiles, `none` without one.")
     sizes = {"compounds": compounds, "mechanisms": mechanisms, **({} if batches is None else {"batches": batches})}
     for name, each in sizes.items():
         if len(each) != n_treatments:

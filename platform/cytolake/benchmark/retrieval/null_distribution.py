@@ -1,7 +1,7 @@
-"""What chance gives: the average precision of P positives placed at random among L ranks.
+"""Average precision by chance: P positives placed at random among L ranks.
 
-Its expectation is exact in closed form. Its distribution is exact, by listing all placements, where they are few; else
-it is sampled, with a seed of its own for each (P, L), so that no order of calls and no cache changes a result.
+Its expectation has a closed form. Its distribution is exact, from a list of all placements, where they are few; else it
+is sampled, with its own seed for each (P, L), so neither the order of calls nor a cache changes a result.
 
 Shapes: B draws, C placements, P positives, M negatives.
 """
@@ -50,14 +50,14 @@ def expected_average_precision(n_positives: ArrayLike, n_total: ArrayLike) -> Fl
 
 
 def normalise(average_precision: ArrayLike, n_positives: ArrayLike, n_total: ArrayLike) -> Floats:
-    """(AP - mu0) / (1 - mu0): 0 is what chance gives, 1 is perfect, whatever the share of positives.
+    """(AP - mu0) / (1 - mu0): 0 is chance and 1 is perfect, for any share of positives.
 
-    Values below -1 are possible where most items are positive, and are left as they are.
+    Values below -1 are possible where most items are positive.
 
     Args:
         average_precision: 0..1.
         n_positives: Positives of each value.
-        n_total: Positives and negatives of each value; there must be a negative.
+        n_total: Positives and negatives of each value, with at least one negative.
 
     Raises:
         ValueError: No positive, or no negative: then every order has the same average precision.
@@ -69,15 +69,15 @@ def normalise(average_precision: ArrayLike, n_positives: ArrayLike, n_total: Arr
 
 
 def is_exact(n_positives: int, n_total: int, exact_up_to: int = EXACT_UP_TO) -> bool:
-    """The placements are at most `exact_up_to`."""
+    """Whether there are at most `exact_up_to` placements."""
     log = math.lgamma(n_total + 1) - math.lgamma(n_positives + 1) - math.lgamma(n_total - n_positives + 1)
-    # The logarithm spares the binomials with thousands of digits.
+    # The logarithm avoids binomials with thousands of digits.
     return log < math.log(max(exact_up_to, 1)) + 1 and math.comb(n_total, n_positives) <= exact_up_to
 
 
 @lru_cache(maxsize=128)
 def exact_null(n_positives: int, n_total: int) -> Floats:
-    """(C,) average precision of every placement, ascending; each is as likely as any other.
+    """(C,) average precision of every placement, ascending; all placements are equally likely.
 
     Raises:
         ValueError: More than a million placements: use `sampled_null`.
@@ -96,7 +96,7 @@ def exact_null(n_positives: int, n_total: int) -> Floats:
 
 @lru_cache(maxsize=1024)
 def sampled_null(n_positives: int, n_total: int, size: int = 10_000, seed: int = 0) -> Floats:
-    """(B,) average precision of random placements. The same arguments give the same draws, in their order."""
+    """(B,) average precision of random placements; equal arguments give equal draws in equal order."""
     rng = np.random.default_rng([seed, n_positives, n_total, size])
     n_drawn = min(n_positives, n_total - n_positives)
     values = np.ones(size)
@@ -109,50 +109,15 @@ def sampled_null(n_positives: int, n_total: int, size: int = 10_000, seed: int =
     return values
 
 
-def p_values(
-    average_precision: ArrayLike,
-    n_positives: ArrayLike,
-    n_total: ArrayLike,
-    *,
-    null_size: int = 10_000,
-    seed: int = 0,
-    exact_up_to: int = EXACT_UP_TO,
-) -> Floats:
-    """Probability that chance gives each average precision or more.
-
-    Exact where the placements are at most `exact_up_to`; else (1 + draws as high or higher) / (1 + draws).
-
-    Args:
-        average_precision: (N,) 0..1; NaN gives NaN.
-        n_positives: (N,)
-        n_total: (N,)
-        null_size: Draws.
-        seed: Of the draws.
-        exact_up_to: Most placements to list; 0 always samples.
-    """
-    values = np.asarray(average_precision, np.float64)
-    sizes = np.stack([np.asarray(n_positives, np.int64), np.asarray(n_total, np.int64)], axis=1)
-    result = np.full(len(values), np.nan)
-    scored = np.flatnonzero(~np.isnan(values))
-    kinds, of_row = np.unique(sizes[scored], axis=0, return_inverse=True)
-    for kind, (positives, total) in enumerate(kinds.tolist()):
-        rows = scored[of_row == kind]
-        exact = is_exact(positives, total, exact_up_to)
-        null = exact_null(positives, total) if exact else np.sort(sampled_null(positives, total, null_size, seed))
-        as_high = len(null) - np.searchsorted(null, values[rows] - TIE, "left")
-        result[rows] = as_high / len(null) if exact else (1 + as_high) / (1 + len(null))
-    return result
-
-
 def _of_positives(ranks_BP: Ranks) -> Floats:
     """(B,) average precision of positives at ascending ranks from 0."""
     return np.asarray(np.mean(np.arange(1, ranks_BP.shape[1] + 1) / (ranks_BP + 1), axis=1))
 
 
 def _of_negatives(ranks_BM: Ranks, n_total: int) -> Floats:
-    """(B,) the same of negatives at ascending ranks from 0, for rows with fewer negatives than positives.
+    """(B,) average precision from the ascending ranks of the negatives, for rows with fewer negatives than positives.
 
-    Between the i-th negative and the next, precision is 1 - i / rank: what is lost is i times a difference of harmonic
+    Between the i-th negative and the next, precision is 1 - i / rank: the loss is i times a difference of harmonic
     numbers.
     """
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n_total + 1))])
@@ -168,9 +133,9 @@ def _all_subsets(n_all: int, n: int) -> Ranks:
 
 
 def _random_subsets(rng: np.random.Generator, n_all: int, n: int, n_draws: int) -> Ranks:
-    """(B, n) ascending numbers below n_all, every subset as likely.
+    """(B, n) ascending numbers below n_all; every subset is equally likely.
 
-    Numbers drawn twice are drawn again until all differ, which favours no number over another.
+    Duplicates are drawn again until all numbers differ, which favours no number.
     """
     drawn = np.sort(rng.integers(0, n_all, (n_draws, n)), axis=1)
     while True:

@@ -1,8 +1,8 @@
-"""Which rows a row is compared with: positives and negatives, told by columns of the metadata.
+"""Positives and negatives of each row, defined by columns of the metadata.
 
-The grammar is that of copairs (Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2): two rows are a positive pair if
-they agree in every column of `pos_sameby` and differ in every column of `pos_diffby`; `neg_sameby` and `neg_diffby` say
-the same of negative pairs. No list of pairs is ever made: the partners of one row are looked up when they are needed.
+The rules are those of copairs (Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2): two rows are a positive pair if
+they agree in every column of `pos_sameby` and differ in every column of `pos_diffby`; `neg_sameby` and `neg_diffby`
+define negative pairs in the same way. There is no list of pairs: the partners of a row are looked up when needed.
 
 Shapes: N rows.
 """
@@ -24,7 +24,7 @@ Codes = NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairRules:
-    """What makes two rows a positive or a negative pair."""
+    """Definition of positive and negative pairs."""
 
     pos_sameby: tuple[str, ...] = ()
     """Columns in which a positive pair agrees, such as the perturbation."""
@@ -66,14 +66,14 @@ class Partners:
     members: Codes
     """(N,) rows, group after group, ascending within each."""
     starts: NDArray[np.int64]
-    """(groups + 1,) where each group starts in `members`."""
+    """(groups + 1,) start of each group in `members`."""
     place: Codes
-    """(N,) where each row is in `members`."""
+    """(N,) position of each row in `members`."""
     differ: tuple[Codes, ...]
     """For each column of `diffby`, (N,) codes in the order of `members`."""
 
     def of(self, row: int) -> Codes:
-        """Ascending rows; without `diffby` the row itself is among them, and the caller leaves it out."""
+        """Ascending rows; without `diffby` they include the row itself, which the caller leaves out."""
         group = self.group[row]
         of_group = slice(self.starts[group], self.starts[group + 1])
         members = self.members[of_group]
@@ -93,17 +93,17 @@ class Partners:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The partners of all rows. Small and picklable: a task on blocks of rows takes it whole."""
+    """The partners of all rows. Small and picklable, so that a task on a block of rows can take all of it."""
 
     rules: PairRules
     positive: Partners
     negative: Partners
     order: Codes
-    """(N,) rows, those with the same partners beside each other, then those with the same group of negatives."""
+    """(N,) rows, ordered by the group of negatives, then by partners."""
     class_starts: NDArray[np.int64]
-    """(classes + 1,) where each class of rows with the same partners (but for themselves) starts in `order`."""
+    """(classes + 1,) start in `order` of each class of rows with the same partners, apart from themselves."""
     may_overlap: bool
-    """The columns alone do not rule out that a pair is positive and negative."""
+    """Whether the columns allow a pair to be both positive and negative."""
 
     def __len__(self) -> int:
         return len(self.order)
@@ -113,8 +113,8 @@ def find_pairs(metadata: Metadata, rules: PairRules) -> Pairs:
     """Index the metadata for the rules.
 
     Args:
-        metadata: N rows; every column that a rule names, without nulls.
-        rules: What is compared with what.
+        metadata: N rows with every column of the rules, without nulls.
+        rules: Definition of the pairs.
 
     Raises:
         ValueError: A column is missing, holds lists or a null, or the table has no row.
@@ -175,7 +175,7 @@ def column_codes(table: pa.Table, name: str) -> Codes:
 
 
 def column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A column by name; a missing one is a ValueError that lists those there are."""
+    """A column by name; where it is missing, a ValueError lists the columns of the table."""
     if name not in table.column_names:
         raise ValueError(
             f"the table has no column {name!r}; it has {', '.join(table.column_names) or 'none'}. Expected the name of "
@@ -188,7 +188,7 @@ def joint_codes(codes: Sequence[Codes], n_rows: int) -> Codes:
     """(N,) equal numbers, from 0 up, for rows that agree in all columns; all rows agree in no columns."""
     joint = np.zeros(n_rows, np.int64)
     for each in codes:
-        # Made dense after every column, so that the product stays far below 2**63.
+        # Renumbered after every column, so that the product stays far below 2**63.
         _, joint = np.unique(joint * (int(each.max(initial=0)) + 1) + each, return_inverse=True)
     return joint.astype(np.int32)
 

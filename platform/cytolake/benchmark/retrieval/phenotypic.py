@@ -1,9 +1,12 @@
-"""Has a perturbation an effect, and do perturbations of one mechanism, or of one target, have the same?
+"""Phenotypic activity, consistency and match by mean average precision, with p-values of permuted labels.
 
-Phenotypic activity: do the replicates of a perturbation find each other before they find negative controls? Phenotypic
-consistency: do perturbations of one target or mechanism find each other before they find those of others? Phenotypic
-match: do perturbations of one target but of two kinds, such as a compound and a knock-out, find each other? The names
-and rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2.
+- Activity: replicates of a perturbation against negative controls.
+- Consistency: perturbations of one target or mechanism against those of others.
+- Match: perturbations of one target but two kinds, such as a compound and a knock-out, against those of other targets.
+
+Names and rules are those of Kalinin et al. 2025, doi:10.1038/s41467-025-60306-2. `with_permuted_activity` and
+`with_permuted_labels` replace its p-values, of positives at random ranks, by exact ones (see
+`statistics.retrieval_tests`).
 
 Shapes: N rows, D features.
 """
@@ -22,16 +25,17 @@ from cytolake.benchmark.retrieval.mean_average_precision import bootstrap_over_g
 from cytolake.benchmark.retrieval.null_distribution import EXACT_UP_TO
 from cytolake.benchmark.retrieval.pairs import Metadata, PairRules, as_table, column_codes
 from cytolake.statistics.false_discovery import benjamini_hochberg
-from cytolake.statistics.intervals import Interval
+from cytolake.statistics.intervals import Interval, Share, share_of
 from cytolake.statistics.match_tests import match_tests
-from cytolake.statistics.shares import Share, share_of
+from cytolake.statistics.retrieval_tests import activity_tests, label_tests
 
+Floats = NDArray[np.float64]
 CONTROL_OF_ITS_OWN = "_control_row"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NullConfig:
-    """How means are compared with chance."""
+    """Null distributions and resamples."""
 
     null_size: int = 10_000
     """Draws of a sampled null distribution; no p-value is below 1 / (1 + draws)."""
@@ -40,9 +44,9 @@ class NullConfig:
     match_draws: int = 999
     """Permutations of targets in `phenotypic_match`."""
     seed: int = 0
-    """Of the draws and of the bootstrap."""
+    """Seed of the draws and of the bootstrap."""
     bootstrap_draws: int = 1000
-    """Resamples behind the interval of the overall mean."""
+    """Resamples behind the interval of the mean over groups."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -68,7 +72,7 @@ class Retrieval:
     mean: Interval
     """Mean over the groups of their mean average precision, groups (or clusters of them) resampled."""
     normalised: Interval
-    """The same of the normalised average precision: 0 is what chance gives, however many positives there are."""
+    """The same of the normalised average precision, where 0 is chance for any number of positives."""
 
     def share_significant(self, level: float = 0.05) -> Share:
         """Share of the groups with a p-value whose adjusted p-value is below the level."""
@@ -88,17 +92,17 @@ def phenotypic_activity(
     null: NullConfig | None = None,
     block_mb: int = 128,
 ) -> Retrieval:
-    """Do the replicates of each perturbation find each other before they find negative controls?
+    """Mean average precision of the replicates of each perturbation among negative controls.
 
     Args:
         metadata: N wells.
         vectors: (N, D) profiles.
-        is_control: (N,) negative controls: they are only ever negatives, and have no average precision of their own.
-        perturbation: Column that replicates agree in (compound and dose, or gene and reagent).
-        positives_differ: Columns in which replicates differ to count, such as `plate`.
-        negatives_share: Columns in which a control agrees with the well, such as `plate`; any control where empty.
+        is_control: (N,) negative controls: they are always negatives and have no average precision of their own.
+        perturbation: Column in which replicates agree (compound and dose, or gene and reagent).
+        positives_differ: Columns in which replicates must differ to count, such as `plate`.
+        negatives_share: Columns in which a control must agree with the well, such as `plate`; any control where empty.
         cluster: Column resampled whole in the interval of the mean, such as the compound of several doses.
-        null: How means are compared with chance.
+        null: Null distributions and resamples.
         block_mb: Megabytes of similarities at once.
 
     Raises:
@@ -138,16 +142,16 @@ def phenotypic_consistency(
     null: NullConfig | None = None,
     block_mb: int = 128,
 ) -> Retrieval:
-    """Do the perturbations of one target or mechanism find each other before they find those of others?
+    """Mean average precision of the perturbations of each target or mechanism among those of others.
 
     Args:
         metadata: N perturbations (or wells, or doses: rows of one perturbation are neither positives nor negatives).
         vectors: (N, D) profiles.
         label: Column of the target or mechanism.
-        perturbation: Column of the perturbation, such as the compound whatever its dose.
-        included: (N,) rows that take part, such as those with a label that are no controls; all where None.
-        positives_differ: Further columns in which positives differ, such as `batch`.
-        null: How means are compared with chance.
+        perturbation: Column of the perturbation, such as the compound at all of its doses.
+        included: (N,) rows that take part, such as treated rows with a label; all where None.
+        positives_differ: Further columns in which positives must differ, such as `batch`.
+        null: Null distributions and resamples.
         block_mb: Megabytes of similarities at once.
 
     Raises:
@@ -173,17 +177,17 @@ def phenotypic_match(
     null: NullConfig | None = None,
     block_mb: int = 128,
 ) -> Retrieval:
-    """Do perturbations of one target find those of another kind before they find that kind's perturbations of others?
+    """Mean average precision of each target's perturbations of one kind as queries among those of the other kind.
 
-    p-values are from targets permuted among reagents (see `match_tests`), for doses of a compound look alike.
+    p-values are from targets permuted among reagents (see `match_tests`), because doses of a compound are similar.
 
     Args:
         metadata: N perturbations, none of them a control.
         vectors: (N, D) profiles.
         label: Column of the target.
         kind: Column of the kind, two of them, such as compound and gene; rows of one kind are never compared.
-        reagent: Column of what has one target whatever its dose, such as the compound or the guide.
-        null: How means are compared with chance.
+        reagent: Column of the reagent, such as the compound or the guide, which has one target at all doses.
+        null: Null distributions and resamples.
         block_mb: Megabytes of similarities at once.
 
     Raises:
@@ -209,11 +213,65 @@ def phenotypic_match(
         vectors[first], targets[first].tolist(), vectors[second], targets[second].tolist(), names[second].tolist(),
         null.match_draws, null.seed,
     )  # fmt: skip
-    return replace(found, groups=_with_p_values(found.groups, {test.target: test.p_value for test in tests}))
+    return _with_p_values(found, {test.target: test.p_value for test in tests})
 
 
-def _with_p_values(groups: pa.Table, p_of: dict[str, float]) -> pa.Table:
-    """Groups with the p-values of a permutation test in place of those of ranks placed at random."""
+def with_permuted_activity(
+    found: Retrieval,
+    vectors: Floats,
+    perturbations: Sequence[str],
+    plates: Sequence[str],
+    is_control: NDArray[np.bool_],
+    n_draws: int,
+    seed: int,
+) -> Retrieval:
+    """The result of `phenotypic_activity` with p-values of labels exchanged with controls of the same plates.
+
+    Args:
+        found: Result for the same wells; replicates of one plate are no positives where `positives_differ` has the
+            plate.
+        vectors: (N, D)
+        perturbations: (N,)
+        plates: (N,)
+        is_control: (N,)
+        n_draws: Number of exchanges.
+        seed: Seed of the exchanges.
+    """
+    names, groups = np.unique(np.asarray(perturbations, str), return_inverse=True)
+    tests = activity_tests(
+        vectors,
+        np.where(is_control, -1, groups).astype(np.int64),
+        is_control,
+        np.unique(np.asarray(plates, str), return_inverse=True)[1].astype(np.int64),
+        n_draws,
+        seed,
+        across_strata="plate" in found.rules.pos_diffby,
+    )
+    return _with_p_values(found, {str(names[test.group]): test.p_value for test in tests})
+
+
+def with_permuted_labels(
+    found: Retrieval, vectors: Floats, labels: Sequence[str], perturbations: Sequence[str], n_draws: int, seed: int
+) -> Retrieval:
+    """The result of `phenotypic_consistency` with p-values of labels permuted among perturbations.
+
+    Args:
+        found: Result for the same treatments.
+        vectors: (N, D)
+        labels: (N,) mechanism or target of each.
+        perturbations: (N,) perturbation of each, which carries its label at all doses.
+        n_draws: Number of permutations.
+        seed: Seed of the permutations.
+    """
+    names, codes = np.unique(np.asarray(labels, str), return_inverse=True)
+    units = np.unique(np.asarray(perturbations, str), return_inverse=True)[1]
+    tests = label_tests(vectors, codes.astype(np.int64), units.astype(np.int64), n_draws, seed)
+    return _with_p_values(found, {str(names[test.group]): test.p_value for test in tests})
+
+
+def _with_p_values(found: Retrieval, p_of: dict[str, float]) -> Retrieval:
+    """The result with p-values of a permutation test in place of those of positives at random ranks."""
+    groups = found.groups
     p_values = np.asarray([p_of.get(str(name), np.nan) for name in groups[groups.column_names[0]].to_pylist()])
     columns = {
         "p_value": pa.array(p_values, mask=np.isnan(p_values)),
@@ -222,7 +280,7 @@ def _with_p_values(groups: pa.Table, p_of: dict[str, float]) -> pa.Table:
     }
     for name, values in columns.items():
         groups = groups.set_column(groups.column_names.index(name), name, values)
-    return groups
+    return replace(found, groups=groups)
 
 
 def _retrieval(
@@ -247,7 +305,7 @@ def _retrieval(
 
 
 def _of_groups(rows: pa.Table, group: str, name: str) -> pa.ChunkedArray:
-    """The one value of a column in each group, groups in order of first appearance.
+    """Value of a column in each group, groups in order of first appearance.
 
     Raises:
         ValueError: A group has several values.

@@ -1,7 +1,7 @@
-"""T1, batch mixing: of how many batches are the neighbours of a row?
+"""T1, batch mixing: number of batches among the neighbours of a row (LISI).
 
-LISI is the inverse Simpson index of the neighbours' batches, weighted by closeness: 1 where all come from one batch, B
-where B batches are there in equal parts.
+LISI is the inverse Simpson index of the neighbours' batches, weighted by closeness: 1 where all neighbours are of one
+batch, B where B batches have equal shares.
 
 Shapes: N rows, k neighbours, B batches.
 """
@@ -23,39 +23,39 @@ MAX_ITERATIONS, TOLERANCE = 50, 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """How well batches mix."""
+    """LISI of every row, and its value by chance."""
 
     lisi: Floats
     """(N,) 1 .. B."""
     chance: Floats
-    """(N,) LISI of the same weights if batches were dealt out at random: 1 / (s + (1 - s) sum w^2), s the sum of
-    the squared shares of the batches."""
+    """(N,) LISI of the same weights with random batches: 1 / (s + (1 - s) sum w^2), with s the sum of the squared
+    shares of the batches."""
 
     @property
     def mean(self) -> float:
-        """Mean LISI, not normalised. Few neighbours cannot show B batches evenly: at perplexity 83 batches of equal
-        size that mix perfectly give 1.95 of 2, 2.83 of 3, and the share grows with the perplexity."""
+        """Mean LISI, not normalised. It is below B with few neighbours: at perplexity 83, perfectly mixed batches of
+        equal size have 1.95 of 2 and 2.83 of 3, and more with a larger perplexity."""
         return float(self.lisi.mean())
 
     @property
     def normalised(self) -> Floats:
-        """(N,) (LISI - 1) / (chance - 1): 0 for batches apart, 1 (up to 1.1 at small perplexities) as by chance."""
+        """(N,) (LISI - 1) / (chance - 1): 0 for separate batches, 1 (up to 1.1 at small perplexities) for chance."""
         return np.asarray((self.lisi - 1) / (self.chance - 1))
 
 
 def ilisi(vectors_ND: NDArray[np.floating], batches: Codes, perplexity: float = PERPLEXITY) -> Mixing:
     """LISI of each row over its 3 * perplexity - 1 nearest other rows.
 
-    The weight of a neighbour at distance d is exp(-beta d); beta is searched for each row so that the weights' entropy
-    is log(perplexity), in at most 50 halvings, to 1e-5.
+    The weight of a neighbour at distance d is exp(-beta d). For each row, bisection finds the beta with an entropy of
+    the weights of log(perplexity), in at most 50 steps, to 1e-5.
 
     Args:
-        vectors_ND: (N, D) all rows, controls too.
+        vectors_ND: (N, D) all rows, controls included.
         batches: (N,)
         perplexity: Effective number of neighbours, above 1.
 
     Raises:
-        ValueError: Too few rows for the perplexity, or a single batch, which mixes with nothing.
+        ValueError: Too few rows for the perplexity, or a single batch.
 
     Source: Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0; as in Tx-Evaluation, distances are not squared.
     """
@@ -83,11 +83,11 @@ def ilisi(vectors_ND: NDArray[np.floating], batches: Codes, perplexity: float = 
 
 
 def neighbour_weights(distances_Nk: Floats, perplexity: float) -> Floats:
-    """(N, k) weights exp(-beta d), of sum 1 and entropy log(perplexity) in each row.
+    """(N, k) weights exp(-beta d), with sum 1 and entropy log(perplexity) in each row.
 
-    A row that cannot have that entropy (equal distances, too many neighbours at distance 0) gets the nearest possible.
+    A row that cannot have that entropy (equal distances, too many neighbours at distance 0) has the nearest possible.
     """
-    # Weights do not change with the nearest's distance taken off, and the largest of them no longer vanishes.
+    # Subtracting the smallest distance does not change the weights, and the largest no longer underflows.
     offset_Nk = distances_Nk - distances_Nk.min(axis=1, keepdims=True)
     typical = offset_Nk.mean(axis=1, keepdims=True)
     offset_Nk = offset_Nk / np.where(typical > 0, typical, 1.0)

@@ -1,8 +1,8 @@
-"""Embeddings that every other one has to beat: principal components, scVI, and two kinds of noise.
+"""Baseline embeddings: principal components, scVI, and two kinds of noise.
 
-All are fitted without labels on all rows, as a screen's own representation is. The noise says what a task gives away:
-`random` knows nothing; the scrambled principal components keep the whole distribution of `pca` and only belong to the
-wrong rows, of any batch or of the same one.
+All are fitted without labels on all rows, as a screen's own representation is. The noise measures the score of a task
+without information: `random` has none; the scrambled principal components have the distribution of `pca`, assigned to
+random rows, of any batch or of the same one.
 
 Shapes: N rows, G features, D dimensions.
 """
@@ -25,13 +25,13 @@ from cytolake.benchmark.transcriptomics.screen import Screen, import_scanpy, nee
 Vectors = NDArray[np.float32]
 BUILT_IN = ("pca", "hvg_pca", "scvi", "random", "scrambled_pca", "scrambled_pca_within_batch")
 DRAWN_BY_SEED = frozenset({"random", "scrambled_pca", "scrambled_pca_within_batch"})
-"""Drawn anew for each seed of a benchmark; the others are the same for all."""
+"""Embeddings drawn for each seed of a benchmark; the others do not depend on the seed."""
 SCVI_GENES, SCVI_LATENT, SCVI_HIDDEN = 8000, 256, 512  # the published setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScviConfig:
-    """How scVI is trained. A width of None is the published one times sqrt(genes / 8000), at most the published one."""
+    """Training of scVI. A width of None is the published one times sqrt(genes / 8000), at most the published one."""
 
     n_latent: int | None = None
     """Published: 256, for 8000 genes."""
@@ -40,9 +40,9 @@ class ScviConfig:
     n_layers: int = 1
     dropout: float = 0.0
     gene_likelihood: str = "zinb"
-    """Of the counts, which is what scVI is given."""
+    """Distribution of the counts."""
     max_genes: int = SCVI_GENES
-    """The most variable genes are used."""
+    """Number of most variable genes that are used."""
     epochs: int = 50
     minibatch_size: int = 512
     learning_rate: float = 1e-3
@@ -69,14 +69,14 @@ class ScviConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingConfig:
-    """How the built-in embeddings are made."""
+    """Settings of the built-in embeddings."""
 
     n_components: int = 50
-    """Of the principal components; fewer where the data have fewer."""
+    """Number of principal components; fewer where the data have fewer."""
     n_variable: int = 2000
-    """Genes of `hvg_pca`."""
+    """Number of genes of `hvg_pca`."""
     random_width: int = 512
-    """Of `random`; the published baseline's."""
+    """Width of `random`, as published."""
     scvi: ScviConfig = field(default_factory=ScviConfig)
 
     def __post_init__(self) -> None:
@@ -90,10 +90,10 @@ def embed(screen: Screen, name: str, config: EmbeddingConfig, seed: int = 0, *, 
 
     Args:
         screen: The screen.
-        name: One of `BUILT_IN`, or a key that the screen's spec names.
-        config: How the built-in ones are made.
-        seed: Of the noise; the other embeddings do not depend on it.
-        pca: The embedding `pca` where it is known already; the scrambled ones start from it.
+        name: One of `BUILT_IN`, or an embedding of the screen.
+        config: Settings of the built-in ones.
+        seed: Seed of the noise; the other embeddings do not depend on it.
+        pca: The embedding `pca` where it is known; the scrambled ones are made from it.
 
     Raises:
         ImportError: `scvi` without scvi-tools.
@@ -125,11 +125,11 @@ def embed(screen: Screen, name: str, config: EmbeddingConfig, seed: int = 0, *, 
 
 
 def check_name(name: str, brought: Iterable[str]) -> None:
-    """Refuse the name of no embedding.
+    """Raise ValueError unless the name is one of an embedding.
 
     Args:
-        name: Of an embedding.
-        brought: Keys of `obsm` that the screen's spec names.
+        name: Name of an embedding.
+        brought: Keys of `obsm` in the screen's spec.
     """
     known = (*BUILT_IN, *brought)
     if name not in known:
@@ -139,7 +139,7 @@ def check_name(name: str, brought: Iterable[str]) -> None:
 
 
 def settings_of(name: str, config: EmbeddingConfig) -> dict[str, Any]:
-    """The settings that a built-in embedding depends on, by name; none for one that is brought."""
+    """The settings that a built-in embedding depends on, by name; none for one of the screen."""
     if name == "scvi":
         return asdict(config.scvi)
     if name == "random":
@@ -152,20 +152,20 @@ def settings_of(name: str, config: EmbeddingConfig) -> dict[str, Any]:
 def principal_components(features: Any, n_components: int) -> Vectors:
     """(N, D) scores on the first principal components; sparse features are centred without becoming dense.
 
-    D is `n_components`, or as many as N rows of G features can have.
+    D is `n_components`, or the number that N rows of G features can have.
     """
     from sklearn.decomposition import PCA
 
     n = min(n_components, features.shape[1] - 1, features.shape[0] - 1)
     if n < 1:
         raise ValueError(f"{features.shape[0]} rows of {features.shape[1]} features have no principal components.")
-    # The covariance of a few thousand genes is exact and one pass; beyond that it would not fit.
+    # The covariance of a few thousand genes takes one pass and is exact; of more genes it would not fit in memory.
     solver = "covariance_eigh" if features.shape[1] <= 4096 else "arpack"
     return np.asarray(PCA(n, svd_solver=solver, random_state=0).fit_transform(features), np.float32)
 
 
 def variable_genes(screen: Screen, n_genes: int) -> NDArray[np.intp]:
-    """Places of the most variable genes, ascending; all where there are no more than `n_genes`.
+    """Ascending indices of the most variable genes; all where there are no more than `n_genes`.
 
     Source: scanpy's flavour `seurat`, dispersion of the log-normalised values within bins of their mean.
     """
@@ -205,7 +205,7 @@ def scvi_latent(screen: Screen, config: ScviConfig) -> Vectors:
     n_latent, n_hidden = config.widths(len(genes))
     scvi.settings.seed = config.seed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Lightning, on its own deprecations and on the number of loading processes
+        warnings.simplefilter("ignore")  # Lightning warns of its own deprecations and the number of loading processes
         scvi.model.SCVI.setup_anndata(data, batch_key="batch")
         model = scvi.model.SCVI(
             data,
@@ -236,7 +236,7 @@ def import_scvi() -> ModuleType:
         import scvi  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise ImportError(
-            "the embedding scvi needs scvi-tools, which is not installed. Run pip install 'cytolake[scvi]', or bring "
+            "the embedding scvi needs scvi-tools, which is not installed. Run pip install 'cytolake[scvi]', or add "
             "its latent space as a key of obsm."
         ) from error
     module: ModuleType = scvi

@@ -1,6 +1,7 @@
-"""T4, known relations: are perturbations that biology relates the most alike, or the most opposite, of all pairs?
+"""T4, known relations: share of related perturbations among the most similar or most opposite pairs.
 
-For maps of some thousand perturbations; the cosines of all pairs are held at once.
+The recall is that of `relations.recall`, for maps of some thousand perturbations: the cosines of all pairs are in
+memory.
 
 Shapes: P perturbations, D dimensions, Q related pairs.
 """
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolake.benchmark.relations.recall import tail_edges
+from cytolake.benchmark.relations.recall import in_tails
 from cytolake.benchmark.transcriptomics.screen import Codes
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 LOW, HIGH = 0.05, 0.95
@@ -22,16 +24,16 @@ LOW, HIGH = 0.05, 0.95
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a map says of known relations."""
+    """Recall of known relations on one map."""
 
     recalled: NDArray[np.bool_]
-    """(Q,) for each pair."""
+    """(Q,) whether each pair is recalled."""
     pairs: Codes
-    """(Q, 2) places of the perturbations."""
+    """(Q, 2) indices of the perturbations."""
 
     @property
     def value(self) -> float:
-        """Share recalled; NaN without a pair. A random map recalls 0.1."""
+        """Share of recalled pairs; NaN without a pair. A random map has 0.1."""
         return float(self.recalled.mean()) if len(self.recalled) else float("nan")
 
 
@@ -47,31 +49,21 @@ def known_relation_recall(
     Args:
         means_PD: (P, D) without the controls.
         perturbations: (P,) different names.
-        relations: Pairs of names, in any order and also twice; those with an end that is not here are left out.
-        low: A pair is recalled where its cosine is among this share of all cosines from below.
-        high: Or above this share.
+        relations: Pairs of names, in any order, duplicates allowed; pairs with an unknown name are left out.
+        low: A pair is recalled where its cosine is in the lowest cosines, this share of all.
+        high: A pair is also recalled where its cosine is above this share of all cosines.
 
     Source: Celik et al. 2024, doi:10.1371/journal.pcbi.1012463.
     """
     pairs = present_pairs(perturbations, relations)
-    norms = np.linalg.norm(means_PD, axis=1, keepdims=True)
-    unit = means_PD / np.where(norms > 0, norms, 1.0)
-    cosines = unit @ unit.T
+    unit_PD = unit_vectors(means_PD)
+    cosines = unit_PD @ unit_PD.T
     null = cosines[np.triu_indices(len(cosines), k=1)]
-    return Recall(two_sided(null, cosines[pairs[:, 0], pairs[:, 1]], low, high), pairs)
-
-
-def two_sided(null: Floats, query: Floats, low: float = LOW, high: float = HIGH) -> NDArray[np.bool_]:
-    """(Q,) where the share of the null up to a value is `low` or less, or the share strictly below is `high` or more.
-
-    Values equal to the limits do not count in their favour: where all are equal, none is recalled.
-    """
-    ((below, above),) = tail_edges(null, [(low, high)])
-    return np.asarray((query < below) | (query > above))
+    return Recall(in_tails(null, cosines[pairs[:, 0], pairs[:, 1]], (low, high)), pairs)
 
 
 def present_pairs(perturbations: Sequence[str], relations: Iterable[tuple[str, str]]) -> Codes:
-    """(Q, 2) places i < j of the different pairs that have both ends among the perturbations, ascending."""
+    """(Q, 2) ascending indices i < j of the different pairs with both names among the perturbations."""
     place = {name: i for i, name in enumerate(perturbations)}
     known = {
         (min(place[a], place[b]), max(place[a], place[b])) for a, b in relations if a != b and a in place and b in place

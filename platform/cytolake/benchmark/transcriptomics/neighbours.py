@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, a block of queries at a time: memory grows with the block, not with queries x references.
+"""Exact nearest neighbours in blocks of queries, with memory for one block instead of queries x references.
 
 Shapes: M references, N queries, Q queries of a block, k neighbours, D dimensions.
 """
@@ -14,7 +14,7 @@ from cytolake.benchmark.transcriptomics.screen import Codes
 
 Floats = NDArray[np.float64]
 BLOCK_VALUES = 4_000_000
-"""Numbers of a block's differences Q k D, 32 MB."""
+"""Size Q k D of a block's differences, 32 MB."""
 
 
 def nearest(
@@ -23,7 +23,7 @@ def nearest(
     """Euclidean neighbours of each block of queries.
 
     Yields:
-        The block, its (Q, k) distances ascending, and (Q, k) places of the neighbours.
+        The block, its (Q, k) distances ascending, and (Q, k) indices of the neighbours.
 
     Raises:
         ValueError: Fewer references than neighbours.
@@ -32,7 +32,7 @@ def nearest(
 
     if not 1 <= k <= len(references_MD):
         raise ValueError(f"{k} neighbours among {len(references_MD)} references; expected 1 to {len(references_MD)}.")
-    # The search takes |x|^2 + |y|^2 - 2 xy, which loses digits far from the origin.
+    # The search computes |x|^2 + |y|^2 - 2 xy, which loses digits far from the origin.
     origin_D = references_MD.mean(axis=0, dtype=np.float64)
     references = references_MD - origin_D
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(references)
@@ -41,14 +41,14 @@ def nearest(
         block = slice(start, min(start + step, len(queries_ND)))
         queries = queries_ND[block] - origin_D
         found = search.kneighbors(queries, return_distance=False)
-        # From the differences themselves: equal vectors then are at distance 0, on which weights 1 / d depend.
+        # Distances from the differences: equal vectors then have distance exactly 0, on which weights 1 / d depend.
         distances = np.sqrt(np.square(references[found] - queries[:, None, :]).sum(axis=2))
         order = np.argsort(distances, axis=1, kind="stable")
         yield block, np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
 
 
 def nearest_others(vectors_ND: NDArray[np.floating], k: int) -> Iterator[tuple[slice, Floats, Codes]]:
-    """The k nearest other rows of each row: it leaves itself out by its place, so equal rows are neighbours.
+    """The k nearest other rows of each row; the row itself is excluded by its index, so equal rows are neighbours.
 
     Raises:
         ValueError: Fewer other rows than neighbours.
@@ -57,7 +57,7 @@ def nearest_others(vectors_ND: NDArray[np.floating], k: int) -> Iterator[tuple[s
         raise ValueError(f"{k} neighbours among {len(vectors_ND) - 1} other rows; expected that many or fewer.")
     for block, distances, found in nearest(vectors_ND, vectors_ND, k + 1):
         is_self = found == np.arange(block.start, block.stop)[:, None]
-        # With more than k equal rows it may not be among those found: then the last goes.
+        # With more than k equal rows the row itself may be missing; the last one is then dropped.
         is_self[~is_self.any(axis=1), -1] = True
         shape = (len(found), k)
         yield block, distances[~is_self].reshape(shape), found[~is_self].reshape(shape)

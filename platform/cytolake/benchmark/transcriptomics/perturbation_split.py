@@ -1,10 +1,10 @@
-"""Hold out whole batches and whole perturbations.
+"""Split of a screen with whole batches and whole perturbations held out.
 
     train   seen batches, seen perturbations
-    test1   unseen batches, seen perturbations: is a perturbation told in another batch?
-    test2   unseen batches, unseen perturbations: does what was learned hold for a new biology?
+    test1   unseen batches, seen perturbations: recognition of a perturbation in another batch
+    test2   unseen batches, unseen perturbations: generalisation to new biology
 
-Unseen perturbations in seen batches are in no part. Controls of a part's batches belong to it.
+Unseen perturbations in seen batches are in no part. Controls of a part's batches belong to the part.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class PerturbationSplit:
     test1: Codes
     test2: Codes
     train_batches: Codes
-    """Places in `Screen.batches`, ascending; all others are unseen."""
+    """Ascending indices into `Screen.batches`; all others are unseen."""
     train_perturbations: Codes
-    """Places in `Screen.perturbations`, ascending; all others are unseen."""
+    """Ascending indices into `Screen.perturbations`; all others are unseen."""
 
 
 def split_screen(screen: Screen, seed: int, train_share: float = TRAIN_SHARE) -> PerturbationSplit:
-    """Draw 70 % of the batches and 70 % of the perturbations, at least one and never all; the same for the same seed.
+    """Draw 70 % of the batches and 70 % of the perturbations, at least one and never all, by the seed.
 
-    test1 has only perturbations with a row in train; one that the seen batches lack is left out of all parts.
+    test1 has only perturbations with a row in train; a perturbation without a row in seen batches is in no part.
 
     Raises:
         ValueError: A single batch, a share outside 0..1, or a part without perturbed rows.
@@ -77,13 +77,13 @@ def split_screen(screen: Screen, seed: int, train_share: float = TRAIN_SHARE) ->
 
 
 def downsample(rows: Codes, strata: Codes, size: int, seed: int) -> Codes:
-    """At most `size` of the rows, ascending, each stratum by its share (to within one row); all where they are few.
+    """At most `size` of the rows, ascending, from each stratum by its share (to within one row).
 
     Args:
         rows: (n,) any numbers.
         strata: (n,) stratum of each, such as its batch.
-        size: How many to keep.
-        seed: Of the draw.
+        size: Most rows.
+        seed: Seed of the draw.
     """
     if size < 1:
         raise ValueError(f"size is {size}, expected 1 or more.")
@@ -92,14 +92,14 @@ def downsample(rows: Codes, strata: Codes, size: int, seed: int) -> Codes:
     rng = np.random.default_rng((seed, 2))
     _, of_row, counts = np.unique(strata, return_inverse=True, return_counts=True)
     exact = counts * (size / len(rows))
-    kept = np.floor(exact).astype(np.intp)
-    missing = size - int(kept.sum())
-    kept[np.argsort(kept - exact, kind="stable")[:missing]] += 1
+    sizes = np.floor(exact).astype(np.intp)
+    missing = size - int(sizes.sum())
+    sizes[np.argsort(sizes - exact, kind="stable")[:missing]] += 1
     order = rng.permutation(len(rows))
     order = order[np.argsort(of_row[order], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     place = np.arange(len(rows)) - np.repeat(starts, counts)
-    return np.sort(rows[order[place < np.repeat(kept, counts)]])
+    return np.sort(rows[order[place < np.repeat(sizes, counts)]])
 
 
 def _draw(rng: np.random.Generator, n: int, share: float) -> Codes:

@@ -1,4 +1,4 @@
-"""What is done to an embedding before it is scored: nothing, or alignment of each batch to its controls.
+"""Post-processing of an embedding before scoring: none, or alignment of each batch to its controls.
 
 Shapes: N rows, D dimensions.
 """
@@ -17,12 +17,12 @@ from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 
 Vectors = NDArray[np.float32]
 Alignment = Callable[[Vectors, Codes, NDArray[np.bool_]], Vectors]
-"""(N, D) vectors, (N,) batches, (N,) is control -> (N, D). How another alignment is plugged in."""
+"""Interface of a further alignment: (N, D) vectors, (N,) batches, (N,) is control -> (N, D)."""
 
 PUBLISHED_NAMES: dict[str, Variant] = {
     "centred": "centre", "centre_scaled": "centre_scale", "tvn": "tvn_efaar_v1",
 }  # fmt: skip
-"""What the published benchmark calls its three; its `tvn` leaves the means of batches apart; `tvn_vcb` does not."""
+"""Names of the three published methods; the published `tvn` does not equalise batch means, `tvn_vcb` does."""
 _VARIANTS: dict[str, Variant] = {**PUBLISHED_NAMES, **{name: name for name in get_args(Variant)}}
 
 
@@ -34,13 +34,13 @@ def post_process(
     *,
     is_fitted: NDArray[np.bool_] | None = None,
 ) -> Vectors:
-    """(N, D) vectors after one of `PUBLISHED_NAMES`, a variant of `embed.alignment`, or an alignment that is brought.
+    """(N, D) vectors after one of `PUBLISHED_NAMES`, a variant of `embed.alignment`, or an alignment of the caller.
 
     Args:
-        screen: With batches and controls.
+        screen: Screen with batches and controls.
         vectors: (N, D)
-        method: Its name.
-        alignments: Those that are brought, by name.
+        method: Name of the method.
+        alignments: Alignments of the caller, by name.
         is_fitted: (N,) controls to align on; all where None.
 
     Raises:
@@ -68,7 +68,7 @@ def post_process(
 
 
 def check_method(method: str, alignments: Mapping[str, Alignment] | None = None) -> None:
-    """Refuse a name of no post-processing."""
+    """Raise ValueError unless the name is one of a post-processing."""
     known = dict.fromkeys(("none", *_VARIANTS, *(alignments or {})))
     if method not in known:
         raise ValueError(

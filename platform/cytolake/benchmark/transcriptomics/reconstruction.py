@@ -1,7 +1,7 @@
-"""T6, reconstruction: can the features be decoded from an embedding, for unseen perturbations in unseen batches?
+"""T6, reconstruction: errors of features decoded from an embedding, for unseen perturbations in unseen batches.
 
-A small network is trained on train and judged on test2. Features are read in minibatches; nothing here holds more than
-a minibatch of them dense, but for rank correlations, which take as many features at once as `block_bytes` allows.
+The decoder is trained on train and judged on test2. Features are read in minibatches, and at most one minibatch is
+dense at a time, except for rank correlations, which read as many features at once as `block_bytes` allows.
 
 Shapes: N rows, G features, D dimensions, B batches, J groups (a batch's rows of one perturbation).
 """
@@ -9,73 +9,41 @@ Shapes: N rows, G features, D dimensions, B batches, J groups (a batch's rows of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor, nn
 
+from cytolake.benchmark.transcriptomics.decoder import DecoderConfig, Predict, minibatches
 from cytolake.benchmark.transcriptomics.screen import Codes, Screen
 
 Floats = NDArray[np.float64]
-Vectors = NDArray[np.float32]
-Predict = Callable[[Codes, slice], Vectors]
-"""Rows and a slice of the features -> (n, g) predictions."""
-START_FACTOR = 0.03  # warm-up starts at this share of the learning rate
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """The decoder and how it is trained; the published setting unless said otherwise."""
-
-    epochs: int = 30
-    minibatch_size: int = 512
-    learning_rate: float = 1e-4
-    """Of AdamW; a linear warm-up, then a cosine to 0, step by step."""
-    weight_decay: float = 1e-6
-    warm_up_epochs: int = 10
-    standardise: bool = True
-    """Dimensions by mean and standard deviation of the training rows, for an embedding's scale is no merit. Not
-    published."""
-    device: str = "cpu"
-    """Of torch."""
-    block_bytes: int = 256 * 2**20
-    """Most memory of truth and predictions of some features for all test rows, for rank correlations."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "minibatch_size", "learning_rate", "block_bytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"decoder.{name} is {getattr(self, name)}, expected above 0.")
-        if not 0 <= self.warm_up_epochs < self.epochs:
-            raise ValueError(f"decoder.warm_up_epochs is {self.warm_up_epochs}, expected 0 to {self.epochs - 1}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """Errors of predictions; each figure is a ratio of sums, so that groups can be resampled."""
+    """Errors of predictions; each metric is a ratio of sums, so that groups can be resampled."""
 
     first_row: Codes
-    """(J,) a row of each group, which says its batch and perturbation."""
+    """(J,) a row of each group, for its batch and perturbation."""
     n_rows: Floats
-    """(J,) rows of each group of one batch and one perturbation."""
+    """(J,) number of rows of each group of one batch and one perturbation."""
     squared: Floats
     """(J,) squared errors, summed over the group's rows, mean over features."""
     absolute: Floats
-    """(J,) absolute errors likewise."""
+    """(J,) absolute errors, aggregated in the same way."""
     spread: Floats
-    """(J,) squared deviations from the grand mean of the truth likewise."""
+    """(J,) squared deviations from the grand mean of the truth, aggregated in the same way."""
     pearson: Floats
-    """(G,) NaN where the truth is constant, 0 where only the prediction is."""
+    """(G,); NaN where the truth is constant, 0 where only the prediction is."""
     spearman: Floats
-    """(G,) likewise."""
+    """(G,); NaN where the truth is constant, 0 where only the prediction is."""
     integrity: float
     """Structural integrity of rows."""
     profile_integrity: float
-    """The same of the mean profiles of perturbations, where noise of single rows is averaged away."""
+    """Structural integrity of the mean profiles of perturbations, without the noise of single rows."""
 
     @property
     def mse(self) -> float:
@@ -97,11 +65,11 @@ class Reconstruction:
 def structural_integrity(
     predicted: NDArray[np.floating], truth: NDArray[np.floating], batches: Codes, is_control: NDArray[np.bool_]
 ) -> float:
-    """How much of each row's difference from its batch's controls is predicted: 1 all, 0.5 none, 0 the opposite.
+    """Predicted share of each row's difference from its batch's controls: 1 all, 0.5 none, 0 the opposite.
 
-    1 - D / D_max with D = mean over batches of |P' - T'| / n and D_max = 2 * mean over batches of |T'| / n, where P'
-    and T' are less the mean control of their batch, n its rows and |.| the Frobenius norm. A batch without a control
-    stays as it is. Can be below 0; NaN where the truth has no differences.
+    1 - D / D_max with D = mean over batches of |P' - T'| / n and D_max = 2 * mean over batches of |T'| / n. P' and T'
+    are predictions and truth less the mean control of their batch, n its number of rows and |.| the Frobenius norm. In
+    a batch without a control nothing is subtracted. Can be below 0; NaN where the truth has no differences.
 
     Args:
         predicted: (N, G)
@@ -119,79 +87,13 @@ def structural_integrity(
     )
 
 
-def train_decoder(screen: Screen, vectors: Vectors, rows: Codes, config: DecoderConfig, seed: int) -> Predict:
-    """Fit the decoder on some rows. Every row is read in each epoch, the last minibatch may be smaller.
-
-    Three hidden layers with widths on the line from D to G. The output's bias starts at the mean of the training rows,
-    which an embedding without information then predicts from the first step.
-
-    Returns:
-        A function that predicts features of any rows.
-    """
-    with torch.random.fork_rng(devices=[]):  # the caller's random state is its own
-        torch.manual_seed(seed)
-        n_features = len(screen.feature_names)
-        decoder = make_decoder(vectors.shape[1], n_features)
-    last = decoder[-1]
-    assert isinstance(last, nn.Linear)
-    mean_G = np.asarray(screen.features[rows].mean(axis=0), np.float32).ravel()
-    with torch.no_grad():
-        last.bias.copy_(torch.from_numpy(mean_G))
-    decoder.to(config.device).train()
-    mean_D, scale_D = np.zeros(vectors.shape[1], np.float32), np.ones(vectors.shape[1], np.float32)
-    if config.standardise:
-        mean_D, sd_D = vectors[rows].mean(axis=0, dtype=np.float64), vectors[rows].std(axis=0, dtype=np.float64)
-        scale_D = np.where(sd_D > 1e-6 * np.abs(mean_D) + 1e-30, sd_D, np.inf)
-    inputs = torch.from_numpy(((vectors - mean_D) / scale_D).astype(np.float32))
-    optimiser = torch.optim.AdamW(decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps_each = math.ceil(len(rows) / config.minibatch_size)
-    warm_up, steps = config.warm_up_epochs * steps_each, config.epochs * steps_each
-    rng = np.random.default_rng((seed, 5))
-    step = 0
-    for _ in range(config.epochs):
-        for minibatch in _minibatches(rng.permutation(rows), config.minibatch_size):
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(step, warm_up, steps)
-            truth = torch.from_numpy(screen.dense_rows(minibatch)).to(config.device)
-            loss = nn.functional.mse_loss(decoder(inputs[minibatch].to(config.device)), truth)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            step += 1
-    decoder.eval()
-
-    def predict(some: Codes, features: slice) -> Vectors:
-        with torch.no_grad():
-            hidden = decoder[:-1](inputs[some].to(config.device))
-            out: Tensor = nn.functional.linear(hidden, last.weight[features], last.bias[features])
-        return out.cpu().numpy()
-
-    return predict
-
-
-def make_decoder(n_dimensions: int, n_features: int) -> nn.Sequential:
-    """D -> G through three hidden layers of D + (G - D) i / 4, ReLU between them."""
-    widths = [round(n_dimensions + (n_features - n_dimensions) * i / 4) for i in range(5)]
-    layers: list[nn.Module] = []
-    for i in range(4):
-        layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def learning_rate_factor(step: int, warm_up: int, steps: int) -> float:
-    """Linear from 0.03 to 1 over the warm-up, then half a cosine that would reach 0 at `steps`."""
-    if step < warm_up:
-        return START_FACTOR + (1 - START_FACTOR) * step / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
-
-
 def judge(screen: Screen, predict: Predict, rows: Codes, config: DecoderConfig) -> Reconstruction:
-    """Compare predictions with the features of some rows: all rows and, in each, all features.
+    """Compare predictions with the features of some rows, over all rows and features.
 
     Args:
-        screen: Truth.
+        screen: Screen with the true features.
         predict: From `train_decoder`, or any function of rows and features.
-        rows: (N,) with the controls of their batches.
+        rows: (N,) row numbers, including the controls of their batches.
         config: Size of a minibatch and of a block of features.
     """
     n_features = len(screen.feature_names)
@@ -208,7 +110,7 @@ def judge(screen: Screen, predict: Predict, rows: Codes, config: DecoderConfig) 
         batch, is_control = int(screen.batch_of_row[group[0]]), bool(screen.is_control[group[0]])
         sums = np.zeros(3)
         own = _CentredNorms.empty(n_features)
-        for minibatch in _minibatches(group, config.minibatch_size):
+        for minibatch in minibatches(group, config.minibatch_size):
             truth = screen.dense_rows(minibatch).astype(np.float64)
             predicted = predict(minibatch, slice(0, n_features)).astype(np.float64)
             error = predicted - truth
@@ -245,27 +147,27 @@ def judge(screen: Screen, predict: Predict, rows: Codes, config: DecoderConfig) 
 
 @dataclass(frozen=True, slots=True)
 class NoSkill:
-    """Errors of predicting each feature's mean over the training rows, whatever the row."""
+    """Errors of predicting each feature's mean over the training rows for every row."""
 
     mse: float
     mae: float
     r2: float
-    """About the mean of all values, as `Reconstruction.r2`: high where features differ in their means."""
+    """Relative to the mean of all values, as `Reconstruction.r2`; high where features differ in their means."""
 
 
 def no_skill(screen: Screen, train: Codes, rows: Codes, config: DecoderConfig) -> NoSkill:
-    """What a decoder of an embedding that knows nothing can reach on some rows.
+    """Errors of a decoder of an embedding without information.
 
     Args:
-        screen: Truth.
+        screen: Screen with the true features.
         train: Rows whose mean is predicted.
-        rows: Rows it is judged on.
+        rows: Rows on which errors are computed.
         config: Size of a minibatch.
     """
     mean_G = np.asarray(screen.features[train].mean(axis=0), np.float64).ravel()
     grand_mean = float(np.asarray(screen.features[rows].mean(axis=0), np.float64).mean())
     sums = np.zeros(3)
-    for minibatch in _minibatches(rows, config.minibatch_size):
+    for minibatch in minibatches(rows, config.minibatch_size):
         truth = screen.dense_rows(minibatch).astype(np.float64)
         error = mean_G - truth
         sums += np.square(error).sum(), np.abs(error).sum(), np.square(truth - grand_mean).sum()
@@ -275,7 +177,7 @@ def no_skill(screen: Screen, train: Codes, rows: Codes, config: DecoderConfig) -
 
 @dataclass(slots=True)
 class _CentredNorms:
-    """Sums over rows of one batch from which |P' - T'| and |T'| follow, without holding the rows."""
+    """Sums over rows of one batch that determine |P' - T'| and |T'|, without storing the rows."""
 
     n: int
     error_sum: Floats
@@ -368,7 +270,7 @@ def _correlations(covariance: Floats, variance_p: Floats, variance_t: Floats, pp
 
 
 def _spearman(screen: Screen, predict: Predict, rows: Codes, config: DecoderConfig) -> Floats:
-    """(G,) rank correlations, some features for all rows at a time."""
+    """(G,) rank correlations, over all rows for a block of features at a time."""
     n_features = len(screen.feature_names)
     # Truth and prediction in float32, their ranks in float64.
     step = max(1, config.block_bytes // (24 * max(1, len(rows))))
@@ -380,7 +282,7 @@ def _spearman(screen: Screen, predict: Predict, rows: Codes, config: DecoderConf
         block = slice(start, min(start + step, n_features))
         part = features[:, block]
         truth = stats.rankdata(part.toarray() if hasattr(part, "toarray") else part, axis=0)
-        predicted = np.concatenate([predict(some, block) for some in _minibatches(rows, config.minibatch_size)])
+        predicted = np.concatenate([predict(some, block) for some in minibatches(rows, config.minibatch_size)])
         moments = _Moments.empty(block.stop - block.start)
         middle = (len(rows) + 1) / 2
         moments.add(stats.rankdata(predicted, axis=0) - middle, truth - middle)
@@ -395,11 +297,6 @@ def _integrity_of_sums(batches: list[_CentredNorms]) -> float:
 
 
 def _runs(screen: Screen, order: Codes) -> list[Codes]:
-    """Rows of each batch and perturbation, of rows that are sorted by them."""
+    """Rows of each batch and perturbation, from rows sorted by both."""
     keys = np.stack([screen.batch_of_row[order], screen.perturbation_of_row[order]])
     return np.split(order, np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1)
-
-
-def _minibatches(rows: Codes, size: int) -> Iterator[Codes]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

@@ -1,10 +1,10 @@
 """Scores of an expression screen in the catalog: its embeddings as `representations`, the six tasks as `scores`.
 
-Such a screen needs no ingest: what its file holds, and where the spec finds it there, is its identity. It stands where
-an image representation has its pack, so embeddings of one screen are ranked together and those of two screens never.
-Each embedding is scored and written by itself, and what is there is not computed again: a run that was killed goes on.
+Such a screen needs no ingest: the content of its file and the spec are its identity. This identity takes the place of
+the pack of image representations, so embeddings of one screen are ranked together and never with those of another.
+Each embedding is scored and written separately, and existing scores are not computed again, so a killed run can resume.
 
-A task that the screen does not allow (one batch, too few rows, no features) is left out with its reason.
+A task that is not possible on the screen (one batch, too few rows, no features) is left out with its reason.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from typing import Any
 
 from cytolake.benchmark.leaderboard import EXPRESSION
 from cytolake.benchmark.relations.relation_files import Relations
-from cytolake.benchmark.transcriptomics.benchmark import (
+from cytolake.benchmark.transcriptomics.benchmark import EmbeddingScores, check_request, rows_of, score_embeddings
+from cytolake.benchmark.transcriptomics.config import (
     FITTED,
     SETTINGS_OF,
     TASKS,
     WITHOUT_SPLIT,
-    BenchmarkConfig,
-    Scored,
-    check_asked,
-    rows_of,
-    score_embeddings,
+    TranscriptomicsConfig,
 )
 from cytolake.benchmark.transcriptomics.embeddings import (
     BUILT_IN,
@@ -39,54 +36,54 @@ from cytolake.benchmark.transcriptomics.embeddings import (
     import_scvi,
     settings_of,
 )
+from cytolake.benchmark.transcriptomics.perturbation_signal import target_rows, targets_of
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.post_processing import check_method
 from cytolake.benchmark.transcriptomics.screen import Screen, ScreenSpec, load_screen
-from cytolake.benchmark.transcriptomics.signal_targets import target_rows, targets_of
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import DIGEST_BYTES, content_id, representation_id
 
 Progress = Callable[[str, int, int], None]
 NO_BLOCK, POOLING = -1, "all"
 PROTOCOL = 2
-"""Changes where the tasks do, so that scores of another version stand in no ranking with these."""
+"""Version of the tasks; scores of different versions are never in one ranking."""
 FIRST_SPEC = frozenset({"perturbation", "control", "batch", "values", "layer", "matrix_key", "gene_name", "embeddings"})
-"""Fields of the first version of `ScreenSpec`: later ones count for a screen's identity where they are set."""
+"""Fields of the first version of `ScreenSpec`; later fields are part of a screen's identity only where they are set."""
 SPLIT = "batch"
-"""`scores.split` of tasks that are fitted on some batches and scored on others, whatever the column's name."""
+"""`scores.split` of tasks that are fitted on some batches and scored on others, for any name of the column."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A task that an embedding has no score of."""
+    """A task without a score of an embedding."""
 
     embedding: str
     task: str
     post_processing: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ScreenScores:
-    """What was measured, and what could not be."""
+    """Scores of a screen, and tasks that were not possible."""
 
     pack_id: str
-    """Of the screen: `LeaderboardFilter(pack_id=...)` gives its rankings."""
+    """Identity of the screen: `LeaderboardFilter(pack_id=...)` selects its rankings."""
     representation_ids: dict[str, str]
-    """Of each embedding, by its name."""
+    """Id of each embedding, by its name."""
     rows: list[dict[str, Any]]
-    """Rows of the `scores` table, of earlier runs with the same settings too."""
+    """Rows of the `scores` table, including those of earlier runs with the same settings."""
     n_new: int
-    """How many of the rows this run wrote."""
+    """Number of rows that this run wrote."""
     left_out: tuple[LeftOut, ...]
 
     def notes(self) -> list[str]:
-        """Rows of the file that were left out, with the reason and names, and what to know of the labels."""
+        """Rows of the file that were left out, with reasons and names, and notes on the labels."""
         found = (json.loads(row["details"]) for row in self.rows)
         return list(dict.fromkeys(note for details in found for note in details.get("notes", [])))
 
     def target_rows(self) -> list[dict[str, Any]]:
-        """What perturbation_signal says of each perturbation, as `signal_targets.SCHEMA` has it."""
+        """Results of perturbation_signal for each perturbation, as `perturbation_signal.TARGETS_SCHEMA`."""
         names = {identity: name for name, identity in self.representation_ids.items()}
         rows = []
         for row in self.rows:
@@ -96,13 +93,13 @@ class ScreenScores:
         return rows
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """What is left out (tasks and embeddings), and why; each reason once."""
+        """Tasks and embeddings without scores, with their reason; each reason once."""
         by_reason: dict[str, list[LeftOut]] = {}
         for each in self.left_out:
-            by_reason.setdefault(each.why, []).append(each)
-        for why, those in by_reason.items():
+            by_reason.setdefault(each.reason, []).append(each)
+        for reason, those in by_reason.items():
             tasks, embeddings = dict.fromkeys(each.task for each in those), dict.fromkeys(e.embedding for e in those)
-            yield f"{', '.join(tasks)} of {', '.join(embeddings)}", why
+            yield f"{', '.join(tasks)} of {', '.join(embeddings)}", reason
 
 
 def score_expression_screen(
@@ -115,51 +112,50 @@ def score_expression_screen(
     *,
     post_processing: Sequence[str] = ("centred",),
     relations: Sequence[Relations] = (),
-    config: BenchmarkConfig | None = None,
+    config: TranscriptomicsConfig | None = None,
     name: str = "",
     progress: Progress | None = None,
 ) -> ScreenScores:
-    """Score embeddings of a screen on the tasks, and write what the catalog does not have yet.
+    """Score embeddings of a screen on the tasks, and write the scores that the catalog does not have yet.
 
     Args:
-        catalog: Where `representations` and `scores` are.
-        path: The screen, a `.h5ad`. Its bytes are hashed: the same data written again may count as another screen.
-        spec: Where it holds perturbations, batches and embeddings.
-        embeddings: Built-in ones (`embeddings.BUILT_IN`) and keys of `obsm` that the spec names.
-        tasks: Of `TASKS`.
+        catalog: Catalog with `representations` and `scores`.
+        path: The screen, a `.h5ad`. Its bytes are hashed, so the same data written again may count as another screen.
+        spec: Names of its perturbations, batches and embeddings.
+        embeddings: Built-in ones (`embeddings.BUILT_IN`) and keys of `obsm` in the spec.
+        tasks: Names of `TASKS`.
         seeds: Different numbers from 0 up.
         post_processing: `none`, `centred`, `centre_scaled`, `tvn`, or a variant of `embed.alignment`.
         relations: From `read_relations`, each of another source; `known_relations` needs one or more.
-        config: Settings. A setting that a task reads starts a new ranking of it, and only this task is computed again;
-            embeddings made by different `config.embedding` stand in one ranking.
-        name: What rankings call the screen; the file's name where empty.
-        progress: Called with the embedding, and its tasks done and to do.
+        config: Settings. A changed setting starts a new ranking of the tasks that read it, and only these are computed
+            again; embeddings with different `config.embedding` are in one ranking.
+        name: Name of the screen in rankings; the file's name where empty.
+        progress: Called with the embedding, and the numbers of its finished and of all tasks.
 
     Returns:
-        Rows of `scores`: one for each seed, and with seed -1 the mean over seeds, which the leaderboard reads.
+        Rows of `scores`: one for each seed, and the mean over seeds with seed -1, which the leaderboard reads.
 
     Raises:
         ImportError: scanpy or scvi-tools is missing and needed.
-        ValueError: An unknown name, a file or column that is not there, or nothing that could be scored; says which and
-            what to do.
+        ValueError: An unknown name, a missing file or column, or no task that can be scored.
     """
-    asked = _Asked(
+    request = _Request(
         spec=spec,
         name=name or Path(path).stem,
         content=_content(Path(path)),
         seeds=tuple(sorted(seeds)),
         relations=_by_source(relations),
-        config=config or BenchmarkConfig(),
+        config=config or TranscriptomicsConfig(),
     )
-    check_asked(tasks, asked.seeds, asked.relations)
+    check_request(tasks, request.seeds, request.relations)
     _check_names(spec, embeddings, post_processing)
-    ids = {each: asked.representation_id(each) for each in embeddings}
-    known = _known(catalog, asked, ids, tasks, post_processing)
+    ids = {each: request.representation_id(each) for each in embeddings}
+    known = _known(catalog, request, ids, tasks, post_processing)
     done = {(row["representation_id"], row["benchmark"], row["alignment"]) for row in known}
     wanted = [(method, task) for method in dict.fromkeys(post_processing) for task in dict.fromkeys(tasks)]
     todo = {each: [(method, task) for method, task in wanted if (ids[each], task, method) not in done] for each in ids}
     if todo.get("scvi"):
-        import_scvi()  # missing, it stops the run here and not after hours spent on the others
+        import_scvi()  # where it is missing, stop now and not after hours of other work
     new: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
     screen: Screen | None = None
@@ -168,7 +164,7 @@ def score_expression_screen(
             continue
         screen = screen or load_screen(path, spec)
         try:
-            screen = _with_vectors(screen, each, asked.config.embedding)
+            screen = _with_vectors(screen, each, request.config.embedding)
         except ValueError as error:
             left_out += [LeftOut(each, task, method, str(error)) for method, task in unscored]
             continue
@@ -178,27 +174,27 @@ def score_expression_screen(
                 progress(each, n_done, len(unscored))
             try:
                 scored = score_embeddings(
-                    screen, spec, [each], [task], asked.seeds,
-                    post_processing=[method], relations=asked.relations, config=asked.config,
+                    screen, spec, [each], [task], request.seeds,
+                    post_processing=[method], relations=request.relations, config=request.config,
                 )  # fmt: skip
             except ValueError as error:
                 left_out.append(LeftOut(each, task, method, str(error)))
             else:
-                rows += asked.rows(screen, scored)
+                rows += request.rows(screen, scored)
         if progress is not None:
             progress(each, len(unscored), len(unscored))
         if rows:
-            _write(catalog, asked.representation(screen, each), rows)
+            _write(catalog, request.representation(screen, each), rows)
             new += rows
     if left_out and not known and not new:
         first = left_out[0]
-        raise ValueError(f"{path}: nothing could be scored; {first.task} of {first.embedding}: {first.why}")
-    return ScreenScores(asked.pack_id, ids, [*known, *new], len(new), tuple(left_out))
+        raise ValueError(f"{path}: nothing could be scored; {first.task} of {first.embedding}: {first.reason}")
+    return ScreenScores(request.pack_id, ids, [*known, *new], len(new), tuple(left_out))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """What is asked of a screen; gives ids and rows of the catalog's tables."""
+class _Request:
+    """The requested scores of a screen, with ids and rows of the catalog's tables."""
 
     spec: ScreenSpec
     name: str
@@ -206,11 +202,11 @@ class _Asked:
     """Hash of the file."""
     seeds: tuple[int, ...]
     relations: dict[str, list[tuple[str, str]]]
-    config: BenchmarkConfig
+    config: TranscriptomicsConfig
 
     @property
     def pack_id(self) -> str:
-        """Of the screen. Which embeddings are read does not change what they are judged by."""
+        """Identity of the screen, which does not depend on the embeddings that are read."""
         unset = ScreenSpec(perturbation="-", control="-", batch="-")
         where = {
             name: value
@@ -227,13 +223,13 @@ class _Asked:
         return representation_id(self.model_id(embedding), NO_BLOCK, POOLING, self.pack_id)
 
     def protocol(self, task: str) -> str:
-        """Scores of one protocol are comparable: all that a task is given but the embedding."""
+        """Hash of everything that a task reads except the embedding; scores of one protocol are comparable."""
         settings = {name: value for name, value in asdict(self.config).items() if name in SETTINGS_OF[task]}
         relations = self.relations if task == "known_relations" else {}
         return content_id(self.pack_id, task, json.dumps([PROTOCOL, self.seeds, settings, relations], sort_keys=True))
 
     def representation(self, screen: Screen, embedding: str) -> dict[str, Any]:
-        """Its row of `representations`."""
+        """Row of `representations` of an embedding."""
         config = self.config.embedding
         vectors = embed(screen, embedding, config, pca=screen.embeddings.get("pca"))
         return dict.fromkeys(table_contract("representations").schema.names) | {
@@ -251,10 +247,10 @@ class _Asked:
             "created_at": datetime.now(UTC),
         }
 
-    def rows(self, screen: Screen, scored: Sequence[Scored]) -> list[dict[str, Any]]:
-        """Rows of `scores` of one task: each seed, and the mean."""
+    def rows(self, screen: Screen, scored: Sequence[EmbeddingScores]) -> list[dict[str, Any]]:
+        """Rows of `scores` of one task: one for each seed, and the mean."""
         scored_at = datetime.now(UTC)
-        # Whether a fit converged is nothing to be ranked by.
+        # The convergence of a fit is no score.
         converged = {each.metric: [score.value for score in each.scores] for each in scored if _is_of_fit(each)}
         rows = []
         for each in scored:
@@ -300,8 +296,8 @@ class _Asked:
                 )
         return rows
 
-    def _labelled(self, scored: Scored, screen: Screen) -> tuple[str, str, int | None]:
-        """Label, metric, and classes of the label."""
+    def _labelled(self, scored: EmbeddingScores, screen: Screen) -> tuple[str, str, int | None]:
+        """Label, metric, and number of classes of the label."""
         if scored.task == "known_relations":
             return scored.metric.removeprefix("recall_"), "recall", None
         if scored.task == "batch_mixing":
@@ -318,10 +314,10 @@ class _Asked:
 
 
 def _known(
-    catalog: Catalog, asked: _Asked, ids: dict[str, str], tasks: Sequence[str], post_processing: Sequence[str]
+    catalog: Catalog, request: _Request, ids: dict[str, str], tasks: Sequence[str], post_processing: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Rows that `scores` has already."""
-    protocols = [asked.protocol(task) for task in tasks]
+    """Rows that are already in `scores`."""
+    protocols = [request.protocol(task) for task in tasks]
     rows = catalog.table("scores", where="protocol in $protocols", parameters={"protocols": protocols}).to_pylist()
     return [row for row in rows if row["representation_id"] in ids.values() and row["alignment"] in post_processing]
 
@@ -334,7 +330,7 @@ def _write(catalog: Catalog, representation: dict[str, Any], rows: list[dict[str
 
 
 def _with_vectors(screen: Screen, embedding: str, config: EmbeddingConfig) -> Screen:
-    """The screen with what an embedding is, or starts from, made once for all tasks."""
+    """The screen with an embedding, or with the one that it is made from, computed once for all tasks."""
     made = embedding if embedding not in DRAWN_BY_SEED else "" if embedding == "random" else "pca"
     if not made or made in screen.embeddings:
         return screen
@@ -342,13 +338,13 @@ def _with_vectors(screen: Screen, embedding: str, config: EmbeddingConfig) -> Sc
 
 
 def _shown(embedding: str, config: EmbeddingConfig) -> str:
-    """What a ranking calls it: its name, and the settings that are not the usual ones."""
+    """Name of an embedding in a ranking, with the settings that differ from the defaults."""
     usual = settings_of(embedding, EmbeddingConfig())
     changed = {name: value for name, value in settings_of(embedding, config).items() if value != usual[name]}
     return f"{embedding} ({', '.join(f'{name}={value}' for name, value in changed.items())})" if changed else embedding
 
 
-def _is_of_fit(scored: Scored) -> bool:
+def _is_of_fit(scored: EmbeddingScores) -> bool:
     return scored.metric.startswith("converged")
 
 

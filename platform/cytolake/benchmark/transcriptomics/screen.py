@@ -1,7 +1,7 @@
-"""A perturbation screen as the tasks read it: features, embeddings, perturbations, batches.
+"""A perturbation screen as input of the tasks: features, embeddings, perturbations, batches; read from AnnData.
 
-The rows are whatever was measured: cells, wells or images. The features are log-normalised expression, or any matrix of
-numbers such as CellProfiler features; the tasks know no difference.
+Rows are cells, wells or images. Features are log-normalised expression, or any matrix of numbers such as CellProfiler
+features; the tasks treat them in the same way.
 
 Shapes: N rows, G features (genes), D dimensions of an embedding.
 """
@@ -30,32 +30,32 @@ NORMALISED_TOTAL = 1e4  # counts of each cell before the logarithm; scanpy's and
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScreenSpec:
-    """Where an AnnData holds what the tasks need."""
+    """Names of columns, layers and embeddings in an AnnData."""
 
     perturbation: str
-    """Column of `obs`: what was done to the row."""
+    """Column of `obs` with the perturbation of each row."""
     control: str
-    """The value in that column that says control."""
+    """Value of controls in that column."""
     batch: str
-    """Column of `obs`: rows of one batch were measured together."""
+    """Column of `obs` with the batch: rows that were measured together."""
     values: Values = "counts"
-    """What the matrix holds. `counts` become log(1 + 1e4 count / total of the row); `features` stay as they are;
-    `scaled` are features of several units: each is taken less its mean and divided by its standard deviation."""
+    """Kind of the matrix. `counts` become log(1 + 1e4 count / total of the row); `features` do not change; `scaled` are
+    features of several units, which are standardised."""
     layer: str | None = None
-    """Layer that holds the matrix; `X` where None."""
+    """Layer with the matrix; `X` where None."""
     matrix_key: str | None = None
-    """Key of `obsm` that is the matrix instead, such as `pixel_statistics` in an export of images."""
+    """Key of `obsm` that is used as the matrix, such as `pixel_statistics` in an export of images."""
     gene_name: str | None = None
     """Column of `var` with the features' names; its index where None."""
     embeddings: tuple[str, ...] = ()
-    """Keys of `obsm` to be benchmarked."""
+    """Keys of `obsm` that are scored."""
     more_perturbations: tuple[str, ...] = ()
-    """Further columns of `obs` with perturbations, where a row may have several (such as a second guide)."""
+    """Further columns of `obs` with perturbations, for rows with several (such as a second guide)."""
     separator: str = ""
-    """What stands between several perturbations in one value, such as `|`; empty where a value is one perturbation."""
+    """Separator of several perturbations in one value, such as `|`; empty where a value is one perturbation."""
     several: Several = "exclude"
-    """Rows with several perturbations: `exclude` them (they are counted), take them as a perturbation of their own
-    (`combination`), or count them for `each`."""
+    """Rows with several perturbations: `exclude` them (the number is reported), treat each combination as a
+    perturbation (`combination`), or count the row for `each`."""
 
     def __post_init__(self) -> None:
         for name in ("perturbation", "control", "batch"):
@@ -74,29 +74,28 @@ class ScreenSpec:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """Rows of a screen, in the order of the AnnData, without those that lack something."""
+    """Complete rows of a screen, in the order of the AnnData."""
 
     features: Any
-    """(N, G) float32, scipy CSR where the data were sparse, else an array; None where the data have embeddings and no
-    matrix."""
+    """(N, G) float32, scipy CSR for sparse data, else an array; None for data with embeddings and no matrix."""
     counts: Any
-    """(N, G) as counted, CSR or an array; None where the data are no counts."""
+    """(N, G) raw counts, CSR or an array; None where the data are no counts."""
     feature_names: tuple[str, ...]
     """(G,)"""
     perturbations: tuple[str, ...]
     """(P,) sorted, without the control."""
     perturbation_of_row: Codes
-    """(N,) place in `perturbations`; -1 is the control."""
+    """(N,) index into `perturbations`; -1 is the control."""
     batches: tuple[str, ...]
     """(B,) sorted."""
     batch_of_row: Codes
-    """(N,) place in `batches`."""
+    """(N,) index into `batches`."""
     embeddings: dict[str, NDArray[np.float32]]
-    """(N, D) for each key of `obsm` that the spec names."""
+    """(N, D) for each key of `obsm` in the spec."""
     excluded: tuple[Excluded, ...] = ()
-    """Rows of the AnnData that are not here, and why."""
+    """Rows of the AnnData that are left out, with reasons."""
     notes: tuple[str, ...] = ()
-    """What to know of the labels."""
+    """Notes on the labels."""
 
     @property
     def is_control(self) -> NDArray[np.bool_]:
@@ -109,7 +108,7 @@ class Screen:
         return len(self.perturbation_of_row)
 
     def dense_rows(self, rows: Codes) -> NDArray[np.float32]:
-        """(n, G) features of some rows. The only place where sparse features become dense."""
+        """(n, G) features of some rows, dense; all other code leaves sparse features sparse."""
         return dense(self.features[rows])
 
 
@@ -121,14 +120,13 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
 
     Args:
         data: AnnData, or the path of a `.h5ad`.
-        spec: Where things are.
+        spec: Names of columns, layers and embeddings.
 
     Raises:
         ImportError: scanpy is missing and the values are counts.
-        ValueError: A column, layer or embedding that is not there; no control; a single perturbation or batch; values
-            of most rows that are not finite, or counts that are no counts; no matrix, but where the spec names
-            embeddings and the values are no counts: then only what decodes or makes embeddings of features cannot be
-            done.
+        ValueError: A missing column, layer or embedding; no control; a single perturbation or batch; values of most
+            rows that are not finite, or counts that are not whole numbers; no matrix. Without a matrix, a spec with
+            embeddings and without counts is accepted: only tasks and embeddings of features are then not possible.
     """
     if isinstance(data, str | Path):
         import anndata
@@ -154,10 +152,10 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
         (f"no value in {spec.batch}", has_no_batch),
         *_unusable(matrix, vectors, spec, where),
     ):
-        lacking.append(exclusion(reason, which & ~is_bad, names))  # a row counts for the first reason alone
+        lacking.append(exclusion(reason, which & ~is_bad, names))  # a row counts for its first reason only
         is_bad |= which
-    is_kept = ~is_bad[labelled.rows]
-    rows, perturbation_N = labelled.rows[is_kept], labelled.labels[is_kept]
+    is_complete = ~is_bad[labelled.rows]
+    rows, perturbation_N = labelled.rows[is_complete], labelled.labels[is_complete]
     is_control = perturbation_N == spec.control
     if not is_control.any():
         shown = ", ".join(np.unique(perturbation_N)[:5].tolist())
@@ -196,7 +194,7 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
 
 
 def need_features(screen: Screen, what: str) -> None:
-    """Refuse what decodes features, or is made of them, where the screen has none."""
+    """Raise ValueError where the screen has no features; `what` names the task or embedding that needs them."""
     if screen.features is None:
         raise ValueError(
             f"{what} needs features of the rows, and X is empty. Name a layer in spec.layer, or a key of obsm in "
@@ -205,7 +203,7 @@ def need_features(screen: Screen, what: str) -> None:
 
 
 def scale_features(matrix: Any) -> NDArray[np.float32]:
-    """(N, G) each feature less its mean and divided by its standard deviation; 0 where it is constant."""
+    """(N, G) standardised features; 0 where a feature is constant."""
     values = dense(matrix)
     mean_G, sd_G = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     scale_G = np.where(sd_G > 1e-6 * np.abs(mean_G) + 1e-30, sd_G, np.inf)  # below it is rounding
@@ -217,7 +215,7 @@ def log_normalise(counts: Any, where: str = "the counts") -> Any:
 
     Args:
         counts: (N, G) CSR or array, float32.
-        where: Names the data in errors.
+        where: Name of the data in errors.
 
     Raises:
         ImportError: scanpy is missing.
@@ -228,7 +226,7 @@ def log_normalise(counts: Any, where: str = "the counts") -> Any:
         bad = values[(values < 0) | (values != np.rint(values))].flat[0]
         raise ValueError(
             f"{where}: the value {bad} is no count, expected whole numbers from 0 up. Name the layer that holds counts "
-            "in spec.layer, or say spec.values='features' for values that are normalised already."
+            "in spec.layer, or set spec.values='features' for values that are already normalised."
         )
     totals = np.asarray(counts.sum(axis=1)).ravel()
     if not totals.all():
@@ -241,8 +239,8 @@ def log_normalise(counts: Any, where: str = "the counts") -> Any:
     scanpy = import_scanpy()
     # scanpy changes X in place.
     normalised = anndata.AnnData(counts.copy())
-    # numba's loops in scanpy set OpenMP's threads, and so torch's, to all cores for the rest of the process: on a busy
-    # machine small networks then train 10 times slower. Leaving the context puts the numbers back.
+    # numba's loops in scanpy set the threads of OpenMP, and so of torch, to all cores for the rest of the process: on a
+    # busy machine small networks then train 10 times slower. The context restores the numbers.
     with threadpool_limits(limits=None):
         scanpy.pp.normalize_total(normalised, target_sum=NORMALISED_TOTAL)
         scanpy.pp.log1p(normalised)
@@ -255,7 +253,7 @@ def dense(matrix: Any) -> NDArray[np.float32]:
 
 
 def group_sums(values: Any, groups: Codes, n_groups: int) -> NDArray[np.float64]:
-    """(K, D) sums of the rows of each group, exact in float64; rows of a negative group count nowhere.
+    """(K, D) sums of the rows of each group, exact in float64; rows of a negative group do not count.
 
     Args:
         values: (N, D) array or CSR.
@@ -277,17 +275,17 @@ def group_means(values: Any, groups: Codes, n_groups: int) -> NDArray[np.float64
 
 
 def import_scanpy() -> ModuleType:
-    """scanpy, which only expression data need.
+    """The module scanpy, which only expression data need.
 
     Raises:
-        ImportError: It is not installed; says how to get it.
+        ImportError: It is not installed.
     """
     try:
         import scanpy
     except ImportError as error:
         raise ImportError(
             "normalising counts needs scanpy, which is not installed. Run pip install 'cytolake[transcriptomics]', or "
-            "bring normalised values and say spec.values='features'."
+            "use normalised values and set spec.values='features'."
         ) from error
     module: ModuleType = scanpy
     return module
@@ -303,10 +301,10 @@ def _column(table: Any, column: str, field: str, where: str) -> list[Any]:
 def _unusable(
     matrix: Any, vectors: dict[str, NDArray[np.float32]], spec: ScreenSpec, where: str
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Reasons to leave rows out, and which (N,).
+    """Reasons to leave rows out, each with (N,) the rows.
 
     Raises:
-        ValueError: A reason that holds for most rows is a fault of the file.
+        ValueError: A reason holds for most rows, which is a fault of the file.
     """
     if matrix is not None:
         values = _finite_rows(matrix)
@@ -338,7 +336,7 @@ def _unless_most(which: NDArray[np.bool_], reason: str, where: str, advice: str)
 
 
 def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
-    """The matrix as it is in the data; None where there is none and none is needed."""
+    """The matrix of the data; None where there is none and none is needed."""
     if spec.matrix_key is not None:
         return _vectors(data, spec.matrix_key, "spec.matrix_key", where)
     if spec.layer is not None and spec.layer not in data.layers:
@@ -351,7 +349,7 @@ def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
             return None
         raise ValueError(
             f"{where}: X is empty, expected a matrix. Name a layer in spec.layer or a key of obsm in spec.matrix_key; "
-            "or name embeddings in spec.embeddings and say spec.values='features', which scores them without one."
+            "or name embeddings in spec.embeddings and set spec.values='features', which scores them without one."
         )
     return sparse.csr_matrix(matrix, dtype=np.float32) if sparse.issparse(matrix) else np.asarray(matrix, np.float32)
 

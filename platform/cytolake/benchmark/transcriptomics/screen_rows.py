@@ -1,6 +1,6 @@
-"""Which rows of a screen count, and as what: rows that lack something, and rows with several perturbations.
+"""Selection and labels of a screen's rows: incomplete rows, and rows with several perturbations.
 
-A cell without a guide, or without a count, costs its own row and is reported by name; the file is read.
+A cell without a guide or without a count is left out and reported by name; the rest of the file is used.
 
 Shapes: N rows of the AnnData.
 """
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 Several = Literal["exclude", "combination", "each"]
 Codes = NDArray[np.intp]
 SHOWN = 5
-"""Names of rows in a report."""
+"""Most names of rows in a report."""
 SEPARATORS = ("|", "+", ";", ",", "&", "/")
-"""What labels of several perturbations are often written with."""
+"""Frequent separators of several perturbations in a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """Rows that were left out for one reason."""
+    """Rows left out for one reason."""
 
     reason: str
     n: int
     names: tuple[str, ...]
-    """Of the first of them, as in the index of `obs`."""
+    """Names of the first of them, from the index of `obs`."""
 
     def __str__(self) -> str:
         shown = ", ".join(self.names) + (", ..." if self.n > len(self.names) else "")
@@ -39,10 +39,10 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """Rows that have a perturbation."""
+    """Rows with a perturbation."""
 
     rows: Codes
-    """(n,) rows of the AnnData; one comes again for each of its perturbations where `several` is `each`."""
+    """(n,) rows of the AnnData; where `several` is `each`, a row occurs once for each of its perturbations."""
     labels: NDArray[np.str_]
     """(n,) perturbation, or the control."""
     excluded: tuple[Excluded, ...]
@@ -52,18 +52,18 @@ class LabelledRows:
 def labelled_rows(
     columns: Mapping[str, Sequence[Any]], names: Sequence[str], control: str, separator: str, several: Several
 ) -> LabelledRows:
-    """The perturbation of each row, from one column or more.
+    """The perturbation of each row, from one or more columns.
 
-    The control's name and empty values do not count where a row has a perturbation too, and two guides of one name
-    are one perturbation. The order in which several are written makes no difference.
+    The control's name and empty values do not count where a row also has a perturbation, and two guides with one name
+    are one perturbation. The order of several perturbations has no effect.
 
     Args:
         columns: (N,) values of each column; None, NaN and blanks are empty.
-        names: (N,) of the rows.
-        control: The value that says control.
-        separator: What stands between several perturbations in one value; empty where a value is one perturbation.
-        several: `exclude` rows with several, keep them as a perturbation of their own (`combination`), or count them
-            for `each`.
+        names: (N,) names of the rows.
+        control: Value of controls.
+        separator: Separator of several perturbations in one value; empty where a value is one perturbation.
+        several: `exclude` rows with several, treat each combination as a perturbation (`combination`), or count the
+            row for `each`.
     """
     raw = np.array(["\0".join(_text(value) for value in row) for row in zip(*columns.values(), strict=True)])
     values, code = np.unique(raw, return_inverse=True)
@@ -72,15 +72,14 @@ def labelled_rows(
     excluded = [exclusion(f"no value in {' or '.join(columns)}", n_parts == 0, names)]
     if several == "exclude":
         excluded.append(exclusion("several perturbations", n_parts > 1, names))
-    is_kept = (n_parts == 1) | ((n_parts > 1) & (several != "exclude"))
-    kept = np.flatnonzero(is_kept)
+    used = np.flatnonzero((n_parts == 1) | ((n_parts > 1) & (several != "exclude")))
     notes = []
     if several == "each":
-        rows = np.repeat(kept, n_parts[kept])
-        labels = [name for row in kept.tolist() for name in parts[code[row]]]
+        rows = np.repeat(used, n_parts[used])
+        labels = [name for row in used.tolist() for name in parts[code[row]]]
     else:
         joined = [(separator or "+").join(each) for each in parts]
-        rows, labels = kept, [joined[code[row]] for row in kept.tolist()]
+        rows, labels = used, [joined[code[row]] for row in used.tolist()]
     n_several = int((n_parts > 1).sum())
     if n_several and several != "exclude":
         how = "counted as perturbations of their own" if several == "combination" else "counted for each"
@@ -96,7 +95,7 @@ def labelled_rows(
 
 
 def exclusion(reason: str, which: NDArray[np.bool_], names: Sequence[str]) -> Excluded:
-    """The rows of a mask, with the names of the first."""
+    """The rows of a mask, with the names of the first ones."""
     first = np.flatnonzero(which)[:SHOWN]
     return Excluded(reason, int(which.sum()), tuple(str(names[i]) for i in first.tolist()))
 
@@ -113,7 +112,7 @@ def _parts(value: str, control: str, separator: str) -> list[str]:
 
 
 def _unseparated(labels: Sequence[str]) -> list[str]:
-    """What to say where labels look like several perturbations and no separator is named."""
+    """A note where labels look like several perturbations and no separator is set."""
     counts = Counter(labels)
     for separator in SEPARATORS:
         found = [

@@ -1,4 +1,4 @@
-"""T2 and T3: can a linear map, or the neighbours, predict perturbations in batches that were not seen?
+"""T2 and T3: prediction of perturbations in unseen batches by a linear map, and by nearest neighbours.
 
 Shapes: N training rows, M test rows, D dimensions, K classes.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cytolake.benchmark.transcriptomics.neighbours import nearest
 from cytolake.benchmark.transcriptomics.screen import Codes
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Floats = NDArray[np.float64]
 Distance = Literal["euclidean", "cosine"]
@@ -34,10 +35,10 @@ def linear_scores(
     """Multinomial logistic regression on the training rows, and its scores of the test rows.
 
     Args:
-        train_ND: (N, D) rows that are no controls.
+        train_ND: (N, D) rows without controls.
         labels_N: (N,) any integers, two or more different ones.
         test_MD: (M, D)
-        standardise: By mean and standard deviation of the training rows. Without, the penalty makes the result
+        standardise: Whether dimensions are standardised by the training rows. Without, the penalty makes the result
             depend on the embedding's scale.
         regularisation: Inverse strength C of the L2 penalty.
         max_iterations: Limit of L-BFGS.
@@ -58,11 +59,11 @@ def linear_scores(
     scale_D = np.ones(len(mean_D))
     if standardise:
         sd_D = train_ND.std(axis=0, dtype=np.float64)
-        scale_D = np.where(sd_D > 1e-6 * np.abs(mean_D) + 1e-30, sd_D, np.inf)  # a constant dimension has no say
+        scale_D = np.where(sd_D > 1e-6 * np.abs(mean_D) + 1e-30, sd_D, np.inf)  # a constant dimension has no effect
     model = LogisticRegression(C=regularisation, max_iter=max_iterations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # returned
-        # Centred for the solver's sake: the intercept, which has no penalty, takes it up.
+        # Centred for the solver; the intercept, which has no penalty, compensates.
         model.fit(((train_ND - mean_D) / scale_D).astype(np.float32), labels_N)
     logits = model.decision_function(((test_MD - mean_D) / scale_D).astype(np.float32)).astype(np.float64)
     if logits.ndim == 1:  # two classes: scikit-learn gives the second's log odds
@@ -81,16 +82,16 @@ def knn_scores(
 ) -> tuple[Codes, Floats]:
     """Votes of the nearest training rows, after principal components of the training rows.
 
-    A vote weighs 1 / (distance + 1e-5), or exp(similarity / 0.07). As published, `cosine` brings vectors to length 1
-    first, and then takes the inner product of their components, which are centred and no longer of length 1.
+    A vote has the weight 1 / (distance + 1e-5), or exp(similarity / 0.07). As published, `cosine` scales vectors to
+    length 1 and then takes the inner product of their components, which are centred and no longer of length 1.
 
     Args:
         train_ND: (N, D) rows, controls included.
         labels_N: (N,) any integers.
         test_MD: (M, D)
-        n_neighbours: Made odd downwards, at most N; the square root of N where None.
-        n_components: Fewer where D or N are smaller; None keeps the vectors as they are.
-        distance: `cosine` of the vectors, approximated by their components.
+        n_neighbours: Rounded down to an odd number, at most N; the square root of N where None.
+        n_components: Principal components, fewer where D or N are smaller; None uses the vectors themselves.
+        distance: `euclidean`, or `cosine` of the vectors, approximated by their components.
 
     Returns:
         (K,) classes ascending, and (M, K) shares of the votes.
@@ -100,7 +101,7 @@ def knn_scores(
     from sklearn.decomposition import PCA
 
     if distance == "cosine":
-        train_ND, test_MD = _unit(train_ND), _unit(test_MD)
+        train_ND, test_MD = unit_vectors(train_ND), unit_vectors(test_MD)
     if n_components is not None and n_components < train_ND.shape[1]:
         pca = PCA(min(n_components, len(train_ND)), svd_solver="covariance_eigh").fit(train_ND)
         train_ND, test_MD = pca.transform(train_ND), pca.transform(test_MD)
@@ -111,7 +112,7 @@ def knn_scores(
     classes, codes = np.unique(labels_N, return_inverse=True)
     votes = np.empty((len(test_MD), len(classes)))
     for block, distances, found in nearest(train_ND, test_MD, k):
-        # similarity = constant of the query - distance^2 / 2, and the constant goes with the total.
+        # similarity = constant of the query - distance^2 / 2, and the constant cancels in the share of votes.
         weights = 1 / (distances + CLOSEST) if distance == "euclidean" else np.exp(-(distances**2) / 2 / TEMPERATURE)
         place = np.arange(len(found))[:, None] * len(classes) + codes[found]
         of_class = np.bincount(place.ravel(), weights.ravel(), len(found) * len(classes)).reshape(-1, len(classes))
@@ -120,10 +121,10 @@ def knn_scores(
 
 
 def top_credit(scores_MK: Floats, classes: Codes, labels_M: Codes, top: int) -> Floats:
-    """(M,) the chance that a row's class is among the `top` best scores, equal scores being ranked at random.
+    """(M,) probability that a row's class is among the `top` best scores, with equal scores in random order.
 
-    0 for a class that was not trained on. Without the chance, a representation that says nothing would score as well as
-    whichever class happens to come first.
+    0 for a class without training rows. Without the random order, a representation without information would have the
+    score of the first class.
     """
     place = np.searchsorted(classes, labels_M)
     is_known = classes[np.minimum(place, len(classes) - 1)] == labels_M
@@ -135,13 +136,8 @@ def top_credit(scores_MK: Floats, classes: Codes, labels_M: Codes, top: int) -> 
 def _with_inner_products_as_distances(
     references_ND: NDArray[np.floating], queries_MD: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Both with one dimension more, in which references are all as far from the origin: the nearest have the greatest
-    inner product, and distance^2 = constant of the query - 2 inner products."""
+    """Both with one more dimension that gives all references the same length: the nearest then have the greatest inner
+    product, and distance^2 = constant of the query - 2 inner products."""
     squares_N = np.square(references_ND.astype(np.float64)).sum(axis=1)
     more_N = np.sqrt(np.maximum(squares_N.max() - squares_N, 0.0))
     return np.column_stack([references_ND, more_N]), np.column_stack([queries_MD, np.zeros(len(queries_MD))])
-
-
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1.0)

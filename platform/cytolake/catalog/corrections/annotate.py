@@ -18,10 +18,11 @@ from cytolake.catalog.ingest.labels import LabelChange, label_changes, labels_ha
 from cytolake.catalog.ingest.screen_problems import quarantine_rows
 from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
+from cytolake.screens.label_vocabulary import check_label_columns
 from cytolake.screens.plate import Plate, Problem, SiteImage
+from cytolake.screens.plate_annotation import label_plate
 from cytolake.screens.plate_map import PlateMap, plates_without_images, read_plate_map
 from cytolake.screens.positions import is_position, well_order
-from cytolake.screens.sources import check_label_columns, label_plate
 from cytolake.screens.well_labels import declare_labels
 from cytolake.storage.source_folder import SourceFolder
 

@@ -20,7 +20,8 @@ from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import VISIBLE
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
-from cytolake.screens.sources import ScreenSource, default_batch
+from cytolake.screens.plate_annotation import default_batch
+from cytolake.screens.sources import ScreenSource
 from cytolake.storage.atomic_write import atomic_file
 from cytolake.storage.files import is_uri
 

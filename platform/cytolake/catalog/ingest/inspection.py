@@ -20,17 +20,16 @@ from cytolake.screens.label_advice import advice_on_labels
 from cytolake.screens.label_vocabulary import fold_column
 from cytolake.screens.layouts import BUILT_IN, LayoutPreset, screen_files, try_layout
 from cytolake.screens.plate import Plate, Problem, ScreenError
+from cytolake.screens.screen_folder import open_folder, unreadable_folder
 from cytolake.screens.sources import (
     AUTO,
     OpenScreen,
     ScreenSource,
     complete_plates,
     no_images,
-    open_folder,
     open_screen,
     plates_as_found,
     reader_failed,
-    unreadable_folder,
 )
 from cytolake.screens.well_labels import ColumnUse, PlateLabels, read_labels
 from cytolake.storage.files import is_uri
@@ -176,11 +175,11 @@ def inspect_screen(
     """
     vocabulary, presets = vocabulary or {}, presets or BUILT_IN
     try:
-        folder = open_folder(source)
+        folder = open_folder(source.screen, source.path)
         files = screen_files(folder)
         trials = [(each, try_layout(each, source.screen, folder, files, source.index)) for each in presets]
     except (OSError, PathRefusedError) as error:
-        raise ScreenError(unreadable_folder(source, error)) from error
+        raise ScreenError(unreadable_folder(source.screen, source.path, error)) from error
     opened: OpenScreen | None = None
     raw: list[Plate] = []
     plates: list[Plate] = []
@@ -196,7 +195,7 @@ def inspect_screen(
     except ScreenError as error:
         raw, plates, problems = [], [], list(error.problems)
     except (OSError, PathRefusedError) as error:
-        raw, plates, problems = [], [], [unreadable_folder(source, error)]
+        raw, plates, problems = [], [], [unreadable_folder(source.screen, source.path, error)]
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # as `list_plates` reports it

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cytolake.catalog.ids import content_id
 from cytolake.screens.plate import Plate, Problem
-from cytolake.screens.sources import default_batch
+from cytolake.screens.plate_annotation import default_batch
 from cytolake.storage.files import StoredFile, is_uri, list_beginning_with
 
 NOT_PIXELS = frozenset({"labels", "tables"})

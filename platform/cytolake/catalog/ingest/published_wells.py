@@ -25,8 +25,8 @@ from cytolake.catalog.ingest.wells import well_rows
 from cytolake.catalog.tables import Catalog
 from cytolake.catalog.visibility import INGESTED_TABLES
 from cytolake.screens.plate import WELLS_ONLY, Plate, Problem
+from cytolake.screens.plate_annotation import default_batch
 from cytolake.screens.positions import well_name
-from cytolake.screens.sources import default_batch
 from cytolake.screens.well_labels import TEXT_LABELS
 
 FACTS = ("batch", "perturbation", *TEXT_LABELS, "dose", "control")

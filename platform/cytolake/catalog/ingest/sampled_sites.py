@@ -15,7 +15,8 @@ import numpy as np
 
 from cytolake.cropping.grid import finite_crops, smaller_than_crop
 from cytolake.screens.images.colour_files import colour_header
-from cytolake.screens.images.image_files import ImageFileError, one_line, read_shape
+from cytolake.screens.images.image_errors import ImageFileError, one_line
+from cytolake.screens.images.image_files import read_shape
 from cytolake.screens.images.pixels import read_recorded
 from cytolake.screens.images.tiff_stacks import STACK_READERS, opened_stack
 from cytolake.screens.plate import Plate, Problem, ScreenError, SiteImage

@@ -13,7 +13,7 @@ from cytolake.catalog.errors import CatalogError
 from cytolake.cropping.grid import crop_grid as crop_grid
 from cytolake.cropping.grid import finite_crops, smaller_than_crop
 from cytolake.qc.metrics import foreground_shares, measure_site, measure_with_windows
-from cytolake.screens.images.image_files import STORAGE_FAILED
+from cytolake.screens.images.image_errors import STORAGE_FAILED
 from cytolake.screens.images.pixels import correct, read_recorded
 from cytolake.screens.plate import Problem, ScreenError, SiteImage
 

@@ -1,4 +1,4 @@
-"""Which encoders a comparison looks at, from what a person writes: timm's, ours, those of a catalog."""
+"""Encoders of a comparison, resolved from names: models of timm, our checkpoints, encoders of a catalog."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ class ComparedEncoder:
 
     name: str
     training: Training
-    """`none`: pixel statistics. `untrained`: random weights, also of a file, which show what needs no learning."""
+    """`none`: pixel statistics. `untrained`: random weights, also from a file, the baseline without learning."""
     features: FeatureConfig
-    """What a detector is given: this encoder alone."""
+    """Features of a detector with this encoder only."""
 
     @property
     def label(self) -> str:
-        """The name as tables and figures show it: untrained encoders say so."""
+        """The name in tables and figures, which marks untrained encoders."""
         if self.training != "untrained":
             return self.name
         return f"{self.name[:-1]}, untrained)" if self.name.endswith(")") else f"{self.name} (untrained)"
 
 
 def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureConfig) -> list[ComparedEncoder]:
-    """Pixel statistics, and the encoders named.
+    """Pixel statistics, and the named encoders.
 
     Args:
-        catalog: Its registry and table `representations` are searched; untrained counterparts are written below it.
+        catalog: Its registry and table `representations` are searched; untrained counterparts are stored there.
         names: Each is one of
             - `resnet18`: a model of timm with random weights; nothing is downloaded;
             - `resnet18=FILE`: with the weights of a file; untrained where the file holds weights as initialised;
             - `FILE` or `NAME=FILE`: an encoder.safetensors of a pretraining run, and the same encoder untrained;
             - a representation_id or model_id of the catalog, or an alias of its registry, such as `champion`: that
               encoder at that block, and the same encoder untrained.
-        features: Windows and reference sites; what is looked at is replaced.
+        features: Windows and reference sites; the encoder is replaced.
 
     Raises:
-        FeatureError: A name that is none of these, none at all, two of one name, or a file that is not of the model.
+        FeatureError: An unknown name, no name, a repeated name, or a file of another model.
         CheckpointError: A checkpoint that cannot be used.
     """
     found = [
@@ -67,10 +67,10 @@ def compared_encoders(catalog: Catalog, names: Sequence[str], features: FeatureC
 
 
 def check_channels(catalog: Catalog, encoders: Sequence[ComparedEncoder], plate_ids: Collection[str]) -> None:
-    """Refuse encoders that cannot take the stains of some plate, before anything is measured.
+    """Check that every encoder accepts the stains of every plate, before anything is measured.
 
     Raises:
-        FeatureError: Such an encoder.
+        FeatureError: An encoder does not accept the stains of a plate.
         CheckpointError: A checkpoint that cannot be used.
     """
     from cytolake.models import load_encoder
@@ -137,7 +137,7 @@ def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[Compared
 
 
 def _only(features: FeatureConfig, **looked_at: Any) -> FeatureConfig:
-    """The same windows and reference sites, with these features and no others."""
+    """The same windows and reference sites with these features only."""
     nothing: dict[str, Any] = {"statistics": False, "checkpoint": "", "block": -1, "timm_model": "", "timm_weights": ""}
     return replace(features, **(nothing | looked_at))
 

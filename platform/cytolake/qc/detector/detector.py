@@ -1,4 +1,4 @@
-"""The artefact detector: from a few labelled sites to a probability that a channel of a site is spoilt, and how.
+"""The artefact detector: fitted to a few labelled sites, it predicts the probability of each artefact per channel.
 
 It looks at one channel at a time, so that it says which one failed, works for any number of stains, and learns from a
 fibre in one channel what a fibre is in all. A site is as bad as its worst channel. Labels may be of whole sites: then
@@ -35,35 +35,35 @@ Head = Literal["logistic", "svm", "knn", "mahalanobis", "knn_distance", "isolati
 HEADS: tuple[str, ...] = get_args(Head)
 ONE_CLASS: tuple[str, ...] = ("mahalanobis", "knn_distance", "isolation_forest")
 ARTEFACT = "artefact"
-"""The one class of a binary or one-class detector that is not normal."""
+"""Class of spoilt sites of a binary or one-class detector."""
 
 _KIND, _VERSION = "cytolake-artefact-detector", "1"
 
 
 class DetectorError(ValueError):
-    """Examples that no detector can be fitted to, or a file or features that are not this detector's."""
+    """Unsuitable examples, or a file or features of another detector."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorConfig:
-    """How the head is fitted."""
+    """Settings of the head."""
 
     head: Head = "logistic"
     """`logistic`: multinomial regression. `svm`: a linear support vector machine for each class. `knn`: votes of the
     nearest labelled channels. Three need sound sites only: `mahalanobis`, the distance under a covariance shrunk after
     Ledoit and Wolf 2004; `knn_distance`; `isolation_forest`, after Liu et al. 2008."""
     is_binary: bool = False
-    """Separate normal from spoilt, and no kinds."""
+    """Separate normal from spoilt only, not kinds of artefacts."""
     strengths: tuple[float, ...] = (0.003, 0.03, 0.3)
-    """Inverse strengths of the L2 penalty of the linear heads. One is chosen by cross-validation where every class has
-    at least 5 labelled sites; the middle one is taken elsewhere."""
+    """Inverse strengths of the L2 penalty of the linear heads. Cross-validation chooses one if every class has at least
+    5 labelled sites; otherwise the middle one is used."""
     n_neighbours: int = 5
     """Of `knn` and `knn_distance`."""
     prevalence: float = 0.03
-    """Share of sites that are expected to be spoilt. Probabilities are corrected to it, for labelled sites are picked
-    to hold as many of each kind, and plates do not."""
+    """Expected share of spoilt sites. Probabilities are corrected to it, because labelled sites have equal numbers of
+    each kind, unlike plates."""
     threshold: float = 0.5
-    """A channel whose artefact probability is above this fails."""
+    """A channel with an artefact probability above this fails."""
 
     def __post_init__(self) -> None:
         def check(name: str, is_good: bool, expected: str) -> None:
@@ -86,17 +86,17 @@ class Example:
     label: str
     """`normal`, or a kind of artefact."""
     is_spoilt: NDArray[np.bool_] | None = None
-    """(C,) which channels are spoilt; None where that was not said."""
+    """(C,) spoilt channels; None if not specified."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the detector says of one site."""
+    """Prediction for one site."""
 
     of_channels: Numbers
-    """(C, K) probability of each class, normal first, for each channel; rows add up to 1."""
+    """(C, K) probability of each class, normal first, per channel; rows sum to 1."""
     of_site: Numbers
-    """(K,) the same for the site: as normal as its worst channel."""
+    """(K,) probabilities of the site, of which normal is that of its worst channel."""
 
     @property
     def artefact_of_channels(self) -> Numbers:
@@ -105,12 +105,12 @@ class Verdict:
 
     @property
     def artefact(self) -> float:
-        """Probability that any channel is spoilt: that of the worst."""
+        """Probability that any channel is spoilt: that of the worst channel."""
         return float(1 - self.of_site[0])
 
 
 class ArtefactDetector:
-    """A fitted head, with what is needed to say whether features are the ones it was fitted to."""
+    """A fitted head and the key of the features that it was fitted to."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ArtefactDetector:
         """Use `fit` or `load`."""
         self.config = config
         self.classes = classes
-        """`normal`, then kinds."""
+        """`normal`, then kinds of artefacts."""
         self.features = features
         """Names of the D features."""
         self.features_key = features_key
@@ -148,7 +148,7 @@ class ArtefactDetector:
             features_key: How the features are measured.
 
         Raises:
-            DetectorError: No normal example, no spoilt one where the head needs it, or features that do not fit.
+            DetectorError: No normal example, no spoilt one although the head needs it, or features of another length.
         """
         config = config or DetectorConfig()
         for i, example in enumerate(examples):
@@ -192,13 +192,13 @@ class ArtefactDetector:
         return cls(config, classes, tuple(features), features_key, arrays)
 
     def predict(self, sites: Sequence[Numbers]) -> list[Verdict]:
-        """Judge sites.
+        """Predictions for sites.
 
         Args:
             sites: (C, D) deviations of each, of any number of channels.
 
         Raises:
-            DetectorError: Another number of features than the detector was fitted to.
+            DetectorError: The number of features differs from that of the training.
         """
         if not sites:
             return []
@@ -219,14 +219,14 @@ class ArtefactDetector:
 
     @property
     def detector_id(self) -> str:
-        """32 hex digits over everything that decides a verdict."""
+        """Hash, 32 hex digits, of everything that determines a verdict."""
         digest = hashlib.blake2b(json.dumps(self._metadata(), sort_keys=True).encode(), digest_size=16)
         for name, values in sorted(self._arrays.items()):
             digest.update(f"{name} {values.shape} ".encode() + np.ascontiguousarray(values, "<f8").tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> str:
-        """Write the detector to one safetensors file, whole or not at all, and return its id."""
+        """Write the detector to one safetensors file atomically, and return its id."""
         path = Path(path)
         arrays = {name: np.ascontiguousarray(values, np.float64) for name, values in self._arrays.items()}
         with atomic_file(path) as part:
@@ -235,10 +235,10 @@ class ArtefactDetector:
 
     @classmethod
     def load(cls, path: str | Path) -> ArtefactDetector:
-        """Read a file of `save`.
+        """Read a file written by `save`.
 
         Raises:
-            DetectorError: No such file, a file that is not a detector, or one that has changed since it was saved.
+            DetectorError: No such file, no detector, or a file changed since it was saved.
         """
         path = Path(path)
         if not path.is_file():
@@ -286,7 +286,7 @@ class ArtefactDetector:
         if config.head in ONE_CLASS:
             return beyond(one_class_distance(channels_MD, arrays, config), float(arrays["limit"][0]))
         logits = class_logits(channels_MD, arrays, len(self.classes), config)
-        # Training saw every class equally often (weights), plates do not: Bayes' rule with the other prior.
+        # Training weights classes equally, plates do not: Bayes' rule with the expected prevalence.
         n_kinds = len(self.classes) - 1
         logits = logits + np.log([1 - config.prevalence, *[config.prevalence / n_kinds] * n_kinds])
         return softmax(logits)
@@ -295,30 +295,30 @@ class ArtefactDetector:
 def _verdict(channel_CK: Numbers) -> Verdict:
     normal = float(channel_CK[:, 0].min())
     spoilt_CK = channel_CK[:, 1:]
-    # Channels speak on the kind in proportion to how spoilt they are, so that eight good ones do not outvote the bad.
+    # Channels are weighted by their artefact probability, so that eight good ones do not outvote the spoilt one.
     weight_C = (1 - channel_CK[:, 0]) + 1e-12
     kinds = weight_C @ spoilt_CK + 1e-12
     return Verdict(channel_CK, np.array([normal, *((1 - normal) * kinds / kinds.sum())]))
 
 
 def _squeeze(deviations_MD: Numbers) -> Numbers:
-    """Logarithmic in the tails, where 100 deviations and 1,000 say the same."""
+    """Deviations, compressed logarithmically in the tails."""
     return np.asarray(np.arcsinh(deviations_MD))
 
 
 def _remoteness(squeezed_MD: Numbers) -> Numbers:
-    """(M,) how far a channel is from its plate; the fourth power lets one feature speak, as a seam does."""
+    """(M,) distance of a channel from its plate; the fourth power lets one feature dominate, such as a seam."""
     return np.asarray((squeezed_MD**4).mean(axis=1) ** 0.25)
 
 
 def _spoilt_channels(squeezed_CD: Numbers, limit: float) -> NDArray[np.bool_]:
-    """(C,) channels farther from their plate than 99 in 100 of normal sites, and the farthest in any case."""
+    """(C,) channels farther from their plate than 99 of 100 normal sites, and always the farthest."""
     remoteness = _remoteness(squeezed_CD)
     return np.asarray((remoteness > limit) | (remoteness == remoteness.max()))
 
 
 def describe(detector: ArtefactDetector) -> dict[str, Any]:
-    """What people may want to know of a detector, as plain values."""
+    """Description of a detector as plain values."""
     return {
         "detector_id": detector.detector_id,
         "head": detector.config.head,

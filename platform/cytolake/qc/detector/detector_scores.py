@@ -1,4 +1,4 @@
-"""Scores of an artefact detector on sites with weights, for one set of weights or for all resamples at once.
+"""Scores of an artefact detector on weighted sites, for one set of weights or for all resamples at once.
 
 Letters: M held-out sites, K classes, L different probabilities, B bins. Weights are (M,) or (R, M) for R resamples; a
 score is then one number or (R,).
@@ -18,7 +18,7 @@ BINARY_METRICS = ("auroc", "auprc", "recall_at_1_percent_fpr", "balanced_accurac
 is failed. `balanced_accuracy`, `macro_f1`: at the detector's threshold. `calibration_error`: expected, over 10 bins of
 the probability."""
 KIND_METRICS = ("balanced_accuracy_of_kinds", "macro_f1_of_kinds")
-"""Normal and every kind as classes of their own, the likeliest taken."""
+"""Metrics of classification into normal and every kind of artefact, by the most probable class."""
 FALSE_POSITIVE_RATE = 0.01
 _BINS = 10
 
@@ -32,7 +32,7 @@ def binary_scores(
         probability_M: (M,)
         is_spoilt_M: (M,)
         weight: (M,) or (R, M) how much each site counts; 0 leaves it out.
-        threshold: Above it a site is taken for spoilt.
+        threshold: A site above it is classified as spoilt.
 
     Returns:
         nan where a side has no weight.

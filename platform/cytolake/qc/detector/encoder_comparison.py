@@ -1,4 +1,4 @@
-"""Transfer against self-supervised encoders as features of an artefact detector, compared with pixel statistics.
+"""Comparison of encoders as features of an artefact detector, with pixel statistics as the baseline.
 
 Every encoder is frozen and used alone, on the same labelled sites, with the same heads, draws of labels, plates
 held out and resamples. Differences to pixel statistics are therefore taken draw by draw.
@@ -59,24 +59,25 @@ FEATURE_FOLDER = "qc/features"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderComparisonConfig:
-    """Which labels, heads and splits."""
+    """Labels, heads and splits of a comparison."""
 
     labels: LabelSource = "people"
-    """`people`: the table `qc_labels`. `plate_map`: a column of the plate map. `focus`: focal planes. `simulated`:
-    artefacts of ten kinds put into sites that nobody and no plate map calls spoilt."""
+    """Source of labels. `people`: the table `qc_labels`. `plate_map`: a column of the plate map. `focus`: focal planes.
+    `simulated`: artefacts of ten kinds added to sites without a label of an artefact."""
     label_column: str = "artefact"
-    """For `plate_map`, what spoils a well; `<label_column>_site` names the site. For `simulated`: what to leave out."""
+    """`plate_map`: column with the artefact of a well; `<label_column>_site` names the site. `simulated`: wells with a
+    value are left out."""
     in_focus: tuple[str, ...] = ()
-    """For `focus`: the planes in focus, as `sites.z` names them. Others are out of focus."""
+    """`focus`: planes in focus, by their names in `sites.z`. Others are out of focus."""
     normal_sites: int = 100
-    """Normal sites of each plate, at most, drawn by hashing; those that people labelled are all taken."""
+    """Largest number of normal sites per plate, drawn by hashing; sites labelled by people are all used."""
     simulated_per_kind: int = 20
     """Sites of each kind of artefact, over all plates."""
     simulated_severity: tuple[float, float] = (0.25, 1.0)
     seed: int = 0
     """Of what is simulated."""
     heads: tuple[Head, ...] = ("logistic", "svm", "knn", "mahalanobis", "knn_distance", "isolation_forest")
-    """The first is the head of the result; it is named before anything is measured, not chosen by its score."""
+    """Heads to compare. The first is the head of the result, set in advance and not chosen by its score."""
     curve: LabelEfficiencyConfig = field(
         default_factory=lambda: LabelEfficiencyConfig(detector=DetectorConfig(is_binary=True), n_resamples=1000)
     )
@@ -101,7 +102,7 @@ class EncoderComparisonConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncoderComparison:
-    """What every encoder reached with every head."""
+    """Scores of every encoder with every head."""
 
     config: EncoderComparisonConfig
     encoders: tuple[ComparedEncoder, ...]
@@ -118,7 +119,7 @@ class EncoderComparison:
 
     @property
     def unit(self) -> Unit:
-        """What was held out: plates, or wells where there is one plate."""
+        """Unit held out: plates, or wells if there is one plate."""
         return "plate" if self.n_plates > 1 else "well"
 
     @property
@@ -127,7 +128,7 @@ class EncoderComparison:
         return next(iter(self.curves.values())).n_groups
 
     def point(self, encoder: str, head: str, metric: str = METRIC, n_labels: int = 0) -> Point:
-        """A score; with `n_labels` 0 at the most labels."""
+        """A score; `n_labels` 0 means the largest number of labels."""
         points = {each.n_labels: each for each in self.curves[encoder, head].curve(metric)}
         return points[n_labels or max(points)]
 
@@ -140,7 +141,7 @@ class EncoderComparison:
         level: float = 0.95,
         baseline: str = STATISTICS,
     ) -> tuple[float, float, float]:
-        """Score minus that of the baseline with the same head, labels, splits and resamples; and its interval."""
+        """Score minus the baseline's with the same head, labels, splits and resamples; and its interval."""
         point, other = (self.point(name, head, metric, n_labels) for name in (encoder, baseline))
         value = point.value - other.value
         draws = point.draws - other.draws
@@ -151,7 +152,7 @@ def comparison_plan(catalog: Catalog, config: EncoderComparisonConfig) -> Plan:
     """The labelled sites of a comparison.
 
     Raises:
-        CatalogError: No site has such a label; or no normal or no spoilt site.
+        CatalogError: No site has a label, or no normal or no spoilt site.
     """
     if config.labels == "people":
         plan = people_labels(catalog)
@@ -188,10 +189,10 @@ def compare_encoders(
     config: EncoderComparisonConfig,
     progress: Progress | None = None,
 ) -> EncoderComparison:
-    """Measure the labelled sites with every encoder, and how well each head does on them; where Ray runs, in parallel.
+    """Measure the labelled sites with every encoder and score each head on them, in parallel if Ray is running.
 
     Args:
-        catalog: With sites. Features are kept below its root.
+        catalog: A catalog with sites. Features are cached below its root.
         encoders: Of `compared_encoders`.
         config: Labels, heads, splits.
         progress: Called with the parts done.
@@ -200,7 +201,7 @@ def compare_encoders(
         CatalogError: As `comparison_plan`.
         ValueError: Too few labels of a class, or of plates (or wells), for any split.
         ScreenError, CheckpointError: A site or an encoder that cannot be read.
-        FeatureError: An encoder that cannot be had, or that cannot take the stains of a plate.
+        FeatureError: An encoder cannot be loaded, or does not accept the stains of a plate.
     """
     plan, measured = comparison_plan(catalog, config), {}
     check_channels(catalog, encoders, plan)
@@ -224,7 +225,7 @@ def compare_measured(
     config: EncoderComparisonConfig,
     progress: Progress | None = None,
 ) -> EncoderComparison:
-    """Compare encoders on sites that are measured already.
+    """Compare encoders on measured sites.
 
     Args:
         encoders: Pixel statistics first.
@@ -257,7 +258,7 @@ def compare_measured(
 
 
 def add_comparison_scores(catalog: Catalog, comparison: EncoderComparison) -> int:
-    """Append every score to the table `scores`, benchmark `qc_encoders`, once; returns how many rows it has.
+    """Append every score to the table `scores`, benchmark `qc_encoders`, once; returns the number of rows.
 
     `details` names encoder, training, head and labels of each class, and holds the difference to pixel statistics.
     """
@@ -281,8 +282,8 @@ def add_comparison_scores(catalog: Catalog, comparison: EncoderComparison) -> in
 
 
 def comparison_table(comparison: EncoderComparison) -> pa.Table:
-    """One row for each encoder, head, number of labels and metric; and for each kind of artefact (`kind`) at the most
-    labels. Differences are to pixel statistics."""
+    """One row per encoder, head, number of labels and metric; and per kind of artefact (`kind`) at the largest number
+    of labels. Differences are to pixel statistics."""
     rows = []
     for encoder in comparison.encoders:
         for head in comparison.config.heads:
@@ -313,7 +314,7 @@ def _spoilt(plan: Plan) -> set[str]:
 def _of_plate_map(catalog: Catalog, config: EncoderComparisonConfig) -> Plan:
     try:
         return plate_map_labels(catalog, config.label_column, config.normal_sites)
-    except CatalogError:  # real plate maps seldom have such a column
+    except CatalogError:  # real plate maps rarely have such a column
         return {}
 
 
@@ -322,7 +323,7 @@ def _named(progress: Progress | None, what: str) -> Progress | None:
 
 
 def _alone(sites: LabelledSites, encoder: ComparedEncoder) -> LabelledSites:
-    """An encoder's own features: how alike channels are is a statistic of pixels, and stays with these."""
+    """An encoder's own features, without the correlations of channels, which are statistics of pixels."""
     if encoder.features.statistics:
         return sites
     n = len(sites.features) - len(RELATIONS)
@@ -331,7 +332,7 @@ def _alone(sites: LabelledSites, encoder: ComparedEncoder) -> LabelledSites:
 
 
 def _curve(sites: LabelledSites, by_plate: bool, head: Head, config: EncoderComparisonConfig) -> LabelEfficiency:
-    """What a task does: one encoder with one head."""
+    """Score one encoder with one head, in one task."""
     unit: Unit = "plate" if by_plate else "well"
     groups = sites.plates if by_plate else sites.wells
     curve = replace(config.curve, detector=replace(config.curve.detector, head=head))
@@ -339,7 +340,7 @@ def _curve(sites: LabelledSites, by_plate: bool, head: Head, config: EncoderComp
     most = min((task.most_labels(split) for split in task.splits), default=0)
     sizes = {n for n in curve.labels_per_class if n <= most}
     if 0 < most < max(curve.labels_per_class):
-        sizes.add(most)  # the point that all seeds can fill, where the next is beyond them
+        sizes.add(most)  # the largest number of labels that all seeds have
     return label_efficiency(
         sites.examples,
         groups,

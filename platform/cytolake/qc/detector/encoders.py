@@ -1,4 +1,4 @@
-"""Frozen encoders as features of an artefact detector: one of ours from its checkpoint, or a pretrained one of timm.
+"""Frozen encoders as features of an artefact detector: our checkpoints, or pretrained models of timm.
 
 Both see one channel at a time, cut into windows at the resolution it was imaged at, for blur is lost when an image is
 made smaller. Counts are clipped to the range of the plate, never of the image: an empty image stretched to full
@@ -39,28 +39,28 @@ _WINDOWS_AT_ONCE = 16  # of 224 px; the first layer of a VGG16 then takes 0.2 GB
 
 
 class FeatureError(ValueError):
-    """An encoder that cannot be had, or that cannot look at these channels."""
+    """An encoder that cannot be loaded, or does not accept the channels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureConfig:
-    """What a detector looks at. The relations between channels are always part of it."""
+    """Features of a detector. Relations between channels are always included."""
 
     statistics: bool = True
-    """The statistics vector: needs no encoder, and shows most artefacts."""
+    """Include the statistics vector, which needs no encoder and shows most artefacts."""
     checkpoint: str = ""
-    """A file of `models.save_encoder`: adds that encoder's features."""
+    """File of `models.save_encoder` whose encoder's features are added."""
     block: int = -1
-    """Which of its blocks, from 0; -1 is the last."""
+    """Block of that encoder, from 0; -1 is the last."""
     timm_model: str = ""
-    """A model of timm by name, such as `resnet18.a1_in1k`: adds its features."""
+    """Name of a timm model whose features are added, such as `resnet18.a1_in1k`."""
     timm_weights: str = ""
     """Its weights: a file of safetensors or of `torch.save`; `untrained` for timm's random weights. Empty: taken from
     the Hugging Face hub, or from its cache."""
     windows_per_side: int = 2
-    """An encoder sees this many windows along each side of a channel, spread evenly; their features are averaged."""
+    """Windows along each side of a channel, spread evenly; their features are averaged."""
     reference_sites: int = 64
-    """Sites of a plate, drawn by hashing, that show what is usual there; all of them where there are no more."""
+    """Reference sites per plate, drawn by hashing; all sites if there are fewer."""
 
     def __post_init__(self) -> None:
         if not (self.statistics or self.checkpoint or self.timm_model):
@@ -77,7 +77,7 @@ def build_extractors(config: FeatureConfig) -> list[FeatureExtractor]:
 
     Raises:
         CheckpointError: A checkpoint of ours that cannot be used.
-        FeatureError: A block that the encoder has not, a model that timm has not, or weights that cannot be had.
+        FeatureError: No such block, no such model of timm, or weights that cannot be loaded.
     """
     extractors: list[FeatureExtractor] = []
     if config.statistics:
@@ -90,7 +90,7 @@ def build_extractors(config: FeatureConfig) -> list[FeatureExtractor]:
 
 
 def features_key(config: FeatureConfig, extractors: Sequence[FeatureExtractor]) -> str:
-    """How features are measured, as text that `features_of_key` reads; differs where the numbers would."""
+    """Text that identifies how features are measured, for `features_of_key`; differs if the features differ."""
     return json.dumps({"config": asdict(config), "keys": [extractor.key for extractor in extractors]}, sort_keys=True)
 
 
@@ -98,7 +98,7 @@ def features_of_key(key: str) -> tuple[FeatureConfig, list[FeatureExtractor]]:
     """The config and extractors of a `features_key`.
 
     Raises:
-        CheckpointError, FeatureError: As `build_extractors`; or an encoder that is another one by now.
+        CheckpointError, FeatureError: As `build_extractors`; or the encoder has changed since.
     """
     stored = json.loads(key)
     config = FeatureConfig(**stored["config"])
@@ -151,7 +151,7 @@ class EncoderFeatures:
 
         config, found = self._encoder.config, []
         for pixels, names in zip(sites, channels, strict=True):
-            # An encoder with a scaling of its own takes counts, not shares of the plate's range.
+            # An encoder with its own scaling takes counts, not shares of the plate's range.
             seen = np.asarray(pixels, np.float32) if config.needs_counts else scale.apply(pixels, names)
             windows_CTSS = _windows(_at_least(seen, config.crop_size), config.crop_size, self._windows)
             identities = config.channel_indices(names)
@@ -200,7 +200,7 @@ class TimmFeatures:
             torch.manual_seed(0)
             try:
                 self._model: Any = timm.create_model(name, pretrained=False, num_classes=0).eval()
-            except RuntimeError as error:  # a training that timm does not list of this model
+            except RuntimeError as error:  # pretrained weights that timm does not list for this model
                 raise FeatureError(f"timm model {name!r}: {error}") from error
         constants = initial_constants(self._model)
         self._digest = (
@@ -238,7 +238,7 @@ class TimmFeatures:
         return found
 
     def _vectors(self, grey_B1SS: Tensor) -> Numbers:
-        """(B, F) what the classifier would be given, of grey images in 0..1."""
+        """(B, F) input of the classifier for grey images in 0..1."""
         import torch
 
         images = (grey_B1SS.expand(-1, self._n_planes, -1, -1) - self._mean) / self._sd
@@ -254,7 +254,7 @@ class TimmFeatures:
 
 
 def _of_planes(values: Sequence[float], n_planes: int) -> Tensor:
-    """(n_planes, 1, 1) mean or sd of each plane; where they are of another number of planes, their mean for all."""
+    """(n_planes, 1, 1) mean or sd of each plane; their mean if the number of planes differs."""
     import torch
 
     each = list(values) if len(values) == n_planes else [sum(values) / len(values)] * n_planes
@@ -262,7 +262,7 @@ def _of_planes(values: Sequence[float], n_planes: int) -> Tensor:
 
 
 def _at_least(scaled_CHW: Scaled, size: int) -> Scaled:
-    """The site, enlarged where a side is shorter than a window."""
+    """The site, enlarged if a side is shorter than a window."""
     factor = size / min(scaled_CHW.shape[1:])
     if factor <= 1:
         return scaled_CHW
@@ -306,7 +306,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _load(model: Any, path: Path, name: str) -> str:
-    """Put the weights of a file into a model that has no classifier, and return the digest of the file."""
+    """Load the weights of a file into a model without classifier, and return the digest of the file."""
     if not path.is_file():
         raise FeatureError(
             f"timm model {name}: {path}: no such file. Expected its weights, of safetensors or torch.save."
@@ -321,7 +321,7 @@ def _load(model: Any, path: Path, name: str) -> str:
             f"{wrong[0]}: found {found}, expected {wanted[wrong[0]]}. Names that differ: {', '.join(wrong[:6])}"
             f"{', ...' if len(wrong) > 6 else ''}. Give the file of this model, with timm's own names."
         )
-    model.load_state_dict({key: weights[key] for key in wanted})  # what is more is the classifier
+    model.load_state_dict({key: weights[key] for key in wanted})  # the remaining weights are the classifier's
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
@@ -340,7 +340,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
             ) from error
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many kinds here, also pickle's own
+    except Exception as error:  # torch raises errors of many kinds here, including those of pickle
         raise FeatureError(
             f"timm model {name}: {path}: not a file of weights alone ({str(error).splitlines()[0]}). Expected "
             "safetensors, or torch.save(model.state_dict(), path)."
@@ -354,7 +354,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def _state_digest(model: Any) -> str:
-    """Digest of weights that are in no file."""
+    """Digest of weights without a file."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())

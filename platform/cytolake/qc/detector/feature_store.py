@@ -1,4 +1,4 @@
-"""Measured features of sites on disk: an encoder looks at a site once, however often detectors are compared.
+"""Cache of measured features on disk: an encoder measures a site once for any number of comparisons.
 
 A file holds the sites of one plate as one set of extractors measured them. Its name is the digest of what decides the
 numbers: extractors (with the digest of their weights), plate, content of the plate.
@@ -25,7 +25,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class StoredSite:
-    """Features of one site in their own units, and what was spoilt before it was measured."""
+    """Features of one site in their own units, and the channels with an added artefact."""
 
     values: Numbers
     """(C, F)"""
@@ -36,7 +36,7 @@ class StoredSite:
 
 
 def read_features(path: Path) -> dict[str, StoredSite]:
-    """Sites by name; empty where there is no file, or one that is damaged: features can be measured again."""
+    """Sites by name; empty without a file or if it is damaged: features can be measured again."""
     if not path.is_file():
         return {}
     try:

@@ -1,11 +1,11 @@
-"""What an artefact detector sees of a site: numbers of every channel, read against the site's own plate.
+"""Features of a site for an artefact detector: statistics of every channel, relative to the site's plate.
 
-The statistics vector is the baseline that every encoder has to beat: five numbers show several artefacts. It
-holds the metrics of `qc_metrics`, and what those leave out: seams, light that falls to one side, the lowest waves, and
-how alike the channels are (a swapped channel is a good image in the wrong place).
+The statistics vector is the baseline for every encoder. It holds the metrics of `qc_metrics`, and in addition seams,
+illumination gradients, low spatial frequencies and correlations of channels (a swapped channel is a good image in the
+wrong place).
 
-Plates differ in stain and exposure, so a number means nothing until it is a distance from the plate's median in the
-plate's own robust deviations. Most sites of a plate are sound, and no labels are needed for that.
+Plates differ in stain and exposure, so features are distances from the plate's median in the plate's robust deviations.
+Most sites of a plate have no artefact, so the reference needs no labels.
 
 Letters: N sites, C channels, F features of a channel, H and W pixels.
 """
@@ -15,21 +15,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from cytolake.qc.image_statistics import noise_sd, tile_means
 from cytolake.qc.metrics import METRICS, measure_site
+from cytolake.statistics.unit_vectors import unit_vectors
 
 Pixels = NDArray[Any]
 Numbers = NDArray[np.float64]
 Image = NDArray[np.float32]
 
 _MEASURED = tuple(name for name in METRICS if name != "constant_area")
-"""Without what was measured later: a stored detector says which features it was fitted to, and takes no others."""
+"""Metrics without those added later: a stored detector accepts only the features that it was fitted to."""
 EXTRA_STATISTICS = (
     "p05",
     "p95",
@@ -49,15 +50,15 @@ one edge to the other, over the mean. `low_waves`: sd of the lowest 4 x 4 waves 
 background of the darkest quarter over that of the brightest."""
 
 RELATIONS = ("correlation_mean", "correlation_low", "correlation_high", "correlation_distance")
-"""Of a channel's correlations with the others, each in the plate's deviations: mean, lowest, highest, and how far all
-of them together are from the plate's."""
+"""A channel's correlations with the others, each in the plate's deviations: mean, lowest, highest, and the distance
+of all of them together from the plate's."""
 
-_DEVIATIONS_MAX = 1e4  # beyond it every number says the same: not of this plate
+_DEVIATIONS_MAX = 1e4  # larger deviations carry no more information
 
 
 @dataclass(frozen=True, slots=True)
 class RawFeatures:
-    """What was measured on one site, in its own units."""
+    """Features of one site in their own units."""
 
     channels: tuple[str, ...]
     values: Numbers
@@ -67,18 +68,18 @@ class RawFeatures:
 
 
 class FeatureExtractor(Protocol):
-    """Turns sites into numbers. `key` changes whenever the numbers would."""
+    """Measures features of sites. `key` changes whenever the features change."""
 
     @property
     def key(self) -> str: ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the F features."""
+        """Names of the F features."""
         ...
 
     def measure(self, sites: Sequence[Pixels], channels: Sequence[tuple[str, ...]], scale: PlateScale) -> list[Numbers]:
-        """(C, F) for each site of one plate.
+        """(C, F) features of each site of one plate.
 
         Args:
             sites: (C, H, W) raw counts each.
@@ -90,9 +91,9 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlateScale:
-    """Where the counts of a plate's channels lie: one range for all its sites.
+    """Range of counts of each channel of a plate, common to all its sites.
 
-    Scaling each image by its own range would erase what shows saturation and emptiness.
+    Scaling each image by its own range would hide saturation and emptiness.
     """
 
     ranges: dict[str, tuple[float, float]]
@@ -123,7 +124,7 @@ def plate_scale(sites: Sequence[Pixels], channels: Sequence[tuple[str, ...]]) ->
 
 
 class SiteStatistics:
-    """The statistics vector of each channel."""
+    """Extractor of the statistics vector of each channel."""
 
     @property
     def key(self) -> str:
@@ -151,7 +152,7 @@ def measure_sites(
     extractors: Sequence[FeatureExtractor],
     scale: PlateScale,
 ) -> list[RawFeatures]:
-    """Measure sites of one plate: the extractors' numbers side by side, and how alike the channels are.
+    """Measure sites of one plate: the concatenated features of the extractors, and correlations of channels.
 
     Args:
         sites: (C, H, W) raw counts each.
@@ -160,7 +161,7 @@ def measure_sites(
         scale: Of the plate, `plate_scale`.
 
     Raises:
-        ValueError: As many stains as channels are missing.
+        ValueError: The numbers of stains and channels differ.
     """
     for i, (pixels, names) in enumerate(zip(sites, channels, strict=True)):
         if pixels.ndim != 3 or len(pixels) != len(names):
@@ -174,14 +175,14 @@ def measure_sites(
 
 @dataclass(frozen=True, slots=True)
 class PlateReference:
-    """What is usual on one plate: median and robust deviation of every feature of every stain, and of every pair."""
+    """Reference of one plate: median and robust deviation of every feature of every stain and pair of stains."""
 
     features: dict[str, tuple[Numbers, Numbers]]
     """Stain to (F,) medians and (F,) deviations."""
     pairs: dict[tuple[str, str], tuple[float, float]]
 
     def deviations(self, site: RawFeatures) -> Numbers:
-        """(C, F + len(RELATIONS)): features of one site in deviations from the plate's median; 0 is what is usual.
+        """(C, F + len(RELATIONS)): features of one site in deviations from the plate's median.
 
         A channel whose stain the plate's other sites do not have is compared with itself: all 0.
         """
@@ -203,7 +204,7 @@ class PlateReference:
 
 
 def plate_reference(sites: Sequence[RawFeatures]) -> PlateReference:
-    """Learn what is usual from sites of one plate, sound ones for the most part. No labels are needed.
+    """Estimate the reference from sites of one plate, most of them without artefacts. No labels are needed.
 
     Deviations are 1.4826 times the median absolute deviation, and never less than a fiftieth of the median or of what
     the plate's other features vary by: a feature that never moves must not shout when it does by a rounding error.
@@ -246,7 +247,7 @@ def _extra_statistics(channel: Pixels) -> list[float]:
     cube = float((square * unit).mean(dtype=np.float64)) / max(sd, 1e-9) ** 3
     fourth = float((square * square).mean(dtype=np.float64)) / max(sd, 1e-9) ** 4
     clipped = np.minimum(image, np.float32(bright))
-    coarse = _tiles(image, 16)
+    coarse = tile_means(image, 16)
     level = max(float(coarse.mean()), 1e-9)
     rows = np.linspace(-0.5, 0.5, len(coarse))
     columns = np.linspace(-0.5, 0.5, coarse.shape[1])
@@ -256,7 +257,7 @@ def _extra_statistics(channel: Pixels) -> list[float]:
     quarters = [np.percentile(part, 20) for side in (coarse[: half[0]], coarse[half[0] :]) if side.size
                 for part in (side[:, : half[1]], side[:, half[1] :]) if part.size]  # fmt: skip
     return [
-        float(p05), float(p95), cube, fourth, _noise_sd(image),
+        float(p05), float(p95), cube, fourth, noise_sd(image),
         _seam(clipped), _seam(clipped.T),
         float(rows @ coarse.mean(axis=1) / max(rows @ rows, 1e-9) / level),
         float(columns @ coarse.mean(axis=0) / max(columns @ columns, 1e-9) / level),
@@ -274,31 +275,8 @@ def _seam(image: Image) -> float:
     return float((steps / np.maximum(usual, 1e-3 * steps.max())).max())
 
 
-def _noise_sd(image: Image) -> float:
-    """Sd of white noise, counts (Immerkaer 1996, with the median in place of the mean)."""
-    if min(image.shape) < 3:
-        return 0.0
-    across = image[:, :-2] - 2 * image[:, 1:-1] + image[:, 2:]
-    residual = across[:-2] - 2 * across[1:-1] + across[2:]
-    return float(np.median(np.abs(residual))) / (0.6745 * 6.0)
-
-
-@lru_cache(maxsize=32)
-def _starts(length: int, n: int) -> NDArray[np.intp]:
-    return np.unique(np.linspace(0, length, n + 1)[:-1].astype(np.intp))
-
-
-def _tiles(image: Image, n: int) -> Numbers:
-    """Means of an n by n tiling."""
-    rows, columns = _starts(image.shape[0], n), _starts(image.shape[1], n)
-    sums = np.add.reduceat(np.add.reduceat(image, rows, axis=0, dtype=np.float64), columns, axis=1)
-    sizes = np.outer(np.diff([*rows, image.shape[0]]), np.diff([*columns, image.shape[1]]))
-    return np.asarray(sums / sizes)
-
-
 def _correlations(pixels: Pixels) -> Numbers:
     flat = np.nan_to_num(pixels.reshape(len(pixels), -1).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     flat = flat - flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-    norm = np.linalg.norm(flat, axis=1, keepdims=True)
-    unit = flat / np.where(norm > 0, norm, 1)
+    unit = unit_vectors(flat)
     return np.asarray(unit @ unit.T, np.float64)

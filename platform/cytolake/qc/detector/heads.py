@@ -1,4 +1,4 @@
-"""The heads of the artefact detector: what is fitted to features of labelled channels, and what it then says.
+"""Heads of the artefact detector: classifiers and one-class models fitted to features of labelled channels.
 
 A fitted head is a dict of float64 arrays, so that a detector is one file of numbers without code.
 
@@ -21,7 +21,7 @@ Numbers = NDArray[np.float64]
 Arrays = dict[str, Numbers]
 Labels = NDArray[np.intp]
 
-_MIN_SITES_TO_CHOOSE = 5  # fewer labels of a class cannot say which strength is best
+_MIN_SITES_TO_CHOOSE = 5  # with fewer labels of a class the strength is not chosen by cross-validation
 _LOG_ODDS_PER_MARGIN = 2.0  # at the edge of the margin of a support vector machine: probability 0.88
 _N_TREES = 100
 
@@ -31,9 +31,9 @@ def fit_classes(train_MD: Numbers, label_M: Labels, site_M: Labels, config: Dete
 
     Args:
         train_MD: Features of labelled channels.
-        label_M: Their classes, 0 is normal.
-        site_M: Which site each is of: sites, not channels, are left out in cross-validation.
-        config: Of the detector.
+        label_M: Classes, 0 is normal.
+        site_M: Site of each channel: cross-validation leaves out sites, not channels.
+        config: Config of the detector.
     """
     if config.head in _LINEAR:
         return _fit_linear(train_MD, label_M, site_M, config)
@@ -42,7 +42,7 @@ def fit_classes(train_MD: Numbers, label_M: Labels, site_M: Labels, config: Dete
 
 
 def class_logits(channels_MD: Numbers, arrays: Arrays, n_classes: int, config: DetectorConfig) -> Numbers:
-    """(M, K) log probabilities up to a constant, as if every class were as frequent."""
+    """(M, K) log probabilities up to a constant, for equally frequent classes."""
     values_MD = _both_sides(channels_MD) if config.head in _LINEAR else channels_MD
     scaled = (values_MD - arrays["mean"]) / arrays["scale"]
     if config.head in _LINEAR:
@@ -51,7 +51,7 @@ def class_logits(channels_MD: Numbers, arrays: Arrays, n_classes: int, config: D
 
 
 def fit_one_class(normal_MD: Numbers, site_M: Labels, config: DetectorConfig) -> Arrays:
-    """Fit to all normal channels; the limit is what the worst channel of 1 normal site in 100 exceeds when left out."""
+    """Fit to all normal channels; in cross-validation the worst channel of 1 normal site in 100 exceeds the limit."""
     n_folds = min(5, len(np.unique(site_M)))
     worst_S = np.zeros(site_M.max() + 1)
     for fold in range(n_folds):
@@ -62,7 +62,7 @@ def fit_one_class(normal_MD: Numbers, site_M: Labels, config: DetectorConfig) ->
 
 
 def one_class_distance(channels_MD: Numbers, arrays: Arrays, config: DetectorConfig) -> Numbers:
-    """(M,) how far channels are from the normal ones, 0 or more."""
+    """(M,) distance of channels from normal ones, 0 or more."""
     if config.head == "isolation_forest":
         return _isolation(channels_MD, arrays)
     if config.head == "knn_distance":
@@ -78,7 +78,7 @@ def one_class_distance(channels_MD: Numbers, arrays: Arrays, config: DetectorCon
 
 
 def beyond(distance_M: Numbers, limit: float) -> Numbers:
-    """(M, 2) probabilities: a half at the limit, 0.996 at twice of it. A ranking on a common scale, not a frequency."""
+    """(M, 2) pseudo-probabilities: 0.5 at the limit, 0.996 at twice the limit. A common scale, not a frequency."""
     odds = np.minimum(np.maximum(distance_M, 1e-12) / limit, 1e6) ** 8
     return np.stack([1 / (1 + odds), odds / (1 + odds)], axis=1)
 
@@ -90,13 +90,13 @@ def softmax(logits_MK: Numbers) -> Numbers:
 
 
 def _both_sides(squeezed_MD: Numbers) -> Numbers:
-    """Numbers and their sizes: a linear head can then fail what is too low and what is too high."""
+    """Values and absolute values: a linear head can then detect both low and high values."""
     return np.concatenate([squeezed_MD, np.abs(squeezed_MD)], axis=1)
 
 
 def _mean_and_scale(values_MD: Numbers) -> tuple[Numbers, Numbers]:
     mean, sd = values_MD.mean(axis=0), values_MD.std(axis=0)
-    return mean, np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)  # a constant feature has no say
+    return mean, np.where(sd > 1e-6 * np.abs(mean) + 1e-12, sd, np.inf)  # a constant feature has no weight
 
 
 def _fit_linear(train_MD: Numbers, label_M: Labels, site_M: Labels, config: DetectorConfig) -> Arrays:
@@ -162,7 +162,7 @@ _LINEAR = {"logistic": _logistic, "svm": _support_vectors}
 
 
 def _votes(scaled_MD: Numbers, train_ND: Numbers, label_N: Labels, n_classes: int, config: DetectorConfig) -> Numbers:
-    """(M, K) share of the votes, near neighbours counting more; a class votes as if all had as many examples."""
+    """(M, K) share of the votes, weighted by nearness and for equally frequent classes."""
     distance, nearest = _nearest(scaled_MD, train_ND, config.n_neighbours)
     votes = np.full((len(scaled_MD), n_classes), 0.0)
     weight = 1 / np.maximum(distance, 1e-6) / np.bincount(label_N, minlength=n_classes)[label_N[nearest]]
@@ -174,7 +174,7 @@ def _votes(scaled_MD: Numbers, train_ND: Numbers, label_N: Labels, n_classes: in
 
 
 def _nearest(scaled_MD: Numbers, train_ND: Numbers, k: int) -> tuple[Numbers, Labels]:
-    """Distance over the root of the number of features, and place, of the k nearest."""
+    """Distance over the root of the number of features, and index, of the k nearest."""
     from sklearn.neighbors import NearestNeighbors
 
     model = NearestNeighbors(n_neighbors=min(k, len(train_ND))).fit(train_ND)
@@ -238,13 +238,13 @@ def _forest(normal_MD: Numbers) -> Arrays:
 
 
 def _usual_path(n: Numbers) -> Numbers:
-    """Mean path of a search that fails in a random tree of n points."""
+    """Mean path of an unsuccessful search in a random tree of n points."""
     harmonic = np.log(np.maximum(n - 1, 1)) + np.euler_gamma
     return np.where(n > 2, 2 * harmonic - 2 * (n - 1) / np.maximum(n, 1), np.where(n == 2, 1.0, 0.0))
 
 
 def _isolation(channels_MD: Numbers, arrays: Arrays) -> Numbers:
-    """(M,) anomaly score, 0..1: 2 to the minus mean path over the usual one."""
+    """(M,) anomaly score, 0..1: 2 to the power of minus the mean path over the expected path."""
     values = channels_MD.astype(np.float32)  # as the trees compared them
     tree_T1 = np.arange(len(arrays["cut"]))[:, None]
     node_TM = np.zeros((len(arrays["cut"]), len(values)), np.intp)

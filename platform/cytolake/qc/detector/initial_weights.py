@@ -1,4 +1,4 @@
-"""Whether an encoder was ever trained, from the parameters that initialisation does not draw at random.
+"""Detection of untrained encoders, from the parameters that initialisation does not draw at random.
 
 Initialisation sets biases, scales of norms and layer scales to constants, and the first step of any optimiser moves
 them. An encoder that still has every one of these constants has the weights that it was initialised with.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def initial_constants(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters of a newly built model that hold one value in all their elements; one element alone does not count."""
+    """Parameters of a newly built model with one value in all of their several elements."""
     return {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()
@@ -23,14 +23,14 @@ def initial_constants(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_untrained(model: nn.Module, constants: Mapping[str, Tensor]) -> bool:
-    """Whether a model still has every constant of its initialisation, also after a file of half precision.
+    """Whether a model still has every constant of its initialisation, allowing for half precision.
 
     Args:
-        model: With its weights loaded.
+        model: A model with its weights loaded.
         constants: `initial_constants` of the same architecture, newly built.
 
     Returns:
-        False where there are no constants: then it cannot be known.
+        False without constants: then it cannot be known.
     """
     import torch
 

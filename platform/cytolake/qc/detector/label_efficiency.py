@@ -1,4 +1,4 @@
-"""How many labels an artefact detector needs: its scores on plates that no label is from, by labels of each class.
+"""Label efficiency of an artefact detector: its scores on held-out plates by the number of labels per class.
 
 Every seed holds out other plates (or other wells of one plate) and draws other labels from the rest; with more labels
 it keeps those it had. Spoilt sites are few on real plates, so each held-out site has a weight that makes the spoilt
@@ -36,18 +36,18 @@ _AT_ONCE = 100  # resamples: of 10,000 sites 8 MB for each intermediate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelEfficiencyConfig:
-    """How the curve is measured."""
+    """Settings of the curve."""
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     labels_per_class: tuple[int, ...] = (1, 5, 10, 25, 50, 100)
-    """Points of the curve. A point that a class of the training plates cannot fill is left out for that seed."""
+    """Points of the curve. A seed leaves out points for which a class has too few training sites."""
     seeds: tuple[int, ...] = tuple(range(10))
     held_out_share: float = 0.5
-    """Share of the plates that are scored on; at least one, and at least one is trained on."""
+    """Share of held-out plates; at least one plate is held out and one is used for training."""
     prevalence: float = 0.03
-    """Share of spoilt sites that the scores are for; the detector assumes the same."""
+    """Share of spoilt sites assumed by the scores and the detector."""
     n_resamples: int = 200
-    """Of the held-out plates, for the 95 % intervals; 0: no intervals. Three plates are the fewest that give one."""
+    """Resamples of the held-out plates for 95 % intervals; 0: no intervals. An interval needs at least three plates."""
 
     def __post_init__(self) -> None:
         def check(name: str, is_good: bool, expected: str) -> None:
@@ -75,10 +75,10 @@ class Point:
     value: float
     """Mean over seeds."""
     low: float
-    """End of the 95 % interval over plates, or over wells where these are held out; nan without."""
+    """End of the 95 % interval over plates, or over wells if these are held out; nan without an interval."""
     high: float
     of_seed: dict[int, float]
-    """Seed to its own value."""
+    """Seed to its value."""
     n_train: int
     """Sites fitted on, mean over seeds."""
     n_test: int
@@ -94,11 +94,11 @@ class LabelEfficiency:
 
     config: LabelEfficiencyConfig
     unit: Unit
-    """What was held out."""
+    """Unit that is held out."""
     n_groups: int
-    """Plates or wells that were in the test part of a seed."""
+    """Plates or wells in the test part of any seed."""
     classes: tuple[str, ...]
-    """That the detectors separate, normal first."""
+    """Classes that the detectors separate, normal first."""
     points: tuple[Point, ...]
     of_kind: dict[str, Point]
     """Kind of artefact to the AUROC of its sites against normal ones, at the most labels. Kinds that are in the test
@@ -107,13 +107,13 @@ class LabelEfficiency:
     """Plate or well to the AUROC on its sites alone, at the most labels, mean over seeds. Those without both sides are
     left out."""
     confusion: dict[int, Numbers]
-    """Labels of each class to (K, K): of the sites of the class in the row, the share taken for the one in the column.
-    Over all seeds, each site counted alike. Empty where kinds are not separated."""
+    """Labels per class to (K, K): of the sites of the class in the row, the share predicted as the class in the column.
+    Over all seeds, with equal weights of sites. Empty if kinds are not separated."""
     held_out: dict[int, tuple[str, ...]]
     """Seed to the plates (or wells) it was scored on."""
 
     def curve(self, metric: str) -> list[Point]:
-        """Points of one metric, by rising numbers of labels."""
+        """Points of one metric, by increasing number of labels."""
         return [point for point in self.points if point.metric == metric]
 
 
@@ -127,14 +127,14 @@ def label_efficiency(
     """Measure the curve.
 
     Args:
-        examples: Labelled sites of two plates or more.
-        groups: Which plate each is of; or which well, for sites of one plate.
+        examples: Labelled sites of at least two plates.
+        groups: Plate of each site; or well, for sites of one plate.
         features: Names of the columns of their deviations.
-        config: Points, seeds, head.
+        config: Points, seeds and head.
         unit: What the groups are. Wells are held out by class, a share of the normal and of the spoilt ones.
 
     Raises:
-        ValueError: Fewer than two groups; or no point of the curve: a class with too few sites on too few plates.
+        ValueError: Fewer than two groups; or no point, because a class has too few sites on too few plates.
     """
     config = config or LabelEfficiencyConfig()
     task = detection_task([example.label for example in examples], groups, config, unit)
@@ -264,7 +264,7 @@ def _without_nan(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Tested:
-    """What a detector said of the held-out sites of one seed."""
+    """Predictions for the held-out sites of one seed."""
 
     seed: int
     probability: Numbers
@@ -351,7 +351,7 @@ def _of_groups(tests: Sequence[_Tested], names: Sequence[str], config: LabelEffi
 
 
 def _known_mean(values_SR: Numbers) -> Numbers:
-    """(R,) mean over the seeds that have a value; nan where none has."""
+    """(R,) mean over the seeds with a value; nan if there is none."""
     is_known = np.isfinite(values_SR)
     n = is_known.sum(axis=0)
     return np.asarray(

@@ -1,4 +1,4 @@
-"""The artefact detector on a catalog: trained from its labels, and its verdicts written next to those of the rules."""
+"""The artefact detector on a catalog: training from its labels, and verdicts in the table qc_verdicts."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from cytolake.qc.verdicts import Progress
 from cytolake.screens.plate import WELLS_ONLY
 
 RULE = "learned_artefact"
-"""Of the verdict on each channel of each site."""
+"""Rule name of the verdict on each channel of each site."""
 WELL_RULE = "learned_spoilt_sites"
 PROBABILITY, SPOILT_SHARE = "artefact_probability", "spoilt_site_share"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QcTrainConfig:
-    """What a detector is trained on, and how."""
+    """Training data and settings of a detector."""
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     simulated_per_kind: int = 0
-    """Sites of each kind of artefact more, made by spoiling unlabelled sites, and as many unlabelled sites taken for
-    normal. A detector so needs no label at all; what it then finds are the artefacts of the generator."""
+    """Additional sites per kind of artefact, simulated on unlabelled sites, with as many unlabelled sites taken as
+    normal. Without any label, a detector then finds the artefacts of the simulator."""
     simulated_severity: tuple[float, float] = (0.25, 1.0)
-    """Lowest and highest severity of these."""
+    """Lowest and highest severity of simulated artefacts."""
     seed: int = 0
-    """Of what is simulated."""
+    """Seed of the simulated artefacts."""
 
     def __post_init__(self) -> None:
         if self.simulated_per_kind < 0 or self.seed < 0:
@@ -56,7 +56,7 @@ class QcTrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class LabelledSites:
-    """Examples of a catalog."""
+    """Measured labelled sites of a catalog."""
 
     examples: tuple[Example, ...]
     plates: tuple[str, ...]
@@ -64,22 +64,22 @@ class LabelledSites:
     wells: tuple[str, ...]
     """well_id of each example."""
     features: tuple[str, ...]
-    """Names of the columns of their deviations."""
+    """Names of the columns of the deviations."""
     features_key: str
 
 
 def labelled_sites(
     catalog: Catalog, config: QcTrainConfig | None = None, progress: Progress | None = None
 ) -> LabelledSites:
-    """Measure the labelled sites of a catalog, and what `simulated_per_kind` adds to them.
+    """Measure the labelled sites of a catalog, and those of `simulated_per_kind`.
 
     Args:
-        catalog: With labels in `qc_labels`, unless some are simulated.
-        config: What is measured; the head's settings do not matter here.
+        catalog: A catalog with labels in `qc_labels`, unless some are simulated.
+        config: Features to measure; the head's settings are not used.
         progress: Called with the parts of a plate that are measured.
 
     Raises:
-        CatalogError: No label, and none to be simulated; or no site.
+        CatalogError: No label and no simulated ones, or no site.
         ScreenError: The pixels of a site cannot be read.
         FeatureError, CheckpointError: An encoder that cannot be had.
     """
@@ -103,11 +103,11 @@ def measure_plan(
     """Measure planned sites, plate by plate.
 
     Args:
-        catalog: Of the plan.
-        plan: Which sites, and their labels.
-        features: What is measured.
+        catalog: The catalog of the plan.
+        plan: Sites and their labels.
+        features: Features to measure.
         progress: Called with the parts of a plate that are measured.
-        store: Folder of features that were measured before, read and added to; None keeps nothing.
+        store: Folder of cached features, read and extended; None for no cache.
 
     Raises:
         ScreenError: The pixels of a site cannot be read.
@@ -146,23 +146,23 @@ def train_detector(
 def judge_with_detector(
     catalog: Catalog, detector: ArtefactDetector, progress: Progress | None = None, *, well_share: float = 0.5
 ) -> str:
-    """Write a detector's verdicts on every plate that it has not judged yet; one commit for each plate.
+    """Write a detector's verdicts on every plate without verdicts of it; one commit per plate.
 
     Rows of qc_verdicts: for each channel of each site the rule `learned_artefact` (value: probability that the channel
     is spoilt; threshold: the detector's); for a channel that fails it `learned_<kind>` too, of the likeliest kind, with
     the same value. For each well `learned_spoilt_sites`: the share of its sites with a channel that failed.
 
     Args:
-        catalog: Where sites are read and verdicts written.
-        detector: Of `train_detector`.
-        progress: Called with the plates done.
+        catalog: The catalog to read sites from and write verdicts to.
+        detector: A detector of `train_detector`.
+        progress: Called after each plate.
         well_share: A well fails above this share of spoilt sites. Part of the qc_id.
 
     Returns:
-        The qc_id of the verdicts, which is the same for the same detector.
+        The qc_id of the verdicts, equal for equal detectors.
 
     Raises:
-        DetectorError: A detector that was not fitted to features of a catalog.
+        DetectorError: The detector was not fitted to features of a catalog.
         CatalogError, ScreenError, FeatureError, CheckpointError: As `labelled_sites`.
     """
     if not detector.features_key:

@@ -1,7 +1,7 @@
-"""Sites of a catalog as an artefact detector sees them: measured from their pixels, against their own plate.
+"""Features of the sites of a plate for an artefact detector: measured from pixels, relative to the plate.
 
-What is usual on a plate is shown by some of its sites, drawn by hashing their ids. A site so has the same features
-whenever and with whatever others it is measured. Raw counts are read: a correction of the light would hide its faults.
+The reference of a plate is measured on some of its sites, drawn by hashing their ids, so the features of a site do not
+depend on the other sites measured. Raw counts are read: illumination correction would hide its faults.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SCALE_SITES = 24  # with 20,000 pixels of each, half a million for the 0.1st pe
 
 @dataclass(frozen=True, slots=True)
 class Spoiling:
-    """An artefact to put into a site before it is measured."""
+    """An artefact to add to a site before it is measured."""
 
     kind: str
     severity: float
@@ -52,7 +52,7 @@ class Spoiling:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSite:
-    """One site as a detector sees it."""
+    """Features of one site."""
 
     site_id: str
     well_id: str
@@ -60,11 +60,11 @@ class MeasuredSite:
     deviations: Numbers
     """(C, D) of `PlateReference.deviations`."""
     is_spoilt: NDArray[np.bool_]
-    """(C,) which channels the artefact that was put in has spoilt; none where none was."""
+    """(C,) channels with an added artefact."""
 
 
 class PlateSites:
-    """The sites of one plate of a catalog, and what is usual there."""
+    """The sites of one plate of a catalog, and the plate's reference."""
 
     def __init__(
         self, catalog: Catalog, plate_id: str, key: str, progress: Progress | None = None, store: Path | None = None
@@ -76,10 +76,10 @@ class PlateSites:
             plate_id: Of the plate.
             key: How to measure: `encoders.features_key`.
             progress: Called with the parts done.
-            store: Folder of features that were measured before, read and added to; None keeps nothing.
+            store: Folder of cached features, read and extended; None for no cache.
 
         Raises:
-            CatalogError: The catalog shows no site of that plate.
+            CatalogError: The catalog has no site of that plate.
             ScreenError: The pixels of a site cannot be read.
         """
         rows = catalog.table("sites", where="plate_id = ?", parameters=[plate_id]).to_pylist()
@@ -101,7 +101,7 @@ class PlateSites:
 
     @property
     def site_ids(self) -> tuple[str, ...]:
-        """All sites of the plate; those of the reference first."""
+        """All sites of the plate; sites of the reference first."""
         return tuple(self._rows)
 
     def channels(self, site_id: str) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class PlateSites:
 
         Args:
             site_ids: Which; may hold a site twice.
-            spoilings: By position in `site_ids`: what to put into that site first.
+            spoilings: Position in `site_ids` to the artefact to add to that site first.
 
         Raises:
             ScreenError: The pixels of a site cannot be read.
@@ -165,7 +165,7 @@ class PlateSites:
 def _measure_part(
     rows: list[dict[str, Any]], spoilings: list[Spoiling | None], key: str, scale: PlateScale
 ) -> list[tuple[RawFeatures, NDArray[np.bool_]]]:
-    """What a task does: one site in memory at a time."""
+    """Measure the sites of one task, one in memory at a time."""
     _, extractors = _extractors(key)
     measured = []
     for row, spoiling in zip(rows, spoilings, strict=True):
@@ -181,7 +181,7 @@ def _pixels(row: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def site_order(site_id: str) -> bytes:
-    """Sites sorted by this are drawn at random, the same whenever and with whatever others they are sorted."""
+    """Sort key of a random order of sites that does not depend on the other sites."""
     return hashlib.blake2b(site_id.encode(), digest_size=8).digest()
 
 
@@ -203,5 +203,5 @@ def _file_name(catalog: Catalog, plate_id: str, config: FeatureConfig, extractor
 
 @lru_cache(maxsize=2)
 def _extractors(key: str) -> tuple[FeatureConfig, list[FeatureExtractor]]:
-    """Kept: a process that measures part after part loads its encoder once."""
+    """Cached: a process that measures several parts loads its encoder once."""
     return features_of_key(key)

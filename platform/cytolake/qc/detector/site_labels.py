@@ -1,4 +1,4 @@
-"""Which sites are labelled how: by people, by the plate map, by their focal plane, or by artefacts put into them.
+"""Labels of sites from different sources: people, a plate map, the focal plane, or simulated artefacts.
 
 A plan names sites and labels and reads no pixels, so that every encoder can be measured on the same one.
 """
@@ -25,16 +25,16 @@ _COLUMNS = ("site_id", "well_id", "plate_id", "screen", "site", "z", "channels")
 
 @dataclass(frozen=True, slots=True)
 class PlannedSite:
-    """One labelled site, not measured yet."""
+    """One labelled site before it is measured."""
 
     site_id: str
     well_id: str
     label: str
     """`normal`, or a kind of artefact."""
     channels: tuple[str, ...] = ()
-    """Stains that the label is about; empty where that was not said."""
+    """Stains that the label refers to; empty if not specified."""
     spoiling: Spoiling | None = None
-    """What to put into the site before it is measured."""
+    """Artefact to add to the site before it is measured."""
 
 
 Plan = dict[str, list[PlannedSite]]
@@ -54,16 +54,16 @@ def people_labels(catalog: Catalog) -> Plan:
 
 
 def plate_map_labels(catalog: Catalog, column: str, n_normal: int) -> Plan:
-    """Labels from a column of the plate map that says what spoils a well.
+    """Labels from a column of the plate map with the artefact of each well.
 
     In a screen whose plate map has the column, a well without an entry is normal.
 
-    Where the plate map has a column `<column>_site` too, it names the spoilt site of the well, or `all`.
+    A column `<column>_site`, if the plate map has one, names the spoilt site of the well, or `all`.
 
     Args:
-        catalog: With plate maps.
+        catalog: A catalog with plate maps.
         column: Such as `artefact` of the simulated screen.
-        n_normal: Normal sites of each plate, drawn by hashing; all where there are fewer.
+        n_normal: Normal sites per plate, drawn by hashing; all if there are fewer.
 
     Raises:
         CatalogError: No plate map has the column.
@@ -75,7 +75,7 @@ def plate_map_labels(catalog: Catalog, column: str, n_normal: int) -> Plan:
         known = sorted({name for said in wells.values() for name in said})
         raise CatalogError(
             f"{catalog.place}: no plate map has the column {column!r}. There are: {', '.join(known) or 'none'}. Name "
-            "the column that says what spoils a well: --set label_column=NAME."
+            "the column with the artefact of each well: --set label_column=NAME."
         )
     labels = {}
     for row in _sites(catalog):
@@ -90,12 +90,12 @@ def focus_labels(catalog: Catalog, in_focus: Collection[str], n_normal: int) -> 
     """Labels from the focal plane: sites of the named planes are normal, all others `defocus`.
 
     Args:
-        catalog: Ingested with `z=keep`.
+        catalog: A catalog ingested with `z=keep`.
         in_focus: Names of the planes in focus, as `sites.z` has them.
         n_normal: As `plate_map_labels`.
 
     Raises:
-        CatalogError: No site of such a plane, or none of another.
+        CatalogError: No site in a plane in focus, or none out of focus.
     """
     planes = {row["z"] for row in _sites(catalog)}
     if not planes & set(in_focus) or not planes - set(in_focus):
@@ -118,16 +118,16 @@ def simulated_labels(
     also_plates: Iterable[str] = (),
     with_normal: bool = True,
 ) -> Plan:
-    """Sites of each kind of artefact, made by spoiling sites; plates take turns.
+    """Sites with simulated artefacts of each kind, spread over the plates.
 
     Args:
-        catalog: With sites.
-        left_out: Sites that are not spoilt, because they have a label.
+        catalog: A catalog with sites.
+        left_out: Labelled sites, which get no artefact.
         n_of_each: Sites of each kind, over all plates.
         severity: Lowest and highest.
         seed: Decides which sites, severities and seeds of artefacts.
-        also_plates: Plates that others label: they are counted where random numbers are dealt.
-        with_normal: As many sites as they are, labelled normal.
+        also_plates: Plates with labels from other sources; they count in the sequence of random numbers.
+        with_normal: Add as many unchanged sites, labelled normal.
     """
     by_plate: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _sites(catalog):
@@ -145,13 +145,13 @@ def simulated_labels(
 
 
 def clean_sites(catalog: Catalog, left_out: Collection[str], n_normal: int) -> Plan:
-    """Sites as they are, labelled normal; `n_normal` as `plate_map_labels`."""
+    """Unchanged sites, labelled normal; `n_normal` as for `plate_map_labels`."""
     labels = {row["site_id"]: NORMAL for row in _sites(catalog) if row["site_id"] not in left_out}
     return _labelled(catalog, labels, n_normal)
 
 
 def joined(*plans: Plan) -> Plan:
-    """Plans after one another, plate by plate."""
+    """Plans concatenated, plate by plate."""
     together: Plan = defaultdict(list)
     for plan in plans:
         for plate, sites in plan.items():

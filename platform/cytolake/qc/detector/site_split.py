@@ -1,4 +1,4 @@
-"""Which labelled sites an artefact detector learns from and which it is scored on: plates or wells are held out.
+"""Splits of labelled sites into training and test sites of an artefact detector: plates or wells are held out.
 
 N labelled sites.
 """
@@ -20,25 +20,25 @@ Unit = Literal["plate", "well"]
 
 @dataclass(frozen=True, slots=True)
 class SiteSplit:
-    """One way to part the sites."""
+    """One split of the sites."""
 
     seed: int
     held_out: tuple[str, ...]
     test: NDArray[np.intp]
-    """Places of the test sites."""
+    """Positions of the test sites."""
     orders: tuple[NDArray[np.intp], ...]
-    """For each class the training sites, in the order in which labels are drawn."""
+    """Training sites of each class, in the order in which labels are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectionTask:
-    """What is predicted of which sites, and how they are parted."""
+    """Labels to predict, sites, and splits."""
 
     names: tuple[str, ...]
-    """Of the groups."""
+    """Names of the groups."""
     classes: tuple[str, ...]
     kinds: tuple[str, ...]
-    """Classes before they are joined to normal and artefact."""
+    """Classes before they are merged into normal and artefact."""
     label: NDArray[np.intp]
     """(N,) class of each site, 0 is normal."""
     kind: NDArray[np.intp]
@@ -48,7 +48,7 @@ class DetectionTask:
     is_binary: bool
     is_one_class: bool
     splits: tuple[SiteSplit, ...]
-    """Of the seeds that have normal and spoilt sites in the test part."""
+    """Splits of the seeds with normal and spoilt test sites."""
 
     @classmethod
     def of(
@@ -62,7 +62,7 @@ class DetectionTask:
         is_binary: bool,
         is_one_class: bool,
     ) -> DetectionTask:
-        """Part labelled sites.
+        """Split labelled sites.
 
         Args:
             labels: `normal` or a kind of artefact, of each site.
@@ -99,11 +99,11 @@ class DetectionTask:
         return cls(names, classes, kinds, label_N, kind_N, group_N, is_binary, is_one_class, tuple(splits))
 
     def drawn(self, split: SiteSplit) -> tuple[NDArray[np.intp], ...]:
-        """The classes that labels are drawn of."""
+        """Training sites of the classes that labels are drawn from."""
         return split.orders[:1] if self.is_one_class else split.orders
 
     def most_labels(self, split: SiteSplit) -> int:
-        """Labels of each class that the training part can give."""
+        """Largest number of labels per class in the training part."""
         return min(len(order) for order in self.drawn(split))
 
 
@@ -115,7 +115,7 @@ def _held_out(
     share: float,
     unit: Unit,
 ) -> NDArray[np.intp]:
-    """Groups of the test part: plates as they are, wells by class (spoilt where any of its sites is)."""
+    """Groups of the test part: any plates, or wells by class (a well is spoilt if any of its sites is)."""
     if unit == "plate":
         return np.asarray(rng.permutation(n_groups)[: min(n_groups - 1, max(1, round(share * n_groups)))])
     is_spoilt = np.bincount(group_N, label_N > 0, n_groups) > 0

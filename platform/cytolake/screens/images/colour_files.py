@@ -1,6 +1,6 @@
-"""Images of natural scenes: one file that holds all channels of a site, red, green and blue or grey.
+"""Reader of natural images: one file with all channels of a site, red, green and blue or grey.
 
-Pillow reads them; what a header declares is held against a budget before memory is taken, as in `image_files`.
+Pillow decodes them; the size in a header is checked against a budget before memory is taken, as in `image_files`.
 
 Letters: C channels, H height and W width in pixels.
 """
@@ -14,15 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cytolake.screens.images.image_files import (
-    PAGES_MAX,
-    ImageFileError,
-    Window,
-    check_budget,
-    check_window,
-    one_line,
-    opened_file,
-)
+from cytolake.screens.images.bounded_tiff import PAGES_MAX
+from cytolake.screens.images.image_errors import ImageFileError, Window, check_budget, check_window, one_line
+from cytolake.screens.images.image_files import opened_file
 from cytolake.screens.images.tiff_pages import DERIVED
 
 COLOUR = ("RGB_R", "RGB_G", "RGB_B")
@@ -88,7 +82,7 @@ def colour_header(path: str) -> tuple[int, tuple[int, int], np.dtype[np.generic]
 
 
 def is_colour(image: Image.Image) -> bool:
-    """Whether an image has more to it than grey: by its mode, of a palette by its entries."""
+    """Whether an image has colours, by its mode, or by the entries of its palette."""
     if image.mode == "P":
         palette = np.asarray(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
         return bool((palette != palette[:, :1]).any())

@@ -1,4 +1,4 @@
-"""What becomes of focal planes: each a site of its own, one projection of all, or the sharpest one."""
+"""Handling of focal planes: each a site, one projection of all, or the sharpest one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Planes = Literal["keep", "max", "sharpest"]
 def join_planes(plate: Plate, z: Planes) -> Plate:
     """The plate with the planes of one well, site and timepoint as one site; `keep` gives the plate as it is.
 
-    A channel that was taken in one plane only counts in full beside channels taken in many. A plate without focal
+    A channel taken in one plane counts in full next to channels taken in many. A plate without focal
     planes stays as it is.
     """
     if z == "keep" or not any(site.z for site in plate.sites):

@@ -1,4 +1,4 @@
-"""Which plane of a focus series is sharpest: by agreement of five measures over the whole series.
+"""Choice of the sharpest plane of a focus series, by agreement of five measures over the whole series.
 
 One measure alone is misled by something: by camera noise (differences of neighbouring pixels), by one bright speck that
 is sharp elsewhere (sums over the field), by the total of light (variance). Four of the five are sums over tiles of
@@ -35,7 +35,7 @@ SIGMAS_PX = (2.0, 4.0, 6.0, 12.0)
 
 @dataclass(frozen=True, slots=True)
 class PlaneFocus:
-    """What was measured on one plane of one channel."""
+    """Focus measures of one plane of one channel."""
 
     brenner: float
     """Of the whole plane."""

@@ -1,4 +1,4 @@
-"""Illumination functions of a plate, found by their names: the images by which raw counts are divided.
+"""Illumination functions of a plate, found by their file names; raw counts are divided by them.
 
 The usual names are those of a CellProfiler illumination pipeline, `<plate>/<plate>_Illum<channel>.npy`; any name
 that holds nothing but the plate, the word Illum, and the channel will do.
@@ -31,7 +31,7 @@ def correct_illumination(
     """The plate with illumination functions at its channels, and a problem for each channel that has none.
 
     Args:
-        plate: With channels spelled as declared.
+        plate: With channels named as declared.
         folder: Of the screen.
         where: A folder, or a path with {plate} and {channel}, both relative to the screen's folder; `none` takes away
             the functions that a table named; empty leaves them.

@@ -1,4 +1,4 @@
-"""Shape and bit depth of a JPEG-2000 image, and whether decoding it can be trusted with memory.
+"""Shape and bit depth of a JPEG-2000 image, and checks that bound the memory of decoding it.
 
 OpenJPEG decodes what is there of a codestream that was cut, and takes memory for each tile, block and packet that the
 headers declare; so both are checked here first. Source: ITU-T T.800 annexes A (codestream) and I (boxes).
@@ -25,7 +25,7 @@ class CutError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Jpeg2000Header:
-    """What the codestream says of its image."""
+    """Header of a codestream."""
 
     height: int
     width: int

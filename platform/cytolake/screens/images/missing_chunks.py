@@ -1,4 +1,4 @@
-"""Chunks of an OME-Zarr image that are not stored: the fill value by the standard, in an image of counts a loss.
+"""Missing chunks of an OME-Zarr image: by the standard they mean the fill value, in camera images usually data loss.
 
 A camera has an offset, so that no part of an image is exactly the fill value; a copy that stopped leaves chunks out.
 Writers may leave out chunks of nothing but the fill value, so what is there is kept, reported, and judged by quality

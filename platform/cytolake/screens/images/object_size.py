@@ -1,4 +1,4 @@
-"""How large the objects of an image are: what a crop must be to hold a cell and what is around it."""
+"""Estimate of the object diameter in images, to choose a crop size that holds a cell and its surroundings."""
 
 from __future__ import annotations
 

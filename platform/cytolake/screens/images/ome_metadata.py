@@ -1,6 +1,6 @@
-"""The JSON of OME-Zarr groups and arrays: what a plate, a well and an image say of themselves, before any pixel.
+"""Metadata of OME-Zarr plates, wells, images and arrays (JSON), read without pixels.
 
-Read here rather than through ngio or zarr, since a plate has thousands of groups: in a bucket they are asked for side
+Not read through ngio or zarr, because a plate has thousands of groups: in a bucket they are fetched side
 by side, and nothing in them is believed before it is checked. Consolidated metadata is not read: it goes stale.
 
 Source: https://ngff.openmicroscopy.org/0.4 and /0.5; Zarr v2 (`.zattrs`, `.zarray`) and v3 (`zarr.json`).

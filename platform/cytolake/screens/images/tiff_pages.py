@@ -1,4 +1,4 @@
-"""Which page of a TIFF is the image: not a thumbnail, a mask or a level of a pyramid, and not one of several images."""
+"""Choice of the page of a TIFF that is the image, among thumbnails, masks, pyramid levels and further images."""
 
 from __future__ import annotations
 

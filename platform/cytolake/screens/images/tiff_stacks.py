@@ -1,7 +1,7 @@
 """TIFF files with several planes: ImageJ hyperstacks, OME-TIFF, and pages whose meaning the screen declares.
 
-The file's own metadata say which page is which channel, focal plane and timepoint. Pages that no metadata explain are
-an axis of their own, which `pages` of the screen names; without that they are refused, for nobody can tell.
+Metadata of the file assign pages to channels, focal planes and timepoints. Pages without such metadata form one axis,
+which the screen's setting `pages` names; without that setting they are refused.
 
 Letters: C channels, H height and W width in pixels.
 """
@@ -17,21 +17,18 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 import tifffile
 
-from cytolake.screens.images.image_files import (
+from cytolake.screens.images.bounded_tiff import TIFF_SIGNATURES, check_tiff_page, open_tiff, tiff_errors
+from cytolake.screens.images.image_errors import (
     ImageFileError,
     Window,
     check_budget,
     check_pixel_type,
-    check_tiff_headers,
-    check_tiff_page,
     check_window,
-    one_line,
-    opened_file,
-    read_plane,
 )
+from cytolake.screens.images.image_files import opened_file, read_plane
 
 StackReader = Literal["stack", "stack-channels", "stack-planes", "stack-times"]
-"""How pages are read: as the file's metadata say, or, where these say nothing, as channels, planes or timepoints."""
+"""Meaning of pages: from the file's metadata, or, without metadata, channels, focal planes or timepoints."""
 STACK_READERS: frozenset[str] = frozenset(get_args(StackReader))
 
 _UNKNOWN = "IQ"  # tifffile's axes of pages and of other dimensions
@@ -48,7 +45,7 @@ class TiffStack:
     tif: tifffile.TiffFile
     series: tifffile.TiffPageSeries
     axes: str
-    """One letter for each axis before height and width: of C, Z, T, or `?` for pages that nothing explains."""
+    """One letter for each axis before height and width: C, Z, T, or `?` for pages without metadata."""
     lengths: tuple[int, ...]
     shape: tuple[int, int]
     """(H, W)"""
@@ -97,12 +94,8 @@ class TiffStack:
             raise ImageFileError(
                 "shape_mismatch", f"page {number} of {whole.shape}", f"{self.shape}", "Export it anew."
             )
-        try:
+        with tiff_errors():
             return np.asarray(whole.asarray(maxworkers=1))
-        except (ImageFileError, OSError, MemoryError):
-            raise
-        except Exception as error:  # each codec raises its own
-            raise _unreadable(error) from error
 
     def _contiguous_page(self, number: int, bytes_max: int) -> np.ndarray:
         n_bytes = math.prod(self.shape) * self.dtype.itemsize
@@ -127,29 +120,17 @@ def opened_stack(path: str, reader: str = "stack") -> Iterator[TiffStack | None]
         ImageFileError: The file cannot be read, or is cut.
     """
     with opened_file(path) as (file, size, head):
-        if not head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        if not head.startswith(TIFF_SIGNATURES):
             yield None
             return
-        try:
-            check_tiff_headers(file, size)
-            file.seek(0)
-            tif = tifffile.TiffFile(file, _multifile=False)  # a file that names others opens none of them
-        except (ImageFileError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            raise _unreadable(error) from error
-        with tif:
+        with open_tiff(file, size) as tif:
             yield _stack_of(file, size, tif, reader)
 
 
 def _stack_of(file: BinaryIO, size: int, tif: tifffile.TiffFile, reader: str) -> TiffStack | None:
-    try:
+    with tiff_errors():  # metadata may contradict the pages
         series = tif.series[0] if tif.series else None
         axes, shape, dtype = (series.axes, tuple(map(int, series.shape)), series.dtype) if series else ("", (), None)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # metadata that contradict the pages
-        raise _unreadable(error) from error
     if series is None or dtype is None or not axes.endswith("YX") or len(shape) != len(axes):
         return None
     lead = [(axis, n) for axis, n in zip(axes[:-2], shape[:-2], strict=True) if n > 1]
@@ -203,9 +184,3 @@ def read_stack_planes(
         )
     plane_HW, shape = read_plane(path, window, bytes_max)
     yield plane_HW[None], shape
-
-
-def _unreadable(error: Exception) -> ImageFileError:
-    return ImageFileError(
-        "unreadable_file", one_line(error), "a whole TIFF", "The file is cut or damaged; copy it again."
-    )

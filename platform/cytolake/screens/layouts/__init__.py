@@ -1,4 +1,4 @@
-"""How screens lie on disk: declared presets, and the readers that follow them."""
+"""Layouts of screens on disk: declared presets, and the readers that list plates by them."""
 
 from cytolake.screens.layouts.preset import LayoutPreset, PathRule, TableRule, parse_preset, path_rule
 from cytolake.screens.layouts.reading import (

@@ -1,7 +1,7 @@
 """Yokogawa CellVoyager (CV7000, CV8000) measurement folders.
 
 `MeasurementData.mlf` has one record for each image: well, field, time, focal plane, channel and file name, or an error
-that the microscope met. `MeasurementDetail.mrf` beside it has the pixel size, the `.mes` file the stains.
+that the microscope met. `MeasurementDetail.mrf` next to it has the pixel size, the `.mes` file the stains.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def list_cellvoyager_plates(
     for file in measurements:
         place = file.rpartition("/")[0]
         plate = place.rpartition("/")[2] or folder.name
-        beside = [path for path in files if path.rpartition("/")[0] == place]
-        settings, found = _read_settings(screen, folder, plate, beside)
+        neighbours = [path for path in files if path.rpartition("/")[0] == place]
+        settings, found = _read_settings(screen, folder, plate, neighbours)
         problems += found
         problems += _read_records(screen, folder, plate, file, settings, rows)
     plates, others = plates_of_rows(screen, folder, without_lone_planes(rows))
@@ -60,7 +60,7 @@ def list_cellvoyager_plates(
 def _read_records(
     screen: str, folder: SourceFolder, plate: str, file: str, settings: _Settings, rows: list[ImageRow]
 ) -> list[Problem]:
-    """Adds a row for each image of one measurement file; returns its error records and what is wrong with it."""
+    """Add a row for each image of one measurement file; returns its error records and problems."""
     place = file.rpartition("/")[0]
     problems = []
     try:
@@ -109,13 +109,13 @@ def _read_records(
 
 
 def _read_settings(
-    screen: str, folder: SourceFolder, plate: str, beside: Sequence[str]
+    screen: str, folder: SourceFolder, plate: str, neighbours: Sequence[str]
 ) -> tuple[_Settings, list[Problem]]:
-    """What the `.mrf` and `.mes` files of a measurement folder say about its channels."""
+    """Channels of a measurement folder, from its `.mrf` and `.mes` files."""
     settings = _Settings({}, {})
     problems = []
     channels: list[XmlElement] = []
-    for path in beside:
+    for path in neighbours:
         kind = path.lower().rpartition(".")[2]
         if kind not in ("mrf", "mes"):
             continue

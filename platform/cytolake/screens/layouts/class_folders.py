@@ -1,4 +1,4 @@
-"""A folder of classes, as sets of natural images come: ROOT/CLASS/image or ROOT/SPLIT/CLASS/image.
+"""Folders of classes, the layout of natural image data sets: ROOT/CLASS/image or ROOT/SPLIT/CLASS/image.
 
 Each image is one site of a well of its own, so that no two images count as views of one thing; its class is the well's
 perturbation. A split is a plate, or, where it has more images than a plate has wells, a batch of several. Without
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from cytolake.screens.images.colour_files import COLOUR, GREY, colour_header
-from cytolake.screens.images.image_files import ImageFileError
+from cytolake.screens.images.image_errors import ImageFileError
 from cytolake.screens.plate import Plate, Problem, SiteImage
 from cytolake.screens.plate_format import ASSIGNED_FORMATS
 from cytolake.screens.positions import name_of_well, well_name
@@ -42,7 +42,7 @@ class _Image:
 
 
 def try_class_folders(files: Sequence[str]) -> tuple[bool, str]:
-    """Whether names look like a folder of classes, and what was found or why not. Reads no image.
+    """Whether names match a folder of classes, and the evidence or the reason. Reads no image.
 
     Microscopy screens are refused where they can be known: by names of wells, as folders or in most file names.
     """
@@ -63,7 +63,7 @@ def try_class_folders(files: Sequence[str]) -> tuple[bool, str]:
 def list_class_folders(
     screen: str, folder: SourceFolder, files: Sequence[str], n_plates: int = N_PLATES
 ) -> tuple[list[Plate], list[Problem]]:
-    """Plates of a folder of classes, and problems that belong to none of them.
+    """Plates of a folder of classes, and problems outside of plates.
 
     Args:
         screen: Its name.

@@ -21,12 +21,12 @@ from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 INDEX_NAMES = ("Index.idx.xml", "Index.xml", "index.idx.xml", "index.xml")
 """The usual names, which come before others."""
 _INDEX = re.compile(r"index(?:[._-][a-z0-9._-]*)?\.xml", re.IGNORECASE)
-_ALIKE_MAX = 2000  # images in a row that tell nothing new; Harmony 5 repeats the same few channels for each image
+_ALIKE_MAX = 2000  # images in a row without a new channel; Harmony 5 repeats the same few channels for each image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HarmonyChannels:
-    """What an index says about channels, by their numbers as text without leading zeros."""
+    """Channels of an index, by their numbers as text without leading zeros."""
 
     names: dict[str, str]
     pixel_size_um: str = ""
@@ -36,7 +36,7 @@ class HarmonyChannels:
 def read_harmony_channels(
     folder: SourceFolder, images_folder: str, screen: str
 ) -> tuple[HarmonyChannels, list[Problem]]:
-    """Channels of the index of the images; nothing, and no problem, where there is none.
+    """Channels of the index of the images; empty, without a problem, if there is no index.
 
     Args:
         folder: The screen's.

@@ -1,4 +1,4 @@
-"""The HTD file of a MetaXpress export: which wells, sites, wavelengths and timepoints were selected.
+"""The HTD file of a MetaXpress export: selected wells, sites, wavelengths and timepoints.
 
 Lines of `"Key", value, ...`; wells and sites are TRUE or FALSE for each column of a row.
 """
@@ -21,7 +21,7 @@ _TIMEPOINTS_MAX = 100_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HtdSettings:
-    """What was selected for imaging."""
+    """Selection for imaging."""
 
     file: str
     """Relative to the screen's folder."""

@@ -1,8 +1,8 @@
-"""Images, fields and wells that a layout's own listing names, for `listings` to hold against the folder.
+"""Images, fields and wells of a layout's own listing, which `listings` compares with the folder.
 
-Harmony: the `Image` elements of Index.idx.xml. MetaXpress: the wells, sites, wavelengths and timepoints that the HTD
-file has selected. A table of wells (RxRx): its rows. Tables of images, CellVoyager's records and OME-Zarr metadata are
-looked for row by row where they are read.
+Harmony: the `Image` elements of Index.idx.xml. MetaXpress: the wells, sites, wavelengths and timepoints selected in the
+HTD file. A table of wells (RxRx): its rows. Tables of images, CellVoyager's records and OME-Zarr metadata are checked
+row by row by their readers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plates whose images are found by their names, as a `PathRule` describes these."""
+"""Plates whose images are located by their file names, by a `PathRule`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Groups = dict[str, str]
 def list_by_paths(
     screen: str, folder: SourceFolder, rule: PathRule, files: Sequence[str]
 ) -> tuple[list[Plate], list[Problem]]:
-    """Plates of the files whose names match, and problems that belong to none of them.
+    """Plates of the files whose names match, and problems outside of plates.
 
     Args:
         screen: Its name.
@@ -96,7 +96,7 @@ def match_path(rule: PathRule, folder: SourceFolder, path: str) -> Groups | None
 
 
 def without_lone_planes(rows: Sequence[ImageRow]) -> list[ImageRow]:
-    """Rows without the name of the focal plane where their plate has only one: such a plate has no planes to tell."""
+    """Rows without the name of the focal plane if their plate has only one plane."""
     planes: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         planes.setdefault((row.plate, row.acquisition), set()).add(row.z)
@@ -144,8 +144,8 @@ def _unlike(row: ImageRow, number: str, companions: dict[str, Any], images_folde
 def _said(rule: PathRule, groups: Groups) -> dict[str, str]:
     said = {"batch": rule.batch.format_map(groups)} if rule.batch else {}
     of_samples = ("sample",) if _has_samples(rule) else ()
-    told = {"acquisition", *of_samples, *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
-    return said | {name: value for name, value in groups.items() if value and name not in told}
+    located = {"acquisition", *of_samples, *PLACES, *template_names(rule.plate), *template_names(rule.batch)}
+    return said | {name: value for name, value in groups.items() if value and name not in located}
 
 
 def _read_wells(

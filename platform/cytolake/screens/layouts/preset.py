@@ -1,4 +1,4 @@
-"""What a layout preset declares: how a kind of screen looks on disk, and how its plates are read from it.
+"""Declared layout presets: how a kind of screen is recognised on disk, and how its plates are read.
 
 A preset is data. It names a reader in code, or a regular expression over file paths, or the columns of a table.
 """
@@ -15,21 +15,21 @@ from typing import Any
 READERS = ("index-csv", "ome-zarr", "imagexpress", "cellvoyager", "class-folders")
 """Layouts that are read by code of their own."""
 PLACES = ("plate", "well", "row", "column", "site", "channel", "z", "timepoint")
-"""Named groups of a path pattern that say where an image belongs. Every other group that no template asks for says
+"""Named groups of a path pattern that locate an image. Every other group that no template uses says
 something about its well."""
 _COMPANIONS = ("", "harmony")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WellTable:
-    """A table beside the images that says what was done to each well."""
+    """A table next to the images with the treatments of wells."""
 
     files: re.Pattern[str]
     """Matches the whole path of the table, relative to the screen's folder; the first that matches is read."""
     columns: Mapping[str, tuple[str, ...]]
     """Name in the templates below -> columns that may hold it; the first that the table has is taken."""
     plate: str = "{plate}"
-    """Template of the plate's name, spelled as the images' plates are."""
+    """Template of the plate's name, equal to the names of the images' plates."""
     well: str = "{well}"
     """Template of the well's position."""
 
@@ -57,7 +57,7 @@ class PathRule:
     channels: Mapping[str, str] = field(default_factory=dict)
     """Group `channel` -> name, for channels whose stain the layout fixes."""
     companion: str = ""
-    """`harmony`: channel names and pixel size are in the Index.idx.xml beside the images."""
+    """`harmony`: channel names and pixel size are in the Index.idx.xml next to the images."""
     wells: WellTable | None = None
 
 
@@ -96,7 +96,7 @@ class TableRule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayoutPreset:
-    """One way in which screens lie on disk."""
+    """One layout of screens on disk."""
 
     name: str
     about: str
@@ -161,7 +161,7 @@ def path_rule(pattern: str) -> PathRule:
 
 @cache
 def template_names(template: str) -> frozenset[str]:
-    """Names that a template such as `{experiment}_{number}` asks for."""
+    """Names in a template such as `{experiment}_{number}`."""
     return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
 
 

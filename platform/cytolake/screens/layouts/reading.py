@@ -1,4 +1,4 @@
-"""Trying layouts on a folder, and listing plates by one of them."""
+"""Detection of a folder's layout, and listing of plates by a layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BUILT_IN = tuple(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """Whether a folder looks like a layout."""
+    """Result of testing a folder for a layout."""
 
     fits: bool
     said: str
@@ -50,7 +50,7 @@ def screen_files(folder: SourceFolder) -> list[str]:
     """Relative paths of all files of a screen, folder by folder in natural order; Zarr groups are not entered.
 
     Nor are folders with a name that no relative path can have, such as one that ends in a blank: these are among the
-    files, with a slash at their end, to be told.
+    files, with a slash at their end, to report.
 
     Raises:
         OSError: A bucket that cannot be listed.
@@ -197,7 +197,7 @@ def _list_files(
 
 
 def as_text(path: str) -> str:
-    """A name as it may be told and stored: bytes on disk that are no UTF-8 are spelled out, such as \\udcff."""
+    """A name that can be printed and stored: bytes that are no UTF-8 are escaped, such as \\udcff."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 

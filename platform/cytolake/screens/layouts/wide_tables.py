@@ -1,4 +1,4 @@
-"""Plates listed by tables with one row for each site and columns for each channel, as a `TableRule` describes them."""
+"""Plates listed by tables with one row per site and columns per channel, by a `TableRule`."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def find_tables(
 def missing_columns(rule: TableRule, columns: Sequence[str]) -> list[str]:
     """What a table lacks to be read by the rule, in words."""
     lacks = [] if _channels(rule, columns) else [f"like {rule.file_name.pattern}"]
-    spelled = {column.casefold() for column in columns}
+    folded = {column.casefold() for column in columns}
     groups = rule.from_file_name.groupindex if rule.from_file_name is not None else {}
-    has_well = any(name.casefold() in spelled for name in rule.columns.get("well", ())) or "well" in groups
-    has_row = all(any(name.casefold() in spelled for name in rule.columns.get(k, ())) for k in ("row", "column"))
+    has_well = any(name.casefold() in folded for name in rule.columns.get("well", ())) or "well" in groups
+    has_row = all(any(name.casefold() in folded for name in rule.columns.get(k, ())) for k in ("row", "column"))
     if not has_well and not has_row:
         lacks.append(f"for the well ({', '.join(rule.columns.get('well', ()))})")
     return lacks
@@ -152,11 +152,11 @@ def _image_rows(
 ) -> tuple[list[ImageRow], list[Problem], list[Conflict]]:
     columns, rows, ragged = read_table(folder, file, screen)
     channels = _channels(rule, columns)
-    spelled = {column.casefold(): column for column in columns}
+    folded = {column.casefold(): column for column in columns}
     taken = {
         name: column
         for name, candidates in rule.columns.items()
-        if (column := next((spelled[each.casefold()] for each in candidates if each.casefold() in spelled), None))
+        if (column := next((folded[each.casefold()] for each in candidates if each.casefold() in folded), None))
     }
     about = {
         column: match.groupdict().get("name") or column  # a group of another alternative took no part
@@ -271,7 +271,7 @@ def _path_of(
     for template in rule.places:
         if template_names(template) <= said.keys():
             written = template.format_map(said).lstrip("/" if not at else "")
-            tried += _beside(below_screen(written, folder.root, prefixes), table)
+            tried += _possible_paths(below_screen(written, folder.root, prefixes), table)
     path = next((each for each in tried if folder.exists(each)), tried[0] if tried else name)
     return found.setdefault((plate, at, name), path)
 
@@ -282,11 +282,11 @@ def _illumination(folder: SourceFolder, row: TableRow, channel: _Channel, table:
         return ""
     at = row.cells[channel.illumination_folder] if channel.illumination_folder else ""
     written = f"{at.rstrip('/')}/{name}" if at else name
-    tried = _beside(below_screen(written, folder.root, prefixes), table)
+    tried = _possible_paths(below_screen(written, folder.root, prefixes), table)
     return next((each for each in tried if folder.exists(each)), tried[0])
 
 
-def _beside(path: str, table: str) -> list[str]:
+def _possible_paths(path: str, table: str) -> list[str]:
     """A relative path as it is meant: from the screen's folder, or from the table's own."""
     at = table.rpartition("/")[0]
     return [path, f"{at}/{path}"] if at and not path.startswith("/") and "://" not in path else [path]

@@ -1,4 +1,4 @@
-"""Elements of an XML file, one after the other, without what makes XML unsafe to read.
+"""Safe streaming reader of XML elements.
 
 A vendor's index has no document type, so one that declares a type (which entity expansion and external files need) is
 refused. The file is streamed: an index of a million images costs no tree.
@@ -44,7 +44,7 @@ def xml_elements(data: bytes, names: frozenset[str]) -> Iterator[XmlElement]:
         XmlRefusedError: While iterating: the file is no well-formed XML, or declares a document type.
     """
     ended: list[XmlElement] = []
-    open_elements: list[XmlElement] = []  # from the outermost element that was asked for
+    open_elements: list[XmlElement] = []  # from the outermost requested element
 
     def start(name: str, attributes: dict[str, str]) -> None:
         local = _local(name)

@@ -1,4 +1,4 @@
-"""Artefacts put into the image of a clean site, each with a severity from 0 (untouched) to 1 (useless).
+"""Simulated artefacts, added to the image of a clean site with a severity from 0 (unchanged) to 1 (useless).
 
 For tests, for figures of a detector, and as training examples where labelled ones are few. The strengths are those of a
 microscope's typical failures; what a step takes away of the camera's grain is put back, so that no image is betrayed by
@@ -57,7 +57,7 @@ _CAMERA_BITS: Final = (8, 10, 12, 14, 16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Levels:
-    """What a channel stands on."""
+    """Levels of a channel."""
 
     dark: float
     """0.1st percentile: camera offset, and glow that is everywhere."""
@@ -156,7 +156,7 @@ def _channels(rng: np.random.Generator, kind: str, n: int, wanted: Sequence[int]
 
 
 def _shared(rng: np.random.Generator, kind: str, severity: float, seed: int, shape: tuple[int, ...]) -> Floats:
-    """What is the same in all channels of the site."""
+    """Random fields that all channels of the site share."""
     height, width = shape
     if kind == "debris":
         n_pieces = int(np.ceil(DEBRIS_PIECES * severity))

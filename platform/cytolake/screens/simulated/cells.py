@@ -1,8 +1,9 @@
-"""Cells of the simulated screen: traits, how a perturbation moves them, and the drawing of one field of cells.
+"""Cells of the simulated screen: traits, effects of perturbations on traits, and the drawing of one field of cells.
 
 A cell is a vector of traits, each 0 for the typical untreated cell and 1 for one typical cell-to-cell deviation.
 Traits are shapes and arrangements (how elongated, how many nucleoli, where the mitochondria sit). The amount of stain
-in a cell does not depend on them, so what a perturbation does is in the morphology and hardly in the mean intensity.
+in a cell does not depend on them, so the effect of a perturbation is in the morphology and hardly in the mean
+intensity. The drawing stays in one file because its organelles share the geometry of a cell's body.
 
 Letters in names of arrays: N cells, T traits, Y and X pixels of a cell's window, P points of an organelle.
 """
@@ -19,7 +20,7 @@ from scipy import ndimage
 Floats = NDArray[Any]  # float32; numpy's own stubs lose the precision in mixed arithmetic
 
 CHANNELS: Final = ("DNA", "ER", "RNA", "AGP", "Mito")
-"""Stains of the simulated screen, in pixel order, spelled as in catalog/channels.yaml."""
+"""Stains of the simulated screen, in pixel order, by their names in catalog/channels.yaml."""
 
 TRAITS: Final = (
     "nucleus_area",

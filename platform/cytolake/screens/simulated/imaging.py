@@ -1,6 +1,6 @@
-"""The microscope of the simulated screen: staining, optics, camera, and what goes wrong with a field.
+"""The microscope of the simulated screen: staining, optics, camera, and artefacts of a field.
 
-Batch effects change how the same cells look; artefacts spoil single fields. Neither knows what was done to the well.
+Batch effects change how the same cells look; artefacts affect single fields. Neither depends on the treatment.
 
 Letters in names of arrays: C channels, Y and X pixels.
 """

@@ -1,7 +1,9 @@
-"""The simulated screen: plates whose biology, batch effects and artefacts are known, written as real OME-Zarr plates.
+"""The simulated screen: plates with known biology, batch effects and artefacts.
+
+Config, layout and drawing stay in one file because they share the seeds that make a screen reproducible.
 
 Genes of a pathway share a direction in the space of cell traits; each adds a part of its own, each guide its efficacy.
-A compound hits a pathway with a dose response. Where wells lie is drawn anew for each plate.
+A compound affects a pathway with a dose response. The layout of wells is drawn for each plate.
 
 Faults can be planted that a curation should find: genes that do nothing, wells spoilt throughout, copies of wells.
 The plate map says where they are.
@@ -9,23 +11,14 @@ The plate map says where they are.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import ngio
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.simulated.cells import (
     CHANNELS,
     PATHWAYS,
@@ -37,7 +30,6 @@ from cytolake.screens.simulated.cells import (
     pathway_direction,
 )
 from cytolake.screens.simulated.imaging import ARTEFACTS, Microscope, draw_microscope, image_field
-from cytolake.storage.atomic_write import atomic_folder, write_text
 
 PLATE_MAP_COLUMNS: Final = (
     "plate",
@@ -64,15 +56,13 @@ COPY_KINDS: Final = ("pixels", "imaged_again")
 """The same pixels, or the same cells in another picture: camera noise and focus are drawn anew."""
 
 _SHAPES: Final = {96: (8, 12), 384: (16, 24)}
-_ATTRIBUTE: Final = "cytolake_simulated_screen"
-_LATER_OPTIONS: Final = ("n_inactive_genes", "bad_well_share", "copy_share")
 # The first number of every seed: which question a generator answers. Changing one changes every screen.
 _BATCH, _PLATE, _WELL, _SITE, _GENE, _COMPOUND, _LAYOUT, _PLANTED = range(8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedScreen:
-    """What to simulate. The same values give the same bytes."""
+    """Config of a simulated screen. Equal values give equal bytes."""
 
     screen: str = "simulated"
     """Name of the screen and of its folder."""
@@ -101,7 +91,7 @@ class SimulatedScreen:
     """`0.5` (Zarr v3) or `0.4` (Zarr v2)."""
     effect_size: float = 6.0
     """Shift of a fully effective perturbation along its direction, in the unit in which `cell_sd` is given: with the
-    defaults a probe of the true traits tells 14 perturbations of unseen plates with 0.85 balanced accuracy."""
+    defaults a probe of the true traits separates 14 perturbations on held-out plates with 0.85 balanced accuracy."""
     gene_share: float = 0.5
     """Share of a gene's effect (by variance) that is its own and not its pathway's, 0..1."""
     cell_sd: float = 0.5
@@ -174,7 +164,7 @@ class SimulatedScreen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedWell:
-    """One well: its plate-map row, and the truth that no plate map holds."""
+    """One well: its plate-map row, and its ground truth."""
 
     row: dict[str, str]
     """One value for each of `plate_map_columns`."""
@@ -189,60 +179,13 @@ class SimulatedWell:
     """The well whose cells are in this one's sites, or in its first site; None where the well is no copy."""
 
 
-def simulate_screen(
-    config: SimulatedScreen,
-    root: str | Path,
-    progress: Callable[[str, int, int], None] | None = None,
-    *,
-    executor: Executor | None = None,
-) -> list[Path]:
-    """Write a simulated screen: `<root>/<screen>/<plate>.zarr` for each plate and `<root>/<screen>/platemap.csv`.
-
-    A plate becomes visible when it is whole. Plates already written for the same config are left as they are.
-
-    Args:
-        config: What to simulate.
-        root: Folder of screens; made where it does not exist.
-        progress: Called with ("simulate", wells done, wells in all).
-        executor: Where wells are drawn; as many threads as there are cores where None.
-
-    Returns:
-        Paths of the plates.
-
-    Raises:
-        ScreenError: The folder holds a plate or plate map of another config.
-    """
-    folder = Path(root) / config.screen
-    wells = simulated_wells(config)
-    _write_plate_map(config, folder / "platemap.csv", wells)
-    n_done = 0
-
-    def advance(n: int) -> None:
-        nonlocal n_done
-        n_done += n
-        if progress is not None:
-            progress("simulate", n_done, len(wells))
-
-    paths = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) if executor is None else _Borrowed(executor) as pool:
-        for number in range(config.n_plates):
-            path = folder / f"{plate_name(number)}.zarr"
-            of_plate = [well for well in wells if well.plate_number == number]
-            if _is_written(config, path):
-                advance(len(of_plate))
-            else:
-                _write_plate(config, path, of_plate, pool, advance)
-            paths.append(path)
-    return paths
-
-
 def plate_map_columns(config: SimulatedScreen) -> tuple[str, ...]:
     """Columns of the plate map, in order."""
     return PLATE_MAP_COLUMNS + (PLANTED_COLUMNS if config.copy_share else ())
 
 
 def simulated_wells(config: SimulatedScreen) -> list[SimulatedWell]:
-    """Lay out every plate: what each used well holds and does, in plate and then well order."""
+    """Wells of every plate with their labels and effects, by plate and then by well."""
     treatments = _treatments(config)
     n_rows, n_columns = _SHAPES[config.plate_format]
     wells: list[SimulatedWell] = []
@@ -317,19 +260,6 @@ def plate_name(number: int) -> str:
 
 def batch_name(config: SimulatedScreen, number: int) -> str:
     return f"B{number % config.n_batches + 1}"
-
-
-class _Borrowed:
-    """Use someone else's executor without shutting it down."""
-
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-
-    def __enter__(self) -> Executor:
-        return self.executor
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _rng(config: SimulatedScreen, *question: int) -> np.random.Generator:
@@ -472,96 +402,3 @@ def _treatments(config: SimulatedScreen) -> list[tuple[dict[str, str], Floats]]:
         }
         treatments.append((labels, strong))
     return treatments
-
-
-def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[SimulatedWell]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, plate_map_columns(config), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(well.row for well in wells)
-    if path.exists() and path.read_bytes() != text.getvalue().encode("utf-8"):
-        raise ScreenError(_other_config(config, str(path), "another plate map", "the plate map of this config"))
-    write_text(path, text.getvalue())
-
-
-def _written_config(config: SimulatedScreen) -> dict[str, Any]:
-    """What a plate remembers of its config. Of later options only those in use: plates written before stay valid."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {name: value for name, value in values.items() if value or name not in _LATER_OPTIONS}
-
-
-def _is_written(config: SimulatedScreen, path: Path) -> bool:
-    """True for a whole plate of this config, False where there is none."""
-    if not path.exists():
-        return False
-    found = zarr.open_group(str(path), mode="r").attrs.get(_ATTRIBUTE)
-    expected = _written_config(config)
-    if found == expected:
-        return True
-    if not isinstance(found, dict):
-        raise ScreenError(
-            _other_config(config, str(path), "a plate that was not simulated", "nothing, or this config's")
-        )
-    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    raise ScreenError(
-        _other_config(
-            config,
-            str(path),
-            ", ".join(f"{name}={found.get(name)!r}" for name in names),
-            ", ".join(f"{name}={expected.get(name)!r}" for name in names),
-        )
-    )
-
-
-def _other_config(config: SimulatedScreen, file: str, found: str, expected: str) -> Problem:
-    return Problem(
-        screen=config.screen,
-        file=file,
-        problem="other_simulation",
-        found=found,
-        expected=expected,
-        next_step="Delete the folder, or give the new screen another name or root.",
-    )
-
-
-def _write_plate(
-    config: SimulatedScreen,
-    path: Path,
-    wells: Sequence[SimulatedWell],
-    pool: Executor,
-    advance: Callable[[int], None],
-) -> None:
-    images = [
-        ngio.ImageInWellPath(row=well.row["well"][0], column=well.row["well"][1:], path=str(site))
-        for well in wells
-        for site in range(1, config.sites_per_well + 1)
-    ]
-    with atomic_folder(path) as part:
-        ngio.create_empty_plate(str(part), name=path.stem, images=images, ngff_version=_version(config))
-        for _ in pool.map(_write_well, [config] * len(wells), wells, [str(part)] * len(wells)):
-            advance(1)
-        zarr.open_group(str(part), mode="r+").attrs[_ATTRIBUTE] = _written_config(config)
-
-
-def _write_well(config: SimulatedScreen, well: SimulatedWell, plate_path: str) -> None:
-    """Draw a well and write its images; a function of its arguments alone, so that any executor can run it."""
-    size = config.site_size_px
-    for site in range(1, config.sites_per_well + 1):
-        pixels = simulated_site(config, well, site)
-        container = ngio.create_empty_ome_zarr(
-            str(Path(plate_path) / well.row["well"][0] / well.row["well"][1:] / str(site)),
-            shape=pixels.shape,
-            pixelsize=config.pixel_size_um,
-            axes_names=("c", "y", "x"),
-            levels=1,
-            channels_meta=list(CHANNELS),
-            ngff_version=_version(config),
-            chunks=(1, size, size),
-            dtype="uint16",
-            overwrite=True,
-        )
-        container.get_image().set_array(pixels)
-
-
-def _version(config: SimulatedScreen) -> Any:
-    return config.ome_zarr_version

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cytolake.screens.images.bounded_tiff import TIFF_SIGNATURES
 from cytolake.serving.decoding.arrays import NPY_MAGIC, ZIP_MAGIC, decode_npy, decode_npz
 from cytolake.serving.decoding.arrow_stream import STREAM_MAGIC, decode_arrow_stream
 from cytolake.serving.decoding.crops import DecodedCrops, DecodingBudget
-from cytolake.serving.decoding.tiff import TIFF_MAGICS, decode_tiff
+from cytolake.serving.decoding.tiff import decode_tiff
 from cytolake.serving.problems import ServingError
 
 ARRAY_MEDIA_TYPE = "application/octet-stream"
@@ -31,7 +32,7 @@ def decode_crops(body: bytes, budget: DecodingBudget) -> DecodedCrops:
         return decode_npy(body, budget)
     if body.startswith(ZIP_MAGIC):
         return decode_npz(body, budget)
-    if body.startswith(TIFF_MAGICS):
+    if body.startswith(TIFF_SIGNATURES):
         return decode_tiff(body, budget)
     if body.startswith(STREAM_MAGIC):
         return decode_arrow_stream(body, budget)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from cytolake.qc.crop_verdicts import QC_COLUMNS
+from cytolake.qc.newest import QC_COLUMNS
 from cytolake.serving.problems import ServingError
 from cytolake.serving.search.approximate import Cells, nearest_approximately
 from cytolake.serving.search.nearest import Rows, nearest

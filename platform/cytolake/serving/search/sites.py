@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from cytolake.catalog import table_contract
-from cytolake.qc.crop_verdicts import QC_COLUMNS
+from cytolake.qc.newest import QC_COLUMNS
 from cytolake.serving.search.nearest import Rows
 
 OF_SITES = frozenset({

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.representations import VectorReader
-from cytolake.qc.crop_verdicts import add_quality
+from cytolake.qc.newest import add_quality
 from cytolake.serving.crops_with_wells import add_wells
 from cytolake.serving.search.approximate import FILE_NAME, MIN_ROWS, Cells, build_in_background
 from cytolake.serving.search.index import CropIndex
