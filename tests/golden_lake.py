@@ -52,6 +52,7 @@ SETTINGS = (
     "probe.seeds=[0, 1]",
     "promote_without_gain=four steps train nothing",
     "benchmark.tasks=[[perturbation, plate], [plate, well]]",
+    "benchmark.profiles.tasks=relations,consistency,magnitude,replicates,percent_replicating,activity,leakage,dose",
     "benchmark.profiles.draws=19",
     "benchmark.profiles.seeds=0",
     "label_curve.train.simulated_per_kind=2",

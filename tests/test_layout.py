@@ -70,7 +70,6 @@ SHOWN_BY = {"rich": ("cli", "pipeline", "reports"), "jinja2": ("reports",), "mat
 SHOWN_ELSEWHERE = {
     ("qc/labels.py", "jinja2"),  # the sheet of sites to label is a data exchange: it writes what `qc read` reads
     ("curation/diff.py", "rich"),
-    ("catalog/ingest/inspection.py", "rich"),
 }
 """Files of other rooms that show something, and by what."""
 
@@ -89,14 +88,10 @@ LONG_WITHOUT_A_REASON: set[str] = {
     "platform/cytolake/benchmark/guard_rails.py",
     "platform/cytolake/benchmark/transcriptomics/benchmark.py",
     "platform/cytolake/benchmark/transcriptomics/reconstruction.py",
-    "platform/cytolake/catalog/ingest/inspection.py",
     "platform/cytolake/catalog/ingest/plates.py",
+    "platform/cytolake/catalog/tables.py",
     "platform/cytolake/curation/rules.py",
-    "platform/cytolake/embed/aggregate.py",
-    "platform/cytolake/embed/align.py",
-    "platform/cytolake/embed/extract.py",
     "platform/cytolake/exchange/export.py",
-    "platform/cytolake/exchange/external.py",
     "platform/cytolake/packs/build.py",
     "platform/cytolake/packs/shards.py",
     "platform/cytolake/performance_prediction/queries.py",
