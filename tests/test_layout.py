@@ -67,49 +67,12 @@ NOT_IN = {
 SHOWN_BY = {"rich": ("cli", "pipeline", "reports"), "jinja2": ("reports",), "matplotlib": ("reports",)}
 """Packages that draw what a person reads, and the rooms that may import them."""
 
-SHOWN_ELSEWHERE = {
-    ("qc/labels.py", "jinja2"),  # the sheet of sites to label is a data exchange: it writes what `qc read` reads
-    ("curation/diff.py", "rich"),
-}
-"""Files of other rooms that show something, and by what."""
-
 HTML = r"<(!doctype|html|body|table|tr|td|div|section|figure|details|h[1-6])\b"
 
 MOST_LINES = 400
 WHY_LONG = r"\bone file\b[^.]*\bbecause\b"
 """A sentence such as "Writer and reader stay in one file because they share the layout." in the docstring of a module
 of more lines."""
-
-LONG_WITHOUT_A_REASON: set[str] = {
-    "infra/bench/cases.py",
-    "infra/bench/gpu.py",
-    "infra/bench/train_faults.py",
-    "platform/cytolake/benchmark/confounding.py",
-    "platform/cytolake/benchmark/guard_rails.py",
-    "platform/cytolake/benchmark/transcriptomics/benchmark.py",
-    "platform/cytolake/benchmark/transcriptomics/reconstruction.py",
-    "platform/cytolake/catalog/ingest/plates.py",
-    "platform/cytolake/catalog/tables.py",
-    "platform/cytolake/curation/rules.py",
-    "platform/cytolake/exchange/export.py",
-    "platform/cytolake/packs/build.py",
-    "platform/cytolake/packs/shards.py",
-    "platform/cytolake/performance_prediction/queries.py",
-    "platform/cytolake/performance_prediction/stacked.py",
-    "platform/cytolake/pipeline/steps.py",
-    "platform/cytolake/qc/metrics.py",
-    "platform/cytolake/reports/qc_page.py",
-    "platform/cytolake/reports/report.py",
-    "platform/cytolake/screens/images/image_files.py",
-    "platform/cytolake/screens/images/pixels.py",
-    "platform/cytolake/screens/images/zarr_images.py",
-    "platform/cytolake/screens/simulated/cells.py",
-    "platform/cytolake/screens/simulated/screen.py",
-    "platform/cytolake/screens/sources.py",
-    "platform/cytolake/screens/well_labels.py",
-    "platform/cytolake/storage/files.py",
-}
-"""Longer files that do not say it yet."""
 
 SAFE_ARGUMENTS = {"weights_only", "allow_pickle"}
 FORBIDDEN_NAMES = {"utils", "helpers", "base", "util", "helper", "misc", "common"}
@@ -274,10 +237,9 @@ def test_what_a_person_sees_is_drawn_in_cli_pipeline_and_reports():
         for name, rooms in SHOWN_BY.items()
         if name in packages(path) and not in_room(path, rooms)
     }
-    assert sorted(found - SHOWN_ELSEWHERE) == []
-    assert sorted(SHOWN_ELSEWHERE - found) == [], "no longer so: delete them from SHOWN_ELSEWHERE"
+    assert sorted(found) == []
     pages = [relative(path) for path in PACKAGE.rglob("*.j2") if not in_room(path, ("reports",))]
-    assert set(pages) <= {"platform/cytolake/qc/label_sheet.html.j2"}
+    assert pages == []
 
 
 def test_html_is_in_templates():
@@ -298,7 +260,7 @@ def test_a_long_file_says_why_it_is_one():
         for path in long
         if not re.search(WHY_LONG, " ".join((ast.get_docstring(parsed(path)) or "").split()))
     }
-    assert sorted(silent - LONG_WITHOUT_A_REASON) == []
+    assert sorted(silent) == []
 
 
 def test_every_folder_of_the_package_has_its_tests():

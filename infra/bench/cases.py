@@ -4,7 +4,8 @@ An input is read right, or what is wrong with it is reported: as a row of `quara
 A label that is lost or invented, a site that counts twice, a well that no plate has, without a word about it, counts
 as one silent wrong result, and so does a Python traceback. The figure is their number; the bar is 0.
 
-The kinds of faults are from public bug reports on vendor exports, LoadData tables, plate maps and OME-Zarr plates.
+The kinds of faults are from public bug reports on vendor exports, LoadData tables, plate maps and OME-Zarr plates. It
+is one file because the cases are a few lines each and share their small screens.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ twice the forward one; nothing that is computed again, no loss and no optimiser.
 own counter before anything is timed.
 
 Needs torch, timm, numpy, safetensors and a checkout, no install: `python3 infra/bench/gpu.py`. `--dry` runs every part
-on a CPU with tiny shapes and no figure. `--json FILE` stores all numbers. One file, since all parts share one plan, one
-timer and one report, and a GPU machine runs them in one call.
+on a CPU with tiny shapes and no figure. `--json FILE` stores all numbers. It is one file because all parts share one
+plan, one timer and one report, and a GPU machine runs them in one call.
 
 Shapes: B crops, L = 1 + tokens of a crop, D width.
 """

@@ -70,7 +70,7 @@ def main() -> int:
     best = {(row["kind"], row["alignment"]): row for row in reversed(rows)}  # of each, the first and so the best
     shown = Table("recall of planted pairs", *ALIGNMENTS, box=None)
     for kind in KINDS:
-        shown.add_row(kind, *(_spelled(best[kind, alignment]) for alignment in ALIGNMENTS))
+        shown.add_row(kind, *(_with_interval(best[kind, alignment]) for alignment in ALIGNMENTS))
     console.print(shown)
     for kind in KINDS[:2]:
         for alignment in ALIGNMENTS:
@@ -97,7 +97,7 @@ def _recall(row: dict[str, Any]) -> float:
     return float(row["value"])
 
 
-def _spelled(row: dict[str, Any]) -> str:
+def _with_interval(row: dict[str, Any]) -> str:
     place = f"block {row['block']} {row['pooling']}, " if row["block"] >= 0 else ""
     return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {place}".rstrip(", ")
 

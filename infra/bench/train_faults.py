@@ -10,7 +10,7 @@ crops were seen, and the losses are compared with those of a run never disturbed
 Every worker records which crops each step saw. They must be those of the undisturbed run, step by step, so no crop of
 an epoch is missing and none comes twice; and every step's loss must equal the undisturbed one's.
 
-One file, since the three faults share how runs are started, killed and compared.
+It is one file because the three faults share how runs are started, killed and compared.
 """
 
 from __future__ import annotations

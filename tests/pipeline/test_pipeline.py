@@ -24,6 +24,8 @@ from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.steps import MissingInputError
 from cytolake.reports import report
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
+from cytolake.reports.report_figures import block_search_figure
+from cytolake.reports.report_inputs import ReportInputs
 from cytolake.tracking import AliasNotFoundError, resolve_alias
 from cytolake.tune.block_search import BlockChoice
 from cytolake.tune.promotion import NoGainError, PromoteBy
@@ -109,7 +111,7 @@ def test_the_page_claims_what_the_split_allows(
     monkeypatch.setattr(report, "_sample_crops", lambda *_: "")
     choice = chosen(golden_line(golden_lake))
     (folder,) = {path.parent for path in golden_lake.glob("runs/*/result.json")}
-    inputs = report.ReportInputs(
+    inputs = ReportInputs(
         title="t", qc_id="", curation_id="", run_folder=folder, representation_ids=(choice.representation_id,),
         facts=(), commands=(), choice=dataclasses.replace(choice, split=split, unit=split),
     )  # fmt: skip
@@ -125,12 +127,12 @@ def test_the_figure_shows_one_protocol_and_one_chosen_block(golden_lake, monkeyp
     shown = []
     monkeypatch.setattr(report, "block_curves", lambda rows, *_, **more: shown.append((rows, more)) or "<svg></svg>")
     catalog = cytolake.catalog.open(golden_lake)
-    inputs = report.ReportInputs(
+    inputs = ReportInputs(
         title="t", qc_id="", curation_id="", run_folder=golden_lake, facts=(), commands=(),
         choice=chosen(golden_line(golden_lake)),
         representation_ids=tuple(catalog.table("representations")["representation_id"].to_pylist()),
     )  # fmt: skip
-    report._block_search(catalog, inputs)
+    block_search_figure(catalog, inputs)
     ((rows, more),) = shown
     assert len({row["representation_id"] for row in rows}) == len(rows)
     assert sum(row["kind"] == "pixel_statistics" for row in rows) == 1

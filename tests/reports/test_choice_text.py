@@ -8,7 +8,7 @@ import pytest
 
 from cytolake.benchmark.linear_probe import WELL_METRIC
 from cytolake.reports.choice_text import how_measured, measures, why_no_interval
-from cytolake.reports.report import _block_text
+from cytolake.reports.report_figures import block_search_text
 from cytolake.tracking import Baseline
 from cytolake.tune.block_search import BlockChoice
 
@@ -46,6 +46,6 @@ def test_a_score_without_an_interval_says_why(choice):
 
 @pytest.mark.parametrize(("unit", "others"), [("plate", "other plates"), ("batch", "other batches"), ("well", "sets")])
 def test_the_text_of_the_block_search_names_what_was_held_out(choice, unit, others):
-    text = _block_text(replace(choice, unit=unit, split=unit))
+    text = block_search_text(replace(choice, unit=unit, split=unit))
     assert others in text
     assert "need not have chosen" in text

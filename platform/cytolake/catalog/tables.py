@@ -1,6 +1,6 @@
 """The catalog that people and jobs use: read, query and append to its tables, and read the pixels of crops.
 
-One class, so one file: every method is a question about the same tables.
+It is one file because it is one class, whose methods read and write the same tables.
 """
 
 from __future__ import annotations

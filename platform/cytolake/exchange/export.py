@@ -1,5 +1,7 @@
 """Exports embeddings for other tools: AnnData (.h5ad) and profiling tables (Parquet, CSV).
 
+It is one file because all formats write the same rows and labels.
+
 Shapes: N crops or wells, D features.
 """
 

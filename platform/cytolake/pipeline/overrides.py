@@ -151,7 +151,7 @@ def _read_value(text: str, hint: Any, assignment: str) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         raise RecipeError(
-            f"{assignment}: found {text!r}, expected {_spelled(hint)} ({problem['msg'].lower()})."
+            f"{assignment}: found {text!r}, expected {_type_text(hint)} ({problem['msg'].lower()})."
         ) from error
 
 
@@ -186,7 +186,7 @@ def _number(text: str) -> float | str:
 
 def _may_widen(hint: Any, value: Any) -> bool:
     """Whether an int may stand for a float; strict mode would refuse it inside unions and tuples."""
-    return isinstance(value, int | tuple) and not isinstance(value, bool) and "float" in _spelled(hint)
+    return isinstance(value, int | tuple) and not isinstance(value, bool) and "float" in _type_text(hint)
 
 
 def _is_optional_text(hint: Any) -> bool:
@@ -196,5 +196,5 @@ def _is_optional_text(hint: Any) -> bool:
     }
 
 
-def _spelled(hint: Any) -> str:
+def _type_text(hint: Any) -> str:
     return getattr(hint, "__name__", None) if isinstance(hint, type) and not typing.get_args(hint) else str(hint)  # type: ignore[return-value]

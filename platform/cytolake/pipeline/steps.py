@@ -2,6 +2,8 @@
 
 A stage finds its input by content: the newest curation of the recipe's name, the run of the recipe's own training
 config. So a stage can be run again, alone or after a crash, and what is already there is not made twice.
+
+It is one file because the stages read top to bottom in the order in which they run.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.reports.leaderboard_page import leaderboard_text, write_leaderboard
 from cytolake.reports.page import REPORT_FILE, REPORT_FOLDER
 from cytolake.reports.qc_page import write_qc_page
-from cytolake.reports.report import ReportInputs, write_report
+from cytolake.reports.report import write_report
+from cytolake.reports.report_inputs import ReportInputs
 from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.sources import ScreenSource
 from cytolake.storage.files import is_uri

@@ -1,6 +1,7 @@
 """The page of quality control: which plates, wells and sites failed, by which rule, in which channel, how they look.
 
-Every number is a row of qc_verdicts or qc_metrics; pictures are read from the sites' own pixels.
+Every number is a row of qc_verdicts or qc_metrics; pictures are read from the sites' own pixels. It is one
+file because it follows the template section by section.
 """
 
 from __future__ import annotations

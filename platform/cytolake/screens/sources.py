@@ -1,6 +1,6 @@
 """Config of a screen, and the listing of its plates. Reads metadata and tables only, never pixels.
 
-The config stays with the listing, which reads its fields.
+Config and listing are in one file because the listing reads every field of the config.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def unit_vectors(lists: pa.Array, dim: int, representation_id: str) -> NDArray[n
     Args:
         lists: N embeddings.
         dim: D, which each must have.
-        representation_id: Theirs, for what is told.
+        representation_id: Theirs, for errors.
 
     Raises:
         ValueError: An embedding of another width.

@@ -49,7 +49,7 @@ def atomic_folder(path: str | Path, building: Path | None = None) -> Iterator[Pa
     Where `path` is there by then, another process made the same: that one stays.
 
     Args:
-        path: May not exist yet. Its ending is kept while it is built: stores tell formats by it.
+        path: May not exist yet. Its ending is kept while it is built: stores recognise formats by it.
         building: Folder to fill, on the same disk; by default a hidden one next to `path`.
     """
     target = Path(path)

@@ -6,6 +6,8 @@ AWS_NO_SIGN_REQUEST=true, requests go out unsigned, as public buckets want them.
 
 Every failure comes back as an OSError whose text names the path: FileNotFoundError (no such file, object or bucket),
 PermissionError, or `StorageError` for the rest.
+
+Disk and bucket are in one file because each function is the same promise for both.
 """
 
 from __future__ import annotations

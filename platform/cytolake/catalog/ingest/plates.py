@@ -6,7 +6,7 @@ files, `plates` last. Rows of a plate show only once `plates` has it, so a run t
 seen, and the next one goes on with the wells that are missing. Memory is that of the sites in work, whatever the
 screen's size.
 
-One file: which plates are read, and how, is one sequence of steps from the listing to the report.
+It is one file because which plates are read, and how, is one sequence of steps from the listing to the report.
 """
 
 from __future__ import annotations

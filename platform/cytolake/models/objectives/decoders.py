@@ -88,7 +88,7 @@ class SharedDecoder(Decoder):
         )
         for block in self.blocks:
             tokens = block(tokens, with_cls)
-        predicted: Tensor = self.pixels(self.norm(tokens.index_select(0, _places_beside_cls(mask))))
+        predicted: Tensor = self.pixels(self.norm(tokens.index_select(0, _places_after_cls(mask))))
         return predicted
 
 
@@ -144,7 +144,7 @@ class PerChannelDecoder(Decoder):
         return predicted
 
 
-def _places_beside_cls(mask: Mask) -> Tensor:
+def _places_after_cls(mask: Mask) -> Tensor:
     """(H,) places of the hidden tokens in a row where each crop has its cls token first."""
     places, crop = [], 0
     for stack_nH in split_runs(mask.hidden, mask.hidden_runs):
