@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,7 +18,9 @@ from cytolake.catalog.contracts import TableContract, parse_contract
 from cytolake.catalog.errors import CatalogError, UnknownTableError
 from cytolake.screens import channel_names
 from cytolake.screens.declared_folder import declared_folder
-from cytolake.screens.layouts import LayoutPreset, parse_preset
+
+if TYPE_CHECKING:
+    from cytolake.screens.layouts import LayoutPreset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,8 @@ def layout_presets() -> tuple[LayoutPreset, ...]:
     Raises:
         CatalogError: A preset that cannot be used, or two with one name or one place in the order.
     """
+    from cytolake.screens.layouts import parse_preset
+
     presets: dict[str, LayoutPreset] = {}
     for path in sorted(declared_path("layouts").glob("*.yaml")):
         try:

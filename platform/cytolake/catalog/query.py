@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cytolake.catalog.contracts import plain_type
 from cytolake.catalog.declared import table_names
 from cytolake.catalog.errors import CatalogError
+
+if TYPE_CHECKING:
+    import duckdb
 
 TABLE_FUNCTIONS = frozenset({"unnest", "range", "generate_series"})
 """Table functions that a query may call. Others can read files, settings or, by address, memory (`arrow_scan`)."""
@@ -80,6 +82,8 @@ def run_query(query: ParsedQuery, relations: Mapping[str, Any], parameters: Para
     Raises:
         CatalogError: DuckDB refuses the query or its parameters, with its reason.
     """
+    import duckdb
+
     with duckdb.connect(":memory:", config={"python_enable_replacements": "false"}) as database:
         database.execute("SET TimeZone = 'UTC'")
         for name, relation in relations.items():
@@ -99,6 +103,8 @@ def run_query(query: ParsedQuery, relations: Mapping[str, Any], parameters: Para
 @lru_cache(maxsize=1)
 def _parser() -> duckdb.DuckDBPyConnection:
     """An empty database that only parses; to open one takes 16 ms of CPU."""
+    import duckdb
+
     return duckdb.connect(":memory:")
 
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from cytolake.catalog.errors import CatalogError
 
 if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
     from cytolake.catalog.tables import Catalog
 
 ALIGNED = "aligned"

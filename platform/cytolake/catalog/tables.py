@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from pyarrow.fs import LocalFileSystem
 
@@ -38,6 +37,7 @@ from cytolake.storage.files import is_uri
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow.dataset as ds
     from anndata import AnnData
 
     from cytolake.catalog.representations import Level
@@ -318,6 +318,8 @@ class Catalog(PlateCommits):
             name: A table of plates' parts, such as wells.
             row: Of `plates`, of any state.
         """
+        import pyarrow.dataset as ds
+
         table = open_table(self._path(name))
         contract = table_contract(name)
         if table is None:
@@ -382,6 +384,8 @@ class Catalog(PlateCommits):
 
     def visible_files(self, name: str) -> tuple[ds.Dataset, pc.Expression | None]:
         """Files of one table, not `plates`, and the condition of its visible rows where files hold others too."""
+        import pyarrow.dataset as ds
+
         contract = table_contract(name)
         is_filtered = name in PLATE_TABLES or name in DERIVED_TABLES
         visibility = self._visibility(None) if is_filtered else None  # before the table: see `versions`
@@ -410,6 +414,8 @@ class Catalog(PlateCommits):
 
     def _dataset(self, name: str, version: int | None, visibility: Visibility | None) -> ds.Dataset:
         """The visible part of one table."""
+        import pyarrow.dataset as ds  # brings pandas: not to open a catalog
+
         if name == "plates":
             assert visibility is not None
             return ds.dataset((visibility if version is None else self._visibility(version)).visible)

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from pyarrow.fs import FileType
 
@@ -24,6 +23,9 @@ from cytolake.catalog.commits import open_table
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 INGESTED_TABLES = ("wells", "sites", "crops", "qc_metrics")
 """Tables that an ingest writes before `plates`."""
@@ -130,6 +132,8 @@ def shown_files(
         _check_files(name, table, whole, {file for file, verdict in judged if verdict is False}, visibility.gone)
     if hidden:
         kept = [fragment for fragment in whole.get_fragments() if unquote(fragment.path) not in hidden]
+        import pyarrow.dataset as ds
+
         whole = ds.FileSystemDataset(kept, contract.schema, whole.format, whole.filesystem)
     return whole, _condition(name, visibility) if is_mixed else None
 
