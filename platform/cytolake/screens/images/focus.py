@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Floats = NDArray[np.float64]
 
@@ -129,6 +128,8 @@ def _ratio(detail_P: Floats, contrast_P: Floats) -> Floats:
 
 def _energies(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """(E, T)"""
+    from scipy import ndimage
+
     first, second, third, last = (ndimage.gaussian_filter(image, sigma, mode="nearest") for sigma in SIGMAS_PX)
     parts = [*(_differences(first)), ndimage.laplace(first, mode="nearest"), first - second, third - last]
     down, across, laplacian, fine, coarse = (_tile_means(np.square(part)) for part in parts)
@@ -141,6 +142,8 @@ def _energies(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _differences(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Central differences down and across."""
+    from scipy import ndimage
+
     return ndimage.correlate1d(image, [-0.5, 0, 0.5], 0, mode="nearest"), ndimage.correlate1d(
         image, [-0.5, 0, 0.5], 1, mode="nearest"
     )
@@ -157,6 +160,8 @@ def _noise_variance(image: NDArray[np.float32]) -> float:
 
 def _noise_gains() -> Floats:
     """(E,) mean square that each filter gives for white noise of variance 1: the sum of its squared weights."""
+    from scipy import ndimage
+
     impulse = np.zeros((97, 97))
     impulse[48, 48] = 1
     first, second, third, last = (ndimage.gaussian_filter(impulse, sigma, mode="nearest") for sigma in SIGMAS_PX)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 SIGMAS = tuple(1.5 * 1.25**i for i in range(16))
 """Scales that are compared, pixels: blobs of 4 to 100 pixels across."""
@@ -30,6 +29,8 @@ def object_diameter(images: Sequence[NDArray[np.number]]) -> float:
     Returns:
         Pixels; NaN where no image varies.
     """
+    from scipy import ndimage  # takes a moment, and most screens need no focus and no object sizes
+
     variance = np.zeros(len(SIGMAS) - 1)
     for image in images:
         low, high = np.percentile(image, (5, 99.5))
