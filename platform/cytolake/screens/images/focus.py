@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +137,7 @@ def _energies(image: NDArray[np.float32]) -> NDArray[np.float32]:
     variance = np.maximum(
         _tile_means(np.square(image - image.mean())) - np.square(_tile_means(image - image.mean())), 0
     )
-    noise_E = _noise_variance(image) * _NOISE_GAINS
+    noise_E = _noise_variance(image) * _noise_gains()
     return np.asarray(np.stack([variance, down + across, laplacian, fine, coarse]) - noise_E[:, None], np.float32)
 
 
@@ -158,6 +159,7 @@ def _noise_variance(image: NDArray[np.float32]) -> float:
     return float((np.median(np.abs(residual)) / (0.6745 * 6.0)) ** 2)  # 0.6745: median -> sd; 6: norm of the kernel
 
 
+@cache
 def _noise_gains() -> Floats:
     """(E,) mean square that each filter gives for white noise of variance 1: the sum of its squared weights."""
     from scipy import ndimage
@@ -178,6 +180,3 @@ def _tile_means(image: NDArray[np.float32]) -> NDArray[np.float32]:
     sums = np.add.reduceat(np.add.reduceat(image, rows, axis=0, dtype=np.float64), columns, axis=1)
     heights, widths = np.diff([*rows, image.shape[0]]), np.diff([*columns, image.shape[1]])
     return np.asarray(sums / np.outer(heights, widths), np.float32).ravel()
-
-
-_NOISE_GAINS = _noise_gains()
