@@ -454,7 +454,7 @@ def test_a_config_out_of_range_is_refused(wrong):
         PackConfig(**wrong)
 
 
-def test_other_labels_open_the_pack_that_is_there_and_other_pixels_do_not(tmp_path):
+def test_other_labels_open_the_pack_that_is_there_and_other_pixels_do_not(tmp_path, ray_in_process):
     catalog = cytolake.catalog.open(tmp_path / "root", create=True)
     plate = write_plate(tmp_path / "source", "counts16")
     ingest(catalog, plate)

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -153,7 +154,9 @@ def _write_plate(
         for well in wells
         for site in range(1, config.sites_per_well + 1)
     ]
-    with atomic_folder(path) as part:
+    unfinished = path.with_name(f".{path.stem}.part.zarr")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    with atomic_folder(path, building=unfinished) as part:
         ngio.create_empty_plate(str(part), name=path.stem, images=images, ngff_version=_version(config))
         for _ in pool.map(_write_well, [config] * len(wells), wells, [str(part)] * len(wells)):
             advance(1)
