@@ -276,6 +276,7 @@ def test_a_plate_without_controls_is_refused_or_aligned_on_all_its_wells(tmp_pat
     np.testing.assert_allclose(matrix(stored(catalog, aligned, level)), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_corrected_plate_map_is_another_alignment(tmp_path):
     roots = tmp_path / "one", tmp_path / "other"
     catalogs = planted_catalog(roots[0]), planted_catalog(roots[1], without_controls=("P1",))

@@ -339,6 +339,7 @@ def test_a_file_that_is_no_site_is_refused(tmp_path):
             read_deepprofiler([tmp_path / f"{name}.npz"])
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_a_real_deepprofiler_file_is_the_profile_of_its_well(catalog, real_data):
     path = real_data / "deepprofiler_embeddings" / "Week1_22123_B02_s1.npz"

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.fast_cases import fast_cases
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -127,7 +128,7 @@ def test_the_published_channel_agnostic_encoder_costs_what_is_known_of_it():
     assert cost.training_flops / 1e9 == pytest.approx(360, rel=0.05)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", fast_cases(CASES, "mae_vit", "chada_vit", "per_channel", "dino", "resnet18"))
 def test_operations_are_those_that_torch_counts(name):
     model, config = CASES[name]
     objective = build_objective(model, config, 0)
@@ -175,6 +176,7 @@ def test_recomputing_costs_one_more_pass_of_the_blocks():
     assert 0.6 < (counted[1] - counted[0]) / (training_cost(model, config, 3).recompute_flops * N_CROPS) <= 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_bytes_kept_for_the_backward_pass_are_those_that_torch_keeps(name):
     model, config = CASES[name]

@@ -22,7 +22,7 @@ from cytolake.pipeline import stages
 from cytolake.pipeline.config import Line
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.steps import MissingInputError
-from cytolake.reports import report
+from cytolake.reports import report, report_figures
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.reports.report_figures import block_search_figure
 from cytolake.reports.report_inputs import ReportInputs
@@ -43,7 +43,7 @@ def copied(golden_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
 @pytest.fixture
 def without_maps(monkeypatch):
     """Pages without the UMAP, which takes longer than all else of a page; the golden lake's has it."""
-    monkeypatch.setattr(report, "_umap", lambda *_: "")
+    monkeypatch.setattr(report, "umap_figure", lambda *_: "")
 
 
 def run(job, line: Line) -> str:
@@ -125,7 +125,9 @@ def test_the_page_claims_what_the_split_allows(
 def test_the_figure_shows_one_protocol_and_one_chosen_block(golden_lake, monkeypatch):
     """Scores of another split of the same label are in the table, and not in the figure."""
     shown = []
-    monkeypatch.setattr(report, "block_curves", lambda rows, *_, **more: shown.append((rows, more)) or "<svg></svg>")
+    monkeypatch.setattr(
+        report_figures, "block_curves", lambda rows, *_, **more: shown.append((rows, more)) or "<svg></svg>"
+    )
     catalog = cytolake.catalog.open(golden_lake)
     inputs = ReportInputs(
         title="t", qc_id="", curation_id="", run_folder=golden_lake, facts=(), commands=(),

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from pydantic import TypeAdapter
+from tests.fast_cases import fast_cases
 
 from cytolake.pipeline.config import Line
 from cytolake.pipeline.overrides import RecipeError, apply_overrides
@@ -26,7 +27,7 @@ def test_a_recipe_written_out_and_read_back_is_the_same(name):
     assert adapter.validate_python(adapter.dump_python(line, mode="json")) == line
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", fast_cases(RECIPES, "demo", "real_screens", "mae_vit_g8"))
 def test_every_simple_field_can_be_set_to_the_value_it_has(name):
     line = build_recipe(name)
     assert apply_overrides(line, list(_assignments(line))) == line

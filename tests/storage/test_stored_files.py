@@ -138,6 +138,7 @@ def test_the_etag_tells_contents_of_one_size_apart(put):
     assert [file.etag for file in storage.list_beginning_with(f"{bucket}/").values()] == etags
 
 
+@pytest.mark.slow
 def test_a_storage_that_refuses_connections_is_reported_within_seconds(s3_server, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

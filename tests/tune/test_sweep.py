@@ -189,6 +189,7 @@ def test_a_paused_training_continues_as_if_it_had_not_stopped(small: SmallScreen
     assert pretrain_until(small.pack.path, BASE, runs, tracking, 2) == continued.checkpoint
 
 
+@pytest.mark.slow
 def test_a_search_finds_confirms_and_does_not_train_again(
     small: SmallScreen, local_ray: None, vary: Vary, monkeypatch: pytest.MonkeyPatch
 ):

@@ -21,6 +21,7 @@ from cytolake.benchmark.transcriptomics.screen import (
 )
 
 
+@pytest.mark.slow
 def test_counts_become_log_normalised_and_stay_sparse_and_the_data_stay_as_they_were(data, screen):
     before = data.X.copy()
     counts = data.X.toarray().astype(np.float64)

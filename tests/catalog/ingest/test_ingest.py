@@ -8,6 +8,7 @@ import pytest
 from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.processes import commit_and_die, run_at_once
 from tests.catalog.small_plate import CHANNELS, CONFIG, commit, contents, write_plate
+from tests.fast_cases import fast_cases
 
 import cytolake
 import cytolake.catalog
@@ -211,7 +212,7 @@ def changed(plate: Plate) -> Plate:
     return replace(plate, sites=plate.sites[:3], wells=plate.wells[:1], problems=())
 
 
-@pytest.mark.parametrize("moment", ["sites", "quarantine", "plates"])
+@pytest.mark.parametrize("moment", fast_cases(["sites", "quarantine", "plates"], "quarantine"))
 def test_two_contents_of_one_plate_are_never_mixed(catalog, plate, tmp_path, moment):
     """Two ingests of a plate that was corrected between their starts: all but the row of `plates` of the second is
     written just before the first writes the table, or its own row."""

@@ -12,6 +12,7 @@ import zarr
 from ngio import ImageInWellPath, create_empty_plate, create_ome_zarr_from_array
 from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit
+from tests.fast_cases import fast_cases
 
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.inspection import inspect_screen
@@ -180,7 +181,7 @@ def catalog(tmp_path_factory):
     return empty_catalog(tmp_path_factory.mktemp("catalog"))
 
 
-@pytest.mark.parametrize("name", SCREENS)
+@pytest.mark.parametrize("name", fast_cases(SCREENS, "phenix", "ome_zarr_05", "mixed_types", "cut", "sharpest"))
 def test_the_numbers_of_an_inspection_are_those_of_the_ingest(tmp_path, catalog, name):
     write_screen, fields = SCREENS[name]
     write_screen(tmp_path)

@@ -129,6 +129,7 @@ def test_a_plate_in_a_bucket_takes_two_listings_whatever_its_size(s3_bucket, mon
     assert len(requests) == 2
 
 
+@pytest.mark.slow
 def test_a_bucket_that_does_not_answer_is_an_error_and_no_other_hash(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="does not answer"):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
+from tests.fast_cases import fast_cases
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, ids
@@ -133,7 +134,7 @@ def test_rows_that_a_killed_ingest_left_do_not_show(catalog, tmp_path):
     assert all(catalog.table(name).num_rows == 0 for name in INGESTED_TABLES if name != "wells")
 
 
-@pytest.mark.parametrize("n_writes", [0, 1, len(INGESTED_TABLES)])
+@pytest.mark.parametrize("n_writes", fast_cases([0, 1, len(INGESTED_TABLES)], 1))
 def test_a_killed_import_leaves_nothing_to_see_and_goes_on_or_gives_way_to_images(tmp_path, n_writes):
     for then in ("import", "ingest"):
         catalog = empty_catalog(tmp_path / then / "catalog")

@@ -104,6 +104,7 @@ def one_step(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_the_same_features_differ_by_nothing_and_better_ones_by_their_gain():
     same = compare(measured(0.6, 0), measured(0.6, 0))
     assert same.difference("other", "knn") == (0, 0, 0)
@@ -112,6 +113,7 @@ def test_the_same_features_differ_by_nothing_and_better_ones_by_their_gain():
     assert 0 < low < value < high
 
 
+@pytest.mark.slow
 def test_plates_that_are_hard_for_both_do_not_widen_the_difference():
     """The interval of a difference is over pairs: a plate effect that both encoders share is not in it."""
     theirs = measured(0.8, 0, n_plates=6, plate_sd=0.6)
@@ -128,6 +130,7 @@ def test_plates_that_are_hard_for_both_do_not_widen_the_difference():
     assert high - low < 0.5 * (alone.high - alone.low)
 
 
+@pytest.mark.slow
 def test_encoders_without_any_gain_are_said_to_gain_in_at_most_5_of_100_studies():
     config = EncoderComparisonConfig(heads=("mahalanobis",), curve=replace(CURVE, labels_per_class=(10,)))
     n_studies = 24
@@ -199,6 +202,7 @@ def test_a_whole_comparison_measures_every_encoder_once_and_adds_its_scores(cata
         compare_encoders(catalog, others, config)
 
 
+@pytest.mark.slow
 def test_a_damaged_store_of_features_is_measured_again(catalog, tmp_path):
     config = replace(CONFIG, heads=("mahalanobis",), curve=replace(CURVE, seeds=(0, 1), n_resamples=20))
     encoders = compared_encoders(catalog, [MODEL], config.features)
