@@ -182,7 +182,7 @@ def test_curations_are_listed_and_compared_and_their_packs_verified(root, ray_in
     assert "default" in listed
     said = run("curation", "diff", "any_screen", "default", "--root", root)
     assert "both keep" in said
-    assert "none with this id or name" in run("curation", "diff", "any_screen", "lost", "--root", root, code=2)
+    assert "0 with this id or name" in run("curation", "diff", "any_screen", "lost", "--root", root, code=2)
 
     pack = next(path.parent for path in root.glob("packs/*/pack.json"))
     assert "every file as it was written" in run("pack", "verify", pack)
@@ -318,7 +318,7 @@ def test_chromosome_arms_and_measured_features_are_options_of_score(tmp_path):
 
 
 def test_what_cannot_be_scored_is_refused_with_the_reason(root, tmp_path):
-    assert "no representation has this id" in run("score", "missing", "--root", root, code=2)
+    assert "not in the table representations" in run("score", "missing", "--root", root, code=2)
     assert "has no field" in run("score", "missing", "--set", "speed=1", "--root", root, code=2)
     absent = tmp_path / "unexpressed.txt"
     assert "found no names" in run("score", "missing", "--null-perturbations", absent, "--root", root, code=2)

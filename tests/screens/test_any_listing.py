@@ -178,3 +178,8 @@ def test_an_image_that_the_screen_may_not_reach_is_in_no_site(tmp_path, layout):
     source = ScreenSource(screen="s", path=str(folder), layout=layout)
     with pytest.raises(ScreenError):
         list_plates(source, channel_vocabulary().aliases, layout_presets())
+
+
+def test_a_name_that_is_not_utf_8_is_reported_as_text_that_a_table_can_hold():
+    problem = Problem(screen="s", file="\udcff.tif", problem="p", found="a \udcfe", expected="é", next_step="n")
+    assert (problem.file, problem.found, problem.expected) == ("\\udcff.tif", "a \\udcfe", "é")

@@ -58,6 +58,13 @@ class Problem:
     expected: str
     next_step: str
 
+    def __post_init__(self) -> None:
+        # A file name that is not UTF-8 comes as surrogates, which neither a terminal nor a table can hold.
+        for name in ("screen", "plate", "file", "found", "expected"):
+            text = getattr(self, name)
+            if not text.isascii():
+                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
+
     def __str__(self) -> str:
         place = ", ".join(
             f"{name} {value}"
