@@ -182,7 +182,7 @@ def test_the_promoted_card_holds_the_choice_and_its_baselines(choice, small):
 
 def test_a_catalog_without_the_representation_cannot_promote_it(choice, tmp_path: Path, small):
     shutil.copytree(small.catalog.root / "tables" / "plates", tmp_path / "tables" / "plates")
-    with pytest.raises(ValueError, match="not in the representations table"):
+    with pytest.raises(ValueError, match="not in the table representations"):
         promote_choice(cytolake.catalog.open(tmp_path), choice, TrackingConfig())
 
 
