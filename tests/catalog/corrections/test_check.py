@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pytest
 from tests.catalog.small_plate import stage, write_plate
 
+import cytolake.catalog
 from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename
 from cytolake.catalog.corrections.check import check_catalog
@@ -19,6 +21,17 @@ def test_a_sound_catalog_has_no_findings(catalog, tmp_path):
     path.write_text("well,gene\nA01,KRAS\n")
     annotate(catalog, "S/P1", path)
     rename(catalog, "S", screen="T")
+    assert check_catalog(catalog, older_than_h=0) == []
+
+
+def test_a_catalog_after_the_whole_pipeline_has_no_findings_also_one_older_than_labels_of_objects(golden_copy):
+    shutil.rmtree(golden_copy / "tables" / "objects")
+    catalog = cytolake.catalog.open(golden_copy)
+    of_a_detector = dict.fromkeys(("representation_id", "label", "protocol", "metric"), "site statistics")
+    row = {"score_id": "d", "benchmark": "artefact_detector_knn", "value": 0.9, "split": "plate", "seed": 0}
+    columns = table_contract("scores").schema
+    missing = {field.name: None for field in columns if field.nullable}
+    catalog.append("scores", table_contract("scores").rows([missing | of_a_detector | row]), transaction="d")
     assert check_catalog(catalog, older_than_h=0) == []
 
 

@@ -18,7 +18,7 @@ from cytolake.catalog.corrections.purge import LOG, files_of_log, purge
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.plate_commits import plate_application
 from cytolake.catalog.tables import Catalog
-from cytolake.catalog.visibility import EDITIONS, PLATE_TABLES
+from cytolake.catalog.visibility import EDITIONS, INGESTED_TABLES, PLATE_TABLES
 from cytolake.screens.plate import WELLS_ONLY
 from cytolake.storage.files import file_system, is_uri
 
@@ -94,7 +94,7 @@ def _lost_plates(catalog: Catalog) -> Finding | None:
 def _lost_tables(catalog: Catalog) -> list[Finding]:
     """Missing tables that every ingest or curation writes."""
     has_images = any(row["reader"] != WELLS_ONLY for row in catalog.table("plates").to_pylist())
-    names = [*PLATE_TABLES, "quarantine"] if has_images else []
+    names = [*INGESTED_TABLES, "quarantine"] if has_images else []
     names += ["curations"] if catalog.table("curation_runs", columns=["curation_id"]).num_rows else []
     return [
         Finding(
@@ -215,8 +215,10 @@ def _double_names(catalog: Catalog) -> list[Finding]:
 def _broken(catalog: Catalog) -> list[Finding]:
     found = []
     for table, column, other, key in REFERENCES:
+        # Scores of artefact detectors are of features of sites, which are no representation.
+        of_detectors = " AND benchmark <> 'qc_encoders' AND NOT starts_with(benchmark, 'artefact_detector')"
         n = catalog.sql(
-            f"SELECT count(*) AS n FROM {table} t WHERE {column} <> '' "
+            f"SELECT count(*) AS n FROM {table} t WHERE {column} <> ''{of_detectors if table == 'scores' else ''} "
             f"AND NOT EXISTS (SELECT 1 FROM {other} o WHERE o.{key} = t.{column})"
         ).to_pylist()[0]["n"]
         if n:
