@@ -20,7 +20,7 @@ def run(monkeypatch, **report):
     def session(*_, **__):
         yield SimpleNamespace(simulate=lambda: None, ingest=lambda: IngestReport(**(NOTHING | report)))
 
-    monkeypatch.setattr(stages, "_session", session)
+    monkeypatch.setattr(stages, "_steps", session)
     stages.ingest(None, Console())
 
 

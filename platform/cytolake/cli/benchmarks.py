@@ -72,16 +72,10 @@ def score(
         )
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
-        for each in found:
-            if each["pooling"] not in config.poolings:
-                raise ValueError(
-                    f"representation {each['representation_id']}: found pooling {each['pooling']}, expected one of "
-                    f"{', '.join(config.poolings)}. Add --set poolings={','.join((*config.poolings, each['pooling']))}."
-                )
         ids = [str(each["representation_id"]) for each in found]
         # one representation is one task, which needs no Ray
         with ray_session(RayConfig()) if len(ids) > 1 else nullcontext(), stage_progress("score", console) as report:
-            scores = score_profiles(catalog, ids, config, report)
+            scores = score_profiles(catalog, ids, config, report, of_any_pooling=True)
         console.print(f"{len(scores.rows):,} scores of well profiles in the scores table")
         print_caveats(console, scores)
         rows = ranked(catalog, LeaderboardFilter(representation_ids=tuple(ids)))

@@ -71,6 +71,8 @@ def score_profiles(
     representation_ids: Sequence[str],
     config: ProfileBenchmarkConfig,
     progress: Progress | None = None,
+    *,
+    of_any_pooling: bool = False,
 ) -> ProfileScores:
     """Score the profiles of representations, each in a Ray task where Ray runs, and write the `scores` table.
 
@@ -83,6 +85,7 @@ def score_profiles(
             reason. Those of other poolings than `config.poolings` are ignored.
         config: Benchmarks and settings.
         progress: Called with the numbers of finished and of all representations.
+        of_any_pooling: Ignore none: a person named them.
 
     Raises:
         ValueError: An unknown representation, no profiles, a file of the config that cannot be read, chromosome arms
@@ -91,7 +94,7 @@ def score_profiles(
     found = catalog.table(
         "representations", where="representation_id in $ids", parameters={"ids": list(representation_ids)}
     ).to_pylist()
-    taken = {row["representation_id"] for row in found if row["pooling"] in config.poolings}
+    taken = {row["representation_id"] for row in found if of_any_pooling or row["pooling"] in config.poolings}
     ids = [each for each in dict.fromkeys(representation_ids) if each in taken]
     if not ids:
         raise ValueError(
