@@ -31,7 +31,8 @@ def print_caveats(console: Console, scores: ProfileScores) -> None:
 
 def serve_command(line: Line) -> str:
     """The command that serves the champion of this root, on this machine, without a key."""
-    return f"CYTOLAKE_ROOT={shlex.quote(str(line.root_path))} CYTOLAKE_NO_AUTH=1 {program('serve')} run serve.app:app"
+    root = shlex.quote(str(line.root_path))
+    return f"CYTOLAKE_ROOT={root} CYTOLAKE_NO_AUTH=1 {program('serve')} run cytolake.serving.app:app"
 
 
 def mlflow_command(line: Line) -> str:
