@@ -108,7 +108,7 @@ def test_the_benchmark_scores_every_label_next_to_the_baselines(golden_lake):
 def test_the_page_claims_what_the_split_allows(
     golden_lake, split, is_of_new_plates, tmp_path, monkeypatch, without_maps
 ):
-    monkeypatch.setattr(report, "_sample_crops", lambda *_: "")
+    monkeypatch.setattr(report, "sample_crops_figure", lambda *_: "")
     choice = chosen(golden_line(golden_lake))
     (folder,) = {path.parent for path in golden_lake.glob("runs/*/result.json")}
     inputs = ReportInputs(
