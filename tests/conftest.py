@@ -119,6 +119,15 @@ def ray_in_process() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def module_ray_in_process() -> Iterator[None]:
+    """`ray_in_process` for all tests of a module, where a fixture of the module makes such calls."""
+    from tests.ray_in_process import ray_in_process
+
+    with ray_in_process():
+        yield
+
+
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with every dependency and without cytolake.

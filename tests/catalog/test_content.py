@@ -56,7 +56,7 @@ def choose(catalog: Catalog) -> Curation:
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> list[Root]:
+def roots(tmp_path_factory: pytest.TempPathFactory, module_ray_in_process: None) -> list[Root]:
     """Four screens, and the first one again elsewhere."""
     return [make(tmp_path_factory.mktemp(f"root{number}"), seed) for number, seed in enumerate((0, 1, 2, 3, 0))]
 
@@ -98,7 +98,9 @@ def test_content_is_that_of_the_rows_in_any_order_and_any_number_of_commits(tmp_
     assert set(plate_contents(first, "crops").items()) < set(plate_contents(one, "crops").items())
 
 
-def test_what_an_earlier_version_wrote_under_other_ids_is_found_and_not_made_again(tmp_path, local_ray, monkeypatch):
+def test_what_an_earlier_version_wrote_under_other_ids_is_found_and_not_made_again(
+    tmp_path, ray_in_process, monkeypatch
+):
     """As of before ids were hashed from rows: other ids, and no metrics among what a curation pinned."""
     with monkeypatch.context() as before:
         before.setattr(curating, "TABLES_READ", ("crops", "plates", "sites", "wells"))
@@ -112,7 +114,7 @@ def test_what_an_earlier_version_wrote_under_other_ids_is_found_and_not_made_aga
     assert len(list((old.catalog.root / "packs").iterdir())) == 1
 
 
-def test_another_plate_makes_another_curation_and_pack(tmp_path, local_ray):
+def test_another_plate_makes_another_curation_and_pack(tmp_path, ray_in_process):
     root = make(tmp_path, 0)
     ingest(root.catalog, write_plate(tmp_path / "screen", "counts8"))
     later = choose(root.catalog)

@@ -72,7 +72,7 @@ def test_bf16_is_another_rounding_of_the_same_vectors(mixed):
 
 
 @pytest.fixture(scope="module")
-def embedded(mixed: SmallScreen, local_ray: None) -> tuple[SmallScreen, list[dict[str, object]]]:
+def embedded(mixed: SmallScreen, module_ray_in_process: None) -> tuple[SmallScreen, list[dict[str, object]]]:
     """The pack embedded by a job that a first one left after one crop of the trained encoder."""
     trained = next(extract._sources(mixed.catalog, mixed.pack, {"trained": mixed.checkpoints["trained"]}, "run0"))
     actor = EmbedCrops(str(mixed.pack.path), {"trained": trained.checkpoint}, None, 1, False)

@@ -59,7 +59,7 @@ class Published:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Published:
+def published(tmp_path_factory: pytest.TempPathFactory, module_ray_in_process: None) -> Published:
     folder = tmp_path_factory.mktemp("published")
     weights = published_weights() | {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
     save_file(weights, folder / "model.safetensors")

@@ -260,6 +260,7 @@ def test_an_unknown_curation_is_refused_with_the_existing_ones(catalog, curation
         build_pack(catalog, "nothing", CONFIG)
 
 
+@pytest.mark.slow
 def test_crops_of_several_sizes_are_refused(tmp_path):
     catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
     ingest(catalog, write_plate(tmp_path / "screens", "counts8"))
@@ -304,6 +305,7 @@ def test_a_pack_that_cannot_fit_is_refused_before_a_site_is_read(catalog, curati
     assert list((catalog.root / "packs").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 1.2])
 def test_a_disk_that_fills_up_during_the_build_is_reported_and_leaves_nothing(catalog, curation, monkeypatch, share):
     """On a real file system too small for the scratch files, and on one too small for scratch files and arrays."""

@@ -23,6 +23,7 @@ with ray_session(RayConfig(cpus=1, object_store_mb=80)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_job_that_ray_ends_from_below_python_says_why():
     """Ray's core ends the process itself, with the status of any failure and no exception."""

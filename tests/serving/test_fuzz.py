@@ -76,6 +76,7 @@ def cases(service):
     return st.one_of([each.as_strategy(generation_mode=mode) for each in operations for mode in modes])
 
 
+@pytest.mark.slow
 def test_no_request_that_the_schema_suggests_is_a_server_error(cases):
     seen = Counter()
 

@@ -211,6 +211,7 @@ def test_what_has_been_scored_is_not_scored_again(catalog, scores):
     assert catalog.table("scores").num_rows == len(scores.rows)
 
 
+@pytest.mark.slow
 def test_profiles_aligned_in_the_tables_score_as_those_aligned_on_the_way(catalog, scores):
     config = AlignmentConfig(variant="pca_cs", missing_controls=CONFIG.missing_controls)
     aligned = align_representation(catalog, "trained", config, level="well", align_by=CONFIG.align_by)

@@ -54,6 +54,7 @@ def value(table, embedding, metric, seed=-1, task=None):
     return found[0]
 
 
+@pytest.mark.slow
 def test_the_table_has_every_embedding_task_and_seed_and_their_mean(table):
     assert table.schema == SCHEMA
     rows = table.to_pylist()

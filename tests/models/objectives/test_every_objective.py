@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tests.fast_cases import fast_cases
 from tests.models.objectives.small_objectives import (
     CONFIGS,
     MODEL,
@@ -89,7 +90,7 @@ def test_crops_with_fixed_channels_train_too(name):
     assert objective.encoder.patch_embedding.weight.grad.abs().max() > 0
 
 
-@new_objectives
+@pytest.mark.parametrize("name", fast_cases(NEW, NEW[0], NEW[-1]))
 def test_a_resnet_trains_with_it_and_continues_from_its_state_with_the_same_losses(name):
     config = on_resnet(CONFIGS[name])
     first, resumed = (build_objective(RESNET, config, seed) for seed in (0, 1))

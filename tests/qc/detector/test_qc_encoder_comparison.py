@@ -165,6 +165,7 @@ def test_an_encoder_is_looked_at_without_the_correlations_of_channels():
     assert abs(found.point("other", "knn").value - 0.5) < 0.15
 
 
+@pytest.mark.slow
 def test_a_whole_comparison_measures_every_encoder_once_and_adds_its_scores(catalog, weights, tmp_path, monkeypatch):
     features = FeatureConfig(windows_per_side=1, reference_sites=8)
     config = replace(CONFIG, features=features, curve=replace(CURVE, seeds=(0, 1), n_resamples=20))

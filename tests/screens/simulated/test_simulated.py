@@ -73,6 +73,7 @@ def written(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_bytes_in_any_number_of_threads(written, tmp_path):
     simulate_screen(SMALL, tmp_path, executor=ThreadPoolExecutor(3))
     assert files(tmp_path) == files(written)
@@ -191,6 +192,7 @@ def test_a_bad_well_is_spoilt_in_every_site():
         assert (simulated_site(PLANTED, bad, site) != as_clean).any()
 
 
+@pytest.mark.slow
 def test_a_copy_of_pixels_is_the_other_wells_site_to_the_last_count():
     for copy in planted_copies("pixels"):
         n_copied = PLANTED.sites_per_well if copy.row["copy_sites"] == "all" else 1
@@ -199,6 +201,7 @@ def test_a_copy_of_pixels_is_the_other_wells_site_to_the_last_count():
             assert is_same == (site <= n_copied)
 
 
+@pytest.mark.slow
 def test_a_copy_imaged_again_has_the_same_cells_in_another_picture():
     for copy in planted_copies("imaged_again"):
         again, first = (simulated_site(PLANTED, well, 1).astype(float) for well in (copy, copy.copy_of))
