@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,10 @@ ROUNDS = 3
 
 REPEATED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 """Failures of the connection, which are repeated. A timeout is not: the next attempt would take as long."""
+
+
+_NPY_LOCK = threading.Lock()
+"""Numpy parses headers with ast.literal_eval, of which two at once in threads can raise SystemError (Python 3.11)."""
 
 
 class ServiceError(Exception):
@@ -235,7 +240,8 @@ class Client:
     def _embed_all(self, send: Callable[[int], httpx.Response], starts: Sequence[int]) -> NDArray[np.float32]:
         def embed_one(first: int) -> tuple[str, NDArray[np.float32]]:
             response = send(first)
-            vectors_BD = np.load(io.BytesIO(response.content), allow_pickle=False)
+            with _NPY_LOCK:
+                vectors_BD = np.load(io.BytesIO(response.content), allow_pickle=False)
             return response.headers.get("x-representation-id", ""), vectors_BD
 
         for _ in range(ROUNDS):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import tifffile
 
 from cytolake.serving.decoding import DecodingBudget, decode_crops
+from cytolake.serving.decoding.arrays import _read_npy
 from cytolake.serving.problems import ServingError
 
 BUDGET = DecodingBudget(max_crops=16, max_decoded_bytes=2**20, max_channels=8)
@@ -384,3 +387,22 @@ def test_no_change_of_one_byte_of_an_arrow_stream_or_a_tiff_does_anything_but_be
 def test_a_crop_of_one_pixel_is_a_crop(body):
     (image,) = decode_crops(body, BUDGET).images
     assert image.shape == (1, 1, 1)
+
+
+def test_headers_of_requests_in_several_threads_are_parsed_one_at_a_time(monkeypatch):
+    """Python 3.11 can fail where two threads are in `ast.literal_eval` at once."""
+    parse, within, most = np.lib.format.read_array_header_1_0, [], []
+
+    def watched(*arguments, **options):
+        within.append(None)
+        most.append(len(within))
+        time.sleep(0.002)
+        within.pop()
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", watched)
+    stream = io.BytesIO()
+    np.save(stream, np.ones((1, 2, 8, 8), np.uint16))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: _read_npy(stream.getvalue(), "pixels", BUDGET), range(12)))
+    assert max(most) == 1

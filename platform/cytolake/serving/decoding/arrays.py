@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import zipfile
 import zlib
 from typing import Any
@@ -21,6 +22,10 @@ NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_HEADER_BYTES = 10_000
 """Longest npy header that is parsed, characters; numpy's own limit, because Python parses it."""
+
+
+_HEADER_LOCK = threading.Lock()
+"""Numpy parses headers with ast.literal_eval, of which two at once in threads can raise SystemError (Python 3.11)."""
 
 
 def decode_npy(body: bytes, budget: DecodingBudget) -> DecodedCrops:
@@ -79,12 +84,13 @@ def _read_npy(content: bytes, name: str, budget: DecodingBudget, *, kinds: str =
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_HEADER_BYTES)
-        elif version == (2, 0):
-            header = np.lib.format.read_array_header_2_0(stream, max_header_size=MAX_HEADER_BYTES)
-        else:
-            raise ValueError(f"npy version {version[0]}.{version[1]}, expected 1.0 or 2.0")
+        with _HEADER_LOCK:
+            if version == (1, 0):
+                header = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_HEADER_BYTES)
+            elif version == (2, 0):
+                header = np.lib.format.read_array_header_2_0(stream, max_header_size=MAX_HEADER_BYTES)
+            else:
+                raise ValueError(f"npy version {version[0]}.{version[1]}, expected 1.0 or 2.0")
     except Exception as error:  # numpy parses the header with Python's own parser, which raises many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ServingError(status=422, detail=f"{name}: no readable npy header ({reason}). Use numpy.save.") from error
