@@ -120,7 +120,7 @@ def picture(rows: tuple[tuple[str, ...], ...]) -> str:
     """The rooms as SVG: one row for each row of the layout, whose colours follow the page's."""
     height = len(rows) * ROW + GAP
     parts = [
-        f'<svg class="rooms" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'<svg class="rooms" viewBox="-1 -1 {WIDTH + 2} {height + 2}" role="img" '
         'aria-label="Rooms of the package from the command line at the top to storage at the bottom">',
         f'<line class="down" x1="18" y1="{GAP}" x2="18" y2="{height - GAP - 8}"/>',
         f'<path class="down-head" d="M 10 {height - GAP - 14} h 16 l -8 14 z"/>',
