@@ -166,6 +166,7 @@ def test_a_second_run_and_each_stage_alone_write_nothing_to_the_tables(copied, r
     assert resolve_alias(copied.tracking.at(copied.root), "champion").version == version
 
 
+@pytest.mark.slow
 def test_without_a_reason_it_is_not_promoted_and_the_page_says_so(copied, ray_in_process, without_maps):
     candidate = dataclasses.replace(copied, promote_without_gain="", alias="candidate")
     result = stages.run_pipeline(candidate, Console(file=io.StringIO()))

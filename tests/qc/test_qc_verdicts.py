@@ -113,6 +113,7 @@ def test_nine_of_ten_artefacts_fail_their_own_rule_and_49_of_50_clean_sites_pass
     assert np.mean([not failed[site] for site in clean]) >= 0.98
 
 
+@pytest.mark.slow
 def test_a_gain_on_every_pixel_of_the_plate_changes_no_verdict(simulated, measured):
     pixels, _ = simulated
     profile = qc_profile("default")

@@ -175,6 +175,7 @@ def test_a_failed_map_reports_the_reason_and_may_be_requested_again(tmp_path):
     assert isinstance(projections.points("r", "pca", 1, 5, broken), Computing)
 
 
+@pytest.mark.slow
 def test_every_listed_column_holds_what_the_tables_hold(ask, lake):
     crops = crops_of(lake)
     listed = ask("GET", "/v1/explore/columns").json()["columns"]

@@ -202,6 +202,7 @@ def test_the_numbers_of_an_inspection_are_those_of_the_ingest(tmp_path, catalog,
     assert found.can_ingest
 
 
+@pytest.mark.slow
 def test_damaged_and_odd_files_cost_their_own_sites(catalog):
     """After the test above: what the layouts lost, and that nothing else is missing."""
     rows = catalog.sql("SELECT screen, problem, count(*) AS n FROM quarantine GROUP BY ALL").to_pylist()
