@@ -303,3 +303,19 @@ def test_a_missing_service_is_reported():
         with pytest.raises(ServiceError, match="Is the service running") as error:
             client.model()
     assert error.value.status == 0
+
+
+def test_vectors_of_several_answers_are_parsed_one_at_a_time(monkeypatch):
+    """Python 3.11 can fail where two threads are in `ast.literal_eval` at once."""
+    load, within, most = np.load, [], []
+
+    def watched(*arguments, **options):
+        within.append(None)
+        most.append(len(within))
+        time.sleep(0.002)
+        within.pop()
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", watched)
+    Fake(max_crops=1).client.embed(PIXELS, ("DNA", "ER"))
+    assert max(most) == 1

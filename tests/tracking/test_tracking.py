@@ -15,7 +15,6 @@ from cytolake.tracking import (
     Baseline,
     ModelCard,
     TrackingConfig,
-    find_finished_run,
     flatten_config,
     metric_history,
     promote,
@@ -23,6 +22,7 @@ from cytolake.tracking import (
     run_params,
     start_run,
 )
+from cytolake.tracking.store import mlflow_client
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -62,22 +62,25 @@ def test_an_alias_in_a_store_that_does_not_exist_is_refused_and_makes_no_store(t
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_run_keeps_what_was_logged_and_is_found_by_its_tags_once_finished(tracking):
+def status_of(tracking, run_id: str) -> str:
+    return mlflow_client(tracking).get_run(run_id).info.status
+
+
+def test_a_run_keeps_what_was_logged_and_is_finished_once_its_work_is(tracking):
     tags = {"pack_id": "it's"}
     with start_run(tracking, "first", params={"width": 8}, tags=tags) as run:
         run.log_metrics({"loss": 1.0}, step=1)
         run.log_metrics({"loss": 0.5}, step=2)
-        assert find_finished_run(tracking, tags) is None
-    assert find_finished_run(tracking, tags) == run.run_id
+        assert status_of(tracking, run.run_id) == "RUNNING"
+    assert status_of(tracking, run.run_id) == "FINISHED"
     assert metric_history(tracking, run.run_id, "loss") == [(1, 1.0), (2, 0.5)]
     assert run_params(tracking, run.run_id) == {"width": "8"}
 
 
-def test_a_run_whose_work_fails_is_not_found_as_finished(tracking):
-    tags = {"pack_id": "fails"}
-    with pytest.raises(RuntimeError, match="boom"), start_run(tracking, "second", tags=tags):
+def test_a_run_whose_work_fails_is_failed(tracking):
+    with pytest.raises(RuntimeError, match="boom"), start_run(tracking, "second") as run:
         raise RuntimeError("boom")
-    assert find_finished_run(tracking, tags) is None
+    assert status_of(tracking, run.run_id) == "FAILED"
 
 
 def test_a_resumed_run_is_the_same_run(tracking):

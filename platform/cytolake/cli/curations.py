@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,9 +13,6 @@ from rich.table import Table
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
 from cytolake.pipeline.root import DEFAULT_ROOT
-
-if TYPE_CHECKING:
-    pass
 
 curation = typer.Typer(help="Curations of a catalog, and the differences between two.", no_args_is_help=True)
 pack = typer.Typer(help="Packs of crops.", no_args_is_help=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cytolake.cli.bad_input import exits_on_bad_input
-
-if TYPE_CHECKING:
-    pass
 
 keys = typer.Typer(help="API keys of the Serve application.", no_args_is_help=True)
 

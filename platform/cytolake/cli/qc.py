@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -14,9 +14,6 @@ from rich.table import Table
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
 from cytolake.pipeline.root import DEFAULT_ROOT
-
-if TYPE_CHECKING:
-    pass
 
 qc = typer.Typer(help="Quality control: verdicts, the page, labels, the learned detector.", no_args_is_help=True)
 

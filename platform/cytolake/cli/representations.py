@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,9 +13,6 @@ from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
 from cytolake.embed.alignment.variants import Variant
 from cytolake.pipeline.root import DEFAULT_ROOT
-
-if TYPE_CHECKING:
-    pass
 
 
 def align(

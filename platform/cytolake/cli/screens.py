@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,9 +15,6 @@ from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.pipeline.root import RECIPE_FILE
-
-if TYPE_CHECKING:
-    pass
 
 
 def recipes() -> None:

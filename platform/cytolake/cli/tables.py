@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,9 +14,6 @@ from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
 from cytolake.cli.rows_out import Format, write_rows
 from cytolake.pipeline.root import DEFAULT_ROOT
-
-if TYPE_CHECKING:
-    pass
 
 
 def tables(root: Root = DEFAULT_ROOT) -> None:

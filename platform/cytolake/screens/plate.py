@@ -41,6 +41,11 @@ class SiteImage:
     """For each channel the image that raw counts are divided by, empty for none; no paths: no channel is corrected."""
 
 
+def as_text(name: str) -> str:
+    """A name that can be printed and stored: bytes that are no UTF-8 are escaped, such as \\udcff."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
     """A fault of the input with what to do about it. Becomes a row of the `quarantine` table."""
@@ -61,9 +66,7 @@ class Problem:
     def __post_init__(self) -> None:
         # A file name that is not UTF-8 comes as surrogates, which neither a terminal nor a table can hold.
         for name in ("screen", "plate", "file", "found", "expected"):
-            text = getattr(self, name)
-            if not text.isascii():
-                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
+            object.__setattr__(self, name, as_text(getattr(self, name)))
 
     def __str__(self) -> str:
         place = ", ".join(

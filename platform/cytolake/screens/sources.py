@@ -18,7 +18,6 @@ from cytolake.screens.label_vocabulary import check_label_columns
 from cytolake.screens.layouts import (
     BUILT_IN,
     LayoutPreset,
-    as_text,
     has_zarr_groups,
     list_by_layout,
     path_rule,
@@ -27,7 +26,7 @@ from cytolake.screens.layouts import (
 )
 from cytolake.screens.layouts.class_folders import N_PLATES
 from cytolake.screens.layouts.listed_images import hold_against_listing
-from cytolake.screens.plate import Listing, Plate, Problem, ScreenError
+from cytolake.screens.plate import Listing, Plate, Problem, ScreenError, as_text
 from cytolake.screens.plate_annotation import annotate, name_batch
 from cytolake.screens.plate_channels import (
     final_channel_names,

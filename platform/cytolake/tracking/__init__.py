@@ -13,7 +13,6 @@ from cytolake.tracking.registry import (
 )
 from cytolake.tracking.runs import (
     Run,
-    find_finished_run,
     flatten_config,
     metric_history,
     run_params,
@@ -31,7 +30,6 @@ __all__ = [
     "ModelVersion",
     "Run",
     "TrackingConfig",
-    "find_finished_run",
     "find_folder",
     "flatten_config",
     "metric_history",

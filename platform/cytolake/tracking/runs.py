@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cytolake.tracking.store import TrackingConfig, experiment_id, mlflow_client, quoted
+from cytolake.tracking.store import TrackingConfig, experiment_id, mlflow_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Run:
         mlflow_client(self.tracking).log_batch(self.run_id, metrics=rows)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Tag the run; `find_finished_run` searches by tags."""
+        """Tag the run."""
         from mlflow.entities import RunTag
 
         mlflow_client(self.tracking).log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -71,17 +71,6 @@ def start_run(
         client.set_terminated(run_id, status="FAILED")
         raise
     client.set_terminated(run_id, status="FINISHED")
-
-
-def find_finished_run(tracking: TrackingConfig, tags: Mapping[str, str]) -> str | None:
-    """Id of the newest finished run with all `tags`, or None."""
-    where = " and ".join(
-        ["attributes.status = 'FINISHED'", *(f"tags.`{key}` = {quoted(value)}" for key, value in tags.items())]
-    )
-    found = mlflow_client(tracking).search_runs(
-        [experiment_id(tracking)], where, max_results=1, order_by=["attributes.start_time DESC"]
-    )
-    return str(found[0].info.run_id) if found else None
 
 
 def metric_history(tracking: TrackingConfig, run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -34,6 +34,9 @@ REFERENCES = (
 )
 """Column of a table, and the table and column in which each of its values must occur."""
 
+WHICH_REFER = {"scores": " AND benchmark <> 'qc_encoders' AND NOT starts_with(benchmark, 'artefact_detector')"}
+"""Which rows of a table refer to another: scores of artefact detectors are of features of sites, no representation."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
@@ -215,10 +218,8 @@ def _double_names(catalog: Catalog) -> list[Finding]:
 def _broken(catalog: Catalog) -> list[Finding]:
     found = []
     for table, column, other, key in REFERENCES:
-        # Scores of artefact detectors are of features of sites, which are no representation.
-        of_detectors = " AND benchmark <> 'qc_encoders' AND NOT starts_with(benchmark, 'artefact_detector')"
         n = catalog.sql(
-            f"SELECT count(*) AS n FROM {table} t WHERE {column} <> ''{of_detectors if table == 'scores' else ''} "
+            f"SELECT count(*) AS n FROM {table} t WHERE {column} <> ''{WHICH_REFER.get(table, '')} "
             f"AND NOT EXISTS (SELECT 1 FROM {other} o WHERE o.{key} = t.{column})"
         ).to_pylist()[0]["n"]
         if n:

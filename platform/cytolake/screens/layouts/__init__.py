@@ -4,7 +4,6 @@ from cytolake.screens.layouts.preset import LayoutPreset, PathRule, TableRule, p
 from cytolake.screens.layouts.reading import (
     BUILT_IN,
     Trial,
-    as_text,
     has_zarr_groups,
     list_by_layout,
     screen_files,
@@ -17,7 +16,6 @@ __all__ = [
     "PathRule",
     "TableRule",
     "Trial",
-    "as_text",
     "has_zarr_groups",
     "list_by_layout",
     "parse_preset",

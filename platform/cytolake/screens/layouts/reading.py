@@ -14,7 +14,7 @@ from cytolake.screens.layouts.paths import list_by_paths, match_path
 from cytolake.screens.layouts.preset import LayoutPreset, PathRule
 from cytolake.screens.layouts.wide_tables import NO_TABLE, find_tables, list_by_tables
 from cytolake.screens.ome_zarr import list_zarr_plates
-from cytolake.screens.plate import Plate, Problem, ScreenError
+from cytolake.screens.plate import Plate, Problem, ScreenError, as_text
 from cytolake.screens.tables import read_header
 from cytolake.storage.source_folder import SourceFolder
 
@@ -196,11 +196,6 @@ def _list_files(
     return list_by_tables(screen, folder, preset.read, tables, prefixes)
 
 
-def as_text(path: str) -> str:
-    """A name that can be printed and stored: bytes that are no UTF-8 are escaped, such as \\udcff."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
 def _can_be_named(path: str) -> bool:
     """Whether a path means the same in a table of any machine; see `SourceFolder.find` for what it refuses."""
     return as_text(path) == path == path.strip() and not path.endswith("/") and not _NOT_PORTABLE.search(path)
@@ -209,7 +204,7 @@ def _can_be_named(path: str) -> bool:
 def _bad_name(screen: str, path: str) -> Problem:
     return Problem(
         screen=screen,
-        file=as_text(path),
+        file=path,
         problem="bad_file_name",
         found="a folder of such a name" if path.endswith("/") else "a file of such a name",
         expected="UTF-8 without backslashes, and without blanks at either end",
