@@ -299,14 +299,8 @@ def test_nothing_is_unpickled():
 def test_nothing_runs_at_import():
     """Only definitions, imports and assignments at the top of a module; the command line registers its commands."""
     allowed = (
-        ast.FunctionDef,
-        ast.AsyncFunctionDef,
-        ast.ClassDef,
-        ast.Import,
-        ast.ImportFrom,
-        ast.Assign,
-        ast.AnnAssign,
-    )
+        ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
+    )  # fmt: skip
     wrong = []
     for path in SOURCES:
         for node in parsed(path).body:

@@ -14,8 +14,7 @@ SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".j2", ".html", ".js", ".css
 BUILT = ("platform/docs/site/",)
 
 DIALECT = re.compile(
-    r"(?<![a-z])(told|tells?|asked|asks|spelled|whoever|foretells?|beside|by lot)(?![a-z])",
-    re.IGNORECASE,
+    r"(?<![a-z])(told|tells?|asked|asks|spelled|whoever|foretells?|beside|by lot)(?![a-z])", re.IGNORECASE
 )
 """Instead: report, return, say, predict (told, tells); request, query (asked); written (spelled); anyone who (whoever);
 next to, compared with (beside); at random (by lot). A name in code counts as text."""

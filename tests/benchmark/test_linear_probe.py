@@ -12,14 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cytolake.benchmark.cross_validation import check_units, probe_representation
-from cytolake.benchmark.linear_probe import (
-    CROP_METRIC,
-    WELL_METRIC,
-    ProbeConfig,
-    linear_probe,
-    make_splits,
-    probe_key,
-)
+from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC, ProbeConfig, linear_probe, make_splits, probe_key
 from cytolake.benchmark.probe_data import ProbeData
 
 N_PLATES, N_CLASSES, WELLS_EACH, CROPS_EACH = 4, 3, 2, 5

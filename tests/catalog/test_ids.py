@@ -30,16 +30,8 @@ def test_ids_are_the_same_in_another_process():
 
 def test_every_part_of_a_place_is_in_its_id():
     place = {
-        "screen": "s",
-        "plate": "p",
-        "well": "B03",
-        "site": "1",
-        "timepoint": 0,
-        "z": "",
-        "y": 0,
-        "x": 0,
-        "size": 8,
-    }
+        "screen": "s", "plate": "p", "well": "B03", "site": "1", "timepoint": 0, "z": "", "y": 0, "x": 0, "size": 8,
+    }  # fmt: skip
     changed = [place | {name: f"{value}9" if isinstance(value, str) else 9} for name, value in place.items()]
     assert len({ids.crop_id(**at) for at in [place, *changed]}) == len(place) + 1
 

@@ -25,15 +25,9 @@ def score(name: str, value: float) -> dict[str, object]:
         ("representation_id", "benchmark", "label", "metric", "split", "held_out", "alignment", "protocol"), "x"
     )
     numbers = {
-        "seed": 0,
-        "value": value,
-        "ci_low": None,
-        "ci_high": None,
-        "n_train": 1,
-        "n_test": 1,
-        "n_classes": 2,
+        "seed": 0, "value": value, "ci_low": None, "ci_high": None, "n_train": 1, "n_test": 1, "n_classes": 2,
         "details": "{}",
-    }
+    }  # fmt: skip
     return {"score_id": name, "scored_at": NOW} | text | numbers
 
 
@@ -134,33 +128,17 @@ def test_unknown_tables_and_columns_are_named(catalog):
 @pytest.mark.parametrize(
     "query",
     [
-        "SELECT * FROM '{file}'",
-        "SELECT * FROM read_csv('{file}')",
-        "SELECT * FROM read_text('{file}')",
-        "SELECT * FROM glob('/*')",
-        "SELECT (SELECT content FROM read_text('{file}'))",
-        "WITH x AS (FROM read_blob('{file}')) SELECT * FROM x",
-        "SELECT * FROM arrow_scan(1, 2, 3)",
-        "SELECT * FROM query('SELECT 1')",
-        "COPY (SELECT 1) TO '{file}.out'",
-        "COPY crops TO '{file}.out'",
-        "ATTACH '{file}.db'",
-        "INSTALL httpfs",
-        "SET enable_external_access = true",
-        "CREATE TABLE x AS SELECT 1",
-        "DROP VIEW crops",
-        "INSERT INTO crops VALUES (1)",
-        "DELETE FROM crops",
-        "WITH x AS (INSERT INTO crops VALUES (1) RETURNING *) SELECT * FROM x",
-        "SELECT 1; DROP VIEW crops",
-        "SELECT 1; SELECT 2",
-        "EXPORT DATABASE '{file}.d'",
-        "PRAGMA database_list",
-        "SELECT * FROM table_contract",
-        "",
+        "SELECT * FROM '{file}'", "SELECT * FROM read_csv('{file}')", "SELECT * FROM read_text('{file}')",
+        "SELECT * FROM glob('/*')", "SELECT (SELECT content FROM read_text('{file}'))",
+        "WITH x AS (FROM read_blob('{file}')) SELECT * FROM x", "SELECT * FROM arrow_scan(1, 2, 3)",
+        "SELECT * FROM query('SELECT 1')", "COPY (SELECT 1) TO '{file}.out'", "COPY crops TO '{file}.out'",
+        "ATTACH '{file}.db'", "INSTALL httpfs", "SET enable_external_access = true", "CREATE TABLE x AS SELECT 1",
+        "DROP VIEW crops", "INSERT INTO crops VALUES (1)", "DELETE FROM crops",
+        "WITH x AS (INSERT INTO crops VALUES (1) RETURNING *) SELECT * FROM x", "SELECT 1; DROP VIEW crops",
+        "SELECT 1; SELECT 2", "EXPORT DATABASE '{file}.d'", "PRAGMA database_list", "SELECT * FROM table_contract", "",
         "nonsense",
     ],
-)
+)  # fmt: skip
 def test_a_query_reads_no_file_and_writes_nothing(catalog, tmp_path, query):
     (tmp_path / "secret.csv").write_text("a\n1\n")
     before = sorted(tmp_path.rglob("*"))

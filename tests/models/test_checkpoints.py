@@ -9,15 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cytolake.models import (
-    CheckpointError,
-    ModelConfig,
-    build_encoder,
-    collate,
-    load_encoder,
-    model_id,
-    save_encoder,
-)
+from cytolake.models import CheckpointError, ModelConfig, build_encoder, collate, load_encoder, model_id, save_encoder
 
 CONFIG = ModelConfig(channels=("DNA", "ER"), crop_size=16, patch_size=4, width=24, depth=2, heads=2)
 

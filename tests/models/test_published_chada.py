@@ -20,14 +20,10 @@ def published_weights() -> dict[str, torch.Tensor]:
     """Random weights in the published layout, for crops of 16 px."""
     random = torch.Generator().manual_seed(0)
     shapes = {
-        "cls_token": (1, 1, WIDTH),
-        "channel_token": (1, MOST, 1, WIDTH),
-        "pos_embed": (1, 1, SIDE**2 + 1, WIDTH),
-        "token_learner.proj.weight": (WIDTH, 1, PATCH, PATCH),
-        "token_learner.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
-    }
+        "cls_token": (1, 1, WIDTH), "channel_token": (1, MOST, 1, WIDTH), "pos_embed": (1, 1, SIDE**2 + 1, WIDTH),
+        "token_learner.proj.weight": (WIDTH, 1, PATCH, PATCH), "token_learner.proj.bias": (WIDTH,),
+        "norm.weight": (WIDTH,), "norm.bias": (WIDTH,),
+    }  # fmt: skip
     for block in range(DEPTH):
         shapes |= {
             f"blocks.{block}.self_attn.in_proj_weight": (3 * WIDTH, WIDTH),

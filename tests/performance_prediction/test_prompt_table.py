@@ -16,14 +16,8 @@ from cytolake.performance_prediction.prompt_table import (
 
 SUBJECTS = ("dog", "horse", "red bicycle", "old clock", "bowl of fruit", "child", "train", "zebra", "kite", "sofa")
 PLACES = (
-    "on a beach",
-    "under the bridge",
-    "in heavy snow",
-    "near an airport",
-    "inside a museum",
-    "at night",
-    "by a lake",
-)
+    "on a beach", "under the bridge", "in heavy snow", "near an airport", "inside a museum", "at night", "by a lake",
+)  # fmt: skip
 PROMPTS = [f"{subject} {place}" for subject in SUBJECTS for place in PLACES]
 
 

@@ -3,14 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cytolake.catalog.declared import channel_vocabulary
-from cytolake.screens.channel_names import (
-    alias_table,
-    canonical,
-    canonical_names,
-    fold,
-    renamed,
-    without_cycle,
-)
+from cytolake.screens.channel_names import alias_table, canonical, canonical_names, fold, renamed, without_cycle
 
 VOCABULARY = alias_table(
     {"DNA": ["hoechst 33342", "hoechst", "dapi"], "GFP": ["egfp"], "Mito": ["mitotracker-deep red"]}

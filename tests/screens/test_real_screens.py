@@ -69,7 +69,7 @@ def test_the_timelapse_has_its_times_sites_and_pixel_size(listed):
     assert plate.channels == ("FITC", "Cy3", "Texas Red")
     assert plate.pixel_size_um == pytest.approx(13.5504)
     assert [(site.well, site.site, site.timepoint) for site in plate.sites] == [
-        *(("C07", "1", 0), ("C07", "1", 1), ("C07", "2", 0), ("C07", "2", 1)),
+        *(("C07", "1", 0), ("C07", "1", 1), ("C07", "2", 0), ("C07", "2", 1))
     ]
 
 

@@ -80,10 +80,7 @@ def test_lists_of_numbers_and_an_external_id_are_read_too(rxrx3, tmp_path):
     metadata, _, expected = rxrx3
     for name, type_ in (("list", pa.list_(pa.float64())), ("fixed", pa.list_(pa.float32(), DIM))):
         table = pa.table(
-            {
-                "external_well_id": ["0001", "0002", "0003", "0004"],
-                "vector": pa.array(expected.tolist(), type_),
-            }
+            {"external_well_id": ["0001", "0002", "0003", "0004"], "vector": pa.array(expected.tolist(), type_)}
         )
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
         np.testing.assert_array_equal(read_rxrx3_core(metadata, tmp_path / f"{name}.parquet")[0], expected)
@@ -190,18 +187,12 @@ def test_sites_of_rxrx1_become_wells(tmp_path, suffix):
     np.testing.assert_allclose(vectors, [of_site[:2].mean(axis=0), of_site[2], of_site[3]], atol=1e-6)
     expected = pd.DataFrame(
         {
-            "published_well_id": ["HUVEC-1_1_B02", "HUVEC-1_1_B03", "HUVEC-1_1_B04"],
-            "batch": ["HUVEC-1"] * 3,
-            "plate": ["HUVEC-1_1"] * 3,
-            "well": ["B02", "B03", "B04"],
-            "perturbation": ["s21721", "EMPTY", "s15652"],
-            "guide": ["s21721", "", "s15652"],
-            "control": ["", "negative", "positive"],
-            "cell_type": ["HUVEC"] * 3,
-            "split": ["train", "test", "test"],
-            "n_sites": [2, 1, 1],
+            "published_well_id": ["HUVEC-1_1_B02", "HUVEC-1_1_B03", "HUVEC-1_1_B04"], "batch": ["HUVEC-1"] * 3,
+            "plate": ["HUVEC-1_1"] * 3, "well": ["B02", "B03", "B04"], "perturbation": ["s21721", "EMPTY", "s15652"],
+            "guide": ["s21721", "", "s15652"], "control": ["", "negative", "positive"], "cell_type": ["HUVEC"] * 3,
+            "split": ["train", "test", "test"], "n_sites": [2, 1, 1],
         }
-    )
+    )  # fmt: skip
     pd.testing.assert_frame_equal(wells.to_pandas(), expected)
     assert wells.equals(read_rxrx1_wells(tmp_path / "metadata.csv"))
 

@@ -9,12 +9,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from cytolake.benchmark.retrieval.phenotypic import phenotypic_activity, phenotypic_consistency
-from cytolake.statistics.retrieval_tests import (
-    activity_tests,
-    label_tests,
-    mean_average_precisions,
-    similarity_ranks,
-)
+from cytolake.statistics.retrieval_tests import activity_tests, label_tests, mean_average_precisions, similarity_ranks
 
 
 def wells(seed: int, n_groups: int, n_rows: int = 6, n_controls: int = 30, dim: int = 8):

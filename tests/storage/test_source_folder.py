@@ -10,16 +10,10 @@ from cytolake.storage import files as storage
 from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 FILES = {
-    "index.csv": b"path,plate\n",
-    "images/P1/B02/1.tif": b"1",
-    "images/P1/B02/2.tif": b"22",
-    "images/P1/B02/10.tif": b"10",
-    "images/P1/.thumbs/1.tif": b"t",
-    "images/P2/B02/1.tif": b"1",
-    "P.zarr/zarr.json": b"{}",
-    "P.zarr/B/2/0/zarr.json": b"{}",
-    ".hidden/a.tif": b"",
-}
+    "index.csv": b"path,plate\n", "images/P1/B02/1.tif": b"1", "images/P1/B02/2.tif": b"22",
+    "images/P1/B02/10.tif": b"10", "images/P1/.thumbs/1.tif": b"t", "images/P2/B02/1.tif": b"1",
+    "P.zarr/zarr.json": b"{}", "P.zarr/B/2/0/zarr.json": b"{}", ".hidden/a.tif": b"",
+}  # fmt: skip
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -82,15 +76,10 @@ def test_what_is_there_and_what_is_a_folder(screen):
 @pytest.mark.parametrize(
     "name",
     [
-        "../screen2/secret.tif",
-        "images/../../screen2/secret.tif",
-        "/etc/passwd",
-        "s3://other/x",
-        "C:\\x",
-        "..",
+        "../screen2/secret.tif", "images/../../screen2/secret.tif", "/etc/passwd", "s3://other/x", "C:\\x", "..",
         "a/../..",
     ],
-)
+)  # fmt: skip
 def test_a_name_that_leaves_the_folder_is_refused(screen, name):
     with pytest.raises(PathRefusedError) as caught:
         screen.find(name)

@@ -20,13 +20,9 @@ from cytolake.tune.study_config import StudyConfig
 from cytolake.tune.study_probe import DENSITY, pin_study_probe
 
 CONFIG = StudyConfig(
-    objectives=("mae", "simclr"),
-    knobs=("noise", "mask_ratio"),
-    strengths=(0.0, 0.5, 0.9),
-    seeds=(0, 1),
-    split_seeds=(0, 1),
-    crops=80,
-)
+    objectives=("mae", "simclr"), knobs=("noise", "mask_ratio"), strengths=(0.0, 0.5, 0.9), seeds=(0, 1),
+    split_seeds=(0, 1), crops=80,
+)  # fmt: skip
 BASE = dataclasses.replace(SMALL_TRAINING, steps=2, workers=2)
 
 

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from cytolake.benchmark.transcriptomics.decoder import (
-    DecoderConfig,
-    learning_rate_factor,
-    make_decoder,
-    train_decoder,
-)
+from cytolake.benchmark.transcriptomics.decoder import DecoderConfig, learning_rate_factor, make_decoder, train_decoder
 from cytolake.benchmark.transcriptomics.embeddings import principal_components
 from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.reconstruction import judge, no_skill, structural_integrity

@@ -218,10 +218,7 @@ def test_an_ingest_that_claims_the_plate_meanwhile_wins_and_the_import_says_so(c
 
 
 UNUSABLE = (
-    (
-        wells_table().drop_columns(["plate"]),
-        "wells.csv: found the columns screen, batch, .*plate and well among them",
-    ),
+    (wells_table().drop_columns(["plate"]), "wells.csv: found the columns screen, batch, .*plate and well among them"),
     (wells_table(rows=[{"well": "B99"}]), "row 0: found screen 'S', plate 'P1' and well 'B99'"),
     (wells_table(screen=None), "row 0: found screen '', plate 'P1'"),
     (wells_table(rows=[{"well": "A1"}, {"well": "a01"}]), "row 1: well A01 of plate P1 comes a second time"),

@@ -13,13 +13,7 @@ from cytolake.models.objectives import MaeConfig, MaskedAutoencoder, View
 from cytolake.models.objectives.contrast import TEMPERATURE, contrastive_loss
 
 CONFIG = ModelConfig(
-    architecture="mae_vit",
-    channels=("DNA", "ER"),
-    crop_size=16,
-    patch_size=4,
-    width=16,
-    depth=1,
-    heads=2,
+    architecture="mae_vit", channels=("DNA", "ER"), crop_size=16, patch_size=4, width=16, depth=1, heads=2
 )
 MAE = MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=0.5, contrastive_weight=0.5)
 

@@ -10,13 +10,7 @@ from cytolake.models.objectives import build_objective
 from cytolake.models.objectives.teacher import Teacher, momentum_at
 
 with_teacher = pytest.mark.parametrize(
-    ("name", "head"),
-    [
-        ("dino", "head"),
-        ("byol", "projector"),
-        ("moco_v2_plus", "projector"),
-        ("moco_v3", "projector"),
-    ],
+    ("name", "head"), [("dino", "head"), ("byol", "projector"), ("moco_v2_plus", "projector"), ("moco_v3", "projector")]
 )
 
 

@@ -37,9 +37,7 @@ GREY = {"photometric": "minisblack"}
 BYTES_MAX = 2**24
 PLANE = np.random.default_rng(0).integers(0, 60_000, (33, 41), dtype=np.uint16)
 FUZZING = settings(
-    deadline=None,
-    report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None, report_multiple_bugs=False, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -102,10 +102,10 @@ def test_a_file_that_is_cut_gives_what_it_holds_and_says_so(tmp_path, write_meas
     file.write_text(text[: text.index('bts:Column="8"')])
     (plate,) = listed(tmp_path)
     assert [(problem.problem, problem.file) for problem in plate.problems] == [
-        ("unlisted_files", "P_0108_T0001F001L01A01Z01C01.tif"),  # listed behind the cut
+        ("unlisted_files", "P_0108_T0001F001L01A01Z01C01.tif")  # listed behind the cut
     ]
     assert [(problem.problem, problem.file) for problem in of_screen(tmp_path)] == [
-        ("unreadable_file", "MeasurementData.mlf"),
+        ("unreadable_file", "MeasurementData.mlf")
     ]
     assert len(plate.sites) == 7
 

@@ -60,7 +60,7 @@ def test_two_runs_of_one_plate_are_one_plate_unless_each_is_wanted(tmp_path, wri
     assert (problem.problem, problem.plate, problem.file) == ("duplicate_plate", "P1", "P1__2024-02-02-Measurement2")
     assert "P1__2024-01-01-Measurement1" in problem.found
     assert [plate.plate for plate in listed(tmp_path, runs="each")] == [
-        *("P1__2024-01-01-Measurement1", "P1__2024-02-02-Measurement2", "P2__2024-01-01-Measurement1"),
+        *("P1__2024-01-01-Measurement1", "P1__2024-02-02-Measurement2", "P2__2024-01-01-Measurement1")
     ]
 
 

@@ -19,9 +19,7 @@ SMALL = {
     "load-data": {"load_data.csv": "FileName_OrigDNA,PathName_OrigDNA,Metadata_Plate,Metadata_Well\n"},
     "bbbc021": {"BBBC021_v1_image.csv": "Image_FileName_DAPI,Image_PathName_DAPI,Image_Metadata_Well_DAPI\n"},
     "bbbc022": {"BBBC022_v1_image.csv": "Image_FileName_OrigER,Image_Metadata_CPD_WELL_POSITION\n"},
-    "bbbc006": {
-        "BBBC006_v1_images_z_00/mcf-z-stacks-1_a01_s1_w1d6a3b8c4-1d5e-4c52-8ae2-6b4c3c0a3b1e.tif": "",
-    },
+    "bbbc006": {"BBBC006_v1_images_z_00/mcf-z-stacks-1_a01_s1_w1d6a3b8c4-1d5e-4c52-8ae2-6b4c3c0a3b1e.tif": ""},
     "rxrx": {"HUVEC-1/Plate1/B02_s1_w1.png": ""},
     "phenix": {"P1/Images/r01c01f01p01-ch1sk1fk1fl1.tiff": ""},
     "imagexpress": {"TimePoint_1/P1_B03_s1_w1.tif": ""},

@@ -31,16 +31,9 @@ from cytolake.screens.simulated.screen import (
 )
 
 SMALL = SimulatedScreen(
-    n_plates=2,
-    n_pathways=1,
-    genes_per_pathway=1,
-    n_compounds=0,
-    n_negative_controls=1,
-    n_positive_controls=1,
-    sites_per_well=1,
-    site_size_px=64,
-    artefact_share=0.5,
-)
+    n_plates=2, n_pathways=1, genes_per_pathway=1, n_compounds=0, n_negative_controls=1, n_positive_controls=1,
+    sites_per_well=1, site_size_px=64, artefact_share=0.5,
+)  # fmt: skip
 """Two plates of four wells."""
 
 
