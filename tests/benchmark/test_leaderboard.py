@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import BEST_OF_THESE, LeaderboardFilter, leaderboard
-from cytolake.catalog.declared import table_contract
 from cytolake.reports.figures import block_curves
 from cytolake.reports.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.tracking import TrackingConfig
@@ -22,11 +23,6 @@ from cytolake.tune.promotion import NoGainError, PromoteBy, check_gain, choose_b
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 ENCODERS = {"trained": 3, "untrained": 3, "pixel_statistics": 0}
 """Kinds, and their blocks."""
-
-
-def rows(table, rows):
-    contract = table_contract(table)
-    return contract.rows([dict.fromkeys(contract.schema.names) | row for row in rows])
 
 
 def score(representation, value, benchmark="activity_map", label="perturbation", protocol="new", hours=1, **more):
@@ -42,7 +38,7 @@ def score(representation, value, benchmark="activity_map", label="perturbation",
 def written(tmp_path_factory):
     """Folder of the catalog that each test gets a copy of."""
     root = tmp_path_factory.mktemp("written")
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     representations = [
         {
             "representation_id": f"{kind}{block}", "kind": kind, "model_id": kind, "architecture": "vit",
@@ -51,7 +47,7 @@ def written(tmp_path_factory):
         for kind, n_blocks in ENCODERS.items()
         for block in (range(n_blocks) if n_blocks else [-1])
     ]  # fmt: skip
-    catalog.append("representations", rows("representations", representations), transaction="r")
+    add_rows(catalog, "representations", *representations)
     biology = [
         score("trained0", 0.5), score("trained1", 0.8), score("trained2", 0.7), score("untrained0", 0.4),
         score("untrained1", 0.3), score("pixel_statistics-1", 0.2),
@@ -60,7 +56,7 @@ def written(tmp_path_factory):
     leakage = [score(f"trained{b}", v, "linear_probe", "plate") for b, v in enumerate((0.9, 0.6, 0.7))]
     leakage += [score("untrained0", 0.5, "batch_leakage", "plate"), score("trained0", 0.9, "batch_leakage", "plate")]
     of_seeds = [score("trained0", 1.0, protocol="new", hours=2) | {"seed": 0, "score_id": "a seed"}]
-    catalog.append("scores", rows("scores", biology + older + leakage + of_seeds), transaction="s")
+    add_rows(catalog, "scores", *biology, *older, *leakage, *of_seeds)
     return root
 
 
@@ -91,8 +87,8 @@ def test_an_encoder_of_other_wells_has_a_ranking_of_its_own_and_hides_none(catal
         "representation_id": "peer", "kind": "external", "model_id": "peer", "architecture": "peer", "block": -1,
         "pooling": "all", "dim": 4, "pack_id": "another", "created_at": BEGAN,
     }  # fmt: skip
-    catalog.append("representations", rows("representations", [peer]), transaction="peer")
-    catalog.append("scores", rows("scores", [score("peer", 0.9, protocol="94 wells", hours=5)]), transaction="peer's")
+    add_rows(catalog, "representations", peer)
+    add_rows(catalog, "scores", score("peer", 0.9, protocol="94 wells", hours=5))
     assert ranked(catalog, benchmark="activity_map") == [
         ("peer", 0.9), ("trained1", 0.8), ("untrained0", 0.4), ("pixel_statistics-1", 0.2),
     ]  # fmt: skip
@@ -112,7 +108,7 @@ def test_the_block_that_the_probe_of_wells_chose_stands_in_every_ranking(catalog
     probed = [
         score(f"trained{b}", v, "linear_probe", metric="balanced_accuracy_wells") for b, v in enumerate((0.3, 0.4, 0.6))
     ]
-    catalog.append("scores", rows("scores", probed), transaction="probed")
+    add_rows(catalog, "scores", *probed)
     (best, *_) = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
     assert (best["representation_id"], best["value"]) == ("trained2", 0.7)
     assert best["chosen_by"] == "linear_probe of perturbation"
@@ -131,7 +127,7 @@ def test_a_probed_encoder_is_scored_with_the_block_that_other_units_choose(catal
         }  # fmt: skip
         value = sum(values) / 3
         probed.append(score(name, value, "linear_probe", metric="balanced_accuracy", details=json.dumps(details)))
-    catalog.append("scores", rows("scores", probed), transaction="probed")
+    add_rows(catalog, "scores", *probed)
     wanted = LeaderboardFilter(benchmark="linear_probe", label="perturbation")
     (row,) = leaderboard(catalog, wanted).to_pylist()
     assert row["chosen_by"] == by
@@ -157,8 +153,8 @@ def test_a_pack_s_rankings_keep_what_was_scored_with_it(catalog):
         "representation_id": "peer", "kind": "external", "model_id": "peer", "architecture": "peer", "block": -1,
         "pooling": "all", "dim": 4, "pack_id": "another", "created_at": BEGAN,
     }  # fmt: skip
-    catalog.append("representations", rows("representations", [outsider]), transaction="peer")
-    catalog.append("scores", rows("scores", [score("peer", 0.9)]), transaction="peer's")
+    add_rows(catalog, "representations", outsider)
+    add_rows(catalog, "scores", score("peer", 0.9))
     assert ranked(catalog, benchmark="activity_map", pack_id="pack")[0] == ("peer", 0.9)
     assert ranked(catalog, benchmark="activity_map", pack_id="nothing") == []
 
@@ -195,7 +191,7 @@ def test_an_interval_that_is_not_over_plates_shows_no_gain(catalog):
     details = json.dumps({"no_plate_interval": "2 plates, expected 3 or more"})
     values = {"trained0": 0.9, "untrained0": 0.4, "pixel_statistics-1": 0.2}
     few = [score(name, value, protocol="two plates", hours=3, details=details) for name, value in values.items()]
-    catalog.append("scores", rows("scores", few), transaction="two plates")
+    add_rows(catalog, "scores", *few)
     by = PromoteBy(benchmark="activity_map", metric="m", label="perturbation", alignment="pca_cs")
     choice = choose_by(catalog, list(values), by)
     assert (choice.score, choice.gain, choice.gain_low) == (0.9, pytest.approx(0.5), None)
@@ -209,8 +205,8 @@ def test_what_was_aligned_is_ranked_by_name_and_never_promoted(catalog, tmp_path
         "pooling": "mean", "dim": 4, "pack_id": "pack", "created_at": BEGAN, "parent_id": "trained1",
         "alignment_id": "f", "alignment_variant": "tvn_vcb",
     }  # fmt: skip
-    catalog.append("representations", rows("representations", [aligned]), transaction="aligned")
-    catalog.append("scores", rows("scores", [score("a1", 0.95)]), transaction="of aligned")
+    add_rows(catalog, "representations", aligned)
+    add_rows(catalog, "scores", score("a1", 0.95))
     (first, second, *_) = leaderboard(catalog, LeaderboardFilter(benchmark="activity_map")).to_pylist()
     assert encoder_name(first) == "mae_vit 1a2b3c4d, aligned (tvn_vcb)"
     assert (first["parent_id"], second["parent_id"]) == ("trained1", "")
@@ -245,7 +241,7 @@ def test_every_ranking_says_what_chance_is_where_a_number_says_so(catalog, tmp_p
         score("trained0", 0.5, "batch_mixing", details=json.dumps({"chance": 0.25})),
         score("trained0", 0.5, "relation_recall", details=json.dumps({"random": 0.101})),
     ]
-    catalog.append("scores", rows("scores", shown), transaction="with chance")
+    add_rows(catalog, "scores", *shown)
     page = write_leaderboard(catalog, tmp_path / "page.html", title="T").read_text(encoding="utf-8")
     for chance in ("chance 0.125", "chance 0.250", "chance 0.101"):
         assert page.count(chance) == 1

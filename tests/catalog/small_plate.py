@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from tests.catalog.rows import add_rows
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, table_names
@@ -35,43 +36,21 @@ def write_plate(folder: Path, name: str = "P1", seed: int = 0) -> Plate:
                 pixels[0, 0] = 65535
                 tifffile.imwrite(path, pixels)
                 paths.append(str(path))
-            sites.append(
-                SiteImage(
-                    screen="S",
-                    plate=name,
-                    well=well,
-                    site=site,
-                    channels=CHANNELS,
-                    reader="files",
-                    image_paths=tuple(paths),
-                )
-            )
+            place = {"screen": "S", "plate": name, "well": well, "site": site}
+            sites.append(SiteImage(**place, channels=CHANNELS, reader="files", image_paths=tuple(paths)))
     wells = (
         {"well": "A01", "gene": "TP53", "control": ""},
         {"well": "A02", "gene": "", "compound": "DMSO", "control": "negcon"},
         {"well": "C01", "gene": "MYC", "control": "what"},
     )
     lost = Problem(
-        screen="S",
-        plate=name,
-        well="C01",
-        problem="well_without_image",
-        found="none",
-        expected="one",
+        screen="S", plate=name, well="C01", problem="well_without_image", found="none", expected="one",
         next_step="Look.",
-    )
+    )  # fmt: skip
     return Plate(
-        screen="S",
-        plate=name,
-        batch="B",
-        source=str(folder / name),
-        reader="files",
-        channels=CHANNELS,
-        sites=tuple(sites),
-        wells=wells,
-        problems=(lost,),
-        pixel_size_um=0.5,
-    )
+        screen="S", plate=name, batch="B", source=str(folder / name), reader="files", channels=CHANNELS,
+        sites=tuple(sites), wells=wells, problems=(lost,), pixel_size_um=0.5,
+    )  # fmt: skip
 
 
 def stage(catalog: Catalog, plate: Plate, config: IngestConfig = CONFIG) -> Staging:
@@ -102,3 +81,9 @@ def contents(catalog: Catalog) -> dict[str, list[dict[str, object]]]:
         rows = catalog.table(name).sort_by([(column, "ascending") for column in contract.key]).to_pylist()
         found[name] = [{k: v for k, v in row.items() if not k.endswith("_at") and k != "files_hash"} for row in rows]
     return found
+
+
+def embed(catalog: Catalog) -> None:
+    """One embedding of every crop, of all plates in one file."""
+    crops = catalog.table("crops", columns=["crop_id", "well_id", "plate_id"]).to_pylist()
+    add_rows(catalog, "embeddings", *crops, representation_id="r", embedding=[1.0])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
 from cytolake.catalog import Catalog, CatalogError, table_contract
 
@@ -42,7 +43,7 @@ def catalog(tmp_path: Path) -> Catalog:
         "profiles": [blank("profiles", representation_id="r1", well_id="w1", profile=[1.0, 2.0, 3.0, 4.0])],
     }
     for name, listed in rows.items():
-        catalog.append(name, table_contract(name).rows(listed), transaction="t")
+        add_rows(catalog, name, *listed)
     return catalog
 
 
@@ -72,33 +73,6 @@ def test_wells_have_their_profiles(catalog):
     np.testing.assert_array_equal(wells.X, [[1, 2, 3, 4]])
 
 
-def test_it_survives_being_written_and_read(catalog, tmp_path):
-    import anndata
-
-    cells = catalog.to_anndata("r1")
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "cells.h5ad").X, vectors_in_order(cells.obs_names))
-
-
-def test_annotations_are_columns_in_place_of_one_text(tmp_path):
-    catalog = empty_catalog(tmp_path)
-    rows = {
-        "wells": [
-            blank("wells", well_id="w0", plate_id="p", annotations='{"cell_line": "U2OS"}'),
-            blank("wells", well_id="w1", plate_id="p", annotations='{"efficacy": "0.5"}'),
-        ],
-        "plates": [blank("plates", plate_id="p")],
-        "representations": [blank("representations", representation_id="r1", dim=1)],
-        "profiles": [blank("profiles", representation_id="r1", well_id=f"w{i}", profile=[1.0]) for i in (0, 1)],
-    }
-    for name, listed in rows.items():
-        catalog.append(name, table_contract(name).rows(listed), transaction="t")
-    obs = catalog.to_anndata("r1", level="well").obs
-    assert "annotations" not in obs
-    assert obs["Metadata_cell_line"].tolist() == ["U2OS", ""]
-    assert obs["Metadata_efficacy"].tolist() == ["", "0.5"]
-
-
 def test_an_unknown_or_empty_representation_is_refused_with_what_is_there(catalog):
     with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2, the newest: "):
         catalog.to_anndata("r2")
@@ -106,7 +80,3 @@ def test_an_unknown_or_empty_representation_is_refused_with_what_is_there(catalo
         catalog.to_anndata([])
     with pytest.raises(CatalogError, match=r"representation other has no rows in the table profiles"):
         catalog.to_anndata("other", level="well")
-
-
-def vectors_in_order(names: list[str]) -> list[np.ndarray]:
-    return [vectors("r1")[name] for name in names]

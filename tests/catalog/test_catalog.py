@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.older_catalog import as_first_release
 from tests.catalog.processes import commit_one, run_at_once
 from tests.catalog.small_plate import commit, contents, write_plate
@@ -20,7 +21,7 @@ from cytolake.storage.files import list_objects
 
 
 def test_a_tag_reads_as_the_catalog_was_and_is_never_moved(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, write_plate(tmp_path / "source"))
     versions = catalog.tag("first", "one plate")
     assert catalog.tag("first") == versions  # the same again changes nothing
@@ -50,7 +51,7 @@ def test_a_folder_remembers_where_its_tables_lie(tmp_path):
 
 def test_a_catalog_on_s3_takes_a_plate_once_and_answers_like_a_local_one(s3_bucket, tmp_path):
     plate = write_plate(tmp_path / "source")
-    here = cytolake.catalog.open(tmp_path / "here", create=True)
+    here = empty_catalog(tmp_path / "here")
     commit(here, plate)
     there = cytolake.catalog.open(tmp_path / "root", tables=f"{s3_bucket}/lake", create=True)
     assert commit(there, plate) == commit(there, plate)
@@ -83,7 +84,7 @@ with ray_session(RayConfig(cpus=1, object_store_mb=100)):
 @pytest.mark.slow  # half a minute for a Ray whose processes find the S3 server in their environment
 def test_ray_workers_stage_on_s3_and_the_driver_commits_there(s3_bucket, tmp_path):
     there = cytolake.catalog.open(tmp_path / "root", tables=f"{s3_bucket}/lake", create=True)
-    here = cytolake.catalog.open(tmp_path / "here", create=True)
+    here = empty_catalog(tmp_path / "here")
     commit(here, write_plate(tmp_path / "source"))
     run = subprocess.run(
         [
@@ -102,7 +103,7 @@ def test_ray_workers_stage_on_s3_and_the_driver_commits_there(s3_bucket, tmp_pat
 def test_an_older_catalog_opens_reads_and_takes_more_plates(tmp_path):
     root = tmp_path / "catalog"
     plate = write_plate(tmp_path / "source")
-    commit(cytolake.catalog.open(root, create=True), plate)
+    commit(empty_catalog(root), plate)
     as_first_release(root)
     catalog = cytolake.catalog.open(root)
     old = catalog.table("sites")
@@ -121,7 +122,7 @@ def test_an_older_catalog_opens_reads_and_takes_more_plates(tmp_path):
 
 
 def test_four_processes_that_ingest_four_plates_all_land(tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     names = [f"P{number}" for number in range(4)]
     each = [(catalog.root, tmp_path / "source", name) for name in names]
     assert run_at_once(commit_one, each)[0] == [0, 0, 0, 0]
@@ -131,7 +132,7 @@ def test_four_processes_that_ingest_four_plates_all_land(tmp_path):
 
 
 def test_a_query_for_one_plate_reads_one_file_of_each_table(tmp_path, monkeypatch):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     for number in range(4):
         commit(catalog, write_plate(tmp_path / "source", f"P{number}"))
     plate_id = ids.plate_id("S", "P2")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 from tests.catalog.processes import append_own_and_shared, run_at_once
@@ -123,13 +122,6 @@ def test_every_file_says_smallest_largest_and_nulls_of_every_scalar_column(crops
             assert action[f"min.{field.name}"] is not None
             assert action[f"max.{field.name}"] is not None
     assert (action["min.crop_id"], action["max.crop_id"]) == ("p-0", "p-2")
-
-
-def test_a_query_for_one_plate_skips_the_files_of_the_others(crops):
-    for plate in ("p", "q", "r"):
-        commit(crops, crop_rows(plate), plate)
-    files = DeltaTable(str(crops)).to_pyarrow_dataset().get_fragments(filter=pc.field("plate_id") == "q")
-    assert len(list(files)) == 1
 
 
 def test_tables_stay_in_the_protocol_that_arrow_readers_know(crops):

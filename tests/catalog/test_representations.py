@@ -11,41 +11,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, representations, table_contract
+from cytolake.catalog import Catalog, CatalogError, representations
 from cytolake.catalog.corrections.retract import restore, retract
-from cytolake.catalog.representations import (
-    VectorReader,
-    find_representation,
-    read_vectors,
-    stored_vectors,
-    vectors_of,
-)
+from cytolake.catalog.representations import VectorReader, find_representation, read_vectors, stored_vectors, vectors_of
 from cytolake.tracking import AliasNotFoundError, TrackingConfig
 
 
 def add(catalog: Catalog, representation: str, kind: str, curation: str, day: int, n: int = 3) -> None:
     """A representation of crops c0, c1, ... whose vectors are (day, number)."""
-    curations, described, embeddings = (table_contract(name) for name in ("curations", "representations", "embeddings"))
-    kept = dict.fromkeys(curations.schema.names) | {
-        "curation_id": f"id of {curation}", "curation": curation, "crop_id": "c0", "is_kept": True,
-    }  # fmt: skip
-    catalog.append("curations", curations.rows([kept]), transaction=f"curation {curation}")
-    row = dict.fromkeys(described.schema.names) | {
+    kept = {"curation_id": f"id of {curation}", "curation": curation, "crop_id": "c0", "is_kept": True}
+    add_rows(catalog, "curations", kept)
+    row = {
         "representation_id": representation, "kind": kind, "block": 3, "dim": 2,
         "architecture": "peer" if kind == "external" else "mae_vit",
         "pooling": "all" if kind == "pixel_statistics" else "mean",
         "curation_id": f"id of {curation}", "created_at": datetime(2026, 1, day, tzinfo=UTC),
     }  # fmt: skip
-    catalog.append("representations", described.rows([row]), transaction=representation)
-    rows = [
-        dict.fromkeys(embeddings.schema.names)
-        | {"representation_id": representation, "crop_id": f"c{i}", "embedding": [float(day), float(i)]}
-        for i in reversed(range(n))
-    ]
-    catalog.append("embeddings", embeddings.rows(rows), transaction=representation)
+    add_rows(catalog, "representations", row)
+    rows = [{"crop_id": f"c{i}", "embedding": [float(day), float(i)]} for i in reversed(range(n))]
+    add_rows(catalog, "embeddings", *rows, representation_id=representation)
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +158,7 @@ def test_vectors_of_several_lengths_are_refused(planted):
     lake, _, vectors = planted
     identity, _ = plant(lake, "two widths")
     extra = {"representation_id": identity, "crop_id": "more", "well_id": "w", "plate_id": "p"}
-    rows = table_contract("embeddings").rows([extra | {"embedding": [1.0] * (DIM + 1)}])
-    lake.append("embeddings", rows, transaction="wider")
+    add_rows(lake, "embeddings", extra, embedding=[1.0] * (DIM + 1))
     with pytest.raises(CatalogError, match=f"vectors of {DIM}, {DIM + 1} values, expected one length"):
         read_vectors(lake, identity, [*vectors, "more"])
 

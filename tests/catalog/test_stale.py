@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 from tests.catalog.small_plate import commit, write_plate
 
 import cytolake.catalog
-from cytolake.catalog import CatalogError, ids, table_contract
+from cytolake.catalog import CatalogError, ids
 from cytolake.catalog.corrections import annotate, purge, rename, restore, retract
 from cytolake.catalog.stale import check_curation, stale_artefacts
 from cytolake.curation.curate import CurateConfig, curate
@@ -40,10 +41,6 @@ def kinds(catalog):
     return [(each.kind, each.why, each.plates) for each in stale_artefacts(catalog)]
 
 
-def row(table, **values):
-    return table_contract(table).rows([dict.fromkeys(table_contract(table).schema.names) | values])
-
-
 def write_results(catalog, curation, when):
     """A pack, a representation of it, an aligned one, and a score of each, as of a moment."""
     one, two = (ids.plate_id("S", name) for name in ("P1", "P2"))
@@ -54,10 +51,10 @@ def write_results(catalog, curation, when):
     (folder / "pack.json").write_text(json.dumps(described))
     for name, kind in (("r", "trained"), ("a", "aligned")):
         values = {"kind": kind, "pack_id": "pack", "created_at": when, "block": 0}
-        catalog.append("representations", row("representations", representation_id=name, **values), transaction=name)
+        add_rows(catalog, "representations", values, representation_id=name)
         values = {"benchmark": "linear_probe", "label": "gene", "metric": "m", "seed": -1, "scored_at": when}
         values |= {"score_id": f"s{name}{when}", "representation_id": name}
-        catalog.append("scores", row("scores", **values), transaction=f"s{name}{when}")
+        add_rows(catalog, "scores", values)
 
 
 def test_nothing_is_stale_before_a_correction_and_after_a_rename(catalog, config):
@@ -92,7 +89,7 @@ def test_what_is_computed_again_is_no_longer_stale(catalog, config, tmp_path):
     check_curation(catalog, new)
     later = datetime.datetime.now(datetime.UTC)
     values = {"benchmark": "linear_probe", "label": "gene", "metric": "m", "seed": -1, "scored_at": later}
-    catalog.append("scores", row("scores", score_id="new", representation_id="r", **values), transaction="new")
+    add_rows(catalog, "scores", values, score_id="new", representation_id="r")
     assert [each.identity for each in stale_artefacts(catalog) if each.kind != "score"] == ["a"]
     assert [each.kind for each in stale_artefacts(catalog)].count("score") == 1  # of the aligned one
 
@@ -123,7 +120,7 @@ def test_a_newer_pack_and_its_representations_take_the_place_of_those_of_before_
     assert [each[0] for each in kinds(catalog)] == [*["representation"] * 2, *["score"] * 2]
     for name, kind in (("r2", "trained"), ("a2", "aligned")):
         values = {"kind": kind, "pack_id": "newer", "created_at": datetime.datetime.now(datetime.UTC), "block": 0}
-        catalog.append("representations", row("representations", representation_id=name, **values), transaction=name)
+        add_rows(catalog, "representations", values, representation_id=name)
     assert kinds(catalog) == []
 
 
@@ -135,13 +132,8 @@ def test_what_was_computed_at_the_moment_of_a_correction_is_stale(catalog, tmp_p
     annotate(catalog, "S/P1", path)
     (row,) = catalog.table("plates", where="plate = 'P1'").to_pylist()
     when = row["changed_at"] + datetime.timedelta(seconds=seconds)
-    rows = {
-        "representations": {"kind": "aligned", "architecture": "a", "block": 0, "pooling": "mean", "pack_id": ""}
-        | {"created_at": when},
-        "profiles": {"well_id": "w", "plate_id": row["plate_id"], "n_crops": 1, "profile": [0.0]},
-    }
-    for name, cells in rows.items():
-        contract = table_contract(name)
-        whole = dict.fromkeys(contract.schema.names) | cells | {"representation_id": "r"}
-        catalog.append(name, contract.rows([whole]), transaction="r")
+    described = {"kind": "aligned", "architecture": "a", "block": 0, "pooling": "mean", "created_at": when}
+    add_rows(catalog, "representations", described, representation_id="r", pack_id="")
+    profile = {"well_id": "w", "plate_id": row["plate_id"], "n_crops": 1, "profile": [0.0]}
+    add_rows(catalog, "profiles", profile, representation_id="r")
     assert [each.identity for each in stale_artefacts(catalog)] == (["r"] if is_stale else [])

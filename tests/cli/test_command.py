@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from tests.catalog.rows import add_rows
 from tests.packs.small_pack import write_pack
 from typer.testing import CliRunner
 
@@ -93,11 +94,11 @@ def curated(root: Path, *curations: tuple[str, str]) -> None:
     """A catalog with one crop kept by each curation (id and name), the last one newest."""
     catalog = cytolake.catalog.open(root, create=True)
     for day, (identity, name) in enumerate(curations, 1):
-        row = dict.fromkeys(cytolake.catalog.table_contract("curations").schema.names) | {
+        row = {
             "curation_id": identity, "curation": name, "crop_id": "crop0", "plate_id": "plate0", "is_kept": True,
             "reason": "", "curated_at": datetime.datetime(2026, 1, day, tzinfo=datetime.UTC),
         }  # fmt: skip
-        catalog.append("curations", cytolake.catalog.table_contract("curations").rows([row]), transaction=identity)
+        add_rows(catalog, "curations", row)
 
 
 def built(root: Path, curation_id: str, curation: str, pack_id: str) -> None:

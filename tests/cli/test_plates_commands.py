@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from tests.catalog.corrections.conftest import without_ray  # noqa: F401  an autouse fixture
 from typer.testing import CliRunner
 
 import cytolake.catalog
@@ -16,6 +15,7 @@ from cytolake.cli.main import app
 from cytolake.screens.sources import ScreenSource, list_plates
 
 CONFIG = IngestConfig(crop_size=32)
+pytestmark = pytest.mark.usefixtures("ray_in_process")
 
 
 def write_images(folder: Path, seed: int) -> None:

@@ -9,9 +9,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from typer.testing import CliRunner
 
-import cytolake.catalog
 from cytolake.cli.main import app
 
 LONG = "a" * 300
@@ -21,7 +21,7 @@ QUERY = f"select '{LONG}' as id, [1, 2] as list, 3.5 as x, 'nan'::double as noth
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("lake")
-    cytolake.catalog.open(root, create=True)
+    empty_catalog(root)
     return root
 
 

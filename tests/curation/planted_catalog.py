@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, table_contract
 from cytolake.qc.metrics import METRICS
 
@@ -52,28 +53,25 @@ def add_screen(catalog: Catalog, wells: list[dict[str, Any]], screen: str = "S")
     """Write wells, and sites, metrics and crops of each."""
     random = np.random.default_rng(len(wells))
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("wells", "sites", "qc_metrics", "crops", "plates")}
-    blank = {name: dict.fromkeys(table_contract(name).schema.names) for name in tables}
     for well in wells:
         place = {"screen": screen} | {name: well[name] for name in ("plate_id", "plate", "batch", "well", "well_id")}
-        known = {name: value for name, value in well.items() if name in blank["wells"]}
-        tables["wells"].append(blank["wells"] | place | known)
+        tables["wells"].append(place | {name: value for name, value in well.items() if name != "metrics"})
         site = place | {"site_id": well["well_id"], "site": "1", "channels": ["DNA"]}
-        tables["sites"].append(blank["sites"] | site)
+        tables["sites"].append(site)
         measured = {name: float(random.random()) for name in METRICS_KNOWN}
         tables["qc_metrics"].append(
-            blank["qc_metrics"] | {"site_id": well["well_id"], "plate_id": well["plate_id"], "channel": "DNA"}
+            {"site_id": well["well_id"], "plate_id": well["plate_id"], "channel": "DNA"}
             | {"channel_index": 0} | measured | well.get("metrics", {})
         )  # fmt: skip
         for number in range(CROPS_EACH):
             crop = {"crop_id": f"{well['well_id']}/{number}", "site_id": well["well_id"], "site": "1", "n_channels": 1}
             window = {"y": 0, "x": 64 * number, "size": 64, "foreground_share": 0.5}
-            tables["crops"].append(blank["crops"] | place | crop | window)
+            tables["crops"].append(place | crop | window)
     for plate in sorted({well["plate_id"] for well in wells}):
         of_plate = next(well for well in wells if well["plate_id"] == plate)
-        row = {"plate_id": plate, "screen": screen, "plate": plate, "batch": of_plate["batch"]}
-        tables["plates"].append(blank["plates"] | row)
+        tables["plates"].append({"plate_id": plate, "screen": screen, "plate": plate, "batch": of_plate["batch"]})
     for name, rows in tables.items():
-        catalog.append(name, table_contract(name).rows(rows), transaction=f"{name} {screen} {len(wells)}")
+        add_rows(catalog, name, *rows)
 
 
 def well_vectors(wells: list[dict[str, Any]], kind: str, strength: float = 1.0) -> np.ndarray:
@@ -113,24 +111,23 @@ def add_embeddings(
     }
     contract = table_contract("embeddings")
     catalog.append("embeddings", pa.table(columns, schema=contract.schema), transaction=f"e {representation}")
-    row = dict.fromkeys(table_contract("representations").schema.names) | {
+    row = {
         "representation_id": representation, "kind": kind, "block": -1, "pooling": "all", "dim": flat.shape[1],
         "curation_id": curation_id, "created_at": datetime(2026, 1, day, tzinfo=UTC),
     }  # fmt: skip
-    catalog.append("representations", table_contract("representations").rows([row]), transaction=f"r {representation}")
+    add_rows(catalog, "representations", row)
 
 
 def add_verdicts(catalog: Catalog, qc_id: str, verdicts: list[dict[str, Any]]) -> None:
     """Write verdicts given by level, ids and rule; they pass unless they say otherwise."""
-    blank = dict.fromkeys(table_contract("qc_verdicts").schema.names)
     usual = {"qc_id": qc_id, "site_id": "", "well_id": "", "plate_id": "P0", "channel": "", "channel_index": -1}
-    rows = [blank | usual | {"is_pass": True, "rule": "blurred"} | verdict for verdict in verdicts]
-    catalog.append("qc_verdicts", table_contract("qc_verdicts").rows(rows), transaction=f"verdicts {qc_id}")
+    rows = [usual | {"is_pass": True, "rule": "blurred"} | verdict for verdict in verdicts]
+    add_rows(catalog, "qc_verdicts", *rows)
 
 
 def planted_catalog(root: Path) -> Catalog:
     """The screen, and its embeddings `first` and `second`."""
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     wells = plate_labels()
     add_screen(catalog, wells)
     add_embeddings(catalog, wells, "first", well_vectors(wells, "active"), kind="untrained")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.catalog.empty_catalog import empty_catalog
 from tests.curation.planted_catalog import add_embeddings, add_screen, plate_labels, run_row, well_vectors
 
-import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.curation.curate import CurateConfig, Curation, curate
 
@@ -57,7 +57,7 @@ def test_other_embeddings_change_nothing_and_other_crops_make_another_curation(o
 
 def test_two_catalogs_with_the_same_content_keep_the_same_crops(own, run, tmp_path):
     wells = plate_labels()
-    other = cytolake.catalog.open(tmp_path / "other", create=True)
+    other = empty_catalog(tmp_path / "other")
     add_embeddings(other, wells, "first", well_vectors(wells, "active"), kind="untrained")
     add_screen(other, wells)
     assert kept(own, run(own)) == kept(other, run(other))

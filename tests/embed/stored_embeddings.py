@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id, crop_id, plate_id, well_id
@@ -26,7 +27,7 @@ def planted_wells(screen: str = "S", plates: Sequence[str] = ("P0", "P1")) -> li
         labels = [("DMSO", "")] * 2 + [("TP53", "TP53_1")] * 2 + [("TP53", "TP53_2")] + [("MYC", "MYC_1")] * 2
         for column, (perturbation, guide) in enumerate(labels, start=1):
             well = f"A{column:02d}"
-            row = dict.fromkeys(table_contract("wells").schema.names) | {
+            row = {
                 "well_id": well_id(screen, plate, well), "plate_id": plate_id(screen, plate), "screen": screen,
                 "plate": plate, "batch": f"batch of {plate}", "well": well, "row": 0, "column": column - 1,
                 "perturbation": perturbation, "gene": "" if perturbation == "DMSO" else perturbation, "guide": guide,
@@ -58,20 +59,18 @@ def planted_catalog(
         for i in range(1 + number % 4):
             place = {name: well[name] for name in ("screen", "plate", "well")}
             crops.append(
-                dict.fromkeys(table_contract("crops").schema.names)
-                | {name: well[name] for name in ("well_id", "plate_id", "batch")}
+                {name: well[name] for name in ("well_id", "plate_id", "batch")}
                 | place
                 | {"crop_id": crop_id(**place, site="1", y=0, x=32 * i, size=32), "site": "1", "y": 0, "x": 32 * i}
                 | {"size": 32, "n_channels": 2}
             )
     plates = [
-        dict.fromkeys(table_contract("plates").schema.names)
-        | {name: well[name] for name in ("plate_id", "screen", "plate", "batch")}
+        {name: well[name] for name in ("plate_id", "screen", "plate", "batch")}
         | {"channels": ["DNA", "ER"], "ingested_at": datetime.now(UTC)}
         for well in {well["plate_id"]: well for well in wells}.values()
     ]
     for name, rows in (("wells", wells), ("crops", crops), ("plates", plates)):
-        catalog.append(name, table_contract(name).rows(rows), transaction=f"test/{name}")
+        add_rows(catalog, name, *rows)
     return catalog
 
 
@@ -95,10 +94,10 @@ def plant(
         transaction = f"{name} {part.tolist()}"
         catalog.append("embeddings", pa.table(rows).select(contract.schema.names), transaction=transaction)
     if described:
-        row = dict.fromkeys(table_contract("representations").schema.names) | {
+        row = {
             "representation_id": identity, "kind": "trained", "model_id": content_id("model", model or name),
             "architecture": "chada_vit", "block": 0, "pooling": "mean", "dim": dim, "pack_id": "pack0",
             "curation_id": "curation0", "checkpoint": "", "run_id": "", "created_at": datetime.now(UTC),
         } | changes  # fmt: skip
-        catalog.append("representations", table_contract("representations").rows([row]), transaction=f"r {name}")
+        add_rows(catalog, "representations", row)
     return identity, dict(zip(crops["crop_id"].to_pylist(), vectors, strict=True))

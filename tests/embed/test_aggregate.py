@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
-from cytolake.catalog import Catalog, representations, table_contract
+from cytolake.catalog import Catalog, representations
 from cytolake.catalog.ids import content_id
 from cytolake.embed import well_sums
 from cytolake.embed.aggregate import COLUMNS, aggregate
@@ -94,18 +95,14 @@ def test_crops_that_a_curation_excludes_are_left_out(planted):
     kept = np.arange(len(frame)) % 3 > 0
     curation = content_id("newer QC")
     rows = [
-        dict.fromkeys(table_contract("curations").schema.names)
-        | {"curation_id": curation, "crop_id": crop, "is_kept": bool(is_kept), "reason": "" if is_kept else "blurred"}
+        {"crop_id": crop, "is_kept": bool(is_kept), "reason": "" if is_kept else "blurred"}
         for crop, is_kept in zip(frame["crop_id"], kept, strict=True)
     ]
-    catalog.append("curations", table_contract("curations").rows(rows), transaction="newer")
+    add_rows(catalog, "curations", *rows, curation_id=curation)
     with pytest.raises(ValueError, match=f"curation {curation}: not in the table curation_runs"):
         aggregate(catalog, identity, "well", curation_id=curation)
-    runs = table_contract("curation_runs")
     empty = content_id("keeps none")
-    for each in (curation, empty):
-        run = dict.fromkeys(runs.schema.names) | {"curation_id": each}
-        catalog.append("curation_runs", runs.rows([run]), transaction=each)
+    add_rows(catalog, "curation_runs", {"curation_id": curation}, {"curation_id": empty})
     found = aggregate(catalog, identity, "perturbation", mean_of="crops", curation_id=curation).to_pandas()
     expected = mean_vectors(frame[kept], ["screen", "perturbation"])
     np.testing.assert_allclose(np.stack(found["vector"]), np.stack(expected["vector"]), rtol=1e-6)
@@ -151,8 +148,7 @@ def test_vectors_that_are_not_finite_or_of_another_width_are_refused_by_name(pla
     ):
         identity, _ = plant(catalog, name)
         embedding = {"representation_id": identity, "crop_id": "c0new", "well_id": row["well_id"], "plate_id": "p"}
-        rows = table_contract("embeddings").rows([embedding | {"embedding": extra}])
-        catalog.append("embeddings", rows, transaction=f"{name} extra")
+        add_rows(catalog, "embeddings", embedding, embedding=extra)
         for refuse in (
             lambda each=identity: append_profiles(catalog, [each]),
             lambda each=identity: aggregate(catalog, each, "well"),
@@ -160,8 +156,7 @@ def test_vectors_that_are_not_finite_or_of_another_width_are_refused_by_name(pla
             with pytest.raises(ValueError, match=said):
                 refuse()
     stale, _ = plant(catalog, "another width than described", described=False)
-    described = dict.fromkeys(table_contract("representations").schema.names) | {"representation_id": stale, "dim": 9}
-    catalog.append("representations", table_contract("representations").rows([described]), transaction="stale")
+    add_rows(catalog, "representations", {"representation_id": stale, "dim": 9})
     with pytest.raises(ValueError, match=f"vectors of {DIM} values, expected 9"):
         aggregate(catalog, stale, "well")
 
@@ -179,7 +174,7 @@ def test_what_is_not_there_is_said(planted, tmp_path: Path):
     elsewhere = planted_catalog(tmp_path)
     stray, _ = plant(elsewhere, "stray")
     row = {"representation_id": stray, "crop_id": "c", "well_id": "gone", "plate_id": "p", "embedding": [0.0] * DIM}
-    elsewhere.append("embeddings", table_contract("embeddings").rows([row]), transaction="stray")
+    add_rows(elsewhere, "embeddings", row)
     with pytest.raises(ValueError, match="1 of 15 wells of the embeddings are not in the table wells, such as gone"):
         aggregate(elsewhere, stray, "well")
 

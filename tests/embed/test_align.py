@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 from typer.testing import CliRunner
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, table_contract
+from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.representations import VectorReader
 from cytolake.cli.main import app
 from cytolake.embed import align as module
@@ -379,7 +380,7 @@ def test_crops_of_a_pack_are_those_of_what_was_embedded_whatever_was_aligned(tmp
     catalog = planted_catalog(tmp_path)
     planted_representation(catalog)
     row = catalog.table("representations").to_pylist()[0] | {"representation_id": "0", "kind": "aligned"}
-    catalog.append("representations", table_contract("representations").rows([row]), transaction="of wells alone")
+    add_rows(catalog, "representations", row)
     crops = catalog.table("crops", columns=["crop_id"])["crop_id"]
     assert _check_pack(catalog, None, crops, "pack0") == "curation0"  # type: ignore[arg-type]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tests.embed.every_block import every_block
-from tests.embed.in_process import embedding_in_process
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
+from tests.ray_in_process import ray_in_process
 
 from cytolake.catalog.ids import representation_id
 from cytolake.embed import extract
@@ -148,7 +148,7 @@ def test_channel_means_come_later_without_a_change_to_what_is_there(tmp_path):
     whole = EmbedCrops(str(small.pack.path), paths, statistics, 1, False)(pa.table({"row": before[0].todo}))
     extract._append(small.catalog, small.pack, before, whole)
     config = EmbedConfig(minibatch_size=3, actors=1, channel_mean=True)
-    with embedding_in_process():
+    with ray_in_process():
         rows = embed_pack(small.catalog, small.pack, small.checkpoints, config)
     ids = {row["representation_id"] for row in rows}
     assert ids > {row["representation_id"] for source in before for row in source.rows}

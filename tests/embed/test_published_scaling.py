@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.catalog.empty_catalog import empty_catalog
-from tests.embed.in_process import embedding_in_process
 from tests.models.test_published_chada import DEPTH, HEADS, MOST, WIDTH, padded_cls, published_weights
 from tests.packs.test_build import CONFIG, ingest, write_plate
 from torch.nn import functional
@@ -77,8 +76,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, module_ray_in_process: N
 
 def test_embeddings_in_the_table_are_the_published_features(published):
     pack = published.packs["native"]
-    with embedding_in_process():
-        rows = embed_pack(published.catalog, pack, {"trained": published.checkpoint}, EmbedConfig(actors=1))
+    rows = embed_pack(published.catalog, pack, {"trained": published.checkpoint}, EmbedConfig(actors=1))
     (last,) = (row for row in rows if (row["kind"], row["block"], row["pooling"]) == ("trained", LAST, "cls"))
     stored = published.catalog.table(
         "embeddings", where="representation_id = ?", parameters=[last["representation_id"]]

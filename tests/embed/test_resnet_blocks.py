@@ -6,7 +6,6 @@ import anndata
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.embed.in_process import embedding_in_process
 from tests.embed.small_screen import CHANNELS, SIZE, SmallScreen, make_small_screen
 
 from cytolake.benchmark.cross_validation import probe_representation
@@ -33,13 +32,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallScreen:
 
 
 @pytest.fixture(scope="module")
-def rows(small: SmallScreen) -> list[dict[str, object]]:
+def rows(small: SmallScreen, module_ray_in_process: None) -> list[dict[str, object]]:
     """Embedded by a job that a first one left after one crop of one width."""
     first = list(extract._sources(small.catalog, small.pack, {"trained": small.checkpoints["trained"]}, ""))[2]
     actor = EmbedCrops(str(small.pack.path), {"trained": first.checkpoint}, None, 1, False)
     extract._append(small.catalog, small.pack, [first], actor(pa.table({"row": np.asarray([4])})))
-    with embedding_in_process():
-        return embed_pack(small.catalog, small.pack, small.checkpoints, EmbedConfig(minibatch_size=8, actors=1))
+    return embed_pack(small.catalog, small.pack, small.checkpoints, EmbedConfig(minibatch_size=8, actors=1))
 
 
 def test_every_stage_and_the_pooled_vector_are_stored_with_their_own_width(small, rows):

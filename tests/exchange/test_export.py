@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
-from cytolake.catalog import Catalog, table_contract
+from cytolake.catalog import Catalog
 from cytolake.catalog.representations import find_representation
 from cytolake.embed.aggregate import aggregate
 from cytolake.embed.well_sums import append_profiles
@@ -137,6 +138,7 @@ def test_annotations_of_the_plate_map_are_columns_of_every_export(annotated, tmp
         wells = frame["Metadata_well_id"]
     said = {row["well_id"]: json.loads(row["annotations"]) for row in catalog.table("wells").to_pylist()}
     names = {"Metadata_cell_line": "metadata_cell_line", "Metadata_dose_unit": "dose/unit"}
+    assert "annotations" not in frame
     for column, name in (names | {"Metadata_site_annotation": "site"}).items():
         assert frame[column].astype(str).tolist() == [said[well].get(name, "") for well in wells]
     if level == "crop" and kind != "h5ad":
@@ -184,7 +186,7 @@ def test_representations_of_other_crops_do_not_fit_and_the_old_file_stays(plante
     fewer, vectors = plant(catalog, "fewer", model="ours", block=3)
     well = catalog.table("wells", columns=["well_id", "plate_id"]).to_pylist()[0]
     row = {"representation_id": fewer, "crop_id": "one-more", "embedding": [0.0] * DIM} | well
-    catalog.append("embeddings", table_contract("embeddings").rows([row]), transaction="one more")
+    add_rows(catalog, "embeddings", row)
     path = export_anndata(catalog, [known["block_0_mean"][0]], tmp_path / "cells.h5ad", level="crop")
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"1 of \d+ rows have no counterpart in representation .* such as one-more"):
@@ -202,9 +204,8 @@ def test_representations_of_other_crops_do_not_fit_and_the_old_file_stays(plante
 def test_rows_of_another_width_than_the_representation_says_are_refused(planted, tmp_path):
     catalog, _ = planted
     wrong, _ = plant(catalog, "wrong width", described=False)
-    row = dict.fromkeys(table_contract("representations").schema.names)
-    row |= {"representation_id": wrong, "block": 0, "pooling": "mean", "dim": 9, "model_id": "m"}
-    catalog.append("representations", table_contract("representations").rows([row]), transaction="wrong width")
+    row = {"representation_id": wrong, "block": 0, "pooling": "mean", "dim": 9, "model_id": "m"}
+    add_rows(catalog, "representations", row)
     for refuse in (
         lambda: export_parquet(catalog, wrong, tmp_path / "x", level="crop"),
         lambda: export_anndata(catalog, [wrong], tmp_path / "x", level="crop"),

@@ -12,13 +12,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog, planted_wells
 
 from cytolake.benchmark.cross_validation import probe_representation
 from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC, ProbeConfig, probe_key
 from cytolake.benchmark.probe_data import read_probe_data
 from cytolake.benchmark.stored_probe import probe_stored
-from cytolake.catalog import Catalog, table_contract
+from cytolake.catalog import Catalog
 from cytolake.catalog.representations import read_vectors
 from cytolake.embed.aggregate import aggregate
 from cytolake.embed.well_sums import append_profiles
@@ -347,9 +348,8 @@ def test_a_real_deepprofiler_file_is_the_profile_of_its_well(catalog, real_data)
         row | {"plate": "Week1_22123", "well": "B02", "well_id": "real", "plate_id": "real"}
         for row in planted_wells()[:1]
     ]
-    plate = dict.fromkeys(table_contract("plates").schema.names) | {"plate_id": "real", "plate": "Week1_22123"}
-    catalog.append("wells", table_contract("wells").rows([well]), transaction="real")
-    catalog.append("plates", table_contract("plates").rows([plate]), transaction="real")
+    add_rows(catalog, "wells", well)
+    add_rows(catalog, "plates", {"plate_id": "real", "plate": "Week1_22123"})
     table = read_deepprofiler([path])
     assert table.vectors.shape == (206, 50)
     assert {name: set(values) for name, values in table.labels.items()} == {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -297,16 +295,3 @@ def test_positions_are_a_loop_over_rows_and_columns():
                     np.cos(x * w),
                 )
     np.testing.assert_allclose(grid_positions(side, width).numpy(), want, atol=1e-6)
-
-
-def test_models_import_without_the_rest_of_cytolake():
-    # Apart from cytolake.storage, which writes files with the standard library alone.
-    code = (
-        "import sys, cytolake.models; "
-        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('ray', 'mlflow', 'deltalake', 'pyarrow', 'zarr') "
-        "or m.startswith('cytolake.') and not m.startswith(('cytolake.models', 'cytolake.storage'))))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "platform"}
-    )
-    assert done.stdout.strip() == "[]"

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
 import cytolake.catalog
-from cytolake.catalog import table_contract
 from cytolake.performance_prediction.baselines import PREDICTOR
 from cytolake.performance_prediction.catalog_queries import (
     QueriesConfig,
@@ -34,16 +35,11 @@ FAST = {"folds": 2, "outer_folds": 2, "heteroscedastic": False, "bootstrap_draws
 CONFIG = QueriesConfig(representation_id="trained", crops=600, queries=300, predictor=QUICK)
 
 
-def rows(table, values):
-    contract = table_contract(table)
-    return contract.rows([dict.fromkeys(contract.schema.names) | value for value in values])
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Half of the genes are essential: strong, and said to be so in their pathway. The others do nothing."""
     root = tmp_path_factory.mktemp("queries")
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     random = np.random.default_rng(0)
     effect = random.normal(size=(N_GENES, DIM))
     wells, embeddings, profiles = [], [], []
@@ -74,7 +70,7 @@ def root(tmp_path_factory):
         ("wells", wells), ("plates", plates), ("embeddings", embeddings), ("profiles", profiles),
         ("representations", [representation]),
     ):  # fmt: skip
-        catalog.append(name, rows(name, values), transaction=name)
+        add_rows(catalog, name, *values)
     return root
 
 

@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from tests.catalog.small_plate import CHANNELS, commit, write_plate
+from tests.catalog.small_plate import CHANNELS
+from tests.qc.judged_plate import judged_plate
 
-import cytolake.catalog
 from cytolake.catalog import ids, table_contract
 from cytolake.qc.image_verdict import ImageError, judge_image
 from cytolake.qc.metrics import METRICS, measure_site
-from cytolake.qc.verdicts import QcConfig, judge_sites, qc_profile
+from cytolake.qc.verdicts import qc_profile
 from cytolake.screens.images.pixels import read_site
 
 PROFILE = qc_profile("default")
@@ -30,13 +30,7 @@ def cells(n_channels=2, size=160, seed=0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """Six sites, ingested and judged: too few for limits relative to their plate."""
-    folder = tmp_path_factory.mktemp("judged")
-    plate = write_plate(folder / "source")
-    catalog = cytolake.catalog.open(folder / "catalog", create=True)
-    commit(catalog, plate)
-    judge_sites(catalog, QcConfig())
-    return catalog, plate
+    return judged_plate(tmp_path_factory.mktemp("judged"))
 
 
 def test_an_image_has_the_metrics_and_verdicts_that_ingest_stored_for_it(judged):

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import spearmanr
-from tests.catalog.small_plate import commit_plate
+from tests.catalog.rows import add_rows
+from tests.qc.detector.labelled_screen import ingest_screen
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, table_contract
-from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
+from cytolake.catalog import Catalog, CatalogError
 from cytolake.qc.labels import (
     LABELS,
     SHEET_COLUMNS,
@@ -28,9 +27,7 @@ from cytolake.qc.labels import (
     read_label_sheet,
 )
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
-from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.simulated.screen import SimulatedScreen
-from cytolake.screens.sources import ScreenSource, list_plates
 
 SCREEN = SimulatedScreen(
     n_plates=2, n_batches=1, n_pathways=1, genes_per_pathway=1, n_compounds=0, n_positive_controls=0,
@@ -42,13 +39,7 @@ SCREEN = SimulatedScreen(
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog of two plates of ten sites."""
     root = tmp_path_factory.mktemp("labels")
-    simulate_screen(SCREEN, root / "screens")
-    catalog, config = cytolake.catalog.open(root / "catalog", create=True), IngestConfig(crop_size=32)
-    for plate in list_plates(ScreenSource(screen="simulated", path=str(root / "screens" / "simulated"))):
-        staging = staging_of(catalog, plate, content_hash(plate), config)
-        for site in plate.sites:  # one of each well
-            stage_well(staging, [site], plate.batch, config.crop_size)
-        commit_plate(catalog, plate, content_hash(plate), config)
+    ingest_screen(root, SCREEN)
     return root / "catalog"
 
 
@@ -75,14 +66,13 @@ def write(path: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = SHE
 def append_verdicts(catalog: Catalog, values: dict[str, float], qc_id: str = "d1") -> None:
     known = {row["site_id"]: row for row in catalog.table("sites").to_pylist()}
     rows = [
-        dict.fromkeys(table_contract("qc_verdicts").schema.names)
-        | {"qc_id": qc_id, "level": "site", "site_id": site, "well_id": "", "plate_id": known[site]["plate_id"],
-           "channel": "DNA", "channel_index": 0, "rule": "learned_artefact", "metric": "artefact_probability",
-           "value": value, "threshold": 0.5, "is_pass": value <= 0.5,
-           "judged_at": datetime.now(UTC)}
+        {"site_id": site, "plate_id": known[site]["plate_id"], "value": value, "is_pass": value <= 0.5}
         for site, value in values.items()
-    ]  # fmt: skip
-    catalog.append("qc_verdicts", table_contract("qc_verdicts").rows(rows), transaction=f"test/{qc_id}")
+    ]
+    add_rows(
+        catalog, "qc_verdicts", *rows, qc_id=qc_id, level="site", well_id="", channel="DNA", channel_index=0,
+        rule="learned_artefact", metric="artefact_probability", threshold=0.5, judged_at=datetime.now(UTC),
+    )  # fmt: skip
 
 
 def test_every_kind_of_artefact_is_a_label():

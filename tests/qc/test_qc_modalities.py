@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from simulated_brightfield import background, camera, cells, organoid
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
-import cytolake.catalog
 from cytolake.catalog import CatalogError, table_contract
 from cytolake.catalog.declared import channel_vocabulary
 from cytolake.curation.curate import CurateConfig, curate
@@ -175,36 +176,22 @@ def test_one_object_in_a_site_is_debris_only_where_sites_have_several():
 
 def stored(root, metrics: pa.Table, placed: Places):
     """A catalog of one plate with a crop for each site."""
-    catalog = cytolake.catalog.open(root, create=True)
-
-    def append(name, rows):
-        contract = table_contract(name)
-        empty = dict.fromkeys(contract.schema.names)
-        catalog.append(name, contract.rows(empty | row for row in rows), transaction=name)
+    catalog = empty_catalog(root)
 
     named = {"screen": "S", "plate": "P", "plate_id": "P", "batch": "B"}
-    append("plates", [named])
+    add_rows(catalog, "plates", named)
     catalog.append("qc_metrics", metrics, transaction="qc_metrics")
-    append(
-        "wells",
-        [
-            named | {"well_id": well, "well": f"{chr(65 + row)}{column + 1:02}", "row": int(row), "column": int(column)}
-            | {"control": control, "is_negative_control": control == "negative", "perturbation": "x"}
-            for well, row, column, control in zip(placed.wells, placed.row, placed.column, placed.control, strict=True)
-        ],
-    )  # fmt: skip
-    sites = [named | {"site_id": site, "well_id": well, "site": "1"} for site, well in placed.well_of_site.items()]
-    append(
-        "sites",
-        [
-            site | {"channels": ["DNA"], "image_paths": ["gone.tif"], "reader": "files", "timepoint": 0, "z": ""}
-            for site in sites
-        ],
-    )
-    append(
-        "crops",
-        [site | {"crop_id": f"crop of {site['site_id']}", "foreground_share": 0.5, "size": 64} for site in sites],
-    )
+    wells = [
+        {"well_id": well, "well": f"{chr(65 + row)}{column + 1:02}", "row": int(row), "column": int(column)}
+        | {"control": control, "is_negative_control": control == "negative"}
+        for well, row, column, control in zip(placed.wells, placed.row, placed.column, placed.control, strict=True)
+    ]
+    add_rows(catalog, "wells", *wells, **named, perturbation="x")
+    sites = [{"site_id": site, "well_id": well} for site, well in placed.well_of_site.items()]
+    image = {"channels": ["DNA"], "image_paths": ["gone.tif"], "reader": "files", "timepoint": 0, "z": ""}
+    add_rows(catalog, "sites", *sites, **named, **image, site="1")
+    crops = [site | {"crop_id": f"crop of {site['site_id']}"} for site in sites]
+    add_rows(catalog, "crops", *crops, **named, site="1", foreground_share=0.5, size=64)
     return catalog
 
 

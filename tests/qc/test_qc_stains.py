@@ -8,9 +8,9 @@ import itertools
 import numpy as np
 import pytest
 import tifffile
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import commit
 
-import cytolake.catalog
 from cytolake.curation.curate import CurateConfig, curate
 from cytolake.qc.verdicts import QcConfig, judge_sites, qc_profile
 from cytolake.screens.plate import Plate, SiteImage
@@ -45,7 +45,7 @@ def lake(tmp_path_factory):
         screen="s", plate="P1", batch="P1", source=str(folder), reader="files",
         channels=("DNA", "ER", "Red", "Far red"), sites=tuple(sites),
     )  # fmt: skip
-    catalog = cytolake.catalog.open(folder / "catalog", create=True)
+    catalog = empty_catalog(folder / "catalog")
     commit(catalog, plate)
     return catalog
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 from scipy.stats import median_abs_deviation
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows, table_rows
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
 from cytolake.qc.levels import Places, places
 from cytolake.qc.metrics import METRICS, measure_site
@@ -24,13 +26,9 @@ from cytolake.screens.simulated.screen import SimulatedScreen, simulated_site, s
 
 SITES_PER_WELL = 2
 RULES_FOR = {
-    "blur": {"defocus", "soft_focus"},
-    "saturation": {"saturation"},
-    "debris": {"debris", "common_debris"},
-    "empty": {"empty"},
-    "noise": {"noise"},
-    "autofluorescence": {"autofluorescence"},
-}
+    "blur": {"defocus", "soft_focus"}, "saturation": {"saturation"}, "debris": {"debris", "common_debris"},
+    "empty": {"empty"}, "noise": {"noise"}, "autofluorescence": {"autofluorescence"},
+}  # fmt: skip
 
 
 def metric_rows(plate: str, sites: dict[str, np.ndarray], channels: tuple[str, ...] = CHANNELS) -> pa.Table:
@@ -44,17 +42,10 @@ def metric_rows(plate: str, sites: dict[str, np.ndarray], channels: tuple[str, .
 def invented_metrics(plate: str, n: int = 12, channel: str = "DNA", seed: int = 0, **columns: object) -> pa.Table:
     rng = np.random.default_rng([len(plate), seed])
     values = {name: rng.normal(0.5, 0.1, n) for name in METRICS} | columns
-    return table_contract("qc_metrics").conform(
-        pa.table(
-            {
-                "site_id": [f"{plate}-{i}" for i in range(n)],
-                "plate_id": [plate] * n,
-                "channel": [channel] * n,
-                "channel_index": pa.array([0] * n, pa.int32()),
-                **values,
-            }
-        )
+    rows = (
+        {name: float(of_site[i]) for name, of_site in values.items()} | {"site_id": f"{plate}-{i}"} for i in range(n)
     )
+    return table_rows("qc_metrics", *rows, plate_id=plate, channel=channel, channel_index=0)
 
 
 def rule(**changes: object) -> QcRule:
@@ -65,17 +56,9 @@ def rule(**changes: object) -> QcRule:
 def simulated() -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Pixels of each site of a simulated plate, and its artefact."""
     config = SimulatedScreen(
-        n_plates=1,
-        n_batches=1,
-        n_pathways=2,
-        guides_per_gene=2,
-        n_compounds=1,
-        n_negative_controls=6,
-        sites_per_well=SITES_PER_WELL,
-        site_size_px=160,
-        artefact_share=0.5,
-        seed=5,
-    )
+        n_plates=1, n_batches=1, n_pathways=2, guides_per_gene=2, n_compounds=1, n_negative_controls=6,
+        sites_per_well=SITES_PER_WELL, site_size_px=160, artefact_share=0.5, seed=5,
+    )  # fmt: skip
     pixels, artefacts = {}, {}
     for well in simulated_wells(config):
         for site in range(1, SITES_PER_WELL + 1):
@@ -309,13 +292,7 @@ def test_cells_are_counted_against_the_controls_even_where_most_of_the_library_i
 
 def test_without_controls_the_plates_own_wells_are_the_reference():
     metrics, placed = plate_of_96(object_count=wells_with(120, (2, 8, 30.0)))
-    unknown = Places(
-        well_of_site=placed.well_of_site,
-        wells=placed.wells,
-        row=placed.row,
-        column=placed.column,
-        control=("",) * len(placed.wells),
-    )
+    unknown = replace(placed, control=("",) * len(placed.wells))
     verdicts = qc_profile("default").judge(metrics, unknown)
     assert [row["well_id"] for row in failed_rows(verdicts, "well")] == ["C09"]
     separation = next(row for row in verdicts.to_pylist() if row["rule"] == "control_separation")
@@ -495,14 +472,12 @@ def test_real_wells_with_few_cells_have_few_in_the_replicates_too_and_controls_n
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return cytolake.catalog.open(tmp_path, create=True)
+    return empty_catalog(tmp_path)
 
 
 def add_plate(catalog: Catalog, plate: str, metrics: pa.Table) -> None:
-    contract = table_contract("plates")
-    row = dict.fromkeys(contract.schema.names) | {"plate_id": plate, "screen": "S", "plate": plate}
     catalog.append("qc_metrics", metrics, transaction=f"metrics {plate}")
-    catalog.append("plates", contract.rows([row]), transaction=f"plate {plate}")
+    add_rows(catalog, "plates", {"plate_id": plate, "screen": "S", "plate": plate})
 
 
 def test_each_plate_is_judged_once(catalog):
@@ -542,24 +517,13 @@ def test_a_plate_judged_by_a_run_that_died_before_the_next_is_not_judged_again(c
 def test_judging_a_catalog_takes_places_and_controls_from_its_wells(catalog):
     metrics, placed = plate_of_96(object_count=wells_with(120, (2, 8, 30.0)))
     add_plate(catalog, "P", metrics)
-    wells, sites = table_contract("wells"), table_contract("sites")
-    catalog.append(
-        "wells",
-        wells.rows(
-            dict.fromkeys(wells.schema.names)
-            | {"well_id": well, "plate_id": "P", "row": int(row), "column": int(column), "control": control}
-            for well, row, column, control in zip(placed.wells, placed.row, placed.column, placed.control, strict=True)
-        ),
-        transaction="wells",
-    )
-    catalog.append(
-        "sites",
-        sites.rows(
-            dict.fromkeys(sites.schema.names) | {"site_id": site, "well_id": well, "plate_id": "P"}
-            for site, well in placed.well_of_site.items()
-        ),
-        transaction="sites",
-    )
+    wells = [
+        {"well_id": well, "row": int(row), "column": int(column), "control": control}
+        for well, row, column, control in zip(placed.wells, placed.row, placed.column, placed.control, strict=True)
+    ]
+    add_rows(catalog, "wells", *wells, plate_id="P")
+    sites = [{"site_id": site, "well_id": well} for site, well in placed.well_of_site.items()]
+    add_rows(catalog, "sites", *sites, plate_id="P")
     judge_sites(catalog, QcConfig())
     columns = ["level", "well_id", "site_id", "channel", "rule", "value", "is_pass"]
     written = catalog.table("qc_verdicts", columns=columns).to_pylist()

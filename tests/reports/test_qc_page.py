@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, table_contract
+from cytolake.catalog import Catalog, CatalogError
 from cytolake.qc.metrics import measure_site
 from cytolake.qc.verdicts import QcConfig, judge_sites
 from cytolake.reports.qc_page import write_qc_page
@@ -66,7 +68,7 @@ class Page(HTMLParser):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog of two plates of twelve wells (3 x 4, of a plate of 24), one site of two channels each."""
     folder = tmp_path_factory.mktemp("screen")
-    catalog = cytolake.catalog.open(folder / "catalog", create=True)
+    catalog = empty_catalog(folder / "catalog")
     controls = [well for well in simulated_wells(SCREEN) if well.row["control"] == "negative"]
     for plate in ("P1", "P2"):
         metrics, sites, wells = [], [], []
@@ -95,8 +97,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for c, (channel, measured) in enumerate(zip(CHANNELS, measure_site(pixels), strict=True))
             ]
         for name, rows in (("wells", wells), ("sites", sites), ("qc_metrics", metrics)):
-            append(catalog, name, rows, plate)
-        append(catalog, "plates", [{"screen": "S", "plate": plate, "plate_id": f"id of {plate}", "batch": "B1"}], plate)
+            add_rows(catalog, name, *rows)
+        add_rows(catalog, "plates", {"screen": "S", "plate": plate, "plate_id": f"id of {plate}", "batch": "B1"})
     return folder
 
 
@@ -106,15 +108,6 @@ def spoil(pixels: np.ndarray, kind: str) -> np.ndarray:
         return np.random.default_rng(0).poisson(np.broadcast_to(level, pixels.shape)).astype(pixels.dtype)
     top = np.percentile(pixels, 66, axis=(1, 2), keepdims=True)
     return np.minimum(pixels * (40_000 / top), 40_000).astype(pixels.dtype)
-
-
-def append(catalog: Catalog, name: str, rows: list[dict[str, object]], plate: str) -> None:
-    contract = table_contract(name)
-    catalog.append(
-        name,
-        contract.rows(dict.fromkeys(contract.schema.names) | row for row in rows),
-        transaction=f"{name} of {plate}",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +197,7 @@ def test_names_from_the_plate_map_are_text_and_not_markup(page):
 def test_many_plates_are_folded_and_one_is_open(judged, page, folder, tmp_path):
     assert page.open_details == [False, False]
     catalog, qc_id = judged
-    alone = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    alone = empty_catalog(tmp_path / "catalog")
     for name in ("wells", "sites", "qc_metrics", "qc_verdicts", "plates"):
         alone.append(name, catalog.table(name, where="plate_id = 'id of P1'"), transaction=name)
     single = Page(write_qc_page(alone, qc_id, tmp_path / "page").read_text(encoding="utf-8"))
@@ -233,31 +226,18 @@ def test_a_site_whose_image_is_gone_is_reported_and_the_page_is_written(judged, 
 def test_verdicts_of_a_detector_that_no_profile_declares_are_shown_on_their_own_side(judged, tmp_path):
     """`is_normal` fails below its limit, though nobody says so."""
     catalog, _ = judged
-    alone = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    alone = empty_catalog(tmp_path / "catalog")
     for name in ("wells", "sites", "qc_metrics", "plates"):
         alone.append(name, catalog.table(name), transaction=name)
     sites = catalog.table("sites", where="plate = 'P1'").to_pylist()
     values = np.linspace(0.1, 0.9, len(sites))
     verdicts = [
-        {
-            **dict.fromkeys(table_contract("qc_verdicts").schema.names),
-            "qc_id": "detector",
-            "level": "site",
-            "site_id": site["site_id"],
-            "well_id": site["well_id"],
-            "plate_id": site["plate_id"],
-            "channel": "",
-            "channel_index": -1,
-            "rule": "is_normal",
-            "metric": "probability",
-            "value": float(value),
-            "threshold": 0.3,
-            "is_pass": bool(value >= 0.3),
-            "judged_at": datetime.now(UTC),
-        }
+        {key: site[key] for key in ("site_id", "well_id", "plate_id")}
+        | {"value": float(value), "is_pass": bool(value >= 0.3)}
         for site, value in zip(sites, values, strict=True)
     ]
-    alone.append("qc_verdicts", table_contract("qc_verdicts").rows(verdicts), transaction="detector")
+    rule = {"rule": "is_normal", "metric": "probability", "threshold": 0.3, "judged_at": datetime.now(UTC)}
+    add_rows(alone, "qc_verdicts", *verdicts, **rule, qc_id="detector", level="site", channel="", channel_index=-1)
     shown = Page(write_qc_page(alone, "detector", tmp_path).read_text(encoding="utf-8"))
     (drawn,) = shown.pictures("^is_normal, all channels")
     worst = next(site for site, value in zip(sites, values, strict=True) if value == values.min())

@@ -91,15 +91,6 @@ def test_of_two_images_for_one_channel_the_first_stays(tmp_path, write_indexed_s
     ]
 
 
-def test_a_file_that_is_not_on_disk_is_named(tmp_path, write_indexed_screen):
-    write_indexed_screen(tmp_path, [{}, {"well": "B03"}], absent=["images/P1_B03_1_DNA.tif"])
-    (plate,) = listed(tmp_path)
-    (problem,) = plate.problems
-    assert (problem.problem, problem.plate, problem.well, problem.file) == (
-        *("missing_file", "P1", "B03", "images/P1_B03_1_DNA.tif"),
-    )
-
-
 def test_when_every_file_is_missing_nothing_is_listed(tmp_path, write_indexed_screen):
     rows = [{"site": str(site)} for site in range(40)]
     write_indexed_screen(tmp_path, rows, absent=[f"images/P1_B02_{site}_DNA.tif" for site in range(40)])

@@ -136,20 +136,6 @@ def test_planes_are_counted_whatever_becomes_of_them(tmp_path, write_indexed_scr
     assert kept.n_bytes == projected.n_bytes == 6 * 24 * 32 * 2  # each pixel is read once either way
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_an_ome_zarr_plate_is_inspected_like_any_other(tmp_path, write_zarr_plate, version):
-    write_zarr_plate(tmp_path / "P1.zarr", version)
-    inspection = inspected(tmp_path)
-    (plate,) = inspection.plates
-    assert inspection.layout == "ome-zarr"
-    assert (plate.n_wells, plate.n_sites, plate.sizes) == (3, 6, ("24 x 32 uint16",))
-    assert plate.pixel_size_um == pytest.approx(0.65)
-    assert [(channel.found, channel.name) for channel in inspection.channels] == [
-        ("Hoechst 33342", "DNA"),
-        ("GFP", "GFP"),
-    ]
-
-
 def test_an_inspection_is_json(screen):
     shown = json.loads(json.dumps(dataclasses.asdict(inspected(screen))))
     assert shown["plates"][0]["plate"] == "P1"

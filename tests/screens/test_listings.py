@@ -125,13 +125,6 @@ def test_fields_that_a_table_of_wells_has_no_row_of_are_read_and_counted(tmp_pat
     assert problem.found == "3 images or fields that it does not list: A01, site 2, B02, site 1, B02, site 2"
 
 
-def test_one_lost_channel_is_one_problem(tmp_path):
-    write_phenix(tmp_path / "P1__1", lambda name: name == "r01c01f02p01-ch2sk1fk1fl1.tiff")
-    (problem,) = listed(tmp_path)[0].problems
-    assert (problem.problem, problem.well, problem.site, problem.channel) == ("missing_file", "A01", "2", "Green")
-    assert problem.file == "P1__1/Images/r01c01f02p01-ch2sk1fk1fl1.tiff"
-
-
 def test_a_harmony_plate_of_which_nothing_was_copied_is_one_problem(tmp_path):
     write_phenix(tmp_path / "P1__1")
     write_phenix(tmp_path / "P2__1", lambda name: True)

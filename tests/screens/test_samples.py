@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import commit
 
-import cytolake.catalog
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.screens.positions import is_position, well_order
 from cytolake.screens.sources import ScreenSource, list_screen
@@ -59,7 +59,7 @@ def test_a_plate_map_says_what_was_done_to_samples(by_index, column):
 
 
 def test_samples_are_in_the_catalog_without_a_position(by_index, tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, listing(by_index).plates[0])
     rows = catalog.table("wells").to_pylist()
     assert {(row["well"], row["row"], row["column"]) for row in rows} == {

@@ -127,6 +127,7 @@ def test_a_bucket_or_prefix_that_is_not_there_is_reported(s3_bucket, path, probl
 
 
 def test_a_storage_that_does_not_answer_is_reported_as_such(s3_bucket, monkeypatch):
+    monkeypatch.setattr(storage, "ATTEMPTS_MAX", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(ScreenError, match="AWS_ENDPOINT_URL") as caught:
         listed(f"{s3_bucket}/screen")
@@ -142,6 +143,7 @@ def test_paths_of_the_bucket_itself_need_no_prefix_and_other_buckets_are_refused
 
 
 def test_a_storage_that_fails_under_the_metadata_is_no_damaged_image(s3_bucket, monkeypatch):
+    monkeypatch.setattr(storage, "ATTEMPTS_MAX", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(storage.UnreachableError, match="does not answer"):
         read_groups([f"{s3_bucket}/P1.zarr/B/03/0", f"{s3_bucket}/P1.zarr/B/04/0"])

@@ -72,13 +72,6 @@ def test_a_wrong_config_stops_before_it_reads(wrong):
         ScreenSource(**{"screen": "s", "path": "p", **wrong})
 
 
-def test_layouts_are_found(tmp_path, write_zarr_plate, write_indexed_screen):
-    write_zarr_plate(tmp_path / "zarr" / "P1.zarr", "0.5", wells=("A/01",), sites=("0",))
-    write_indexed_screen(tmp_path / "files", [{}])
-    assert list_plates(ScreenSource(screen="s", path=str(tmp_path / "zarr")))[0].reader == "ome-zarr"
-    assert list_plates(ScreenSource(screen="s", path=str(tmp_path / "files")))[0].reader == "files"
-
-
 def test_a_declared_channel_that_one_site_lacks_is_a_problem_of_that_site(tmp_path, write_indexed_screen):
     write_indexed_screen(tmp_path, [{}, {"channel": "ER"}, {"well": "B03"}])
     (plate,) = list_plates(ScreenSource(screen="s", path=str(tmp_path), channels=("DNA", "ER")))

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
+from tests.catalog.empty_catalog import empty_catalog
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, channel_vocabulary, ids, table_contract
@@ -66,7 +67,7 @@ class Lake:
 @pytest.fixture(scope="session")
 def lake(tmp_path_factory) -> Lake:
     root = tmp_path_factory.mktemp("lake")
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     for plate in CHANNELS:
         _write_plate(catalog, root / "screens", plate)
     config = ModelConfig(

@@ -8,9 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tifffile
-from prometheus_client.parser import text_string_to_metric_families
 
-from cytolake.serving import Service, ServingConfig, build_api
 from cytolake.serving.api import openapi_text
 
 ARRAY = {"content-type": "application/octet-stream"}
@@ -95,15 +93,6 @@ def test_the_card_describes_how_a_vector_is_computed(ask, lake):
     assert card["table_versions"] == lake.card.table_versions
     assert card["index"]["n_crops"] == len(lake.crop_ids)
     assert "/" not in json.dumps(card), "no path of the server"
-
-
-def test_search_ranks_as_cosine_does(ask, lake):
-    unit = lake.stored / np.linalg.norm(lake.stored, axis=1, keepdims=True)
-    query = np.random.default_rng(0).normal(size=lake.stored.shape[1])
-    hits = ask("POST", "/v1/search", json={"vector": query.tolist(), "k": 7}).json()["hits"]
-    cosine = unit @ (query / np.linalg.norm(query))
-    assert [hit["crop_id"] for hit in hits] == [lake.crop_ids[i] for i in np.argsort(-cosine)[:7]]
-    np.testing.assert_allclose([hit["similarity"] for hit in hits], np.sort(cosine)[::-1][:7], atol=1e-6)
 
 
 def test_the_length_of_the_vector_does_not_matter(ask, lake):
@@ -291,18 +280,6 @@ def test_the_schema_is_the_frozen_one():
     assert {"/v1/embed", "/v1/search", "/v1/qc", "/v1/predict-performance", "/v1/models/{alias}"} <= set(paths)
 
 
-def test_the_service_counts_what_it_did(ask, lake):
-    ask("POST", "/v1/embed", json={"crop_ids": lake.crop_ids[:3]})
-    answer = ask("GET", "/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
-    series = {family.name: family.samples for family in text_string_to_metric_families(answer.text)}
-    (embedded,) = (s for s in series["cytolake_crops_embedded"] if s.name.endswith("_total"))
-    assert embedded.value >= 3
-    (model,) = series["cytolake_model_info"]
-    assert model.labels["representation_id"] == lake.card.representation_id
-    assert ask("GET", "/metrics", key=None).status_code == 401
-
-
 def test_an_error_of_the_service_shows_nothing_of_its_inside(service, ask, monkeypatch):
     def broken():
         raise KeyError("/secret/path")
@@ -311,7 +288,3 @@ def test_an_error_of_the_service_shows_nothing_of_its_inside(service, ask, monke
     answer = ask("GET", "/v1/models/champion")
     assert_problem(answer, 500)
     assert "secret" not in answer.text
-
-
-def test_the_api_is_built_without_a_model(tmp_path):
-    assert build_api(Service(ServingConfig(root=str(tmp_path)))).title == "cytolake"

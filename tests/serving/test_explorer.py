@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
+from tests.catalog.rows import add_rows
 from tests.serving.conftest import copy_of, send_to
 
-from cytolake.catalog import table_contract
 from cytolake.curation.curate import CurateConfig, curate
 from cytolake.qc.verdicts import qc_profile
 from cytolake.serving import Service
@@ -50,11 +50,10 @@ def other_vectors(lake):
 def add_embeddings(lake, representation_id, vectors):
     crops = {crop["crop_id"]: crop for crop in crops_of(lake)}
     rows = [
-        {"representation_id": representation_id, "embedding": vector.tolist()}
-        | {key: crops[crop_id][key] for key in ("crop_id", "well_id", "plate_id")}
+        {"embedding": vector.tolist()} | {key: crops[crop_id][key] for key in ("crop_id", "well_id", "plate_id")}
         for crop_id, vector in zip(lake.crop_ids, vectors, strict=True)
     ]
-    lake.catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction=representation_id)
+    add_rows(lake.catalog, "embeddings", *rows, representation_id=representation_id)
 
 
 def crops_of(lake):
@@ -98,14 +97,11 @@ def select(ask, condition):
 def add_verdicts(lake, crop, **failed):
     """Judge the crop's site by the default profile; `failed` names rules and the channel that fails each."""
     profile = qc_profile("default")
-    common = {key: crop[key] for key in ("site_id", "well_id", "plate_id")} | {"qc_id": profile.qc_id, "level": "site"}
-    rows = [
-        common
-        | {"channel": "DNA", "channel_index": 0, "rule": rule, "metric": "sd", "value": 2.0, "threshold": 1.0}
-        | {"reason": None, "is_pass": rule not in failed, "judged_at": datetime(2026, 1, 1, tzinfo=UTC)}
-        for rule in ("defocus", "saturation", "noise")
-    ]
-    lake.catalog.append("qc_verdicts", table_contract("qc_verdicts").rows(rows), transaction="verdicts")
+    rows = [{"rule": rule, "is_pass": rule not in failed} for rule in ("defocus", "saturation", "noise")]
+    of_all = {key: crop[key] for key in ("site_id", "well_id", "plate_id")}
+    of_all |= {"qc_id": profile.qc_id, "level": "site", "channel": "DNA", "channel_index": 0, "metric": "sd"}
+    of_all |= {"value": 2.0, "threshold": 1.0, "judged_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    add_rows(lake.catalog, "qc_verdicts", *rows, **of_all)
 
 
 def test_representations_say_what_they_are_and_which_one_is_served(ask, lake):
@@ -353,8 +349,7 @@ def test_channels_of_a_montage_can_be_switched_off(ask, lake):
 
 
 @pytest.mark.parametrize(
-    "channels",
-    ["Mito2", "DNA,DNA", "DNA:5:5", "DNA:a:b", "DNA:0:nan", "DNA:0:1:#12", "DNA:0:1:#000000:x", ":0:1"],
+    "channels", ["Mito2", "DNA,DNA", "DNA:5:5", "DNA:a:b", "DNA:0:nan", "DNA:0:1:#12", "DNA:0:1:#000000:x", ":0:1"]
 )
 def test_a_channel_without_sense_is_refused(ask, lake, channels):
     answer = ask("GET", f"/v1/crops/{lake.crop_ids[0]}.png", params={"channels": channels})
@@ -417,17 +412,11 @@ def test_what_is_not_there_is_a_404(ask, lake):
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/explore/representations",
-        "/v1/explore/points?representation_id=x",
-        "/v1/explore/columns",
-        "/v1/explore/columns/gene",
-        "/v1/explore/qc",
-        "/v1/crops/x",
-        "/v1/crops/x.png",
-        "/explore/../v1/explore/qc",
+        "/v1/explore/representations", "/v1/explore/points?representation_id=x", "/v1/explore/columns",
+        "/v1/explore/columns/gene", "/v1/explore/qc", "/v1/crops/x", "/v1/crops/x.png", "/explore/../v1/explore/qc",
         "/explore",
     ],
-)
+)  # fmt: skip
 def test_without_a_key_there_are_no_data(ask, path):
     assert ask("GET", path, key=None).status_code == 401
 

@@ -10,14 +10,7 @@ from datetime import date
 import pytest
 
 from cytolake.serving import guard, keys
-from cytolake.serving.guard import (
-    Guard,
-    GuardConfig,
-    RateLimit,
-    guard_from_environment,
-    key_digest,
-    needed_scope,
-)
+from cytolake.serving.guard import Guard, GuardConfig, RateLimit, guard_from_environment, key_digest, needed_scope
 from cytolake.serving.keys import ApiKey, new_key
 
 KEY = "a-key-that-nobody-guesses"
@@ -101,12 +94,6 @@ def test_a_key_may_be_kept_as_its_digest():
 
 def test_the_config_holds_no_key():
     assert KEY not in repr(guard_from_environment({"CYTOLAKE_API_KEYS": KEY}))
-
-
-def test_keys_are_read_from_a_file(tmp_path):
-    (tmp_path / "keys").write_text(f"# keys\n\n{KEY}  # of the demo\n")
-    config = guard_from_environment({"CYTOLAKE_API_KEYS_FILE": str(tmp_path / "keys")})
-    assert Answer(config, **bearer()).status == 200
 
 
 @pytest.mark.parametrize(
@@ -259,13 +246,6 @@ def test_a_path_needs_the_scope_of_its_first_word(path, scope):
     assert needed_scope(path) == scope
 
 
-def test_the_explorers_page_needs_no_key_and_its_data_do():
-    assert Answer(CONFIG, path="/explore/index.html", method="GET").status == 200
-    assert Answer(CONFIG, path="/explore/index.html", method="POST").status == 401
-    assert Answer(CONFIG, path="/explore/../v1/embed", method="GET").status == 401
-    assert Answer(CONFIG, path="/v1/explore/points", method="GET").status == 401
-
-
 def test_a_key_opens_what_its_scopes_name_and_nothing_else():
     plain, key = new_key("lab", ["embed", "models"])
     config = with_keys(key)
@@ -402,8 +382,7 @@ def test_guessing_keys_takes_nothing_from_their_holders():
 
 def test_without_keys_an_address_has_a_rate():
     running = Guard(
-        None,
-        guard_from_environment({"CYTOLAKE_NO_AUTH": "1", "CYTOLAKE_RATE_PER_S": "0.01", "CYTOLAKE_BURST": "1"}),
+        None, guard_from_environment({"CYTOLAKE_NO_AUTH": "1", "CYTOLAKE_RATE_PER_S": "0.01", "CYTOLAKE_BURST": "1"})
     )
     assert [Answer(running, client=client).status for client in ("127.0.0.1", "127.0.0.1", "::1")] == [200, 429, 200]
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.catalog.small_plate import commit, write_plate
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.small_plate import commit
+from tests.qc.judged_plate import judged_plate
 
-import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.qc.image_verdict import RuleVerdict
 from cytolake.qc.verdicts import QcConfig, judge_sites, qc_profile
@@ -16,13 +17,7 @@ PROFILE = qc_profile("default")
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """Six sites, ingested and judged: too few for limits relative to their plate."""
-    folder = tmp_path_factory.mktemp("judged")
-    plate = write_plate(folder / "source")
-    catalog = cytolake.catalog.open(folder / "catalog", create=True)
-    commit(catalog, plate)
-    judge_sites(catalog, QcConfig())
-    return catalog, plate
+    return judged_plate(tmp_path_factory.mktemp("judged"))
 
 
 def test_an_array_that_is_no_image_is_answered_with_422():
@@ -69,7 +64,7 @@ def test_a_duplicate_crop_has_a_duplicate_answer(judged):
 
 def test_the_rules_that_judged_last_count(judged, tmp_path):
     _, plate = judged
-    catalog: Catalog = cytolake.catalog.open(tmp_path / "catalog", create=True)
+    catalog: Catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, plate)
     crop_id = catalog.table("crops")["crop_id"][0].as_py()
     (nothing,) = stored_verdicts(catalog, [crop_id])

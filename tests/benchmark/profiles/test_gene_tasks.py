@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig, Task
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.benchmark.profiles.tasks import TASKS
@@ -76,7 +76,7 @@ def vectors(rng, strength):
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
-    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("root"), create=True)
+    catalog = empty_catalog(tmp_path_factory.mktemp("root"))
     wells = wells_table()
     assert import_wells(catalog, wells) == wells.num_rows
     labels = {name: tuple(wells[name].to_pylist()) for name in ("screen", "plate", "well")}

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.benchmark.leaderboard import leaderboard
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.score import score_profiles
@@ -65,7 +65,7 @@ def vectors(wells):
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory, wells, vectors):
-    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("root"), create=True)
+    catalog = empty_catalog(tmp_path_factory.mktemp("root"))
     import_wells(catalog, wells)
     labels = {name: tuple(wells[name].to_pylist()) for name in ("screen", "plate", "well")}
     noise = np.random.default_rng(1).normal(size=vectors.shape)
@@ -255,7 +255,7 @@ def test_features_that_fit_no_well_are_refused_before_anything_is_scored(catalog
 
 def test_a_plate_name_of_two_screens_needs_the_column_screen(wells, vectors, features, tmp_path):
     both = pa.concat_tables([wells, wells.set_column(0, "screen", pa.array(["other"] * wells.num_rows))])
-    catalog = cytolake.catalog.open(tmp_path / "root", create=True)
+    catalog = empty_catalog(tmp_path / "root")
     import_wells(catalog, both)
     labels = {name: tuple(both[name].to_pylist()) for name in ("screen", "plate", "well")}
     doubled = np.concatenate([vectors, vectors]).astype(np.float32)

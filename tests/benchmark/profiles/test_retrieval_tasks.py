@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from scipy.stats import false_discovery_control
+from tests.catalog.empty_catalog import empty_catalog
 
-import cytolake.catalog
 from cytolake.benchmark.profiles.aggregation import aggregated
 from cytolake.benchmark.profiles.config import ProfileBenchmarkConfig
 from cytolake.benchmark.profiles.score import score_profiles
@@ -27,7 +27,7 @@ PLATES = ("p0", "p1", "p2")
 
 def score(root, wells, vectors, tasks, **fields):
     """Scores of well vectors without alignment, by benchmark, label and metric."""
-    catalog = cytolake.catalog.open(root, create=True)
+    catalog = empty_catalog(root)
     columns = ("plate", "well", "batch", "perturbation", "gene", "guide", "pathway", "compound", "dose", "control")
     table = pa.Table.from_pylist([{"screen": "s"} | {name: well.get(name) for name in columns} for well in wells])
     import_wells(catalog, table)
@@ -71,10 +71,7 @@ def bbbc021(real_data):
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("fields", "aggregation", "mean_ap", "nsc", "nscb"),
-    [
-        ({}, "median", 0.8174, 94 / 103, 68 / 92),
-        ({"treatment_aggregation": "mean"}, "mean", 0.7738, 94 / 103, 67 / 92),
-    ],
+    [({}, "median", 0.8174, 94 / 103, 68 / 92), ({"treatment_aggregation": "mean"}, "mean", 0.7738, 94 / 103, 67 / 92)],
 )
 def test_mechanisms_of_bbbc021_are_the_published_oracles_by_default(
     bbbc021, tmp_path, fields, aggregation, mean_ap, nsc, nscb

@@ -128,17 +128,6 @@ def test_rows_of_different_sizes_are_judged_by_means_of_draws():
     assert maps["p_value"][0] == pytest.approx(exact, abs=4 * np.sqrt(exact / 50_000))
 
 
-def test_adjusted_p_values_are_benjamini_and_hochbergs():
-    rng = np.random.default_rng(0)
-    rows = [(f"g{i}", float(value), 3, 40) for i, value in enumerate(rng.choice(exact_null(3, 40), 30))]
-    maps = mean_average_precision(scored([*rows, ("none", None, 2, 9)]), ["group"]).to_pandas()
-    p = maps["p_value"][:30].to_numpy()
-    # By definition: the smallest rate, over thresholds t from p up, of 30 t expected among those found below t.
-    expected = [min(1.0, *(30 * t / np.sum(p <= t) for t in p[p >= each])) for each in p]
-    np.testing.assert_allclose(maps["adjusted_p_value"][:30], expected, rtol=1e-12)
-    assert np.isnan(maps["adjusted_p_value"][30])
-
-
 def test_a_group_without_scores_stays_with_a_reason_and_counts_in_no_mean():
     maps = mean_average_precision(scored([("a", None, 2, 9), ("b", 0.5, 2, 9), ("b", None, 2, 9)]), ["group"])
     assert maps["reason"].to_pylist() == ["no row with positives and negatives", None]
@@ -224,11 +213,7 @@ def test_perturbations_of_two_kinds_find_each_other_by_target_and_their_own_kind
     targets = [f"t{i}" for i in range(12)]
     of_target = rng.normal(size=(12, 20))
     table = pa.table(
-        {
-            "gene": targets * 4,
-            "kind": ["gene"] * 24 + ["compound"] * 24,
-            "reagent": [f"r{i}" for i in range(48)],
-        }
+        {"gene": targets * 4, "kind": ["gene"] * 24 + ["compound"] * 24, "reagent": [f"r{i}" for i in range(48)]}
     )
     vectors = np.tile(of_target, (4, 1)) + 0.5 * rng.normal(size=(48, 20))
     vectors[24:36] = rng.normal(size=(12, 20))  # one of two compounds does nothing

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 
-import cytolake.catalog
 from cytolake.benchmark.leaderboard import EXPRESSION, LeaderboardFilter, leaderboard
 from cytolake.benchmark.relations.relation_files import Relations
 from cytolake.benchmark.transcriptomics import (
@@ -30,7 +31,6 @@ from cytolake.benchmark.transcriptomics.perturbation_split import split_screen
 from cytolake.benchmark.transcriptomics.scores import score_expression_screen
 from cytolake.benchmark.transcriptomics.tasks import TaskInput, run_task
 from cytolake.catalog import Catalog
-from cytolake.catalog.declared import table_contract
 from cytolake.catalog.ids import content_id
 from cytolake.reports.leaderboard_page import encoder_name, leaderboard_text, write_leaderboard
 from cytolake.reports.transcriptomics_page import write_transcriptomics
@@ -59,7 +59,7 @@ def path(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    return cytolake.catalog.open(tmp_path_factory.mktemp("lake"), create=True)
+    return empty_catalog(tmp_path_factory.mktemp("lake"))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_second_run_computes_nothing_and_a_new_embedding_or_task_alone(catalog
 
 
 def test_a_killed_run_goes_on_where_it_was(path, spec, tmp_path, monkeypatch):
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+    catalog = empty_catalog(tmp_path)
     real = scores.score_embeddings
 
     def killed(screen, spec, embeddings, tasks, *arguments, **keywords):
@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_where_it_was(path, spec, tmp_path, monkeypatch):
 
 
 def test_other_settings_start_a_ranking_of_their_own_and_other_components_do_not(path, spec, tmp_path, monkeypatch):
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+    catalog = empty_catalog(tmp_path)
     wide = dataclasses.replace(CONFIG, embedding=dataclasses.replace(CONFIG.embedding, n_components=5))
     few = dataclasses.replace(CONFIG, n_neighbours=5)
     tasks = ("nearest_neighbours",)
@@ -229,7 +229,7 @@ def test_a_task_is_computed_again_for_every_setting_that_it_reads_and_for_no_oth
 
 
 def test_two_screens_and_images_do_not_hide_each_other_s_rankings(path, spec, data, tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "lake", create=True)
+    catalog = empty_catalog(tmp_path / "lake")
     fewer = tmp_path / "fewer.h5ad"
     data[:400].copy().write_h5ad(fewer)
     ids = [
@@ -238,14 +238,14 @@ def test_two_screens_and_images_do_not_hide_each_other_s_rankings(path, spec, da
     ]
     assert len(set(ids)) == 2
     row = catalog.table("scores", where="metric = 'top1' and seed = -1").to_pylist()[0]
-    image = dict.fromkeys(table_contract("representations").schema.names) | {
+    image = {
         "representation_id": "image", "kind": "trained", "model_id": "m", "architecture": "vit", "block": 0,
         "pooling": "mean", "dim": 4, "pack_id": "pack",
     }  # fmt: skip
-    catalog.append("representations", table_contract("representations").rows([image]), transaction="image")
+    add_rows(catalog, "representations", image)
     older = row | {"representation_id": "image", "score_id": "older", "protocol": "wells", "details": None}
     older["scored_at"] = older["scored_at"].replace(year=2020)
-    catalog.append("scores", table_contract("scores").rows([older]), transaction="older")
+    add_rows(catalog, "scores", older)
     rows = leaderboard(catalog, LeaderboardFilter(metric="top1"))
     assert sorted(rows["screen_id"].to_pylist()) == sorted(["", *ids])
     page = write_leaderboard(catalog, tmp_path / "page.html", title="all").read_text(encoding="utf-8")
@@ -255,7 +255,7 @@ def test_two_screens_and_images_do_not_hide_each_other_s_rankings(path, spec, da
 
 
 def test_one_empty_cell_costs_its_row_and_is_in_the_scores_and_on_the_page(path, spec, data, tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "lake", create=True)
+    catalog = empty_catalog(tmp_path / "lake")
     faulty = data.copy()
     faulty.obs["target"] = faulty.obs["target"].astype(str).where(np.arange(len(data)) != 3, "")
     counts = faulty.X.tolil()
@@ -304,7 +304,7 @@ def test_a_setting_that_is_new_and_not_used_leaves_a_screen_its_identity(path, s
 
 
 def test_what_the_screen_does_not_allow_is_left_out_and_says_why(path, spec, data, tmp_path):
-    catalog = cytolake.catalog.open(tmp_path / "lake", create=True)
+    catalog = empty_catalog(tmp_path / "lake")
     bare = data.copy()
     bare = type(bare)(obs=bare.obs, obsm={"model": bare.obsm["model"]})
     bare.write_h5ad(tmp_path / "bare.h5ad")
@@ -343,7 +343,7 @@ def test_what_the_screen_does_not_allow_is_left_out_and_says_why(path, spec, dat
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name_and_writes_nothing(path, spec, tmp_path, change, message):
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+    catalog = empty_catalog(tmp_path)
     change = {"embeddings": ["random"], **SETTINGS, **change}
     given = change.pop("path", path)
     requested = dataclasses.replace(spec, **change.pop("spec", {}))
@@ -353,7 +353,7 @@ def test_what_cannot_be_run_is_refused_by_name_and_writes_nothing(path, spec, tm
 
 
 def test_a_missing_extra_is_an_error_before_anything_is_computed(path, spec, tmp_path, monkeypatch):
-    catalog = cytolake.catalog.open(tmp_path, create=True)
+    catalog = empty_catalog(tmp_path)
     monkeypatch.setitem(sys.modules, "scvi", None)
     with pytest.raises(ImportError, match=r"pip install 'cytolake\[scvi\]'"):
         score_expression_screen(catalog, path, spec, ["random", "scvi"], **SETTINGS)
@@ -377,7 +377,7 @@ def test_principal_components_of_real_cells_rank_above_noise(real_data, tmp_path
     kept = [random.permutation(np.flatnonzero(which))[:400] for which in (np.isin(labels, pathway), others)]
     kept.append(random.permutation(np.flatnonzero(labels == "control"))[:400])
     cells[np.sort(np.concatenate(kept))].copy().write_h5ad(tmp_path / "thp1.h5ad")
-    catalog = cytolake.catalog.open(tmp_path / "lake", create=True)
+    catalog = empty_catalog(tmp_path / "lake")
     related = Relations("ifn_gamma", tuple((a, b) for a in pathway for b in pathway if a < b), 6)
     config = dataclasses.replace(CONFIG, embedding=EmbeddingConfig(), bootstrap_draws=100)
     spec = ScreenSpec(perturbation="perturbation", control="control", batch="bio_rep")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable
-from tests.catalog.small_plate import commit, write_plate
+from tests.catalog.small_plate import commit, embed, write_plate
 
 import cytolake.catalog
-from cytolake.catalog import CatalogError, table_contract
+from cytolake.catalog import CatalogError
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename
 from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.tables import Catalog
@@ -19,16 +19,6 @@ from cytolake.catalog.tables import Catalog
 def all_rows(catalog, name):
     """Number of rows of a table, shown or not."""
     return DeltaTable(f"{catalog.place}/tables/{name}").to_pyarrow_dataset().count_rows()
-
-
-def embed(catalog):
-    """One embedding of every crop, of all plates in one file."""
-    rows = [
-        {name: row[name] for name in ("crop_id", "well_id", "plate_id")}
-        | {"representation_id": "r", "embedding": [1.0]}
-        for row in catalog.table("crops").to_pylist()
-    ]
-    catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction="embeddings")
 
 
 @pytest.fixture

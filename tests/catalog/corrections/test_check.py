@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from tests.catalog.rows import add_rows, table_rows
 from tests.catalog.small_plate import stage, write_plate
 
 import cytolake.catalog
-from cytolake.catalog import CatalogError, ids, table_contract
+from cytolake.catalog import CatalogError, ids
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename
 from cytolake.catalog.corrections.check import check_catalog
 from cytolake.catalog.ingest.staging import Staging
@@ -29,9 +30,7 @@ def test_a_catalog_after_the_whole_pipeline_has_no_findings_also_one_older_than_
     catalog = cytolake.catalog.open(golden_copy)
     of_a_detector = dict.fromkeys(("representation_id", "label", "protocol", "metric"), "site statistics")
     row = {"score_id": "d", "benchmark": "artefact_detector_knn", "value": 0.9, "split": "plate", "seed": 0}
-    columns = table_contract("scores").schema
-    missing = {field.name: None for field in columns if field.nullable}
-    catalog.append("scores", table_contract("scores").rows([missing | of_a_detector | row]), transaction="d")
+    add_rows(catalog, "scores", of_a_detector | row)
     assert check_catalog(catalog, older_than_h=0) == []
 
 
@@ -40,8 +39,8 @@ def test_rows_that_a_killed_run_left_are_found_and_deleted(catalog, tmp_path):
     rows = next(iter(staging.read(["A01"], "crops")))
     catalog.write_plate("crops", rows, plate_id=ids.plate_id("S", "P2"), content=1)
     edition = catalog.table("wells").to_pylist()
-    left = table_contract("wells").rows([row | {"edition": "0" * 32} for row in edition])
-    catalog.append("wells", left, transaction="edition/left")
+    left = [row | {"edition": "0" * 32} for row in edition]
+    catalog.append("wells", table_rows("wells", *left), transaction="edition/left")
     assert check_catalog(catalog) == []  # a run may be writing them now
     found = check_catalog(catalog, older_than_h=0)
     assert [each.what.partition(":")[0] for each in found] == ["table wells", "table crops"]
@@ -53,9 +52,8 @@ def test_rows_that_a_killed_run_left_are_found_and_deleted(catalog, tmp_path):
 
 def test_lost_rows_gone_files_and_dangling_references_are_findings(catalog):
     Path(catalog.table("sites")["image_paths"][0].as_py()[0]).unlink()
-    row = dict.fromkeys(table_contract("profiles").schema.names)
-    row |= {"representation_id": "nobody", "well_id": "w", "plate_id": "p", "n_crops": 1, "profile": [0.0]}
-    catalog.append("profiles", table_contract("profiles").rows([row]), transaction="x")
+    row = {"representation_id": "nobody", "well_id": "w", "plate_id": "p", "n_crops": 1, "profile": [0.0]}
+    add_rows(catalog, "profiles", row)
     plates = catalog.table("plates")
     fewer = plates.set_column(
         plates.schema.get_field_index("n_crops"), plates.schema.field("n_crops"), pa.array([35], pa.int32())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.rows import add_rows
 from tests.catalog.small_plate import CONFIG, commit, write_plate
 
 from cytolake.catalog import CatalogError, ids, table_contract
@@ -104,11 +105,8 @@ def test_a_retracted_plate_is_left_out_by_the_next_ingest(catalog, tmp_path):
 
 def test_derived_rows_of_a_hidden_plate_are_hidden_and_those_of_unknown_plates_are_not(catalog):
     one, other = catalog.table("plates")["plate_id"][0].as_py(), "0" * 32
-    rows = [
-        {"representation_id": "r", "crop_id": plate, "well_id": "w", "plate_id": plate, "embedding": [1.0]}
-        for plate in (one, other)
-    ]
-    catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction="r")
+    rows = [{"crop_id": plate, "plate_id": plate} for plate in (one, other)]
+    add_rows(catalog, "embeddings", *rows, representation_id="r", well_id="w", embedding=[1.0])
     assert catalog.table("embeddings").num_rows == 2
     retract(catalog, "P1", "why")
     assert catalog.table("embeddings")["plate_id"].to_pylist() == [other]
@@ -164,18 +162,6 @@ def test_the_command_of_a_changed_plate_lists_it_as_the_ingest_did(catalog, tmp_
     assert "--set layout=regex --set 'pattern=(?P<well>.*)' --set 'channels=[\"DNA\"]' --root" in options
 
 
-def test_files_that_are_in_the_catalog_under_another_name_are_refused_with_the_command(catalog, tmp_path):
-    plate = write_plate(tmp_path / "source")
-    other = dataclasses.replace(
-        plate, screen="new", sites=tuple(dataclasses.replace(site, screen="new") for site in plate.sites)
-    )
-    report = ingest_plates(catalog, [other], CONFIG)
-    assert [problem.problem for problem in report.refused] == ["files_in_catalog"]
-    assert "cytolake plates rename S/P1 --screen new" in report.refused[0].next_step
-    rename(catalog, "S/P1", screen="new")
-    assert len(ingest_plates(catalog, [other], CONFIG).skipped) == 1
-
-
 def test_a_copy_of_a_plate_elsewhere_under_another_name_comes_in_with_a_remark(catalog, tmp_path):
     plate = write_plate(tmp_path / "elsewhere")
     names = {"screen": "new"}
@@ -226,21 +212,6 @@ def test_checksums_find_what_times_hide(catalog, tmp_path):
     forced = dataclasses.replace(CONFIG, verify="checksum")
     report = ingest_plates(catalog, [plate], forced)
     assert [problem.problem for problem in report.refused] == ["plate_changed"]
-
-
-def test_a_plate_map_that_came_later_is_taken_by_the_command_that_ingest_gives(tmp_path):
-    catalog = empty_catalog(tmp_path / "catalog")
-    labelled = write_plate(tmp_path / "source")
-    commit(catalog, dataclasses.replace(labelled, wells=(), problems=()))
-    report = ingest_plates(catalog, [labelled], CONFIG)
-    assert [problem.problem for problem in report.refused] == ["labels_changed"]
-    words = report.refused[0].next_step.split()
-    file = words[words.index("--plate-map") + 1]
-    assert words[words.index("annotate") + 1] == "S/P1"
-    annotate(catalog, "S/P1", file)
-    assert labels(catalog) == {"A01": "TP53", "A02": "DMSO", "B01": "", "C01": "MYC"}
-    again = ingest_plates(catalog, [labelled], CONFIG)
-    assert (again.refused, len(again.skipped)) == ((), 1)
 
 
 def test_a_source_that_lost_its_plate_map_takes_no_label_away(catalog, tmp_path):

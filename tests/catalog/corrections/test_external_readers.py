@@ -6,9 +6,9 @@ import duckdb
 import polars as pl
 import pytest
 from deltalake import DeltaTable
-from tests.catalog.small_plate import CONFIG, commit, commit_plate, stage, write_plate
+from tests.catalog.small_plate import CONFIG, commit, commit_plate, embed, stage, write_plate
 
-from cytolake.catalog import CatalogError, table_contract
+from cytolake.catalog import CatalogError
 from cytolake.catalog.corrections import annotate, purge, rename, replace_plate, retract
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.tables import Catalog
@@ -36,15 +36,6 @@ def by_polars(catalog):
 
 def by_us(catalog):
     return {name: catalog.table(name).num_rows for name in COUNTED}
-
-
-def embed(catalog):
-    rows = [
-        {name: row[name] for name in ("crop_id", "well_id", "plate_id")}
-        | {"representation_id": "r", "embedding": [1.0]}
-        for row in catalog.table("crops").to_pylist()
-    ]
-    catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction="embeddings")
 
 
 def test_others_see_what_we_see_after_every_correction(catalog, tmp_path):

@@ -8,19 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from tests.catalog.empty_catalog import empty_catalog
-from tests.catalog.small_plate import CONFIG, commit, contents, stage, write_plate
+from tests.catalog.small_plate import CONFIG, contents, stage, write_plate
 
 import cytolake.catalog
 from cytolake.catalog import CatalogError, table_names
 from cytolake.catalog.corrections.vacuum import vacuum
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> cytolake.catalog.Catalog:
-    catalog = empty_catalog(tmp_path / "catalog")
-    commit(catalog, write_plate(tmp_path / "source"))
-    return catalog
 
 
 def leave_orphan(catalog: cytolake.catalog.Catalog, age_h: float) -> Path:

@@ -13,15 +13,9 @@ from tests.fast_cases import fast_cases
 import cytolake
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, ids
-from cytolake.catalog.ingest.plates import (
-    IngestConfig,
-    _portions,
-    ingest_plates,
-    ingest_screens,
-)
-from cytolake.catalog.ingest.site_rows import crop_grid
+from cytolake.catalog.ingest.plates import IngestConfig, _portions, ingest_plates, ingest_screens
 from cytolake.screens.images.pixels import read_site
-from cytolake.screens.plate import Listing, Plate, ScreenError
+from cytolake.screens.plate import Plate, ScreenError
 from cytolake.screens.sources import ScreenSource
 
 
@@ -33,22 +27,6 @@ def plate(tmp_path: Path) -> Plate:
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     return empty_catalog(tmp_path / "catalog")
-
-
-@pytest.mark.parametrize(("height", "width", "size"), [(70, 100, 32), (64, 64, 64), (63, 64, 64), (129, 65, 64)])
-def test_the_grid_lies_inside_the_site_without_overlap_and_centred(height, width, size):
-    corners = crop_grid(height, width, size)
-    covered = np.zeros((height, width), int)
-    for y, x in corners:
-        assert 0 <= y <= height - size
-        assert 0 <= x <= width - size
-        covered[y : y + size, x : x + size] += 1
-    assert len(corners) == (height // size) * (width // size)
-    assert covered.max(initial=0) <= 1
-    if corners:
-        rows, columns = np.nonzero(covered)
-        assert abs(rows.min() - (height - 1 - rows.max())) <= 1
-        assert abs(columns.min() - (width - 1 - columns.max())) <= 1
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -262,34 +240,12 @@ def test_a_screen_that_cannot_be_read_is_reported_and_the_others_are_ingested(ca
     assert other.table("quarantine").num_rows == 0
 
 
-def test_a_fault_of_a_reader_costs_its_own_screen(catalog, tmp_path, monkeypatch):
-    def broken(opened, *_):
-        if opened.source.screen == "broken":
-            raise TypeError("'<' not supported")
-        return Listing(plates=(), problems=())
-
-    (tmp_path / "index.csv").write_text("path,plate,well,site,channel\n")
-    monkeypatch.setattr("cytolake.screens.sources.plates_of", broken)
-    sources = [ScreenSource(screen=name, path=str(tmp_path)) for name in ("broken", "whole")]
-    with pytest.raises(ScreenError, match=r"broken.*TypeError"):
-        ingest_screens(catalog, sources, CONFIG)
-
-
 def test_a_visible_plate_is_not_overwritten(catalog, plate):
     commit(catalog, plate)
     crops = catalog.table("crops")
     with pytest.raises(CatalogError, match="has this plate with other content"):
         catalog.write_plate("crops", crops, plate_id=ids.plate_id("S", "P1"), content=7)
     assert catalog.table("crops").num_rows == crops.num_rows
-
-
-def test_a_pinned_catalog_shows_the_plates_of_its_day(catalog, plate, tmp_path):
-    commit(catalog, plate)
-    then = catalog.versions()
-    commit(catalog, write_plate(tmp_path / "source", "P2"))
-    assert catalog.table("crops").num_rows == 72
-    assert catalog.at(then).table("crops").num_rows == 36
-    assert catalog.at(then).sql("SELECT DISTINCT plate FROM sites").to_pylist() == [{"plate": "P1"}]
 
 
 @pytest.mark.real_data

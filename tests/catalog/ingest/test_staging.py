@@ -14,7 +14,7 @@ from cytolake.catalog import CatalogError
 from cytolake.catalog.ingest.plate_content import content_hash
 from cytolake.catalog.ingest.plates import ingest_plates, stage_well, staging_of
 from cytolake.catalog.ingest.staging import Staging
-from cytolake.storage.files import file_system
+from cytolake.storage import files as storage
 
 
 def part(value: int) -> pa.Table:
@@ -96,7 +96,7 @@ def test_a_plate_with_a_well_too_few_is_not_committed(tmp_path):
 def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path, s3_bucket, monkeypatch):
     catalog = empty_catalog(tmp_path / "catalog")
     local = write_plate(tmp_path / "source")
-    files = file_system(s3_bucket)
+    files = storage.file_system(s3_bucket)
     files.put(f"{local.source}/", f"{s3_bucket}/P1/", recursive=True)
     sites = [
         replace(site, image_paths=tuple(f"{s3_bucket}/P1/{Path(path).name}" for path in site.image_paths))
@@ -106,6 +106,7 @@ def test_a_storage_that_fails_while_pixels_are_read_quarantines_nothing(tmp_path
     staging = staging_of(catalog, plate, content_hash(plate), CONFIG)
     stage_well(staging, sites[:2], plate.batch, CONFIG.crop_size)
     with monkeypatch.context() as there:
+        there.setattr(storage, "ATTEMPTS_MAX", 1)
         there.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
         with pytest.raises(CatalogError, match=r"well A02, site 1, .*does not answer.*run the job again"):
             stage_well(staging, sites[2:4], plate.batch, CONFIG.crop_size)

@@ -63,19 +63,6 @@ def test_rows_and_columns_count_from_zero():
     }
 
 
-def test_the_perturbation_falls_back_to_gene_then_compound():
-    rows, _ = well_rows(
-        plate(
-            {"well": "A01", "perturbation": "siRNA 7", "gene": "TP53", "compound": "X"},
-            {"well": "A02", "gene": "TP53", "compound": "X"},
-            {"well": "A03", "compound": "X"},
-            {"well": "A04"},
-        ),
-        frozenset(),
-    )
-    assert [row["perturbation"] for row in rows] == ["siRNA 7", "TP53", "X", ""]
-
-
 def test_columns_that_wells_lacks_are_kept_as_json():
     rows, _ = well_rows(
         plate({"well": "A01", "artefact": "blur", "batch": "b", "Gene": "TP53", "empty": ""}), frozenset()

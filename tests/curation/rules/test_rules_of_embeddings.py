@@ -6,15 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.curation.planted_catalog import (
-    CROPS_EACH,
-    add_embeddings,
-    add_screen,
-    plate_labels,
-    well_vectors,
-)
+from tests.catalog.empty_catalog import empty_catalog
+from tests.curation.planted_catalog import CROPS_EACH, add_embeddings, add_screen, plate_labels, well_vectors
 
-import cytolake.catalog
 from cytolake.catalog import Catalog
 
 EXACT = {"rule": "exact_duplicates"}
@@ -35,7 +29,7 @@ def copied(tmp_path_factory) -> Catalog:
             values |= {"laplacian_variance": 0.1 * n, "focus_slope": -float(n)}
             wells[n] |= {"metrics": values}
             wells[10 + n] |= {"metrics": values}
-    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("copied") / "catalog", create=True)
+    catalog = empty_catalog(tmp_path_factory.mktemp("copied") / "catalog")
     lone = {"plate_id": "P0", "plate": "P0", "batch": "B0", "well": "Z01", "well_id": "P0/Z01", "perturbation": "lone"}
     add_screen(catalog, [*wells, lone | {"guide": "", "control": ""}])
     add_embeddings(catalog, wells, "first", vectors)
@@ -84,7 +78,7 @@ def test_rare_kinds_of_images_gain_weight_and_no_cluster_exceeds_its_limit(tmp_p
     wells = plate_labels()
     blob = np.random.default_rng(0).choice(6, len(wells), p=[0.5, 0.2, 0.12, 0.08, 0.06, 0.04])
     vectors = 10 * np.eye(6)[blob][:, None, :] + np.random.default_rng(1).standard_normal((len(wells), CROPS_EACH, 6))
-    catalog = cytolake.catalog.open(tmp_path / "blobs", create=True)
+    catalog = empty_catalog(tmp_path / "blobs")
     add_screen(catalog, wells)
     add_embeddings(catalog, wells, "blobs", vectors.astype(np.float32))
     blob_of = {well["well_id"]: int(b) for well, b in zip(wells, blob, strict=True)}

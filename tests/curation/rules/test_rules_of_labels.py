@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tests.catalog.empty_catalog import empty_catalog
 from tests.curation.planted_catalog import CROPS_EACH, N_PLATES, add_screen, add_verdicts
 
-import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError
 from cytolake.curation.rules import Candidates
 from cytolake.curation.rules.support import MISSING
@@ -18,7 +18,7 @@ from cytolake.curation.rules.support import MISSING
 @pytest.fixture(scope="module")
 def conditions(tmp_path_factory) -> Catalog:
     """Conditions named by their fault, each in wells of plates P0 to P5 of batches B0 to B2."""
-    catalog = cytolake.catalog.open(tmp_path_factory.mktemp("support") / "catalog", create=True)
+    catalog = empty_catalog(tmp_path_factory.mktemp("support") / "catalog")
     wells = []
 
     def add(perturbation: str, plates: str, wells_each: int, guide: str = "", control: str = "", **more: float) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.catalog.small_plate import commit_plate
+from tests.catalog.empty_catalog import empty_catalog
+from tests.catalog.small_plate import commit
 
-import cytolake.catalog
 from cytolake.catalog import Catalog
-from cytolake.catalog.ingest.plate_content import content_hash
-from cytolake.catalog.ingest.plates import IngestConfig, stage_well, staging_of
+from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.screens.simulated.plate_files import simulate_screen
 from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.screens.sources import ScreenSource, list_plates
@@ -20,13 +19,10 @@ SCREEN = SimulatedScreen(
 )  # fmt: skip
 
 
-def ingest_screen(root: Path) -> Catalog:
+def ingest_screen(root: Path, screen: SimulatedScreen = SCREEN) -> Catalog:
     """Simulate the screen below a folder and take it into `<folder>/catalog`."""
-    simulate_screen(SCREEN, root / "screens")
-    catalog, config = cytolake.catalog.open(root / "catalog", create=True), IngestConfig(crop_size=32)
+    simulate_screen(screen, root / "screens")
+    catalog, config = empty_catalog(root / "catalog"), IngestConfig(crop_size=32)
     for plate in list_plates(ScreenSource(screen="simulated", path=str(root / "screens" / "simulated"))):
-        staging = staging_of(catalog, plate, content_hash(plate), config)
-        for site in plate.sites:  # one of each well
-            stage_well(staging, [site], plate.batch, config.crop_size)
-        commit_plate(catalog, plate, content_hash(plate), config)
+        commit(catalog, plate, config)
     return catalog

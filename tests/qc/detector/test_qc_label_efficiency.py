@@ -18,7 +18,6 @@ from cytolake.qc.detector.label_efficiency import (
     label_efficiency,
     score_rows,
 )
-from cytolake.statistics.intervals import few_groups_interval
 
 FEATURES = tuple(f"f{i}" for i in range(10))
 CONFIG = LabelEfficiencyConfig(labels_per_class=(1, 5, 20, 100), seeds=(0, 1, 2), n_resamples=30)
@@ -91,23 +90,6 @@ def test_all_resamples_at_once_score_as_one_after_the_other():
         for name, value in (binary_scores(probability, is_spoilt, row, 0.5) | kind_scores(taken, label, row)).items():
             np.testing.assert_allclose(together[name][r], value, err_msg=name)
     assert np.isnan(together["auroc"]).tolist() == [False, False, False, False, True, False]
-
-
-@pytest.mark.parametrize("n_plates", [3, 4, 8])
-def test_intervals_of_few_plates_hold_in_95_of_100_screens(n_plates):
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(n_plates, np.full(n_plates, 1 / n_plates), 300) / n_plates
-    n_screens, n_inside = 600, 0
-    for _ in range(n_screens):
-        of_plate = 0.7 + 0.05 * rng.standard_normal(n_plates)
-        low, high = few_groups_interval(of_plate.mean(), drawn @ of_plate, n_plates)
-        n_inside += low <= 0.7 <= high
-    assert 0.92 < n_inside / n_screens < 0.98  # 3 sd of a share of 600 are 0.027
-
-
-def test_two_plates_give_no_interval_and_none_leaves_its_bounds():
-    assert np.isnan(few_groups_interval(0.9, np.array([0.8, 1.0]), 2)).all()
-    assert few_groups_interval(0.9, np.array([0.5, 1.0, 0.9]), 3) == (0.0, 1.0)
 
 
 def test_wells_are_held_out_by_class():

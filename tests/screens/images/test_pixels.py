@@ -102,13 +102,6 @@ def test_a_tiff_with_a_strip_that_was_never_written_is_not_read(tmp_path, plane)
     assert problem_of(site_of(tmp_path / "a.tif")).problem == "truncated_file"
 
 
-def test_a_window_is_that_part_of_the_site(tmp_path, plane):
-    for i in range(3):
-        tifffile.imwrite(tmp_path / f"{i}.tif", plane + i, **GREY, compression="lzw", rowsperstrip=8)
-    site = site_of(*(tmp_path / f"{i}.tif" for i in range(3)))
-    np.testing.assert_array_equal(read_site(site, (5, 6, 20, 30)), read_site(site)[:, 5:25, 6:36])
-
-
 @pytest.mark.parametrize("window", [(0, 0, 51, 70), (-1, 0, 5, 5), (0, 66, 5, 5), (0, 0, 0, 5)])
 def test_a_window_outside_the_site_is_refused(tmp_path, plane, window):
     tifffile.imwrite(tmp_path / "a.tif", plane, **GREY)
@@ -389,12 +382,6 @@ def test_counts_are_divided_rounded_and_clipped_to_their_type(lit, plane):
     np.testing.assert_array_equal(read_site(site), np.stack([expected, plane]))
     np.testing.assert_array_equal(read_site(site, (5, 30, 20, 10)), np.stack([expected, plane])[:, 5:25, 30:40])
     np.testing.assert_array_equal(read_site(site, is_corrected=False), np.stack([plane, plane]))
-
-
-def test_a_function_of_one_everywhere_changes_nothing(lit, plane, tmp_path):
-    site, function = lit
-    np.save(tmp_path / "f.npy", np.ones_like(function))
-    np.testing.assert_array_equal(read_site(site), np.stack([plane, plane]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

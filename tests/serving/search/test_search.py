@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from sklearn.neighbors import NearestNeighbors
+from tests.catalog.rows import add_rows
 
-from cytolake.catalog import table_contract
 from cytolake.serving.problems import ServingError
 from cytolake.serving.search import CropIndex, read_index
 from cytolake.serving.search import approximate as approximate_search
@@ -155,17 +155,11 @@ def test_a_perturbation_is_searched_by_the_mean_of_its_crops_which_may_be_left_o
 @pytest.mark.parametrize(
     "condition",
     [
-        "plate = 'P1'",
-        "gene = 'TP53' OR well = 'B02'",
-        "perturbation LIKE '%-ko' AND NOT is_negative_control",
-        "qc_pass = true",
-        "qc_reasons LIKE '%empty%' OR gene = 'KRAS'",
-        "dose IS NULL",
-        "dose > 1",
-        "y >= 16",
+        "plate = 'P1'", "gene = 'TP53' OR well = 'B02'", "perturbation LIKE '%-ko' AND NOT is_negative_control",
+        "qc_pass = true", "qc_reasons LIKE '%empty%' OR gene = 'KRAS'", "dose IS NULL", "dose > 1", "y >= 16",
         "gene = 'KRAS' AND x < 16",
     ],
-)
+)  # fmt: skip
 def test_a_condition_on_sites_passes_the_crops_that_it_passes_one_by_one(own_lake, condition):
     sites = sorted(set(own_lake.catalog.table("sites")["site_id"].to_pylist()))
     judge(own_lake, "rules", {sites[0]: ["empty"]})
@@ -269,10 +263,8 @@ def test_tables_that_were_made_anew_are_not_taken_for_the_old_ones(own_lake, lak
     source = own_lake.catalog.table("embeddings")
     n_versions = own_lake.catalog.versions()["embeddings"]
     shutil.rmtree(own_lake.root / "tables" / "embeddings")
-    rows = source.slice(0, 5).to_pylist()
-    for each in rows:
-        each["embedding"] = [-value for value in each["embedding"]]
-    own_lake.catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction="anew")
+    rows = [row | {"embedding": [-x for x in row["embedding"]]} for row in source.slice(0, 5).to_pylist()]
+    add_rows(own_lake.catalog, "embeddings", *rows)
     assert own_lake.catalog.versions()["embeddings"] == n_versions
     assert len(read_own(own_lake).unit_vectors) == 5
 
@@ -409,26 +401,17 @@ def folder_of(lake):
 def judge(lake, qc_id, failed, day=1, channels=("DNA",)) -> None:
     """Verdicts of every site: those named fail these rules, all others pass."""
     rows = [
-        {"qc_id": qc_id, "level": "site", "channel": channel, "channel_index": index, "rule": rule, "metric": "sd"}
-        | {key: site[key] for key in ("site_id", "well_id", "plate_id")}
-        | {"value": 1.0, "threshold": 0.0, "is_pass": rule not in failed.get(site["site_id"], ())}
-        | {"reason": None, "judged_at": datetime(2026, 1, day, tzinfo=UTC)}
+        {key: site[key] for key in ("site_id", "well_id", "plate_id")}
+        | {"channel": channel, "channel_index": index, "rule": rule}
+        | {"is_pass": rule not in failed.get(site["site_id"], ())}
         for site in lake.catalog.table("sites").to_pylist()
         for index, channel in enumerate(channels)
         for rule in ("defocus", "empty", "noise")
     ]
-    lake.catalog.append("qc_verdicts", table_contract("qc_verdicts").rows(rows), transaction=f"qc-{qc_id}")
+    of_all = {"qc_id": qc_id, "level": "site", "metric": "sd", "value": 1.0, "threshold": 0.0}
+    add_rows(lake.catalog, "qc_verdicts", *rows, **of_all, judged_at=datetime(2026, 1, day, tzinfo=UTC))
 
 
 def _append(lake, representation_id, crop_ids, embeddings) -> None:
-    rows = [
-        {
-            "representation_id": representation_id,
-            "crop_id": crop_id,
-            "well_id": "w",
-            "plate_id": "p",
-            "embedding": vector,
-        }
-        for crop_id, vector in zip(crop_ids, embeddings, strict=True)
-    ]
-    lake.catalog.append("embeddings", table_contract("embeddings").rows(rows), transaction=representation_id)
+    rows = [{"crop_id": crop, "embedding": vector} for crop, vector in zip(crop_ids, embeddings, strict=True)]
+    add_rows(lake.catalog, "embeddings", *rows, representation_id=representation_id, well_id="w", plate_id="p")
