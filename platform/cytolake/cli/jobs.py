@@ -13,7 +13,7 @@ import typer
 from cytolake.cli.bad_input import exits_on_bad_input
 
 if TYPE_CHECKING:
-    from cytolake.pipeline.config import Line
+    from cytolake.pipeline.config import PipelineConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,21 +96,21 @@ def job_command(name: str) -> Callable[..., None]:
 
         console = Console(highlight=False, soft_wrap=True)
         with exits_on_bad_input(traceback):
-            line = apply_overrides(build_recipe(recipe), set_ or [])
+            config = apply_overrides(build_recipe(recipe), set_ or [])
             if force:
-                line = dataclasses.replace(line, promote_without_gain=force)
+                config = dataclasses.replace(config, promote_without_gain=force)
             if show:
-                console.print(escape(show_config(line)), end="")
+                console.print(escape(show_config(config)), end="")
                 return
             if is_dry_run:
                 from cytolake.pipeline.dry_run import pretrain_dry_run
 
-                pretrain_dry_run(line, console)
+                pretrain_dry_run(config, console)
                 return
-            check_root(line)
+            check_root(config)
             from cytolake.pipeline import stages
 
-            stages.JOBS[name](line, console)
+            stages.JOBS[name](config, console)
 
     def plain(recipe: _Recipe = "", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
         run(recipe, set_, show, traceback)
@@ -139,24 +139,24 @@ def job_command(name: str) -> Callable[..., None]:
     return chosen
 
 
-def show_config(line: Line) -> str:
+def show_config(config: PipelineConfig) -> str:
     """The whole config as YAML, with every default."""
     import yaml
     from pydantic import TypeAdapter
 
-    from cytolake.pipeline.config import Line
+    from cytolake.pipeline.config import PipelineConfig
 
-    return yaml.safe_dump(TypeAdapter(Line).dump_python(line, mode="json"), sort_keys=False)
+    return yaml.safe_dump(TypeAdapter(PipelineConfig).dump_python(config, mode="json"), sort_keys=False)
 
 
-def check_root(line: Line) -> None:
+def check_root(config: PipelineConfig) -> None:
     """Refuse a relative root inside a submitted job: Ray deletes its working directory when the job ends."""
     in_job = "working_dir_files" in Path.cwd().parts or bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
-    if in_job and not Path(line.root).is_absolute():
+    if in_job and not Path(config.root).is_absolute():
         from cytolake.pipeline.overrides import RecipeError
 
         raise RecipeError(
-            f"root is {line.root!r}, a relative path, and this is a submitted job, whose working directory is deleted "
-            "when it ends. Give a folder that all nodes share: --set root=/shared/cytolake, or CYTOLAKE_ROOT in the "
-            "runtime environment."
+            f"root is {config.root!r}, a relative path, and this is a submitted job, whose working directory is "
+            "deleted when it ends. Give a folder that all nodes share: --set root=/shared/cytolake, or CYTOLAKE_ROOT "
+            "in the runtime environment."
         )

@@ -38,7 +38,7 @@ class FirstRecipe:
     """What to write, and why."""
 
     fields: dict[str, Any]
-    """Of a recipe file, in the order of `Line`."""
+    """Of a recipe file, in the order of `PipelineConfig`."""
     reasons: dict[str, str]
     """For each choice one sentence, by the path of its field."""
     inspection: Inspection
