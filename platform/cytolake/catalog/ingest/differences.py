@@ -65,7 +65,7 @@ def difference(
         by_checksum: Read pixels also where names, sizes and times of all files are those of before.
         source: The screen that the plate was listed from, for the command in a problem.
     """
-    refused = _cannot_be_compared(catalog, plate, known, crop_size)
+    refused = _cannot_be_compared(catalog, plate, known, crop_size, source)
     if refused is not None:
         return Difference("refused", refused)
     is_at_its_place = known["source"] == plate.source
@@ -113,15 +113,33 @@ def labels_difference(catalog: Catalog, plate: Plate, known: Row) -> Difference:
 
 def changed_pixels(catalog: Catalog, plate: Plate, known: Row, source: ScreenSource | None, found: str) -> Problem:
     """The problem of a plate with other pixels, with the command that ingests it."""
-    name = shlex.quote(f"{plate.screen}/{plate.plate}")
-    options = _listed_by(source) if source is not None else f" --path {shlex.quote(plate.source)}"
     return _problem(
         plate,
         "plate_changed",
         found,
         f"the files of {known['ingested_at']:%Y-%m-%d %H:%M} UTC, when the catalog read them",
-        f"If the new files are right: cytolake plates replace {name}{options}{_where(catalog)}. It reads the plate as "
+        f"If the new files are right: {_replace_command(catalog, plate, source)}. It reads the plate as "
         "a new acquisition; what was computed from the old one is hidden, not deleted. Else put the old files back.",
+    )
+
+
+def _replace_command(catalog: Catalog, plate: Plate, source: ScreenSource | None) -> str:
+    name = shlex.quote(f"{plate.screen}/{plate.plate}")
+    options = _listed_by(source) if source is not None else f" --path {shlex.quote(plate.source)}"
+    return f"cytolake plates replace {name}{options}{_where(catalog)}"
+
+
+def _how_to_find_it(catalog: Catalog, plate: Plate, known: Row, source: ScreenSource | None) -> str:
+    """What to do about a plate whose files are no longer where the catalog reads them."""
+    if is_uri(plate.source):
+        return (
+            f"Copy the plate back; or {_replace_command(catalog, plate, source)}. It reads the plate as a new "
+            "acquisition; what was computed from the old one is hidden, not deleted."
+        )
+    old, new = Path(known["source"]), shlex.quote(str(Path(plate.source).absolute()))
+    return (
+        f"Leave a link there, and ingest again: mkdir -p {shlex.quote(str(old.parent))} && ln -s {new} "
+        f"{shlex.quote(str(old))}. Embeddings and scores stay."
     )
 
 
@@ -298,7 +316,9 @@ def written_elsewhere(plate: Plate) -> Problem:
     )
 
 
-def _cannot_be_compared(catalog: Catalog, plate: Plate, known: Row, crop_size: int) -> Problem | None:
+def _cannot_be_compared(
+    catalog: Catalog, plate: Plate, known: Row, crop_size: int, source: ScreenSource | None
+) -> Problem | None:
     if known["reader"] == WELLS_ONLY:
         return _problem(
             plate,
@@ -324,7 +344,7 @@ def _cannot_be_compared(catalog: Catalog, plate: Plate, known: Row, crop_size: i
             "plate_moved",
             plate.source,
             f"{known['source']}, where the catalog reads its pixels",
-            "Put the plate back or leave a link there, or ingest into another catalog root.",
+            _how_to_find_it(catalog, plate, known, source),
         )
     return None
 

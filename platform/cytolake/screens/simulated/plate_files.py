@@ -97,9 +97,10 @@ def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[Simula
     writer = csv.DictWriter(text, plate_map_columns(config), lineterminator="\n")
     writer.writeheader()
     writer.writerows(well.row for well in wells)
-    if path.exists() and path.read_bytes() != text.getvalue().encode("utf-8"):
+    if not path.exists():
+        write_text(path, text.getvalue())
+    elif path.read_bytes() != text.getvalue().encode("utf-8"):
         raise ScreenError(_other_config(config, str(path), "another plate map", "the plate map of this config"))
-    write_text(path, text.getvalue())
 
 
 def _written_config(config: SimulatedScreen) -> dict[str, Any]:
