@@ -92,9 +92,7 @@ def observations(
     """Rows of crops or wells with the labels and annotations of their wells, or of the groups of objects there.
 
     Args:
-        catalog: Where the crops are.
         rows: `well_id` of each row (of profiles the id of the well or group), and `crop_id` where it is a crop.
-        units: Of the catalog.
         selected: Columns of the result: `r.NAME` of `rows`, `w.NAME` of the well, `c.NAME` of the ingested crop (null
             for crops that were cut elsewhere). Annotations follow as `Metadata_<name>` after the last of the wells'.
         order: Columns that the result is sorted by, written the same way.

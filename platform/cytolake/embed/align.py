@@ -228,7 +228,6 @@ def append_aligned(
         representation_id: What is aligned.
         dim: D.
         identity: Of the aligned representation.
-        alignment_id: Of the kept fit.
         level: Of the rows.
         align_by: As it was fitted.
         commits: Of the pinned table.

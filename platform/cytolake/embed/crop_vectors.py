@@ -100,11 +100,9 @@ def embed_rows(
 
     Args:
         encoder: On the device to run on.
-        pack: The crops.
         rows: (N,) of the pack.
         pooling: `mean`, `cls` or `channel_mean`.
         change: What is done to a minibatch and its rows first, such as an augmentation.
-        minibatch_size: Crops in one forward pass.
     """
     device = next(encoder.parameters()).device
     parts: list[list[NDArray[np.float32]]] = []

@@ -174,7 +174,6 @@ def compile_blocks(module: nn.Module, *, one_shape: bool = False, backend: str =
     """Compile the blocks of an encoder or an objective, in place.
 
     Args:
-        module: Holds the blocks.
         one_shape: False compiles what blocks do with single tokens, once for any number of tokens, and leaves attention
             out: for minibatches of mixed channel counts. True compiles blocks whole, and the methods that a module
             names in `compiled_for_one_shape`, again for every new shape: less memory traffic where all minibatches

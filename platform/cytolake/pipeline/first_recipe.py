@@ -49,7 +49,6 @@ def propose_recipe(source: ScreenSource, name: str) -> FirstRecipe:
 
     Args:
         source: The screen, with whatever is known already; its path alone will do.
-        name: Of the recipe.
 
     Raises:
         ScreenError: The folder is missing, empty or cannot be listed.

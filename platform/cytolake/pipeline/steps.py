@@ -83,8 +83,6 @@ def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool =
     """The pack of the newest curation that has the recipe's name. Builds none: a pack may be terabytes.
 
     Args:
-        config: The recipe.
-        catalog: Opened.
         for_training: The pack that `pretrain` takes: without the plates that are held out of pretraining.
 
     Raises:

@@ -58,8 +58,6 @@ def block_curves(
 
     Args:
         rows: `kind`, `block` (-1 for none), `pooling`, `value`, `ci_low`, `ci_high` and `representation_id` of each.
-        quantity: Name of the score.
-        chosen_id: Representation to mark with a ring.
         chance: What guessing scores, where that is known.
     """
     figure, axes = new_figure(8.6, 3.6)

@@ -100,8 +100,6 @@ def write_transcriptomics(
     """Write one self-contained HTML page and return its path.
 
     Args:
-        path: Where it goes.
-        title: Its heading.
         rows: Of `leaderboard`, of one expression screen.
         targets: Rows of `perturbation_signal.TARGETS_SCHEMA`.
         notes: Rows of the file that were left out, and the like.

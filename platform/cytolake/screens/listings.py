@@ -44,7 +44,6 @@ def absent_of_listing(
     """The plates with a problem for each listed thing that is absent, and problems of plates without any image.
 
     Args:
-        screen: Its name.
         listed: What the listings name; repeated names count once.
         plates: With images, as the layout's reader found them.
         is_there: Whether it was copied.
@@ -86,8 +85,6 @@ def report_not_listed(plate: Plate, listing: str, extra: Sequence[str]) -> Plate
     """The plate with a problem for what is there and what its listing does not name; as it is where there is nothing.
 
     Args:
-        plate: With images.
-        listing: The file that lists them.
         extra: What it does not name, in words.
     """
     if not extra:

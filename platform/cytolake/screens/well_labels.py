@@ -144,7 +144,6 @@ def declare_labels(plate: Plate, label_columns: Mapping[str, str]) -> Plate:
     DECLARED_BEFORE. A declared column that the plate lacks is a problem.
 
     Args:
-        plate: With its plate map.
         label_columns: Label -> column, as `ScreenSource.label_columns` has it.
     """
     if not label_columns or not plate.wells:

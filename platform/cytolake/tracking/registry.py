@@ -40,7 +40,6 @@ def promote(tracking: TrackingConfig, card: ModelCard, encoder: str | Path, alia
         tracking: Which store and which registered model.
         card: Describes the representation.
         encoder: Safetensors file of the encoder.
-        alias: Alias to move.
 
     Returns:
         The version that the alias now names.
@@ -116,9 +115,6 @@ def register_folder(
         tracking: Which store; its `model_name` is not used.
         name: Registered model, such as `cytolake-query-performance`.
         folder: Files of the version; they are copied into the run's artefacts.
-        run: Run that made them.
-        tags: Tags of the version.
-        alias: Alias to move.
 
     Returns:
         The version.

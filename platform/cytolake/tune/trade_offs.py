@@ -144,9 +144,7 @@ def trade_offs(
         values: (S,) values of the setting, increasing.
         recall_SRK: (S, R, K) recall of each class in each training; the same R seeds at every value.
         classes: (K,) names.
-        level: False discovery rate.
         n_permutations: Random placements for the gap, where there are too many to list.
-        seed: Of the random placements.
 
     Raises:
         ValueError: Shapes that do not fit, fewer than three values, or a recall that is missing.

@@ -107,7 +107,6 @@ def benchmark_embeddings(
         post_processing: `none`, `centred`, `centre_scaled`, `tvn`, a variant of `embed.alignment`, or names of
             `alignments`.
         relations: Pairs of perturbations for each source; `known_relations` needs one or more for each.
-        alignments: Further post-processing by name.
         config: Settings; the defaults where None.
 
     Returns:

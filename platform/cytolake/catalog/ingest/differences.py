@@ -57,10 +57,7 @@ def difference(
     """Compare a plate with its visible row of `plates`.
 
     Args:
-        catalog: Where it is known.
         plate: As its source lists it now.
-        content: Its hashes.
-        known: Its row.
         crop_size: Of this ingest, pixels.
         by_checksum: Read pixels also where names, sizes and times of all files are those of before.
         source: The screen that the plate was listed from, for the command in a problem.
@@ -216,10 +213,7 @@ def copied_plate(
 
     Args:
         catalog: Where the other plate may be.
-        plate: As listed.
         content: Its hashes: only plates with images of the same names and sizes are looked at.
-        plate_id: Its id.
-        checksums: Of its sites.
     """
     rows = catalog.visibility().visible.to_pylist()
     alike = [row for row in rows if row["pixels_hash"] == content.pixels_hash and row["plate_id"] != plate_id]
@@ -245,7 +239,6 @@ def hidden_plate(plate: Plate, content: PlateContent, rows: Collection[Row]) -> 
 
     Args:
         plate: As listed; no visible plate has its name.
-        content: Its hashes.
         rows: Of `plates`, all of them.
     """
     hidden = [

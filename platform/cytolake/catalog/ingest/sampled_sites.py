@@ -66,7 +66,6 @@ def sample_plates(plates: Sequence[Plate], crop_size: int) -> list[PlateSample]:
     """Look into a few sites of each plate.
 
     Args:
-        plates: As listed.
         crop_size: Edge of the crops, pixels.
     """
     left = SCREEN_BYTES_MAX

@@ -24,7 +24,6 @@ def hold_out_controls(is_control: Flags, batches: Batches, *, seed: int = 0, min
     Args:
         is_control: (N,)
         batches: (N,) whose controls a row is aligned on.
-        seed: Of the choice.
         min_fitted: Controls of a batch that an alignment needs.
 
     Returns:

@@ -104,8 +104,6 @@ def measure_plan(
 
     Args:
         catalog: The catalog of the plan.
-        plan: Sites and their labels.
-        features: Features to measure.
         progress: Called with the parts of a plate that are measured.
         store: Folder of cached features, read and extended; None for no cache.
 

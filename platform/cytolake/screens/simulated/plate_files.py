@@ -44,7 +44,6 @@ def simulate_screen(
     A plate becomes visible when it is whole. Plates already written for the same config are left as they are.
 
     Args:
-        config: What to simulate.
         root: Folder of screens; made where it does not exist.
         progress: Called with ("simulate", wells done, wells in all).
         executor: Where wells are drawn; as many threads as there are cores where None.
