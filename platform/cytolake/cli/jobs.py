@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cytolake.cli.bad_input import exits_on_bad_input
+from cytolake.cli.options import set_option
 
 if TYPE_CHECKING:
     from cytolake.pipeline.config import PipelineConfig
@@ -57,9 +58,7 @@ _Recipe = Annotated[
         help="Recipe name (`cytolake recipes` lists them), or a .yaml file; cytolake.yaml here where none is given."
     ),
 ]
-_Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change one field; may be repeated.")
-]
+_Set = Annotated[list[str] | None, set_option("Change one field; may be repeated.")]
 _Show = Annotated[bool, typer.Option("--show", help="Print the resolved config as YAML and stop.")]
 _Traceback = Annotated[bool, typer.Option("--traceback", help="On bad input, print the stack.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the job would cost and stop.")]

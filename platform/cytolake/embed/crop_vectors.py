@@ -22,6 +22,8 @@ from cytolake.models.precision import EncoderPrecision, multiply_in
 from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 
+ROWS_AT_ONCE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class VectorGroup:
@@ -94,7 +96,6 @@ def embed_rows(
     rows: NDArray[np.int64],
     pooling: str = "mean",
     change: Callable[[CropBatch, NDArray[np.int64]], CropBatch] | None = None,
-    minibatch_size: int = 64,
 ) -> list[NDArray[np.float32]]:
     """(N, D) for each block in turn: one pooling of some crops of a pack, in this process.
 
@@ -106,8 +107,8 @@ def embed_rows(
     """
     device = next(encoder.parameters()).device
     parts: list[list[NDArray[np.float32]]] = []
-    for first in range(0, len(rows), minibatch_size):
-        part = rows[first : first + minibatch_size]
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[first : first + ROWS_AT_ONCE]
         batch = crop_batch(pack, part, encoder.config).to(device)
         if change is not None:
             batch = change(batch, part)

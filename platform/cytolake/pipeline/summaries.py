@@ -20,6 +20,8 @@ from cytolake.tracking import ModelVersion
 from cytolake.tune.block_search import BlockChoice
 from cytolake.tune.sweep import SweepResult
 
+TRIALS_SHOWN = 10
+
 
 def print_caveats(console: Console, scores: ProfileScores) -> None:
     """What to beware of in scores of profiles, and what has none and why."""
@@ -47,12 +49,12 @@ def program(name: str) -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def sweep_table(found: SweepResult, config: PipelineConfig, most: int = 10) -> Table:
+def sweep_table(found: SweepResult, config: PipelineConfig) -> Table:
     names = list(found.best.settings)
     shown = Table(
         *(name.removeprefix("pretrain.") for name in names), "step", config.study.label, box=None, header_style="dim"
     )
-    for trial in found.trials[:most]:
+    for trial in found.trials[:TRIALS_SHOWN]:
         values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in (trial.settings[name] for name in names)]
         shown.add_row(
             *values, f"{trial.step:,} of {found.steps:,}", "failed" if trial.failure else f"{trial.score:.3f}"

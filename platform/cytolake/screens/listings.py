@@ -67,9 +67,7 @@ def report_wells_without_image(plate: Plate) -> Plate:
         if problem.problem == "missing_file" and problem.well and problem.well not in imaged | reported:
             missing.setdefault(problem.well, []).append(problem)
     added = [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             well=well,
             problem="well_without_image",
             found=f"none of {len(missing[well])} listed images" if len(missing[well]) > 1 else "no image",
@@ -90,9 +88,7 @@ def report_not_listed(plate: Plate, listing: str, extra: Sequence[str]) -> Plate
     if not extra:
         return plate
     shown = ", ".join(extra[:N_NAMED]) + (", ..." if len(extra) > N_NAMED else "")
-    problem = Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    problem = plate.problem(
         file=listing,
         problem="not_in_listing",
         found=f"{len(extra):,} images or fields that it does not list: {shown}",
@@ -109,9 +105,7 @@ def _with_absent(plate: Plate, listed: Sequence[Listed], is_there: Callable[[Lis
         return plate
     absent.sort(key=lambda each: (_well_order(each.well), natural_order(each.site), each.file))
     problems = [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             well=each.well,
             site=each.site,
             channel=each.channel,

@@ -73,8 +73,7 @@ def share_of(hits: int, total: int) -> Share:
 
 
 def student_quantile(degrees: int, level: float = 0.95) -> float:
-    """Two-sided quantile of Student's t: half an interval in standard errors.
-    """
+    """Two-sided quantile of Student's t: half an interval in standard errors."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + level) / 2, degrees))

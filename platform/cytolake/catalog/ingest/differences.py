@@ -28,6 +28,7 @@ from cytolake.storage.files import is_uri
 LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
 LABELS_FOLDER = "labels"
 """Below the root: labels as a source has them now, where they differ from the catalog's, as plate maps."""
+NEW_ACQUISITION = "It reads the plate as a new acquisition; what was computed from the old one is hidden, not deleted."
 
 Row = Mapping[str, Any]
 
@@ -115,8 +116,8 @@ def changed_pixels(catalog: Catalog, plate: Plate, known: Row, source: ScreenSou
         "plate_changed",
         found,
         f"the files of {known['ingested_at']:%Y-%m-%d %H:%M} UTC, when the catalog read them",
-        f"If the new files are right: {_replace_command(catalog, plate, source)}. It reads the plate as "
-        "a new acquisition; what was computed from the old one is hidden, not deleted. Else put the old files back.",
+        f"If the new files are right: {_replace_command(catalog, plate, source)}. {NEW_ACQUISITION} Else put the old "
+        "files back.",
     )
 
 
@@ -129,10 +130,7 @@ def _replace_command(catalog: Catalog, plate: Plate, source: ScreenSource | None
 def _how_to_find_it(catalog: Catalog, plate: Plate, known: Row, source: ScreenSource | None) -> str:
     """What to do about a plate whose files are no longer where the catalog reads them."""
     if is_uri(plate.source):
-        return (
-            f"Copy the plate back; or {_replace_command(catalog, plate, source)}. It reads the plate as a new "
-            "acquisition; what was computed from the old one is hidden, not deleted."
-        )
+        return f"Copy the plate back; or {_replace_command(catalog, plate, source)}. {NEW_ACQUISITION}"
     old, new = Path(known["source"]), shlex.quote(str(Path(plate.source).absolute()))
     return (
         f"Leave a link there, and ingest again: mkdir -p {shlex.quote(str(old.parent))} && ln -s {new} "
@@ -396,12 +394,4 @@ def _is_close(stored: tuple[float | None, float | None] | None, measured: Sequen
 
 
 def _problem(plate: Plate, problem: str, found: str, expected: str, next_step: str) -> Problem:
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
-        file=plate.source,
-        problem=problem,
-        found=found,
-        expected=expected,
-        next_step=next_step,
-    )
+    return plate.problem(file=plate.source, problem=problem, found=found, expected=expected, next_step=next_step)

@@ -196,11 +196,7 @@ _SHAPES: dict[str, Callable[[str], tuple[tuple[int, int], Any]]] = {
 
 
 def _unreadable(site: SiteImage, channel: str, path: str, error: ImageFileError) -> Problem:
-    return Problem(
-        screen=site.screen,
-        plate=site.plate,
-        well=site.well,
-        site=site.site,
+    return site.problem(
         channel=channel,
         file=path,
         problem=error.problem,
