@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from cytolake.catalog.declared import declared_path, table_contract
+from cytolake.catalog.declared import read_declared, table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.tables import Catalog
@@ -129,7 +128,7 @@ def profile_of(qc_id: str) -> QcProfile | None:
 
 
 def _declared_profiles() -> dict[str, Any]:
-    profiles: dict[str, Any] = yaml.safe_load(declared_path("qc.yaml").read_text(encoding="utf-8"))["profiles"]
+    profiles: dict[str, Any] = read_declared("qc.yaml")["profiles"]
     return profiles
 
 
