@@ -299,6 +299,15 @@ def test_positions_are_a_loop_over_rows_and_columns():
     np.testing.assert_allclose(grid_positions(side, width).numpy(), want, atol=1e-6)
 
 
+def test_attention_of_gpus_is_not_imported_where_none_is_used():
+    # The import takes a second.
+    code = "import sys, cytolake.models; print('torch.nn.attention.varlen' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "platform"}
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_models_import_without_the_rest_of_cytolake():
     # Apart from cytolake.storage, which writes files with the standard library alone.
     code = (

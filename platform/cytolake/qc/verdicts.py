@@ -105,7 +105,6 @@ def qc_profile(name: str, modalities: Sequence[str] = ()) -> QcProfile:
     """Load a profile of catalog/qc.yaml.
 
     Args:
-        name: Name of the profile.
         modalities: As `QcConfig.modalities`; added to those of the profile.
 
     Raises:
@@ -151,7 +150,6 @@ def parse_profile(name: str, declared: dict[str, Any], profiles: Mapping[str, An
     """The profile of one entry of `profiles` in catalog/qc.yaml.
 
     Args:
-        name: Name of the profile.
         declared: Content of the entry.
         profiles: All entries; `like` names one of them.
 
@@ -190,7 +188,6 @@ def judge_sites(catalog: Catalog, config: QcConfig, progress: Progress | None = 
 
     Args:
         catalog: The catalog to read metrics from and write verdicts to.
-        config: The profile.
         progress: Called after each plate.
 
     Returns:
