@@ -49,6 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} starts Ray and its file does not name local_ray or mark.ray")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The many databases of MLflow that a run of all tests makes are migrated once."""
+    if folder := os.environ.get("CYTOLAKE_TEST_FOLDER"):
+        from tests.mlflow_database import copy_migrated_databases
+
+        copy_migrated_databases(Path(folder))
+
+
 def _may_use_ray(file: Path) -> bool:
     text = file.read_text(encoding="utf-8")
     return "local_ray" in text or "mark.ray" in text or _relative(file).startswith(WITH_SERVERS)

@@ -64,7 +64,7 @@ SETTINGS = (
 FINISHED = "finished"
 
 
-def golden_line(root: Path, *changes: str, screens: Path | None = None):
+def golden_config(root: Path, *changes: str, screens: Path | None = None):
     """The recipe of the lake at a root.
 
     Args:
@@ -77,12 +77,12 @@ def golden_line(root: Path, *changes: str, screens: Path | None = None):
     from cytolake.recipes import build_recipe
     from cytolake.screens.sources import ScreenSource
 
-    line = dataclasses.replace(apply_overrides(build_recipe("demo"), (*SETTINGS, *changes)), root=str(root))
+    config = dataclasses.replace(apply_overrides(build_recipe("demo"), (*SETTINGS, *changes)), root=str(root))
     if screens is None:
-        return line
-    name = line.screens.simulate.screen
+        return config
+    name = config.screens.simulate.screen
     source = ScreenSource(screen=name, path=str(screens / name), layout="ome-zarr")
-    return dataclasses.replace(line, screens=ScreensConfig(root=str(screens), sources=(source,)))
+    return dataclasses.replace(config, screens=ScreensConfig(root=str(screens), sources=(source,)))
 
 
 def build_golden_lake(root: Path) -> str:
@@ -91,10 +91,10 @@ def build_golden_lake(root: Path) -> str:
 
     printed = io.StringIO()
     console = Console(file=printed, width=200)
-    line = golden_line(root)
+    config = golden_config(root)
     with ray_in_process():
-        stages.pipeline(line, console)
-        stages.benchmark(line, console)
+        stages.pipeline(config, console)
+        stages.benchmark(config, console)
     return printed.getvalue()
 
 

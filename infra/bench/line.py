@@ -1,4 +1,4 @@
-"""The demo's line, timed stage by stage, and what training gained over the best baseline that needs none.
+"""The demo's pipeline, timed stage by stage, and what training gained over the best baseline that needs none.
 
 Peers in the same run, on the same crops, splits and probe: the encoder untrained, pixel statistics, the cell count,
 and a plain masked autoencoder next to the demo's, which has a contrastive term whose positive pairs are crops of one
@@ -24,7 +24,7 @@ from rich.console import Console
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.benchmark.unit_scores import Candidate, gain
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.stages import PipelineResult, run_pipeline
 from cytolake.recipes import build_recipe
 from cytolake.reports.choice_text import headline, how_measured, measures
@@ -37,8 +37,8 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as root:
         started = time.monotonic()
-        line = dataclasses.replace(build_recipe("demo"), root=root)
-        result = run_pipeline(line, console)
+        config = dataclasses.replace(build_recipe("demo"), root=root)
+        result = run_pipeline(config, console)
         total_s = time.monotonic() - started
         evaluations = read_evaluations(result.run_folder)
         choice = result.choice
@@ -50,7 +50,7 @@ def main() -> int:
             for row in leaderboard(cytolake.catalog.open(root), probed).to_pylist()
             if row["protocol"] == choice.protocol_id
         ]
-        plain = run_pipeline(plain_mae(line), console)
+        plain = run_pipeline(plain_mae(config), console)
     for stage, seconds in result.seconds.items():
         print(f"stage {stage}: {seconds:.1f} s")
     print(f"stages together: {total_s:.1f} s")
@@ -70,12 +70,12 @@ def main() -> int:
     return 0 if is_ok else 1
 
 
-def plain_mae(line: Line) -> Line:
+def plain_mae(config: PipelineConfig) -> PipelineConfig:
     """The same recipe without the contrastive term; it is promoted under a name of its own, gain or none."""
-    mae = dataclasses.replace(line.pretrain.objective.mae, contrastive_weight=0.0)
-    objective = dataclasses.replace(line.pretrain.objective, mae=mae)
-    pretrain = dataclasses.replace(line.pretrain, objective=objective, second_view="crop")
-    return dataclasses.replace(line, name="demo_plain_mae", pretrain=pretrain, alias="plain", label_curve=None)
+    mae = dataclasses.replace(config.pretrain.objective.mae, contrastive_weight=0.0)
+    objective = dataclasses.replace(config.pretrain.objective, mae=mae)
+    pretrain = dataclasses.replace(config.pretrain, objective=objective, second_view="crop")
+    return dataclasses.replace(config, name="demo_plain_mae", pretrain=pretrain, alias="plain", label_curve=None)
 
 
 def print_result(name: str, result: PipelineResult) -> None:

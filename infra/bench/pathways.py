@@ -53,11 +53,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as folder:
         is_kept = len(sys.argv) > 1
         root = Path(sys.argv[1] if is_kept else folder)
-        line = build_recipe("demo")
-        line = dataclasses.replace(
-            line, name="pathways", root=str(root), screens=ScreensConfig(simulate=SCREEN), label_curve=None
+        config = build_recipe("demo")
+        config = dataclasses.replace(
+            config, name="pathways", root=str(root), screens=ScreensConfig(simulate=SCREEN), label_curve=None
         )
-        run_pipeline(line, console)
+        run_pipeline(config, console)
         catalog = cytolake.catalog.open(root)
         ids = catalog.table("representations", columns=["representation_id"])["representation_id"].to_pylist()
         tasks: tuple[Task, ...] = get_args(Task) if is_kept else ("relations",)

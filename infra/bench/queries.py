@@ -84,11 +84,11 @@ def main() -> int:
         holds = False
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as folder:
         root = Path(sys.argv[1] if len(sys.argv) > 1 else folder)
-        line = build_recipe("demo")
-        line = dataclasses.replace(
-            line, name="pathways", root=str(root), screens=ScreensConfig(simulate=SCREEN), label_curve=None
+        config = build_recipe("demo")
+        config = dataclasses.replace(
+            config, name="pathways", root=str(root), screens=ScreensConfig(simulate=SCREEN), label_curve=None
         )
-        run_pipeline(line, console)
+        run_pipeline(config, console)
         catalog = cytolake.catalog.open(root)
         champion = resolve_alias(TrackingConfig().at(root)).representation_id
         config = QueriesConfig()

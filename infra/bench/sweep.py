@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 
 BAR = 1.15
 CONCURRENT = os.cpu_count() or 1
@@ -39,18 +39,18 @@ SAME = 0.99
 """Share of crops with the same prediction when an encoder is evaluated again in another process."""
 
 
-def the_line(root: Path) -> Line:
+def the_config(root: Path) -> PipelineConfig:
     """The demo's screen, and a study of a small encoder."""
     from cytolake.models import ModelConfig
     from cytolake.recipes import build_recipe
     from cytolake.tune.study_config import StudyConfig
 
-    line = build_recipe("demo")
+    config = build_recipe("demo")
     pretrain = dataclasses.replace(
-        line.pretrain,
+        config.pretrain,
         model=ModelConfig(
             architecture="mae_vit",
-            channels=line.pretrain.model.channels,
+            channels=config.pretrain.model.channels,
             crop_size=64,
             patch_size=16,
             width=96,
@@ -73,7 +73,7 @@ def the_line(root: Path) -> Line:
         concurrent=CONCURRENT,
     )
     return dataclasses.replace(
-        line, name="sweep", root=str(root), pretrain=pretrain, study=study, training_probe=None, label_curve=None
+        config, name="sweep", root=str(root), pretrain=pretrain, study=study, training_probe=None, label_curve=None
     )
 
 
@@ -85,7 +85,7 @@ def prepare(root: Path) -> None:
 
     console = Console(highlight=False)
     for stage in (stages.ingest, stages.curate):
-        stage(the_line(root), console)
+        stage(the_config(root), console)
 
 
 def run(root: Path) -> None:
@@ -98,18 +98,18 @@ def run(root: Path) -> None:
     from cytolake.reports.study_page import study_text, write_study
     from cytolake.tune.study import run_study
 
-    line = the_line(root)
+    config = the_config(root)
     catalog = cytolake.catalog.open(root)
     started = time.perf_counter()
-    with ray_session(line.ray):
-        pack = Steps(line, Console(), catalog).newest_pack()
+    with ray_session(config.ray):
+        pack = Steps(config, Console(), catalog).newest_pack()
         ready = time.perf_counter()
-        found = run_study(catalog, pack, line.study, line.pretrain, line.tracking, _print_progress)
+        found = run_study(catalog, pack, config.study, config.pretrain, config.tracking, _print_progress)
     seconds = time.perf_counter() - ready
     Console(width=150).print(study_text(found))
     for curve in found.curves:
         print(f"{curve.objective}, {curve.knob}: {curve.effects.verdict}")
-    page = write_study(root / "report" / "study.html", "Study of the simulated screen", found, line.study)
+    page = write_study(root / "report" / "study.html", "Study of the simulated screen", found, config.study)
     print(f"page {page}")
     gaps = [curve.effects.gap.value for curve in found.curves]
     result = {
@@ -139,11 +139,11 @@ def bare(job: tuple[str, str, int]) -> float:
 
     torch.set_num_threads(1)
     root, runs, place = job
-    line = the_line(Path(root))
+    config = the_config(Path(root))
     catalog = cytolake.catalog.open(root)
     pack = Pack.open(next((Path(root) / "packs").glob("[!.]*")))
-    trials, _ = study_trials(line.study, line.pretrain)
-    probe = pin_study_probe(catalog, pack, line.study)
+    trials, _ = study_trials(config.study, config.pretrain)
+    probe = pin_study_probe(catalog, pack, config.study)
     trial = list({trial.pretrain: trial for trial in trials}.values())[place]
     started = time.perf_counter()
     train_and_evaluate(pack.path, trial, probe, Path(runs) / "runs", TrackingConfig().at(runs), "")
@@ -172,7 +172,7 @@ def confusions_are_scikit_learns(root: Path) -> bool:
         if not (counted == np.array(stored["confusion"])).all():
             return False
     pack = Pack.open(next((root / "packs").glob("[!.]*")))
-    probe = pin_study_probe(cytolake.catalog.open(root), pack, the_line(root).study)
+    probe = pin_study_probe(cytolake.catalog.open(root), pack, the_config(root).study)
     label, predicted = probe.predict(probe.vectors(path.with_name("encoder.safetensors")))
     same = np.mean((label == stored["label"]) & (predicted == stored["predicted"]))
     print(f"{len(files)} confusions are scikit-learn's; an encoder evaluated again predicts {same:.1%} of crops alike")
@@ -189,8 +189,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="cytolake-bench-") as name:
         root = Path(sys.argv[1] if len(sys.argv) > 1 else name).resolve()
         start("prepare", root).wait()
-        line = the_line(root)
-        n = len({trial.pretrain for trial in study_trials(line.study, line.pretrain)[0]})
+        config = the_config(root)
+        n = len({trial.pretrain for trial in study_trials(config.study, config.pretrain)[0]})
         places = [round(i * (n - 1) / (SAMPLE - 1)) for i in range(SAMPLE)]
         with tempfile.TemporaryDirectory() as runs, multiprocessing.get_context("spawn").Pool(CONCURRENT) as pool:
             # A folder for each: they must not find each other's results. The first of each process warms it.

@@ -1,43 +1,20 @@
-"""Processes for tests of what happens when one is killed or several write at once.
-
-They fork from a server that has imported cytolake and done nothing else, so that a process starts in milliseconds; a
-new interpreter takes seconds of CPU to import the same.
-"""
+"""Processes for tests of what happens when one is killed or several write at once."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from tests.catalog.small_plate import CONFIG, commit, commit_plate, stage, write_plate
+from tests.fork_server import fork_server
 
 import cytolake.catalog
 from cytolake.catalog import table_contract
 from cytolake.catalog.ingest.plate_content import content_hash
-
-
-def fork_server() -> ForkServerContext:
-    """The context of processes with `cytolake.catalog` imported, of this checkout and none that is installed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-    return context
 
 
 def run_at_once(function: Callable[..., Any], each: Sequence[Sequence[Any]]) -> tuple[list[int | None], list[Any]]:
@@ -46,7 +23,7 @@ def run_at_once(function: Callable[..., Any], each: Sequence[Sequence[Any]]) -> 
     Returns:
         Exit codes (-9: killed), and what those that ended gave back, in the order in which they ended.
     """
-    context = fork_server()
+    context = fork_server(__name__)
     start, results = context.Barrier(len(each)), context.SimpleQueue()
     processes = [context.Process(target=_call, args=(start, results, function, arguments)) for arguments in each]
     for process in processes:

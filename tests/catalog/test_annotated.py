@@ -73,6 +73,29 @@ def test_wells_have_their_profiles(catalog):
     np.testing.assert_array_equal(wells.X, [[1, 2, 3, 4]])
 
 
+def test_columns_without_a_value_and_flags_that_are_not_known_survive_it_too(tmp_path):
+    import anndata
+
+    catalog = empty_catalog(tmp_path)
+    wells = [
+        blank("wells", well_id="w0", plate_id="p", edition=None, pathway=None, has_images=None, dose=None),
+        blank("wells", well_id="w1", plate_id="p", edition=None, pathway=None, has_images=True, dose=None),
+    ]
+    rows = {
+        "wells": wells,
+        "plates": [blank("plates", plate_id="p", wells_edition=None)],
+        "representations": [blank("representations", representation_id="r1", dim=1)],
+        "profiles": [blank("profiles", representation_id="r1", well_id=f"w{i}", profile=[1.0]) for i in (0, 1)],
+    }
+    for name, listed in rows.items():
+        add_rows(catalog, name, *listed)
+    catalog.to_anndata("r1", level="well").write_h5ad(tmp_path / "wells.h5ad")
+    obs = anndata.read_h5ad(tmp_path / "wells.h5ad").obs
+    assert obs[["edition", "dose"]].isna().all(axis=None)
+    assert obs.has_images.isna().tolist() == [True, False]
+    assert obs.has_images["w1"]
+
+
 def test_an_unknown_or_empty_representation_is_refused_with_what_is_there(catalog):
     with pytest.raises(CatalogError, match=r"representation r2: not in the table .* has 2, the newest: "):
         catalog.to_anndata("r2")

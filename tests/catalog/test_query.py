@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import datetime
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -10,7 +14,9 @@ from tests.catalog.empty_catalog import empty_catalog
 
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, UnknownTableError, table_contract, table_names
+from cytolake.catalog import query as query_module
 from cytolake.catalog.commits import delete_rows
+from cytolake.catalog.query import ParsedQuery, parse_query, run_query
 
 NOW = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
 
@@ -85,6 +91,41 @@ def test_views_can_be_joined_with_tables(catalog):
     query = "SELECT who, value FROM scores JOIN names USING (score_id)"
     assert catalog.sql(query, names=names).to_pylist() == [{"who": "me", "value": 0.75}]
     assert catalog.sql(query, names=names.to_pandas()).to_pylist() == [{"who": "me", "value": 0.75}]
+
+
+def test_a_query_sees_no_view_of_another(catalog):
+    assert catalog.sql("SELECT n FROM mine", mine=pa.table({"n": [1]})).num_rows == 1
+    with pytest.raises(CatalogError, match="mine"):
+        catalog.sql("SELECT n FROM mine")
+    with ThreadPoolExecutor(4) as threads:
+        sums = threads.map(
+            lambda n: catalog.sql("SELECT sum(n) AS n FROM mine", mine=pa.table({"n": [n] * 999})).to_pylist(),
+            range(20),
+        )
+    assert list(sums) == [[{"n": 999 * n}] for n in range(20)]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_has_a_database_of_its_own(catalog):
+    """It has no thread of its parent's, which would never answer."""
+    add_scores(catalog, ("a", 0.25))
+    assert catalog.sql("SELECT 1 AS n").num_rows == 1
+    child = os.fork()
+    if not child:
+        os._exit(run_query(parse_query("SELECT sum(n) FROM r"), {"r": pa.table({"n": [3, 4]})}).num_rows + 6)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_after_an_internal_error_of_duckdb_the_next_query_has_another_database(catalog, monkeypatch):
+    with monkeypatch.context() as patch:
+        broken = MagicMock()
+        broken.cursor().__enter__().sql.side_effect = duckdb.FatalException("database has been invalidated")
+        broken.cursor().__exit__.return_value = False
+        patch.setattr(duckdb, "connect", lambda *_, **__: broken)
+        query_module._database.cache_clear()
+        with pytest.raises(CatalogError, match="has been invalidated"):
+            run_query(ParsedQuery(text="SELECT 1", tables=frozenset()), {})
+    assert catalog.sql("SELECT 1 AS n").to_pylist() == [{"n": 1}]
 
 
 def test_a_condition_may_ask_another_table(catalog):

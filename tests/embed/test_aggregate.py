@@ -11,7 +11,6 @@ from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
 
 from cytolake.catalog import Catalog, representations
-from cytolake.catalog.ids import content_id
 from cytolake.embed import well_sums
 from cytolake.embed.aggregate import COLUMNS, aggregate
 from cytolake.embed.well_sums import append_profiles
@@ -38,28 +37,14 @@ def mean_vectors(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     )
 
 
-def expected_vectors(frame: pd.DataFrame, columns: list[str], mean_of: str) -> pd.DataFrame:
-    if mean_of == "crops":
-        return mean_vectors(frame, columns)
-    wells = mean_vectors(frame, [*dict.fromkeys([*columns, "guide", "well_id"])])
-    if mean_of == "guides":
-        wells = mean_vectors(wells, [*dict.fromkeys([*columns, "guide"])])
-    return mean_vectors(wells, columns)
-
-
-@pytest.mark.parametrize("mean_of", ["crops", "wells", "guides"])
 @pytest.mark.parametrize("level", ["well", "guide", "perturbation"])
-@pytest.mark.parametrize("within", [(), ("batch",)])
-def test_means_are_those_of_a_loop(planted, level, mean_of, within):
+def test_means_are_those_of_a_loop(planted, level):
     catalog, identity, frame = planted
-    if mean_of == "guides" and level != "perturbation":
-        with pytest.raises(ValueError, match="only a perturbation has several guides"):
-            aggregate(catalog, identity, level, mean_of=mean_of)
-        return
-    columns = list(dict.fromkeys([*COLUMNS[level], *within]))
+    columns = list(COLUMNS[level])
     used = frame if level == "well" else frame[frame[level] != ""]
-    expected = expected_vectors(used, columns, mean_of).sort_values(columns)
-    found = aggregate(catalog, identity, level, mean_of=mean_of, within=within)
+    wells = mean_vectors(used, [*dict.fromkeys([*columns, "well_id"])])
+    expected = mean_vectors(wells, columns).sort_values(columns)
+    found = aggregate(catalog, identity, level)
     assert found.column_names == [*columns, "n_crops", "n_wells", "vector"]
     frame_found = found.to_pandas()
     pd.testing.assert_frame_equal(frame_found[columns], expected[columns].reset_index(drop=True), check_dtype=False)
@@ -69,46 +54,21 @@ def test_means_are_those_of_a_loop(planted, level, mean_of, within):
     assert frame_found["n_wells"].tolist() == groups["well_id"].nunique().tolist()
 
 
-def test_the_three_means_differ_where_wells_and_guides_are_of_different_sizes(planted):
-    catalog, identity, _ = planted
-    vectors = [
-        aggregate(catalog, identity, "perturbation", mean_of=each)["vector"] for each in ("crops", "wells", "guides")
-    ]
-    assert len({str(each.to_pylist()) for each in vectors}) == 3
-
-
 def test_ray_tasks_over_parts_give_the_sums_of_one_pass(planted, local_ray, monkeypatch):
     catalog, identity, _ = planted
     whole = aggregate(catalog, identity, "well")
-    reported: list[tuple[int, int]] = []
+    parts: list[int] = []
+    run = well_sums.run_tasks
+    monkeypatch.setattr(
+        well_sums, "run_tasks", lambda function, tasks, *args: parts.append(len(tasks)) or run(function, tasks, *args)
+    )
     monkeypatch.setattr(well_sums, "BYTES_FOR_TASKS", 250)
-    in_parts = aggregate(catalog, identity, "well", progress=lambda _, done, total: reported.append((done, total)))
-    assert reported[-1][0] == reported[-1][1] > 1
+    in_parts = aggregate(catalog, identity, "well")
+    assert parts[0] > 1
     assert in_parts.drop_columns("vector") == whole.drop_columns("vector")
     np.testing.assert_allclose(
         np.stack(in_parts["vector"].to_pylist()), np.stack(whole["vector"].to_pylist()), rtol=1e-6
     )
-
-
-def test_crops_that_a_curation_excludes_are_left_out(planted):
-    catalog, identity, frame = planted
-    kept = np.arange(len(frame)) % 3 > 0
-    curation = content_id("newer QC")
-    rows = [
-        {"crop_id": crop, "is_kept": bool(is_kept), "reason": "" if is_kept else "blurred"}
-        for crop, is_kept in zip(frame["crop_id"], kept, strict=True)
-    ]
-    add_rows(catalog, "curations", *rows, curation_id=curation)
-    with pytest.raises(ValueError, match=f"curation {curation}: not in the table curation_runs"):
-        aggregate(catalog, identity, "well", curation_id=curation)
-    empty = content_id("keeps none")
-    add_rows(catalog, "curation_runs", {"curation_id": curation}, {"curation_id": empty})
-    found = aggregate(catalog, identity, "perturbation", mean_of="crops", curation_id=curation).to_pandas()
-    expected = mean_vectors(frame[kept], ["screen", "perturbation"])
-    np.testing.assert_allclose(np.stack(found["vector"]), np.stack(expected["vector"]), rtol=1e-6)
-    assert found["n_crops"].sum() == kept.sum()
-    with pytest.raises(ValueError, match=f"curation {empty} kept none of its crops"):
-        aggregate(catalog, identity, "well", curation_id=empty)
 
 
 def test_profiles_are_written_once_each_and_an_interrupted_job_goes_on(planted, monkeypatch):
@@ -165,10 +125,8 @@ def test_what_is_not_there_is_said(planted, tmp_path: Path):
     catalog, identity, _ = planted
     with pytest.raises(ValueError, match="representation none: not in the table representations"):
         aggregate(catalog, "none", "well")
-    with pytest.raises(ValueError, match="level 'plate' and mean_of 'wells': expected a level of well, guide, pert"):
+    with pytest.raises(ValueError, match="level 'plate': expected a level of well, guide, pert"):
         aggregate(catalog, identity, "plate")
-    with pytest.raises(ValueError, match="no column dosis"):
-        aggregate(catalog, identity, "well", within=("dosis",))
     with pytest.raises(ValueError, match="representation empty has no rows in the table embeddings"):
         append_profiles(catalog, ["empty"])
     elsewhere = planted_catalog(tmp_path)
@@ -181,9 +139,9 @@ def test_what_is_not_there_is_said(planted, tmp_path: Path):
 
 def test_sums_do_not_depend_on_the_size_of_batches(planted, monkeypatch):
     catalog, identity, _ = planted
-    whole = well_sums.sum_part(catalog, identity, 0, 1, "")
+    whole = well_sums.sum_part(catalog, identity, 0, 1)
     monkeypatch.setattr(representations, "ROWS_AT_ONCE", 2)
-    by_twos = well_sums.sum_part(catalog, identity, 0, 1, "")
+    by_twos = well_sums.sum_part(catalog, identity, 0, 1)
     assert (by_twos.wells, by_twos.plates) == (whole.wells, whole.plates)
     np.testing.assert_array_equal(by_twos.counts, whole.counts)
     np.testing.assert_allclose(by_twos.sums, whole.sums, rtol=1e-12)

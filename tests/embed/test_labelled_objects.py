@@ -94,7 +94,7 @@ def test_a_profile_is_the_mean_of_the_cells_of_a_guide_in_a_well(pooled):
 @pytest.mark.parametrize(("level", "column"), [("guide", "sgRNA"), ("perturbation", "Gene Symbol")])
 def test_aggregates_take_cells_by_their_own_labels(pooled, level, column):
     catalog, identity, frame = pooled
-    found = aggregate(catalog, identity, level, mean_of="crops").to_pandas().set_index(level)
+    found = aggregate(catalog, identity, level).to_pandas().set_index(level)
     labelled = frame[frame[column] != ""]
     expected = labelled.groupby(column)[FEATURES].mean()
     assert found.index.tolist() == expected.index.tolist()

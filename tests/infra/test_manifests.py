@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.recipes import build_recipe
 
@@ -127,11 +127,11 @@ def commands() -> list[str]:
     return sorted(written | folded)
 
 
-def line_of(command: str) -> Line:
+def config_of(command: str) -> PipelineConfig:
     """The config that a command runs with."""
     words = shlex.split(command)
-    line = build_recipe(words[words.index("--recipe") + 1])
-    return apply_overrides(line, [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+    config = build_recipe(words[words.index("--recipe") + 1])
+    return apply_overrides(config, [words[i + 1] for i, word in enumerate(words) if word == "--set"])
 
 
 @pytest.mark.parametrize("command", commands())
@@ -139,7 +139,7 @@ def test_a_command_names_a_job_a_recipe_and_fields_that_exist(command):
     words = shlex.split(command)
     assert (ROOT / words[1]).is_file(), words[1]
     if "--recipe" in words:
-        assert isinstance(line_of(command), Line)
+        assert isinstance(config_of(command), PipelineConfig)
 
 
 def test_the_paths_in_commands_are_mounted():
@@ -151,7 +151,7 @@ def test_the_paths_in_commands_are_mounted():
 
 def test_elastic_pretraining_has_a_pod_with_one_gpu_for_each_worker():
     job = load(PRETRAIN)["spec"]
-    config = line_of(job["entrypoint"]).pretrain
+    config = config_of(job["entrypoint"]).pretrain
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     assert config.use_gpu is True
@@ -164,7 +164,7 @@ def test_elastic_pretraining_has_a_pod_with_one_gpu_for_each_worker():
 
 def test_pretraining_goes_on_after_lost_workers_and_after_a_lost_cluster():
     job = load(PRETRAIN)["spec"]
-    assert line_of(job["entrypoint"]).pretrain.max_failures >= 3
+    assert config_of(job["entrypoint"]).pretrain.max_failures >= 3
     assert job["backoffLimit"] >= 1
 
 

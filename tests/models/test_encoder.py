@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -295,3 +297,12 @@ def test_positions_are_a_loop_over_rows_and_columns():
                     np.cos(x * w),
                 )
     np.testing.assert_allclose(grid_positions(side, width).numpy(), want, atol=1e-6)
+
+
+def test_attention_of_gpus_is_not_imported_where_none_is_used():
+    # The import takes a second.
+    code = "import sys, cytolake.models; print('torch.nn.attention.varlen' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "platform"}
+    )
+    assert done.stdout.strip() == "False"

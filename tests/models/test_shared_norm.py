@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import os
-import socket
-
 import torch
-import torch.multiprocessing
+from tests.fork_server import run_two_workers
 from torch import nn
 
 from cytolake.models.shared_norm import SharedBatchNorm2d
@@ -22,10 +19,7 @@ def norm() -> SharedBatchNorm2d:
 
 
 def test_two_workers_compute_what_torch_s_norm_computes_of_all_crops(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)
+    run_two_workers(_worker, str(tmp_path))
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     theirs = nn.BatchNorm2d(4)
     theirs.load_state_dict(norm().state_dict())
@@ -61,9 +55,5 @@ def _pass(module: nn.BatchNorm2d, maps: torch.Tensor, gradient: torch.Tensor) ->
     }
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _worker(rank: int, folder: str) -> None:
     torch.save(_pass(norm(), MAPS[rank::2], GRADIENT[rank::2]), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()

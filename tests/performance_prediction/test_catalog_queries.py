@@ -116,14 +116,14 @@ def test_names_fall_back_from_compound_to_gene_to_perturbation(catalog):
 
 
 @pytest.fixture(scope="module")
-def line(root):
+def config(root):
     recipe = build_recipe("demo")
     return dataclasses.replace(recipe, root=str(root), performance=PerformanceConfig(queries=CONFIG))
 
 
-def test_the_job_judges_registers_and_draws_both_predictors(line, root):
+def test_the_job_judges_registers_and_draws_both_predictors(config, root):
     console = Console(width=160, record=True)
-    stages.predict_performance(line, console)
+    stages.predict_performance(config, console)
     text = console.export_text()
     for measure in ("Average precision", "Replicate consistency"):
         assert f"{measure} before the search" in text
@@ -152,15 +152,15 @@ def test_the_job_learns_prompts_where_a_table_is_named(root, tmp_path):
     for i, name in enumerate(names):
         lines += [f"a {name} {place},{i + 0.5 * j + 0.1 * random.normal():.4f}" for j, place in enumerate(places)]
     (tmp_path / "prompts.csv").write_text("\n".join(lines))
-    config = PerformanceConfig(
+    performance = PerformanceConfig(
         prompts=PromptTableConfig(path=str(tmp_path / "prompts.csv")),
         prompt_predictor=PromptPredictorConfig(
             families=("tfidf",), folds=2, outer_folds=2, heteroscedastic=False, bootstrap_draws=20
         ),
     )
-    line = dataclasses.replace(build_recipe("demo"), root=str(root), performance=config)
+    config = dataclasses.replace(build_recipe("demo"), root=str(root), performance=performance)
     console = Console(width=160, record=True)
-    stages.predict_performance(line, console)
+    stages.predict_performance(config, console)
     assert "Prompts: score" in console.export_text()
     folder, version, tags = find_folder(TrackingConfig().at(root), PROMPT_MODEL)
     assert (version, tags["table"]) == (1, "prompts.csv")
@@ -176,15 +176,15 @@ def test_where_prompts_cannot_be_predicted_the_baseline_is_registered_in_bold_wi
     places = ("indoors", "outdoors", "at night", "in rain", "in snow", "on grass", "by a wall", "on a hill")
     lines = ["prompt,score", *(f"a {name} {place},{random.normal():.4f}" for name in names for place in places)]
     (tmp_path / "prompts.csv").write_text("\n".join(lines))
-    config = PerformanceConfig(
+    performance = PerformanceConfig(
         prompts=PromptTableConfig(path=str(tmp_path / "prompts.csv")),
         prompt_predictor=PromptPredictorConfig(
             families=("ridge",), folds=2, outer_folds=3, heteroscedastic=False, bootstrap_draws=20
         ),
     )
-    line = dataclasses.replace(build_recipe("demo"), root=str(root), performance=config)
+    config = dataclasses.replace(build_recipe("demo"), root=str(root), performance=performance)
     console = Console(width=160, record=True)
-    stages.predict_performance(line, console)
+    stages.predict_performance(config, console)
     page = (root / "report" / "performance.html").read_text()
     assert '<tr class="first"><td>best baseline</td>' in page
     assert page.count('class="first"') == 1

@@ -57,15 +57,15 @@ def test_init_writes_a_recipe_that_a_job_can_run(screen, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     written = (tmp_path / "cytolake.yaml").read_text()
     assert written in done.output
-    line = build_recipe("")
-    assert line.name == recipe_name(str(screen)) == "my_screen"
-    assert line.screens.simulate is None
-    assert line.screens.sources == (ScreenSource(screen="my_screen", path=str(screen), layout="ome-zarr"),)
-    assert line.pretrain.model.channels == ("DNA", "ER", "RNA", "AGP", "Mito")
-    assert line.ingest.crop_size == line.pretrain.model.crop_size
-    assert 192 % line.ingest.crop_size == 0, "nothing of a site is left over"
-    assert 2.5 < line.ingest.crop_size / (2 * NUCLEUS_RADIUS_PX) < 6
-    assert (line.probe.label, line.probe.split) == ("perturbation", "plate")
+    config = build_recipe("")
+    assert config.name == recipe_name(str(screen)) == "my_screen"
+    assert config.screens.simulate is None
+    assert config.screens.sources == (ScreenSource(screen="my_screen", path=str(screen), layout="ome-zarr"),)
+    assert config.pretrain.model.channels == ("DNA", "ER", "RNA", "AGP", "Mito")
+    assert config.ingest.crop_size == config.pretrain.model.crop_size
+    assert 192 % config.ingest.crop_size == 0, "nothing of a site is left over"
+    assert 2.5 < config.ingest.crop_size / (2 * NUCLEUS_RADIUS_PX) < 6
+    assert (config.probe.label, config.probe.split) == ("perturbation", "plate")
     again = CliRunner().invoke(app, ["init", str(screen)])
     assert again.exit_code == 2
     assert "found a file there" in again.output

@@ -16,7 +16,7 @@ from tests.ray_in_process import ray_in_process
 import cytolake.catalog
 from cytolake.catalog import Catalog
 from cytolake.pipeline import stages
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.recipes import build_recipe
 
@@ -47,7 +47,7 @@ CLASSES = ("three", "four", "five")
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory) -> Line:
+def config(tmp_path_factory) -> PipelineConfig:
     root = tmp_path_factory.mktemp("natural")
     digits = load_digits()
     for label, name in enumerate(CLASSES, start=3):
@@ -60,18 +60,18 @@ def line(tmp_path_factory) -> Line:
     return dataclasses.replace(apply_overrides(build_recipe("natural_images"), settings), root=str(root / "lake"))
 
 
-def run(stage, line: Line) -> str:
+def run(stage, config: PipelineConfig) -> str:
     text = io.StringIO()
     with ray_in_process():
-        stage(line, Console(file=text, width=160))
+        stage(config, Console(file=text, width=160))
     return text.getvalue()
 
 
 @pytest.fixture(scope="module")
-def catalog(line: Line) -> Catalog:
+def catalog(config: PipelineConfig) -> Catalog:
     for stage in (stages.ingest, stages.curate, stages.pretrain, stages.embed, stages.probe):
-        run(stage, line)
-    return cytolake.catalog.open(line.root)
+        run(stage, config)
+    return cytolake.catalog.open(config.root)
 
 
 def test_every_image_is_a_crop_of_its_class_whatever_quality_control_says(catalog):
@@ -94,8 +94,8 @@ def test_blocks_of_the_resnet_are_probed_on_held_out_images(catalog):
     assert all(np.isfinite(score["value"]) for score in scores)
 
 
-def test_a_study_trains_and_probes_on_them(line, catalog):
-    printed = run(stages.study, line)
+def test_a_study_trains_and_probes_on_them(config, catalog):
+    printed = run(stages.study, config)
     assert "3 trainings" in printed
     page = Path(printed.split("page ")[-1].strip().replace("\n", ""))
     assert "simsiam" in page.read_text(encoding="utf-8")

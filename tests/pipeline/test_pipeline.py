@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-from tests.golden_lake import copy_golden_lake, golden_line
+from tests.golden_lake import copy_golden_lake, golden_config
 from tests.ray_in_process import ray_in_process
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
 from cytolake.cli.main import app
 from cytolake.pipeline import stages
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.steps import MissingInputError
 from cytolake.reports import report, report_figures
@@ -34,10 +34,10 @@ from cytolake.tune.sweep_ledger import SweepTrial
 
 
 @pytest.fixture(scope="module")
-def copied(golden_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
+def copied(golden_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     """The recipe of a copy of the golden lake, which the tests of this file write to."""
     root = copy_golden_lake(golden_lake, tmp_path_factory.mktemp("pipeline") / "lake")
-    return golden_line(root, screens=golden_lake / "screens")
+    return golden_config(root, screens=golden_lake / "screens")
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def without_maps(monkeypatch):
     monkeypatch.setattr(report, "umap_figure", lambda *_: "")
 
 
-def run(job, line: Line) -> str:
+def run(job, config: PipelineConfig) -> str:
     text = io.StringIO()
-    job(line, Console(file=text, width=500))
+    job(config, Console(file=text, width=500))
     return text.getvalue()
 
 
@@ -56,20 +56,20 @@ def pages_of(root: Path) -> dict[str, str]:
     return {path.name: path.read_text(encoding="utf-8") for path in (root / "report").glob("*.html")}
 
 
-def chosen(line: Line) -> BlockChoice:
+def chosen(config: PipelineConfig) -> BlockChoice:
     """What the pipeline chose, from the tables."""
-    with ray_in_process(), stages._steps(line, Console(file=io.StringIO())) as steps:
+    with ray_in_process(), stages._steps(config, Console(file=io.StringIO())) as steps:
         pack = steps.newest_pack()
         return steps.choose(steps.representation_ids(pack, steps.finished_run(pack)))
 
 
 def test_the_pipeline_promotes_what_it_chose_and_writes_pages(golden_lake):
-    line = golden_line(golden_lake)
+    config = golden_config(golden_lake)
     catalog = cytolake.catalog.open(golden_lake)
     kinds = set(catalog.table("representations")["kind"].to_pylist())
     assert kinds == {"trained", "untrained", "pixel_statistics", "cell_count"}
-    card = resolve_alias(line.tracking.at(line.root), "champion").card
-    assert card.representation_id == chosen(line).representation_id
+    card = resolve_alias(config.tracking.at(config.root), "champion").card
+    assert card.representation_id == chosen(config).representation_id
     assert card.forced == "four steps train nothing"
     pages = pages_of(golden_lake)
     assert {"index.html", "qc.html", LEADERBOARD_FILE} <= pages.keys()
@@ -109,7 +109,7 @@ def test_the_page_claims_what_the_split_allows(
     golden_lake, split, is_of_new_plates, tmp_path, monkeypatch, without_maps
 ):
     monkeypatch.setattr(report, "sample_crops_figure", lambda *_: "")
-    choice = chosen(golden_line(golden_lake))
+    choice = chosen(golden_config(golden_lake))
     (folder,) = {path.parent for path in golden_lake.glob("runs/*/result.json")}
     inputs = ReportInputs(
         title="t", qc_id="", curation_id="", run_folder=folder, representation_ids=(choice.representation_id,),
@@ -131,7 +131,7 @@ def test_the_figure_shows_one_protocol_and_one_chosen_block(golden_lake, monkeyp
     catalog = cytolake.catalog.open(golden_lake)
     inputs = ReportInputs(
         title="t", qc_id="", curation_id="", run_folder=golden_lake, facts=(), commands=(),
-        choice=chosen(golden_line(golden_lake)),
+        choice=chosen(golden_config(golden_lake)),
         representation_ids=tuple(catalog.table("representations")["representation_id"].to_pylist()),
     )  # fmt: skip
     block_search_figure(catalog, inputs)
@@ -143,7 +143,7 @@ def test_the_figure_shows_one_protocol_and_one_chosen_block(golden_lake, monkeyp
 
 def test_anndata_of_the_champion_has_the_tables_vectors(golden_lake):
     catalog = cytolake.catalog.open(golden_lake)
-    champion = resolve_alias(golden_line(golden_lake).tracking.at(golden_lake), "champion").card.representation_id
+    champion = resolve_alias(golden_config(golden_lake).tracking.at(golden_lake), "champion").card.representation_id
     cells = catalog.to_anndata("champion", level="crop")
     rows = catalog.table("embeddings", where=f"representation_id = '{champion}'").to_pylist()
     vectors = {row["crop_id"]: row["embedding"] for row in rows}
@@ -183,17 +183,17 @@ def test_without_a_reason_it_is_not_promoted_and_the_page_says_so(copied, ray_in
 def test_a_stage_without_its_input_names_the_job_to_run(job, tmp_path, ray_in_process):
     cytolake.catalog.open(tmp_path, create=True)
     with pytest.raises(MissingInputError, match=r"Run jobs/curate\.py"):
-        run(job, golden_line(tmp_path))
+        run(job, golden_config(tmp_path))
 
 
 def test_a_stage_of_another_recipe_names_the_training_that_is_missing(golden_lake, ray_in_process):
     with pytest.raises(MissingInputError, match=r"Run jobs/pretrain\.py"):
-        run(stages.probe, golden_line(golden_lake, "pretrain.seed=9"))
+        run(stages.probe, golden_config(golden_lake, "pretrain.seed=9"))
 
 
 def test_a_stage_on_no_catalog_says_so(tmp_path):
     with pytest.raises(ValueError, match="no catalog there"):
-        run(stages.curate, golden_line(tmp_path / "nowhere"))
+        run(stages.curate, golden_config(tmp_path / "nowhere"))
 
 
 def test_a_sweep_prints_the_settings_by_their_names_and_how_to_train_with_the_best(
@@ -202,16 +202,16 @@ def test_a_sweep_prints_the_settings_by_their_names_and_how_to_train_with_the_be
     name = "pretrain.objective.mae.mask_ratio"
 
     def run_sweep(catalog, pack, sweep, questions, base, vary, *_):
-        assert vary({name: 0.75}) == apply_overrides(line, [f"{name}=0.75"]).pretrain != base
+        assert vary({name: 0.75}) == apply_overrides(config, [f"{name}=0.75"]).pretrain != base
         trials = [SweepTrial({name: value}, {4: value}) for value in (0.75, 0.5)]
         return SweepResult(
             trials=trials, steps=4, n_ran=1, changes=(f"{name}=0.75",), confirmed=(), of_recipe=(), chance=0.2,
             is_nested=False,
         )  # fmt: skip
 
-    line = golden_line(golden_lake)
+    config = golden_config(golden_lake)
     monkeypatch.setattr(stages, "run_sweep", run_sweep)
-    printed = run(stages.sweep, line)
+    printed = run(stages.sweep, config)
     assert "2 trials, 1 of them there before" in printed
     assert "objective.mae.mask_ratio" in printed
     assert f"train with the best: --set {name}=0.75" in printed
@@ -219,13 +219,13 @@ def test_a_sweep_prints_the_settings_by_their_names_and_how_to_train_with_the_be
 
 def test_a_ranking_of_the_leaderboard_can_choose_what_is_promoted(copied, ray_in_process):
     by = PromoteBy(benchmark="activity_map", metric="mean_average_precision", label="perturbation", alignment="pca_cs")
-    line = dataclasses.replace(copied, promote_by=by, alias="by_activity")
+    config = dataclasses.replace(copied, promote_by=by, alias="by_activity")
     with pytest.raises(ValueError, match=r"no score of activity_map.*Run jobs/benchmark\.py"):
-        run(stages.promote, dataclasses.replace(line, promote_by=dataclasses.replace(by, label="nothing")))
-    run(stages.promote, line)
-    card = resolve_alias(line.tracking.at(line.root), "by_activity").card
+        run(stages.promote, dataclasses.replace(config, promote_by=dataclasses.replace(by, label="nothing")))
+    run(stages.promote, config)
+    card = resolve_alias(config.tracking.at(config.root), "by_activity").card
     ranked = leaderboard(
-        cytolake.catalog.open(line.root),
+        cytolake.catalog.open(config.root),
         LeaderboardFilter(benchmark="activity_map", metric=by.metric, alignment="pca_cs", all_blocks=True),
     ).to_pylist()
     best = next(row for row in ranked if row["kind"] == "trained")
@@ -277,9 +277,9 @@ def test_stages_on_ray_give_the_tables_that_one_process_gives(golden_lake, local
     """Ingest, curation, pack, embedding and probes, in Ray's tasks and actors, from the same encoder."""
     root = tmp_path / "lake"
     shutil.copytree(golden_lake / "runs", root / "runs", ignore=shutil.ignore_patterns("tune"))
-    line = golden_line(root, screens=golden_lake / "screens")
+    config = golden_config(root, screens=golden_lake / "screens")
     for job in (stages.ingest, stages.curate, stages.embed, stages.probe):
-        run(job, line)
+        run(job, config)
     ours, golden = cytolake.catalog.open(root), cytolake.catalog.open(golden_lake)
     for table in ("wells", "sites", "crops", "qc_metrics", "qc_verdicts", "curations", "embeddings", "scores"):
         key = cytolake.catalog.table_contract(table).key

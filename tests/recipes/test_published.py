@@ -54,9 +54,9 @@ def test_a_published_recipe_fits_the_gpus_it_asks_for(name):
 
 
 def test_the_released_chada_has_its_published_number_of_parameters():
-    line = build_recipe("chada_vit_moyen")
-    model = line.pretrain.model
+    config = build_recipe("chada_vit_moyen")
+    model = config.pretrain.model
     released = 11_341_632 - model.width  # which has a position for the cls token in addition to the token itself
-    assert training_cost(model, line.pretrain.objective, 5).encoder_parameters == released
+    assert training_cost(model, config.pretrain.objective, 5).encoder_parameters == released
     assert (model.heads, model.mlp_width, model.n_patches) == (2, 2048, 196)
-    assert line.pretrain.objective.name == "dino"
+    assert config.pretrain.objective.name == "dino"

@@ -6,31 +6,31 @@ import pytest
 from pydantic import TypeAdapter
 from tests.fast_cases import fast_cases
 
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import RecipeError, apply_overrides
 from cytolake.recipes import RECIPES, build_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete_and_has_the_name_of_its_function(name):
-    line = build_recipe(name)
-    assert line.name == name
-    assert line.screens.sources or line.screens.simulate or name == "own_screen"  # which a recipe file fills in
-    assert line.ingest.crop_size == line.pretrain.model.crop_size
+    config = build_recipe(name)
+    assert config.name == name
+    assert config.screens.sources or config.screens.simulate or name == "own_screen"  # which a recipe file fills in
+    assert config.ingest.crop_size == config.pretrain.model.crop_size
     assert RECIPES[name].__doc__
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_written_out_and_read_back_is_the_same(name):
-    line = build_recipe(name)
-    adapter = TypeAdapter(Line)
-    assert adapter.validate_python(adapter.dump_python(line, mode="json")) == line
+    config = build_recipe(name)
+    adapter = TypeAdapter(PipelineConfig)
+    assert adapter.validate_python(adapter.dump_python(config, mode="json")) == config
 
 
 @pytest.mark.parametrize("name", fast_cases(RECIPES, "demo", "real_screens", "mae_vit_g8"))
 def test_every_simple_field_can_be_set_to_the_value_it_has(name):
-    line = build_recipe(name)
-    assert apply_overrides(line, list(_assignments(line))) == line
+    config = build_recipe(name)
+    assert apply_overrides(config, list(_assignments(config))) == config
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all():

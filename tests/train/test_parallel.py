@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
+from tests.fork_server import run_two_workers
 from torch.distributed.tensor import DTensor
 
 from cytolake.models import ModelConfig, load_encoder, masking_noise
@@ -101,17 +99,13 @@ def train(kind: str, rank: int, world_size: int, folder: Path, optimiser_name: s
     return losses
 
 
-def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def worker(rank: int, folder: Path) -> None:
     losses = {}
     for name in ("adamw", "lion"):
         for kind in ("ddp", "fsdp"):
-            losses[f"{kind} {name}"] = train(kind, rank, world_size, folder / f"{kind}_{name}", name)
+            losses[f"{kind} {name}"] = train(kind, rank, 2, folder / f"{kind}_{name}", name)
     if rank == 0:
         torch.save(losses, folder / "losses.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +114,7 @@ def two_workers(tmp_path_factory):
     for kind in ("ddp", "fsdp"):
         for name in ("adamw", "lion"):
             (folder / f"{kind}_{name}").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, args=(2, port, folder), nprocs=2)
+    run_two_workers(worker, folder)
     return folder
 
 

@@ -114,7 +114,6 @@ def confounding_warnings(
         treatments: N treatments, controls included; "" where unknown. A table in which no treatment has two wells (such
             as one row for each gene, at invented positions) has no layout, and no warnings.
         labels: N values of each label by its name, "" where a well has none.
-        seed: Seed of the random layouts.
     """
     sentences: list[str] = []
     by_design: list[SamePositions] = []

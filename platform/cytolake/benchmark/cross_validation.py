@@ -76,7 +76,6 @@ def probe_representation(
         vectors_ND: (N, D) in the order of `data.crop_ids`.
         representation_id: Representation of the vectors.
         data: Labels and wells.
-        config: Settings of the probe.
         scores_key: `probe_key(data, config)`, part of the ids of the rows.
         nested: False leaves out the fits for a choice between representations, where there is one strength of
             regularisation; for curves during training.

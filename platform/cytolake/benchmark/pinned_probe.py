@@ -45,8 +45,6 @@ def pin_crops(
     """Choose crops by their ids alone, so that every run with this pack has the same, and join them with a label.
 
     Args:
-        catalog: The tables.
-        pack: The crops.
         label: Column of `wells` to predict.
         n_crops: Crops to choose; all where the pack has fewer.
         salt: Names the purpose; each purpose has a choice of its own.

@@ -152,7 +152,6 @@ def position_confounding(
         splits: Splits of the N wells, those of the scores to be judged. By default plates are held out, or wells of
             each class where no two plates share two classes. For plate and batch, wells of each class are always held
             out, because a held-out plate predicts nothing.
-        n_draws: Number of random layouts.
         seed: Seed of the draws.
 
     Returns:

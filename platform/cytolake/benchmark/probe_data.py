@@ -61,7 +61,6 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
     """Join the crops of a representation with their wells.
 
     Args:
-        catalog: The catalog.
         representation_id: Any representation of the pack.
         label: Column of `wells` to predict.
         include_controls: Whether negative-control wells are a class, under their own name.
@@ -84,7 +83,6 @@ def label_crops(catalog: Catalog, crops: pa.Table, label: str, *, include_contro
     """Join crops with their wells, or with the labels of their objects.
 
     Args:
-        catalog: The catalog.
         crops: `crop_id` and `well_id` of each crop.
         label: Column of `wells` to predict, or of `objects` where objects have their own labels.
         include_controls: Whether negative-control wells are a class, under their own name.

@@ -56,7 +56,6 @@ def held_out_units(data: ProbeData, kind: SplitBy, held_out_share: float, seed: 
 
     Args:
         data: Wells with their plates, batches, rows, columns and classes.
-        kind: Kind of the units.
         held_out_share: Share of the units in one fold; there are at least three folds where there are enough units.
         seed: Seed of the assignment, and of the sets of wells.
         only: Plates, batches, ... that are held out, by their name or the part after its `/`; all by default.

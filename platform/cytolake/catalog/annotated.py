@@ -26,6 +26,7 @@ from cytolake.catalog.representations import (
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from pandas import DataFrame
 
     from cytolake.catalog.tables import Catalog
 
@@ -73,7 +74,7 @@ def to_anndata(catalog: Catalog, names: str | Sequence[str], *, level: Level = "
     single = len(known) == 1
     return anndata.AnnData(
         X=next(iter(matrices.values())) if single else None,
-        obs=obs.to_pandas().set_index(reader.key, drop=True),
+        obs=_writable(obs).set_index(reader.key, drop=True),
         obsm={} if single else matrices,
         uns={"cytolake": {identity: plain_row(row) for identity, row in known.items()}},
     )
@@ -91,9 +92,7 @@ def observations(
     """Rows of crops or wells with the labels and annotations of their wells, or of the groups of objects there.
 
     Args:
-        catalog: Where the crops are.
         rows: `well_id` of each row (of profiles the id of the well or group), and `crop_id` where it is a crop.
-        units: Of the catalog.
         selected: Columns of the result: `r.NAME` of `rows`, `w.NAME` of the well, `c.NAME` of the ingested crop (null
             for crops that were cut elsewhere). Annotations follow as `Metadata_<name>` after the last of the wells'.
         order: Columns that the result is sorted by, written the same way.
@@ -117,6 +116,17 @@ def observations(
         these=rows.append_column(UNIT, unit),
         units=wells,
     )
+
+
+def _writable(rows: pa.Table) -> DataFrame:
+    """Rows as pandas; columns with nulls for which HDF5 has no type get one of pandas that keeps the nulls."""
+    frame = rows.to_pandas()
+    for column in rows.schema:
+        if pa.types.is_boolean(column.type) and frame[column.name].dtype == object:
+            frame[column.name] = frame[column.name].astype("boolean")
+        elif frame[column.name].dtype == object and frame[column.name].isna().all():
+            frame[column.name] = frame[column.name].astype("category")
+    return frame
 
 
 def with_annotations(units: LabelledUnits, columns: Sequence[str], reserved: Collection[str]) -> pa.Table:

@@ -53,7 +53,6 @@ class LabelledUnits:
 
         Args:
             unit_ids: `well_id` of the rows.
-            plate_ids: Their plates.
         """
         if not self.plates_with_objects:
             return [False] * len(unit_ids)

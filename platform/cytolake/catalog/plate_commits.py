@@ -141,7 +141,6 @@ class PlateCommits:
         Args:
             name: As in catalog/tables/, not `plates`.
             rows: All rows of the plate, perhaps none; or a function that gives them in parts.
-            plate_id: Their plate.
             content: Hash of the plate's files and the settings of the ingest, 1 to 2**63 - 1.
 
         Returns:

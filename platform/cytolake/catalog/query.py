@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
@@ -43,7 +44,7 @@ def parse_query(text: str) -> ParsedQuery:
     Raises:
         CatalogError: Not SQL, several statements, a statement other than SELECT, or a forbidden function.
     """
-    with _parser().cursor() as parser:
+    with _database(os.getpid()).cursor() as parser:
         serialised = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchone()
     tree: dict[str, Any] = json.loads(serialised[0]) if serialised else {"error": True}
     if tree["error"]:
@@ -69,7 +70,7 @@ def parse_query(text: str) -> ParsedQuery:
 
 
 def run_query(query: ParsedQuery, relations: Mapping[str, Any], parameters: Parameters | None = None) -> pa.Table:
-    """Run a checked query over Arrow tables or datasets, in a database of its own that is closed afterwards.
+    """Run a checked query over Arrow tables or datasets, which no other query sees.
 
     Args:
         query: From `parse_query`.
@@ -84,28 +85,35 @@ def run_query(query: ParsedQuery, relations: Mapping[str, Any], parameters: Para
     """
     import duckdb
 
-    with duckdb.connect(":memory:", config={"python_enable_replacements": "false"}) as database:
-        database.execute("SET TimeZone = 'UTC'")
+    with _database(os.getpid()).cursor() as connection:  # what is registered is seen by this connection alone
         for name, relation in relations.items():
-            database.register(name, relation)
-        database.execute("SET enable_external_access = false")
-        database.execute("SET lock_configuration = true")
+            connection.register(name, relation)
         try:
-            relation = database.sql(query.text, params=None if parameters is None else _plain_lists(parameters))
+            relation = connection.sql(query.text, params=None if parameters is None else _plain_lists(parameters))
             found: pa.Table = relation.to_arrow_table()
         except duckdb.Error as error:
+            if isinstance(error, duckdb.FatalException | duckdb.InternalException):
+                _database.cache_clear()  # DuckDB refuses all further queries of a database after such an error
             raise CatalogError(
                 f"query failed: {error}. The catalog has the tables {', '.join(table_names())}."
             ) from error
     return _plain(found)
 
 
-@lru_cache(maxsize=1)
-def _parser() -> duckdb.DuckDBPyConnection:
-    """An empty database that only parses; to open one takes 16 ms of CPU."""
+@cache
+def _database(process: int) -> duckdb.DuckDBPyConnection:
+    """An empty database that reads no files and whose settings are locked; opening one takes 16 ms of CPU.
+
+    Args:
+        process: Its id: a forked process has none of the threads of its parent's database.
+    """
     import duckdb
 
-    return duckdb.connect(":memory:")
+    database = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
+    database.execute("SET GLOBAL TimeZone = 'UTC'")
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    return database
 
 
 def _plain_lists(parameters: Parameters) -> dict[str, Any] | list[Any]:

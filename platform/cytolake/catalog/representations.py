@@ -50,7 +50,6 @@ def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: st
     """Row of `representations` of the representation that a name means.
 
     Args:
-        catalog: Where representations are.
         name: An id; the name under which an external one was imported; `champion`, the promoted one; or
             `pixel_statistics`, the newest of that kind.
         of: `pixel_statistics` of packs of the curation of this name only.

@@ -31,7 +31,6 @@ def print_bad_input(error: BaseException, *, has_traceback: bool) -> None:
     """Report what was wrong with the input, without the stack.
 
     Args:
-        error: What was raised.
         has_traceback: Whether the command has the option `--traceback`.
     """
     from rich.console import Console

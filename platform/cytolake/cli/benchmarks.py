@@ -13,19 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root
+from cytolake.cli.options import Root, set_option
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Parquet = Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")]
+
 
 def score(
     representation: Annotated[list[str], typer.Argument(metavar="ID_OR_NAME...", help="Or the name of an import.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Of ProfileBenchmarkConfig: --set alignments=none,centre."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Of ProfileBenchmarkConfig: --set alignments=none,centre.")] = None,
     null_perturbations: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +40,7 @@ def score(
         Path | None,
         typer.Option(help="Parquet of Metadata_Plate, Metadata_Well and CellProfiler's columns, to be predicted."),
     ] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+    parquet: Parquet = None,
     page: Annotated[Path | None, typer.Option(help="Write them as an HTML page too.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -97,9 +96,7 @@ def score(
 def linear_probe(
     representation: Annotated[list[str], typer.Argument(metavar="ID_OR_NAME...", help="Or the name of an import.")],
     label: Annotated[str, typer.Option(help="Column of wells to predict.")] = "perturbation",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of ProbeConfig: --set split=well.")
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Of ProbeConfig: --set split=well.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Predict a label of wells on held-out plates from stored representations, such as imports, with a linear probe."""
@@ -148,7 +145,7 @@ def leaderboard(
     metric: Annotated[str, typer.Option(help="Only this metric.")] = "",
     alignment: Annotated[str, typer.Option(help="Only profiles aligned so.")] = "",
     all_blocks: Annotated[bool, typer.Option("--all-blocks", help="Every block, not each encoder's best.")] = False,
-    parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+    parquet: Parquet = None,
 ) -> None:
     """Rank all encoders by every benchmark in the scores table."""
     from pyarrow.parquet import write_table as write_parquet
@@ -212,12 +209,9 @@ def transcriptomics(
     is_small: Annotated[
         bool, typer.Option("--few-rows", help="Settings for hundreds of rows, such as wells, not for many cells.")
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Of TranscriptomicsConfig: --set perplexity=30."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Of TranscriptomicsConfig: --set perplexity=30.")] = None,
     name: Annotated[str, typer.Option(help="What rankings call the screen; the file's name where empty.")] = "",
-    parquet: Annotated[Path | None, typer.Option(help="Write the rows, with all columns, to this file too.")] = None,
+    parquet: Parquet = None,
     page: Annotated[
         Path | None, typer.Option(help="Where the page goes; report/transcriptomics below the root by default.")
     ] = None,

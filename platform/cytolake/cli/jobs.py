@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cytolake.cli.bad_input import exits_on_bad_input
+from cytolake.cli.options import set_option
 
 if TYPE_CHECKING:
-    from cytolake.pipeline.config import Line
+    from cytolake.pipeline.config import PipelineConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +58,7 @@ _Recipe = Annotated[
         help="Recipe name (`cytolake recipes` lists them), or a .yaml file; cytolake.yaml here where none is given."
     ),
 ]
-_Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change one field; may be repeated.")
-]
+_Set = Annotated[list[str] | None, set_option("Change one field; may be repeated.")]
 _Show = Annotated[bool, typer.Option("--show", help="Print the resolved config as YAML and stop.")]
 _Traceback = Annotated[bool, typer.Option("--traceback", help="On bad input, print the stack.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the job would cost and stop.")]
@@ -96,21 +95,21 @@ def job_command(name: str) -> Callable[..., None]:
 
         console = Console(highlight=False, soft_wrap=True)
         with exits_on_bad_input(traceback):
-            line = apply_overrides(build_recipe(recipe), set_ or [])
+            config = apply_overrides(build_recipe(recipe), set_ or [])
             if force:
-                line = dataclasses.replace(line, promote_without_gain=force)
+                config = dataclasses.replace(config, promote_without_gain=force)
             if show:
-                console.print(escape(show_config(line)), end="")
+                console.print(escape(show_config(config)), end="")
                 return
             if is_dry_run:
                 from cytolake.pipeline.dry_run import pretrain_dry_run
 
-                pretrain_dry_run(line, console)
+                pretrain_dry_run(config, console)
                 return
-            check_root(line)
+            check_root(config)
             from cytolake.pipeline import stages
 
-            stages.JOBS[name](line, console)
+            stages.JOBS[name](config, console)
 
     def plain(recipe: _Recipe = "", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
         run(recipe, set_, show, traceback)
@@ -139,24 +138,24 @@ def job_command(name: str) -> Callable[..., None]:
     return chosen
 
 
-def show_config(line: Line) -> str:
+def show_config(config: PipelineConfig) -> str:
     """The whole config as YAML, with every default."""
     import yaml
     from pydantic import TypeAdapter
 
-    from cytolake.pipeline.config import Line
+    from cytolake.pipeline.config import PipelineConfig
 
-    return yaml.safe_dump(TypeAdapter(Line).dump_python(line, mode="json"), sort_keys=False)
+    return yaml.safe_dump(TypeAdapter(PipelineConfig).dump_python(config, mode="json"), sort_keys=False)
 
 
-def check_root(line: Line) -> None:
+def check_root(config: PipelineConfig) -> None:
     """Refuse a relative root inside a submitted job: Ray deletes its working directory when the job ends."""
     in_job = "working_dir_files" in Path.cwd().parts or bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
-    if in_job and not Path(line.root).is_absolute():
+    if in_job and not Path(config.root).is_absolute():
         from cytolake.pipeline.overrides import RecipeError
 
         raise RecipeError(
-            f"root is {line.root!r}, a relative path, and this is a submitted job, whose working directory is deleted "
-            "when it ends. Give a folder that all nodes share: --set root=/shared/cytolake, or CYTOLAKE_ROOT in the "
-            "runtime environment."
+            f"root is {config.root!r}, a relative path, and this is a submitted job, whose working directory is "
+            "deleted when it ends. Give a folder that all nodes share: --set root=/shared/cytolake, or CYTOLAKE_ROOT "
+            "in the runtime environment."
         )

@@ -49,6 +49,11 @@ Root = Annotated[
 ]
 
 
+def set_option(about: str) -> Any:
+    """`--set FIELD=VALUE`, which may be repeated, with its help."""
+    return typer.Option("--set", metavar="FIELD=VALUE", help=about)
+
+
 def job_options(root: str) -> str:
     """The options, after a space, with which a job works on this catalog; empty where it finds the catalog without."""
     if Path(RECIPE_FILE).is_file():

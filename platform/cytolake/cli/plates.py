@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root, job_options
+from cytolake.cli.options import Root, job_options, set_option
 from cytolake.pipeline.root import DEFAULT_ROOT
 from cytolake.screens.plate import Problem
 
@@ -163,9 +163,7 @@ def label_objects(
 def replace(
     plate: Name,
     path: Annotated[str, typer.Option(help="The screen's folder; by default where the plate is.")] = "",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of the screen: --set layout=phenix.")
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Of the screen: --set layout=phenix.")] = None,
     found_as: Annotated[str, typer.Option("--found-as", help="The plate's name there, where it is another.")] = "",
     root: Root = DEFAULT_ROOT,
 ) -> None:

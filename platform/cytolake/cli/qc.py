@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root
+from cytolake.cli.options import Root, set_option
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 qc = typer.Typer(help="Quality control: verdicts, the page, labels, the learned detector.", no_args_is_help=True)
@@ -23,9 +23,7 @@ DETECTOR = "qc/detector.safetensors"
 
 @qc.command("judge")
 def qc_judge(
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as --set profile=default.")
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Such as --set profile=default.")] = None,
     detector: Annotated[str, typer.Option(help="Judge with this file of `qc train` instead of declared rules.")] = "",
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -79,10 +77,7 @@ def qc_page(
 @qc.command("label")
 def qc_label(
     folder: Annotated[Path, typer.Argument(help="Where labels.html and labels.csv go.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Such as --set n_sites=100 --set choose=uncertain."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Such as --set n_sites=100 --set choose=uncertain.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a sheet of sites to label; `qc read` takes the filled-in labels.csv."""
@@ -114,10 +109,7 @@ def qc_read(
 
 @qc.command("train")
 def qc_train(
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of QcTrainConfig, such as --set detector.head=knn."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("A field of QcTrainConfig, such as --set detector.head=knn.")] = None,
     out: Annotated[str, typer.Option(help=f"File of the detector; empty means <root>/{DETECTOR}.")] = "",
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -138,10 +130,7 @@ def qc_train(
 
 @qc.command("efficiency")
 def qc_efficiency(
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of QcTrainConfig: --set simulated_per_kind=20."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("A field of QcTrainConfig: --set simulated_per_kind=20.")] = None,
     curve: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="A field of LabelEfficiencyConfig: --curve labels_per_class=1,5,10."),
@@ -185,10 +174,7 @@ def qc_compare_encoders(
     head: Annotated[
         list[str] | None, typer.Option(help="Head; may be repeated, the first is that of the result. All by default.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Of EncoderComparisonConfig: --set curve.seeds=0,1,2."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Of EncoderComparisonConfig: --set curve.seeds=0,1,2.")] = None,
     page: Annotated[Path | None, typer.Option(help="The page; report/qc_encoders.html of the root by default.")] = None,
     table: Annotated[Path | None, typer.Option(help="Also write every score to this .csv or .parquet file.")] = None,
     root: Root = DEFAULT_ROOT,

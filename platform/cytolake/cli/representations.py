@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root
+from cytolake.cli.options import Root, set_option
 from cytolake.embed.alignment.variants import Variant
 from cytolake.pipeline.root import DEFAULT_ROOT
 
@@ -22,10 +22,7 @@ def align(
         Literal["well", "crop"], typer.Option(help="Fitted on, and written for: profiles of wells, or every crop too.")
     ] = "well",
     by: Annotated[Literal["plate", "batch"], typer.Option(help="Whose negative controls.")] = "plate",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of AlignmentConfig, as missing_controls=all_wells."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("A field of AlignmentConfig, as missing_controls=all_wells.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Align a representation on its negative controls; the result is a representation of its own.
@@ -70,9 +67,7 @@ def audit(
     alias: Annotated[str, typer.Option(help="Alias of the promoted representation.")] = "champion",
     page: Annotated[Path | None, typer.Option(help="The page; report/audit.html of the root by default.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Also write every figure there.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of the audit, as test_crops=1000.")
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Of the audit, as test_crops=1000.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """See what the promoted encoder is blind to, compared with the untrained one; propose augmentations.

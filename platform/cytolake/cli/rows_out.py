@@ -92,10 +92,7 @@ def _flat(rows: pa.Table) -> pa.Table:
     columns = []
     for column in rows.columns:
         if pa.types.is_nested(column.type):
-            texts = [
-                None if value is None else json.dumps(_plain(value), ensure_ascii=False) for value in column.to_pylist()
-            ]
-            column = pa.array(texts, pa.string())
+            column = pa.array([_text(value) for value in column.to_pylist()], pa.string())
         columns.append(column)
     return pa.Table.from_arrays(columns, names=rows.column_names)
 

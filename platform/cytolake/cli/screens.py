@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
+from cytolake.cli.options import set_option
 from cytolake.pipeline.root import RECIPE_FILE
 
 
@@ -31,9 +32,7 @@ def simulate(
     folder: Annotated[
         Path, typer.Argument(help="Where the plates go: <folder>/<screen>/<plate>.zarr and platemap.csv.")
     ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as --set n_plates=8 --set seed=1.")
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("Such as --set n_plates=8 --set seed=1.")] = None,
 ) -> None:
     """Write a simulated screen with known biology, batch effects and artefacts as OME-Zarr HCS plates."""
     from cytolake.pipeline.overrides import apply_overrides
@@ -49,10 +48,7 @@ def simulate(
 
 def inspect(
     path: Annotated[str, typer.Argument(help="Folder of a screen, or s3://bucket/folder.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of ScreenSource, such as --set layout=phenix."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("A field of ScreenSource, such as --set layout=phenix.")] = None,
     crop_size: Annotated[int, typer.Option(help="Edge of the crops to be counted, pixels.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -79,10 +75,7 @@ def inspect(
 
 def init(
     path: Annotated[str, typer.Argument(help="Folder of a screen, or s3://bucket/folder.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of ScreenSource, such as --set layout=phenix."),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("A field of ScreenSource, such as --set layout=phenix.")] = None,
     recipe_file: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path(RECIPE_FILE),
 ) -> None:
     """Look at a screen and write a recipe for it: layout, channels, crop size, label and split."""

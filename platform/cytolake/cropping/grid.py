@@ -29,11 +29,7 @@ def smaller_than_crop(site: SiteImage, height: int, width: int, size: int) -> li
     if height >= size and width >= size:
         return []
     return [
-        Problem(
-            screen=site.screen,
-            plate=site.plate,
-            well=site.well,
-            site=site.site,
+        site.problem(
             file=site.image_paths[0] if len(site.image_paths) == 1 else "",
             problem="site_smaller_than_crop",
             found=f"{height} x {width} pixels",

@@ -43,7 +43,6 @@ def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
     """Compare two curations.
 
     Args:
-        catalog: The catalog with both curations.
         first: An id, at least its first 6 digits, or a name, which means the newest of that name.
         second: As `first`. The same name twice compares the newest with the one before it.
 

@@ -52,7 +52,6 @@ def find_duplicates(
         min_cosine: Vectors with this cosine or more are duplicates, -1..1.
         n_clusters: Compare only within k-means clusters, each vector in the two nearest to it; 1 compares all pairs.
             None: all pairs up to EXACT_UP_TO vectors, clusters of about ROWS_PER_CLUSTER beyond.
-        seed: Seed of k-means.
         progress: Called after each compared cluster; each is a task if Ray is running.
     """
     unit_ND = unit_rows(vectors_ND)

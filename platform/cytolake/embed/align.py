@@ -10,7 +10,7 @@ Shapes: N rows, D features in, K features out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -50,11 +50,11 @@ from cytolake.embed.alignment.well_facts import AlignBy, WellFacts, read_well_fa
 from cytolake.embed.well_sums import (
     BYTES_FOR_TASKS,
     MOST_PARTS,
-    Progress,
     append_group_profiles,
     append_profiles,
 )
 
+Progress = Callable[[str, int, int], None]
 Chunk = tuple[NDArray[np.float32], NDArray[np.object_], NDArray[np.bool_]]
 """(N, D) vectors, and of each row its plate or batch and whether it is a negative control."""
 
@@ -228,7 +228,6 @@ def append_aligned(
         representation_id: What is aligned.
         dim: D.
         identity: Of the aligned representation.
-        alignment_id: Of the kept fit.
         level: Of the rows.
         align_by: As it was fitted.
         commits: Of the pinned table.

@@ -22,6 +22,8 @@ from cytolake.models.precision import EncoderPrecision, multiply_in
 from cytolake.packs.crop_batches import crop_batch
 from cytolake.packs.pack import Pack
 
+ROWS_AT_ONCE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class VectorGroup:
@@ -94,22 +96,19 @@ def embed_rows(
     rows: NDArray[np.int64],
     pooling: str = "mean",
     change: Callable[[CropBatch, NDArray[np.int64]], CropBatch] | None = None,
-    minibatch_size: int = 64,
 ) -> list[NDArray[np.float32]]:
     """(N, D) for each block in turn: one pooling of some crops of a pack, in this process.
 
     Args:
         encoder: On the device to run on.
-        pack: The crops.
         rows: (N,) of the pack.
         pooling: `mean`, `cls` or `channel_mean`.
         change: What is done to a minibatch and its rows first, such as an augmentation.
-        minibatch_size: Crops in one forward pass.
     """
     device = next(encoder.parameters()).device
     parts: list[list[NDArray[np.float32]]] = []
-    for first in range(0, len(rows), minibatch_size):
-        part = rows[first : first + minibatch_size]
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[first : first + ROWS_AT_ONCE]
         batch = crop_batch(pack, part, encoder.config).to(device)
         if change is not None:
             batch = change(batch, part)

@@ -50,7 +50,6 @@ def umap_points(
         progress: Called with the share that is done, 0..1.
         n_fitted: Most rows to fit on.
         n_transformed: Most rows for which UMAP's transform places those that were not fitted.
-        seed: Of the sample and of UMAP.
     """
     n = len(vectors_MD)
     components_MK = _components(vectors_MD, N_COMPONENTS)

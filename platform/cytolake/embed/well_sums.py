@@ -9,7 +9,7 @@ Shapes: N crops of a batch, W wells, G groups of rows, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,6 @@ from cytolake.catalog.ids import content_id
 from cytolake.catalog.labelled_units import UNIT, labelled_units
 from cytolake.catalog.ray_tasks import run_tasks
 from cytolake.catalog.representations import VectorReader, no_vectors, vectors_column, vectors_of, wrong_width
-
-Progress = Callable[[str, int, int], None]
 
 MOST_PARTS = 16
 SUMS_BYTES = 512_000_000
@@ -122,21 +120,17 @@ def well_sums(
     catalog: Catalog,
     representation_ids: Sequence[str],
     *,
-    curation_id: str = "",
     by_label: bool = False,
-    progress: Progress | None = None,
 ) -> list[WellSums]:
     """Sums of the crops of each well, for each representation.
 
     Args:
         catalog: Pinned, so that all tasks read the same rows.
         representation_ids: Whose embeddings.
-        curation_id: Only crops that it kept; empty means all.
         by_label: In wells with labelled objects apart for each group, and for the crops that are of none.
-        progress: Called with the parts summed and to sum.
 
     Raises:
-        ValueError: A representation without (such) rows, or vectors that differ in length or are not finite.
+        ValueError: A representation without rows, or vectors that differ in length or are not finite.
     """
     embeddings = VectorReader(catalog)
     tasks, n_parts_of = [], []
@@ -145,24 +139,15 @@ def well_sums(
         n_bytes += size.vectors_bytes
         n_parts = min(MOST_PARTS, size.vectors_bytes // BYTES_FOR_TASKS, SUMS_BYTES // max(1, size.sums_bytes))
         n_parts_of.append(max(1, n_parts))
-        tasks += [
-            (catalog, size.representation_id, part, n_parts_of[-1], curation_id, by_label)
-            for part in range(max(1, n_parts))
-        ]
+        tasks += [(catalog, size.representation_id, part, n_parts_of[-1], by_label) for part in range(max(1, n_parts))]
     if n_bytes < BYTES_FOR_TASKS:
         parts = [sum_part(*task, embeddings) for task in tasks]
     else:
-        parts = run_tasks(sum_part, tasks, len(tasks), "parts summed", progress)
+        parts = run_tasks(sum_part, tasks, len(tasks), "parts summed")
     results = []
     for representation_id, n_parts in zip(representation_ids, n_parts_of, strict=True):
-        summed = _merged(representation_id, parts[:n_parts])
+        results.append(_merged(representation_id, parts[:n_parts]))
         del parts[:n_parts]
-        if not summed.wells:
-            raise ValueError(
-                f"representation {representation_id}: curation {curation_id} kept none of its crops. Name a curation "
-                "of the same plates."
-            )
-        results.append(summed)
     return results
 
 
@@ -171,17 +156,10 @@ def sum_part(
     representation_id: str,
     part: int,
     n_parts: int,
-    curation_id: str,
     by_label: bool = False,
     embeddings: VectorReader | None = None,
 ) -> WellSums:
     """Sums over every `n_parts`-th row group of a representation, from the row group `part`; one task."""
-    kept = None
-    if curation_id:
-        found = catalog.table(
-            "curations", columns=["crop_id"], where="curation_id = ? AND is_kept", parameters=[curation_id]
-        )
-        kept = frozenset(found["crop_id"].to_pylist())  # Arrow would build its own set again for each batch
     units = labelled_units(catalog, ()) if by_label else None
     place: dict[str, int] = {}
     plates: list[str] = []
@@ -189,10 +167,6 @@ def sum_part(
     counts = np.zeros(0, dtype=np.int64)
     reader = embeddings if embeddings is not None else VectorReader(catalog)
     for rows in reader.rows(representation_id, part, n_parts):
-        if kept is not None:
-            rows = rows.filter(pa.array([crop_id in kept for crop_id in rows["crop_id"].to_pylist()]))
-            if rows.num_rows == 0:
-                continue
         vectors_ND = vectors_of(rows, representation_id)
         if place and vectors_ND.shape[1] != sums.shape[1]:
             raise wrong_width(representation_id, {vectors_ND.shape[1], sums.shape[1]})
@@ -255,7 +229,7 @@ def _that_fit(catalog: Catalog, representation_ids: Sequence[str]) -> Iterator[l
 def _merged(representation_id: str, parts: Sequence[WellSums]) -> WellSums:
     parts = [part for part in parts if part.wells]
     if len(parts) < 2:
-        return parts[0] if parts else WellSums((), (), np.zeros((0, 0)), np.zeros(0, np.int64))
+        return parts[0]
     if len({part.sums.shape[1] for part in parts}) > 1:
         raise wrong_width(representation_id, {part.sums.shape[1] for part in parts})
     plate_of = {well: plate for part in parts for well, plate in zip(part.wells, part.plates, strict=True)}

@@ -62,7 +62,6 @@ def representations_of(
     """Ids of the blocks and poolings of one model over one pack, in the order of pooling and block.
 
     Args:
-        catalog: Where representations are.
         model_id: As in `representations`.
         pack_id: Needed where several packs were embedded with the model.
         poolings: Only these; all by default.

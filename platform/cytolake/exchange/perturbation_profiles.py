@@ -99,7 +99,6 @@ def import_perturbations(catalog: Catalog, table: PerturbationTable, name: str, 
         catalog: Where the rows go.
         table: What was read.
         name: Of the model: becomes the architecture in `representations`.
-        screen: Of the profiles.
 
     Returns:
         The representation's id.
@@ -140,7 +139,6 @@ def read_perturbations(catalog: Catalog, id_or_name: str) -> PerturbationTable:
     """Vectors of an import by gene or perturbation, in order of the names.
 
     Args:
-        catalog: Where it is.
         id_or_name: Its id, or the name that it was imported under.
 
     Raises:

@@ -66,7 +66,6 @@ def training_cost(
 
     Args:
         model: The encoder. Its `channels` are counted as they are: give a channel-adaptive one its vocabulary first.
-        objective: The training objective.
         n_channels: Channels of a crop; or for each number of channels the number or share of crops that have it.
 
     Raises:

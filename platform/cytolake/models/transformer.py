@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
 
 from cytolake.models.config import BlockKind
 from cytolake.models.runs import Runs, join_runs, split_runs, spread, starts
@@ -175,7 +174,6 @@ def compile_blocks(module: nn.Module, *, one_shape: bool = False, backend: str =
     """Compile the blocks of an encoder or an objective, in place.
 
     Args:
-        module: Holds the blocks.
         one_shape: False compiles what blocks do with single tokens, once for any number of tokens, and leaves attention
             out: for minibatches of mixed channel counts. True compiles blocks whole, and the methods that a module
             names in `compiled_for_one_shape`, again for every new shape: less memory traffic where all minibatches
@@ -222,6 +220,8 @@ def attend_run_by_run(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, run
 
 def attend_in_one_call(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, runs: Runs, key_runs: Runs) -> Tensor:
     """`attend` as one call for all crops, on a GPU in half precision."""
+    from torch.nn.attention.varlen import varlen_attn  # since torch 2.10; a slow import
+
     device = query_THd.device
     longest, longest_keys = (max(length for _, length in of) for of in (runs, key_runs))
     mixed_THd = varlen_attn(

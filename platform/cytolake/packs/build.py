@@ -49,7 +49,6 @@ def build_pack(catalog: Catalog, curation_id: str, config: PackConfig, progress:
     Args:
         catalog: The catalog with the curation. Crops and sites are read at the versions that the curation pinned.
         curation_id: Id in the table curations.
-        config: Order and layout.
         progress: Called after each group of sites read and each shard written.
 
     Raises:

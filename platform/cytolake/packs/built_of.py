@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,7 @@ def find_pack(
     packs: Path, curation_id: str, shuffle_seed: int, pixels: PixelKind, exclude_plates: Iterable[str] = ()
 ) -> Path | None:
     """The folder of a pack with the crops of this curation in this order; None if there is none."""
-    for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
-        try:
-            described = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # damaged: `Pack.open` reports it when the pack is opened by its id
+    for folder, described in _described_packs(packs):
         found = (
             described.get("curation_id"),
             described.get("shuffle_seed"),
@@ -37,21 +33,25 @@ def find_pack(
             described.get("exclude_plates", []),
         )
         if found == (curation_id, shuffle_seed, pixels, sorted(exclude_plates)):
-            return file.parent
+            return folder
     return None
 
 
 def find_pack_of_pixels(packs: Path, pixels_content: str, shuffle_seed: int, pixels: PixelKind) -> Path | None:
     """The folder of a pack with the same crops, pixels and order, of any curation; None if there is none."""
-    for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
-        try:
-            described = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
+    for folder, described in _described_packs(packs):
         found = (described.get("pixels_content"), described.get("shuffle_seed"), described.get("pixels", "native"))
         if found == (pixels_content, shuffle_seed, pixels):
-            return file.parent
+            return folder
     return None
+
+
+def _described_packs(packs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for file in sorted(packs.glob(f"[!.]*/{PACK_FILE}")):
+        try:
+            yield file.parent, json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # damaged: `Pack.open` reports it when the pack is opened by its id
 
 
 def pixels_of_crops(catalog: Catalog, versions: Mapping[str, int], crops: pa.Table) -> str:

@@ -24,7 +24,6 @@ def write_checksums(folder: Path, known: Iterable[WrittenFile] = ()) -> None:
     """Write `checksums.json` of a pack's folder.
 
     Args:
-        folder: The pack's.
         known: Files whose checksum was taken as they were written; the rest are read.
     """
     files = {written.file: written for written in known}

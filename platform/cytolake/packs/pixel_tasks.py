@@ -171,8 +171,6 @@ def _write_shard(
     Args:
         building: Folder of the pack.
         group: Number of channels.
-        shard: Number of the shard.
-        dtype: Pixel type of the scratch files.
         sources: (N, 2), read task and position in its scratch file, for each row.
         scales: As `_scales_of` returns them.
 

@@ -64,9 +64,7 @@ def minibatches(
 
     Args:
         n: Crops of the pack, 1 or more.
-        seed: Seed of the run.
         minibatch_size: Largest number of crops of a minibatch.
-        first: First sample.
         end: Sample to stop before; the last minibatch may be smaller. None never ends.
         tokens: (n,) patch tokens of each crop; required with `max_tokens`.
         max_tokens: Largest number of patch tokens of a minibatch; a minibatch has at least one crop.

@@ -110,7 +110,6 @@ def write_shard(folder: Path, group: int, shard: int, rows: Pixels) -> WrittenFi
     """Write one whole shard of an array that `create_array` described.
 
     Args:
-        folder: The pack's.
         group: Number of channels.
         shard: Its number, from 0.
         rows: (rows of the shard, C, S, S); fewer in the last shard.

@@ -74,7 +74,6 @@ def fit_baselines(
         views: Views of the N inputs.
         score: (N,) targets.
         group: (N,) rows of one group are never on both sides of a fold.
-        config: Folds, coverage, seed.
     """
     fitted = []
     for baseline in baselines:
@@ -172,8 +171,6 @@ class HeldOut:
             truth: Scores of `rows`.
             group: Groups of `rows`, resampled together.
             rows: Row numbers.
-            seed: Seed of the resamples.
-            n_draws: Number of resamples.
         """
         predicted = self._predicted[PREDICTOR].score[rows]
         gains = {
@@ -200,8 +197,6 @@ def score_each(
         predictions: Names, and (N,) predictions of each.
         strata: (N,) folds and generators; differences between the means of folds do not count as skill.
         group: (N,) rows resampled together.
-        n_draws: Number of resamples.
-        seed: Seed of the resamples.
     """
     found: dict[str, dict[str, Estimate]] = {}
     known: dict[bytes, dict[str, Estimate]] = {}

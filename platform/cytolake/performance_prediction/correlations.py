@@ -106,7 +106,6 @@ def score_predictions(
         predicted: (N,) predictions.
         generator: (N,) generator of the images; None for a single one.
         group: (N,) rows resampled together, such as near-duplicates or one prompt's generators; single rows where None.
-        n_draws: Number of resamples.
         seed: Seed of the resamples; equal groups and seeds give paired intervals.
         metrics: Metrics; all by default.
 
@@ -146,7 +145,6 @@ def gain_over(
         baseline: (N,) predictions of the baseline.
         group: (N,) rows resampled together; single rows where None.
         n_draws: Resamples behind the 95 % interval.
-        seed: Seed of the resamples.
     """
     squares = np.column_stack([(truth - baseline) ** 2, (truth - predicted) ** 2])
 

@@ -60,8 +60,6 @@ def noise_ceiling(
         generator: (N,) generator of the images; None for a single one.
         group: (N,) prompts resampled together; single prompts where None.
         of_single: Reliability of the score of one image instead of the mean over all images.
-        n_halvings: Number of random halvings.
-        n_draws: Resamples behind the interval.
         seed: Seed of both.
 
     Source: Horst 1951, Educational and Psychological Measurement 11:368, for halves of unequal length; here with the

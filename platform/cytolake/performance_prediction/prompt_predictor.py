@@ -205,7 +205,6 @@ def fit_prompt_predictor(
 
     Args:
         prompts: From `read_prompts`.
-        config: Sentence model, families, folds.
         progress: Called for each candidate, or each fit.
 
     Raises:

@@ -90,8 +90,6 @@ def queries_of_profiles(
         plate: (N,) plate of each.
         is_control: (N,) negative controls.
         most: Most queries, a random sample of more; 0 takes all.
-        seed: Seed of the sample.
-        measure: Measure of performance.
 
     Raises:
         ValueError: Fewer than 4 controls, 30 queries or 10 families; or equal performance of all queries.

@@ -50,7 +50,6 @@ class Map:
             family: (N,) compound or gene of each.
             controls: (controls, D) negative controls.
             by_direction: Whether vectors are scaled to unit length first.
-            seed: Seed of the sample of landmarks.
         """
         if by_direction:
             controls, vectors = (unit_vectors(each, least_length=SHORTEST) for each in (controls, vectors))

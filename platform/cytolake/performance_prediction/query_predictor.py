@@ -187,7 +187,6 @@ def fit_query_predictor(
     Args:
         queries: From `queries_of_profiles`.
         before: `search` (from the vector) or `screen` (from the plan).
-        config: Families, folds, coverage.
         progress: Called for each fit.
 
     Raises:

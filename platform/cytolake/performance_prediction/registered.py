@@ -43,8 +43,6 @@ def find_query_predictor(
     """The newest predictor of average precision; None where there is none, or it was fitted on another representation.
 
     Args:
-        tracking: The registry.
-        before: Kind of the predictor.
         representation_id: Representation of the queries.
         known: Predictor from an earlier call, which is returned where it is still the newest.
 

@@ -76,9 +76,7 @@ def build(candidate: Candidate, view: View, seed: int) -> Any:
     are 0.
 
     Args:
-        candidate: Family and settings.
         view: View that it will be fitted on; only the shape is used.
-        seed: Seed of regressors with random numbers.
     """
     from sklearn.dummy import DummyRegressor
     from sklearn.ensemble import HistGradientBoostingRegressor

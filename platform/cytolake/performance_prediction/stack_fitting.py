@@ -89,7 +89,6 @@ def fit_stack(
         targets: (N, T); the first is the score that is predicted, the others are auxiliary. NaN counts as the mean.
         group: (N,) rows of one group are never on both sides of a fold.
         is_validation: (N,) rows that decide between the stack and its members; without any, the stack is used.
-        config: Families, folds, coverage.
         progress: Called for each candidate.
 
     Raises:

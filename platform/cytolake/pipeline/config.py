@@ -1,4 +1,4 @@
-"""One complete, typed config of the whole line: what a recipe returns and every job reads."""
+"""One complete, typed config of the whole pipeline: what a recipe returns and every job reads."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PerformanceConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
+class PipelineConfig:
     """From plates on disk to a promoted representation."""
 
     name: str

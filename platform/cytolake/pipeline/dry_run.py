@@ -8,28 +8,28 @@ from rich.markup import escape
 import cytolake.catalog
 from cytolake.catalog import CatalogError
 from cytolake.packs.pack import Pack
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.dry_run_tables import dry_run_tables
 from cytolake.pipeline.steps import MissingInputError, built_pack
 from cytolake.train.dry_run import dry_run
 
 
-def pretrain_dry_run(line: Line, console: Console) -> None:
+def pretrain_dry_run(config: PipelineConfig, console: Console) -> None:
     """Print parameters, memory, speed, GPU-hours and the FSDP plan; nothing is started and nothing written."""
-    pack, why = _pack(line)
+    pack, why = _pack(config)
     shown = (
         f"none yet [dim]{escape(why)}[/]"
         if pack is None
         else escape(f"{pack.pack_id}, {pack.n_crops:,} crops: {pack.path}")
     )
-    console.print(f"[bold]{escape(line.name)}[/]  [dim]pack[/] {shown}\n")
-    console.print(dry_run_tables(dry_run(line.pretrain, pack=pack)))
+    console.print(f"[bold]{escape(config.name)}[/]  [dim]pack[/] {shown}\n")
+    console.print(dry_run_tables(dry_run(config.pretrain, pack=pack)))
 
 
-def _pack(line: Line) -> tuple[Pack | None, str]:
+def _pack(config: PipelineConfig) -> tuple[Pack | None, str]:
     """The pack that `pretrain` would train on, or why there is none."""
     try:
-        catalog = cytolake.catalog.open(line.root_path)
-        return built_pack(line, catalog, for_training=bool(line.hold_out_plates)), ""
+        catalog = cytolake.catalog.open(config.root_path)
+        return built_pack(config, catalog, for_training=bool(config.hold_out_plates)), ""
     except (CatalogError, MissingInputError) as error:
         return None, str(error)

@@ -55,7 +55,6 @@ def run_comparison(
     """Compare encoders on the labelled sites of a catalog.
 
     Args:
-        catalog: With sites.
         encoders: As `compared_encoders` reads them.
         options: `field=value` of `EncoderComparisonConfig`.
         page: Where the page goes; None: `report/qc_encoders.html` of the root.

@@ -38,7 +38,7 @@ class FirstRecipe:
     """What to write, and why."""
 
     fields: dict[str, Any]
-    """Of a recipe file, in the order of `Line`."""
+    """Of a recipe file, in the order of `PipelineConfig`."""
     reasons: dict[str, str]
     """For each choice one sentence, by the path of its field."""
     inspection: Inspection
@@ -49,7 +49,6 @@ def propose_recipe(source: ScreenSource, name: str) -> FirstRecipe:
 
     Args:
         source: The screen, with whatever is known already; its path alone will do.
-        name: Of the recipe.
 
     Raises:
         ScreenError: The folder is missing, empty or cannot be listed.

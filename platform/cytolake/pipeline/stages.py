@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import cytolake.catalog
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.performance import predict_prompts, predict_queries
 from cytolake.pipeline.session import ray_session
@@ -55,73 +55,73 @@ class PipelineResult:
     """Wall time of each stage."""
 
 
-def ingest(line: Line, console: Console) -> None:
+def ingest(config: PipelineConfig, console: Console) -> None:
     """Read plates into the catalog: images, plate map, QC metrics, crop grid."""
-    with _steps(line, console, create=True) as steps:
+    with _steps(config, console, create=True) as steps:
         steps.simulate()
         report = steps.ingest()
     if report.refused or report.without_sites:
         raise typer.Exit(EXIT_REFUSED)
 
 
-def curate(line: Line, console: Console) -> None:
+def curate(config: PipelineConfig, console: Console) -> None:
     """Judge every site, choose crops, and write them into a pack."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         steps.curate()
 
 
-def pretrain(line: Line, console: Console) -> None:
+def pretrain(config: PipelineConfig, console: Console) -> None:
     """Train an encoder on the newest pack of the recipe's curation."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         steps.pretrain(steps.training_pack(steps.newest_pack()))
 
 
-def embed(line: Line, console: Console) -> None:
+def embed(config: PipelineConfig, console: Console) -> None:
     """Embed every crop of the pack with every block of the encoder, and of its untrained twin."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
         steps.embed(pack, steps.finished_run(pack))
 
 
-def probe(line: Line, console: Console) -> None:
+def probe(config: PipelineConfig, console: Console) -> None:
     """Probe every block of every pooling, and choose the best."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
         ids = steps.representation_ids(pack, steps.finished_run(pack))
         choice = steps.probe(ids)
         print_choice(console, choice, steps.compare(ids, choice))
 
 
-def promote(line: Line, console: Console) -> None:
+def promote(config: PipelineConfig, console: Console) -> None:
     """Register the chosen representation in MLflow and give it the alias that serving follows."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
         steps.promote(steps.choose(steps.representation_ids(pack, steps.finished_run(pack))))
-        console.print(f"serve it     {escape(serve_command(line))}")
+        console.print(f"serve it     {escape(serve_command(config))}")
 
 
-def benchmark(line: Line, console: Console) -> None:
+def benchmark(config: PipelineConfig, console: Console) -> None:
     """Score every representation on every label and benchmark of the recipe, guard rails included; the leaderboard."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
         console.print(steps.benchmark(pack, steps.representation_ids(pack, steps.finished_run(pack))))
 
 
-def report(line: Line, console: Console) -> None:
+def report(config: PipelineConfig, console: Console) -> None:
     """Write the pages of QC, report and leaderboard again, from what the tables hold."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
         trained = steps.finished_run(pack)
         ids = steps.representation_ids(pack, trained)
         choice = steps.choose(ids)
         card: ModelVersion | None
         try:
-            card = resolve_alias(line.tracking.at(line.root_path), line.alias)
+            card = resolve_alias(config.tracking.at(config.root_path), config.alias)
         except LookupError:  # nothing was promoted yet
             card = None
         if card is not None and card.representation_id != choice.representation_id:
             console.print(
-                f"[yellow]{escape(line.alias)} is the representation {card.representation_id}, not the one that the "
+                f"[yellow]{escape(config.alias)} is the representation {card.representation_id}, not the one that the "
                 f"report shows[/], {choice.representation_id}. `cytolake promote` moves it."
             )
             card = None
@@ -131,60 +131,62 @@ def report(line: Line, console: Console) -> None:
         steps.leaderboard_page(pack)
 
 
-def sweep(line: Line, console: Console) -> None:
+def sweep(config: PipelineConfig, console: Console) -> None:
     """Search for the best settings of the training: Optuna proposes, trials that fall behind are stopped early."""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
 
         def vary(settings: Mapping[str, Any]) -> PretrainConfig:
-            return apply_overrides(line, [f"{name}={value}" for name, value in settings.items()]).pretrain
+            return apply_overrides(config, [f"{name}={value}" for name, value in settings.items()]).pretrain
 
         with stage_report("sweep", console) as stage:
             found = run_sweep(
-                steps.catalog, pack, line.sweep, line.study, line.pretrain, vary, line.tracking, stage.report
+                steps.catalog, pack, config.sweep, config.study, config.pretrain, vary, config.tracking, stage.report
             )
             share = found.steps_spent / (len(found.trials) * found.steps)
             stage.outcome = (
                 f"{len(found.trials)} trials, {len(found.trials) - found.n_ran} of them there before; {share:.0%} of "
                 "the steps that all to their end would take"
             )
-    console.print(sweep_table(found, line))
-    for text in sweep_outcome(found, line):
+    console.print(sweep_table(found, config))
+    for text in sweep_outcome(found, config):
         console.print(text)
 
 
-def study(line: Line, console: Console) -> None:
+def study(config: PipelineConfig, console: Console) -> None:
     """Train with one augmentation at a time, at several strengths: which classes does it help, and which harm?"""
-    with _steps(line, console) as steps:
+    with _steps(config, console) as steps:
         pack = steps.newest_pack()
         with stage_report("study", console) as stage:
-            found = run_study(steps.catalog, pack, line.study, line.pretrain, line.tracking, stage.report)
+            found = run_study(steps.catalog, pack, config.study, config.pretrain, config.tracking, stage.report)
             stage.outcome = f"{found.n_trials} trainings, {found.n_trials - found.n_trained} of them there before"
-        page = write_study(line.root_path / REPORT_FOLDER / STUDY_FILE, f"Study: {line.name}", found, line.study)
+        page = write_study(config.root_path / REPORT_FOLDER / STUDY_FILE, f"Study: {config.name}", found, config.study)
     console.print(study_text(found))
     for name, why in found.skipped.items():
         console.print(f"  [dim]not tried: {escape(name)}: {escape(why)}[/]")
     console.print(f"page {escape(str(page))}")
 
 
-def predict_performance(line: Line, console: Console) -> None:
+def predict_performance(config: PipelineConfig, console: Console) -> None:
     """Predict how well queries of the promoted representation, or prompts of a table, will do before they are used."""
-    config = line.performance
-    tracking = line.tracking.at(line.root_path)
+    performance = config.performance
+    tracking = config.tracking.at(config.root_path)
     sections = []
-    if config.prompts.path:
-        line.root_path.mkdir(parents=True, exist_ok=True)
+    if performance.prompts.path:
+        config.root_path.mkdir(parents=True, exist_ok=True)
         with stage_report("prompts", console) as stage:
-            sections.append(predict_prompts(config, tracking, stage.report))
+            sections.append(predict_prompts(performance, tracking, stage.report))
             stage.outcome = sections[-1].model
     else:
-        catalog = cytolake.catalog.open(line.root_path, tables=line.tables)
-        chosen = config.queries.representation_id or resolve_alias(tracking, line.alias).representation_id
-        for before, measure in itertools.product(config.queries.before, config.queries.measures):
+        catalog = cytolake.catalog.open(config.root_path, tables=config.tables)
+        chosen = performance.queries.representation_id or resolve_alias(tracking, config.alias).representation_id
+        for before, measure in itertools.product(performance.queries.before, performance.queries.measures):
             with stage_report(before, console) as stage:
-                sections.append(predict_queries(catalog, chosen, before, measure, config, tracking, stage.report))
+                sections.append(predict_queries(catalog, chosen, before, measure, performance, tracking, stage.report))
                 stage.outcome = sections[-1].model
-    page = write_performance(line.root_path / REPORT_FOLDER / PERFORMANCE_FILE, f"Performance: {line.name}", sections)
+    page = write_performance(
+        config.root_path / REPORT_FOLDER / PERFORMANCE_FILE, f"Performance: {config.name}", sections
+    )
     for section in sections:
         console.print(f"\n[bold]{escape(section.name)}[/]")
         console.print(performance_text(section))
@@ -194,23 +196,23 @@ def predict_performance(line: Line, console: Console) -> None:
     console.print(f"\npage {escape(str(page))}")
 
 
-def pipeline(line: Line, console: Console) -> None:
-    """Run the whole line: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
-    result = run_pipeline(line, console)
+def pipeline(config: PipelineConfig, console: Console) -> None:
+    """Run all stages: simulate or find plates, ingest, curate, pretrain, embed, probe, promote, report."""
+    result = run_pipeline(config, console)
     console.print()
     print_choice(console, result.choice, result.others)
     console.print()
     places = [
         ("report", str(result.report)),
-        ("catalog", f"{line.root_path} (Delta tables in {line.tables or 'tables/'})"),
-        ("MLflow", mlflow_command(line)),
+        ("catalog", f"{config.root_path} (Delta tables in {config.tables or 'tables/'})"),
+        ("MLflow", mlflow_command(config)),
     ]
     if result.card is None:
         console.print(f"[bold yellow]not promoted[/] {escape(result.refusal)}")
     else:
         places += [
             ("model", f"{result.card.name} version {result.card.version}, alias {result.card.alias}"),
-            ("serve it", serve_command(line)),
+            ("serve it", serve_command(config)),
             ("look", "http://localhost:8000/explore/ while it is served"),
         ]
     for name, place in places:
@@ -227,15 +229,15 @@ JOBS = {
 """By the name that `cytolake.cli.jobs` gives it."""
 
 
-def run_pipeline(line: Line, console: Console) -> PipelineResult:
-    """The whole line. Stages whose result is there are skipped; each prints one line."""
-    with _steps(line, console, create=True) as steps:
+def run_pipeline(config: PipelineConfig, console: Console) -> PipelineResult:
+    """Run all stages; those whose result is there are skipped. Each prints one line."""
+    with _steps(config, console, create=True) as steps:
         steps.simulate()
         steps.ingest()
         curation, pack, qc_id = steps.curate()
         trained = steps.pretrain(steps.training_pack(pack))
         embedded = steps.embed(pack, trained)
-        if line.promote_by.benchmark:
+        if config.promote_by.benchmark:
             console.print(steps.benchmark(pack, embedded))
         choice = steps.choose(embedded)
         others = steps.compare(embedded, choice)
@@ -258,9 +260,9 @@ def run_pipeline(line: Line, console: Console) -> PipelineResult:
 
 
 @contextmanager
-def _steps(line: Line, console: Console, *, create: bool = False) -> Iterator[Steps]:
+def _steps(config: PipelineConfig, console: Console, *, create: bool = False) -> Iterator[Steps]:
     if create:
-        line.root_path.mkdir(parents=True, exist_ok=True)
-    catalog = cytolake.catalog.open(line.root_path, tables=line.tables, create=create)
-    with ray_session(line.ray):
-        yield Steps(line, console, catalog)
+        config.root_path.mkdir(parents=True, exist_ok=True)
+    catalog = cytolake.catalog.open(config.root_path, tables=config.tables, create=create)
+    with ray_session(config.ray):
+        yield Steps(config, console, catalog)

@@ -33,7 +33,7 @@ from cytolake.embed.extract import embed_pack
 from cytolake.packs.build import build_pack, find_built_pack
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.code_revision import code_revision
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.label_curve import has_label_curve, measure_label_curve
 from cytolake.pipeline.progress import Report, stage_progress
 from cytolake.pipeline.summaries import choice_facts, mlflow_command, print_caveats, program, serve_command
@@ -79,19 +79,17 @@ def stage_report(name: str, console: Console) -> Iterator[StageReport]:
     console.print(f"[bold]{name:<9}[/][dim]{time.monotonic() - started:7.1f} s[/]   {escape(stage.outcome)}")
 
 
-def built_pack(line: Line, catalog: Catalog, *, for_training: bool = False) -> Pack:
+def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool = False) -> Pack:
     """The pack of the newest curation that has the recipe's name. Builds none: a pack may be terabytes.
 
     Args:
-        line: The recipe.
-        catalog: Opened.
         for_training: The pack that `pretrain` takes: without the plates that are held out of pretraining.
 
     Raises:
         MissingInputError: No such curation, or its pack was not built, or not with these settings.
         CatalogError: Labels or pixels of its plates were corrected since.
     """
-    name = line.curate.name
+    name = config.curate.name
     found = catalog.sql(
         "select curation_id from curations where curation = $name "
         "group by curation_id order by max(curated_at) desc limit 1",
@@ -99,18 +97,18 @@ def built_pack(line: Line, catalog: Catalog, *, for_training: bool = False) -> P
     ).to_pylist()
     if not found:
         raise MissingInputError(
-            f"{line.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root first."
+            f"{config.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root first."
         )
     curation_id = found[0]["curation_id"]
     check_curation(catalog, curation_id)
-    config = dataclasses.replace(line.pack, exclude_plates=line.hold_out_plates) if for_training else line.pack
-    pack = find_built_pack(catalog, curation_id, config)
+    settings = dataclasses.replace(config.pack, exclude_plates=config.hold_out_plates) if for_training else config.pack
+    pack = find_built_pack(catalog, curation_id, settings)
     if pack is None:
-        job = "pretrain" if config.exclude_plates else "curate"
+        job = "pretrain" if settings.exclude_plates else "curate"
         raise MissingInputError(
-            f"{line.root_path}: no pack of curation {name!r} ({curation_id[:12]}) with pixels {config.pixels}, shuffle "
-            f"{config.shuffle_seed}{' and without the held-out plates' if config.exclude_plates else ''}. Run "
-            f"jobs/{job}.py with the same recipe, root and --set first: it builds the pack."
+            f"{config.root_path}: no pack of curation {name!r} ({curation_id[:12]}) with pixels {settings.pixels}, "
+            f"shuffle {settings.shuffle_seed}{' and without the held-out plates' if settings.exclude_plates else ''}. "
+            f"Run jobs/{job}.py with the same recipe, root and --set first: it builds the pack."
         )
     return pack
 
@@ -119,7 +117,7 @@ def built_pack(line: Line, catalog: Catalog, *, for_training: bool = False) -> P
 class Steps:
     """One run of one or more stages: the config, where it prints, the open catalog, what each stage took."""
 
-    line: Line
+    config: PipelineConfig
     console: Console
     catalog: Catalog
     seconds: dict[str, float] = field(default_factory=dict)
@@ -134,32 +132,32 @@ class Steps:
 
     def simulate(self) -> None:
         """Write the simulated screen, where the recipe has one."""
-        config = self.line.screens.simulate
-        if config is None:
+        screen = self.config.screens.simulate
+        if screen is None:
             return
         with self._stage("simulate") as stage:
-            plates = simulate_screen(config, self.line.screens_path, stage.report)
+            plates = simulate_screen(screen, self.config.screens_path, stage.report)
             stage.outcome = (
-                f"{len(plates)} plates of {config.n_wells} wells in {config.n_batches} batches: {plates[0].parent}"
+                f"{len(plates)} plates of {screen.n_wells} wells in {screen.n_batches} batches: {plates[0].parent}"
             )
 
     def ingest(self) -> IngestReport:
         """Read every plate that is not in the catalog yet."""
-        line = self.line
+        config = self.config
         sources = [
-            source if is_uri(source.path) else dataclasses.replace(source, path=str(line.screens_path / source.path))
-            for source in line.screens.sources
+            source if is_uri(source.path) else dataclasses.replace(source, path=str(config.screens_path / source.path))
+            for source in config.screens.sources
         ]
-        if line.screens.simulate is not None:
-            name = line.screens.simulate.screen
-            sources.append(ScreenSource(screen=name, path=str(line.screens_path / name), layout="ome-zarr"))
+        if config.screens.simulate is not None:
+            name = config.screens.simulate.screen
+            sources.append(ScreenSource(screen=name, path=str(config.screens_path / name), layout="ome-zarr"))
         if not sources:
             raise MissingInputError(
-                f"recipe {line.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
+                f"recipe {config.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
                 "that folder; or set screens.sources."
             )
         with self._stage("ingest") as stage:
-            report = ingest_screens(self.catalog, sources, line.ingest, stage.report)
+            report = ingest_screens(self.catalog, sources, config.ingest, stage.report)
             stage.outcome = (
                 f"{len(report.ingested)} plates in, {len(report.skipped)} there already, "
                 f"{len(report.refused)} refused; {report.n_sites:,} sites, "
@@ -175,13 +173,13 @@ class Steps:
             self.console.print(
                 f"  [yellow]quarantine[/] {program('cytolake')} sql "
                 "'select plate, well, problem, found, next_step from quarantine' "
-                f"--root {escape(str(line.root_path))}"
+                f"--root {escape(str(config.root_path))}"
             )
         return report
 
     def judge(self, progress: Progress | None = None) -> str:
         """Judge the sites by what the recipe's curation excludes them by; returns the qc_id."""
-        qc = qc_of_curation(self.line.curate, self.line.qc)
+        qc = qc_of_curation(self.config.curate, self.config.qc)
         return qc if isinstance(qc, str) else judge_sites(self.catalog, qc, progress)
 
     def curate(self) -> tuple[Curation, Pack, str]:
@@ -196,9 +194,9 @@ class Steps:
             ).to_pylist()[0]
             stage.outcome = f"{failed['failed']:,} of {failed['judged']:,} sites fail a rule: {page}"
         with self._stage("curate") as stage:
-            modalities = self.line.qc.modalities
-            curation = choose_crops(self.catalog, self.line.curate, stage.report, modalities=modalities)
-            pack = build_pack(self.catalog, curation.curation_id, self.line.pack, stage.report)
+            modalities = self.config.qc.modalities
+            curation = choose_crops(self.catalog, self.config.curate, stage.report, modalities=modalities)
+            pack = build_pack(self.catalog, curation.curation_id, self.config.pack, stage.report)
             stage.outcome = f"kept {curation.n_kept:,} of {curation.n_considered:,} crops: pack {pack.pack_id[:12]}"
         for step in curation.steps:
             self.console.print(f"  [dim]{step.rule:<20} removed {step.n_removed:,} of {step.n_considered:,}[/]")
@@ -206,16 +204,16 @@ class Steps:
 
     def label_curve(self) -> None:
         """Measure how many labels the artefact detector needs, where the recipe has a label curve."""
-        config = self.line.label_curve
-        if config is None:
+        curve = self.config.label_curve
+        if curve is None:
             return
         with self._stage("detector") as stage:
-            if has_label_curve(self.catalog, config):
+            if has_label_curve(self.catalog, curve):
                 stage.outcome = "curve of the labels it needs: measured before"
                 return
-            found, _ = measure_label_curve(self.catalog, config, stage.report)
+            found, _ = measure_label_curve(self.catalog, curve, stage.report)
             most = found.curve("auroc")[-1]
-            simulated = ", artefacts simulated" if config.train.simulated_per_kind else ""
+            simulated = ", artefacts simulated" if curve.train.simulated_per_kind else ""
             stage.outcome = f"AUROC {most.value:.3f} with {most.n_labels} labels of each class{simulated}"
 
     def newest_pack(self) -> Pack:
@@ -225,35 +223,37 @@ class Steps:
             MissingInputError: The catalog has none.
             CatalogError: Labels or pixels of its plates were corrected since.
         """
-        return built_pack(self.line, self.catalog)
+        return built_pack(self.config, self.catalog)
 
     def training_pack(self, pack: Pack) -> Pack:
         """The pack to train on: without the plates that are held out of pretraining too. Built where it is missing."""
-        excluded = self.line.hold_out_plates
+        excluded = self.config.hold_out_plates
         if not excluded:
             return pack
-        return build_pack(self.catalog, pack.curation_id, dataclasses.replace(self.line.pack, exclude_plates=excluded))
+        return build_pack(
+            self.catalog, pack.curation_id, dataclasses.replace(self.config.pack, exclude_plates=excluded)
+        )
 
     @property
     def probe_config(self) -> ProbeConfig:
         """The recipe's probe; of plates that were held out of pretraining, where there are such."""
-        return dataclasses.replace(self.line.probe, only=self.line.hold_out_plates or self.line.probe.only)
+        return dataclasses.replace(self.config.probe, only=self.config.hold_out_plates or self.config.probe.only)
 
     def pretrain(self, pack: Pack) -> PretrainResult:
         """Train, or read back the finished run of the same pack and config."""
         with self._stage("pretrain") as stage:
-            probe = self.line.training_probe
+            probe = self.config.training_probe
             result = train_encoder(
                 pack.path,
-                self.line.pretrain,
+                self.config.pretrain,
                 self.catalog.root / "runs",
-                self.line.tracking,
+                self.config.tracking,
                 stage.report,
                 evaluate=pin_training_probe(self.catalog, pack, probe) if probe is not None else None,
-                tags={"recipe": self.line.name, **code_revision()},
+                tags={"recipe": self.config.name, **code_revision()},
             )
             stage.outcome = (
-                f"{self.line.pretrain.model.architecture}, {result.steps:,} steps, loss {result.final_loss:.3f}, "
+                f"{self.config.pretrain.model.architecture}, {result.steps:,} steps, loss {result.final_loss:.3f}, "
                 f"{result.crops_per_s:,.0f} crops/s, {result.data_wait_share:.1%} waiting for data"
                 + (" (trained before)" if result.is_reused else "")
             )
@@ -265,12 +265,12 @@ class Steps:
         Raises:
             MissingInputError: There is none.
         """
-        trained_on = built_pack(self.line, self.catalog, for_training=True) if self.line.hold_out_plates else pack
-        result = finished_run(trained_on.pack_id, self.line.pretrain, self.catalog.root / "runs")
+        trained_on = built_pack(self.config, self.catalog, for_training=True) if self.config.hold_out_plates else pack
+        result = finished_run(trained_on.pack_id, self.config.pretrain, self.catalog.root / "runs")
         if result is None:
             raise MissingInputError(
-                f"{self.line.root_path}: no finished pretraining run of this recipe on pack {trained_on.pack_id}. Run "
-                "jobs/pretrain.py with the same recipe, root and --set first."
+                f"{self.config.root_path}: no finished pretraining run of this recipe on pack {trained_on.pack_id}. "
+                "Run jobs/pretrain.py with the same recipe, root and --set first."
             )
         return result
 
@@ -278,7 +278,7 @@ class Steps:
         """Embeddings of every block; returns the ids of their representations."""
         with self._stage("embed") as stage:
             checkpoints = {"trained": trained.checkpoint, "untrained": trained.untrained_checkpoint}
-            rows = embed_pack(self.catalog, pack, checkpoints, self.line.embed, stage.report, run_id=trained.run_id)
+            rows = embed_pack(self.catalog, pack, checkpoints, self.config.embed, stage.report, run_id=trained.run_id)
             stage.outcome = f"{pack.n_crops:,} crops x {len(rows)} representations"
         return [row["representation_id"] for row in rows]
 
@@ -302,7 +302,7 @@ class Steps:
         ]
         if not any(row["model_id"] == trained.model_id for row in rows):
             raise MissingInputError(
-                f"{self.line.root_path}: the run {trained.run_key} has no embeddings of pack {pack.pack_id}. Run "
+                f"{self.config.root_path}: the run {trained.run_key} has no embeddings of pack {pack.pack_id}. Run "
                 "jobs/embed.py with the same recipe, root and --set first."
             )
         return ids
@@ -324,7 +324,7 @@ class Steps:
             return ()  # chosen by a ranking of profiles
         level: Literal["wells", "crops"] = "crops" if config.choose_by == "wells" else "wells"
         found = [search_blocks(self.catalog, representation_ids, dataclasses.replace(config, choose_by=level))]
-        for split in self.line.also_held_out_by:
+        for split in self.config.also_held_out_by:
             if split == config.split or config.only:  # a batch has plates that the encoder was trained on
                 continue
             with self._stage(f"probe {split}") as stage:
@@ -341,19 +341,19 @@ class Steps:
     def promote(self, choice: BlockChoice) -> ModelVersion:
         """Register the choice and move the alias."""
         with self._stage("promote") as stage:
-            forced = self.line.promote_without_gain
-            card = promote_choice(self.catalog, choice, self.line.tracking, self.line.alias, forced=forced)
+            forced = self.config.promote_without_gain
+            card = promote_choice(self.catalog, choice, self.config.tracking, self.config.alias, forced=forced)
             stage.outcome = f"{card.name} version {card.version} is {card.alias}"
         return card
 
     def choose(self, representation_ids: list[str]) -> BlockChoice:
         """The representation to promote: the best by the probe, or by the ranking that the recipe names."""
-        if not self.line.promote_by.benchmark:
+        if not self.config.promote_by.benchmark:
             return self.probe(representation_ids)
-        return choose_by(self.catalog, representation_ids, self.line.promote_by)
+        return choose_by(self.catalog, representation_ids, self.config.promote_by)
 
     def benchmark(self, pack: Pack, representation_ids: list[str]) -> Group:
-        """Probe every label of `line.benchmark`, score all profiles, write the leaderboard page, and return its text.
+        """Probe every label of `config.benchmark`, score all profiles, write the leaderboard page, and return its text.
 
         External representations and aligned ones are scored with the recipe's own: by probes the external ones of the
         pack's crops, by profiles the external ones of the same wells and the aligned ones of the pack.
@@ -362,14 +362,14 @@ class Steps:
             "representations", columns=["representation_id", "pack_id"], where="kind = ?", parameters=[EXTERNAL]
         ).to_pylist()
         of_crops = [row["representation_id"] for row in external if row["pack_id"] == pack.pack_id]
-        for label, split in self.line.benchmark.tasks:
-            config: ProbeConfig = dataclasses.replace(self.line.probe, label=label, split=split)
+        for label, split in self.config.benchmark.tasks:
+            probe: ProbeConfig = dataclasses.replace(self.config.probe, label=label, split=split)
             with self._stage(f"probe {label}") as stage:
-                search_blocks(self.catalog, [*representation_ids, *of_crops], config, stage.report)
+                search_blocks(self.catalog, [*representation_ids, *of_crops], probe, stage.report)
                 stage.outcome = f"{', '.join(PROBE_METRICS)} in the scores table"
         warnings: tuple[str, ...] = ()
         left_out: dict[str, str] = {}
-        if self.line.benchmark.profiles is not None:
+        if self.config.benchmark.profiles is not None:
             aligned = self.catalog.table(
                 "representations",
                 columns=["representation_id"],
@@ -380,7 +380,7 @@ class Steps:
             fresh = [each for each in aligned["representation_id"].to_pylist() if each not in stale]
             ids = [*representation_ids, *(row["representation_id"] for row in external), *fresh]
             with self._stage("profiles") as stage:
-                found = score_profiles(self.catalog, ids, self.line.benchmark.profiles, stage.report)
+                found = score_profiles(self.catalog, ids, self.config.benchmark.profiles, stage.report)
                 warnings, left_out = found.warnings, dict(found.left_out)
                 for each in set(aligned["representation_id"].to_pylist()) & stale:
                     left_out[f"aligned {each}"] = "stale, labels or pixels were corrected since: align it again"
@@ -396,7 +396,7 @@ class Steps:
         page = write_leaderboard(
             self.catalog,
             self.catalog.root / REPORT_FOLDER / LEADERBOARD_FILE,
-            title=f"Leaderboard: {self.line.name}",
+            title=f"Leaderboard: {self.config.name}",
             pack_id=pack.pack_id,
             warnings=warnings,
             left_out=left_out or {},
@@ -417,7 +417,7 @@ class Steps:
         with self._stage("report") as stage:
             stage.report("page", 0, 1)
             inputs = ReportInputs(
-                title=f"cytolake: {self.line.name}",
+                title=f"cytolake: {self.config.name}",
                 qc_id=qc_id,
                 curation_id=curation_id,
                 run_folder=trained.run_folder,
@@ -425,12 +425,12 @@ class Steps:
                 choice=choice,
                 others=others,
                 facts=choice_facts(choice, card),
-                objective=objective_text(self.line.pretrain),
+                objective=objective_text(self.config.pretrain),
                 commands=(
-                    ("serve it", serve_command(self.line)),
+                    ("serve it", serve_command(self.config)),
                     ("query it", "curl -s localhost:8000/v1/models/champion"),
-                    ("query the tables", f"{program('cytolake')} tables --root {self.line.root_path}"),
-                    ("see the runs", mlflow_command(self.line)),
+                    ("query the tables", f"{program('cytolake')} tables --root {self.config.root_path}"),
+                    ("see the runs", mlflow_command(self.config)),
                 ),
             )
             page = write_report(self.catalog, inputs, self.catalog.root / REPORT_FILE)

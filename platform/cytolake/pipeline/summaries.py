@@ -14,11 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from cytolake.benchmark.profiles.score import ProfileScores
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.reports.choice_text import choice_table, headline, how_measured
 from cytolake.tracking import ModelVersion
 from cytolake.tune.block_search import BlockChoice
 from cytolake.tune.sweep import SweepResult
+
+TRIALS_SHOWN = 10
 
 
 def print_caveats(console: Console, scores: ProfileScores) -> None:
@@ -29,14 +31,14 @@ def print_caveats(console: Console, scores: ProfileScores) -> None:
         console.print(f"  [dim]not scored: {escape(name)}: {escape(why)}[/]")
 
 
-def serve_command(line: Line) -> str:
+def serve_command(config: PipelineConfig) -> str:
     """The command that serves the champion of this root, on this machine, without a key."""
-    root = shlex.quote(str(line.root_path))
+    root = shlex.quote(str(config.root_path))
     return f"CYTOLAKE_ROOT={root} CYTOLAKE_NO_AUTH=1 {program('serve')} run cytolake.serving.app:app"
 
 
-def mlflow_command(line: Line) -> str:
-    return f"{program('mlflow')} ui --backend-store-uri {line.tracking.at(line.root_path).uri}"
+def mlflow_command(config: PipelineConfig) -> str:
+    return f"{program('mlflow')} ui --backend-store-uri {config.tracking.at(config.root_path).uri}"
 
 
 def program(name: str) -> str:
@@ -47,12 +49,12 @@ def program(name: str) -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def sweep_table(found: SweepResult, line: Line, most: int = 10) -> Table:
+def sweep_table(found: SweepResult, config: PipelineConfig) -> Table:
     names = list(found.best.settings)
     shown = Table(
-        *(name.removeprefix("pretrain.") for name in names), "step", line.study.label, box=None, header_style="dim"
+        *(name.removeprefix("pretrain.") for name in names), "step", config.study.label, box=None, header_style="dim"
     )
-    for trial in found.trials[:most]:
+    for trial in found.trials[:TRIALS_SHOWN]:
         values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in (trial.settings[name] for name in names)]
         shown.add_row(
             *values, f"{trial.step:,} of {found.steps:,}", "failed" if trial.failure else f"{trial.score:.3f}"
@@ -60,7 +62,7 @@ def sweep_table(found: SweepResult, line: Line, most: int = 10) -> Table:
     return shown
 
 
-def sweep_outcome(found: SweepResult, line: Line) -> list[str]:
+def sweep_outcome(found: SweepResult, config: PipelineConfig) -> list[str]:
     texts = [f"chance {found.chance:.3f}; what was trained furthest first, {len(found.trials)} trials in all"]
     failures = [trial.failure for trial in found.trials if trial.failure]
     if failures:
@@ -68,7 +70,7 @@ def sweep_outcome(found: SweepResult, line: Line) -> list[str]:
     if found.confirmed:
         ours, recipe = np.mean(found.confirmed), np.mean(found.of_recipe)
         texts.append(
-            f"trained again with seeds {', '.join(map(str, line.sweep.confirm_seeds))}: [bold]{ours:.3f}[/] with the "
+            f"trained again with seeds {', '.join(map(str, config.sweep.confirm_seeds))}: [bold]{ours:.3f}[/] with the "
             f"best settings, {recipe:.3f} with the recipe's own; {escape(found.verdict)}"
         )
     texts.append("train with the best: " + escape(" ".join(f"--set {shlex.quote(each)}" for each in found.changes)))

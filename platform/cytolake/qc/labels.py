@@ -96,7 +96,6 @@ def export_label_sheet(catalog: Catalog, folder: str | Path, config: LabelSheetC
     Args:
         catalog: The catalog with the sites. Pixels are read from their source.
         folder: Folder of the sheet; created if it does not exist.
-        config: Number and selection of the sites.
 
     Raises:
         CatalogError: No site is left to label, `qc_id` has no verdicts of a detector, or the folder holds a sheet that

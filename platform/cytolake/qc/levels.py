@@ -130,8 +130,8 @@ def separation(values_KN: Floats, is_positive: Flags, is_negative: Flags) -> Flo
     return found
 
 
-def separation_by_chance(values_KN: Floats, is_positive: Flags, is_negative: Flags, share: float = 0.95) -> float:
-    """Separation of the best of K metrics by chance: the `share` quantile over randomly labelled controls.
+def separation_by_chance(values_KN: Floats, is_positive: Flags, is_negative: Flags) -> float:
+    """Separation of the best of K metrics by chance: the 0.95 quantile over randomly labelled controls.
 
     Few wells and many metrics separate anything: with 2 wells against 8 and 30 metrics this is about 2.5.
     """
@@ -145,7 +145,7 @@ def separation_by_chance(values_KN: Floats, is_positive: Flags, is_negative: Fla
         found = np.abs(separation(values_KN, drawn, (is_positive | is_negative) & ~drawn))
         if np.isfinite(found).any():
             best.append(float(np.nanmax(found)))
-    return float(np.quantile(best, share)) if best else math.nan
+    return float(np.quantile(best, 0.95)) if best else math.nan
 
 
 def edge_shift(values: Floats, is_edge: Flags) -> float:

@@ -31,7 +31,6 @@ def is_transmitted(channel: str, percentiles: Sequence[float]) -> bool:
     """Whether an image of the channel is of transmitted light.
 
     Args:
-        channel: Its name.
         percentiles: 1st, 50th and 99th percentile of its counts; used for undeclared names.
     """
     modality = declared_modality(channel)
@@ -44,7 +43,6 @@ def modality_of(channel: str, percentiles_N3: NDArray[np.float64], set_by_hand: 
     """Modality of one channel of a plate.
 
     Args:
-        channel: Its name.
         percentiles_N3: (N, 3), 1st, 50th and 99th percentile of each site, counts. An undeclared name is
             brightfield if most sites look like it.
         set_by_hand: Channel to modality, from `parse_modalities`; overrides the declared one.

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from cytolake.catalog.declared import declared_path, table_contract
+from cytolake.catalog.declared import read_declared, table_contract
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
 from cytolake.catalog.tables import Catalog
@@ -106,7 +105,6 @@ def qc_profile(name: str, modalities: Sequence[str] = ()) -> QcProfile:
     """Load a profile of catalog/qc.yaml.
 
     Args:
-        name: Name of the profile.
         modalities: As `QcConfig.modalities`; added to those of the profile.
 
     Raises:
@@ -130,7 +128,7 @@ def profile_of(qc_id: str) -> QcProfile | None:
 
 
 def _declared_profiles() -> dict[str, Any]:
-    profiles: dict[str, Any] = yaml.safe_load(declared_path("qc.yaml").read_text(encoding="utf-8"))["profiles"]
+    profiles: dict[str, Any] = read_declared("qc.yaml")["profiles"]
     return profiles
 
 
@@ -152,7 +150,6 @@ def parse_profile(name: str, declared: dict[str, Any], profiles: Mapping[str, An
     """The profile of one entry of `profiles` in catalog/qc.yaml.
 
     Args:
-        name: Name of the profile.
         declared: Content of the entry.
         profiles: All entries; `like` names one of them.
 
@@ -191,7 +188,6 @@ def judge_sites(catalog: Catalog, config: QcConfig, progress: Progress | None = 
 
     Args:
         catalog: The catalog to read metrics from and write verdicts to.
-        config: The profile.
         progress: Called after each plate.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Recipes: functions that return one complete, typed config of the whole line. A job takes a recipe's name or file."""
+"""Recipes: functions that return one complete, typed `PipelineConfig`. A job takes a recipe's name or file."""
 
 from cytolake.pipeline.root import RECIPE_FILE
 from cytolake.recipes.registry import RECIPES, build_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cytolake.benchmark.pinned_probe import TrainingProbeConfig
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
-from cytolake.pipeline.config import Line, ScreensConfig
+from cytolake.pipeline.config import PipelineConfig, ScreensConfig
 from cytolake.pipeline.label_curve import LabelCurveConfig
 from cytolake.qc.detector.label_efficiency import LabelEfficiencyConfig
 from cytolake.qc.detector.learned import QcTrainConfig
@@ -13,9 +13,9 @@ from cytolake.screens.simulated.screen import SimulatedScreen
 from cytolake.train.config import PretrainConfig
 
 
-def demo() -> Line:
-    """A simulated screen of four plates and a small MAE: the whole line in minutes on two cores."""
-    return Line(
+def demo() -> PipelineConfig:
+    """A simulated screen of four plates and a small MAE: the whole pipeline in minutes on two cores."""
+    return PipelineConfig(
         name="demo",
         screens=ScreensConfig(simulate=SimulatedScreen()),
         pretrain=PretrainConfig(

@@ -8,13 +8,13 @@ from cytolake.curation.curate import CurateConfig
 from cytolake.models import ModelConfig
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import DinoConfig, MoCoV2PlusConfig, ObjectiveConfig
-from cytolake.pipeline.config import BenchmarkConfig, Line, ScreensConfig
+from cytolake.pipeline.config import BenchmarkConfig, PipelineConfig, ScreensConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
 from cytolake.tune.study_config import StudyConfig
 
 
-def natural_images() -> Line:
+def natural_images() -> PipelineConfig:
     """Colour images in screens/images/[SPLIT/]CLASS, a ResNet-18, and a study of seven objectives. Small defaults.
 
     Objectives and network as Bendidi et al. 2023, arXiv 2304.11718, whose runs have 1,000 epochs of minibatches of 512.
@@ -22,7 +22,7 @@ def natural_images() -> Line:
     standardises each channel cannot see; hue and saturation mix channels, as `bleed_through` does.
     Grey images: pretrain.model.channels=[Gray].
     """
-    return Line(
+    return PipelineConfig(
         name="natural_images",
         root="cytolake_data_natural",
         screens=ScreensConfig(

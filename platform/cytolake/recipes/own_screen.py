@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from cytolake.curation.curate import CurateConfig
-from cytolake.pipeline.config import Line, ScreensConfig
+from cytolake.pipeline.config import PipelineConfig, ScreensConfig
 from cytolake.recipes.demo import demo
 
 
-def own_screen() -> Line:
+def own_screen() -> PipelineConfig:
     """A screen of your own and a small MAE: `cytolake init FOLDER` writes what is particular to it."""
     small = demo().pretrain
-    return Line(
+    return PipelineConfig(
         name="own_screen",
         root="cytolake_own_screen",
         screens=ScreensConfig(),

@@ -8,14 +8,14 @@ from cytolake.catalog.ingest.plates import IngestConfig
 from cytolake.curation.curate import CurateConfig
 from cytolake.models import ModelConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
-from cytolake.pipeline.config import BenchmarkConfig, Line, ScreensConfig
+from cytolake.pipeline.config import BenchmarkConfig, PipelineConfig, ScreensConfig
 from cytolake.screens.sources import ScreenSource
 from cytolake.train.config import PretrainConfig
 
 
-def real_screens() -> Line:
+def real_screens() -> PipelineConfig:
     """Six public screens of 1 to 6 channels under screens.root, one channel-adaptive encoder, minutes on two cores."""
-    return Line(
+    return PipelineConfig(
         name="real_screens",
         root="cytolake_data_real",
         screens=ScreensConfig(

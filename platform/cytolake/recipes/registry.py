@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from cytolake.pipeline.config import Line
+from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import RecipeError, apply_fields
 from cytolake.pipeline.root import RECIPE_FILE
 from cytolake.recipes.demo import demo
@@ -27,7 +27,7 @@ from cytolake.recipes.published import (
 )
 from cytolake.recipes.real_screens import real_screens
 
-RECIPES: dict[str, Callable[[], Line]] = {
+RECIPES: dict[str, Callable[[], PipelineConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
@@ -51,12 +51,12 @@ BASED_ON = "based_on"
 """Field of a recipe file: the recipe that provides all other fields."""
 
 
-def build_recipe(name: str) -> Line:
+def build_recipe(name: str) -> PipelineConfig:
     """The config of a recipe.
 
     Args:
-        name: Of a recipe, or the path of a recipe file (.yaml): fields of `Line`, nested as there, and `based_on`.
-            Empty: the file cytolake.yaml of the working directory.
+        name: Of a recipe, or the path of a recipe file (.yaml): fields of `PipelineConfig`, nested as there, and
+            `based_on`. Empty: the file cytolake.yaml of the working directory.
 
     Raises:
         RecipeError: No recipe of that name (the text lists those there are), no such file, or a file with a field or
@@ -78,7 +78,7 @@ def build_recipe(name: str) -> Line:
     return RECIPES[name]()
 
 
-def _read_recipe(path: Path) -> Line:
+def _read_recipe(path: Path) -> PipelineConfig:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure
+from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure, new_panels
 from cytolake.reports.page import write_page
 from cytolake.tune.augmentation_design import Proposal, proposed_settings
 from cytolake.tune.invariance_audit import OFF, Audit, AuditRow
@@ -130,12 +129,10 @@ def _at(audit: Audit, encoder: str, knob: str, label: str, strength: float) -> A
 def _curves(audit: Audit, encoders: Sequence[str], label: str, what: str, quantity: str) -> str:
     """One small panel for each knob: a quantity over strength, a line for each encoder."""
     knobs = _knobs(audit)
-    n_rows = -(-len(knobs) // _COLUMNS)
-    figure, axes = new_figure(9.6, 1.75 * n_rows, n_columns=_COLUMNS, n_rows=n_rows)
-    panels: list[Any] = list(np.atleast_1d(axes).ravel())
+    figure, panels = new_panels(len(knobs), _COLUMNS, 9.6, 1.75)
     values = [getattr(row, what) for row in audit.rows if row.label == label]
     low, high = min(0.0, *values), max(0.0, *values)
-    for panel, knob in zip(panels, knobs, strict=False):
+    for panel, knob in zip(panels, knobs, strict=True):
         for encoder, (color, dash) in zip(encoders, _STYLES, strict=False):
             rows = audit.of(encoder, knob, label)
             x, y = [row.strength for row in rows], [getattr(row, what) for row in rows]
@@ -147,8 +144,6 @@ def _curves(audit: Audit, encoders: Sequence[str], label: str, what: str, quanti
         panel.set_title(knob.replace("_", " "), fontsize=8, color=INK)
         panel.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         panel.tick_params(labelsize=7)
-    for panel in panels[len(knobs) :]:
-        panel.set_axis_off()
     panels[0].legend(frameon=False, fontsize=7)
     figure.supxlabel("strength of the knob", fontsize=8, color=INK)
     figure.supylabel(quantity, fontsize=8, color=INK)

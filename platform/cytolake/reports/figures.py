@@ -36,6 +36,16 @@ def new_figure(
     return figure, axes
 
 
+def new_panels(n: int, n_columns: int, width_in: float, row_height_in: float) -> tuple[Figure, list[Any]]:
+    """A figure and n axes, row by row; what is left of the last row stays empty."""
+    n_rows = -(-n // n_columns)
+    figure, axes = new_figure(width_in, row_height_in * n_rows, n_columns=n_columns, n_rows=n_rows)
+    panels = list(np.atleast_1d(axes).ravel())
+    for panel in panels[n:]:
+        panel.set_axis_off()
+    return figure, panels[:n]
+
+
 def as_svg(figure: Figure) -> str:
     """The figure as an SVG element."""
     buffer = io.StringIO()
@@ -58,8 +68,6 @@ def block_curves(
 
     Args:
         rows: `kind`, `block` (-1 for none), `pooling`, `value`, `ci_low`, `ci_high` and `representation_id` of each.
-        quantity: Name of the score.
-        chosen_id: Representation to mark with a ring.
         chance: What guessing scores, where that is known.
     """
     figure, axes = new_figure(8.6, 3.6)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure
+from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure, new_panels
 from cytolake.reports.page import write_page
 from cytolake.statistics.false_discovery import benjamini_hochberg
 from cytolake.tune.study import StudyCurve, StudyResult
@@ -150,23 +149,19 @@ def _small(value: float) -> str:
 def _figure(curve: StudyCurve) -> str:
     """A small panel for each class: recall over strength, mean and sd over seeds; the first is the mean of classes."""
     classes = curve.effects.classes
-    n_rows = -(-(len(classes) + 1) // _COLUMNS)
-    figure, axes = new_figure(9.8, 1.55 * n_rows, n_columns=_COLUMNS, n_rows=n_rows)
-    panels: list[Any] = list(np.atleast_1d(axes).ravel())
+    figure, panels = new_panels(len(classes) + 1, _COLUMNS, 9.8, 1.55)
     mean = curve.accuracy.mean(axis=1)
     lines = [("mean", mean, curve.accuracy.std(axis=1, ddof=1) if curve.accuracy.shape[1] > 1 else 0 * mean, INK)]
     color_of = dict.fromkeys(curve.effects.improved, IMPROVED) | dict.fromkeys(curve.effects.worsened, WORSENED)
     lines += [(e.name, e.mean, np.nan_to_num(e.sd), color_of.get(e.name, NEITHER)) for e in classes]
     ends = [edge for _, value, sd, _ in lines for edge in (value - sd, value + sd)]
     low, high = float(np.min(ends)), float(np.max(ends))
-    for panel, (name, value, sd, color) in zip(panels, lines, strict=False):
+    for panel, (name, value, sd, color) in zip(panels, lines, strict=True):
         panel.plot(curve.strengths, value, color=color, marker="o", markersize=3, linewidth=1.4)
         panel.fill_between(curve.strengths, value - sd, value + sd, color=color, alpha=0.2, linewidth=0)
         panel.set_title(name, fontsize=8, color=color)
         panel.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
         panel.tick_params(labelsize=7)
-    for panel in panels[len(lines) :]:
-        panel.set_axis_off()
     figure.supxlabel("strength", fontsize=8, color=INK)
     figure.supylabel("recall", fontsize=8, color=INK)
     figure.tight_layout()

@@ -17,7 +17,8 @@ from rich.text import Text
 from cytolake.benchmark.merit import ERRORS
 from cytolake.benchmark.transcriptomics.config import FITTED
 from cytolake.benchmark.transcriptomics.perturbation_signal import TESTS
-from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure
+from cytolake.reports.figures import INK, PALETTE, as_svg, new_panels
+from cytolake.reports.leaderboard_page import interval_text
 from cytolake.reports.page import write_page
 
 FOLDER = "transcriptomics"
@@ -80,7 +81,7 @@ def transcriptomics_text(rows: Sequence[Mapping[str, Any]]) -> Group:
         for place, row in enumerate(ranking.rows):
             value = f"{row['value']:.3f}"
             shown.add_row(
-                "", _name(row), value if place else f"[bold]{value}[/]", _interval(row), f"[dim]{_chances(row)}[/]"
+                "", _name(row), value if place else f"[bold]{value}[/]", interval_text(row), f"[dim]{_chances(row)}[/]"
             )
         screen = f"screen {json.loads(ranking.rows[0]['details'])['screen']} {ranking.rows[0]['screen_id'][:8]}"
         parts += [Text.assemble((ranking.task, "bold"), f"  {_how(ranking)}, {screen}"), shown]
@@ -100,8 +101,6 @@ def write_transcriptomics(
     """Write one self-contained HTML page and return its path.
 
     Args:
-        path: Where it goes.
-        title: Its heading.
         rows: Of `leaderboard`, of one expression screen.
         targets: Rows of `perturbation_signal.TARGETS_SCHEMA`.
         notes: Rows of the file that were left out, and the like.
@@ -220,10 +219,6 @@ def _chances(row: Mapping[str, Any]) -> str:
     return f"chance {chance:.3f}" + ("" if majority is None else f", most frequent class {majority:.3f}")
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    return "" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-
-
 def _is_above_chance(row: Mapping[str, Any]) -> bool | None:
     """Whether the whole interval lies above what knowing nothing reaches; None where either is not known."""
     if row["metric"] in OVER_SEEDS_ALONE:
@@ -239,7 +234,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         "embedding": _name(row),
         "value": shown(row["value"]),
-        "interval": _interval(row),
+        "interval": interval_text(row),
         "chance": shown(_chance(row)) or "not known",
         "majority": shown(_chance(row, "chance_majority")),
         "n_test": "" if row["n_test"] is None else f"{row['n_test']:,}",
@@ -297,10 +292,8 @@ def _figure(rankings: Sequence[_Ranking]) -> str:
         return ""
     names = list(dict.fromkeys(_name(row) for ranking in shown for row in ranking.rows))[::-1]
     n_columns = min(3, len(shown))
-    n_rows = -(-len(shown) // n_columns)
-    figure, axes = new_figure(10.0, (0.9 + 0.26 * len(names)) * n_rows, n_columns=n_columns, n_rows=n_rows)
-    panels: list[Any] = list(np.atleast_1d(axes).ravel())
-    for panel, ranking in zip(panels, shown, strict=False):
+    figure, panels = new_panels(len(shown), n_columns, 10.0, 0.9 + 0.26 * len(names))
+    for panel, ranking in zip(panels, shown, strict=True):
         for row in ranking.rows:
             y = names.index(_name(row))
             color = PALETTE[(len(names) - 1 - y) % len(PALETTE)]
@@ -319,8 +312,6 @@ def _figure(rankings: Sequence[_Ranking]) -> str:
         is_first = panels.index(panel) % n_columns == 0
         panel.set_yticks(range(len(names)), names if is_first else [], fontsize=8)
         panel.set_ylim(-0.6, len(names) - 0.4)
-    for panel in panels[len(shown) :]:
-        panel.set_axis_off()
     figure.tight_layout()
     return as_svg(figure)
 

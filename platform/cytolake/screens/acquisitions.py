@@ -74,9 +74,7 @@ def _owner(plates: Sequence[Plate], image: str) -> Plate | None:
 
 def _second_run(plate: Plate, first: Plate) -> Problem:
     place, first_place = plate.acquisition or plate.source, first.acquisition or first.source
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    return plate.problem(
         file=place,
         problem="duplicate_plate",
         found=f"{place}, another acquisition of plate {plate.plate}, which is {first_place}",

@@ -41,7 +41,6 @@ def without_derived(screen: str, plate_of: Mapping[str, str]) -> tuple[list[str]
     """Paths of original images, in their order, and a problem for each folder of copies that was left out.
 
     Args:
-        screen: Its name.
         plate_of: Plate of each image, by its path relative to the screen's folder.
     """
     marks = {path: _mark(path) for path in plate_of}

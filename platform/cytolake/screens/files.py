@@ -132,7 +132,6 @@ def plates_of_rows(
     Several plates have one name where their rows are of several imaging runs (see `acquisitions`).
 
     Args:
-        screen: Its name.
         folder: Every image must lie below it.
         rows: One for each image file.
         prefixes: What absolute paths stand for; see `path_prefixes.below_screen`.

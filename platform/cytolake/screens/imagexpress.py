@@ -47,7 +47,6 @@ def list_imagexpress_plates(
     plate folder is one imaging run; two of one plate are two plates of one name (see `acquisitions`).
 
     Args:
-        screen: Its name.
         folder: Of the screen.
         files: Paths of all its files, relative to it.
     """

@@ -44,7 +44,6 @@ def absent_of_listing(
     """The plates with a problem for each listed thing that is absent, and problems of plates without any image.
 
     Args:
-        screen: Its name.
         listed: What the listings name; repeated names count once.
         plates: With images, as the layout's reader found them.
         is_there: Whether it was copied.
@@ -68,9 +67,7 @@ def report_wells_without_image(plate: Plate) -> Plate:
         if problem.problem == "missing_file" and problem.well and problem.well not in imaged | reported:
             missing.setdefault(problem.well, []).append(problem)
     added = [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             well=well,
             problem="well_without_image",
             found=f"none of {len(missing[well])} listed images" if len(missing[well]) > 1 else "no image",
@@ -86,16 +83,12 @@ def report_not_listed(plate: Plate, listing: str, extra: Sequence[str]) -> Plate
     """The plate with a problem for what is there and what its listing does not name; as it is where there is nothing.
 
     Args:
-        plate: With images.
-        listing: The file that lists them.
         extra: What it does not name, in words.
     """
     if not extra:
         return plate
     shown = ", ".join(extra[:N_NAMED]) + (", ..." if len(extra) > N_NAMED else "")
-    problem = Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    problem = plate.problem(
         file=listing,
         problem="not_in_listing",
         found=f"{len(extra):,} images or fields that it does not list: {shown}",
@@ -112,9 +105,7 @@ def _with_absent(plate: Plate, listed: Sequence[Listed], is_there: Callable[[Lis
         return plate
     absent.sort(key=lambda each: (_well_order(each.well), natural_order(each.site), each.file))
     problems = [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             well=each.well,
             site=each.site,
             channel=each.channel,

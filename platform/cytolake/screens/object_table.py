@@ -62,8 +62,6 @@ class ObjectTable:
     labels: tuple[WellLabels, ...]
     columns: Mapping[str, str]
     """Column of each label and place that was found."""
-    n_unlabelled: int
-    """Objects that were left out, for they have no label."""
     problems: tuple[Problem, ...]
 
 
@@ -222,7 +220,6 @@ def _table(
         label_of_row=of_row[kept],
         labels=labels,
         columns={**used, **found},
-        n_unlabelled=int((~is_labelled).sum()),
         problems=tuple(problems),
     )
 

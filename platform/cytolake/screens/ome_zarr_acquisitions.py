@@ -56,10 +56,7 @@ def sites_of_images(
     """Sites of a plate, its channels in order, and what its acquisitions are reported as.
 
     Args:
-        screen: Its name.
-        plate: Its name.
         images: In the order of the metadata.
-        order: Of the acquisitions.
         place: The plate's folder, as messages name it.
     """
     images, problems = _without_derived(screen, plate, images, place)

@@ -40,6 +40,10 @@ class SiteImage:
     illumination_paths: tuple[str, ...] = ()
     """For each channel the image that raw counts are divided by, empty for none; no paths: no channel is corrected."""
 
+    def problem(self, **fields: str) -> Problem:
+        """A fault of this site; `fields` are the other ones of `Problem`."""
+        return Problem(screen=self.screen, plate=self.plate, well=self.well, site=self.site, **fields)
+
 
 def as_text(name: str) -> str:
     """A name that can be printed and stored: bytes that are no UTF-8 are escaped, such as \\udcff."""
@@ -118,6 +122,10 @@ class Plate:
     """The plate's name as its own path has it, where it has another because each of its runs counts as a plate."""
     run_name: str = ""
     """The plate's name with its run in it, which it has where each run counts as a plate; empty where there is none."""
+
+    def problem(self, **fields: str) -> Problem:
+        """A fault of this plate; `fields` are the other ones of `Problem`."""
+        return Problem(screen=self.screen, plate=self.plate, **fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

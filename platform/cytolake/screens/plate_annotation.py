@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cytolake.screens.label_vocabulary import fold_column, label_vocabulary
-from cytolake.screens.plate import Plate, Problem
+from cytolake.screens.plate import Plate
 from cytolake.screens.plate_map import PlateMap, wells_of_plate
 
 
@@ -42,9 +42,7 @@ def _with_named_batch(plate: Plate) -> Plate:
     batch = batches.most_common(1)[0][0]
     if len(batches) == 1:
         return replace(plate, batch=batch)
-    mixed = Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    mixed = plate.problem(
         problem="mixed_batch",
         found=f"batches {', '.join(sorted(batches))}",
         expected="one batch for a plate",

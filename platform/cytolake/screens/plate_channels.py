@@ -35,9 +35,7 @@ def final_channel_names(plate: Plate, channel_names: Sequence[str], vocabulary: 
 def report_other_assays(plate: Plate, names: Mapping[str, str]) -> Plate:
     """The plate with a problem for each channel whose short name means another stain in the declared assay."""
     problems = [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             channel=new,
             problem="ambiguous_channel",
             found=f"channel {old} on a plate with {', '.join(other for other in names if other != old)}",
@@ -98,9 +96,7 @@ def _missing_channel(plate: Plate, channel: str, found: tuple[str, ...], site: S
     at = ""
     if site is not None and (site.timepoint or site.z):
         at = f" at timepoint {site.timepoint}" + (f", z {site.z}" if site.z else "")
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    return plate.problem(
         well=site.well if site else "",
         site=site.site if site else "",
         channel=channel,

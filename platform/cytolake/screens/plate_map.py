@@ -65,7 +65,6 @@ def read_plate_map(
     Args:
         folder: Of the screen.
         file: The map, relative to it.
-        screen: Its name.
         samples: Names that stand for wells in a screen without wells; the map then has a column `sample`, or `well`.
         is_in_list: A list of plates named this map, so it must have wells; lists of lists would have no end.
 

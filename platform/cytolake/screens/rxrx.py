@@ -10,7 +10,7 @@ Shapes: N wells, D features.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ Vectors = NDArray[np.float32]
 
 ROWS_AT_ONCE = 16_384
 CONTROL = "EMPTY_control"
-RXRX3_CORE_CONCENTRATIONS_UM = (0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0)
-"""The eight that the compound-gene benchmark of RxRx3-core counts."""
 CONFLICTS = "conflicting_labels"
 """Column of wells, where any has sites that disagree: columns and values, which the well then lacks."""
 _PLACE = ("experiment", "plate", "well")
@@ -176,13 +174,11 @@ def perturbation_of_treatment(treatment: str) -> str:
     return treatment if "_control" in treatment else treatment.split("_")[0]
 
 
-def screen_names_of(
-    genes: Sequence[str], known: Collection[str], aliases: Mapping[str, str] = GENE_ALIASES
-) -> list[str]:
+def screen_names_of(genes: Sequence[str], known: Collection[str]) -> list[str]:
     """Each gene, or the alias of it that is known where the gene itself is not."""
     have = set(known)
     others: dict[str, list[str]] = {}
-    for old, new in aliases.items():
+    for old, new in GENE_ALIASES.items():
         others.setdefault(old, []).append(new)
         others.setdefault(new, []).append(old)
     return [gene if gene in have else next((o for o in others.get(gene, []) if o in have), gene) for gene in genes]

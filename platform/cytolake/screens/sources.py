@@ -141,7 +141,6 @@ def list_plates(
     `list_screen` returns problems outside of plates as well.
 
     Args:
-        source: The screen.
         vocabulary: Folded name to declared channel name, from `channel_names.alias_table`; channels are then
             named as declared. None keeps the names of the source.
         presets: The declared layouts, from `cytolake.catalog.declared.layout_presets`; without any, only the layouts
@@ -163,7 +162,6 @@ def list_screen(
     """Plates of a screen, and problems outside of plates.
 
     Args:
-        source: The screen.
         vocabulary: As for `list_plates`.
         presets: As for `list_plates`.
         image_of: Plates of this screen in the catalog, for plates that were imaged more than once.
@@ -187,7 +185,6 @@ def open_screen(
     """The folder of a screen and its layout, which is detected if the source does not set it.
 
     Args:
-        source: The screen.
         presets: As for `list_plates`.
         folder: The screen's folder, if already open.
 

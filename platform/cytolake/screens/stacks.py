@@ -205,9 +205,7 @@ def _repeated(site: SiteImage, of_channel: dict[str, _Inside]) -> tuple[str, ...
 
 
 def _unknown_pages(plate: Plate, channel: str, inside: _Inside) -> Problem:
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    return plate.problem(
         channel=channel,
         file=inside.file,
         problem="unknown_pages",
@@ -222,9 +220,7 @@ def _mixed(plate: Plate, of_channel: dict[str, _Inside]) -> Problem:
         f"{channel}: {each.n_channels} channels, {each.n_planes} planes, {each.n_times} times"
         for channel, each in of_channel.items()
     )
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    return plate.problem(
         problem="mixed_stacks",
         found=found,
         expected="files of one kind, with as many planes and times each",
@@ -233,9 +229,7 @@ def _mixed(plate: Plate, of_channel: dict[str, _Inside]) -> Problem:
 
 
 def _twofold(plate: Plate, n_places: int) -> Problem:
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
+    return plate.problem(
         problem="mixed_stacks",
         found=f"planes or times in the files' names and inside of the files too, at {n_places} sites",
         expected="planes and times in one of the two",

@@ -35,7 +35,6 @@ def report_unlisted(
     names, or whose folder one names, is reported already.
 
     Args:
-        screen: Its name.
         folder: Of the screen.
         files: Paths of all its files, relative to it; without those in OME-Zarr groups.
         plates: As listed, with the functions that correct their illumination.

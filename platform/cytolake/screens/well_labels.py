@@ -144,7 +144,6 @@ def declare_labels(plate: Plate, label_columns: Mapping[str, str]) -> Plate:
     DECLARED_BEFORE. A declared column that the plate lacks is a problem.
 
     Args:
-        plate: With its plate map.
         label_columns: Label -> column, as `ScreenSource.label_columns` has it.
     """
     if not label_columns or not plate.wells:
@@ -160,9 +159,7 @@ def declare_labels(plate: Plate, label_columns: Mapping[str, str]) -> Plate:
             found[label] = column
             continue
         problems.append(
-            Problem(
-                screen=plate.screen,
-                plate=plate.plate,
+            plate.problem(
                 problem="missing_column",
                 found=f"columns {', '.join(each for each in there if each != 'well')}",
                 expected=f"the column {wanted}, which label_columns declares for {label}",
@@ -197,9 +194,7 @@ def _of_well(
 
     def report(problem: str, found: str, expected: str, next_step: str) -> None:
         problems.append(
-            Problem(
-                screen=plate.screen,
-                plate=plate.plate,
+            plate.problem(
                 well=well,
                 problem=problem,
                 found=found,
@@ -275,9 +270,7 @@ def _failed_formulas(
                 wells.setdefault(column, []).append(well)
                 cell_of.setdefault(column, cell)
     return [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             well=found[0] if len(found) == 1 else "",
             problem="spreadsheet_damage",
             found=f"{column} {cell_of[column]} in {len(found)} wells: {_some(found)}",
@@ -312,9 +305,7 @@ def _not_used(
             where = f"rows of this plate in {maps[0]}: there are none"
             next_step = f"Name the plate {plate.plate} in the column plate of {maps[0]}."
         return [
-            Problem(
-                screen=plate.screen,
-                plate=plate.plate,
+            plate.problem(
                 problem="no_perturbation",
                 found=f"no well with a perturbation, gene or compound{columns}{like}",
                 expected=f"what was done to the wells, in {where}",
@@ -324,9 +315,7 @@ def _not_used(
     return [
         *_reagents_alone(plate, wells),
         *(
-            Problem(
-                screen=plate.screen,
-                plate=plate.plate,
+            plate.problem(
                 problem="unused_label",
                 found=f"the column {column}, which looks like {label} and is kept as an annotation",
                 expected=f"a column for {label} of a name that catalog/labels.yaml has",
@@ -345,9 +334,7 @@ def _reagents_alone(plate: Plate, wells: Mapping[str, WellLabels]) -> list[Probl
         return []
     guides = dict.fromkeys(wells[well].texts["guide"] for well in found)
     return [
-        Problem(
-            screen=plate.screen,
-            plate=plate.plate,
+        plate.problem(
             well=found[0] if len(found) == 1 else "",
             problem="no_perturbation",
             found=f"{len(found)} wells with a guide ({_some(list(guides))}) and no gene or compound: {_some(found)}",

@@ -82,8 +82,6 @@ def crop_picture(catalog: Catalog, crop_id: str, views: Sequence[ChannelView]) -
     """One stored crop as a PNG file.
 
     Args:
-        catalog: Where the crop is.
-        crop_id: Its id.
         views: Channels to show; empty shows all.
 
     Raises:
@@ -97,8 +95,6 @@ def montage_picture(catalog: Catalog, crop_ids: Sequence[str], views: Sequence[C
     """Stored crops on one PNG, with one contrast for all; the headers describe tiles and channels.
 
     Args:
-        catalog: Where the crops are.
-        crop_ids: Their ids.
         views: Channels to show; None shows all. Channels that these crops do not have are left out, because the page
             keeps its settings from one selection to the next.
 

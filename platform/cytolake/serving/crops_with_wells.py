@@ -12,7 +12,6 @@ def add_wells(catalog: Catalog, crops: pa.Table) -> pa.Table:
     """The crops with the further columns of their wells; null where the well is unknown.
 
     Args:
-        catalog: Where the wells are.
         crops: Rows with a column well_id.
     """
     wells = catalog.table("wells")

@@ -31,7 +31,6 @@ def build_application(config: ServingConfig, environment: Mapping[str, str]) -> 
     """The application for `serve run`.
 
     Args:
-        config: Config of every replica.
         environment: Environment variables of the replicas' processes.
     """
     deployment: Any = serve.deployment(

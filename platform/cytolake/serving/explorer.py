@@ -77,7 +77,6 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
     """The endpoints of the explorer.
 
     Args:
-        service: Provides catalog and model.
         page: Folder of the page's files.
     """
     router = APIRouter()

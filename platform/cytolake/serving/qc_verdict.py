@@ -62,7 +62,6 @@ def stored_verdicts(
     The newest verdicts are those of the rules that judged the plate last.
 
     Args:
-        catalog: Where the tables are.
         ids: crops.crop_id or sites.site_id.
         of: Kind of the ids.
 

@@ -70,7 +70,6 @@ def load_served_model(card: ModelVersion, device: str, precision: EncoderPrecisi
     Args:
         card: Result of one `resolve_alias`. An alias that is resolved twice may name two versions.
         device: torch device; `auto` takes a GPU where there is one.
-        precision: Precision of the matrix products.
 
     Raises:
         CheckpointError: The files are damaged, or hold no encoder.

@@ -158,7 +158,6 @@ def read_snapshot(catalog: Catalog, versions: Mapping[str, int]) -> Snapshot:
     """Read the crops with their wells and QC, and which representations have embeddings.
 
     Args:
-        catalog: Where the tables are.
         versions: Result of `versions_of`.
     """
     pinned = catalog.at(versions)

@@ -73,12 +73,7 @@ def share_of(hits: int, total: int) -> Share:
 
 
 def student_quantile(degrees: int, level: float = 0.95) -> float:
-    """Two-sided quantile of Student's t: half an interval in standard errors.
-
-    Args:
-        degrees: Degrees of freedom.
-        level: Coverage.
-    """
+    """Two-sided quantile of Student's t: half an interval in standard errors."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + level) / 2, degrees))
@@ -140,11 +135,8 @@ def few_groups_interval(
     Wilson's interval.
 
     Args:
-        value: The score.
         draws: (R,) the score of each resample; NaN where it is not defined.
-        n_groups: Groups that were resampled.
         bounds: What the score cannot leave.
-        level: Coverage.
         n_strata: Within which groups were resampled, each with its own mean.
 
     Returns:
@@ -176,7 +168,6 @@ def mean_of_groups(
     Args:
         sums: (G,) sum over each group's things.
         counts: (G,) how many things it has.
-        n_draws: Resamples of the groups.
         random: Generator of the resamples.
         bounds: What the mean cannot leave.
     """
@@ -199,7 +190,6 @@ def mean_of_splits(score_J: Numbers, test_share: float, n_test: int) -> Interval
     Args:
         score_J: (J,) score of each split, 0..1.
         test_share: Share of the things in the test part of a split.
-        n_test: Number of things that were tested.
 
     Returns:
         NaN ends for a single split.

@@ -18,7 +18,6 @@ def permutation_p_value(value: float, null: NDArray[np.floating], tie: float = 0
     """(1 + null values as high or higher) / (1 + null values): never 0, and exact for exchangeable draws.
 
     Args:
-        value: The statistic.
         null: (B,) the statistic of each random draw.
         tie: Null values lower by up to this count as equal, such as a rounding error.
 

@@ -106,15 +106,15 @@ class SourceFolder:
         """
         return storage.read_bytes(self.find(relative), limit)
 
-    def read_text(self, relative: str, limit: int = TEXT_BYTES_MAX) -> str:
+    def read_text(self, relative: str) -> str:
         """Content of a UTF-8 file below this folder, without a byte order mark; line ends as they are.
 
         Raises:
             PathRefusedError: As for `find`.
-            OSError: It cannot be read, or has more bytes than `limit`.
+            OSError: It cannot be read, or has more than `TEXT_BYTES_MAX` bytes.
             UnicodeDecodeError: It is not UTF-8.
         """
-        return self.read_bytes(relative, limit).decode("utf-8-sig")
+        return self.read_bytes(relative, TEXT_BYTES_MAX).decode("utf-8-sig")
 
     def list_folder(self, relative: str = "") -> list[tuple[str, bool]]:
         """Names in a folder in natural order, each with whether it is a folder; hidden ones are left out.

@@ -40,7 +40,6 @@ def promote(tracking: TrackingConfig, card: ModelCard, encoder: str | Path, alia
         tracking: Which store and which registered model.
         card: Describes the representation.
         encoder: Safetensors file of the encoder.
-        alias: Alias to move.
 
     Returns:
         The version that the alias now names.
@@ -107,18 +106,13 @@ def resolve_alias(tracking: TrackingConfig, alias: str = CHAMPION, name: str = "
     )
 
 
-def register_folder(
-    tracking: TrackingConfig, name: str, folder: str | Path, run: Run, tags: Mapping[str, str], alias: str = CHAMPION
-) -> int:
-    """Register a folder as the next version of a model other than an encoder, and point `alias` at it.
+def register_folder(tracking: TrackingConfig, name: str, folder: str | Path, run: Run, tags: Mapping[str, str]) -> int:
+    """Register a folder as the next version of a model other than an encoder, and point `champion` at it.
 
     Args:
         tracking: Which store; its `model_name` is not used.
         name: Registered model, such as `cytolake-query-performance`.
         folder: Files of the version; they are copied into the run's artefacts.
-        run: Run that made them.
-        tags: Tags of the version.
-        alias: Alias to move.
 
     Returns:
         The version.
@@ -134,11 +128,11 @@ def register_folder(
             raise
     source = f"{client.get_run(run.run_id).info.artifact_uri}/model"
     version = client.create_model_version(name, source=source, run_id=run.run_id, tags=dict(tags))
-    client.set_registered_model_alias(name, alias, str(version.version))
+    client.set_registered_model_alias(name, CHAMPION, str(version.version))
     return int(version.version)
 
 
-def find_folder(tracking: TrackingConfig, name: str, alias: str = CHAMPION) -> tuple[Path, int, dict[str, str]] | None:
+def find_folder(tracking: TrackingConfig, name: str) -> tuple[Path, int, dict[str, str]] | None:
     """A folder that `register_folder` stored, on this machine, with its version and tags; None where there is none."""
     database = sqlite_file(tracking)
     if database is not None and not database.is_file():
@@ -146,7 +140,7 @@ def find_folder(tracking: TrackingConfig, name: str, alias: str = CHAMPION) -> t
     from mlflow.exceptions import MlflowException
 
     try:
-        found = mlflow_client(tracking).get_model_version_by_alias(name, alias)
+        found = mlflow_client(tracking).get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

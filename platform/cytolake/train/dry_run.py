@@ -93,8 +93,6 @@ def dry_run(
     """Predict the cost of a run.
 
     Args:
-        config: The run.
-        pack: The pack to train on.
         n_crops: Crops of the pack, where there is none yet.
         n_channels: Channels of a crop, or the number of crops of each channel count, where there is no pack yet. None
             means those of a `mae_vit`, and `N_CHANNELS` for a model that takes any.

@@ -276,6 +276,6 @@ def _peak_tflops(config: PretrainConfig, device: torch.device) -> float | None:
     return device_peak_tflops(torch.cuda.get_device_name(device))
 
 
-def _epochs_between_pictures(n_epochs: float, most: int = 50) -> int:
-    """Pictures are written after every epoch, in long runs after some epochs, at most `most` in all."""
-    return max(1, int(np.ceil(n_epochs / most)))
+def _epochs_between_pictures(n_epochs: float) -> int:
+    """Pictures are written after every epoch, in long runs after some epochs, at most 50 in all."""
+    return max(1, int(np.ceil(n_epochs / 50)))

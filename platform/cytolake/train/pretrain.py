@@ -85,7 +85,6 @@ def pretrain(
 
     Args:
         pack_path: Folder of the pack, reachable by all workers.
-        config: The run.
         runs_root: Where run folders are kept, shared by all workers; `<catalog root>/runs`.
         tracking: Where MLflow records the run; an empty URI means `mlflow.db` next to `runs_root`.
         progress: Called with ("pretrain", crops done, all crops) when the history grows, at most once a second; a crop

@@ -34,7 +34,6 @@ class Window:
     def __init__(self, device: torch.device, flops_of: Callable[[int], float], peak_tflops: float | None) -> None:
         """
         Args:
-            device: This worker's.
             flops_of: Operations of one training step on a crop by its number of channels, see `models.cost`.
             peak_tflops: Dense peak of one worker's device, 10^12 operations in a second; None where it is not known.
         """

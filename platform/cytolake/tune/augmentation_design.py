@@ -25,6 +25,12 @@ from cytolake.statistics.false_discovery import benjamini_hochberg
 from cytolake.tune.invariance_audit import OFF, Audit, AuditRow
 
 Floats = NDArray[np.float64]
+TOLERANCE = 0.05
+"""Loss of mean recall of a kept label that is accepted: the interval of its drift must not lie below."""
+CLASS_TOLERANCE = 0.3
+"""Loss of recall of a single class of a kept label that is accepted; of few crops of a class a fifth is mere noise."""
+LEVEL = 0.05
+"""False discovery rate of the proposals: their expected share without effect on the labels to ignore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +43,10 @@ class Proposal:
     is_proposed: bool
     ignored_drift: float
     """Least drift of recall over the labels to ignore, at this strength: the more negative, the more it covers."""
-    ignored_high: float
-    """Upper end of its interval."""
-    ignored_q: float
-    """q-value of that drift (Benjamini-Hochberg) over all knobs and labels to ignore; NaN where it is undefined."""
-    kept_drift: float
-    """Least drift over the labels to keep."""
-    kept_low: float
-    """Lower end of its interval."""
-    worst_class: str
-    """Class of a label to keep that loses most at this strength."""
-    worst_class_drift: float
     reason: str
 
 
-def propose_augmentations(
-    audit: Audit,
-    encoder: str,
-    keep: Sequence[str],
-    ignore: Sequence[str],
-    tolerance: float = 0.05,
-    class_tolerance: float = 0.3,
-    level: float = 0.05,
-) -> list[Proposal]:
+def propose_augmentations(audit: Audit, encoder: str, keep: Sequence[str], ignore: Sequence[str]) -> list[Proposal]:
     """Judge every audited knob; the proposed ones come first.
 
     Args:
@@ -67,10 +54,6 @@ def propose_augmentations(
         encoder: Whose rows.
         keep: Labels that must still be predicted.
         ignore: Labels that should no longer be.
-        tolerance: Loss of mean recall of a kept label that is accepted: the interval of its drift must not lie below.
-        class_tolerance: Loss of recall of a single class of a kept label that is accepted; of few crops of a class a
-            fifth is mere noise.
-        level: False discovery rate of the proposals: their expected share without effect on the labels to ignore.
 
     Raises:
         ValueError: A label that was not audited, one that is to be kept and ignored, or none to ignore or to keep.
@@ -88,18 +71,18 @@ def propose_augmentations(
         raise ValueError(
             f"no audit of encoder {encoder!r}: there are {', '.join(sorted({r.encoder for r in audit.rows}))}."
         )
-    judged = [_judge(audit, encoder, knob, keep, ignore, tolerance, class_tolerance) for knob in knobs]
+    judged = [_judge(audit, encoder, knob, keep, ignore) for knob in knobs]
     q_values = benjamini_hochberg([row.p_value for each in judged for row in each.ignored])
     found = [
-        each.proposal(q_values[first : first + len(ignore)], level)
+        each.proposal(q_values[first : first + len(ignore)])
         for each, first in zip(judged, range(0, len(q_values), len(ignore)), strict=True)
     ]
     return sorted(found, key=lambda each: (not each.is_proposed, each.ignored_drift))
 
 
-def proposed_config(proposals: Sequence[Proposal], base: AugmentConfig | None = None) -> AugmentConfig:
+def proposed_config(proposals: Sequence[Proposal]) -> AugmentConfig:
     """The proposed knobs together, on a base of flips and quarter turns."""
-    config = base or AugmentConfig()
+    config = AugmentConfig()
     for each in proposals:
         if each.is_proposed:
             config = KNOBS[each.knob](each.strength, config)
@@ -126,12 +109,11 @@ class _Judged:
     kept: list[AuditRow]
     ignored: list[AuditRow]
 
-    def proposal(self, q_values: Floats, level: float) -> Proposal:
+    def proposal(self, q_values: Floats) -> Proposal:
         kept = min(self.kept, key=lambda row: row.drift)
         place = min(range(len(self.ignored)), key=lambda i: self.ignored[i].drift)
         ignored, q_value = self.ignored[place], float(q_values[place])
-        worst = min(kept.class_drift, key=lambda name: kept.class_drift[name])
-        is_proposed = self.strength > 0 and ignored.drift < 0 and q_value < level
+        is_proposed = self.strength > 0 and ignored.drift < 0 and q_value < LEVEL
         if not self.strength:
             reason = f"already at strength {self.shown:g} {self.lost}"
         elif not is_proposed:
@@ -143,19 +125,7 @@ class _Judged:
                 f"up to strength {self.strength:g} recall of {ignored.label} falls by {-ignored.drift:.3f} (q "
                 f"{q_value:.2g}) and that of {kept.label} by {max(-kept.drift, 0):.3f}{more}"
             )
-        return Proposal(
-            knob=self.knob,
-            strength=self.strength,
-            is_proposed=is_proposed,
-            ignored_drift=ignored.drift,
-            ignored_high=ignored.drift_high,
-            ignored_q=q_value,
-            kept_drift=kept.drift,
-            kept_low=kept.drift_low,
-            worst_class=worst,
-            worst_class_drift=kept.class_drift[worst],
-            reason=reason,
-        )
+        return Proposal(self.knob, self.strength, is_proposed, ignored.drift, reason)
 
 
 def _judge(
@@ -164,14 +134,12 @@ def _judge(
     knob: str,
     keep: Sequence[str],
     ignore: Sequence[str],
-    tolerance: float,
-    class_tolerance: float,
 ) -> _Judged:
     strengths = sorted({row.strength for row in audit.rows if row.encoder == encoder and row.knob == knob})
     at = {(row.strength, row.label): row for row in audit.rows if row.encoder == encoder and row.knob == knob}
     chosen, lost = 0.0, ""
     for strength in strengths:
-        lost = _lost([at[strength, label] for label in keep], tolerance, class_tolerance)
+        lost = _lost([at[strength, label] for label in keep])
         if lost:
             break
         chosen = strength
@@ -180,15 +148,15 @@ def _judge(
     return _Judged(knob, chosen, shown, lost, kept, ignored)
 
 
-def _lost(rows: Sequence[AuditRow], tolerance: float, class_tolerance: float) -> str:
+def _lost(rows: Sequence[AuditRow]) -> str:
     """The label or class that loses too much at a strength, in words; "" where none does."""
     for row in rows:
         if np.isnan(row.drift_low):
             return f"{row.label} has no interval of its change: too few wells or plates ({row.interval_over})"
-        if row.drift_low < -tolerance:
+        if row.drift_low < -TOLERANCE:
             return f"{row.label} may lose {-row.drift_low:.3f} of recall"
         for name, drift in row.class_drift.items():
-            if drift < -class_tolerance:
+            if drift < -CLASS_TOLERANCE:
                 return f"{name} loses {-drift:.3f} of recall"
     return ""
 

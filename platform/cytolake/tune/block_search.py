@@ -154,7 +154,6 @@ def search_blocks(
     """Probe every representation that has no scores yet, write the `scores` table, choose the best trained one.
 
     Args:
-        catalog: The tables.
         representation_ids: Representations of one pack: at least one trained, one untrained, and pixel statistics.
         config: The probe. Scores of wells and of crops come from the same fits, so another `choose_by` fits nothing.
         progress: Receives the representations done and to do.

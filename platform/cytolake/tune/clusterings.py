@@ -43,7 +43,6 @@ def cluster_agreement(
         vectors_ND: (N, D).
         labels: (N,) codes of each labelling; negative where a crop has no label.
         restarts: Of k-means; the one of least inertia counts.
-        seeds: Of the restarts.
 
     Returns:
         For each labelling of two or more classes.

@@ -164,8 +164,6 @@ def audit_encoders(
     """Change crops by every knob, and measure how far vectors move and what probes still predict.
 
     Args:
-        catalog: Where the wells are.
-        pack: The crops.
         encoders: Checkpoint by name, such as `trained` and `untrained`.
         block: Transformer block, 0 = first, whose output is audited.
         pooling: `mean` or `cls`.

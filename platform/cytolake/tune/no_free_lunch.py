@@ -108,7 +108,6 @@ def gap_against_chance(recall_SRK: Numbers, n_permutations: int = 9999, seed: in
     Args:
         recall_SRK: (S, R, K).
         n_permutations: Random placements, where there are too many to list.
-        seed: Of the random placements.
     """
     n_values, n_seeds = recall_SRK.shape[:2]
     gap = no_free_lunch_gap(recall_SRK.mean(axis=1))
@@ -152,7 +151,6 @@ def best_value(recall_SR: Numbers, n_permutations: int = 9999, seed: int = 0) ->
     Args:
         recall_SR: (S, R) mean recall over classes.
         n_permutations: Random placements, where there are too many to list.
-        seed: Of the random placements.
     """
     n_values, n_seeds = recall_SR.shape
     place = int(recall_SR.mean(axis=1).argmax())

@@ -64,9 +64,7 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
     upwards; the choice says so (`is_nested`), and its gain has the widest interval that the two scores allow.
 
     Args:
-        catalog: With scores of the ranking.
         representation_ids: To choose from: of one pack, with both baselines.
-        by: The ranking.
 
     Raises:
         ValueError: No scores of the ranking for a trained encoder or a baseline.
@@ -164,10 +162,7 @@ def promote_choice(
     Serving returns the encoder's own vectors, also where the probe aligned them first.
 
     Args:
-        catalog: The tables.
-        choice: What to promote.
         tracking: Which registry.
-        alias: To move.
         forced: Why to promote it where no gain over its baselines is shown; kept with the version.
 
     Raises:

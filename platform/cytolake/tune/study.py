@@ -91,7 +91,6 @@ def study_trials(
         for several strengths would count its luck several times.
 
     Args:
-        config: What is varied.
         base: All else.
         pack: Whose crops show whether a knob changes anything; None means random crops.
     """

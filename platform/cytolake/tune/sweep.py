@@ -115,12 +115,9 @@ def run_sweep(
 
     Args:
         catalog: Where the pack's labels are.
-        pack: Crops to train on.
-        config: The search.
         evaluation: How every encoder is evaluated: `label`, `split`, `split_seeds`, `block`, `crops`, `regularisation`.
         base: The recipe's training.
         vary: The same with some fields set.
-        tracking: MLflow.
         progress: Called as trials end.
 
     Raises:

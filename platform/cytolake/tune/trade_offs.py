@@ -130,7 +130,6 @@ def trade_offs(
     classes: Sequence[str],
     level: float = 0.05,
     n_permutations: int = 9999,
-    seed: int = 0,
 ) -> TradeOffs:
     """Effects of a setting on every class, and which pairs of classes it sets against each other.
 
@@ -144,9 +143,7 @@ def trade_offs(
         values: (S,) values of the setting, increasing.
         recall_SRK: (S, R, K) recall of each class in each training; the same R seeds at every value.
         classes: (K,) names.
-        level: False discovery rate.
         n_permutations: Random placements for the gap, where there are too many to list.
-        seed: Of the random placements.
 
     Raises:
         ValueError: Shapes that do not fit, fewer than three values, or a recall that is missing.
@@ -164,11 +161,11 @@ def trade_offs(
             f"class {classes[k]} has no recall at value {values[s]:g}, training {r}: it has no crops in the test part. "
             "Leave the class out, or hold out other plates."
         )
-    found = trend(recall_SRK, n_permutations, seed)
+    found = trend(recall_SRK, n_permutations, 0)
     rising, falling = (_q_of_direction(found.p_value, sign * found.correlation) for sign in (1, -1))
     q_values = np.where(found.correlation < 0, falling, rising)
     spearman = _spearman(recall_SRK)
-    by_chance = _spread_by_chance(recall_SRK, min(n_permutations, 999), seed)
+    by_chance = _spread_by_chance(recall_SRK, min(n_permutations, 999), 0)
     mean_SK = recall_SRK.mean(axis=1)
     sd_SK = recall_SRK.std(axis=1, ddof=1) if n_seeds > 1 else np.full_like(mean_SK, np.nan)
     effects = [
@@ -186,10 +183,10 @@ def trade_offs(
         )
         for k, name in enumerate(classes)
     ]
-    best = best_value(recall_SRK.mean(axis=2), n_permutations, seed)
+    best = best_value(recall_SRK.mean(axis=2), n_permutations, 0)
     return TradeOffs(
         classes=effects,
-        gap=gap_against_chance(recall_SRK, n_permutations, seed),
+        gap=gap_against_chance(recall_SRK, n_permutations, 0),
         best=float(values[best.place]),
         best_gain=best.gain,
         best_p_value=best.p_value,

@@ -45,7 +45,6 @@ def trend(recall_SRK: Numbers, n_permutations: int = 9999, seed: int = 0) -> Tre
     Args:
         recall_SRK: (S, R, K), values of the setting in increasing order.
         n_permutations: Random placements, where there are too many to list.
-        seed: Of the random placements.
     """
     from scipy.stats import rankdata
 

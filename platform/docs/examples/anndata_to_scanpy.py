@@ -38,5 +38,4 @@ figure.savefig("umap.png", dpi=150)
 # script.
 
 # %%
-cells.obs = cells.obs.dropna(axis="columns", how="all")  # HDF5 has no type for a column without any value
 cells.write_h5ad("champion_crops.h5ad")

@@ -16,9 +16,9 @@ from cytolake.benchmark.transcriptomics import (
     EmbeddingConfig,
     ScviConfig,
     TranscriptomicsConfig,
-    benchmark_embeddings,
     difference,
     score_embeddings,
+    scores_table,
 )
 from cytolake.benchmark.transcriptomics.embeddings import embed, principal_components, variable_genes
 from cytolake.benchmark.transcriptomics.perturbation_signal import targets_of
@@ -35,6 +35,10 @@ CONFIG = TranscriptomicsConfig(
     bootstrap_draws=100,
 )
 RELATIONS = {"programmes": [(f"gene{2 * i}", f"gene{2 * i + 1}") for i in range(4)]}
+
+
+def benchmark_embeddings(*args, **kwargs):
+    return scores_table(score_embeddings(*args, **kwargs))
 
 
 @pytest.fixture(scope="module")

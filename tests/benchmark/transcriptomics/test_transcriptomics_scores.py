@@ -22,8 +22,9 @@ from cytolake.benchmark.transcriptomics import (
     EmbeddingConfig,
     ScreenSpec,
     TranscriptomicsConfig,
-    benchmark_embeddings,
+    score_embeddings,
     scores,
+    scores_table,
 )
 from cytolake.benchmark.transcriptomics.config import SETTINGS_OF, WITHOUT_SPLIT
 from cytolake.benchmark.transcriptomics.perturbation_signal import write_targets
@@ -111,8 +112,8 @@ def test_noise_can_lead_the_mixing_of_batches(catalog, scored):
 def test_the_rows_are_those_of_the_benchmark_with_what_the_catalog_needs(catalog, scored, data, spec):
     pairs = {RELATIONS.source: RELATIONS.pairs}
     names = ("random", "model")
-    expected = benchmark_embeddings(
-        data, spec, names, seeds=(0, 1), post_processing=("centred",), relations=pairs, config=CONFIG
+    expected = scores_table(
+        score_embeddings(data, spec, names, seeds=(0, 1), post_processing=("centred",), relations=pairs, config=CONFIG)
     ).to_pylist()
     ids = {scored.representation_ids[name] for name in names}
     found = {(r["representation_id"], r["benchmark"], r["metric"], r["seed"]): r for r in scored.rows}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +143,11 @@ def test_a_plate_that_changed_moved_or_came_twice_is_refused_with_what_to_do(cat
     copy = write_plate(tmp_path / "copy")
     assert not ingest_plates(catalog, [copy], CONFIG).refused  # a copy, while the first is still there
     Path(plate.source).rename(tmp_path / "away")
-    assert [refused.problem for refused in ingest_plates(catalog, [copy], CONFIG).refused] == ["plate_moved"]
+    (refused,) = ingest_plates(catalog, [copy], CONFIG).refused
+    assert refused.problem == "plate_moved"
+    command = refused.next_step.partition("again: ")[2].partition(". ")[0]
+    subprocess.run(command, shell=True, check=True)
+    assert not ingest_plates(catalog, [copy], CONFIG).refused
     after = contents(catalog)
     assert {k: v for k, v in after.items() if k != "quarantine"} == {
         k: v for k, v in before.items() if k != "quarantine"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing
+from tests.fork_server import run_two_workers
 from tests.models.objectives.small_objectives import (
     CONFIGS,
     MODEL,
@@ -29,10 +26,7 @@ NAMES = (*CONFIGS, f"byol{ON_RESNET}", f"moco_v2_plus{ON_RESNET}")
 
 def test_two_workers_are_one(tmp_path):
     """Mean losses, mean gradients, and after a step with those the losses and the state again."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)
+    run_two_workers(_worker, str(tmp_path))
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name in NAMES:
         whole = _two_steps(name, list(range(N_CROPS)))
@@ -100,10 +94,6 @@ def _two_steps(name: str, mine: list[int]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _worker(rank: int, folder: str) -> None:
     mine = list(range(rank, N_CROPS, 2))  # as the sampler shares them
     torch.save({name: _two_steps(name, mine) for name in NAMES}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()

@@ -115,7 +115,6 @@ def consistency(
         perturbations: (N,); rows of "" can be drawn but are no perturbation.
         batches: (N,) the batch each row was measured in.
         is_control: (N,) control rows, which are ignored.
-        config: Settings of the test.
         null_perturbations: Perturbations without an effect. Where given, their values are the null distribution.
 
     Returns:
@@ -167,7 +166,6 @@ def magnitude(
         perturbations: (N,); rows of "" are ignored.
         batches: (N,) the batch each row was measured in.
         is_control: (N,) control rows.
-        config: Settings of the test.
         null_perturbations: As in `consistency`.
 
     Returns:

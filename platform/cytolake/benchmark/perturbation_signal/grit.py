@@ -74,8 +74,6 @@ def grit(
         perturbations: (wells,); those of control wells are ignored.
         plates: (wells,) within which perturbations are shuffled for `permuted`.
         is_control: (wells,)
-        n_permutations: Number of shuffles.
-        bootstrap_draws: Resamples of perturbations.
         seed: Seed of both.
 
     Raises:

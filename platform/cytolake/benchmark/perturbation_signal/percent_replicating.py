@@ -79,7 +79,6 @@ def percent_replicating(
         perturbations: (N,)
         plates: (N,) the null has as many wells of each plate as the replicates; wells of all plates where None, as
             published.
-        n_draws: Sets of wells in a null.
         percentile: Percentile of the null that replicates must exceed.
         max_wells: Most replicates that are compared; a seeded sample of more.
         seed: Seed of every draw.

@@ -75,7 +75,6 @@ def replicate_consistency(
         perturbations: (N,)
         experiments: (N,)
         max_pairs: Most pairs of replicates that are compared; a seeded sample of more.
-        bootstrap_draws: Number of resamples.
         seed: Seed of the sample, the other perturbations and the resamples.
 
     Raises:

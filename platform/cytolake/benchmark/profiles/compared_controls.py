@@ -57,7 +57,6 @@ def compared_controls(
     Args:
         profiles_WD: (W, D) not aligned.
         wells: Wells with plates, batches and controls.
-        variant: Alignment.
         config: Unit of the alignment, and seed of the choice of controls.
         is_aligned: Whether the profiles were already aligned on their controls when they were stored.
     """

@@ -55,7 +55,6 @@ def read_feature_table(catalog: Catalog, path: Path, wells: Wells) -> FeatureTab
         catalog: Catalog with the positions of the wells.
         path: Table with Metadata_Plate, Metadata_Well, Metadata_Screen where plates of several screens share a name,
             and columns of numbers; those with `Metadata` in their name and those of `BOOKKEEPING` are no features.
-        wells: The scored wells.
 
     Raises:
         ValueError: Not such a table, two rows of one well, plates of several screens, or no row of any of the wells.

@@ -80,10 +80,8 @@ def score_profiles(
     stored aligned is scored without a further alignment, under the name `none`.
 
     Args:
-        catalog: The catalog.
         representation_ids: The wells of the first are scored; a representation that lacks some is left out with its
             reason. Those of other poolings than `config.poolings` are ignored.
-        config: Benchmarks and settings.
         progress: Called with the numbers of finished and of all representations.
         of_any_pooling: Ignore none: a person named them.
 

@@ -115,8 +115,6 @@ def bootstrap_over_groups(
         value: Column to average.
         cluster: Column whose values are resampled whole, such as the compound of several doses, which are not
             independent; single groups where None.
-        n_draws: Number of resamples.
-        seed: Seed of the resamples.
 
     Raises:
         ValueError: No group has a value, or a column is missing.

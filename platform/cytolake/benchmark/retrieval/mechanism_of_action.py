@@ -81,7 +81,6 @@ def nearest_mechanism(
         normalisation: Normalisation of the profiles, such as `none` or `plate controls, TVN`; part of the result.
         batches: (T,) all batches of each treatment's wells, for NSCB; NSC where None.
         n_draws: Resamples of compounds behind the 95 % interval.
-        seed: Seed of the resamples.
 
     Raises:
         ValueError: Not one entry for each profile, a profile that is not finite or 0, no `normalisation`, a treatment

@@ -114,7 +114,6 @@ def find_pairs(metadata: Metadata, rules: PairRules) -> Pairs:
 
     Args:
         metadata: N rows with every column of the rules, without nulls.
-        rules: Definition of the pairs.
 
     Raises:
         ValueError: A column is missing, holds lists or a null, or the table has no row.

@@ -102,7 +102,6 @@ def phenotypic_activity(
         positives_differ: Columns in which replicates must differ to count, such as `plate`.
         negatives_share: Columns in which a control must agree with the well, such as `plate`; any control where empty.
         cluster: Column resampled whole in the interval of the mean, such as the compound of several doses.
-        null: Null distributions and resamples.
         block_mb: Megabytes of similarities at once.
 
     Raises:
@@ -151,7 +150,6 @@ def phenotypic_consistency(
         perturbation: Column of the perturbation, such as the compound at all of its doses.
         included: (N,) rows that take part, such as treated rows with a label; all where None.
         positives_differ: Further columns in which positives must differ, such as `batch`.
-        null: Null distributions and resamples.
         block_mb: Megabytes of similarities at once.
 
     Raises:
@@ -187,7 +185,6 @@ def phenotypic_match(
         label: Column of the target.
         kind: Column of the kind, two of them, such as compound and gene; rows of one kind are never compared.
         reagent: Column of the reagent, such as the compound or the guide, which has one target at all doses.
-        null: Null distributions and resamples.
         block_mb: Megabytes of similarities at once.
 
     Raises:
@@ -234,8 +231,6 @@ def with_permuted_activity(
         perturbations: (N,)
         plates: (N,)
         is_control: (N,)
-        n_draws: Number of exchanges.
-        seed: Seed of the exchanges.
     """
     names, groups = np.unique(np.asarray(perturbations, str), return_inverse=True)
     tests = activity_tests(
@@ -260,8 +255,6 @@ def with_permuted_labels(
         vectors: (N, D)
         labels: (N,) mechanism or target of each.
         perturbations: (N,) perturbation of each, which carries its label at all doses.
-        n_draws: Number of permutations.
-        seed: Seed of the permutations.
     """
     names, codes = np.unique(np.asarray(labels, str), return_inverse=True)
     units = np.unique(np.asarray(perturbations, str), return_inverse=True)[1]

@@ -1,6 +1,6 @@
 """Benchmark of embeddings of perturbation screens: six tasks for transcriptomics or any other modality."""
 
-from cytolake.benchmark.transcriptomics.benchmark import SCHEMA, benchmark_embeddings, difference, score_embeddings
+from cytolake.benchmark.transcriptomics.benchmark import SCHEMA, difference, score_embeddings, scores_table
 from cytolake.benchmark.transcriptomics.config import TASKS, TranscriptomicsConfig, few_rows
 from cytolake.benchmark.transcriptomics.decoder import DecoderConfig
 from cytolake.benchmark.transcriptomics.embeddings import BUILT_IN, EmbeddingConfig, ScviConfig
@@ -15,8 +15,8 @@ __all__ = [
     "ScreenSpec",
     "ScviConfig",
     "TranscriptomicsConfig",
-    "benchmark_embeddings",
     "difference",
     "few_rows",
     "score_embeddings",
+    "scores_table",
 ]

@@ -80,59 +80,6 @@ class EmbeddingScores:
         return mean_over_seeds(own) if own else None
 
 
-def benchmark_embeddings(
-    data: Any,
-    spec: ScreenSpec,
-    embeddings: Sequence[str],
-    tasks: Sequence[str] = TASKS,
-    seeds: Sequence[int] = (0, 1, 2),
-    *,
-    post_processing: Sequence[str] = ("none",),
-    relations: Relations | None = None,
-    alignments: Mapping[str, Alignment] | None = None,
-    config: TranscriptomicsConfig | None = None,
-) -> pa.Table:
-    """Score embeddings on the tasks.
-
-    A seed determines the split, the noise embeddings, the decoder's weights and the permutations. Intervals are 95 %
-    and over rows: groups of one batch and one perturbation are drawn whole, because their rows are not independent.
-    Intervals of a mean over seeds include the split.
-
-    Args:
-        data: AnnData, or the path of a `.h5ad`.
-        spec: Names of its perturbations, batches and embeddings.
-        embeddings: Built-in ones (`embeddings.BUILT_IN`) and keys of `obsm` in the spec.
-        tasks: Names of `TASKS`.
-        seeds: Different numbers from 0 up.
-        post_processing: `none`, `centred`, `centre_scaled`, `tvn`, a variant of `embed.alignment`, or names of
-            `alignments`.
-        relations: Pairs of perturbations for each source; `known_relations` needs one or more for each.
-        alignments: Further post-processing by name.
-        config: Settings; the defaults where None.
-
-    Returns:
-        Rows of `SCHEMA`, in the order of the arguments; `seed` -1 is the mean over seeds. `value` is null where a
-        metric is not defined, the interval where there is nothing to resample. `chance` is the score of an embedding
-        without information, `chance_majority` that of guessing the most frequent class; null where not known.
-
-    Raises:
-        ImportError: scanpy or scvi-tools is missing and needed.
-        ValueError: An unknown name, or data that a task cannot use.
-    """
-    scored = score_embeddings(
-        data,
-        spec,
-        embeddings,
-        tasks,
-        seeds,
-        post_processing=post_processing,
-        relations=relations,
-        alignments=alignments,
-        config=config,
-    )
-    return pa.Table.from_pylist([row for each in scored for row in rows_of(each)], schema=SCHEMA)
-
-
 def score_embeddings(
     data: Any,
     spec: ScreenSpec,
@@ -145,9 +92,30 @@ def score_embeddings(
     alignments: Mapping[str, Alignment] | None = None,
     config: TranscriptomicsConfig | None = None,
 ) -> list[EmbeddingScores]:
-    """`benchmark_embeddings` with the resamples, from which `difference` compares two embeddings.
+    """Score embeddings on the tasks, with the resamples from which `difference` compares two embeddings.
 
-    `data` may also be a `Screen` that was loaded with the spec.
+    A seed determines the split, the noise embeddings, the decoder's weights and the permutations. Intervals are 95 %
+    and over rows: groups of one batch and one perturbation are drawn whole, because their rows are not independent.
+    Intervals of a mean over seeds include the split.
+
+    Args:
+        data: AnnData, the path of a `.h5ad`, or a `Screen` that was loaded with the spec.
+        spec: Names of its perturbations, batches and embeddings.
+        embeddings: Built-in ones (`embeddings.BUILT_IN`) and keys of `obsm` in the spec.
+        tasks: Names of `TASKS`.
+        seeds: Different numbers from 0 up.
+        post_processing: `none`, `centred`, `centre_scaled`, `tvn`, a variant of `embed.alignment`, or names of
+            `alignments`.
+        relations: Pairs of perturbations for each source; `known_relations` needs one or more for each.
+        alignments: Further post-processing by name.
+        config: Settings; the defaults where None.
+
+    Returns:
+        For `scores_table`, in the order of the arguments.
+
+    Raises:
+        ImportError: scanpy or scvi-tools is missing and needed.
+        ValueError: An unknown name, or data that a task cannot use.
     """
     config = config or TranscriptomicsConfig()
     relations = {source: list(pairs) for source, pairs in (relations or {}).items()}
@@ -191,6 +159,16 @@ def score_embeddings(
                 for scores in zip(*(run_task(task, each) for each in inputs), strict=True):
                     scored.append(EmbeddingScores(name, method, task, scores[0].metric, tuple(seeds), scores))
     return scored
+
+
+def scores_table(scored: Sequence[EmbeddingScores]) -> pa.Table:
+    """Rows of `SCHEMA`; `seed` -1 is the mean over seeds.
+
+    `value` is null where a metric is not defined, the interval where there is nothing to resample. `chance` is the
+    score of an embedding without information, `chance_majority` that of guessing the most frequent class; null where
+    not known.
+    """
+    return pa.Table.from_pylist([row for each in scored for row in rows_of(each)], schema=SCHEMA)
 
 
 def difference(better: EmbeddingScores, worse: EmbeddingScores) -> tuple[float, float | None, float | None]:

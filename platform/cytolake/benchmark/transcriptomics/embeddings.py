@@ -89,9 +89,7 @@ def embed(screen: Screen, name: str, config: EmbeddingConfig, seed: int = 0, *, 
     """(N, D) vectors of all rows.
 
     Args:
-        screen: The screen.
         name: One of `BUILT_IN`, or an embedding of the screen.
-        config: Settings of the built-in ones.
         seed: Seed of the noise; the other embeddings do not depend on it.
         pca: The embedding `pca` where it is known; the scrambled ones are made from it.
 
@@ -128,7 +126,6 @@ def check_name(name: str, brought: Iterable[str]) -> None:
     """Raise ValueError unless the name is one of an embedding.
 
     Args:
-        name: Name of an embedding.
         brought: Keys of `obsm` in the screen's spec.
     """
     known = (*BUILT_IN, *brought)

@@ -79,7 +79,6 @@ def magnitude(
     Labels are exchanged within batches. Rows and controls of batches without the other kind are left out.
 
     Args:
-        screen: Screen with perturbations and batches.
         vectors: (N, D)
         n_draws: R.
         seed: Seed of draws and samples.

@@ -39,8 +39,6 @@ def post_process(
     Args:
         screen: Screen with batches and controls.
         vectors: (N, D)
-        method: Name of the method.
-        alignments: Alignments of the caller, by name.
         is_fitted: (N,) controls to align on; all where None.
 
     Raises:

@@ -162,7 +162,6 @@ def no_skill(screen: Screen, train: Codes, rows: Codes, config: DecoderConfig) -
         screen: Screen with the true features.
         train: Rows whose mean is predicted.
         rows: Rows on which errors are computed.
-        config: Size of a minibatch.
     """
     mean_G = np.asarray(screen.features[train].mean(axis=0), np.float64).ravel()
     grand_mean = float(np.asarray(screen.features[rows].mean(axis=0), np.float64).mean())

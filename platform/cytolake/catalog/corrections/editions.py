@@ -23,7 +23,6 @@ def write_names(catalog: Catalog, row: Mapping[str, Any], new: Mapping[str, str]
     """Write the sites and crops of a plate again, with other values of `screen`, `plate` or `batch`.
 
     Args:
-        catalog: Where they are.
         row: Of `plates`, as it is.
         new: Column to value.
 

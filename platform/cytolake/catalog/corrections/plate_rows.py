@@ -19,7 +19,6 @@ def plates_named(
     """Rows of the plate, or of the plates of the screen, of a name.
 
     Args:
-        catalog: Where they are.
         name: `screen/plate`, a plate's name alone where one screen has it, a plate_id; or a screen.
         states: Rows of other states are left out.
         may_be_screen: Whether a screen's name stands for its plates.

@@ -24,7 +24,6 @@ def retract(catalog: Catalog, name: str, why: str) -> Row:
     Args:
         catalog: Not pinned.
         name: `screen/plate`, a plate, or a plate_id.
-        why: The reason, for people.
 
     Returns:
         Its row of `plates`.

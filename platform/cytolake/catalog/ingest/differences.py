@@ -28,6 +28,7 @@ from cytolake.storage.files import is_uri
 LABELS_NAME_MAX = 60  # a file's name has 255 bytes at most, and a letter up to 4; names that look alike get a hash
 LABELS_FOLDER = "labels"
 """Below the root: labels as a source has them now, where they differ from the catalog's, as plate maps."""
+NEW_ACQUISITION = "It reads the plate as a new acquisition; what was computed from the old one is hidden, not deleted."
 
 Row = Mapping[str, Any]
 
@@ -57,15 +58,12 @@ def difference(
     """Compare a plate with its visible row of `plates`.
 
     Args:
-        catalog: Where it is known.
         plate: As its source lists it now.
-        content: Its hashes.
-        known: Its row.
         crop_size: Of this ingest, pixels.
         by_checksum: Read pixels also where names, sizes and times of all files are those of before.
         source: The screen that the plate was listed from, for the command in a problem.
     """
-    refused = _cannot_be_compared(catalog, plate, known, crop_size)
+    refused = _cannot_be_compared(catalog, plate, known, crop_size, source)
     if refused is not None:
         return Difference("refused", refused)
     is_at_its_place = known["source"] == plate.source
@@ -113,15 +111,30 @@ def labels_difference(catalog: Catalog, plate: Plate, known: Row) -> Difference:
 
 def changed_pixels(catalog: Catalog, plate: Plate, known: Row, source: ScreenSource | None, found: str) -> Problem:
     """The problem of a plate with other pixels, with the command that ingests it."""
-    name = shlex.quote(f"{plate.screen}/{plate.plate}")
-    options = _listed_by(source) if source is not None else f" --path {shlex.quote(plate.source)}"
     return _problem(
         plate,
         "plate_changed",
         found,
         f"the files of {known['ingested_at']:%Y-%m-%d %H:%M} UTC, when the catalog read them",
-        f"If the new files are right: cytolake plates replace {name}{options}{_where(catalog)}. It reads the plate as "
-        "a new acquisition; what was computed from the old one is hidden, not deleted. Else put the old files back.",
+        f"If the new files are right: {_replace_command(catalog, plate, source)}. {NEW_ACQUISITION} Else put the old "
+        "files back.",
+    )
+
+
+def _replace_command(catalog: Catalog, plate: Plate, source: ScreenSource | None) -> str:
+    name = shlex.quote(f"{plate.screen}/{plate.plate}")
+    options = _listed_by(source) if source is not None else f" --path {shlex.quote(plate.source)}"
+    return f"cytolake plates replace {name}{options}{_where(catalog)}"
+
+
+def _how_to_find_it(catalog: Catalog, plate: Plate, known: Row, source: ScreenSource | None) -> str:
+    """What to do about a plate whose files are no longer where the catalog reads them."""
+    if is_uri(plate.source):
+        return f"Copy the plate back; or {_replace_command(catalog, plate, source)}. {NEW_ACQUISITION}"
+    old, new = Path(known["source"]), shlex.quote(str(Path(plate.source).absolute()))
+    return (
+        f"Leave a link there, and ingest again: mkdir -p {shlex.quote(str(old.parent))} && ln -s {new} "
+        f"{shlex.quote(str(old))}. Embeddings and scores stay."
     )
 
 
@@ -198,10 +211,7 @@ def copied_plate(
 
     Args:
         catalog: Where the other plate may be.
-        plate: As listed.
         content: Its hashes: only plates with images of the same names and sizes are looked at.
-        plate_id: Its id.
-        checksums: Of its sites.
     """
     rows = catalog.visibility().visible.to_pylist()
     alike = [row for row in rows if row["pixels_hash"] == content.pixels_hash and row["plate_id"] != plate_id]
@@ -227,7 +237,6 @@ def hidden_plate(plate: Plate, content: PlateContent, rows: Collection[Row]) -> 
 
     Args:
         plate: As listed; no visible plate has its name.
-        content: Its hashes.
         rows: Of `plates`, all of them.
     """
     hidden = [
@@ -298,7 +307,9 @@ def written_elsewhere(plate: Plate) -> Problem:
     )
 
 
-def _cannot_be_compared(catalog: Catalog, plate: Plate, known: Row, crop_size: int) -> Problem | None:
+def _cannot_be_compared(
+    catalog: Catalog, plate: Plate, known: Row, crop_size: int, source: ScreenSource | None
+) -> Problem | None:
     if known["reader"] == WELLS_ONLY:
         return _problem(
             plate,
@@ -324,7 +335,7 @@ def _cannot_be_compared(catalog: Catalog, plate: Plate, known: Row, crop_size: i
             "plate_moved",
             plate.source,
             f"{known['source']}, where the catalog reads its pixels",
-            "Put the plate back or leave a link there, or ingest into another catalog root.",
+            _how_to_find_it(catalog, plate, known, source),
         )
     return None
 
@@ -383,12 +394,4 @@ def _is_close(stored: tuple[float | None, float | None] | None, measured: Sequen
 
 
 def _problem(plate: Plate, problem: str, found: str, expected: str, next_step: str) -> Problem:
-    return Problem(
-        screen=plate.screen,
-        plate=plate.plate,
-        file=plate.source,
-        problem=problem,
-        found=found,
-        expected=expected,
-        next_step=next_step,
-    )
+    return plate.problem(file=plate.source, problem=problem, found=found, expected=expected, next_step=next_step)

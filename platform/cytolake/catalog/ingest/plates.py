@@ -143,7 +143,6 @@ def ingest_plates(
     Args:
         catalog: Where the rows go.
         plates: As `list_plates` gives them.
-        config: The crop grid.
         progress: Called with the number of sites read.
         sources: The screens that they were listed from by name, for the commands in reports.
         of_screens: What is wrong with the screens outside of these plates; a second run of a plate is refused.

@@ -66,7 +66,6 @@ def sample_plates(plates: Sequence[Plate], crop_size: int) -> list[PlateSample]:
     """Look into a few sites of each plate.
 
     Args:
-        plates: As listed.
         crop_size: Edge of the crops, pixels.
     """
     left = SCREEN_BYTES_MAX
@@ -197,11 +196,7 @@ _SHAPES: dict[str, Callable[[str], tuple[tuple[int, int], Any]]] = {
 
 
 def _unreadable(site: SiteImage, channel: str, path: str, error: ImageFileError) -> Problem:
-    return Problem(
-        screen=site.screen,
-        plate=site.plate,
-        well=site.well,
-        site=site.site,
+    return site.problem(
         channel=channel,
         file=path,
         problem=error.problem,

@@ -55,7 +55,6 @@ def fit_alignment(
             with `missing_controls="all_wells"`.
         batches: (N,) batch of each row: a name or a number.
         is_control: (N,) True where the row is a negative control.
-        config: What to fit.
 
     Raises:
         ValueError: Wrong shapes or types, a row that is not finite, a batch with too few controls, controls that do not

@@ -18,14 +18,12 @@ from cytolake.embed.alignment.checked_input import Batches, batch_codes, checked
 Flags = NDArray[np.bool_]
 
 
-def hold_out_controls(is_control: Flags, batches: Batches, *, seed: int = 0, min_fitted: int = 2) -> Flags:
-    """Half of the controls of each batch at random, rounded down, as long as `min_fitted` remain to fit on.
+def hold_out_controls(is_control: Flags, batches: Batches, *, seed: int = 0) -> Flags:
+    """Half of the controls of each batch at random, rounded down, as long as two remain to fit on.
 
     Args:
         is_control: (N,)
         batches: (N,) whose controls a row is aligned on.
-        seed: Of the choice.
-        min_fitted: Controls of a batch that an alignment needs.
 
     Returns:
         (N,) True for the controls to compare with; fit the alignment on the others.
@@ -36,6 +34,6 @@ def hold_out_controls(is_control: Flags, batches: Batches, *, seed: int = 0, min
     rng = np.random.default_rng(seed)
     for batch in range(len(names)):
         controls = np.flatnonzero(flags & (codes == batch))
-        n = max(0, min(len(controls) // 2, len(controls) - min_fitted))
+        n = max(0, min(len(controls) // 2, len(controls) - 2))
         held_out[rng.choice(controls, n, replace=False)] = True
     return held_out

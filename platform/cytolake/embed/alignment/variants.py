@@ -22,7 +22,6 @@ DEFAULT_SCOPE: dict[Variant, Scope] = {
 ROBUST = frozenset[Variant]({"robustize", "mad_robustize"})
 """Medians and quantiles: they need every control row at once, no statistics that add up."""
 WITH_PCA = frozenset[Variant]({"pca_cs", "tvn_efaar_v1", "tvn_vcb"})
-WITH_WHITENING = frozenset[Variant]({"tvn_efaar_v1", "tvn_vcb"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,7 +43,6 @@ def augment(
     Args:
         crops: Raw intensities of any scale, on any device. Left as they are.
         config: Which knobs are on. A knob that is off costs nothing.
-        seed: Seed of the run.
         epochs: A crop changes otherwise in each epoch; one number, or (B,).
         sample_index: (B,) global sample indices.
         view: 0 or more; another view of the same crops is drawn independently.

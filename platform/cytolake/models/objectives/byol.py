@@ -19,7 +19,7 @@ from cytolake.models.objectives.config import ByolConfig
 from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.workers import check_several_crops, gather_rows
+from cytolake.models.workers import gather_rows
 
 
 class Byol(Objective):
@@ -36,10 +36,6 @@ class Byol(Objective):
         self.predictor = mlp((config.projected_width, *widths), normalised=True)
         self.teacher = Teacher(self.encoder, self.projector)
 
-    @property
-    def n_views(self) -> int:
-        return 2
-
     def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Losses of one minibatch.
 
@@ -51,8 +47,7 @@ class Byol(Objective):
         Raises:
             ValueError: Another number of views than 2, or a single crop.
         """
-        self.check_views(views)
-        check_several_crops(len(views[0].crops))
+        self.check_views(views, compares_crops=True)
         pooling = self.config.pooling
         predicted = [
             self.predictor(self.projector(pooled_features(self.encoder, view.crops, pooling))) for view in views

@@ -24,7 +24,7 @@ from cytolake.models.objectives.config import MoCoV2PlusConfig
 from cytolake.models.objectives.heads import mlp, pooled_features, without_autocast
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.workers import check_several_crops, gather_in_minibatch_order
+from cytolake.models.workers import gather_in_minibatch_order
 
 
 class MoCoV2Plus(Objective):
@@ -51,10 +51,6 @@ class MoCoV2Plus(Objective):
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
         self._seen: list[Tensor] = []
 
-    @property
-    def n_views(self) -> int:
-        return 2
-
     def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Losses of one minibatch.
 
@@ -64,8 +60,7 @@ class MoCoV2Plus(Objective):
         Raises:
             ValueError: Another number of views than 2, or a single crop.
         """
-        self.check_views(views)
-        check_several_crops(len(views[0].crops))
+        self.check_views(views, compares_crops=True)
         pooling, temperature = self.config.pooling, self.config.temperature
         queries = [
             functional.normalize(self.projector(pooled_features(self.encoder, view.crops, pooling)).float(), dim=-1)

@@ -19,7 +19,7 @@ from cytolake.models.objectives.config import MoCoV3Config
 from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features, without_autocast
 from cytolake.models.objectives.objective import Objective, View
 from cytolake.models.objectives.teacher import Teacher, momentum_at
-from cytolake.models.workers import check_several_crops, gather_rows
+from cytolake.models.workers import gather_rows
 
 
 class MoCoV3(Objective):
@@ -36,10 +36,6 @@ class MoCoV3(Objective):
         self.predictor = mlp((projected, hidden, projected), normalised=True, normalises_output=True)
         self.teacher = Teacher(self.encoder, self.projector)
 
-    @property
-    def n_views(self) -> int:
-        return 2
-
     def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Losses of one minibatch.
 
@@ -49,8 +45,7 @@ class MoCoV3(Objective):
         Raises:
             ValueError: Another number of views than 2, or a single crop.
         """
-        self.check_views(views)
-        check_several_crops(len(views[0].crops))
+        self.check_views(views, compares_crops=True)
         pooling, temperature = self.config.pooling, self.config.temperature
         queries = [
             self.predictor(self.projector(pooled_features(self.encoder, view.crops, pooling))).float() for view in views

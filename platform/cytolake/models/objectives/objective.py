@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cytolake.models.crops import CropBatch
 from cytolake.models.encoder import Encoder
+from cytolake.models.workers import check_several_crops
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Objective(nn.Module):
     @property
     def n_views(self) -> int:
         """Views of every crop that `forward` takes."""
-        raise NotImplementedError
+        return 2
 
     def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Scalars of one minibatch: `loss`, to be minimised, and its parts by name.
@@ -47,10 +48,12 @@ class Objective(nn.Module):
     def after_step(self, share_done: float) -> None:
         """Called after every optimiser step with the share of all steps done, in (0, 1]: a teacher follows here."""
 
-    def check_views(self, views: Sequence[View]) -> None:
-        """Raises ValueError for another number of views than `n_views`."""
+    def check_views(self, views: Sequence[View], *, compares_crops: bool = False) -> None:
+        """Raises ValueError for another number of views than `n_views`, or a single crop where crops are compared."""
         if len(views) != self.n_views:
             raise ValueError(
                 f"{len(views)} views of the crops: {type(self).__name__} takes {self.n_views}. "
                 "Read minibatches with the objective's own n_views."
             )
+        if compares_crops:
+            check_several_crops(len(views[0].crops))

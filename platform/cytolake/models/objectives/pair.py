@@ -11,7 +11,6 @@ from cytolake.models.config import ModelConfig
 from cytolake.models.objectives.config import Pooling
 from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
-from cytolake.models.workers import check_several_crops
 
 
 class PairObjective(Objective):
@@ -34,10 +33,6 @@ class PairObjective(Objective):
         self.projector = mlp((model.vector_width, *widths), normalised=normalised, is_shift_lost=is_shift_lost)
         self._pooling: Pooling = pooling
 
-    @property
-    def n_views(self) -> int:
-        return 2
-
     def losses(self, first_BZ: Tensor, second_BZ: Tensor) -> dict[str, Tensor]:
         """Scalars of this worker's (B, Z) float32 projections of both views, `loss` among them."""
         raise NotImplementedError
@@ -48,8 +43,7 @@ class PairObjective(Objective):
         Raises:
             ValueError: Another number of views than 2, or a single crop.
         """
-        self.check_views(views)
-        check_several_crops(len(views[0].crops))
+        self.check_views(views, compares_crops=True)
         first_BZ, second_BZ = (
             self.projector(pooled_features(self.encoder, view.crops, self._pooling)).float() for view in views
         )

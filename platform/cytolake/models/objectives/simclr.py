@@ -39,7 +39,6 @@ def nt_xent(first_BZ: Tensor, second_BZ: Tensor, temperature: float) -> Tensor:
     Args:
         first_BZ: (B, Z) float32 projections.
         second_BZ: (B, Z) of the same crops' other views.
-        temperature: Divisor of cosines.
 
     Source: Chen et al. 2020, equation 1 and algorithm 1.
     """

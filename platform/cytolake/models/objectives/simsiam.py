@@ -19,7 +19,7 @@ from cytolake.models.objectives.byol import spread
 from cytolake.models.objectives.config import SimSiamConfig
 from cytolake.models.objectives.heads import freeze_final_shift, mlp, pooled_features
 from cytolake.models.objectives.objective import Objective, View
-from cytolake.models.workers import check_several_crops, gather_rows
+from cytolake.models.workers import gather_rows
 
 
 class SimSiam(Objective):
@@ -35,10 +35,6 @@ class SimSiam(Objective):
         self.projector = mlp((model.vector_width, *inner, projected), normalised=True, normalises_output=True)
         self.predictor = mlp((projected, config.predictor_width, projected), normalised=True)
 
-    @property
-    def n_views(self) -> int:
-        return 2
-
     def forward(self, views: Sequence[View]) -> dict[str, Tensor]:
         """Losses of one minibatch.
 
@@ -49,8 +45,7 @@ class SimSiam(Objective):
         Raises:
             ValueError: Another number of views than 2, or a single crop.
         """
-        self.check_views(views)
-        check_several_crops(len(views[0].crops))
+        self.check_views(views, compares_crops=True)
         projected = [self.projector(pooled_features(self.encoder, view.crops, self.config.pooling)) for view in views]
         first, second = (self.predictor(each) for each in projected)
         loss = (negative_cosine(first, projected[1]) + negative_cosine(second, projected[0])) / 2

@@ -144,8 +144,6 @@ class ArtefactDetector:
         Args:
             examples: Labelled sites; some normal, and for a head that is not one-class some that are not.
             features: Names of the columns of their deviations.
-            config: Head and settings.
-            features_key: How the features are measured.
 
         Raises:
             DetectorError: No normal example, no spoilt one although the head needs it, or features of another length.

@@ -231,7 +231,6 @@ def compare_measured(
         encoders: Pixel statistics first.
         measured: Label of each encoder to its features of the sites: the same sites, in the same order.
         plan_id: Digest of the sites and their labels.
-        config: Heads and splits.
         progress: Called with the heads that are fitted.
 
     Raises:

@@ -83,7 +83,6 @@ class FeatureExtractor(Protocol):
 
         Args:
             sites: (C, H, W) raw counts each.
-            channels: Their stains.
             scale: Of the plate.
         """
         ...
@@ -156,7 +155,6 @@ def measure_sites(
 
     Args:
         sites: (C, H, W) raw counts each.
-        channels: Their stains.
         extractors: One or more.
         scale: Of the plate, `plate_scale`.
 

@@ -30,10 +30,8 @@ def fit_classes(train_MD: Numbers, label_M: Labels, site_M: Labels, config: Dete
     """Fit a head that separates classes.
 
     Args:
-        train_MD: Features of labelled channels.
         label_M: Classes, 0 is normal.
         site_M: Site of each channel: cross-validation leaves out sites, not channels.
-        config: Config of the detector.
     """
     if config.head in _LINEAR:
         return _fit_linear(train_MD, label_M, site_M, config)

@@ -26,7 +26,6 @@ def is_untrained(model: nn.Module, constants: Mapping[str, Tensor]) -> bool:
     """Whether a model still has every constant of its initialisation, allowing for half precision.
 
     Args:
-        model: A model with its weights loaded.
         constants: `initial_constants` of the same architecture, newly built.
 
     Returns:

@@ -130,7 +130,6 @@ def label_efficiency(
         examples: Labelled sites of at least two plates.
         groups: Plate of each site; or well, for sites of one plate.
         features: Names of the columns of their deviations.
-        config: Points, seeds and head.
         unit: What the groups are. Wells are held out by class, a share of the normal and of the spoilt ones.
 
     Raises:

@@ -26,6 +26,8 @@ RULE = "learned_artefact"
 """Rule name of the verdict on each channel of each site."""
 WELL_RULE = "learned_spoilt_sites"
 PROBABILITY, SPOILT_SHARE = "artefact_probability", "spoilt_site_share"
+WELL_SHARE = 0.5
+"""A well fails above this share of spoilt sites. Part of the qc_id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +106,6 @@ def measure_plan(
 
     Args:
         catalog: The catalog of the plan.
-        plan: Sites and their labels.
-        features: Features to measure.
         progress: Called with the parts of a plate that are measured.
         store: Folder of cached features, read and extended; None for no cache.
 
@@ -143,9 +143,7 @@ def train_detector(
     return ArtefactDetector.fit(sites.examples, sites.features, config.detector, features_key=sites.features_key)
 
 
-def judge_with_detector(
-    catalog: Catalog, detector: ArtefactDetector, progress: Progress | None = None, *, well_share: float = 0.5
-) -> str:
+def judge_with_detector(catalog: Catalog, detector: ArtefactDetector, progress: Progress | None = None) -> str:
     """Write a detector's verdicts on every plate without verdicts of it; one commit per plate.
 
     Rows of qc_verdicts: for each channel of each site the rule `learned_artefact` (value: probability that the channel
@@ -156,7 +154,6 @@ def judge_with_detector(
         catalog: The catalog to read sites from and write verdicts to.
         detector: A detector of `train_detector`.
         progress: Called after each plate.
-        well_share: A well fails above this share of spoilt sites. Part of the qc_id.
 
     Returns:
         The qc_id of the verdicts, equal for equal detectors.
@@ -170,7 +167,7 @@ def judge_with_detector(
             f"detector {detector.detector_id}: it does not say how its features are measured. Expected one of "
             "train_detector, or fit with features_key."
         )
-    qc_id = content_id("qc_detector", detector.detector_id, f"{well_share:g}")
+    qc_id = content_id("qc_detector", detector.detector_id, f"{WELL_SHARE:g}")
     with_images = catalog.table(
         "plates", columns=["plate_id"], where="reader is distinct from ?", parameters=[WELLS_ONLY]
     )
@@ -183,7 +180,7 @@ def judge_with_detector(
             measured = sites.measure(sites.site_ids)
             verdicts = detector.predict([site.deviations for site in measured])
             shared = {"qc_id": qc_id, "plate_id": plate, "judged_at": datetime.now(UTC), "reason": ""}
-            rows = [shared | row for row in _rows(detector, measured, verdicts, well_share)]
+            rows = [shared | row for row in _rows(detector, measured, verdicts)]
             catalog.append(
                 "qc_verdicts",
                 table_contract("qc_verdicts").rows(rows),
@@ -198,9 +195,7 @@ def _mask(measured: MeasuredSite, site: PlannedSite) -> Any:
     return np.array([name in site.channels for name in measured.channels]) if site.channels else None
 
 
-def _rows(
-    detector: ArtefactDetector, measured: list[MeasuredSite], verdicts: list[Verdict], well_share: float
-) -> list[dict[str, Any]]:
+def _rows(detector: ArtefactDetector, measured: list[MeasuredSite], verdicts: list[Verdict]) -> list[dict[str, Any]]:
     threshold = detector.config.threshold
     rows: list[dict[str, Any]] = []
     spoilt_of_well: dict[str, list[bool]] = defaultdict(list)
@@ -238,8 +233,8 @@ def _rows(
                 "rule": WELL_RULE,
                 "metric": SPOILT_SHARE,
                 "value": share,
-                "threshold": well_share,
-                "is_pass": share <= well_share,
+                "threshold": WELL_SHARE,
+                "is_pass": share <= WELL_SHARE,
             }
         )
     return rows

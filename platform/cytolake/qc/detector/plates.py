@@ -72,7 +72,6 @@ class PlateSites:
         """Measure the reference.
 
         Args:
-            catalog: Where the sites are.
             plate_id: Of the plate.
             key: How to measure: `encoders.features_key`.
             progress: Called with the parts done.

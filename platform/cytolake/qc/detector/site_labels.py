@@ -121,7 +121,6 @@ def simulated_labels(
     """Sites with simulated artefacts of each kind, spread over the plates.
 
     Args:
-        catalog: A catalog with sites.
         left_out: Labelled sites, which get no artefact.
         n_of_each: Sites of each kind, over all plates.
         severity: Lowest and highest.

@@ -67,7 +67,6 @@ class DetectionTask:
         Args:
             labels: `normal` or a kind of artefact, of each site.
             groups: Its plate or well.
-            seeds: Of the splits.
             held_out_share: Share of the groups in the test part; at least one, and at least one is trained on.
             unit: What the groups are. Wells are held out by class, a share of the normal and of the spoilt ones.
             is_binary: Kinds are joined to one class.

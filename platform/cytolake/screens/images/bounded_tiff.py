@@ -123,7 +123,6 @@ def check_tiff_headers(file: BinaryIO, size: int, sub_pages: Sequence[int] | Non
     """Follow the chain of pages and check what tifffile does not.
 
     Args:
-        file: The TIFF.
         size: Its length, bytes.
         sub_pages: Offsets of the SubIFDs of one page, which are checked instead of the chain.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cytolake.screens.channel_names import canonical, fold
-from cytolake.screens.plate import Plate, Problem, SiteImage
+from cytolake.screens.plate import Plate, SiteImage
 from cytolake.storage.source_folder import PathRefusedError, SourceFolder
 
 OFF = "none"
@@ -51,9 +51,7 @@ def correct_illumination(
             found[channel] = folder.find(path)
         except PathRefusedError as refused:
             problems.append(
-                Problem(
-                    screen=plate.screen,
-                    plate=plate.plate,
+                plate.problem(
                     channel=channel,
                     file=where,
                     problem="missing_illumination" if refused.problem == "missing_file" else refused.problem,

@@ -16,7 +16,7 @@ CODESTREAM_SIGNATURE = b"\xff\x4f\xff\x51"
 TILES_MAX = 4096  # OpenJPEG keeps 5.6 KB for each
 PACKETS_MAX = 2**22
 MARKERS_MAX = 2**17
-_SOT, _SOD, _EOC, _COD, _COC, _SIZ = 0xFF90, 0xFF93, 0xFFD9, 0xFF52, 0xFF53, 0xFF51
+_SOT, _SOD, _EOC, _COD, _COC = 0xFF90, 0xFF93, 0xFFD9, 0xFF52, 0xFF53
 
 
 class CutError(ValueError):

@@ -81,11 +81,7 @@ def fill_value_text(fill_value: object) -> str:
 
 
 def _problem(site: SiteImage, channel: str, found: str, next_step: str) -> Problem:
-    return Problem(
-        screen=site.screen,
-        plate=site.plate,
-        well=site.well,
-        site=site.site,
+    return site.problem(
         channel=channel,
         file=site.image_paths[0],
         problem="missing_chunk",

@@ -23,7 +23,6 @@ ARRAY_FILES = ("zarr.json", ".zarray")
 
 AXES = "tczyx"
 _LENGTH_MAX = 2**40
-_SIZES = {"u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -198,11 +198,7 @@ def _not_numbers(site: SiteImage, pixels_CHW: np.ndarray) -> list[Problem]:
         n_nan = int(np.isnan(pixels_HW).sum())
         if n_bad:
             problems.append(
-                Problem(
-                    screen=site.screen,
-                    plate=site.plate,
-                    well=site.well,
-                    site=site.site,
+                site.problem(
                     channel=channel,
                     file=path if site.reader != "files" or not site.planes else "",
                     problem="not_a_number",

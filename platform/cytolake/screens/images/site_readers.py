@@ -299,11 +299,7 @@ def refuse_site(
 ) -> NoReturn:
     """Raise a ScreenError with one problem of a site."""
     raise ScreenError(
-        Problem(
-            screen=site.screen,
-            plate=site.plate,
-            well=site.well,
-            site=site.site,
+        site.problem(
             channel=channel or (site.channels[0] if site.reader == "files" and len(site.channels) == 1 else ""),
             file=file,
             problem=problem,

@@ -113,7 +113,6 @@ def opened_stack(path: str, reader: str = "stack") -> Iterator[TiffStack | None]
     """A file of several pages; None where it is one plane, coloured, or no TIFF.
 
     Args:
-        path: Of the file.
         reader: One of `STACK_READERS`.
 
     Raises:

@@ -39,7 +39,6 @@ def list_cellvoyager_plates(
     Folders of one name in several places are imaging runs of one plate (see `acquisitions`).
 
     Args:
-        screen: Its name.
         folder: Of the screen.
         files: Paths of all its files, relative to it.
     """

@@ -66,8 +66,6 @@ def list_class_folders(
     """Plates of a folder of classes, and problems outside of plates.
 
     Args:
-        screen: Its name.
-        folder: Of the images.
         files: Paths of all its files, relative to it.
         n_plates: Plates to deal the images to where the folder has no splits; more where they do not fit.
     """

@@ -39,9 +39,7 @@ def read_harmony_channels(
     """Channels of the index of the images; empty, without a problem, if there is no index.
 
     Args:
-        folder: The screen's.
         images_folder: The folder that holds the images, relative to it; empty for itself.
-        screen: Its name.
     """
     said = HarmonyChannels(names={})
     problems: list[Problem] = []

@@ -45,7 +45,6 @@ def hold_against_listing(
 
     Args:
         read: How the layout is read.
-        screen: Its name.
         folder: Of the screen.
         files: Paths of all its files, relative to it; None where the layout does not look at them.
         plates: With images, channels named as the source has them.

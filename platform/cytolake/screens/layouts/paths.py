@@ -26,7 +26,6 @@ def list_by_paths(
     """Plates of the files whose names match, and problems outside of plates.
 
     Args:
-        screen: Its name.
         folder: Of the screen.
         rule: How names are read.
         files: Paths of all its files, relative to it.

@@ -91,8 +91,6 @@ def try_layout(
     """Look at names, and at the headers of tables that are in question. Reads no image.
 
     Args:
-        preset: The layout.
-        screen: Its name.
         folder: Of the screen.
         files: `screen_files` of it.
         index: CSV that lists the images; another name than index.csv is also taken for a table layout's one table.
@@ -148,8 +146,6 @@ def list_by_layout(
     """Plates of a screen, and problems that belong to none of them.
 
     Args:
-        preset: The layout.
-        screen: Its name.
         folder: Of the screen.
         files: `screen_files` of it; None to have it listed where the layout needs it.
         index: As for `try_layout`.

@@ -41,7 +41,6 @@ def find_tables(
     """Tables that the rule can read, and why there are none: empty where there are.
 
     Args:
-        screen: Its name.
         folder: Of the screen.
         rule: Which tables, which columns.
         files: Paths of all its files, relative to it.

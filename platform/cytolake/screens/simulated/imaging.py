@@ -91,7 +91,6 @@ def image_field(
     Args:
         rng: Source of noise, focus jitter and the artefact's details.
         stain_CYX: (C, Y, X), amount of stain, from `simulated_cells.draw_field`.
-        microscope: Staining and optics of the plate.
         brightness: Factor on the signal, as an edge well may have.
         artefact: One of `ARTEFACTS`, or empty. `empty` is drawn by leaving the cells out: nothing is done here.
         severity: 0..1, from just visible to useless.

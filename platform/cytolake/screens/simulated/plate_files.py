@@ -44,7 +44,6 @@ def simulate_screen(
     A plate becomes visible when it is whole. Plates already written for the same config are left as they are.
 
     Args:
-        config: What to simulate.
         root: Folder of screens; made where it does not exist.
         progress: Called with ("simulate", wells done, wells in all).
         executor: Where wells are drawn; as many threads as there are cores where None.
@@ -97,9 +96,10 @@ def _write_plate_map(config: SimulatedScreen, path: Path, wells: Sequence[Simula
     writer = csv.DictWriter(text, plate_map_columns(config), lineterminator="\n")
     writer.writeheader()
     writer.writerows(well.row for well in wells)
-    if path.exists() and path.read_bytes() != text.getvalue().encode("utf-8"):
+    if not path.exists():
+        write_text(path, text.getvalue())
+    elif path.read_bytes() != text.getvalue().encode("utf-8"):
         raise ScreenError(_other_config(config, str(path), "another plate map", "the plate map of this config"))
-    write_text(path, text.getvalue())
 
 
 def _written_config(config: SimulatedScreen) -> dict[str, Any]:

@@ -62,7 +62,6 @@ class CropIndex:
 
         Args:
             vector: (D,), of any length above 0.
-            k: Number of hits.
             where: SQL condition over `crops`, see `compile_where`; "" lets all crops pass. It is applied before the
                 ranking, so there are k hits whenever k crops pass.
             leave_out: Rows that are no hits, such as the query itself.

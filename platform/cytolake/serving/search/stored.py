@@ -70,7 +70,6 @@ def read_index(catalog: Catalog, representation_id: str, dim: int) -> CropIndex:
     Args:
         catalog: Where the tables are; read at their current versions.
         representation_id: The representation. One without embeddings has an index without rows.
-        dim: Width of every embedding.
 
     Raises:
         ValueError: An embedding of another width, or embeddings of crops that are not in the table crops.
