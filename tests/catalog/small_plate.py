@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,10 @@ def write_plate(folder: Path, name: str = "P1", seed: int = 0) -> Plate:
                 pixels = rng.poisson(200, (70, 100)).astype(np.uint16)
                 pixels[20:40, 30:60] += 5000
                 pixels[0, 0] = 65535
-                tifffile.imwrite(path, pixels)
+                tifffile.imwrite(image := io.BytesIO(), pixels)
+                # Of two processes that ingest one plate, none may change its files while the other reads them.
+                if not path.exists() or path.read_bytes() != image.getvalue():
+                    path.write_bytes(image.getvalue())
                 paths.append(str(path))
             place = {"screen": "S", "plate": name, "well": well, "site": site}
             sites.append(SiteImage(**place, channels=CHANNELS, reader="files", image_paths=tuple(paths)))

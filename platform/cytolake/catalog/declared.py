@@ -22,7 +22,7 @@ from cytolake.screens.declared_folder import declared_folder
 if TYPE_CHECKING:
     from cytolake.screens.layouts import LayoutPreset
 
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is 10 times as fast; not every build has it
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is 10 times as fast; not every build has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,4 +137,4 @@ def layout_presets() -> tuple[LayoutPreset, ...]:
 
 def read_declared(relative: str) -> Any:
     """The content of a YAML file of the folder catalog/."""
-    return yaml.load(declared_path(relative).read_text(encoding="utf-8"), _YAML_LOADER)
+    return yaml.load(declared_path(relative).read_text(encoding="utf-8"), _SafeLoader)
