@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 TUTORIAL = PAGES / "tutorial.md"
 
-DEMO_REPRESENTATION = "ff661cba84a690e3188f12ad41cd363a"
+DEMO_REPRESENTATION = "0f633e68149f60bc709c4b66dea693fa"
 """The promoted representation's id that the tutorial shows; the catalog of a test has another."""
 
 
