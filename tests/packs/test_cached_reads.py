@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,16 @@ def numbers(*values: int) -> np.ndarray:
 
 
 @pytest.fixture
-def content(tmp_path: Path) -> bytes:
-    (tmp_path / "file").write_bytes(np.random.default_rng(0).bytes(1000))
-    return (tmp_path / "file").read_bytes()
+def content() -> bytes:
+    return np.random.default_rng(0).bytes(1000)
 
 
 @pytest.fixture
-def descriptor(tmp_path: Path, content: bytes):
-    opened = os.open(tmp_path / "file", os.O_RDONLY)
-    yield opened
-    os.close(opened)
+def descriptor(checkout: Path, content: bytes):
+    """Of a file on the checkout's disk: a file system in memory, as tests may have for theirs, has no such reads."""
+    with tempfile.TemporaryFile(dir=checkout, buffering=0) as file:
+        file.write(content)
+        yield file.fileno()
 
 
 def test_each_piece_of_memory_gets_its_bytes_and_the_rest_stays(content, descriptor):
