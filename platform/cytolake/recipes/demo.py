@@ -1,4 +1,4 @@
-"""The demo: a simulated Cell Painting screen, a small masked autoencoder, four to five minutes on two cores in fp32."""
+"""The demo: a simulated Cell Painting screen, a small masked autoencoder, five to six minutes on two cores in fp32."""
 
 from __future__ import annotations
 
