@@ -119,12 +119,15 @@ def test_a_forked_process_has_a_database_of_its_own(catalog):
 def test_after_an_internal_error_of_duckdb_the_next_query_has_another_database(catalog, monkeypatch):
     with monkeypatch.context() as patch:
         broken = MagicMock()
-        broken.cursor().__enter__().sql.side_effect = duckdb.FatalException("database has been invalidated")
+        for work in ("sql", "execute"):
+            getattr(broken.cursor().__enter__(), work).side_effect = duckdb.FatalException("has been invalidated")
         broken.cursor().__exit__.return_value = False
         patch.setattr(duckdb, "connect", lambda *_, **__: broken)
         query_module._database.cache_clear()
         with pytest.raises(CatalogError, match="has been invalidated"):
             run_query(ParsedQuery(text="SELECT 1", tables=frozenset()), {})
+        with pytest.raises(duckdb.FatalException):
+            parse_query("SELECT 1 AS not_parsed_before")
     assert catalog.sql("SELECT 1 AS n").to_pylist() == [{"n": 1}]
 
 

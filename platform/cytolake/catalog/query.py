@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,7 +45,7 @@ def parse_query(text: str) -> ParsedQuery:
     Raises:
         CatalogError: Not SQL, several statements, a statement other than SELECT, or a forbidden function.
     """
-    with _database(os.getpid()).cursor() as parser:
+    with _connection() as parser:
         serialised = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchone()
     tree: dict[str, Any] = json.loads(serialised[0]) if serialised else {"error": True}
     if tree["error"]:
@@ -85,19 +86,28 @@ def run_query(query: ParsedQuery, relations: Mapping[str, Any], parameters: Para
     """
     import duckdb
 
-    with _database(os.getpid()).cursor() as connection:  # what is registered is seen by this connection alone
-        for name, relation in relations.items():
-            connection.register(name, relation)
-        try:
-            relation = connection.sql(query.text, params=None if parameters is None else _plain_lists(parameters))
-            found: pa.Table = relation.to_arrow_table()
-        except duckdb.Error as error:
-            if isinstance(error, duckdb.FatalException | duckdb.InternalException):
-                _database.cache_clear()  # DuckDB refuses all further queries of a database after such an error
-            raise CatalogError(
-                f"query failed: {error}. The catalog has the tables {', '.join(table_names())}."
-            ) from error
+    try:
+        with _connection() as connection:
+            for name, relation in relations.items():
+                connection.register(name, relation)
+            result = connection.sql(query.text, params=None if parameters is None else _plain_lists(parameters))
+            found: pa.Table = result.to_arrow_table()
+    except duckdb.Error as error:
+        raise CatalogError(f"query failed: {error}. The catalog has the tables {', '.join(table_names())}.") from error
     return _plain(found)
+
+
+@contextmanager
+def _connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to the database of this process; what is registered in it is seen by it alone."""
+    import duckdb
+
+    try:
+        with _database(os.getpid()).cursor() as connection:
+            yield connection
+    except (duckdb.FatalException, duckdb.InternalException):
+        _database.cache_clear()  # DuckDB refuses all further work of a database after such an error
+        raise
 
 
 @cache

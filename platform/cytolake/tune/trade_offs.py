@@ -161,7 +161,7 @@ def trade_offs(
             f"class {classes[k]} has no recall at value {values[s]:g}, training {r}: it has no crops in the test part. "
             "Leave the class out, or hold out other plates."
         )
-    found = trend(recall_SRK, n_permutations, 0)
+    found = trend(recall_SRK, n_permutations)
     rising, falling = (_q_of_direction(found.p_value, sign * found.correlation) for sign in (1, -1))
     q_values = np.where(found.correlation < 0, falling, rising)
     spearman = _spearman(recall_SRK)
@@ -183,10 +183,10 @@ def trade_offs(
         )
         for k, name in enumerate(classes)
     ]
-    best = best_value(recall_SRK.mean(axis=2), n_permutations, 0)
+    best = best_value(recall_SRK.mean(axis=2), n_permutations)
     return TradeOffs(
         classes=effects,
-        gap=gap_against_chance(recall_SRK, n_permutations, 0),
+        gap=gap_against_chance(recall_SRK, n_permutations),
         best=float(values[best.place]),
         best_gain=best.gain,
         best_p_value=best.p_value,
