@@ -89,6 +89,13 @@ def fit_umap(features_MD: NDArray[np.float32], *, min_dist: float = 0.1, init: s
     return reducer.fit(features_MD)
 
 
+def compile_umap() -> None:
+    """Fit and transform a few points, so that no later process compiles: for the end of an installation."""
+    points = np.random.default_rng(0).standard_normal((40, 4), np.float32)
+    umap_points(points, n_fitted=30)
+    fit_umap(points)
+
+
 @cache
 def _keep_compiled() -> None:
     """Let numba keep UMAP's compiled functions on disk: 8 s of compilation are then 0.3 s in all later processes."""
