@@ -14,7 +14,16 @@ import yaml
 import cytolake.catalog
 from cytolake.catalog import Catalog, CatalogError, table_contract
 from cytolake.catalog.declared import declared_path
-from cytolake.curation.curate import CurateConfig, Curation, CurationError, curate, curation_spec, qc_of_curation
+from cytolake.curation.curate import (
+    CurateConfig,
+    Curation,
+    CurationError,
+    curate,
+    curation_spec,
+    newest_run,
+    qc_of_curation,
+    qc_of_run,
+)
 from cytolake.curation.rules import ForegroundStep, QcStep
 from cytolake.qc.metrics import METRICS
 from cytolake.qc.verdicts import QcConfig, judge_sites
@@ -132,6 +141,39 @@ def test_another_rule_or_another_plate_is_another_curation_of_pinned_tables(cata
     (run_row,) = catalog.table("curation_runs", where=f"curation_id = '{first.curation_id}'").to_pylist()
     assert run_row["table_versions"] == row["table_versions"]
     assert json.loads(run_row["spec"])["steps"] == [{"rule": "foreground", "min_share": 0.05}]
+
+
+def test_later_stages_work_on_what_curate_found_last(catalog, run, tmp_path):
+    """Also where rules were changed and changed back: that curation is older than the one in between."""
+    config = CurateConfig(name="tried", folder=str(tmp_path))
+    (tmp_path / "tried.yaml").write_text("min_foreground_share: 0.05\n")
+    assert newest_run(catalog, config) is None
+    first, second = run(min_foreground_share=0.05), run(max_crops_per_perturbation=5)
+    assert newest_run(catalog, config)[0]["curation_id"] == second.curation_id
+    before = catalog.versions()
+    assert run(min_foreground_share=0.05) == first
+    row, is_current = newest_run(catalog, config)
+    assert (row["curation_id"], is_current) == (first.curation_id, True)
+    (tmp_path / "tried.yaml").write_text("min_foreground_share: 0.07\n")
+    row, is_current = newest_run(catalog, config)
+    assert (row["curation_id"], is_current) == (second.curation_id, False)  # curated last, by other rules
+    assert catalog.versions() == before
+
+
+def test_the_verdicts_of_a_curation_are_those_it_excluded_by_whatever_its_file_says_now(catalog, run, tmp_path):
+    config = CurateConfig(name="tried", folder=str(tmp_path))
+    run(qc={"profile": "default"})
+    judged = catalog.versions()
+    (tmp_path / "tried.yaml").write_text("qc: {profile: gross}\n")
+    row, is_current = newest_run(catalog, config)
+    assert not is_current
+    assert qc_of_run(row) == judge_sites(catalog, QcConfig(profile="default"))
+    assert catalog.versions() == judged
+    run(qc={"profile": "gross"})
+    row, is_current = newest_run(catalog, config)
+    assert is_current
+    assert qc_of_run(row) == judge_sites(catalog, QcConfig(profile="gross"))
+    assert qc_of_run({"spec": run(min_foreground_share=0.0) and newest_run(catalog, config)[0]["spec"]}) == ""
 
 
 def test_failed_channels_exclude_by_the_profile_and_reports_count_each_rule(catalog, run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.benchmark.leaderboard import LeaderboardFilter, leaderboard
+from cytolake.catalog.declared import declared_path
 from cytolake.cli.main import app
 from cytolake.pipeline import stages
 from cytolake.pipeline.config import PipelineConfig
@@ -164,6 +166,26 @@ def test_a_second_run_and_each_stage_alone_write_nothing_to_the_tables(copied, r
     assert pages_of(Path(copied.root)).keys() == pages.keys()
     assert catalog.versions() == before
     assert resolve_alias(copied.tracking.at(copied.root), "champion").version == version
+
+
+def test_a_report_shows_the_verdicts_that_excluded_crops_and_judges_nothing(
+    golden_copy, tmp_path, ray_in_process, without_maps, monkeypatch
+):
+    config = golden_config(golden_copy)
+    (tmp_path / "default.yaml").write_text(declared_path("curation/default.yaml").read_text())
+    text = (tmp_path / "default.yaml").read_text()
+    assert "profile: default" in text
+    (tmp_path / "default.yaml").write_text(text.replace("profile: default", "profile: gross"))
+    config = dataclasses.replace(config, curate=dataclasses.replace(config.curate, folder=str(tmp_path)))
+    shown = []
+    monkeypatch.setattr(stages, "write_qc_page", lambda catalog, qc_id, folder: shown.append(qc_id))
+    before = cytolake.catalog.open(golden_copy).versions()
+    printed = run(stages.report, config)
+    catalog = cytolake.catalog.open(golden_copy)
+    assert catalog.versions() == before
+    (spec,) = catalog.table("curation_runs")["spec"].to_pylist()
+    assert shown == [json.loads(spec)["steps"][0]["qc_id"]]
+    assert "its rules were changed since its newest run" in printed
 
 
 @pytest.mark.slow

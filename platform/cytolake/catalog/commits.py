@@ -21,6 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.opened import opened
 from cytolake.storage.files import delta_options
 
 Rows: TypeAlias = "pa.Table | Callable[[], Iterator[pa.Table]]"
@@ -90,19 +91,30 @@ def create_table(path: str, contract: TableContract) -> DeltaTable:
 
 
 def open_table(path: str, version: int | None = None) -> DeltaTable | None:
-    """The table at its newest or the given version; None where nothing was created yet.
+    """The table at its newest or the given version, for reading; None where nothing was created yet.
 
     Raises:
         CatalogError: The table has no such version.
     """
-    if not DeltaTable.is_deltatable(path, delta_options(path)):
-        return None
     try:
-        return _open(path, version)
+        return opened(path, version)
     except DeltaError as error:
         newest = _open(path).version()
         name = path.rsplit("/", 1)[-1]
         raise CatalogError(f"table {name}: no readable version {version}. There are 0 to {newest}.") from error
+
+
+def open_to_write(path: str, contract: TableContract) -> DeltaTable:
+    """The newest version, of this caller alone. The table, or a column that this version of cytolake added, is created
+    where it is missing.
+
+    Raises:
+        CatalogError: See `create_table`.
+    """
+    table = _open(path) if DeltaTable.is_deltatable(path, delta_options(path)) else None
+    if table is None or not set(contract.schema.names) <= {field.name for field in table.schema().fields}:
+        return create_table(path, contract)
+    return table
 
 
 def commit_rows(
@@ -194,9 +206,9 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
     """
     predicate = _one_of(column, sorted(values))
     for attempt in range(ATTEMPTS):
-        table = open_table(path)
-        if table is None:
+        if open_table(path) is None:
             return 0
+        table = _open(path)
         try:
             if table.to_pyarrow_dataset().count_rows(filter=pc.field(column).isin(sorted(values))) == 0:
                 return 0
@@ -214,8 +226,9 @@ def delete_rows(path: str, column: str, values: Collection[str], *, forget: Coll
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open(path: str, version: int | None = None) -> DeltaTable:
-    return DeltaTable(path, version=version, storage_options=delta_options(path))
+def _open(path: str) -> DeltaTable:
+    """The newest version, which the caller may change."""
+    return DeltaTable(path, storage_options=delta_options(path))
 
 
 def _write(

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from pyarrow.fs import LocalFileSystem
 
-from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table
+from cytolake.catalog.commits import Rows, commit_rows, create_table, open_table, open_to_write
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.opened import keep
 from cytolake.catalog.plate_commits import PlateCommits
 from cytolake.catalog.query import Parameters, parse_query, run_query
 from cytolake.catalog.visibility import (
@@ -369,11 +370,10 @@ class Catalog(PlateCommits):
         contract = table_contract(name)
         if self.pinned is not None:
             raise CatalogError(f"table {name}: this catalog is pinned to old versions. Write to `open(root)`.")
-        path = self._path(name)
-        table = open_table(path)
-        if table is None or not set(contract.schema.names) <= {field.name for field in table.schema().fields}:
-            table = create_table(path, contract)  # a table or column that this version of cytolake added
-        return commit_rows(table, contract, rows, **how)
+        table = open_to_write(self._path(name), contract)
+        is_committed = commit_rows(table, contract, rows, **how)
+        keep(self._path(name), table)
+        return is_committed
 
     def _path(self, name: str) -> str:
         return f"{self.place}/tables/{name}"

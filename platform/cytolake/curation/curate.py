@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cytolake.catalog.content import content_of
 from cytolake.catalog.declared import declared_path, table_contract
 from cytolake.catalog.ids import content_id
+from cytolake.catalog.stale import corrected_since
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules import RULES, Candidates, CapStep, CurationError, ForegroundStep, QcStep, Rule, WhereStep
 from cytolake.qc.verdicts import DEFAULT_PROFILE, Progress, QcConfig
@@ -182,8 +183,11 @@ def curate(
         CurationError: The curation would keep no crop; names the number of crops each rule excludes. Nothing is
             written.
     """
-    spec = _with_modalities(curation_spec(config), modalities)
-    spec = dataclasses.replace(spec, steps=tuple(step.prepared(catalog, spec.name, progress) for step in spec.steps))
+    declared = _with_modalities(curation_spec(config), modalities)
+    spec = _resolved(declared, catalog)
+    for step in declared.steps:
+        if isinstance(step, QcStep):
+            step.judge(catalog, progress)
     tables = {*TABLES_READ, *(table for step in spec.steps for table in step.tables)}
     versions = {name: version for name, version in catalog.versions().items() if name in tables}
     rules = spec.as_json()
@@ -213,6 +217,46 @@ def curate(
         )
     _write(catalog, curation, candidates, reasons, details, rules, json.dumps(versions, sort_keys=True))
     return curation
+
+
+def newest_run(
+    catalog: Catalog, config: CurateConfig, *, modalities: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], bool] | None:
+    """The run of a curation that later stages work on. Writes nothing.
+
+    Rules or labels that were changed and changed back are those of an earlier run, which `curate` finds again.
+
+    Args:
+        catalog: The catalog with the runs.
+        config: The spec.
+        modalities: As for `curate`.
+
+    Returns:
+        The newest run of the spec as it is declared now, of labels and pixels as they are now, and true. Where none has
+        these rules, the newest of the name, and false. None where there is none of the name.
+
+    Raises:
+        CatalogError: The spec is invalid.
+    """
+    runs = catalog.table("curation_runs", where="curation = ?", parameters=[config.name])
+    ordered = runs.sort_by([("curated_at", "descending"), ("curation_id", "ascending")]).to_pylist()
+    if not ordered:
+        return None
+    rules = _resolved(_with_modalities(curation_spec(config), modalities), catalog).as_json()
+    same = [run for run in ordered if run["spec"] == rules]
+    some = same or ordered
+    current = (run for run in some if not corrected_since(catalog, json.loads(run["table_versions"])))
+    return next(current, some[0]), bool(same)
+
+
+def qc_of_run(run: Mapping[str, Any]) -> str:
+    """The qc_id of the verdicts that a run, a row of `curation_runs`, excluded by; empty for none."""
+    steps = json.loads(run["spec"])["steps"]
+    return next((step["qc_id"] for step in steps if step["rule"] == QcStep.rule), "")
+
+
+def _resolved(spec: CurationSpec, catalog: Catalog) -> CurationSpec:
+    return dataclasses.replace(spec, steps=tuple(step.resolved(catalog, spec.name) for step in spec.steps))
 
 
 def _is_of(run: dict[str, Any], versions: dict[str, int]) -> bool:

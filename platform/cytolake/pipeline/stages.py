@@ -108,7 +108,7 @@ def benchmark(config: PipelineConfig, console: Console) -> None:
 
 
 def report(config: PipelineConfig, console: Console) -> None:
-    """Write the pages of QC, report and leaderboard again, from what the tables hold."""
+    """Write the pages of QC, report and leaderboard again, from what the tables hold; writes no table."""
     with _steps(config, console) as steps:
         pack = steps.newest_pack()
         trained = steps.finished_run(pack)
@@ -125,7 +125,7 @@ def report(config: PipelineConfig, console: Console) -> None:
                 f"report shows[/], {choice.representation_id}. `cytolake promote` moves it."
             )
             card = None
-        qc_id = steps.judge()
+        qc_id = steps.qc_of_curation()
         write_qc_page(steps.catalog, qc_id, steps.catalog.root / REPORT_FOLDER)
         steps.report(pack.curation_id, qc_id, trained, ids, choice, steps.compare(ids, choice), card)
         steps.leaderboard_page(pack)

@@ -27,7 +27,7 @@ from cytolake.catalog import Catalog
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.representations import ALIGNED, EXTERNAL
 from cytolake.catalog.stale import check_curation, stale_artefacts
-from cytolake.curation.curate import Curation, qc_of_curation
+from cytolake.curation.curate import Curation, newest_run, qc_of_curation, qc_of_run
 from cytolake.curation.curate import curate as choose_crops
 from cytolake.embed.extract import embed_pack
 from cytolake.packs.build import build_pack, find_built_pack
@@ -37,7 +37,7 @@ from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.label_curve import has_label_curve, measure_label_curve
 from cytolake.pipeline.progress import Report, stage_progress
 from cytolake.pipeline.summaries import choice_facts, mlflow_command, print_caveats, program, serve_command
-from cytolake.qc.verdicts import Progress, judge_sites
+from cytolake.qc.verdicts import Progress, judge_sites, qc_profile
 from cytolake.reports.choice_text import objective_text
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.reports.leaderboard_page import leaderboard_text, write_leaderboard
@@ -80,7 +80,7 @@ def stage_report(name: str, console: Console) -> Iterator[StageReport]:
 
 
 def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool = False) -> Pack:
-    """The pack of the newest curation that has the recipe's name. Builds none: a pack may be terabytes.
+    """The pack of the recipe's curation, see `newest_run`. Builds none: a pack may be terabytes.
 
     Args:
         for_training: The pack that `pretrain` takes: without the plates that are held out of pretraining.
@@ -90,12 +90,8 @@ def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool =
         CatalogError: Labels or pixels of its plates were corrected since.
     """
     name = config.curate.name
-    found = catalog.sql(
-        "select curation_id from curations where curation = $name "
-        "group by curation_id order by max(curated_at) desc limit 1",
-        parameters={"name": name},
-    ).to_pylist()
-    if not found:
+    found = newest_run(catalog, config.curate, modalities=config.qc.modalities)
+    if found is None:
         raise MissingInputError(
             f"{config.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root first."
         )
@@ -217,13 +213,36 @@ class Steps:
             stage.outcome = f"AUROC {most.value:.3f} with {most.n_labels} labels of each class{simulated}"
 
     def newest_pack(self) -> Pack:
-        """The pack of the newest curation that has the recipe's name.
+        """The pack of the recipe's curation, see `newest_run`; prints where the curation has other rules by now.
 
         Raises:
             MissingInputError: The catalog has none.
             CatalogError: Labels or pixels of its plates were corrected since.
         """
-        return built_pack(self.config, self.catalog)
+        config = self.config
+        pack = built_pack(config, self.catalog)
+        run, is_current = newest_run(self.catalog, config.curate, modalities=config.qc.modalities) or ({}, True)
+        if not is_current:
+            self.console.print(
+                f"[yellow]curation {escape(config.curate.name)}: its rules were changed since its newest run[/], "
+                f"{run['curation_id'][:12]}, which is used here. `cytolake curate` applies them."
+            )
+        return pack
+
+    def qc_of_curation(self) -> str:
+        """The qc_id of the verdicts that the recipe's curation excluded by.
+
+        Raises:
+            MissingInputError: There is no such curation, or it excludes by none and no site was judged.
+        """
+        config = self.config
+        found = newest_run(self.catalog, config.curate, modalities=config.qc.modalities)
+        qc_id = qc_of_run(found[0]) if found else ""
+        qc_id = qc_id or qc_profile(config.qc.profile, config.qc.modalities).qc_id
+        judged = "select 1 from qc_verdicts where qc_id = $qc_id limit 1"
+        if not self.catalog.sql(judged, parameters={"qc_id": qc_id}).num_rows:
+            raise MissingInputError(f"{config.root_path}: no verdicts of the recipe's QC. Run `cytolake curate` first.")
+        return qc_id
 
     def training_pack(self, pack: Pack) -> Pack:
         """The pack to train on: without the plates that are held out of pretraining too. Built where it is missing."""

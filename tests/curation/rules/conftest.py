@@ -14,7 +14,7 @@ import pytest
 
 from cytolake.catalog import Catalog
 from cytolake.curation.curate import StepReport, all_candidates, apply_rules, parse_steps
-from cytolake.curation.rules import Candidates
+from cytolake.curation.rules import Candidates, QcStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,15 @@ def run(crops):
     """Apply rules, given as in a spec, to all crops of a catalog."""
 
     def apply(catalog: Catalog, *steps: dict, seed: int = 0) -> Applied:
-        prepared = [step.prepared(catalog, "tried", None) for step in parse_steps(list(steps), Path("tried.yaml"))]
+        declared = parse_steps(list(steps), Path("tried.yaml"))
+        resolved = [step.resolved(catalog, "tried") for step in declared]
+        for step in declared:
+            if isinstance(step, QcStep):
+                step.judge(catalog, None)
         table = crops(catalog)
         candidates = Candidates(
             name="tried", catalog=catalog, crops=table, kept=np.ones(table.num_rows, np.bool_), seed=seed
         )
-        return Applied(candidates, *apply_rules(candidates, prepared))
+        return Applied(candidates, *apply_rules(candidates, resolved))
 
     return apply

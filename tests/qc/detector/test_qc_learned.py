@@ -149,7 +149,7 @@ def test_judging_that_was_cut_off_goes_on_to_the_same_verdicts(labelled, judged,
 
 def test_a_curation_can_leave_out_what_a_detector_fails(judged):
     qc_id = judged.table("qc_verdicts").column("qc_id")[0].as_py()
-    step = QcStep(qc_id=qc_id).prepared(judged, "test", None)
+    step = QcStep(qc_id=qc_id).resolved(judged, "test")
     failed = judged.sql("SELECT DISTINCT site_id FROM qc_verdicts WHERE NOT is_pass AND level = 'site'").column(0)
     assert sorted(step._failed(judged, "site").column("site_id").to_pylist()) == sorted(failed.to_pylist())
 

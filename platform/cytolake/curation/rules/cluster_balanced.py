@@ -47,7 +47,7 @@ class ClusterBalancedStep(Rule):
         some = self.max_crops is not None or self.max_crops_per_cluster is not None
         check_field(self, "max_crops", some, "a number here or in max_crops_per_cluster")
 
-    def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> ClusterBalancedStep:
+    def resolved(self, catalog: Catalog, curation: str) -> ClusterBalancedStep:
         found = find_representation(catalog, self.representation, of=self.of, not_of=curation)
         return replace(self, representation=found["representation_id"])
 

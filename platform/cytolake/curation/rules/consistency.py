@@ -55,7 +55,7 @@ class ConsistencyStep(Rule):
         check_field(self, "n_draws", self.n_draws >= 100, "100 or more")
         check_field(self, "alpha", 1 / (1 + self.n_draws) < self.alpha <= 1, "more than 1 / (1 + n_draws), at most 1")
 
-    def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> ConsistencyStep:
+    def resolved(self, catalog: Catalog, curation: str) -> ConsistencyStep:
         found = [
             find_representation(catalog, name, of=self.of, not_of=curation)["representation_id"]
             for name in self.representations

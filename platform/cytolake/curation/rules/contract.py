@@ -117,8 +117,8 @@ class Rule(ABC):
     tables: ClassVar[tuple[str, ...]] = ()
     """Tables that the rule reads in addition to crops, plates, sites and wells."""
 
-    def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> Self:
-        """The rule with names replaced by the ids that they currently stand for; judges sites where needed."""
+    def resolved(self, catalog: Catalog, curation: str) -> Self:
+        """The rule with names replaced by the ids that they currently stand for. Writes nothing."""
         return self
 
     @abstractmethod

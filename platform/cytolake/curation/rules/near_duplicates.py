@@ -40,7 +40,7 @@ class NearDuplicatesStep(Rule):
         check_field(self, "min_cosine", 0 < self.min_cosine <= 1, "more than 0, at most 1")
         check_field(self, "n_clusters", self.n_clusters is None or self.n_clusters >= 1, "1 or more, or nothing")
 
-    def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> NearDuplicatesStep:
+    def resolved(self, catalog: Catalog, curation: str) -> NearDuplicatesStep:
         found = find_representation(catalog, self.representation, of=self.of, not_of=curation)
         return replace(self, representation=found["representation_id"])
 

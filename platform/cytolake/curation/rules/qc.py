@@ -42,7 +42,7 @@ class QcStep(Rule):
             self, "levels", set(self.levels) <= {"site", "well", "plate"} and bool(self.levels), "site, well, plate"
         )
 
-    def prepared(self, catalog: Catalog, curation: str, progress: Progress | None) -> QcStep:
+    def resolved(self, catalog: Catalog, curation: str) -> QcStep:
         if self.qc_id:
             known = _qc_rules(catalog, self.qc_id)
             if not known:
@@ -52,9 +52,14 @@ class QcStep(Rule):
                 )
             self._check_rules(known, curation, f"qc_id {self.qc_id}")
             return self
-        profile = qc_profile(self.profile)
+        profile = qc_profile(self.profile, self.modalities)
         self._check_rules({rule.name for rule in profile.rules}, curation, f"profile {self.profile}")
-        return replace(self, qc_id=judge_sites(catalog, self.qc, progress))
+        return replace(self, qc_id=profile.qc_id)
+
+    def judge(self, catalog: Catalog, progress: Progress | None) -> None:
+        """Write verdicts of the profile on every plate that has none."""
+        if not self.qc_id:
+            judge_sites(catalog, self.qc, progress)
 
     @property
     def qc(self) -> QcConfig:
