@@ -46,13 +46,13 @@ def test_the_tables_hold_the_predicted_numbers():
 
 def test_a_resnet_has_no_plan_for_sharding_and_a_knob_without_effect_a_warning():
     config = PretrainConfig(
-        model=ModelConfig(architecture="resnet", channels=STAINS[:3], crop_size=32),
+        model=ModelConfig(architecture="resnet", channels=STAINS[:3], crop_size=8),
         objective=ObjectiveConfig(name="moco_v3"),
         augment=AugmentConfig(gain=1.5),
         minibatch_size=512,
         epochs=200,
     )
     text = printed(dry_run(config, n_crops=50_000))
-    assert "resnet18 with a small stem, 3 stains, crops of 32 px" in text
+    assert "resnet18 with a small stem, 3 stains, crops of 8 px" in text
     assert "FSDP" not in text
     assert "augment.gain changes nothing that the encoder gets" in text

@@ -94,6 +94,7 @@ def test_blocks_of_the_resnet_are_probed_on_held_out_images(catalog):
     assert all(np.isfinite(score["value"]) for score in scores)
 
 
+@pytest.mark.slow
 def test_a_study_trains_and_probes_on_them(config, catalog):
     printed = run(stages.study, config)
     assert "3 trainings" in printed

@@ -72,8 +72,7 @@ def losses(runs: Path) -> list[dict[str, float]]:
     ("objective", "model"),
     [
         *((each, TRANSFORMER) for each in OBJECTIVES),
-        pytest.param(ON_RESNET[0], RESNET, marks=pytest.mark.slow),
-        (ON_RESNET[1], RESNET),  # statistics of a batch normalisation, a teacher and a queue
+        *(pytest.param(each, RESNET, marks=pytest.mark.slow) for each in ON_RESNET),  # statistics of a batch normalisation, a teacher and a queue
     ],
     ids=lambda each: getattr(each, "name", "") or each.architecture,
 )

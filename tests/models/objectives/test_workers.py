@@ -21,7 +21,7 @@ from cytolake.models.workers import check_several_crops, gather_rows, mean_over_
 
 N_CROPS = 6
 ON_RESNET = " on a resnet"
-NAMES = (*CONFIGS, f"byol{ON_RESNET}", f"moco_v2_plus{ON_RESNET}")
+NAMES = (*CONFIGS, f"moco_v2_plus{ON_RESNET}")
 
 
 def test_two_workers_are_one(tmp_path):
