@@ -1,4 +1,4 @@
-"""Maps of embeddings: PCA against scikit-learn's is tested with the explorer; UMAP itself compiles for a minute."""
+"""Maps of embeddings; PCA against scikit-learn's is tested with the explorer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ def assert_kinds_are_together(points, kind):
     assert (nearest == kind).mean() > 0.95
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_transformed", [1000, 0])
-def test_umap_puts_rows_of_one_kind_together_fitted_or_not(n_transformed):
-    """Most rows are placed after the fit, by transform or at the mean of their neighbours."""
+@pytest.mark.parametrize(("n_fitted", "n_transformed"), [(90, 1000), (90, 0), (240, 1000)])
+def test_umap_puts_rows_of_one_kind_together_fitted_or_not(n_fitted, n_transformed):
+    """Most rows are placed after the fit, by transform or at the mean of their neighbours; or all are fitted."""
     kind, vectors = three_kinds()
-    points = umap_points(vectors, n_fitted=90, n_transformed=n_transformed)
+    points = umap_points(vectors, n_fitted=n_fitted, n_transformed=n_transformed)
     assert_kinds_are_together(points, kind)
-    np.testing.assert_array_equal(points, umap_points(vectors, n_fitted=90, n_transformed=n_transformed))
+    np.testing.assert_array_equal(points, umap_points(vectors, n_fitted=n_fitted, n_transformed=n_transformed))
 
 
 @pytest.mark.parametrize("n_transformed", [1000, 0])

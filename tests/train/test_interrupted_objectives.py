@@ -72,7 +72,9 @@ def losses(runs: Path) -> list[dict[str, float]]:
     ("objective", "model"),
     [
         *((each, TRANSFORMER) for each in OBJECTIVES),
-        *(pytest.param(each, RESNET, marks=pytest.mark.slow) for each in ON_RESNET),  # statistics of a batch normalisation, a teacher and a queue
+        *(
+            pytest.param(each, RESNET, marks=pytest.mark.slow) for each in ON_RESNET
+        ),  # statistics of a batch normalisation, a teacher and a queue
     ],
     ids=lambda each: getattr(each, "name", "") or each.architecture,
 )

@@ -9,6 +9,7 @@ Shapes: M rows, D width of the vector, K principal components.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -57,14 +58,16 @@ def umap_points(
     if n < 4:  # fewer than UMAP can lay out
         return _pad(components_MK, 2)
     sample = np.sort(np.random.default_rng(seed).permutation(n)[:n_fitted])
-    reducer = fit_umap(components_MK[sample], init="pca" if len(sample) > 10 else "random", seed=seed)
+    others = np.setdiff1d(np.arange(n), sample, assume_unique=True)
+    init = "pca" if len(sample) > 10 else "random"
+    transforms = 0 < len(others) and n <= n_transformed
+    reducer = fit_umap(components_MK[sample], init=init, seed=seed, transforms=transforms)
     points_M2 = np.empty((n, 2), np.float32)
     points_M2[sample] = reducer.embedding_
     progress(0.5)
-    others = np.setdiff1d(np.arange(n), sample, assume_unique=True)
     if not len(others):
         return points_M2
-    place = reducer.transform if n <= n_transformed else _by_neighbours(components_MK[sample], points_M2[sample])
+    place = reducer.transform if transforms else _by_neighbours(components_MK[sample], points_M2[sample])
     for start in range(0, len(others), CHUNK):
         rows = others[start : start + CHUNK]
         points_M2[rows] = place(components_MK[rows])
@@ -72,7 +75,14 @@ def umap_points(
     return points_M2
 
 
-def fit_umap(features_MD: NDArray[np.float32], *, min_dist: float = 0.1, init: str = "spectral", seed: int = 0) -> Any:
+def fit_umap(
+    features_MD: NDArray[np.float32],
+    *,
+    min_dist: float = 0.1,
+    init: str = "spectral",
+    seed: int = 0,
+    transforms: bool = False,
+) -> Any:
     """A fitted `umap.UMAP` of 15 neighbours; `embedding_` is (M, 2) float32.
 
     Args:
@@ -80,19 +90,33 @@ def fit_umap(features_MD: NDArray[np.float32], *, min_dist: float = 0.1, init: s
         min_dist: Least distance of points on the map, in its units.
         init: Start of the layout: `spectral`, `pca` or `random`.
         seed: Of the layout, which runs on one thread so that it can be repeated.
+        transforms: Whether its `transform` will be called. Without it neighbours are exact, and found several times as
+            fast: UMAP's own search calls a Python function for each pair of up to 4,096 rows, and beyond that compiles
+            an approximate index first.
     """
     import umap
+    from sklearn.neighbors import NearestNeighbors
 
     _keep_compiled()
     n_neighbours = min(N_NEIGHBOURS, len(features_MD) - 1)
-    reducer = umap.UMAP(n_neighbors=n_neighbours, min_dist=min_dist, init=init, random_state=seed, n_jobs=1)
-    return reducer.fit(features_MD)
+    options: dict[str, Any] = {}
+    if not transforms:
+        search = NearestNeighbors(n_neighbors=n_neighbours, algorithm="brute").fit(features_MD)
+        distances, indices = search.kneighbors(features_MD)
+        options = {"precomputed_knn": (indices, distances), "force_approximation_algorithm": True}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn", category=UserWarning)  # without an index
+        reducer = umap.UMAP(
+            n_neighbors=n_neighbours, min_dist=min_dist, init=init, random_state=seed, n_jobs=1, **options
+        )
+        return reducer.fit(features_MD)
 
 
 def compile_umap() -> None:
     """Fit and transform a few points, so that no later process compiles: for the end of an installation."""
     points = np.random.default_rng(0).standard_normal((40, 4), np.float32)
     umap_points(points, n_fitted=30)
+    umap_points(points)
     fit_umap(points)
 
 

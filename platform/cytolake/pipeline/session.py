@@ -71,6 +71,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         arguments["runtime_env"] = {"env_vars": variables}
         inherited = {}
     else:
+        # One machine of one's own is not preempted; the watcher would be one more process for each training.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Workers of a local Ray inherit its environment. A runtime environment would cost 2 s: Ray throws away the
         # workers that it has started ahead, which lack it.
         before = os.environ.get("PYTHONPATH")
