@@ -60,7 +60,7 @@ def umap_points(
     sample = np.sort(np.random.default_rng(seed).permutation(n)[:n_fitted])
     others = np.setdiff1d(np.arange(n), sample, assume_unique=True)
     init = "pca" if len(sample) > 10 else "random"
-    transforms = 0 < len(others) and n <= n_transformed
+    transforms = len(others) > 0 and n <= n_transformed
     reducer = fit_umap(components_MK[sample], init=init, seed=seed, transforms=transforms)
     points_M2 = np.empty((n, 2), np.float32)
     points_M2[sample] = reducer.embedding_
