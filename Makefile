@@ -49,9 +49,10 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-# Strict: a broken link or reference fails. Nothing is read from a network, here or by the built pages.
+# Strict: a broken link or reference fails; not with --quiet, under which mkdocs counts no warning. Nothing is read from a
+# network, here or by the built pages.
 docs: $(VENV)/.docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file platform/docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file platform/docs/mkdocs.yml
 	@echo "site/index.html"
 
 # Cases that no run has tried yet, for what reads files of others.

@@ -187,6 +187,8 @@ function layOut() {
   }
 }
 
+const NAMES = { umap: "UMAP", pca: "PCA" };
+
 async function loadMap(slot) {
   if (!slots[slot]) layOut();
   const { scatter } = slots[slot];
@@ -194,12 +196,14 @@ async function loadMap(slot) {
   const isCurrent = () => slots[slot]?.turn === turn;
   const { representation_id: id, short } = representation(slot);
   const { method } = state;
-  scatter.setTitle(`${short} — ${method === "umap" ? "UMAP" : "PCA"}`);
+  const name = NAMES[method];
+  scatter.setTitle(`${short} — ${name}`);
   let standIn = "";
   for (let wait = 300; ; wait = Math.min(wait * 1.5, 3000)) {
     const points = await api.getPoints(id, method);
     if (!isCurrent()) return;
     if (points.rows) {
+      scatter.setTitle(`${short} — ${name}`);
       scatter.setNote("");
       await put(slot, points);
       return;
@@ -211,9 +215,10 @@ async function loadMap(slot) {
       if (pca.rows) {
         standIn = " PCA is shown in the meantime.";
         await put(slot, pca);
+        scatter.setTitle(`${short} — ${NAMES.pca}`); // of what is shown, not of what is to come
       }
     }
-    scatter.setNote(`The ${method === "umap" ? "UMAP" : "PCA"} map is being computed, ${share} % done.${standIn}`);
+    scatter.setNote(`The ${name} map is being computed, ${share} % done.${standIn}`);
     await new Promise((resolve) => setTimeout(resolve, wait));
     if (!isCurrent()) return;
   }

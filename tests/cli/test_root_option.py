@@ -46,5 +46,7 @@ def test_an_option_that_a_command_lacks_is_not_recommended(here):
 def test_the_command_that_computes_again_runs_as_it_is_printed_where_a_recipe_lies(here):
     assert job_options("mine") == ""
     assert job_options("other") == " --set root=other"
+    assert job_options("other", "demo") == " --recipe demo --set root=other"  # recorded there
     (here / "cytolake.yaml").unlink()
-    assert job_options("mine") == " --recipe RECIPE --set root=mine"
+    assert job_options("mine") == " --recipe NAME --set root=mine"
+    assert job_options("mine", "demo") == " --recipe demo --set root=mine"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 
 from cytolake.models import ModelConfig, published_size
 from cytolake.models.augment import AugmentConfig
 from cytolake.models.objectives import MaeConfig, ObjectiveConfig
+from cytolake.pipeline.dry_run import pretrain_dry_run
 from cytolake.pipeline.dry_run_tables import dry_run_tables
+from cytolake.pipeline.overrides import apply_overrides
+from cytolake.recipes.demo import demo
 from cytolake.train.config import PretrainConfig
 from cytolake.train.dry_run import DryRun, dry_run
 
@@ -56,3 +61,26 @@ def test_a_resnet_has_no_plan_for_sharding_and_a_knob_without_effect_a_warning()
     assert "resnet18 with a small stem, 3 stains, crops of 8 px" in text
     assert "FSDP" not in text
     assert "augment.gain changes nothing that the encoder gets" in text
+
+
+def test_a_small_model_has_digits_and_no_two_rows_say_the_same():
+    model = ModelConfig(crop_size=16, patch_size=8, width=16, depth=2, heads=2)
+    config = PretrainConfig(model=model, minibatch_size=64, epochs=2)
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(dry_run_tables(dry_run(config, n_crops=1000)))
+    text = captured.get()
+    assert not re.search(r"(?<![\d.,])0(\.0+)? (GFLOP|GB|MB|M)\b", text), text
+    rows = [line.split()[1:] for line in text.splitlines() if " fits " in line]
+    assert len(rows) == len({tuple(row) for row in rows}) == 5, "1, 2, 8, 32 and 128 GPUs"
+    assert "more GPUs do not help: a step has 64 crops" in text
+
+
+def test_the_reason_why_there_is_no_pack_is_not_in_the_title(tmp_path):
+    console = Console(width=200)
+    with console.capture() as captured:
+        pretrain_dry_run(apply_overrides(demo(), [f"root={tmp_path / 'nothing'}"]), console)
+    title, pack, why, *_ = captured.get().splitlines()
+    assert title == "demo"
+    assert pack.startswith("pack none yet,")
+    assert str(tmp_path) in why

@@ -253,3 +253,25 @@ def test_an_unknown_id_is_refused_with_those_that_are_there(judged, tmp_path):
     with pytest.raises(CatalogError, match=f"no verdicts of qc_id 'none'.*{qc_id}"):
         write_qc_page(catalog, "none", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_site_brighter_than_the_plates_white_is_seen_in_a_contrast_of_its_own(page):
+    """All of A02 is above the white of plate P1: without its own contrast the picture is a white square."""
+    (picture,) = page.pictures("in A02$")
+    assert 20 < picture.mean() < 250
+    assert picture.std() > 5
+    assert "in a contrast of its own" in page.text
+
+
+def test_a_plate_counts_the_sites_that_a_rule_failed_and_not_their_channels(judged, page):
+    """Both channels of A02 fail: one site."""
+    catalog, qc_id = judged
+    rows = catalog.sql(
+        "select rule, count(distinct site_id) as sites, count(*) as verdicts from qc_verdicts "
+        f"where qc_id = '{qc_id}' and not is_pass and level = 'site' group by plate_id, rule"
+    ).to_pylist()
+    assert max(row["verdicts"] for row in rows) > max(row["sites"] for row in rows)
+    of_plates = page.text.split("most often, sites")[1].split("Failed sites")[0]
+    shown = re.findall(r"([a-z]+(?: [a-z]+)*) (\d+)(?:, |\s)", of_plates)
+    assert shown
+    assert set(shown) <= {(row["rule"].replace("_", " "), str(row["sites"])) for row in rows}

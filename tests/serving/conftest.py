@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import json
+import re
 import shutil
 import threading
 import time
@@ -22,6 +24,7 @@ import cytolake.catalog
 from cytolake.catalog import Catalog, channel_vocabulary, ids, table_contract
 from cytolake.models import ModelConfig, build_encoder, collate, load_encoder, save_encoder
 from cytolake.serving import Service, ServingConfig, build_app
+from cytolake.serving.api import openapi_text
 from cytolake.serving.decoding import DecodingBudget
 from cytolake.serving.guard import GuardConfig, key_digest
 from cytolake.tracking import ModelCard, TrackingConfig, promote
@@ -134,7 +137,30 @@ def send_to(service: Service, method: str, path: str, key: str | None = KEY, **r
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", trust_env=False) as client:
             return await client.request(method, path, headers=headers, **request)
 
-    return asyncio.run(exchange())
+    answer = asyncio.run(exchange())
+    check_declared(answer)
+    return answer
+
+
+@functools.cache
+def declared_endpoints() -> list[tuple[re.Pattern[str], dict]]:
+    """Paths of the OpenAPI document as patterns, with their methods; fixed paths before those with a parameter."""
+    paths = json.loads(openapi_text())["paths"]
+    in_order = sorted(paths, key=lambda path: ("{" in path, not path.endswith("}.png"), path))
+    return [(re.compile(re.sub(r"\\{[^{}]+\\}", "[^/]+", re.escape(path))), paths[path]) for path in in_order]
+
+
+def check_declared(answer: httpx.Response) -> None:
+    """An answer has a status that its endpoint declares, in a media type that it declares for that status."""
+    request = answer.request
+    found = [each for path, each in declared_endpoints() if path.fullmatch(request.url.path)]
+    operation = found[0].get(request.method.lower()) if found else None
+    if operation is None or answer.status_code == 500:
+        return  # no endpoint, or a fault of the service, which any may have
+    declared = operation["responses"].get(str(answer.status_code))
+    assert declared is not None, f"{request.method} {request.url.path} answered {answer.status_code}: {answer.text}"
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    assert kind in declared["content"], f"{request.method} {request.url.path} {answer.status_code} is {kind}"
 
 
 def embed_and_promote(root: Path, checkpoint: Path, representation_id: str) -> Lake:

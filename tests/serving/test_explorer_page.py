@@ -48,6 +48,34 @@ def test_a_user_finds_crops_looks_at_them_and_compares_representations(address, 
     asyncio.run(asyncio.wait_for(session(), 300))
 
 
+def test_a_narrow_window_shows_everything_and_the_title_names_the_map_that_is_shown(address, lake):
+    async def session():
+        async with Page() as page:
+            await page.send(
+                "Emulation.setDeviceMetricsOverride", width=600, height=900, deviceScaleFactor=1, mobile=False
+            )
+            await page.go(f"{address}/explore/#method=umap&colour=gene")
+            await enter_key(page)
+            await page.until(MAP_IS_DRAWN)
+            outside = await page.run(
+                "[...document.querySelectorAll('header *, #sql-form *, #plots, aside *')]"
+                ".filter((each) => each.getBoundingClientRect().right > 600).map((each) => each.id || each.tagName)"
+            )
+            assert outside == []
+            assert await page.run("document.documentElement.scrollWidth") == 600
+            for _ in range(200):
+                title, note = await page.run(
+                    "[document.querySelector('.plot-title').textContent, "
+                    "document.querySelector('.plot-note').textContent]"
+                )
+                assert title.endswith("PCA" if "PCA is shown" in note else "UMAP"), (title, note)
+                if not note:
+                    break
+                await asyncio.sleep(0.1)
+
+    asyncio.run(asyncio.wait_for(session(), 300))
+
+
 async def visit(page, address, lake):
     """Find crops by a condition and a lasso, look at plates and at one crop."""
     n = len(lake.crop_ids)
@@ -107,7 +135,7 @@ async def visit(page, address, lake):
     assert await page.run("document.querySelectorAll('#shortcuts dt').length") > 8
 
     assert all(each.startswith((address, "blob:", "data:")) for each in page.requested), page.requested
-    problems = [line for line in page.told if "401" not in line and "422" not in line and "where: " not in line]
+    problems = [line for line in page.console if "401" not in line and "422" not in line and "where: " not in line]
     assert problems == []
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.exceptions import OutOfMemoryError
+from ray.train.torch import TorchTrainer
+from tests.catalog.test_ray_memory import KILLED, WANTED
 
 from cytolake.models import ModelConfig, build_encoder, load_encoder, model_id
 from cytolake.models.cost import training_cost
@@ -151,6 +155,23 @@ def test_a_finished_run_is_read_back(finished, mixed_pack, tracking):
     result, _ = finished
     again = pretrain(mixed_pack, dataclasses.replace(CONFIG, log_every=4), result.run_folder.parent, tracking)
     assert again == dataclasses.replace(result, is_reused=True)
+
+
+def test_a_run_that_ray_killed_for_memory_says_so_first(finished, mixed_pack, tmp_path, monkeypatch, tracking):
+    def killed(self):
+        shutil.copytree(newest_checkpoint(whole.run_folder), folder / "checkpoint_step_00000005")
+        raise OutOfMemoryError(KILLED)
+
+    whole, _ = finished
+    folder = tmp_path / "runs" / whole.run_key
+    monkeypatch.setattr(TorchTrainer, "fit", killed)
+    with pytest.raises(PretrainError) as stopped:
+        pretrain(mixed_pack, CONFIG, tmp_path / "runs", tracking)
+    text = str(stopped.value)
+    assert text.startswith(WANTED)
+    assert "fewer workers" in text
+    assert "continues from its newest checkpoint, checkpoint_step_00000005" in text
+    assert "RAY_" not in text
 
 
 def test_a_run_that_lost_its_pixels_continues_to_the_same_loss(finished, mixed_pack, tmp_path, monkeypatch, tracking):

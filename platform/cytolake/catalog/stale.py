@@ -24,9 +24,6 @@ from cytolake.catalog.visibility import Visibility
 Kind: TypeAlias = Literal["curation", "pack", "representation", "score", "model"]
 Why: TypeAlias = Literal["labels", "pixels"]
 
-RECOMPUTE, RECOMPUTE_CURATION = "cytolake pipeline", "cytolake curate"
-"""Commands that compute stale results again: all stages, or the one that makes curations and packs."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stale:
@@ -36,11 +33,19 @@ class Stale:
     identity: str
     """curation_id, pack_id, representation_id, score_id, or name and version of a model."""
     name: str
-    """For people: the curation's name, or what was scored."""
+    """For people: the curation's name, what was embedded, or what was scored."""
     why: Why
     """`pixels` where a plate of it was replaced, retracted or purged; else `labels`."""
     plates: tuple[str, ...]
     """Names, as screen/plate, of the plates that were corrected."""
+    benchmark: str = ""
+    """Of a score: `linear_probe` and so on."""
+    label: str = ""
+    """Of a score: what was predicted or grouped by."""
+    representation_id: str = ""
+    """Of a score: what was scored. Of an aligned representation: what was aligned."""
+    alignment_variant: str = ""
+    """Of an aligned representation."""
 
 
 def stale_artefacts(catalog: Catalog) -> list[Stale]:
@@ -177,11 +182,13 @@ def _stale_representations(
         of_plates[identity] = mine
         name = f"{row['kind']} {row['architecture']}, block {row['block']}, {row['pooling']}"
         if row["pack_id"] in packs:
-            pack = packs[row["pack_id"]]
-            found.append(Stale(kind="representation", identity=identity, name=name, why="pixels", plates=pack.plates))
+            changes: Sequence[tuple[Why, str]] = [("pixels", plate) for plate in packs[row["pack_id"]].plates]
         elif row["kind"] == "aligned":
             changes = _changes_after(rows, mine, row["created_at"])
-            found += _stale("representation", identity, name, changes)
+        else:
+            continue
+        aligned = {"representation_id": row["parent_id"] or "", "alignment_variant": row["alignment_variant"] or ""}
+        found += _stale("representation", identity, name, changes, **aligned)
     return found, of_plates
 
 
@@ -200,10 +207,12 @@ def _stale_scores(
         name = f"{score['benchmark']} of {score['label']}, {score['metric']}"
         whole = representations.get(score["representation_id"])
         if whole is not None:
-            found.append(Stale(kind="score", identity=score["score_id"], name=name, why=whole.why, plates=whole.plates))
-            continue
-        mine = of_plates.get(score["representation_id"], frozenset())
-        found += _stale("score", score["score_id"], name, _changes_after(rows, mine, score["scored_at"]))
+            changes = [(whole.why, plate) for plate in whole.plates]
+        else:
+            mine = of_plates.get(score["representation_id"], frozenset())
+            changes = _changes_after(rows, mine, score["scored_at"])
+        scored = {each: score[each] for each in ("benchmark", "label", "representation_id")}
+        found += _stale("score", score["score_id"], name, changes, **scored)
     return found
 
 
@@ -240,13 +249,13 @@ def _changes_after(rows: Mapping[str, Mapping[str, Any]], plate_ids: Iterable[st
     return found
 
 
-def _stale(kind: Kind, identity: str, name: str, changes: Iterable[tuple[Why, str]]) -> list[Stale]:
+def _stale(kind: Kind, identity: str, name: str, changes: Iterable[tuple[Why, str]], **of: str) -> list[Stale]:
     """One entry, or none where nothing changed."""
     listed = list(changes)
     if not listed:
         return []
     why: Why = "pixels" if any(each == "pixels" for each, _ in listed) else "labels"
-    return [Stale(kind=kind, identity=identity, name=name, why=why, plates=tuple(sorted({n for _, n in listed})))]
+    return [Stale(kind=kind, identity=identity, name=name, why=why, plates=tuple(sorted({n for _, n in listed})), **of)]
 
 
 def _described_packs(catalog: Catalog) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ def score(
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
         ids = [str(each["representation_id"]) for each in found]
+        console.print(f"score: {len(ids)} representations, tasks {escape(', '.join(config.tasks))}")
         # one representation is one task, which needs no Ray
         with ray_session(RayConfig()) if len(ids) > 1 else nullcontext(), stage_progress("score", console) as report:
             scores = score_profiles(catalog, ids, config, report, of_any_pooling=True)
@@ -110,6 +111,7 @@ def linear_probe(
     with exits_on_bad_input():
         config = apply_overrides(ProbeConfig(label=label), set_ or [])
         catalog = cytolake.catalog.open(root)
+        console.print(f"linear probe: {len(representation)} representations, label {escape(config.label)}")
         for each in representation:
             result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
             scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in PROBE_METRICS]
@@ -256,16 +258,23 @@ def transcriptomics(
         config = apply_overrides(few_rows() if is_small else TranscriptomicsConfig(), set_ or [])
         related = [read_relations(each) for each in relations or ()]
         catalog = cytolake.catalog.open(root, create=True)  # such a screen needs no ingest
+        embeddings = [*(embedding or ("pca", "random", "scrambled_pca")), *spec.embeddings]
+        tasks = task or [each for each in TASKS if related or each != "known_relations"]
+        seeds, post_processed = tuple(seed or (0, 1, 2)), tuple(post_processing or ("centred",))
+        console.print(
+            f"transcriptomics: {len(embeddings)} embeddings ({escape(', '.join(embeddings))}), {len(tasks)} tasks, "
+            f"{len(seeds)} seeds, {escape(', '.join(post_processed))}; reading {escape(str(path))}"
+        )
         with stage_progress("transcriptomics", console) as report:
             try:
                 scored = score_expression_screen(
                     catalog,
                     path,
                     spec,
-                    [*(embedding or ("pca", "random", "scrambled_pca")), *spec.embeddings],
-                    task or [each for each in TASKS if related or each != "known_relations"],
-                    seed or (0, 1, 2),
-                    post_processing=post_processing or ("centred",),
+                    embeddings,
+                    tasks,
+                    seeds,
+                    post_processing=post_processed,
                     relations=related,
                     config=config,
                     name=name,

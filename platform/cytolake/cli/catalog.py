@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
-from cytolake.cli.plates import print_stale
+from cytolake.cli.stale import print_stale
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 catalog = typer.Typer(help="Soundness of a catalog, and its views for other programs.", no_args_is_help=True)

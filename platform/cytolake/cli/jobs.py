@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,6 +88,7 @@ def job_command(name: str) -> Callable[..., None]:
         is_dry_run: bool = False,
         force: str = "",
     ) -> None:
+        started = time.monotonic()
         from rich.console import Console
         from rich.markup import escape
 
@@ -110,6 +112,8 @@ def job_command(name: str) -> Callable[..., None]:
             from cytolake.pipeline import stages
 
             stages.JOBS[name](config, console)
+            all_s = time.monotonic() - started  # the stages, the imports, and the start and end of Ray
+            console.print(f"[bold]{'in all':<9}[/][dim]{all_s:7.1f} s[/]   from the start of {name}")
 
     def plain(recipe: _Recipe = "", set_: _Set = None, show: _Show = False, traceback: _Traceback = False) -> None:
         run(recipe, set_, show, traceback)

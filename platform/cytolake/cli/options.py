@@ -10,6 +10,9 @@ import typer
 
 from cytolake.pipeline.root import DEFAULT_ROOT, RECIPE_FILE
 
+UNKNOWN_RECIPE = "NAME"
+"""Stands for the name of the recipe in a command, where a catalog does not record it."""
+
 
 def root_here() -> str:
     """Root of the recipe file of the working directory, else DEFAULT_ROOT. The jobs report a file that is broken."""
@@ -54,8 +57,18 @@ def set_option(about: str) -> Any:
     return typer.Option("--set", metavar="FIELD=VALUE", help=about)
 
 
-def job_options(root: str) -> str:
-    """The options, after a space, with which a job works on this catalog; empty where it finds the catalog without."""
-    if Path(RECIPE_FILE).is_file():
-        return "" if Path(root_here()).absolute() == Path(root).absolute() else f" --set root={shlex.quote(root)}"
-    return f" --recipe RECIPE --set root={shlex.quote(root)}"
+def job_options(root: str, recipe: str = "") -> str:
+    """The options, after a space, with which a job works on this catalog; empty where it finds the catalog without.
+
+    Args:
+        root: The catalog's.
+        recipe: The recipe that the catalog was made with, where it is known. A recipe file of the working directory
+            with the same root is preferred, and with another root it is the second choice.
+    """
+    given = f" --set root={shlex.quote(root)}"
+    is_here = Path(RECIPE_FILE).is_file()
+    if is_here and Path(root_here()).absolute() == Path(root).absolute():
+        return ""
+    if recipe or not is_here:
+        return f" --recipe {shlex.quote(recipe or UNKNOWN_RECIPE)}{given}"
+    return given

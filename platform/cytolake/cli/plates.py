@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root, job_options, set_option
+from cytolake.cli.options import Root, set_option
+from cytolake.cli.stale import print_stale
 from cytolake.pipeline.root import DEFAULT_ROOT
 from cytolake.screens.plate import Problem
 
@@ -52,29 +53,7 @@ def list_plates(context: typer.Context, root: Root = DEFAULT_ROOT) -> None:
             shown.add_row(*(escape(str(text)) for text in texts))
         console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH)
         console.print(shown)
-        print_stale(console, catalog_root=root)
-
-
-def print_stale(console: Console, catalog_root: str) -> None:
-    """What was computed before a correction, and the command that computes it again."""
-    import cytolake.catalog
-    from cytolake.catalog.stale import RECOMPUTE, RECOMPUTE_CURATION, stale_artefacts
-
-    stale = stale_artefacts(cytolake.catalog.open(catalog_root))
-    if not stale:
-        return
-    counts = Counter((each.kind, each.why) for each in stale)
-    listed = ", ".join(f"{n} {kind}{'s' if n > 1 else ''} (other {why})" for (kind, why), n in sorted(counts.items()))
-    console.print(f"[yellow]stale[/] {listed}")
-    for each in stale[:12]:
-        console.print(
-            f"  [dim]{each.kind:<14} {escape(each.name)} {each.identity[:12]}: {escape(', '.join(each.plates))}[/]"
-        )
-    if len(stale) > 12:
-        console.print(f"  [dim]{len(stale) - 12} more[/]")
-    is_curated_alone = {each.kind for each in stale} <= {"curation", "pack"}
-    stages = RECOMPUTE_CURATION if is_curated_alone else RECOMPUTE
-    console.print(f"to compute them again: {stages}{job_options(catalog_root)}")
+        print_stale(console, root, stale)
 
 
 @plates.command()

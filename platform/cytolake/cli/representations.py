@@ -102,6 +102,11 @@ def audit(
         config = apply_overrides(AuditConfig(labels=tuple(labels)), set_ or [])
         pack = Pack.open(catalog.root / "packs" / card.pack_id)
         encoders = {"trained": card.encoder_path, **untrained_twin(catalog, card)}
+        console.print(
+            f"audit: {len(encoders)} encoders ({', '.join(encoders)}), {len(config.knobs)} knobs at up to "
+            f"{len(config.strengths)} strengths, probes of {escape(', '.join(name for name, _ in config.labels))}; "
+            f"{pack.n_crops:,} crops in pack {pack.pack_id[:12]}, at most {config.test_crops:,} of them changed"
+        )
         with stage_progress("audit", console) as report:
             found = audit_encoders(catalog, pack, encoders, card.block, card.pooling, config, report)
         proposals = propose_augmentations(found, "trained", kept, ignored)

@@ -29,7 +29,7 @@ def read_ahead(
 
     Raises:
         ValueError: `threads` or `depth` below 1.
-        What `read` raises, where the minibatch would have come.
+        Exception: That which `read` raises, where the minibatch would have come.
     """
     if threads < 1 or depth < 1:
         raise ValueError(f"threads={threads}, depth={depth}: expected 1 or more.")

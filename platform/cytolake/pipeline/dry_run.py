@@ -17,12 +17,11 @@ from cytolake.train.dry_run import dry_run
 def pretrain_dry_run(config: PipelineConfig, console: Console) -> None:
     """Print parameters, memory, speed, GPU-hours and the FSDP plan; nothing is started and nothing written."""
     pack, why = _pack(config)
-    shown = (
-        f"none yet [dim]{escape(why)}[/]"
-        if pack is None
-        else escape(f"{pack.pack_id}, {pack.n_crops:,} crops: {pack.path}")
-    )
-    console.print(f"[bold]{escape(config.name)}[/]  [dim]pack[/] {shown}\n")
+    console.print(f"[bold]{escape(config.name)}[/]")
+    if pack is None:
+        console.print(f"[dim]pack[/] none yet, so what depends on its crops is left open\n     [dim]{escape(why)}[/]\n")
+    else:
+        console.print(f"[dim]pack[/] {escape(f'{pack.pack_id}, {pack.n_crops:,} crops: {pack.path}')}\n")
     console.print(dry_run_tables(dry_run(config.pretrain, pack=pack)))
 
 

@@ -18,15 +18,20 @@ def dry_run_tables(found: DryRun) -> Group:
     plan: list[RenderableType] = (
         [] if found.config.model.is_convolutional else ["", _plan_table(found)]
     )  # which is not sharded
-    return Group(_facts(found), *warnings, "", _memory_table(found), *plan)
+    return Group(_facts(found), *warnings, "", *_memory_table(found), *plan)
+
+
+def _digits(value: float, decimals: int = 1) -> str:
+    """A number with so many decimals, or more where that would leave fewer than two digits of it."""
+    return f"{value:,.{decimals}f}" if value >= 10 ** (1 - decimals) or not value else f"{value:.2g}"
 
 
 def _facts(found: DryRun) -> Table:
     cost, config, model = found.cost, found.config, found.config.model
-    parameters = f"encoder {cost.encoder_parameters / 1e6:,.1f} M, rest {cost.other_parameters / 1e6:,.1f} M"
+    parameters = f"encoder {_digits(cost.encoder_parameters / 1e6)} M, rest {_digits(cost.other_parameters / 1e6)} M"
     if cost.teacher_parameters:
-        parameters += f", teacher {cost.teacher_parameters / 1e6:,.1f} M"
-    recomputed = f" and {cost.recompute_flops / 1e9:,.0f} to recompute" if config.recompute else ""
+        parameters += f", teacher {_digits(cost.teacher_parameters / 1e6)} M"
+    recomputed = f" and {_digits(cost.recompute_flops / 1e9, 0)} to recompute" if config.recompute else ""
     source = "as given" if found.is_mfu_given else "as published runs reach"
     if model.is_convolutional and not found.is_mfu_given:
         source = "as published runs of vision transformers reach"
@@ -50,8 +55,8 @@ def _facts(found: DryRun) -> Table:
     )
     shown.add_row("parameters", parameters)
     shown.add_row("tokens", f"{cost.tokens:,.0f} a crop")
-    shown.add_row("training", f"{cost.training_flops / 1e9:,.0f} GFLOP a crop{recomputed}")
-    shown.add_row("inference", f"{cost.inference_flops / 1e9:,.0f} GFLOP a crop")
+    shown.add_row("training", f"{_digits(cost.training_flops / 1e9, 0)} GFLOP a crop{recomputed}")
+    shown.add_row("inference", f"{_digits(cost.inference_flops / 1e9, 0)} GFLOP a crop")
     shown.add_row("GPU", f"{found.device.name}, {found.device.peak_tflops:g} TFLOP/s, {found.device.memory_gb:g} GB")
     shown.add_row("speed", f"{1 / found.seconds_per_crop:,.0f} crops/s on one, {found.mfu:.1%} of its peak, {source}")
     shown.add_row("run", run)
@@ -68,7 +73,8 @@ def _described(model: ModelConfig) -> str:
     )
 
 
-def _memory_table(found: DryRun) -> Table:
+def _memory_table(found: DryRun) -> list[RenderableType]:
+    """Memory and speed by number of GPUs, up to the first number that leaves one crop of a step to each."""
     columns = ("GPUs", "crops each", "weights", "activations", "all", "", "crops/s", "hours")
     shown = Table(*columns, box=None, pad_edge=False)
     for i, column in enumerate(shown.columns):
@@ -77,14 +83,24 @@ def _memory_table(found: DryRun) -> Table:
         shown.add_row(
             f"{on.n_gpus:,}",
             f"{on.crops_per_gpu:,}",
-            f"{on.state_bytes / 1e9:,.1f} GB",
-            f"{on.activation_bytes / 1e9:,.1f} GB",
-            f"{on.memory_bytes / 1e9:,.1f} GB",
+            f"{_digits(on.state_bytes / 1e9)} GB",
+            f"{_digits(on.activation_bytes / 1e9)} GB",
+            f"{_digits(on.memory_bytes / 1e9)} GB",
             "fits" if on.fits else "[bold red]too much[/]",
             f"{on.crops_per_s:,.0f}",
-            "" if on.hours is None else f"{on.hours:,.1f}",
+            "" if on.hours is None else _digits(on.hours),
         )
-    return shown
+        if on.crops_per_gpu == 1 and on is not found.on_gpus[-1]:
+            note = f"[dim]more GPUs do not help: a step has {_crops_of_step(found)}, at least one on each GPU[/]"
+            return [shown, note]
+    return [shown]
+
+
+def _crops_of_step(found: DryRun) -> str:
+    config = found.config
+    if config.minibatch_tokens is None:
+        return f"{config.minibatch_size:,} crops"
+    return f"at most {config.minibatch_size:,} crops, of {config.minibatch_tokens:,} tokens"
 
 
 def _plan_table(found: DryRun) -> Table:
@@ -100,6 +116,10 @@ def _plan_table(found: DryRun) -> Table:
         alike[key] = alike.get(key, 0) + 1
     for (name, size), n in sorted(alike.items(), key=lambda row: -row[0][1] * row[1]):
         shown.add_row(
-            name, f"{n:,}", f"{size:,}", f"{4 * size / 1e6:,.1f} MB", f"{4 * math.ceil(size / n_gpus) / 1e6:,.2f} MB"
+            name,
+            f"{n:,}",
+            f"{size:,}",
+            f"{_digits(4 * size / 1e6)} MB",
+            f"{_digits(4 * math.ceil(size / n_gpus) / 1e6, 2)} MB",
         )
     return shown

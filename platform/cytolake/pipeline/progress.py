@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ class Report(Protocol):
 def stage_progress(stage: str, console: Console) -> Iterator[Report]:
     """Show the progress of one stage and, at its end, the seconds it took.
 
-    On a terminal each `what` gets a bar. Elsewhere (a log, CI, a Ray job) one JSON line is printed at most every
+    On a terminal each `what` gets a bar. Elsewhere (a log, CI, a Ray job) one JSON line is printed every
     `SECONDS_BETWEEN_LOG_LINES`, so that logs stay short and can be parsed.
     """
     started = time.monotonic()
@@ -47,14 +48,35 @@ def stage_progress(stage: str, console: Console) -> Iterator[Report]:
 
             yield show
     else:
-        last = started
+        with _progress_lines(stage, started) as log:
+            yield log
 
-        def log(what: str, done: int, total: int, /) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= SECONDS_BETWEEN_LOG_LINES:
-                last = now
-                line = {"stage": stage, "what": what, "done": done, "total": total, "seconds": round(now - started, 1)}
-                print(json.dumps(line), file=sys.stderr, flush=True)
 
+@contextmanager
+def _progress_lines(stage: str, started: float) -> Iterator[Report]:
+    """Print the newest report at most, and while the stage runs at least, every `SECONDS_BETWEEN_LOG_LINES`.
+
+    A stage may work for minutes between two reports, or before its first: it is seen to run all the same.
+    """
+    is_over = threading.Event()
+    newest: tuple[str, int, int] = ("started", 0, 0)
+    last = started
+
+    def log(what: str, done: int, total: int, /) -> None:  # Ray Tune pickles it: it holds no lock
+        nonlocal last, newest
+        newest = (what, done, total)
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LOG_LINES:
+            last = now
+            line = {"stage": stage, "what": what, "done": done, "total": total, "seconds": round(now - started, 1)}
+            print(json.dumps(line), file=sys.stderr, flush=True)
+
+    def repeat() -> None:
+        while not is_over.wait(SECONDS_BETWEEN_LOG_LINES):
+            log(*newest)
+
+    threading.Thread(target=repeat, daemon=True, name=f"progress of {stage}").start()
+    try:
         yield log
+    finally:
+        is_over.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,5 +265,7 @@ def _steps(config: PipelineConfig, console: Console, *, create: bool = False) ->
     if create:
         config.root_path.mkdir(parents=True, exist_ok=True)
     catalog = cytolake.catalog.open(config.root_path, tables=config.tables, create=create)
+    started = time.monotonic()
     with ray_session(config.ray):
+        console.print(f"[bold]{'start':<9}[/][dim]{time.monotonic() - started:7.1f} s[/]   Ray")
         yield Steps(config, console, catalog)

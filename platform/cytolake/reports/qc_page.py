@@ -61,7 +61,7 @@ class _Plate:
     n_failed_wells: int = 0
     failed_map: PlateMap | None = None
     rules: list[tuple[str, int]] = field(default_factory=list)
-    """Rules that failed on it and how often, most frequent first."""
+    """Rules that failed on it and on how many sites, most frequent first."""
     plate_rows: list[Row] = field(default_factory=list)
     channels: list[str] = field(default_factory=list)
     """Columns of the maps of limits."""
@@ -328,7 +328,8 @@ def _plate(tables: duckdb.DuckDBPyConnection, named: Row, order: list[str]) -> _
     for row in failed:
         row["well"] = known.get(row["well_id"], {}).get("well", "")
         row["treatment"] = treatment(known.get(row["well_id"], {}))
-    plate.rules = Counter(row["rule"] for row in failed if row["level"] == "site").most_common(4)
+    sites_of_rules = {(row["rule"], row["site_id"]) for row in failed if row["level"] == "site"}  # not channels
+    plate.rules = Counter(rule for rule, _ in sorted(sites_of_rules)).most_common(4)
     plate.wells = [_shown(row) for row in failed if row["level"] == "well"]
     plate.sites = [_shown(row) for row in failed if row["level"] == "site"]
     plate.n_well_rows, plate.n_site_rows = len(plate.wells), len(plate.sites)

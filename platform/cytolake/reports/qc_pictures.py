@@ -12,13 +12,15 @@ from PIL import Image
 
 from cytolake.catalog import Catalog
 from cytolake.reports.plate_maps import data_uri
-from cytolake.screens.images.compositing import grey_levels, stretch
+from cytolake.screens.images.compositing import grey_levels, percentile_limits, stretch
 from cytolake.screens.images.pixels import read_site, site_image
 from cytolake.screens.plate import ScreenError
 
 Row = dict[str, Any]
 
 THUMBNAIL_PX = 220
+WHITE_SHARE = 0.5
+"""Of a picture's pixels: where more would be white, it shows nothing and looks like a missing one."""
 FINE_DETAIL = {"focus_slope", "laplacian_variance", "tenengrad", "noise_share"}
 """Metrics whose failure shows only at full resolution: the picture is the middle of the field then."""
 
@@ -70,15 +72,15 @@ def pictures_of(catalog: Catalog, chosen: list[Row], typical: dict[str, str]) ->
         picture = row | {"plate": site["plate"], "well": site["well"], "site": site["site"], "problem": ""}
         picture["treatment"] = treatment(site)
         picture["is_middle"] = row["metric"] in FINE_DETAIL
-        picture["failed"] = picture["typical"] = ""
+        picture["failed"] = picture["typical"] = picture["note"] = ""
         try:
             pixels = read_site(site_image(site), is_corrected=False)
-            picture["failed"] = _thumbnail(pixels, site, row, contrasts)
+            picture["failed"], picture["note"] = _thumbnail(pixels, site, row, contrasts)
             other = typical.get(row["plate_id"], "")
             if other in sites:
                 if other not in calm:
                     calm = {other: read_site(site_image(sites[other]), is_corrected=False)}  # one at a time in memory
-                picture["typical"] = _thumbnail(calm[other], sites[other], row, contrasts)
+                picture["typical"], _ = _thumbnail(calm[other], sites[other], row, contrasts)
         except (ScreenError, OSError) as error:
             picture["problem"] = str(error)
         pictures.append(picture)
@@ -103,8 +105,12 @@ def _contrasts(catalog: Catalog, plates: list[str]) -> dict[tuple[str, str], tup
 
 def _thumbnail(
     pixels: NDArray[Any], site: Row, verdict: Row, contrasts: dict[tuple[str, str], tuple[float, float]]
-) -> str:
-    """The failed channel, or the mean of all of them, as a picture of at most THUMBNAIL_PX."""
+) -> tuple[str, str]:
+    """The failed channel, or the mean of all of them, as a picture of at most THUMBNAIL_PX.
+
+    Returns:
+        The picture as a data URI, and a note where it has not the plate's contrast, in which it would be white.
+    """
     names = list(site["channels"])
     if verdict["channel"] in names:
         index = names.index(verdict["channel"])
@@ -114,10 +120,15 @@ def _thumbnail(
         size = min(THUMBNAIL_PX, height, width)
         top, left = (height - size) // 2, (width - size) // 2
         pixels = pixels[:, top : top + size, left : left + size]
-    stretched = []
+    stretched, note = [], ""
     for name, channel in zip(names, pixels, strict=True):
         low, high = contrasts.get((verdict["plate_id"], name), (float(channel.min()), float(channel.max())))
-        stretched.append(stretch(channel.astype(np.float32), low, high))
+        brightness = stretch(channel.astype(np.float32), low, high)
+        if len(pixels) == 1 and float(np.mean(brightness >= 1)) > WHITE_SHARE:
+            low, high = percentile_limits(channel, 1, 99.7)
+            note = f"brighter than the plate's white, so in a contrast of its own: {low:,.0f} to {high:,.0f} counts"
+            brightness = stretch(channel.astype(np.float32), low, high)
+        stretched.append(brightness)
     picture = Image.fromarray(grey_levels(np.mean(stretched, axis=0)))
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
-    return data_uri(picture, "jpeg")
+    return data_uri(picture, "jpeg"), note

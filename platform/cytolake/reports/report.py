@@ -78,7 +78,8 @@ _UNITS_TEXT = (
     "gain is a line that falls to the right on every plate."
 )
 _UMAP_TEXT = (
-    "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule."
+    "One dot is one crop. Crops of one colour should gather; if they gather by plate instead, batch effects rule. "
+    "Controls are grey."
 )
 _CROPS_TEXT = "Crops of different wells where there are several, contrast stretched for each crop and channel."
 _LOSS_TEXT = (
@@ -87,7 +88,9 @@ _LOSS_TEXT = (
     "encoder)."
 )
 _RECONSTRUCTION_TEXT = (
-    "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it."
+    "What the encoder saw, and what the decoder made of it. Each panel is standardised as the model sees it. "
+    "Flat grey patches are expected after a short training: the decoder learns the mean of a patch first and detail "
+    "last, and the score of the encoder does not depend on it."
 )
 _LABELS_TEXT = (
     "How well the learned detector ranks sites with artefacts on plates that it never saw, by the number of labelled "

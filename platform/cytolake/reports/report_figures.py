@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from cytolake.screens.plate_format import plate_format
 from cytolake.train.evaluation import read_evaluations
 from cytolake.tune.block_search import BlockChoice, held_out_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 UMAP_CROPS = 2500
 """Crops drawn on the map; more would cost seconds and show no more."""
 CHANNEL_COLORS = (
@@ -29,6 +33,16 @@ CHANNEL_COLORS = (
     (0.8, 0.1, 0.9),
     (0.6, 0.6, 0.6),
 )
+CONTROL = " control"
+"""End of the name of a class of controls on a map."""
+CONTROL_GREYS = ("#a3abb3", "#454c53")
+"""Of negative controls, and of others."""
+GREY = PALETTE[6]
+MANY_COLOURS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf",
+    "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5",
+)  # fmt: skip
+"""Matplotlib's tab20 without its greys, which are for controls; neighbours differ in their mark too."""
 HIDDEN = "what the encoder saw"
 
 
@@ -61,8 +75,8 @@ def block_search_text(choice: BlockChoice) -> str:
         f"Every transformer block, {what}. The ring marks the chosen block. The highest of several points is a little "
         "high by luck, so the score on top of the page is not read from this figure: there, each block is chosen on "
         f"other {units_in_words(choice.unit)} than it is scored on. The same holds for the baselines: the line of "
-        "pixel statistics is their best form over all, which the other "
-        f"{units_in_words(choice.unit)} need not have chosen."
+        "pixel statistics is their best form over all and can lie far above their score in the table on top, where "
+        f"the other {units_in_words(choice.unit)} choose the form that each is scored with."
         if choice.is_nested
         else f"Every transformer block, {what}. The ring marks the chosen block, the highest of several, which "
         "reads high."
@@ -76,7 +90,7 @@ def umap_figure(catalog: Catalog, inputs: ReportInputs) -> str:
     rows = np.random.default_rng(0).permutation(cells.n_obs)[:UMAP_CROPS]
     points = _umap_points(np.asarray(cells.X[rows], dtype=np.float32))
     kept = cells.obs.iloc[rows]
-    columns = [name for name in (inputs.choice.label, "pathway", "plate") if name in kept and kept[name].nunique() > 1]
+    columns = [name for name in (inputs.choice.label, "pathway", "plate") if name in kept and len(set(kept[name])) > 1]
     columns = list(dict.fromkeys(columns))[:3]
     if (
         "pathway" in columns
@@ -88,20 +102,16 @@ def umap_figure(catalog: Catalog, inputs: ReportInputs) -> str:
         columns = ["plate"]
     figure, panels = new_figure(4.3 * len(columns), 4.4, n_columns=len(columns))
     for axes, column in zip(np.atleast_1d(panels), columns, strict=True):
-        values = kept[column].astype(str).to_numpy()
-        classes = sorted(set(values))
-        for index, name in enumerate(classes):
+        values = map_classes(kept, column)
+        classes = sorted(set(values), key=lambda name: (name.endswith(CONTROL), name))
+        styles = class_styles(classes)
+        for name in reversed(classes):  # controls first, below all others
             here = values == name
-            axes.scatter(
-                points[here, 0],
-                points[here, 1],
-                s=7,
-                alpha=0.75,
-                linewidths=0,
-                color=PALETTE[index % len(PALETTE)],
-                marker=MARKS[index // len(PALETTE) % len(MARKS)],
-                label=name or "(none)",
-            )
+            color, mark = styles[name]
+            axes.scatter(points[here, 0], points[here, 1], s=12, alpha=0.8, linewidths=0, color=color, marker=mark)
+        for name in classes:
+            color, mark = styles[name]
+            axes.scatter([], [], s=12, linewidths=0, color=color, marker=mark, label=name)
         axes.set_title(f"by {column}", fontsize=10, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -115,6 +125,42 @@ def umap_figure(catalog: Catalog, inputs: ReportInputs) -> str:
                 bbox_to_anchor=(0.5, -0.01),
             )
     return as_png(figure)
+
+
+def map_classes(obs: pd.DataFrame, column: str) -> np.ndarray:
+    """(N,) what each crop is called on the map: its value in the column, and whether it is a control.
+
+    Args:
+        obs: N rows, with `column` and, where the plate map has controls, `control`.
+        column: A plate is no treatment: its controls are crops like all others.
+    """
+    values = obs[column].astype(str).to_numpy()
+    if column == "plate":
+        return np.asarray(values, dtype=object)
+    controls = obs["control"].astype(str).to_numpy() if "control" in obs else np.full(len(obs), "")
+    return np.array(
+        [
+            f"{value}, {control}{CONTROL}".removeprefix(", ") if control else value or f"no {column}"
+            for value, control in zip(values, controls, strict=True)
+        ],
+        dtype=object,
+    )
+
+
+def class_styles(classes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and mark of each class of a map: no two alike up to 108 classes, and controls in greys."""
+    treated = [name for name in classes if not name.endswith(CONTROL)]
+    controls = [name for name in classes if name.endswith(CONTROL)]
+    colours = [each for each in PALETTE if each != GREY] if len(treated) < len(PALETTE) else MANY_COLOURS
+    styles = {
+        name: (colours[i % len(colours)], MARKS[(i + i // len(colours)) % len(MARKS)]) for i, name in enumerate(treated)
+    }
+    of_grey = dict.fromkeys(CONTROL_GREYS, 0)
+    for name in controls:
+        grey = CONTROL_GREYS[0 if name.endswith(f"negative{CONTROL}") else 1]
+        styles[name] = (grey, MARKS[of_grey[grey] % len(MARKS)])
+        of_grey[grey] += 1
+    return styles
 
 
 def _umap_points(embeddings_ND: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import cytolake
 from cytolake.catalog import CatalogError
 from cytolake.performance_prediction.catalog_queries import family_of
 from cytolake.qc.verdicts import QcConfig, qc_profile
+from cytolake.serving.declared_answers import TextResponse, also, problems, without_assumed_faults
 from cytolake.serving.decoding import ARRAY_MEDIA_TYPE, PIXEL_MEDIA_TYPES, DecodedCrops
 from cytolake.serving.explorer import explorer_router
 from cytolake.serving.follower import Loaded
@@ -74,37 +76,38 @@ def build_api(service: Service) -> FastAPI:
         # FastAPI's documentation pages load scripts from other servers.
         docs_url=None,
         redoc_url=None,
-        responses={
-            status: {"description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
-            for status, text in ((401, "no valid key"), (422, "request not understood"), (503, "not ready"))
-        },
     )
     _add_problem_handlers(api)
 
-    @api.get("/healthz", responses={})
+    @api.get("/healthz")
     async def healthz() -> Health:
         """The process runs."""
         return Health(status="ok")
 
-    @api.get("/readyz")
+    @api.get("/readyz", responses=problems(503, is_guarded=False))
     async def readyz() -> Health:
         """A model is loaded; 503 with the reason until then."""
         await service.current()
         return Health(status="ready")
 
-    @api.get("/metrics", response_class=Response)
+    @api.get("/metrics", response_class=TextResponse, responses=problems())
     async def metrics() -> Response:
         """Metrics of this replica in Prometheus' text format."""
         return Response(service.metrics.text(service.served()), media_type=METRICS_MEDIA_TYPE)
 
-    @api.get("/v1/models/{alias}")
+    @api.get("/v1/models/{alias}", responses=problems(404, 503))
     async def model(alias: str, response: Response) -> dict[str, Any]:
         """The card of the served model: how its vectors are computed, and their benchmark scores."""
         loaded = await service.current(alias)
         response.headers.update(_version_headers(loaded))
         return _card(loaded, service.follower(alias).why_not_current())
 
-    @api.post("/v1/embed", response_model=Embeddings, openapi_extra=_EMBED_BODY)
+    @api.post(
+        "/v1/embed",
+        response_model=Embeddings,
+        responses=problems(404, 422, 503) | also(ARRAY_MEDIA_TYPE),
+        openapi_extra=_EMBED_BODY,
+    )
     async def embed(
         request: Request,
         channels: ChannelsParameter = "",
@@ -139,7 +142,7 @@ def build_api(service: Service) -> FastAPI:
         )
         return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
 
-    @api.post("/v1/search", response_model=Hits, openapi_extra=_SEARCH_BODY)
+    @api.post("/v1/search", response_model=Hits, responses=problems(404, 422, 503), openapi_extra=_SEARCH_BODY)
     async def search(
         request: Request,
         channels: ChannelsParameter = "",
@@ -173,7 +176,7 @@ def build_api(service: Service) -> FastAPI:
         )
         return JSONResponse(answer.model_dump(), headers=_version_headers(loaded))
 
-    @api.post("/v1/qc", response_model=QcVerdicts, openapi_extra=_QC_BODY)
+    @api.post("/v1/qc", response_model=QcVerdicts, responses=problems(404, 422, 503), openapi_extra=_QC_BODY)
     async def qc(
         request: Request,
         channels: ChannelsParameter = "",
@@ -194,7 +197,7 @@ def build_api(service: Service) -> FastAPI:
             verdicts = await asyncio.to_thread(_image_verdicts, crops, profile or QcConfig().profile)
         return JSONResponse(verdicts.model_dump(mode="json"), headers=_version_headers(loaded))
 
-    @api.post("/v1/predict-performance")
+    @api.post("/v1/predict-performance", responses=problems(404, 409, 422, 503))
     async def predict(question: PredictRequest, response: Response, alias: AliasParameter = "") -> Prediction:
         """Predicted performance of queries, of treatments of a planned screen, or of prompts."""
         loaded = await service.current(alias)
@@ -203,6 +206,8 @@ def build_api(service: Service) -> FastAPI:
         return answer
 
     api.include_router(explorer_router(service, page_folder(os.environ)))
+    assumed = api.openapi
+    api.openapi = functools.cache(lambda: without_assumed_faults(assumed()))  # type: ignore[method-assign]
     return api
 
 

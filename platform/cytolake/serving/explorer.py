@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cytolake.screens.plate_format import PLATE_FORMATS
 from cytolake.serving.crop_pictures import ChannelView, crop_picture, montage_picture, parse_views
+from cytolake.serving.declared_answers import BinaryResponse, PngResponse, also, problems
 from cytolake.serving.explorer_answers import Explorer, crop_card, describe, keyed, qc_summary, rows_of_body
 from cytolake.serving.follower import Loaded
 from cytolake.serving.messages import WHERE_NAMES, CropId
 from cytolake.serving.page import page_file
 from cytolake.serving.projections import Computing, Method
+from cytolake.serving.sent_crops import JSON_MEDIA_TYPE
 from cytolake.serving.service import Service
 from cytolake.serving.snapshot import is_hidden, is_number
 
@@ -93,7 +95,7 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
     async def now() -> Loaded:
         return await service.current()
 
-    @router.get("/v1/explore/representations")
+    @router.get("/v1/explore/representations", responses=problems(503))
     async def representations() -> Response:
         """Representations that have embeddings, and which of them is served."""
         loaded = await now()
@@ -103,7 +105,12 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
         answer = {"n_crops": snapshot.crops.num_rows, "representations": listed}
         return JSONResponse(answer, headers=keyed(snapshot))
 
-    @router.get("/v1/explore/points")
+    @router.get(
+        "/v1/explore/points",
+        response_class=BinaryResponse,
+        responses=problems(404, 422, 503)
+        | also(JSON_MEDIA_TYPE, status=202, description="not yet: it is computed, repeat the request"),
+    )
     async def points(representation_id: RepresentationId, method: Method = "pca") -> Response:
         """A map: M uint32 rows, then M float32 x, then M float32 y, each -1..1 in a square that keeps proportions.
 
@@ -117,7 +124,7 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
             )
         return Response(found, media_type=BINARY, headers=keyed(snapshot))
 
-    @router.get("/v1/explore/columns")
+    @router.get("/v1/explore/columns", responses=problems(503))
     async def columns() -> Response:
         """Columns that can colour the map, and rows and columns of the standard plate formats, smallest first."""
         snapshot = await asyncio.to_thread(explorer.snapshot, await now())
@@ -133,7 +140,7 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
         }
         return JSONResponse(answer, headers=keyed(snapshot))
 
-    @router.get("/v1/explore/columns/{name}")
+    @router.get("/v1/explore/columns/{name}", response_class=BinaryResponse, responses=problems(404, 503))
     async def column(name: str) -> Response:
         """One value for each of the N crops: a header as JSON, then numbers; see `Snapshot.column_bytes`."""
         snapshot = await asyncio.to_thread(explorer.snapshot, await now())
@@ -141,14 +148,18 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
             await asyncio.to_thread(snapshot.column_bytes, name), media_type=BINARY, headers=keyed(snapshot)
         )
 
-    @router.post("/v1/explore/select")
+    @router.post("/v1/explore/select", response_class=BinaryResponse, responses=problems(422, 503))
     async def select(question: SelectRequest) -> Response:
         """Rows of the crops that pass the condition, uint32, increasing."""
         snapshot = await asyncio.to_thread(explorer.snapshot, await now())
         rows = await asyncio.to_thread(snapshot.rows_where, question.where)
         return Response(rows.astype("<u4").tobytes(), media_type=BINARY, headers=keyed(snapshot))
 
-    @router.post("/v1/explore/crops", openapi_extra=_ROWS_BODY)
+    @router.post(
+        "/v1/explore/crops",
+        responses=problems(409, 422, 503) | also("text/csv", "application/yaml"),
+        openapi_extra=_ROWS_BODY,
+    )
     async def crops(
         request: Request,
         key: Annotated[str, Query(max_length=64, description="X-Rows-Key of the answer that the rows are from")],
@@ -164,7 +175,7 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
         rows = rows_of_body(snapshot, body, key)
         return await asyncio.to_thread(describe, snapshot, rows, form, where or condition)
 
-    @router.post("/v1/explore/neighbours")
+    @router.post("/v1/explore/neighbours", responses=problems(404, 422, 503))
     async def neighbours(question: NeighboursRequest) -> Response:
         """The crops most similar to one, in any representation: exact cosine, as in /v1/search."""
         loaded = await now()
@@ -173,13 +184,13 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
         )
         return JSONResponse({"hits": hits}, headers=keyed(snapshot))
 
-    @router.get("/v1/explore/qc")
+    @router.get("/v1/explore/qc", responses=problems(503))
     async def qc() -> Response:
         """QC rules with their counts, and the failed verdicts, those of sites first."""
         snapshot = await asyncio.to_thread(explorer.snapshot, await now())
         return JSONResponse(await asyncio.to_thread(qc_summary, snapshot), headers=keyed(snapshot))
 
-    @router.post("/v1/explore/montage", openapi_extra=_MONTAGE_ANSWER)
+    @router.post("/v1/explore/montage", response_class=PngResponse, responses=problems(404, 422, 503))
     async def montage(question: MontageRequest) -> Response:
         """Crops on one PNG, 20 in a row, with one contrast for all.
 
@@ -190,7 +201,7 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
         views = None if question.channels is None else [ChannelView(**each.model_dump()) for each in question.channels]
         return await asyncio.to_thread(montage_picture, loaded.catalog, question.crop_ids, views)
 
-    @router.get("/v1/crops/{crop_id}.png")
+    @router.get("/v1/crops/{crop_id}.png", response_class=PngResponse, responses=problems(404, 422, 503))
     async def crop_png(
         crop_id: CropId, channels: Annotated[str, Query(max_length=2000, description="DNA:0:2000:#00aaff,ER")] = ""
     ) -> Response:
@@ -199,7 +210,7 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
         picture = await asyncio.to_thread(crop_picture, loaded.catalog, crop_id, parse_views(channels))
         return Response(picture, media_type="image/png")
 
-    @router.get("/v1/crops/{crop_id}")
+    @router.get("/v1/crops/{crop_id}", responses=problems(404, 422, 503))
     async def crop(crop_id: CropId) -> Response:
         """Position, treatment, channels and QC verdicts of one crop."""
         loaded = await now()
@@ -212,4 +223,3 @@ def explorer_router(service: Service, page: Path) -> APIRouter:
 _ROWS_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}
 }
-_MONTAGE_ANSWER: dict[str, Any] = {"responses": {"200": {"description": "the picture", "content": {"image/png": {}}}}}

@@ -15,6 +15,7 @@ from cytolake.tracking.runs import (
     Run,
     flatten_config,
     metric_history,
+    newest_tag,
     run_params,
     start_run,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "find_folder",
     "flatten_config",
     "metric_history",
+    "newest_tag",
     "promote",
     "read_card",
     "register_folder",

@@ -84,6 +84,18 @@ def run_params(tracking: TrackingConfig, run_id: str) -> dict[str, str]:
     return dict(mlflow_client(tracking).get_run(run_id).data.params)
 
 
+def newest_tag(tracking: TrackingConfig, name: str) -> str:
+    """Value of a tag in the newest run that has it; empty where none has."""
+    client = mlflow_client(tracking)
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        return ""
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`{name}` != ''", order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return str(found[0].data.tags[name]) if found else ""
+
+
 def flatten_config(config: Any, prefix: str = "") -> dict[str, str]:
     """A config dataclass as dotted names and texts, as `--set` writes them: `{"model.width": "192"}`."""
     flat: dict[str, str] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cytolake.catalog.ray_memory import out_of_memory
 from cytolake.models import build_encoder, load_encoder, model_id, save_encoder
 from cytolake.packs.pack import Pack
 from cytolake.storage.atomic_write import atomic_file
@@ -284,6 +285,13 @@ def _fit(settings: LoopSettings) -> None:
     except Exception as error:
         last = newest_checkpoint(folder)
         where = f"its newest checkpoint, {last.name}" if last else "its beginning"
+        if memory := out_of_memory(error):
+            raise PretrainError(
+                f"{memory} Close other programs, or train with fewer workers (pretrain.workers is {config.workers}). "
+                f"Then run the same command again: pretraining {folder.name} continues from {where}. A smaller "
+                f"pretrain.minibatch_size (now {config.minibatch_size}) needs less memory too, but is another run, "
+                "which starts anew."
+            ) from error
         raise PretrainError(
             f"pretraining {folder.name} stopped after {config.max_failures} restarts: {_cause(error)} "
             f"Remove the cause and run the same command again: it continues from {where}."

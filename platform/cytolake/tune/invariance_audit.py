@@ -168,7 +168,7 @@ def audit_encoders(
         block: Transformer block, 0 = first, whose output is audited.
         pooling: `mean` or `cls`.
         config: Knobs, strengths, labels.
-        progress: Called after each knob and strength.
+        progress: Called before and after each probe, and after each knob and strength.
 
     Raises:
         ValueError: A label or split that the screen does not allow, or a block that an encoder does not have.
@@ -184,7 +184,14 @@ def audit_encoders(
     skipped: dict[str, str] = {}
     for name, encoder in loaded.items():
         audited = _AuditedEncoder(encoder, block, pooling, pack, config.seed)
-        audits = [_LabelAudit(audited, task, config) for task in tasks]
+        audits = []
+        for i, task in enumerate(tasks):
+            if progress is not None:
+                progress(f"probes of the {name} encoder", i, len(tasks))
+            audits.append(_LabelAudit(audited, task, config))
+        if progress is not None:
+            progress(f"probes of the {name} encoder", len(tasks), len(tasks))
+            progress("knobs", done, total)
         rows += [each.row(name, OFF, "", 0.0, each.unchanged) for each in audits]
         done += 1
         for knob, strength, changed in _changes(encoder, pack, config, skipped):

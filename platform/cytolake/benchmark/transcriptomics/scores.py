@@ -130,7 +130,7 @@ def score_expression_screen(
         config: Settings. A changed setting starts a new ranking of the tasks that read it, and only these are computed
             again; embeddings with different `config.embedding` are in one ranking.
         name: Name of the screen in rankings; the file's name where empty.
-        progress: Called with the embedding, and the numbers of its finished and of all tasks.
+        progress: Called with the embedding and the task, and the numbers of its finished and of all tasks.
 
     Returns:
         Rows of `scores`: one for each seed, and the mean over seeds with seed -1, which the leaderboard reads.
@@ -162,6 +162,8 @@ def score_expression_screen(
     for each, unscored in todo.items():
         if not unscored:
             continue
+        if progress is not None:
+            progress(f"{each}, {'reading the screen' if screen is None else 'embedding'}", 0, len(unscored))
         screen = screen or load_screen(path, spec)
         try:
             screen = _with_vectors(screen, each, request.config.embedding)
@@ -171,7 +173,7 @@ def score_expression_screen(
         rows: list[dict[str, Any]] = []
         for n_done, (method, task) in enumerate(unscored):
             if progress is not None:
-                progress(each, n_done, len(unscored))
+                progress(f"{each}, {task}", n_done, len(unscored))
             try:
                 scored = score_embeddings(
                     screen, spec, [each], [task], request.seeds,
