@@ -133,7 +133,7 @@ def test_a_stage_after_curate_builds_no_pack(job, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "build_pack", lambda *_: pytest.fail("a pack was built"))
     done = run(job, "--recipe", "chada_vit_s16", "--set", f"root={tmp_path}")
     assert done.exit_code == 2
-    assert "Run jobs/curate.py" in _unwrapped(done.output)
+    assert "Run `cytolake curate`" in _unwrapped(done.output)
 
 
 def test_a_job_that_costs_little_has_no_dry_run():

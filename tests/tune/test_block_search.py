@@ -129,7 +129,7 @@ def test_every_fold_and_metric_has_a_row_and_every_summary_an_interval(choice, s
 def test_a_search_without_baselines_or_of_unknown_representations_is_refused(small):
     with pytest.raises(ValueError, match="no untrained and no pixel_statistics"):
         search_blocks(small.catalog, ids_of(small.catalog, "trained"), CONFIG)
-    with pytest.raises(ValueError, match=r"1 of 1 representations .*jobs/embed"):
+    with pytest.raises(ValueError, match=r"1 of 1 representations .*`cytolake embed`"):
         search_blocks(small.catalog, [content_id("nothing")], CONFIG)
 
 

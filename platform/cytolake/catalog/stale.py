@@ -100,7 +100,7 @@ def check_curation(catalog: Catalog, curation_id: str) -> None:
         why, name = next(iter(changed.values()))
         raise CatalogError(
             f"curation {runs[0]['curation']} ({curation_id[:12]}): {len(changed)} of its plates were corrected since, "
-            f"the first {name}: other {why}. Run jobs/curate.py with the same recipe and root, then this again."
+            f"the first {name}: other {why}. Run `cytolake curate` with the same recipe and root, then this again."
         )
 
 

@@ -74,7 +74,7 @@ def print_stale(console: Console, catalog_root: str) -> None:
         console.print(f"  [dim]{len(stale) - 12} more[/]")
     is_curated_alone = {each.kind for each in stale} <= {"curation", "pack"}
     stages = RECOMPUTE_CURATION if is_curated_alone else RECOMPUTE
-    console.print(f"to compute them again: {stages}{job_options(catalog_root)}")
+    console.print(f"to compute them again: {stages}{escape(job_options(catalog_root))}")
 
 
 @plates.command()

@@ -84,7 +84,7 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: Not YAML.
     """
-    return yaml.load(text, _Loader)  # a SafeLoader
+    return yaml.load(text, _SpellingSafeLoader)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,17 +96,20 @@ class _Scalar:
     """As it was written."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Gives `_Scalar` for what YAML reads as something other than text."""
-
-
 def _scalar_of(construct: Any) -> Any:
     return lambda loader, node: _Scalar(construct(loader, node), node.value)
 
 
-for _tag in ("bool", "int", "float", "timestamp"):
-    _name = f"tag:yaml.org,2002:{_tag}"
-    _Loader.add_constructor(_name, _scalar_of(yaml.SafeLoader.yaml_constructors[_name]))
+_SCALARS: dict[str | None, Any] = {
+    tag: _scalar_of(yaml.SafeLoader.yaml_constructors[tag])
+    for tag in (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp"))
+}
+
+
+class _SpellingSafeLoader(yaml.SafeLoader):
+    """Gives `_Scalar` for what YAML reads as something other than text."""
+
+    yaml_constructors = {**yaml.SafeLoader.yaml_constructors, **_SCALARS}  # noqa: RUF012
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
     if missing:
         raise ValueError(
             f"no score of {by.benchmark}, {by.metric} of {by.label} with alignment {by.alignment} for: "
-            f"{', '.join(missing)}. Run jobs/benchmark.py with the same recipe first; `cytolake leaderboard` shows "
+            f"{', '.join(missing)}. Run `cytolake benchmark` with the same recipe first; `cytolake leaderboard` shows "
             "which rankings there are."
         )
     ours = of_kind["trained"][0]
