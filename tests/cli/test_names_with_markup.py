@@ -74,6 +74,8 @@ def test_a_name_that_is_given_on_the_command_line_is_printed_whole(tmp_path):
     lake = tmp_path / "lake"
     assert NASTY in run("import", table, "--name", NASTY, "--by", "gene", "--screen", NASTY, "--root", lake)
     folder = tmp_path / "screens[x]"
-    settings = ["--set=n_plates=1", "--set=n_batches=1"]
+    settings = [
+        f"--set={name}=1" for name in ("n_plates", "n_batches", "n_pathways", "guides_per_gene", "sites_per_well")
+    ]
     assert "screens[x]" in run("simulate", folder, *settings)
     assert "r[x].yaml" in run("init", folder / "simulated", "--recipe-file", tmp_path / "r[x].yaml")

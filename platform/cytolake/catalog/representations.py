@@ -32,7 +32,7 @@ EXTERNAL = "external"
 PIXEL_STATISTICS = "pixel_statistics"
 """Kind and name of the baseline without an encoder: statistics of each channel's pixels."""
 CHAMPION = "champion"
-"""Alias of the promoted representation in the MLflow registry of the catalog's root."""
+"""Alias of the promoted representation in the MLflow registry that the catalog's models are promoted to."""
 
 Level: TypeAlias = Literal["crop", "well"]
 TABLES: dict[Level, tuple[str, str, str]] = {
@@ -344,9 +344,9 @@ def _matrix(lists: pa.ListArray, representation_id: str) -> NDArray[np.float32]:
 
 
 def _promoted(catalog: Catalog) -> str:
-    from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias  # MLflow, slow to import
+    from cytolake.tracking import AliasNotFoundError, resolve_promoted  # MLflow, slow to import
 
     try:
-        return str(resolve_alias(TrackingConfig().at(catalog.root)).representation_id)
+        return str(resolve_promoted(catalog.root).representation_id)
     except AliasNotFoundError as error:
         raise CatalogError(f"representation {CHAMPION}: {error}") from error
