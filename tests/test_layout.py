@@ -148,6 +148,13 @@ def in_room(path: Path, rooms: tuple[str, ...]) -> bool:
     return any(path.is_relative_to(PACKAGE / each) for each in rooms)
 
 
+def test_an_installed_package_names_no_file_of_jobs():
+    """What is installed has the command `cytolake` for every job, and no folder `jobs`."""
+    installed = [*SOURCES, *(ROOT / "serve" / "page").rglob("*.js"), *(ROOT / "serve" / "page").rglob("*.html")]
+    named = {relative(path): re.findall(r"jobs/[\w{}]+\.py", path.read_text(encoding="utf-8")) for path in installed}
+    assert {path: found for path, found in named.items() if found} == {}
+
+
 def test_platform_is_a_source_root_and_no_package():
     assert not (ROOT / "platform" / "__init__.py").exists(), "it would shadow Python's own platform module"
 

@@ -36,7 +36,7 @@ async function start() {
   const [listed, { columns: names, plate_formats: plateFormats }] = await Promise.all([api.getRepresentations(), api.getColumns()]);
   ({ n_crops: nCrops } = listed);
   representations = listed.representations.map((each) => ({ ...each, ...named(each) }));
-  if (!representations.length) throw new Error("No representation has embeddings yet. Run jobs/embed.py first.");
+  if (!representations.length) throw new Error("No representation has embeddings yet. Run `cytolake embed` first.");
   fillSelects(names);
   parts = {
     montage: new Montage(byId("panel-montage"), (crop) => lookAt(crop.crop_id)),

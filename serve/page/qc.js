@@ -25,7 +25,7 @@ export class QcView {
   draw() {
     const { qc } = this;
     if (!qc.qc_ids.length) {
-      const text = "No site has been judged yet. Run jobs/curate.py, which judges the sites.";
+      const text = "No site has been judged yet. Run `cytolake curate`, which judges the sites.";
       return void this.box.replaceChildren(el("p", { className: "empty" }, text));
     }
     const bySite = qc.rules.filter((rule) => rule.level === "site" && rule.n_failed);

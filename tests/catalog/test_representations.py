@@ -88,13 +88,13 @@ def test_champion_is_the_representation_that_the_registry_names(catalog, monkeyp
     """The registry itself takes seconds to make; tests of promotion and serving use a real one."""
     promoted: list[str] = []
 
-    def resolve_alias(tracking: TrackingConfig) -> SimpleNamespace:
-        assert tracking == TrackingConfig().at(catalog.root)
+    def resolve_alias(tracking: TrackingConfig, alias: str) -> SimpleNamespace:
+        assert (tracking, alias) == (TrackingConfig().at(catalog.root), "champion")
         if not promoted:
             raise AliasNotFoundError("no version has the alias champion")
         return SimpleNamespace(representation_id=promoted[0])
 
-    monkeypatch.setattr("cytolake.tracking.resolve_alias", resolve_alias)
+    monkeypatch.setattr("cytolake.tracking.promoted.resolve_alias", resolve_alias)
     with pytest.raises(CatalogError, match="representation champion: no version"):
         find_representation(catalog, "champion")
     promoted.append("encoder")

@@ -31,6 +31,60 @@ def sql(root, *arguments: str, code: int = 0):
     return done
 
 
+def lines_of(root, query: str, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["sql", query, "--root", str(root), *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_two_columns_of_one_name_are_both_written(root, tmp_path):
+    query = "select 1 a, 2 a, 3 a_1, 4 a"
+    wanted = {"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}
+    assert json.loads(lines_of(root, query, "--format", "json")) == wanted
+    (row,) = csv.DictReader(io.StringIO(lines_of(root, query, "--format", "csv")))
+    assert {name: int(value) for name, value in row.items()} == wanted
+    lines_of(root, query, "--output", str(tmp_path / "rows.parquet"))
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == [wanted]
+    assert json.loads(lines_of(root, "select 1 a, 2 a", "--format", "json")) == {"a": 1, "a_1": 2}
+
+
+def test_an_interval_is_an_iso_duration(root, tmp_path):
+    query = "select interval '14 months 3 days 1.5 seconds' as i, [interval '-2 days'] as list, null::interval as no"
+    (row,) = map(json.loads, lines_of(root, query, "--format", "json").splitlines())
+    assert row == {"i": "P14M3DT1.5S", "list": ["P0M-2DT0S"], "no": None}
+    assert "P14M3DT1.5S" in lines_of(root, query, "--format", "csv")
+    lines_of(root, query.replace(", [interval '-2 days'] as list", ""), "--output", str(tmp_path / "rows.parquet"))
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == [{"i": "P14M3DT1.5S", "no": None}]
+
+
+def test_a_negative_number_of_rows_is_refused(root):
+    assert sql(root, "--rows", "0").stdout.splitlines()[-1] == "3 more rows"
+    sql(root, "--rows", "-1", code=2)
+
+
+def test_a_command_that_changes_tables_is_refused_as_such(root):
+    done = CliRunner().invoke(app, ["sql", "drop table wells", "--root", str(root)])
+    assert done.exit_code == 2
+    assert "expected one SELECT. Queries only read" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("age", ["nan", "inf"])
+@pytest.mark.parametrize("command", [("vacuum",), ("catalog", "check")])
+def test_an_age_that_is_no_number_is_refused(root, command, age):
+    done = CliRunner().invoke(app, [*command, "--root", str(root), "--older-than-h", age])
+    assert done.exit_code == 2
+    assert "expected a finite number" in done.output
+
+
+def test_an_empty_catalog_says_what_to_run_for_scores_and_labels(root, tmp_path):
+    done = CliRunner().invoke(app, ["leaderboard", "--root", str(root)])
+    assert done.exit_code == 0
+    assert "no scores yet. `cytolake benchmark`" in done.output
+    done = CliRunner().invoke(app, ["qc", "label", str(tmp_path / "sheet"), "--root", str(root)])
+    assert done.exit_code == 2
+    assert "no site to label: no plate is there" in " ".join(done.output.split())
+
+
 def test_a_table_in_a_pipe_has_one_line_for_each_row_and_whole_values(root):
     lines = sql(root).stdout.splitlines()
     assert len(lines) == 4

@@ -51,7 +51,7 @@ def test_a_damaged_shard_is_found_and_named_with_its_rows(pack_folder, compressi
     (problem,) = pack.verify()
     assert problem.startswith(f"{pack.path / SHARD}: {said}")
     assert "rows 16 to 29 of the crops with 2 channels" in problem
-    assert "jobs/curate.py" in problem
+    assert "`cytolake curate`" in problem
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "delete"])

@@ -113,11 +113,11 @@ def test_a_pack_of_format_1_is_read_and_says_that_it_has_no_checksums(pack_folde
     np.testing.assert_array_equal(pack.crop("crop11"), EXPECTED[11])
     (problem,) = pack.verify()
     assert "no checksums.json" in problem
-    assert "jobs/curate.py" in problem
+    assert "`cytolake curate`" in problem
 
 
 def test_a_format_that_is_not_known_is_refused_with_what_to_do(pack_folder):
-    with pytest.raises(PackError, match=r"pack of format 9, this cytolake reads formats 1 and 2.*jobs/curate\.py"):
+    with pytest.raises(PackError, match=r"pack of format 9, this cytolake reads formats 1 and 2.*`cytolake curate`"):
         Pack.open(pack_folder(format=9))
 
 

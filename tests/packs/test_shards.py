@@ -142,7 +142,7 @@ def _is_open(descriptor: int) -> bool:
 def test_a_missing_shard_is_an_error_and_never_zeros(written, row):
     folder, _ = written
     shard(folder).unlink()
-    with pytest.raises(PackError, match=r"c/1/0/0/0: .*is missing.*rows 16 to 31 of .* 2 channels.*jobs/curate\.py"):
+    with pytest.raises(PackError, match=r"c/1/0/0/0: .*is missing.*rows 16 to 31 of .* 2 channels.*`cytolake curate`"):
         opened(folder).read(np.array([0, row]))
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
-from cytolake.pipeline.overrides import RecipeError, apply_overrides
+from cytolake.pipeline.overrides import RecipeError, apply_fields, apply_overrides, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +26,11 @@ class Inner:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     name: str
+    pattern: str = ""
+    side: Literal["", "left", "no"] = ""
     sizes: tuple[int, ...] = (1,)
+    names: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -37,6 +43,8 @@ class Outer:
     is_fast: bool = False
     inner: Inner = Inner()
     extra: Inner | None = None
+    rates: tuple[float, ...] = (0.5,)
+    limit: float | None = None
     parts: tuple[Part, ...] = ()
 
 
@@ -60,7 +68,7 @@ def test_a_list_of_configs_is_set_as_a_whole_and_checked_like_everything_else():
     for wrong, said in (
         ("[{sizes: [1]}]", "Part needs name"),
         ("[{name: a, size: [1]}]", "Did you mean 'sizes'"),
-        ("[{name: a, sizes: [x]}]", "expected tuple"),
+        ("[{name: a, sizes: [x]}]", r"entry 1, sizes: found '?\[x\]'?, expected a list of int"),
         ("[{name: ''}]", "expected one"),
     ):
         with pytest.raises(RecipeError, match=said):
@@ -93,3 +101,60 @@ def test_a_wrong_assignment_says_what_would_be_right(assignment, said):
 def test_two_fields_that_must_agree_may_change_together():
     got = apply_overrides(Outer(), ["inner.epochs=1", "inner.least=1"])
     assert (got.inner.epochs, got.inner.least) == (1, 1)
+
+
+def from_file(text: str) -> Outer:
+    return apply_fields(Outer(), read_yaml(text), "mine.yaml")
+
+
+@pytest.mark.parametrize("spelled", ["2024", "007", "1e5", "1.50", "0x10", "2024-01-31", "12:30", "1_000"])
+def test_a_number_for_a_text_is_taken_as_it_was_written(spelled):
+    part = f"{{name: {spelled}, names: [{spelled}, a], columns: {{dose: {spelled}}}}}"
+    wanted = Part(name=spelled, names=(spelled, "a"), columns={"dose": spelled})
+    assert apply_overrides(Outer(), [f"parts=[{part}]"]).parts == (wanted,)
+    got = from_file(f"root: {spelled}\ninner: {{note: {spelled}, names: [{spelled}]}}\nparts: [{part}]\n")
+    assert got == Outer(root=spelled, inner=Inner(note=spelled, names=(spelled,)), parts=(wanted,))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("no", r'found no, which YAML reads as false.*quotes: "no"'), ("null", "found null, expected a text. Leave the")],
+)
+def test_a_truth_value_or_null_for_a_text_is_refused_with_what_to_write(value, said):
+    for given in (f"parts: [{{name: {value}}}]", f"root: {value}", f"parts: [{{name: a, names: [{value}]}}]"):
+        with pytest.raises(RecipeError, match=said):
+            from_file(given)
+    with pytest.raises(RecipeError, match=said):
+        apply_overrides(Outer(), [f"parts=[{{name: a, pattern: {value}}}]"])
+    assert from_file(f"parts: [{{name: '{value}'}}]").parts[0].name == value
+
+
+def test_a_choice_may_be_empty_or_a_word_of_yaml_and_others_are_refused_in_plain_words():
+    assert [part.side for part in from_file("parts: [{name: a, side: ''}, {name: b, side: no}]").parts] == ["", "no"]
+    with pytest.raises(RecipeError) as caught:
+        from_file("parts: [{name: a, side: off}]")
+    assert str(caught.value) == "mine.yaml, parts: entry 1, side: found off, expected one of '', 'left', 'no'."
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", ".nan", ".inf", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(number):
+    for name in ("inner.rate", "rates", "limit"):
+        with pytest.raises(RecipeError, match="expected a finite number"):
+            apply_overrides(Outer(), [f"{name}={number}"])
+    with pytest.raises(RecipeError, match=r"mine.yaml, inner.rate: found .*, expected a finite number\."):
+        from_file(f"inner: {{rate: {number}}}")
+
+
+def test_fields_of_a_config_may_be_given_together_also_where_it_is_off():
+    assert apply_overrides(Outer(), ["inner={epochs: 7}"]).inner == Inner(epochs=7)
+    assert from_file("extra: {epochs: 7}").extra == Inner(epochs=7)
+    assert from_file("extra: null").extra is None
+    with pytest.raises(RecipeError, match=r"found '3', expected fields of Inner. Set one of its fields: epochs, "):
+        apply_overrides(Outer(), ["inner=3"])
+
+
+def test_an_error_about_an_entry_repeats_what_was_typed_once():
+    for entry in ("{name: '', sizes: [1], pattern: a}", "{name: a, sizes: [1], patern: a}", "{name: a, sizes: [x]}"):
+        with pytest.raises(RecipeError) as caught:
+            apply_overrides(Outer(), [f"parts=[{entry}]"])
+        assert str(caught.value).count("--set") == 1

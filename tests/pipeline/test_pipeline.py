@@ -204,12 +204,12 @@ def test_without_a_reason_it_is_not_promoted_and_the_page_says_so(copied, ray_in
 @pytest.mark.parametrize("job", [stages.pretrain, stages.embed])
 def test_a_stage_without_its_input_names_the_job_to_run(job, tmp_path, ray_in_process):
     cytolake.catalog.open(tmp_path, create=True)
-    with pytest.raises(MissingInputError, match=r"Run jobs/curate\.py"):
+    with pytest.raises(MissingInputError, match=r"Run `cytolake curate`"):
         run(job, golden_config(tmp_path))
 
 
 def test_a_stage_of_another_recipe_names_the_training_that_is_missing(golden_lake, ray_in_process):
-    with pytest.raises(MissingInputError, match=r"Run jobs/pretrain\.py"):
+    with pytest.raises(MissingInputError, match=r"Run `cytolake pretrain`"):
         run(stages.probe, golden_config(golden_lake, "pretrain.seed=9"))
 
 
@@ -242,7 +242,7 @@ def test_a_sweep_prints_the_settings_by_their_names_and_how_to_train_with_the_be
 def test_a_ranking_of_the_leaderboard_can_choose_what_is_promoted(copied, ray_in_process):
     by = PromoteBy(benchmark="activity_map", metric="mean_average_precision", label="perturbation", alignment="pca_cs")
     config = dataclasses.replace(copied, promote_by=by, alias="by_activity")
-    with pytest.raises(ValueError, match=r"no score of activity_map.*Run jobs/benchmark\.py"):
+    with pytest.raises(ValueError, match=r"no score of activity_map.*Run `cytolake benchmark`"):
         run(stages.promote, dataclasses.replace(config, promote_by=dataclasses.replace(by, label="nothing")))
     run(stages.promote, config)
     card = resolve_alias(config.tracking.at(config.root), "by_activity").card

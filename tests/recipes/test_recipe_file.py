@@ -31,7 +31,7 @@ def test_fields_of_a_file_replace_those_of_the_recipe_it_is_based_on(tmp_path):
         ("based_on: own_screen\npretrain: {steps: 0}\n", ("mine.yaml, pretrain.steps",)),
         ("based_on: own_scren\n", ("'own_scren'", "Did you mean 'own_screen'?")),
         ("based_on: mine.yaml\n", ("based_on", "found the file mine.yaml")),
-        ("name: mine\n", ("mine.yaml", "`based_on`")),
+        ("name: mine\nroot: r\n", ("mine.yaml", "found the fields name, root", "`based_on`")),
         ("based_on: [\n", ("mine.yaml", "readable YAML")),
     ],
 )

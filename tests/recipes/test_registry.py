@@ -6,9 +6,11 @@ import pytest
 from pydantic import TypeAdapter
 from tests.fast_cases import fast_cases
 
+from cytolake.cli.jobs import show_config
 from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import RecipeError, apply_overrides
 from cytolake.recipes import RECIPES, build_recipe
+from cytolake.screens.sources import ScreenSource
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -31,6 +33,17 @@ def test_a_recipe_written_out_and_read_back_is_the_same(name):
 def test_every_simple_field_can_be_set_to_the_value_it_has(name):
     config = build_recipe(name)
     assert apply_overrides(config, list(_assignments(config))) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_show_prints_is_a_recipe_file_of_the_same_config(name, tmp_path):
+    config = build_recipe(name)
+    sources = (ScreenSource(screen="007", path="a"), ScreenSource(screen="no", path="b", z="max", channels=("561",)))
+    config = dataclasses.replace(config, screens=dataclasses.replace(config.screens, sources=sources))
+    for base in (name, "demo", "own_screen"):
+        path = tmp_path / f"{base}.yaml"
+        path.write_text(f"based_on: {base}\n{show_config(config)}")
+        assert build_recipe(str(path)) == config
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all():

@@ -23,7 +23,7 @@ from cytolake.tracking import TrackingConfig, find_folder, promote, resolve_alia
 @pytest.mark.parametrize(
     ("alias", "folder", "texts"),
     [
-        ("challenger", "", ("'challenger'", "champion -> version 1", "jobs/promote.py")),
+        ("challenger", "", ("'challenger'", "champion -> version 1", "`cytolake promote`")),
         ("champion", "missing", ("missing", "no catalog there", "cytolake ingest")),
     ],
 )
@@ -329,7 +329,7 @@ def test_queries_and_treatments_are_predicted_by_the_predictor_of_the_representa
     by_crop = {"crop_ids": own_lake.crop_ids[:2]}
     answer = post("/v1/predict-performance", **by_crop)
     assert answer.status_code == 409
-    assert "jobs/predict_performance.py" in answer.json()["detail"]
+    assert "`cytolake predict-performance" in answer.json()["detail"]
     register(own_lake, fitted["search"], tmp_path / "another", "another")
     service.load()
     assert service.follower().current().performance is None, "fitted on another representation"

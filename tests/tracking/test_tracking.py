@@ -57,7 +57,7 @@ def test_an_alias_in_a_store_that_does_not_exist_is_refused_and_makes_no_store(t
     nowhere = TrackingConfig().at(tmp_path)
     with pytest.raises(AliasNotFoundError, match="champion") as error:
         resolve_alias(nowhere)
-    for part in ("cytolake-encoder", nowhere.uri, "jobs/promote.py"):
+    for part in ("cytolake-encoder", nowhere.uri, "`cytolake promote`"):
         assert part in str(error.value)
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -142,7 +142,7 @@ def test_a_version_without_its_files_is_refused(tracking, checkpoint):
 
 
 def test_only_a_safetensors_file_is_registered(tracking, tmp_path):
-    with pytest.raises(FileNotFoundError, match="jobs/pretrain"):
+    with pytest.raises(FileNotFoundError, match="`cytolake pretrain`"):
         promote(tracking, card("none"), tmp_path / "none.safetensors")
     pickle = tmp_path / "weights.pt"
     pickle.write_bytes(b"")

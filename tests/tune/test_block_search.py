@@ -16,10 +16,18 @@ from tests.tune.in_process import run_in_process
 import cytolake.catalog
 from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.probe_data import read_probe_data, standardise_by_plate_controls
-from cytolake.catalog import Catalog
+from cytolake.catalog import Catalog, CatalogError
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.representations import read_vectors
-from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias
+from cytolake.catalog.representations import find_representation, read_vectors
+from cytolake.catalog.stale import _stale_models
+from cytolake.tracking import (
+    AliasNotFoundError,
+    TrackingConfig,
+    record_promotion,
+    resolve_alias,
+    resolve_promoted,
+    tracking_of,
+)
 from cytolake.tune import block_search
 from cytolake.tune.block_search import BlockChoice, search_blocks
 from cytolake.tune.promotion import NoGainError, promote_choice
@@ -129,7 +137,7 @@ def test_every_fold_and_metric_has_a_row_and_every_summary_an_interval(choice, s
 def test_a_search_without_baselines_or_of_unknown_representations_is_refused(small):
     with pytest.raises(ValueError, match="no untrained and no pixel_statistics"):
         search_blocks(small.catalog, ids_of(small.catalog, "trained"), CONFIG)
-    with pytest.raises(ValueError, match=r"1 of 1 representations .*jobs/embed"):
+    with pytest.raises(ValueError, match=r"1 of 1 representations .*`cytolake embed`"):
         search_blocks(small.catalog, [content_id("nothing")], CONFIG)
 
 
@@ -178,6 +186,47 @@ def test_the_promoted_card_holds_the_choice_and_its_baselines(choice, small):
     assert champion.forced == ""
     assert champion.table_versions == small.catalog.versions()
     assert resolve_alias(TrackingConfig().at(small.catalog.root)) == champion
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+def test_commands_find_what_was_promoted_to_another_store_under_another_alias(choice, small, tmp_path, monkeypatch):
+    """The champion of the catalog's own store is another: the last promotion counts."""
+    root = tmp_path / "lake"
+    shutil.copytree(small.catalog.root / "tables", root / "tables")
+    catalog = cytolake.catalog.open(root)
+    with pytest.raises(CatalogError, match="champion"):
+        find_representation(catalog, "champion")
+    monkeypatch.chdir(tmp_path)
+    elsewhere = TrackingConfig(uri="sqlite:///other.db", model_name="another")
+    promote_choice(catalog, choice, elsewhere, "best")
+    monkeypatch.chdir(root)
+    assert tracking_of(root) == dataclasses.replace(elsewhere, uri=f"sqlite:///{tmp_path / 'other.db'}")
+    assert not (root / "mlflow.db").exists()
+    assert find_representation(catalog, "champion")["representation_id"] == choice.representation_id
+    assert (resolve_promoted(root).alias, resolve_promoted(root, "best").alias) == ("best", "best")
+    with pytest.raises(AliasNotFoundError, match="'another' with alias 'worst'"):
+        resolve_promoted(root, "worst")
+    monkeypatch.setattr("cytolake.catalog.stale.corrected_since", lambda *_: {"p": ("labels", "S/P")})
+    assert [(each.identity, each.name) for each in _stale_models(catalog)] == [("another version 1", "best")]
+
+    promote_choice(catalog, choice, TrackingConfig())
+    assert tracking_of(root) == TrackingConfig().at(root)
+    assert resolve_promoted(root).name == "cytolake-encoder"
+
+
+def test_a_password_of_the_store_is_not_recorded(tmp_path):
+    record_promotion(tmp_path, TrackingConfig(uri="postgresql://lab:secret@db.lab:5432/mlflow"), "champion")
+    assert tracking_of(tmp_path).uri == "postgresql://lab@db.lab:5432/mlflow"
+
+
+def test_a_store_that_does_not_answer_is_named(small, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    shutil.copytree(small.catalog.root / "tables" / "plates", tmp_path / "tables" / "plates")
+    record_promotion(tmp_path, TrackingConfig(uri="http://127.0.0.1:9"), "champion")
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9, named in .*promoted\.json"):
+        resolve_promoted(tmp_path)
+    assert _stale_models(cytolake.catalog.open(tmp_path)) == []
+    assert "http://127.0.0.1:9" in caplog.text
 
 
 def test_a_catalog_without_the_representation_cannot_promote_it(choice, tmp_path: Path, small):

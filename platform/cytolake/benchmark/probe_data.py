@@ -72,7 +72,7 @@ def read_probe_data(catalog: Catalog, representation_id: str, label: str, *, inc
     crops = VectorReader(catalog).columns(representation_id, ["crop_id", "well_id"])
     if crops.num_rows == 0:
         raise ValueError(
-            f"representation {representation_id} has no rows in the embeddings table. Run jobs/embed.py first."
+            f"representation {representation_id} has no rows in the embeddings table. Run `cytolake embed` first."
         )
     return label_crops(
         catalog, crops, label, include_controls=include_controls, what=f"representation {representation_id}"

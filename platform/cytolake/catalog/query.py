@@ -50,6 +50,11 @@ def parse_query(text: str) -> ParsedQuery:
     tree: dict[str, Any] = json.loads(serialised[0]) if serialised else {"error": True}
     if tree["error"]:
         reason = tree.get("error_message", "it could not be parsed")
+        if "Only SELECT statements" in reason:  # of `drop table wells`
+            raise CatalogError(
+                f"query refused: found {text.strip()[:200]}, expected one SELECT. Queries only read: commands such as "
+                "`cytolake plates` change a catalog."
+            )
         raise CatalogError(f"query refused: {reason}. Found: {text.strip()[:200]}. Expected one SELECT statement.")
     if len(tree["statements"]) != 1:
         raise CatalogError(f"query refused: found {len(tree['statements'])} statements, expected one SELECT.")

@@ -32,7 +32,7 @@ EXTERNAL = "external"
 PIXEL_STATISTICS = "pixel_statistics"
 """Kind and name of the baseline without an encoder: statistics of each channel's pixels."""
 CHAMPION = "champion"
-"""Alias of the promoted representation in the MLflow registry of the catalog's root."""
+"""Alias of the promoted representation in the MLflow registry that the catalog's models are promoted to."""
 
 Level: TypeAlias = Literal["crop", "well"]
 TABLES: dict[Level, tuple[str, str, str]] = {
@@ -91,7 +91,7 @@ def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: st
     raise CatalogError(
         f"representation {name or '(none given)'}{whose}: not in the table representations, which has {len(known)}"
         f"{f', the newest: {listed}' if known else ''}. Expected an id, the name of an external one, {CHAMPION} or "
-        f"{PIXEL_STATISTICS}. Embed a pack with jobs/embed.py, or import vectors with `cytolake import`."
+        f"{PIXEL_STATISTICS}. Embed a pack with `cytolake embed`, or import vectors with `cytolake import`."
     )
 
 
@@ -103,7 +103,7 @@ def stored_representation(catalog: Catalog, representation_id: str) -> dict[str,
 
 def no_vectors(representation: Mapping[str, Any], level: Level) -> CatalogError:
     """The error of a representation, by its row, that has no vectors at a level."""
-    remedy = "Run jobs/embed.py, or import it."
+    remedy = "Run `cytolake embed`, or import it."
     if representation["kind"] == ALIGNED and level == "crop":
         remedy = (
             "It was aligned at the level of wells: take its profiles (level well), or align representation "
@@ -229,7 +229,7 @@ def read_vectors(
     if places.null_count:
         raise CatalogError(
             f"representation {representation_id}: {places.null_count} of {len(places)} {level}s have no row in the "
-            f"table {reader.table}. Run jobs/embed.py again, which adds what is missing; representations of other "
+            f"table {reader.table}. Run `cytolake embed` again, which adds what is missing; representations of other "
             "packs have other crops."
         )
     return reader.take(representation_id, places.to_numpy())
@@ -344,9 +344,9 @@ def _matrix(lists: pa.ListArray, representation_id: str) -> NDArray[np.float32]:
 
 
 def _promoted(catalog: Catalog) -> str:
-    from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias  # MLflow, slow to import
+    from cytolake.tracking import AliasNotFoundError, resolve_promoted  # MLflow, slow to import
 
     try:
-        return str(resolve_alias(TrackingConfig().at(catalog.root)).representation_id)
+        return str(resolve_promoted(catalog.root).representation_id)
     except AliasNotFoundError as error:
         raise CatalogError(f"representation {CHAMPION}: {error}") from error

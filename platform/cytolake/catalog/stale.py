@@ -10,6 +10,7 @@ pooling, and its scores.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def check_curation(catalog: Catalog, curation_id: str) -> None:
         why, name = next(iter(changed.values()))
         raise CatalogError(
             f"curation {runs[0]['curation']} ({curation_id[:12]}): {len(changed)} of its plates were corrected since, "
-            f"the first {name}: other {why}. Run jobs/curate.py with the same recipe and root, then this again."
+            f"the first {name}: other {why}. Run `cytolake curate` with the same recipe and root, then this again."
         )
 
 
@@ -217,18 +218,23 @@ def _stale_scores(
 
 
 def _stale_models(catalog: Catalog) -> list[Stale]:
-    """The promoted model of the catalog's own MLflow file, where what it was chosen on is stale."""
+    """The promoted model, where what it was chosen on is stale."""
     try:
         root = catalog.root
     except CatalogError:
         return []
-    if not (root / "mlflow.db").is_file():
-        return []
-    from cytolake.tracking import AliasNotFoundError, TrackingConfig, resolve_alias  # mlflow: seconds to import
+    from cytolake.tracking import AliasNotFoundError, resolve_promoted, tracking_of
+    from cytolake.tracking.store import sqlite_file
 
+    database = sqlite_file(tracking_of(root))
+    if database is not None and not database.is_file():  # before mlflow is imported, which takes seconds
+        return []
     try:
-        card = resolve_alias(TrackingConfig().at(root))
+        card = resolve_promoted(root)
     except AliasNotFoundError:
+        return []
+    except ConnectionError as error:  # what else is stale is known all the same
+        logging.getLogger(__name__).warning("whether the promoted model is stale is not known: %s", error)
         return []
     changed = corrected_since(catalog, card.table_versions)
     return _stale("model", f"{card.name} version {card.version}", card.alias, changed.values())

@@ -58,9 +58,13 @@ def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog
         create: Make the folder and every table that is missing. Several processes may do so at once.
 
     Raises:
-        CatalogError: There is no catalog and `create` is False, the folder's tables are somewhere else than `tables`,
-            or a table there contradicts its contract.
+        CatalogError: There is no catalog and `create` is False, the root is empty or can be no folder, the folder's
+            tables are somewhere else than `tables`, or a table there contradicts its contract.
     """
+    if not str(root).strip():
+        raise CatalogError("root: found an empty name, expected the folder of a catalog; `.` is the working directory.")
+    if create and not is_uri(root):
+        make_root(Path(root))
     folder = None if is_uri(root) else Path(root).expanduser().resolve()
     base = str(root).rstrip("/") if folder is None else _place_of_tables(folder, tables.rstrip("/"), create)
     if create:
@@ -73,6 +77,23 @@ def open(root: str | Path, *, tables: str = "", create: bool = False) -> Catalog
             "cytolake.catalog.open(root, create=True)."
         )
     return Catalog(folder, base)
+
+
+def make_root(root: Path) -> None:
+    """Make the folder of a catalog, where it is not there yet.
+
+    Raises:
+        CatalogError: It can be no folder.
+    """
+    folder = root.expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = "a file" if folder.is_file() else error.strerror or str(error)
+        raise CatalogError(
+            f"root {folder}: found {found}, expected a folder, or a place where one can be made. Give another root "
+            "(--set root=FOLDER, --root, CYTOLAKE_ROOT), or correct the permissions."
+        ) from error
 
 
 def _place_of_tables(folder: Path, wanted: str, create: bool) -> str:

@@ -115,7 +115,7 @@ def linear_probe(
         for each in representation:
             result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
             scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in PROBE_METRICS]
-            console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {config.label})")
+            console.print(f"{escape(each)}: {', '.join(scores)} ({result.n_classes} classes of {escape(config.label)})")
 
 
 def recall(
@@ -166,6 +166,15 @@ def leaderboard(
         if parquet is not None:
             write_parquet(rows, parquet)
         n_stale = sum(each.kind == "score" for each in stale_artefacts(catalog))
+        is_empty = not catalog.sql("SELECT score_id FROM scores LIMIT 1").num_rows
+    if not rows.num_rows:
+        print(
+            "There are no scores yet. `cytolake benchmark` scores the representations of a recipe, `cytolake score` "
+            "stored ones, such as imports."
+            if is_empty
+            else "No score fits. Leave out an option of this command, or `cytolake benchmark` adds scores."
+        )
+        return
     _print_rankings(rows)
     if n_stale:
         print(f"{n_stale} scores are stale: labels or pixels were corrected since. `cytolake plates` lists them.")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root
+from cytolake.cli.options import Root, finite
 from cytolake.cli.stale import print_stale
 from cytolake.pipeline.root import DEFAULT_ROOT
 
@@ -21,7 +21,9 @@ EXIT_FINDINGS = 1
 @catalog.command()
 def check(
     repair: Annotated[bool, typer.Option("--repair", help="Delete what killed runs left; finish purges.")] = False,
-    older_than_h: Annotated[float, typer.Option(help="Leave what is younger: a run may be writing it.")] = 24.0,
+    older_than_h: Annotated[
+        float, typer.Option(callback=finite, help="Leave what is younger: a run may be writing it.")
+    ] = 24.0,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Look for rows, files and plates that refer to what does not exist. Ends with 1 where something is wrong."""

@@ -28,7 +28,7 @@ def curation_list(root: Root = DEFAULT_ROOT) -> None:
     shown = Table("curation", "id", "made", "kept", "of", box=None, header_style="dim")
     for run in runs:
         shown.add_row(
-            run["curation"],
+            escape(run["curation"]),
             run["curation_id"][:12],
             f"{run['curated_at']:%Y-%m-%d %H:%M}",
             f"{run['n_kept']:,}",

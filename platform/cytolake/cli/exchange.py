@@ -51,7 +51,7 @@ def export(
                 f"{path}: found {len(ids)} representations, expected one or more for .h5ad and exactly one for "
                 ".parquet, .csv and .csv.gz. Give --representation ID, as in the table representations."
             )
-    Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {path}")
+    Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {escape(str(path))}")
 
 
 def import_(
@@ -104,7 +104,7 @@ def import_(
                 raise ValueError(f"--by {by}: expected one file, and no wells or pack. Leave the other options out.")
             profiles = read_perturbation_table(paths[0], by)
             made = import_perturbations(cytolake.catalog.open(root, create=True), profiles, name, screen=screen)
-        console.print(f"{name} is representation {made}: {len(profiles.names):,} {by}s")
+        console.print(f"{escape(name)} is representation {made}: {len(profiles.names):,} {by}s")
         return
     releases: dict[Release, Path | None] = {"rxrx3-core": rxrx3_core, "rxrx1": rxrx1}
     given = [(release, path) for release, path in releases.items() if path is not None]
@@ -135,16 +135,16 @@ def import_(
                 console.print(f"  [yellow]beware[/] {n_conflicts:,} wells lack labels that their sites disagree on")
         made = import_embeddings(catalog, table, name, screen=screen, pack_id=pack_id)
         matched = wells_matched(catalog, made)
-    console.print(f"{name} is representation {made}")
+    console.print(f"{escape(name)} is representation {made}")
     if label_objects:
         labels, of_row, problems = table.object_labels
         n_kinds = len({labels[i].perturbation for i in of_row.tolist() if i >= 0} - {""})
         n_labelled = int((of_row >= 0).sum())
         console.print(f"  {n_labelled:,} of {len(of_row):,} cells have labels, of {n_kinds:,} perturbations")
         for problem in problems[:8]:
-            console.print(f"  [yellow]{problem}[/]")
+            console.print(f"  [yellow]{escape(str(problem))}[/]")
     for plates, n_matched, n_wells in matched:
-        console.print(f"  {plates}: vectors of {n_matched:,} of {n_wells:,} wells")
+        console.print(f"  {escape(plates)}: vectors of {n_matched:,} of {n_wells:,} wells")
     if any(n_matched < n_wells for _, n_matched, n_wells in matched):
         console.print(
             "  [yellow]beware[/] wells without a vector: rankings of profiles compare representations of the same "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ def root_of_command(context: typer.Context, parameter: typer.CallbackParam, valu
     """The root that was given, also to the group, as in `cytolake plates --root R retract P`; else `root_here`."""
     name = parameter.name or ""
     if not _is_default(context, name):
+        if not value.strip():
+            raise typer.BadParameter("found an empty name, expected a folder; `.` is the working directory")
         return value
     group = context.parent
     return root_here() if group is None or _is_default(group, name) else str(group.params[name])
@@ -50,6 +53,13 @@ Root = Annotated[
         callback=root_of_command,
     ),
 ]
+
+
+def finite(value: float) -> float:
+    """Callback of an option that is a number: refuses nan and infinity, which compare as nothing does."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"found {value}, expected a finite number")
+    return value
 
 
 def set_option(about: str) -> Any:

@@ -66,7 +66,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
             colour = "green" if column.becomes.startswith("label") else "dim"
             columns.add_row(
                 escape(column.column),
-                f"[{colour}]{column.becomes}[/]",
+                f"[{colour}]{escape(column.becomes)}[/]",
                 f"{column.n_plates:,}",
                 f"{column.n_values:,}",
                 escape(column.example[:40]),
@@ -77,7 +77,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     if inspection.problems:
         problems = table("rows", "problem", "the first one", right=("rows",))
         for problem in inspection.problems:
-            problems.add_row(f"{problem.n:,}", problem.problem, escape(problem.example))
+            problems.add_row(f"{problem.n:,}", escape(problem.problem), escape(problem.example))
         console.print(f"\n[yellow]{'Into quarantine' if inspection.can_ingest else 'Why nothing can be ingested'}[/]")
         console.print(problems)
     for advice in inspection.advice:

@@ -50,7 +50,7 @@ def qc_judge(
     ).to_pylist()
     shown = Table("rule", "level", "judged", "failed", box=None, header_style="dim")
     for row in rows:
-        shown.add_row(row["rule"], row["level"] or "site", f"{row['judged']:,}", f"{row['failed']:,}")
+        shown.add_row(escape(row["rule"]), row["level"] or "site", f"{row['judged']:,}", f"{row['failed']:,}")
     console.print(shown)
     console.print(f"qc_id {qc_id}")
 
@@ -125,7 +125,9 @@ def qc_train(
         detector = train_detector(catalog, apply_overrides(QcTrainConfig(), set_ or []), report)
         path = Path(out) if out else catalog.root / DETECTOR
         detector.save(path)
-    console.print(f"{path}: {detector.config.head} on {len(detector.features)} features: {', '.join(detector.classes)}")
+    classes = ", ".join(detector.classes)
+    about = f"{path}: {detector.config.head} on {len(detector.features)} features: {classes}"
+    console.print(escape(about))
 
 
 @qc.command("efficiency")
@@ -156,7 +158,7 @@ def qc_efficiency(
     for point in found.curve("auroc"):
         shown.add_row(str(point.n_labels), f"{point.value:.3f}", f"{point.low:.3f} to {point.high:.3f}")
     console.print(shown)
-    console.print(str(path))
+    console.print(escape(str(path)))
 
 
 @qc.command("compare-encoders")

@@ -85,7 +85,7 @@ def audit(
     from cytolake.pipeline.progress import stage_progress
     from cytolake.reports.audit_page import PAGE_FILE, audit_table, audit_text, proposal_text, write_audit
     from cytolake.reports.page import REPORT_FOLDER
-    from cytolake.tracking import TrackingConfig, resolve_alias
+    from cytolake.tracking import resolve_promoted
     from cytolake.tune.augmentation_design import propose_augmentations
     from cytolake.tune.invariance_audit import AuditConfig, audit_encoders
     from cytolake.tune.promotion import untrained_twin
@@ -94,7 +94,7 @@ def audit(
     kept, ignored = tuple(keep or ("perturbation",)), tuple(ignore or ("plate",))
     with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
-        card = resolve_alias(TrackingConfig().at(catalog.root), alias)
+        card = resolve_promoted(catalog.root, alias)
         # Nuisances of the layout cannot be held out: no probe can predict a plate that it never saw.
         labels: list[tuple[str, SplitBy]] = [
             (name, "well" if name in NUISANCES else "plate") for name in (*kept, *ignored)

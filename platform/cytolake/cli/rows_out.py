@@ -55,6 +55,7 @@ def write_rows(rows: pa.Table, chosen: Format | None, output: Path | None, most:
 
 
 def _write(rows: pa.Table, chosen: Format, file: Any) -> None:
+    rows = _with_interval_texts(rows.rename_columns(_unique(rows.column_names)))
     if chosen == "parquet":
         from pyarrow.parquet import write_table
 
@@ -68,10 +69,37 @@ def _write(rows: pa.Table, chosen: Format, file: Any) -> None:
             file.write((json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def _unique(names: list[str]) -> list[str]:
+    """Column names, each once: a second `a` is `a_1`, as in a table that DuckDB makes of the query."""
+    found: list[str] = []
+    for name in names:
+        free = (each for each in (name, *(f"{name}_{n}" for n in range(1, len(names) + 1))) if each not in found)
+        found.append(next(each for each in free if each == name or each not in names))
+    return found
+
+
+def _with_interval_texts(rows: pa.Table) -> pa.Table:
+    """Intervals as ISO 8601 durations: neither CSV nor Parquet has them."""
+    import pyarrow as pa
+
+    for i, field in enumerate(rows.schema):
+        if field.type == pa.month_day_nano_interval():
+            texts = pa.array(map(_plain, rows.column(i).to_pylist()), pa.string())
+            rows = rows.set_column(i, field.name, texts)
+    return rows
+
+
+def _duration(months: int, days: int, nanoseconds: int) -> str:
+    """ISO 8601, such as P14M3DT0.5S; a part may be negative."""
+    return f"P{months}M{days}DT{Decimal(nanoseconds).scaleb(-9).normalize():f}S"
+
+
 def _plain(value: Any) -> Any:
-    """What JSON has: numbers that are none (NaN) become null, times ISO 8601, bytes hexadecimal."""
+    """What JSON has: numbers that are none (NaN) become null, times and intervals ISO 8601, bytes hexadecimal."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
+    if type(value).__name__ == "MonthDayNano":
+        return _duration(*value)
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if isinstance(value, Decimal):

@@ -24,7 +24,7 @@ def recipes() -> None:
 
     table = Table("recipe", "what it is for", box=None, header_style="dim")
     for name, build in RECIPES.items():
-        table.add_row(name, (build.__doc__ or "").strip().splitlines()[0])
+        table.add_row(name, escape((build.__doc__ or "").strip().splitlines()[0]))
     Console().print(table)
 
 
@@ -43,7 +43,7 @@ def simulate(
     console = Console(highlight=False, soft_wrap=True)
     with exits_on_bad_input(), stage_progress("simulate", console) as report:
         plates = simulate_screen(apply_overrides(SimulatedScreen(), set_ or []), folder, report)
-    console.print(f"{len(plates)} plates in {plates[0].parent}")
+    console.print(f"{len(plates)} plates in {escape(str(plates[0].parent))}")
 
 
 def inspect(
@@ -96,7 +96,7 @@ def init(
         build_recipe(str(recipe_file))
     console.print(escape(text), end="")
     for problem in proposal.inspection.problems:
-        console.print(f"[yellow]{problem.n:,} x {problem.problem}[/]  {escape(problem.example)}")
+        console.print(f"[yellow]{problem.n:,} x {escape(problem.problem)}[/]  {escape(problem.example)}")
     for advice in proposal.inspection.advice:
         console.print(f"[cyan]Hint[/]  {escape(advice)}")
     option = "" if recipe_file == Path(RECIPE_FILE) else f" --recipe {recipe_file}"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
-from cytolake.cli.options import Root
+from cytolake.cli.options import Root, finite
 from cytolake.cli.rows_out import Format, write_rows
 from cytolake.pipeline.root import DEFAULT_ROOT
 
@@ -33,7 +33,7 @@ def tables(root: Root = DEFAULT_ROOT) -> None:
 def sql(
     query: str,
     root: Root = DEFAULT_ROOT,
-    rows: Annotated[int, typer.Option(help="Rows of a table to print; the other formats have all.")] = 40,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of a table to print; the other formats have all.")] = 40,
     format_: Annotated[
         Format | None, typer.Option("--format", help="By default what the output's name ends in, else a table.")
     ] = None,
@@ -60,7 +60,9 @@ def tag(
 
 
 def vacuum(
-    older_than_h: Annotated[float, typer.Option(help="Leave what is younger, hours: a run may be writing it.")] = 24.0,
+    older_than_h: Annotated[
+        float, typer.Option(callback=finite, help="Leave what is younger, hours: a run may be writing it.")
+    ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:

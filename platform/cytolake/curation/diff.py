@@ -99,7 +99,7 @@ def _find(runs: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
     )
     raise CurationError(
         f"curation {wanted}: {len(found)} with this id or name, expected 1. There are: {listed or 'none'}. "
-        "Curate first: jobs/curate.py."
+        "Curate first: `cytolake curate`."
     )
 
 

@@ -87,7 +87,7 @@ def representations_of(
         there = sorted({f"block {row['block']} {row['pooling']} of pack {row['pack_id']}" for row in rows})
         raise ValueError(
             f"model {model_id}: no representation of these. There are: {', '.join(there[:8]) or 'none'}. "
-            "Run jobs/embed.py."
+            "Run `cytolake embed`."
         )
     return [row["representation_id"] for row in sorted(wanted, key=lambda row: (row["pooling"], row["block"]))]
 

@@ -223,7 +223,9 @@ def _check_pack(catalog: Catalog, table: ExternalTable, crop_ids: pa.ChunkedArra
     where = "pack_id = ? AND kind <> ?"  # aligned ones may have no crops
     rows = catalog.table("representations", where=where, parameters=[pack_id, ALIGNED]).sort_by("representation_id")
     if rows.num_rows == 0:
-        raise ValueError(f"pack {pack_id}: nothing of it was embedded. Run jobs/embed.py first, or leave pack_id out.")
+        raise ValueError(
+            f"pack {pack_id}: nothing of it was embedded. Run `cytolake embed` first, or leave pack_id out."
+        )
     first = rows.slice(0, 1).to_pylist()[0]
     packed = VectorReader(catalog).columns(first["representation_id"], ["crop_id"])["crop_id"]
     ours, theirs = set(packed.to_pylist()), set(crop_ids.to_pylist())

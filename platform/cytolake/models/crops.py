@@ -150,7 +150,7 @@ def check_ranges(full_scale: Sequence[float], scaling: InputScaling) -> None:
                 f"crop {i} of {len(full_scale)}: found {what}; an encoder with input_scaling={scaling!r} takes "
                 f"{'' if scaling == 'as_is' else 'the counts of 8 or 16 bits that its source has, or '}fractions in "
                 "[0, 1]. If the crops are of a pack of an earlier version, delete its folder and make it again "
-                "(jobs/curate.py). If the encoder is a ChAda-ViT that an earlier version saved, load the published "
+                "(`cytolake curate`). If the encoder is a ChAda-ViT that an earlier version saved, load the published "
                 "weights again with load_published_chada and save them."
             )
 

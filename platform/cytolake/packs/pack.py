@@ -82,7 +82,7 @@ class Pack:
         if not (folder / PACK_FILE).is_file():
             raise PackError(
                 f"{folder}: no pack (found no {PACK_FILE}). Give the folder of a pack, <root>/packs/<pack_id>, "
-                "or make one: jobs/curate.py."
+                "or make one: `cytolake curate`."
             )
         try:
             described = json.loads((folder / PACK_FILE).read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ class Pack:
             raise PackError(
                 f"{folder}: pack of format {described.get('format')}, this cytolake reads formats "
                 f"{' and '.join(map(str, READABLE_FORMATS))}. Delete the folder and make the pack again: "
-                "jobs/curate.py; or read it with the cytolake that made it."
+                "`cytolake curate`; or read it with the cytolake that made it."
             )
         if missing := [key for key in _REQUIRED if key not in described]:
             raise PackError(f"{folder / PACK_FILE}: lacks {', '.join(missing)}. {REMEDY}")
@@ -105,7 +105,7 @@ class Pack:
         if index.num_rows != described["n_crops"]:
             raise PackError(
                 f"{folder}: {index.num_rows} crops in {INDEX_FILE}, {described['n_crops']} in {PACK_FILE}. "
-                "The folder was changed by hand: delete it and make the pack again: jobs/curate.py."
+                "The folder was changed by hand: delete it and make the pack again: `cytolake curate`."
             )
         return cls(folder, described, index)
 
@@ -260,7 +260,7 @@ class Pack:
         if not checksums:
             return [
                 f"{self.path}: found no {CHECKSUMS_FILE}, expected the checksums of the pack's files; packs of format "
-                f"1 have none. To have them, delete the folder and make the pack again: jobs/curate.py."
+                f"1 have none. To have them, delete the folder and make the pack again: `cytolake curate`."
             ]
         problems = []
         for file, found in check_files(self.path, checksums, progress).items():

@@ -108,13 +108,13 @@ def kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, ..
     if len(run) and run[0].as_py() != kept.num_rows:
         raise PackError(
             f"curation {curation_id}: kept {run[0].as_py()} crops, {kept.num_rows} of them of plates that are visible "
-            "now. Others were replaced, retracted or purged since: curate again: jobs/curate.py."
+            "now. Others were replaced, retracted or purged since: curate again: `cytolake curate`."
         )
     if kept.num_rows == 0:
         known = catalog.sql("SELECT DISTINCT curation, curation_id FROM curations ORDER BY ALL LIMIT 20").to_pylist()
         listed = ", ".join(f"{row['curation_id']} ({row['curation']})" for row in known) or "none"
         raise PackError(
-            f"curation {curation_id}: keeps no crop in {catalog.root}. There are: {listed}. Run jobs/curate.py."
+            f"curation {curation_id}: keeps no crop in {catalog.root}. There are: {listed}. Run `cytolake curate`."
         )
     versions: dict[str, int] = json.loads(kept.column("table_versions")[0].as_py())
     pinned = catalog.at(versions)
@@ -135,7 +135,7 @@ def kept_crops(catalog: Catalog, curation_id: str, exclude_plates: tuple[str, ..
         n_there = n_found - site_numbers.null_count
         raise PackError(
             f"curation {curation_id}: {kept.num_rows} crops kept, {n_there} of them in the tables crops and sites at "
-            "the versions it pinned. The tables were changed by hand or vacuumed: curate again: jobs/curate.py."
+            "the versions it pinned. The tables were changed by hand or vacuumed: curate again: `cytolake curate`."
         )
     return KeptCrops(
         curation=kept.column("curation")[0].as_py(),

@@ -41,7 +41,7 @@ Pixels = NDArray[Any]
 Rows = NDArray[np.int64]
 Compression = Literal["none", "lz4", "zstd"]
 
-REMEDY = "Delete the pack's folder and make it again: jobs/curate.py."
+REMEDY = "Delete the pack's folder and make it again: `cytolake curate`."
 OPEN_SHARDS_MAX = 256  # files held open by one process; the usual limit is 1,024
 
 _ABSENT = 2**64 - 1

@@ -78,7 +78,7 @@ def crop_queries(
     wells = read_wells(catalog, representation_id)
     table = VectorReader(catalog).columns(representation_id, ["crop_id", "well_id"]).sort_by("crop_id")
     if not table.num_rows:
-        raise ValueError(f"representation {representation_id} has no embeddings of crops. Run jobs/embed.py first.")
+        raise ValueError(f"representation {representation_id} has no embeddings of crops. Run `cytolake embed` first.")
     place = pc.index_in(table["well_id"].combine_chunks(), value_set=pa.array(wells.well_id, pa.string()))
     well = place.fill_null(-1).to_numpy()
     rows = _evenly(well, config.crops, config.predictor.seed)

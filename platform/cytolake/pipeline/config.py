@@ -17,7 +17,7 @@ from cytolake.performance_prediction.catalog_queries import QueriesConfig
 from cytolake.performance_prediction.prompt_predictor import PromptPredictorConfig
 from cytolake.performance_prediction.prompt_table import PromptTableConfig
 from cytolake.pipeline.label_curve import LabelCurveConfig
-from cytolake.pipeline.root import default_root
+from cytolake.pipeline.root import DEFAULT_ROOT, default_root
 from cytolake.pipeline.session import RayConfig
 from cytolake.qc.verdicts import QcConfig
 from cytolake.screens.simulated.screen import SimulatedScreen
@@ -43,7 +43,7 @@ class ScreensConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkConfig:
-    """What `jobs/benchmark.py` scores."""
+    """What `cytolake benchmark` scores."""
 
     tasks: tuple[tuple[str, SplitBy], ...] = (("perturbation", "plate"), ("pathway", "plate"), ("plate", "well"))
     """Label and what is held out. The last default is a guard rail: a representation that predicts plates carries
@@ -54,7 +54,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerformanceConfig:
-    """What `jobs/predict_performance.py` predicts: queries of the catalog, or prompts where a table is named."""
+    """What `cytolake predict-performance` predicts: queries of the catalog, or prompts where a table is named."""
 
     prompts: PromptTableConfig = field(default_factory=PromptTableConfig)
     """Prompts with scores; with an empty `path`, queries of the catalog are learnt from instead."""
@@ -103,6 +103,13 @@ class PipelineConfig:
     alias: str = CHAMPION
     """MLflow alias that `promote` moves and serving follows."""
     ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        if not self.root.strip():
+            raise ValueError(
+                f"root: found {self.root!r}, expected a folder; `.` is the working directory. Leave it out for "
+                f"CYTOLAKE_ROOT, or {DEFAULT_ROOT} where that is not set."
+            )
 
     @property
     def root_path(self) -> Path:

@@ -32,7 +32,7 @@ def stage_progress(stage: str, console: Console) -> Iterator[Report]:
     started = time.monotonic()
     if console.is_terminal:
         with Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -12,4 +12,4 @@ RECIPE_FILE = "cytolake.yaml"
 
 def default_root() -> str:
     """The root that CYTOLAKE_ROOT names, else DEFAULT_ROOT."""
-    return os.environ.get("CYTOLAKE_ROOT", DEFAULT_ROOT)
+    return os.environ.get("CYTOLAKE_ROOT") or DEFAULT_ROOT

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 
 import cytolake.catalog
+from cytolake.catalog import CatalogError
+from cytolake.catalog.tables import make_root
 from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.performance import predict_prompts, predict_queries
 from cytolake.pipeline.session import ray_session
-from cytolake.pipeline.steps import Steps, stage_report
+from cytolake.pipeline.steps import Steps, check_sources, stage_report
 from cytolake.pipeline.summaries import mlflow_command, print_choice, serve_command, sweep_outcome, sweep_table
 from cytolake.reports.page import REPORT_FOLDER
 from cytolake.reports.performance_page import PAGE_FILE as PERFORMANCE_FILE
@@ -35,7 +37,7 @@ from cytolake.tune.study import run_study
 from cytolake.tune.sweep import run_sweep
 
 EXIT_REFUSED = 1
-"""Of an ingest that refused a plate, or found not one readable site in it."""
+"""Of an ingest that refused a plate, or found not one readable site, or not one crop, in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,7 @@ def ingest(config: PipelineConfig, console: Console) -> None:
     with _steps(config, console, create=True) as steps:
         steps.simulate()
         report = steps.ingest()
-    if report.refused or report.without_sites:
+    if report.refused or report.without_sites or report.without_crops:
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -174,7 +176,7 @@ def predict_performance(config: PipelineConfig, console: Console) -> None:
     tracking = config.tracking.at(config.root_path)
     sections = []
     if performance.prompts.path:
-        config.root_path.mkdir(parents=True, exist_ok=True)
+        make_root(config.root_path)
         with stage_report("prompts", console) as stage:
             sections.append(predict_prompts(performance, tracking, stage.report))
             stage.outcome = sections[-1].model
@@ -260,10 +262,18 @@ def run_pipeline(config: PipelineConfig, console: Console) -> PipelineResult:
     )
 
 
+def _is_there(config: PipelineConfig) -> bool:
+    try:
+        cytolake.catalog.open(config.root_path, tables=config.tables)
+    except CatalogError:
+        return False
+    return True
+
+
 @contextmanager
 def _steps(config: PipelineConfig, console: Console, *, create: bool = False) -> Iterator[Steps]:
-    if create:
-        config.root_path.mkdir(parents=True, exist_ok=True)
+    if create and not _is_there(config):
+        check_sources(config)
     catalog = cytolake.catalog.open(config.root_path, tables=config.tables, create=create)
     started = time.monotonic()
     with ray_session(config.ray):

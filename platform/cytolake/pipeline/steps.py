@@ -24,6 +24,7 @@ from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
+from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.representations import ALIGNED, EXTERNAL
 from cytolake.catalog.stale import check_curation, stale_artefacts
@@ -45,8 +46,9 @@ from cytolake.reports.page import REPORT_FILE, REPORT_FOLDER
 from cytolake.reports.qc_page import write_qc_page
 from cytolake.reports.report import write_report
 from cytolake.reports.report_inputs import ReportInputs
+from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.simulated.plate_files import simulate_screen
-from cytolake.screens.sources import ScreenSource
+from cytolake.screens.sources import ScreenSource, list_screen
 from cytolake.storage.files import is_uri
 from cytolake.tracking import ModelVersion
 from cytolake.train.pretrain import PretrainResult, finished_run
@@ -93,7 +95,8 @@ def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool =
     found = newest_run(catalog, config.curate, modalities=config.qc.modalities)
     if found is None:
         raise MissingInputError(
-            f"{config.root_path}: no curation named {name!r}. Run jobs/curate.py with the same recipe and root first."
+            f"{config.root_path}: no curation named {name!r}. Run `cytolake curate` with the same recipe and root "
+            "first."
         )
     curation_id = found[0]["curation_id"]
     check_curation(catalog, curation_id)
@@ -104,9 +107,48 @@ def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool =
         raise MissingInputError(
             f"{config.root_path}: no pack of curation {name!r} ({curation_id[:12]}) with pixels {settings.pixels}, "
             f"shuffle {settings.shuffle_seed}{' and without the held-out plates' if settings.exclude_plates else ''}. "
-            f"Run jobs/{job}.py with the same recipe, root and --set first: it builds the pack."
+            f"Run `cytolake {job}` with the same recipe, root and --set first: it builds the pack."
         )
     return pack
+
+
+def screen_sources(config: PipelineConfig) -> list[ScreenSource]:
+    """The screens to ingest, with whole paths; the simulated one is the last.
+
+    Raises:
+        MissingInputError: There is none.
+    """
+    sources = [
+        source if is_uri(source.path) else dataclasses.replace(source, path=str(config.screens_path / source.path))
+        for source in config.screens.sources
+    ]
+    if config.screens.simulate is not None:
+        name = config.screens.simulate.screen
+        sources.append(ScreenSource(screen=name, path=str(config.screens_path / name), layout="ome-zarr"))
+    if not sources:
+        raise MissingInputError(
+            f"recipe {config.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
+            "that folder; or set screens.sources."
+        )
+    return sources
+
+
+def check_sources(config: PipelineConfig) -> None:
+    """Refuse screens of which nothing can be ingested, before a catalog is made for them.
+
+    Raises:
+        MissingInputError: There is no screen.
+        ScreenError: Not one screen can be listed.
+    """
+    problems: list[Problem] = []
+    for source in () if config.screens.simulate is not None else screen_sources(config):
+        try:
+            list_screen(source, channel_vocabulary().aliases, layout_presets())
+            return
+        except ScreenError as error:
+            problems += error.problems
+    if problems:
+        raise ScreenError(*problems)
 
 
 @dataclass(slots=True)
@@ -140,18 +182,7 @@ class Steps:
     def ingest(self) -> IngestReport:
         """Read every plate that is not in the catalog yet."""
         config = self.config
-        sources = [
-            source if is_uri(source.path) else dataclasses.replace(source, path=str(config.screens_path / source.path))
-            for source in config.screens.sources
-        ]
-        if config.screens.simulate is not None:
-            name = config.screens.simulate.screen
-            sources.append(ScreenSource(screen=name, path=str(config.screens_path / name), layout="ome-zarr"))
-        if not sources:
-            raise MissingInputError(
-                f"recipe {config.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
-                "that folder; or set screens.sources."
-            )
+        sources = screen_sources(config)
         with self._stage("ingest") as stage:
             report = ingest_screens(self.catalog, sources, config.ingest, stage.report)
             stage.outcome = (
@@ -163,6 +194,11 @@ class Steps:
             self.console.print(f"  [yellow]refused[/] {escape(str(problem))}")
         for name in report.without_sites:
             self.console.print(f"  [yellow]0 sites[/] {escape(name)}: not one image could be read; see quarantine")
+        for name in report.without_crops:
+            self.console.print(
+                f"  [yellow]0 crops[/] {escape(name)}: no crop of {config.ingest.crop_size} px fits; see quarantine, "
+                "or set ingest.crop_size"
+            )
         for problem in report.left_out:
             self.console.print(f"  [dim]left out {escape(str(problem))}[/]")
         if report.n_quarantined:
@@ -195,7 +231,8 @@ class Steps:
             pack = build_pack(self.catalog, curation.curation_id, self.config.pack, stage.report)
             stage.outcome = f"kept {curation.n_kept:,} of {curation.n_considered:,} crops: pack {pack.pack_id[:12]}"
         for step in curation.steps:
-            self.console.print(f"  [dim]{step.rule:<20} removed {step.n_removed:,} of {step.n_considered:,}[/]")
+            removed = f"{step.rule:<20} removed {step.n_removed:,} of {step.n_considered:,}"
+            self.console.print(f"  [dim]{escape(removed)}[/]")
         return curation, pack, qc_id
 
     def label_curve(self) -> None:
@@ -289,7 +326,7 @@ class Steps:
         if result is None:
             raise MissingInputError(
                 f"{self.config.root_path}: no finished pretraining run of this recipe on pack {trained_on.pack_id}. "
-                "Run jobs/pretrain.py with the same recipe, root and --set first."
+                "Run `cytolake pretrain` with the same recipe, root and --set first."
             )
         return result
 
@@ -322,7 +359,7 @@ class Steps:
         if not any(row["model_id"] == trained.model_id for row in rows):
             raise MissingInputError(
                 f"{self.config.root_path}: the run {trained.run_key} has no embeddings of pack {pack.pack_id}. Run "
-                "jobs/embed.py with the same recipe, root and --set first."
+                "`cytolake embed` with the same recipe, root and --set first."
             )
         return ids
 

@@ -52,12 +52,18 @@ def program(name: str) -> str:
 def sweep_table(found: SweepResult, config: PipelineConfig) -> Table:
     names = list(found.best.settings)
     shown = Table(
-        *(name.removeprefix("pretrain.") for name in names), "step", config.study.label, box=None, header_style="dim"
+        *(name.removeprefix("pretrain.") for name in names),
+        "step",
+        escape(config.study.label),
+        box=None,
+        header_style="dim",
     )
     for trial in found.trials[:TRIALS_SHOWN]:
         values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in (trial.settings[name] for name in names)]
         shown.add_row(
-            *values, f"{trial.step:,} of {found.steps:,}", "failed" if trial.failure else f"{trial.score:.3f}"
+            *map(escape, values),
+            f"{trial.step:,} of {found.steps:,}",
+            "failed" if trial.failure else f"{trial.score:.3f}",
         )
     return shown
 

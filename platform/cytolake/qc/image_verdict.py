@@ -1,6 +1,6 @@
 """Quality control of a single image, outside a catalog and a plate.
 
-The image is measured and judged by the code that ingest and `jobs/curate.py` use, under the same rules. Rules that
+The image is measured and judged by the code that ingest and `cytolake curate` use, under the same rules. Rules that
 compare a site with its plate cannot judge a single image; they are listed as not judged.
 
 Shapes: C channels, H and W pixels.

@@ -111,6 +111,8 @@ def export_label_sheet(catalog: Catalog, folder: str | Path, config: LabelSheetC
         )
     chosen = _choose_sites(catalog, config)
     if not chosen:
+        if not catalog.sql("SELECT site_id FROM sites LIMIT 1").num_rows:
+            raise CatalogError(f"{catalog.place}: no site to label: no plate is there. Ingest one: `cytolake ingest`.")
         raise CatalogError(f"{catalog.place}: no site is left to label: every site has a label. Ingest more plates.")
     sites = catalog.sql(
         "SELECT s.*, c.position FROM chosen c JOIN sites s ON s.site_id = c.site_id ORDER BY c.position",

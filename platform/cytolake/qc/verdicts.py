@@ -202,7 +202,7 @@ def judge_sites(catalog: Catalog, config: QcConfig, progress: Progress | None = 
     )
     plates = with_images["plate_id"].to_pylist()
     if not plates:
-        raise CatalogError(f"{catalog.root}: no plate to judge. Ingest a screen first: jobs/ingest.py.")
+        raise CatalogError(f"{catalog.root}: no plate to judge. Ingest a screen first: `cytolake ingest`.")
     judged = set(
         catalog.sql("SELECT DISTINCT plate_id FROM qc_verdicts WHERE qc_id = ?", parameters=[profile.qc_id])
         .column("plate_id")

@@ -5,7 +5,7 @@ learning rate 1e-4 up to ViT-B and 3e-5 above, decay 0.05, betas 0.9 and 0.95, o
 blocks of width 512, Fourier weight 0.01. Minibatch and epochs are published of G/8, L/8 and the channel-agnostic S/16;
 the others' are ours. ChAda-ViT: Bourriez et al. 2024, arXiv 2311.15264.
 
-`jobs/pretrain.py --recipe NAME --dry-run` prints what a run needs. With fewer GPUs than a recipe has workers, set
+`cytolake pretrain --recipe NAME --dry-run` prints what a run needs. With fewer GPUs than a recipe has workers, set
 `pretrain.workers`, and take a smaller `pretrain.minibatch_size` or `pretrain.recompute=true` if it does not fit.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from cytolake.pipeline.config import PipelineConfig
-from cytolake.pipeline.overrides import RecipeError, apply_fields
+from cytolake.pipeline.overrides import RecipeError, apply_fields, field_name, read_yaml
 from cytolake.pipeline.root import RECIPE_FILE
 from cytolake.recipes.demo import demo
 from cytolake.recipes.natural_images import natural_images
@@ -80,13 +80,16 @@ def build_recipe(name: str) -> PipelineConfig:
 
 def _read_recipe(path: Path) -> PipelineConfig:
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"recipe {path}: found {error}, expected a readable YAML file.") from error
     if not isinstance(given, dict) or not isinstance(given.get(BASED_ON), str):
+        found = (
+            f"found the fields {', '.join(map(field_name, given))}" if isinstance(given, dict) else "found no fields"
+        )
         raise RecipeError(
-            f"recipe {path}: expected fields of a recipe, and `{BASED_ON}` with the name of the recipe that holds for "
-            f"all others, such as `{BASED_ON}: own_screen`."
+            f"recipe {path}: {found}, expected fields of a recipe, and `{BASED_ON}` with the name of the recipe that "
+            f"holds for all others, such as `{BASED_ON}: own_screen`."
         )
     fields = {name: value for name, value in given.items() if name != BASED_ON}
     base = given[BASED_ON]

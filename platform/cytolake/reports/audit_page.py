@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from rich.markup import escape
 from rich.table import Table
 
 from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure, new_panels
@@ -52,7 +53,7 @@ def audit_table(audit: Audit) -> pa.Table:
 def audit_text(audit: Audit, encoder: str) -> Table:
     """How far vectors of one encoder move and what is lost, at the shown strength."""
     labels = list(dict.fromkeys(row.label for row in audit.rows))
-    shown = Table("knob", "shift", *labels, box=None, header_style="dim", pad_edge=False)
+    shown = Table("knob", "shift", *map(escape, labels), box=None, header_style="dim", pad_edge=False)
     unchanged = [next(r for r in audit.rows if r.encoder == encoder and r.knob == OFF and r.label == n) for n in labels]
     shown.add_row("[dim]none[/]", "", *(f"[dim]{row.recall:.3f}[/]" for row in unchanged))
     for knob in _knobs(audit):
@@ -68,7 +69,7 @@ def proposal_text(proposals: Sequence[Proposal]) -> Table:
     shown = Table("", "knob", "up to", "why", box=None, header_style="dim", pad_edge=False)
     for each in proposals:
         mark = "[bold]train with[/]" if each.is_proposed else "[dim]leave[/]"
-        shown.add_row(mark, each.knob, f"{each.strength:g}" if each.strength else "", each.reason)
+        shown.add_row(mark, each.knob, f"{each.strength:g}" if each.strength else "", escape(each.reason))
     return shown
 
 

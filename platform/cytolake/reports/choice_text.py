@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from cytolake.benchmark.linear_probe import CROP_METRIC, WELL_METRIC
@@ -104,9 +105,11 @@ def measures(choices: Sequence[BlockChoice]) -> tuple[tuple[str, ...], ...]:
 def choice_table(choices: Sequence[BlockChoice]) -> Table:
     """The same for a terminal: a column for each choice."""
     header, *rows = measures(choices)
-    shown = Table("balanced accuracy of", *(row[0] for row in rows), box=None, header_style="dim", pad_edge=False)
+    shown = Table(
+        "balanced accuracy of", *(escape(row[0]) for row in rows), box=None, header_style="dim", pad_edge=False
+    )
     for place, name in enumerate(header[1:], start=1):
-        values = [row[place] for row in rows]
+        name, *values = map(escape, (name, *(row[place] for row in rows)))
         shown.add_row(*((f"[bold]{each}[/]" for each in (name, *values)) if place == 1 else (name, *values)))
     return shown
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -149,11 +150,11 @@ def leaderboard_text(rows: pa.Table) -> Group:
             value = f"{row['value']:.3f}"
             shown.add_row(
                 "",
-                encoder_name(row),
+                escape(encoder_name(row)),
                 place_text(row),
                 value if place else f"[bold]{value}[/]",
                 interval_text(row),
-                f"[dim]{chosen_text(row)}[/]",
+                f"[dim]{escape(chosen_text(row))}[/]",
             )
         parts += [Text.assemble((task[0], "bold"), f"  {_how(ranked[0])}"), shown]
         if missing := _missing_text(ranked, protocols[task[:-1]]):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from cytolake.performance_prediction.baselines import Verdict
@@ -49,12 +50,13 @@ def performance_text(section: PerformanceSection) -> Table:
     registered in bold."""
     shown = Table("", *PREDICTION_METRICS, box=None, header_style="dim", pad_edge=False)
     for name, scores in _named(section):
+        shown_name = escape(name)
         cells = []
         for metric in PREDICTION_METRICS:
             each = scores[metric]
             is_known = np.isfinite(each.value)
             cells.append(f"{each.value:.3f}\n[dim]{each.low:.3f} to {each.high:.3f}[/]" if is_known else NO_FIGURE)
-        shown.add_row(f"[bold]{name}[/]" if name == section.verdict.registered else name, *cells)
+        shown.add_row(f"[bold]{shown_name}[/]" if name == section.verdict.registered else shown_name, *cells)
     return shown
 
 

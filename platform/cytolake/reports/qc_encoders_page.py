@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from cytolake.qc.detector.compared_encoders import STATISTICS, ComparedEncoder
@@ -115,7 +116,7 @@ def comparison_text(comparison: EncoderComparison) -> Table:
     for encoder in comparison.encoders:
         values = [f"{comparison.point(encoder.label, head).value:.3f}" for head in heads]
         difference = "" if encoder.label == STATISTICS else _signed(comparison.difference(encoder.label, heads[0]))
-        shown.add_row(encoder.label, *values, difference)
+        shown.add_row(escape(encoder.label), *values, difference)
     return shown
 
 

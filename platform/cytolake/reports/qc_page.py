@@ -115,7 +115,7 @@ def write_qc_page(catalog: Catalog, qc_id: str, folder: Path, *, n_worst: int = 
         known = catalog.sql("select distinct qc_id from qc_verdicts order by qc_id").column(0).to_pylist()
         raise CatalogError(
             f"{catalog.root}: no verdicts of qc_id {qc_id!r}. There are {', '.join(known) or 'none'}. "
-            "Judge the sites first: jobs/curate.py."
+            "Judge the sites first: `cytolake curate`."
         )
     profile = profile_of(qc_id)
     rules = profile.rules if profile else ()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from cytolake.reports.figures import INK, PALETTE, as_svg, new_figure, new_panels
@@ -24,10 +25,11 @@ IMPROVED, WORSENED, NEITHER = PALETTE[0], PALETTE[5], "#7a8692"
 def study_text(study: StudyResult) -> Group:
     """The result in sentences, and what each augmentation does, one line for each objective and augmentation."""
     rows = _rows(study)
-    shown = Table(*(rows[0] if rows else ()), box=None, header_style="dim", pad_edge=False)
+    shown = Table(*map(escape, rows[0] if rows else ()), box=None, header_style="dim", pad_edge=False)
     for row in rows:
-        shown.add_row(*row.values())
-    return Group(study_summary(study), "", shown) if rows else Group(study_summary(study))
+        shown.add_row(*map(escape, row.values()))
+    summary = escape(study_summary(study))
+    return Group(summary, "", shown) if rows else Group(summary)
 
 
 def study_summary(study: StudyResult) -> str:

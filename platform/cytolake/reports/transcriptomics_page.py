@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -81,7 +82,11 @@ def transcriptomics_text(rows: Sequence[Mapping[str, Any]]) -> Group:
         for place, row in enumerate(ranking.rows):
             value = f"{row['value']:.3f}"
             shown.add_row(
-                "", _name(row), value if place else f"[bold]{value}[/]", interval_text(row), f"[dim]{_chances(row)}[/]"
+                "",
+                escape(_name(row)),
+                value if place else f"[bold]{value}[/]",
+                interval_text(row),
+                f"[dim]{escape(_chances(row))}[/]",
             )
         screen = f"screen {json.loads(ranking.rows[0]['details'])['screen']} {ranking.rows[0]['screen_id'][:8]}"
         parts += [Text.assemble((ranking.task, "bold"), f"  {_how(ranking)}, {screen}"), shown]

@@ -217,7 +217,7 @@ def smoke_test(model: ServedModel, index: CropIndex, catalog: Catalog) -> str:
         return (
             f"its vector of crop {crop_ids[worst]} has a cosine of {cosine[worst]:.4f} with the stored one, expected "
             f"{SMOKE_COSINE} or more. The embeddings are another model's, or the source images have changed; embed "
-            "again (jobs/embed.py)."
+            "again (`cytolake embed`)."
         )
     return ""
 

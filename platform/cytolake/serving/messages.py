@@ -113,7 +113,7 @@ class Hits(BaseModel):
     is_exact: bool = Field(description="false where only part of the crops was compared")
     hits: list[Hit]
     predicted_performance: PredictedPerformance | None = Field(
-        description="null where no predictor was fitted for this representation (jobs/predict_performance.py)"
+        description="null where no predictor was fitted for this representation (`cytolake predict-performance`)"
     )
 
 

@@ -141,7 +141,7 @@ def _not_fitted(what: str, options: str) -> ServingError:
     return ServingError(
         status=409,
         detail=f"{what} was not fitted for the representation that is served. Run "
-        f"jobs/predict_performance.py{options}.",
+        f"`cytolake predict-performance{options}`.",
     )
 
 

@@ -192,7 +192,7 @@ def read_vectors(snapshot: Snapshot, representation_id: str) -> tuple[Rows, NDAr
         raise ServingError(
             status=503,
             detail=f"representation {representation_id}: none of its {len(rows):,} vectors belongs to a crop of the "
-            "table crops; expected at least one. Embed again (jobs/embed.py).",
+            "table crops; expected at least one. Embed again (`cytolake embed`).",
         )
     try:
         vectors_MD = unit_vectors(stored["embedding"].combine_chunks(), dim, representation_id)

@@ -28,7 +28,7 @@ def unit_vectors(lists: pa.Array, dim: int, representation_id: str) -> NDArray[n
     if not pc.all(pc.equal(lengths, dim)).as_py():
         raise ValueError(
             f"representation {representation_id}: embeddings of {pc.min(lengths)} to {pc.max(lengths)} values in the "
-            f"table, the model gives {dim}. The embeddings are another model's; embed again (jobs/embed.py)."
+            f"table, the model gives {dim}. The embeddings are another model's; embed again (`cytolake embed`)."
         )
     vectors_ND: NDArray[Any] = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(lists), dim)
     length_N1 = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64))[:, None]

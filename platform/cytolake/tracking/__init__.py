@@ -1,6 +1,7 @@
 """MLflow: runs, registered model versions, and the aliases that serving follows."""
 
 from cytolake.tracking.cards import Baseline, ModelCard, ModelVersion, read_card
+from cytolake.tracking.promoted import record_promotion, resolve_promoted, tracking_of
 from cytolake.tracking.registry import (
     CARD_FILE,
     CHAMPION,
@@ -37,8 +38,11 @@ __all__ = [
     "newest_tag",
     "promote",
     "read_card",
+    "record_promotion",
     "register_folder",
     "resolve_alias",
+    "resolve_promoted",
     "run_params",
     "start_run",
+    "tracking_of",
 ]

@@ -51,8 +51,8 @@ def promote(tracking: TrackingConfig, card: ModelCard, encoder: str | Path, alia
     checkpoint = Path(encoder)
     if not checkpoint.is_file():
         raise FileNotFoundError(
-            f"no encoder at {checkpoint} for representation {card.representation_id}. Run jobs/pretrain.py again, or "
-            "correct the `checkpoint` column of the representations table."
+            f"no encoder at {checkpoint} for representation {card.representation_id}. Run `cytolake pretrain` again, "
+            "or correct the `checkpoint` column of the representations table."
         )
     if checkpoint.suffix != ".safetensors":
         raise ValueError(f"{checkpoint.name} is not a .safetensors file. Only weights without code are registered.")
@@ -241,8 +241,8 @@ def _what_is_missing(tracking: TrackingConfig, name: str) -> str:
 
 def _not_found(tracking: TrackingConfig, name: str, alias: str, found: str) -> AliasNotFoundError:
     return AliasNotFoundError(
-        f"no model {name!r} with alias {alias!r} in {tracking.uri}: {found}. Run `python jobs/promote.py --recipe "
-        "<recipe>` (after jobs/probe.py) to set the alias, or correct tracking.uri and tracking.model_name."
+        f"no model {name!r} with alias {alias!r} in {tracking.uri}: {found}. Run `cytolake promote` with "
+        "its recipe (after `cytolake probe`) to set the alias, or correct tracking.uri and tracking.model_name."
     )
 
 

@@ -40,7 +40,7 @@ class TrackingConfig:
         """The same config with an empty `uri` filled in: `<root>/mlflow.db`."""
         if self.uri:
             return self
-        return replace(self, uri=f"{_SQLITE}{Path(root).expanduser().resolve() / 'mlflow.db'}")
+        return replace(self, uri=sqlite_uri(Path(root).expanduser() / "mlflow.db"))
 
 
 def mlflow_client(tracking: TrackingConfig) -> Any:
@@ -68,7 +68,7 @@ def experiment_id(tracking: TrackingConfig) -> str:
         return str(found.experiment_id)
     database = sqlite_file(tracking)
     # Without a server MLflow would put artefacts into the working directory; they belong next to the database.
-    location = (database.parent / "mlflow_artifacts").as_uri() if database is not None else None
+    location = (database.parent.resolve() / "mlflow_artifacts").as_uri() if database is not None else None
     try:
         return str(client.create_experiment(tracking.experiment, artifact_location=location))
     except MlflowException as error:  # another process created it in the meantime
@@ -76,6 +76,11 @@ def experiment_id(tracking: TrackingConfig) -> str:
         if found is None:
             raise error
         return str(found.experiment_id)
+
+
+def sqlite_uri(database: Path) -> str:
+    """URI of a SQLite file, the same from every working directory."""
+    return f"{_SQLITE}{database.resolve()}"
 
 
 def sqlite_file(tracking: TrackingConfig) -> Path | None:

@@ -73,8 +73,8 @@ def train_worker(arguments: dict[str, LoopSettings]) -> None:
         raise MemoryError(
             f"the GPU's memory is not enough for {config.minibatch_size} crops shared by "
             f"{ray.train.get_context().get_world_size()} workers ({error}). Lower pretrain.minibatch_size, set "
-            "pretrain.recompute=true or pretrain.parallel=fsdp, or use more workers; jobs/pretrain.py --dry-run prints "
-            "what a run needs."
+            "pretrain.recompute=true or pretrain.parallel=fsdp, or use more workers; `cytolake pretrain --dry-run` "
+            "prints what a run needs."
         ) from error
 
 

@@ -188,7 +188,7 @@ def _representations(catalog: Catalog, representation_ids: Sequence[str]) -> lis
     if missing or not representation_ids:
         raise ValueError(
             f"{len(missing)} of {len(representation_ids)} representations to probe are not in the representations "
-            f"table{' (' + missing[0] + ')' if missing else ''}. Run jobs/embed.py first."
+            f"table{' (' + missing[0] + ')' if missing else ''}. Run `cytolake embed` first."
         )
     rows = [by_id[each] for each in dict.fromkeys(representation_ids)]
     packs = sorted({row["pack_id"] for row in rows})
@@ -319,7 +319,7 @@ def _choose(
 def _candidate(score: Mapping[str, Any]) -> Candidate:
     found = Candidate.of_details(json.loads(score["details"]))
     if found is None:  # scores of other versions have another key
-        raise ValueError(f"score {score['score_id']} has no scores of single units. Run jobs/probe.py again.")
+        raise ValueError(f"score {score['score_id']} has no scores of single units. Run `cytolake probe` again.")
     return found
 
 

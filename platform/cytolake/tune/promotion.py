@@ -13,7 +13,7 @@ from cytolake.benchmark.merit import ERRORS, WITHOUT_MERIT, is_guard_rail
 from cytolake.catalog import Catalog
 from cytolake.catalog.representations import ALIGNED, find_representation, stored_representation
 from cytolake.models import POOLINGS, load_encoder
-from cytolake.tracking import CHAMPION, Baseline, ModelCard, ModelVersion, TrackingConfig, promote
+from cytolake.tracking import CHAMPION, Baseline, ModelCard, ModelVersion, TrackingConfig, promote, record_promotion
 from cytolake.tune.block_search import BASELINES, CELL_COUNT, BlockChoice, interval_text
 
 
@@ -87,7 +87,7 @@ def choose_by(catalog: Catalog, representation_ids: Sequence[str], by: PromoteBy
     if missing:
         raise ValueError(
             f"no score of {by.benchmark}, {by.metric} of {by.label} with alignment {by.alignment} for: "
-            f"{', '.join(missing)}. Run jobs/benchmark.py with the same recipe first; `cytolake leaderboard` shows "
+            f"{', '.join(missing)}. Run `cytolake benchmark` with the same recipe first; `cytolake leaderboard` shows "
             "which rankings there are."
         )
     ours = of_kind["trained"][0]
@@ -202,7 +202,9 @@ def promote_choice(
         reason=choice.reason + (f". Promoted without a gain because: {forced}" if forced else ""),
         forced=forced,
     )
-    return promote(tracking.at(catalog.root), card, row["checkpoint"], alias)
+    version = promote(tracking.at(catalog.root), card, row["checkpoint"], alias)
+    record_promotion(catalog.root, tracking, alias)
+    return version
 
 
 def untrained_twin(catalog: Catalog, card: ModelCard) -> dict[str, Path]:

@@ -313,6 +313,24 @@ def test_a_plate_without_a_readable_site_is_no_plate_that_came_in(tmp_path):
     assert (again.ingested, again.skipped, again.without_sites) == ((), (), ("S/P1",))
 
 
+def test_a_plate_of_which_no_crop_fits_is_reported_now_and_when_it_is_skipped(tmp_path):
+    catalog = empty_catalog(tmp_path / "catalog")
+    plates = [write_plate(tmp_path / "source")]
+    config = dataclasses.replace(CONFIG, crop_size=1000)
+    report, again = (ingest_plates(catalog, plates, config) for _ in range(2))
+    assert (len(report.ingested), report.n_crops, report.without_crops) == (1, 0, ("S/P1",))
+    assert (len(again.skipped), again.without_crops) == (1, ("S/P1",))
+    assert ingest_plates(empty_catalog(tmp_path / "other"), plates, CONFIG).without_crops == ()
+
+
+@pytest.mark.parametrize("new", [{"screen": "a/b"}, {"plate": "P02/x"}])
+def test_a_new_name_with_a_slash_is_refused(catalog, new):
+    before = visible(catalog)
+    with pytest.raises(CatalogError, match="one without a slash"):
+        rename(catalog, "S/P1", **new)
+    assert visible(catalog) == before
+
+
 @pytest.mark.parametrize(
     "text", ["well,gene\n", "well\n", "well,gene\n,\n", "well,gene\nZ99,K\n", "well,batch\nA01,b\n"]
 )

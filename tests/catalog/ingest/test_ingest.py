@@ -120,6 +120,12 @@ def test_the_same_plate_elsewhere_has_the_same_ids(tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_folder_that_is_listed_twice_is_refused_as_such(catalog, plate):
+    report = ingest_plates(catalog, [plate, plate], CONFIG)
+    assert len(report.ingested) == 1
+    assert "Remove one of the two from screens.sources" in str(report.refused[0])
+
+
 def test_a_plate_that_changed_moved_or_came_twice_is_refused_with_what_to_do(catalog, plate, tmp_path):
     commit(catalog, plate)
     before = contents(catalog)

@@ -276,7 +276,7 @@ def test_encoders_of_the_catalog_are_found_by_alias_with_their_block(catalog, tm
     class Card:
         encoder_path, block = our_checkpoint(tmp_path), 1
 
-    monkeypatch.setattr("cytolake.qc.detector.compared_encoders.resolve_alias", lambda _, alias: Card)
+    monkeypatch.setattr("cytolake.qc.detector.compared_encoders.resolve_promoted", lambda _, alias: Card)
     _, ours, untrained = compared_encoders(catalog, ["champion"], FeatureConfig())
     assert (ours.label, ours.features.block, ours.training) == ("champion", 1, "self-supervised")
     assert (untrained.label, untrained.features.block) == ("champion (untrained)", 1)

@@ -130,7 +130,7 @@ def _features(data: BenchmarkInput) -> NDArray[np.float32]:
     if data.pixel_statistics is None:
         raise ValueError(
             "reconstruction decodes the pixel statistics of the wells, and the catalog has none of all of these wells. "
-            "Run jobs/embed.py on a pack of them first."
+            "Run `cytolake embed` on a pack of them first."
         )
     wells = data.wells
     config = AlignmentConfig(

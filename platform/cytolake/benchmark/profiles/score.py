@@ -97,7 +97,7 @@ def score_profiles(
     if not ids:
         raise ValueError(
             f"none of {len(representation_ids)} representations has a pooling of {', '.join(config.poolings)}. Run "
-            "jobs/embed.py first, or widen profiles.poolings."
+            "`cytolake embed` first, or widen profiles.poolings."
         )
     append_group_profiles(catalog, ids)
     wells = read_wells(catalog, ids[0])

@@ -73,7 +73,7 @@ def read_wells(catalog: Catalog, representation_id: str) -> Wells:
     """
     stored = VectorReader(catalog, "well").columns(representation_id, ["well_id", "plate_id"])
     if not stored.num_rows:
-        raise ValueError(f"representation {representation_id} has no profiles. Run jobs/embed.py first.")
+        raise ValueError(f"representation {representation_id} has no profiles. Run `cytolake embed` first.")
     columns = [
         "well_id", "screen", "plate", "batch", "perturbation", "gene", "guide", "compound", "pathway", "dose",
         "is_negative_control", "row", "column",

@@ -29,10 +29,15 @@ def rename(catalog: Catalog, name: str, *, screen: str = "", plate: str = "") ->
         The visible rows of `plates`.
 
     Raises:
-        CatalogError: No new name, one that another plate has, no such plate, or another process corrected it meanwhile.
+        CatalogError: No new name, one with a slash, one that another plate has, no such plate, or another process
+            corrected it meanwhile.
     """
     if not (screen.strip() or plate.strip()):
         raise CatalogError(f"plate {name}: found no new name, expected one. Give --screen or --plate.")
+    if odd := next((each for each in (screen, plate) if "/" in each), ""):
+        raise CatalogError(
+            f"plate {name}: found the new name {odd!r}, expected one without a slash: SCREEN/PLATE names a plate."
+        )
     states = (VISIBLE, "retracted", "replaced", "purged")  # a plate that was purged must be known by its new name
     rows = plates_named(catalog, name, states, may_be_screen=True)
     if len({names_of(row) for row in rows}) == 1:  # a plate_id, too, stands for all acquisitions of its plate

@@ -287,12 +287,15 @@ def is_hidden_run(problem: Problem, rows: Sequence[Row]) -> bool:
 
 def twice(plate: Plate, first: Plate) -> Problem:
     """The problem of two plates of one name in one ingest."""
+    is_same = plate.source == first.source
     return _problem(
         plate,
         "duplicate_plate",
-        f"{plate.source}, a second plate of this name",
+        f"{plate.source}, {'listed by a second source' if is_same else 'a second plate of this name'}",
         f"one plate of this name in a screen, which is {first.source}",
-        "Rename one of them, or put it into a screen of its own.",
+        "Remove one of the two from screens.sources."
+        if is_same
+        else "Rename one of them, or put it into a screen of its own.",
     )
 
 

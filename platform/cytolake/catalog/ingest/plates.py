@@ -90,6 +90,8 @@ class IngestReport:
     without_sites: tuple[str, ...] = ()
     """Names, as screen/plate, of plates that came in without a single readable site, now or before; not among
     `ingested` or `skipped`."""
+    without_crops: tuple[str, ...] = ()
+    """Names of plates with readable sites and not one crop, now or before; also among `ingested` or `skipped`."""
 
 
 _WELLS_IN_FLIGHT = 4096  # of one Ray Data run: what the driver holds of a screen's plan
@@ -158,6 +160,7 @@ def ingest_plates(
     incoming: list[Incoming] = []
     skipped: list[str] = []
     without_sites: list[str] = []
+    without_crops: list[str] = []
     of_screens = [
         problem
         for problem in of_screens
@@ -212,6 +215,8 @@ def ingest_plates(
             continue
         if outcome["n_sites"]:
             ingested.append(each.of.plate_id)
+            if not outcome["n_crops"]:
+                without_crops.append(f"{each.plate.screen}/{each.plate.plate}")
         else:
             without_sites.append(f"{each.plate.screen}/{each.plate.plate}")
         for name_of_count in counts:
@@ -224,8 +229,19 @@ def ingest_plates(
         refused=tuple(refused),
         left_out=tuple(left_out),
         without_sites=tuple(without_sites),
+        without_crops=tuple(sorted({*without_crops, *_without_crops(visible, skipped)})),
         **counts,
     )
+
+
+def _without_crops(rows: Sequence[Mapping[str, Any]], plate_ids: Sequence[str]) -> list[str]:
+    """Names of those of these plates that have sites and no crop."""
+    chosen = set(plate_ids)
+    return [
+        f"{row['screen']}/{row['plate']}"
+        for row in rows
+        if row["plate_id"] in chosen and row["n_sites"] and not row["n_crops"]
+    ]
 
 
 def ingest_acquisition(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cytolake.catalog.tables import Catalog
 from cytolake.qc.detector.encoders import UNTRAINED, FeatureConfig, FeatureError, TimmFeatures
 from cytolake.qc.detector.initial_weights import initial_constants, is_untrained
-from cytolake.tracking import TrackingConfig, resolve_alias
+from cytolake.tracking import resolve_promoted
 
 STATISTICS = "statistics"
 """Pixel statistics, the baseline of every comparison."""
@@ -126,7 +126,7 @@ def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[Compared
         ours = _ours(catalog, f"{row['architecture']} {text[:8]}", Path(row["checkpoint"]), row["block"], windows)
         return [replace(ours[0], training="untrained")] if row["kind"] == "untrained" else ours
     try:
-        card = resolve_alias(TrackingConfig().at(catalog.root), text)
+        card = resolve_promoted(catalog.root, text)
     except LookupError as error:
         near = ", ".join(timm.list_models(f"*{text.split('.')[0][:6]}*")[:5]) or "none"
         raise FeatureError(

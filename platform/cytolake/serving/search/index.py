@@ -123,7 +123,7 @@ class CropIndex:
             raise ServingError(
                 status=404,
                 detail=f"crop {crop_id!r} has no embedding in representation {self.representation_id}. Take a crop id "
-                "from the crops table that curation kept; a new plate must be embedded first (jobs/embed.py).",
+                "from the crops table that curation kept; a new plate must be embedded first (`cytolake embed`).",
             )
         return int(row)
 
