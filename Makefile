@@ -19,7 +19,7 @@ help:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing cytolake and its pinned dependencies into $(VENV) (about 5 GB, a few minutes the first time)"
+	@echo "installing cytolake and its pinned dependencies into $(VENV) (about 8 GB, a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	@$(BIN)/python -W ignore -c "from cytolake.embed.maps import compile_umap; compile_umap()"
 	@touch $@

@@ -99,9 +99,12 @@ def test_a_plate_is_retracted_with_a_reason_and_purged_only_with_yes(lab):
     assert "is hidden" in run("plates", "retract", "P1", "--why", "mouldy")
     assert "retracted" in run("plates")
     assert "mouldy" in run("plates")
-    assert "would delete 1 acquisition with 8 crops" in run("plates", "purge", "P1", "--why", "mouldy", code=1)
+    preview = run("plates", "purge", "P1", "--why", "mouldy")
+    assert "would delete S/P1, acquisition 1, from this and every older version rows: 8 of crops" in preview
+    assert "nothing was deleted" in preview
+    assert "would stay" not in preview
     run("plates", "restore", "P1")
-    assert "1 acquisitions purged: 8 of crops" in run("plates", "purge", "P1", "--why", "mouldy", "--yes")
+    assert "1 acquisition purged: 8 of crops" in run("plates", "purge", "P1", "--why", "mouldy", "--yes")
     assert cytolake.catalog.open(root).table("crops").num_rows == 0
     assert [problem.problem for problem in ingest(root, folder).left_out] == ["plate_purged"]
     assert "expected it replaced or retracted" in run("plates", "restore", "P1", code=2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fences import CHECKOUT, PAGES, Fence, command_lines, fences
@@ -90,3 +94,59 @@ def test_code_in_the_docs_has_no_syntax_error():
         for block in fences(path):
             if block.language == "python":
                 compile(block.text, block.place, "exec")
+
+
+def literals(path: Path) -> Iterator[tuple[int, str]]:
+    """Texts of a Python file, docstrings too, with their lines; values in an f-string are `VALUE`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(p.value if isinstance(p, ast.Constant) else " VALUE" for p in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+            yield node.lineno, node.value
+
+
+def named_commands(text: str) -> list[list[str]]:
+    """Words of every command in a text: all in backquotes, and elsewhere those of known commands up to a full stop."""
+    top = "|".join(application().commands)
+    quoted = re.findall(r"`cytolake ([a-z][^`]*)`", text)
+    bare = re.findall(rf"(?<![\w`/.-])cytolake ((?:{top})\b[^`.;,()\n]*)", text)
+    return [each.split() for each in [*quoted, *bare]]
+
+
+def unknown_words(words: list[str]) -> list[str]:
+    """Words of a command that are no command or option of it; a group may stand for itself."""
+    command: Any = application()
+    while words and re.fullmatch(r"[a-z][a-z-]*", words[0]) and getattr(command, "commands", None):
+        if words[0] not in command.commands:
+            return [] if getattr(command, "invoke_without_command", False) else [words[0]]
+        command, words = command.commands[words[0]], words[1:]
+    options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+    named = [re.match(r"--[a-z][a-z-]*", word) for word in words]
+    return [found[0] for found in named if found and found[0] not in options]
+
+
+def test_commands_in_contracts_configs_and_messages_exist():
+    places = [(f"{path.name}", path.read_text(encoding="utf-8")) for path in (CHECKOUT / "catalog").rglob("*.yaml")]
+    for path in sorted((CHECKOUT / "platform" / "cytolake").rglob("*.py")):
+        places += [(f"{path.name}:{line}", " ".join(text.split())) for line, text in literals(path)]
+    for path in sorted((CHECKOUT / "platform" / "cytolake").rglob("*.j2")):
+        places.append((path.name, re.sub(r"</?code>", "`", path.read_text(encoding="utf-8"))))
+    commands = [(place, words) for place, text in places for words in named_commands(text.replace("\n# ", " "))]
+    assert len(commands) > 60
+    wrong = [f"{place}: cytolake {' '.join(words)}" for place, words in commands if unknown_words(list(words))]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Written by `cytolake plates annotate --objects`.",
+        "Run `cytolake no-such` first.",
+        "use cytolake export --nowhere x",
+        "`cytolake qc ask`",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(text: str):
+    assert any(unknown_words(words) for words in named_commands(text))

@@ -126,3 +126,15 @@ def test_the_site_builds_strictly_and_loads_nothing_from_a_network(tmp_path: Pat
     assert len(pages) > 60
     loads = r"""<(?:script|img|link|iframe)[^>]+(?:src|href)=["']?(?:https?:)?//"""
     assert [path.name for path in pages if re.search(loads, path.read_text(encoding="utf-8"))] == []
+
+
+def test_arguments_that_may_be_left_out_are_in_brackets_and_no_value_is_named_by_python():
+    page = commands.page()
+    assert "\ncytolake qc page [OPTIONS] [QC_ID]\n" in page
+    assert "\ncytolake export [OPTIONS] PATH\n" in page
+    for name, command in commands.commands_below(commands.application(), "cytolake"):
+        for each in command.params:
+            if each.param_type_name == "argument" and not each.required:
+                assert f"[{(each.metavar or each.name).upper()}" in page, name
+    assert not re.search(r"LIST\[|`(STR|INT|FLOAT|BOOL)`", page)
+    assert "`--task` `TEXT` …" in page or "`--task` `" in page

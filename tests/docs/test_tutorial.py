@@ -58,7 +58,10 @@ def test_the_python_of_the_readme_runs(lake: Path):
     for block in fences(CHECKOUT / "README.md"):
         if block.language == "python" and not block.mark:
             names: dict[str, Any] = {}
-            exec(compile(block.text, block.place, "exec"), names)
+            text = block.text.replace(
+                "cytolake_screen", "cytolake_data"
+            )  # of `lake`; the README goes on with own plates
+            exec(compile(text, block.place, "exec"), names)
             assert names["cells"].n_obs > 0
             assert names["kept"].num_rows > 0
 
@@ -83,3 +86,12 @@ def test_the_commands_of_the_readme_run_on_plates_of_ones_own(
             n_run += 1
     assert n_run == 3
     assert Path("cytolake.yaml").is_file()
+
+
+def test_the_readme_opens_the_catalog_that_its_own_init_names():
+    from cytolake.pipeline.first_recipe import recipe_name
+
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    root = f"cytolake_{recipe_name('/path/to/screen')}"
+    assert f'cytolake.catalog.open("{root}")' in text
+    assert f"CYTOLAKE_ROOT={root} " in text

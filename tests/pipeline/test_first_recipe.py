@@ -72,6 +72,22 @@ def test_init_writes_a_recipe_that_a_job_can_run(screen, tmp_path, monkeypatch):
     assert (tmp_path / "cytolake.yaml").read_text() == written
 
 
+def test_a_recipe_that_is_there_is_refused_before_the_screen_is_looked_at(screen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("cytolake.yaml").write_text("name: mine\n")
+    found = CliRunner().invoke(app, ["init", str(tmp_path / "no such screen")])
+    assert found.exit_code == 2
+    assert "found a file there" in found.output
+    assert found.stdout == ""
+    assert Path("cytolake.yaml").read_text() == "name: mine\n"
+
+
+def test_a_recipe_counts_one_plate_in_the_singular():
+    from cytolake.pipeline.counts import count
+
+    assert [count(n, "plate") for n in (0, 1, 2, 1200)] == ["0 plates", "1 plate", "2 plates", "1,200 plates"]
+
+
 def test_wells_are_held_out_where_no_perturbation_is_on_two_plates(screen):
     changed = {"perturbation": "{perturbation} {plate}", "well": "{well}", "control": ""}
     proposal = propose_recipe(with_labels(screen, changed), "a")

@@ -48,6 +48,16 @@ def test_a_page_shows_every_site_with_all_labels_and_loads_nothing(page):
     assert Counter(boxes) == dict.fromkeys(CHANNELS, 3)
 
 
+def test_the_page_says_how_many_images_a_channel_has(page, tmp_path):
+    whole_and_centre, whole = "the second its centre at full resolution", "each channel has one image"
+    assert whole_and_centre in page
+    assert whole not in page
+    card = {"site_id": "s", "plate": "P", "well": "A01", "site": "1", "images": [{"channel": "DNA", "shown": ["AAAA"]}]}
+    path = write_label_page(LabelSheet(sheet_id="abc", table=tmp_path / "labels.csv", cards=(card,)))
+    assert whole in path.read_text(encoding="utf-8")
+    assert "second" not in path.read_text(encoding="utf-8")
+
+
 def test_every_label_has_a_key_of_its_own():
     assert len(LABELS) <= len(_KEYS) == len(set(_KEYS))
 

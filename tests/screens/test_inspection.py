@@ -136,6 +136,13 @@ def test_planes_are_counted_whatever_becomes_of_them(tmp_path, write_indexed_scr
     assert kept.n_bytes == projected.n_bytes == 6 * 24 * 32 * 2  # each pixel is read once either way
 
 
+def test_a_long_value_of_the_plate_map_is_cut_visibly(screen):
+    from cytolake.cli.print_inspection import _cut
+
+    assert _cut("x" * 40) == "x" * 40
+    assert _cut("x" * 41) == "x" * 39 + "…"
+
+
 def test_an_inspection_is_json(screen):
     shown = json.loads(json.dumps(dataclasses.asdict(inspected(screen))))
     assert shown["plates"][0]["plate"] == "P1"

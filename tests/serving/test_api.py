@@ -38,6 +38,15 @@ def test_the_served_embedding_of_a_stored_crop_is_the_tables_row(ask, lake):
     np.testing.assert_allclose(answer.json()["embeddings"], lake.stored[::-1], atol=1e-4)
 
 
+def test_a_body_that_is_not_json_is_refused_in_the_same_words_everywhere(ask):
+    sent = {"content": b'{"crop_ids": [1,}', "headers": {"content-type": "application/json"}}
+    places = ("/v1/embed", "/v1/search", "/v1/qc", "/v1/predict-performance")
+    answers = [ask("POST", place, **sent) for place in places]
+    for answer in answers:
+        assert_problem(answer, 422, "the body is not JSON: ", "line 1 column 17")
+    assert len({answer.json()["detail"] for answer in answers}) == 1
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
 def test_the_same_pixels_sent_as_an_array_give_the_same_vectors(ask, lake, dtype):
     of_plate_1 = [i for i, names in enumerate(lake.catalog.channels_of(lake.crop_ids)) if len(names) == 3]

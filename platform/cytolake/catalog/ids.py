@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from cytolake.catalog.errors import CatalogError
 
 DIGEST_BYTES = 16  # 128 bits: at 1e12 crops the chance of one collision is below 1e-14
 
@@ -47,6 +50,30 @@ def crop_id(
 def representation_id(model_id: str, block: int, pooling: str, pack_id: str) -> str:
     """Id of one block and pooling of one model over one pack."""
     return content_id("representation", model_id, block, pooling, pack_id)
+
+
+FEWEST_DIGITS = 6
+"""Of an id's beginning that stands for the id. Commands print the first 8 or 12 digits."""
+
+
+def whole_id(given: str, known: Iterable[str | None], kind: str) -> str:
+    """The known id that a person gives, in full or by its beginning; empty where there is none.
+
+    Args:
+        given: All digits, or the first 6 or more.
+        known: Ids that it may be.
+        kind: What they are ids of, for the error.
+
+    Raises:
+        CatalogError: Several ids begin so. Lists them.
+    """
+    there = {each for each in known if each}
+    if given in there:
+        return given
+    found = sorted(each for each in there if len(given) >= FEWEST_DIGITS and each.startswith(given))
+    if len(found) > 1:
+        raise CatalogError(f"{kind} {given}: {len(found)} ids begin so: {', '.join(found[:10])}. Give more digits.")
+    return found[0] if found else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import whole_id
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -50,14 +51,15 @@ def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: st
     """Row of `representations` of the representation that a name means.
 
     Args:
-        name: An id; the name under which an external one was imported; `champion`, the promoted one; or
-            `pixel_statistics`, the newest of that kind.
+        name: An id, or its beginning; the name under which an external one was imported; `champion`, the promoted
+            one; or `pixel_statistics`, the newest of that kind.
         of: `pixel_statistics` of packs of the curation of this name only.
         not_of: No `pixel_statistics` of packs of the curation of this name. A curation that reads the newest
             embeddings of what it kept itself would keep less each time it is run.
 
     Raises:
-        CatalogError: There is none, or several external ones of this name. Lists those that are there.
+        CatalogError: There is none, or several external ones of this name, or several whose ids begin so. Lists those
+            that are there.
     """
     if name == CHAMPION:
         name = _promoted(catalog)
@@ -82,6 +84,8 @@ def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: st
         fitting = [row for row in statistics if (row["curation_id"] in ids) == bool(of)]
     if fitting:
         return dict(fitting[-1])
+    if identity := whole_id(name, (row["representation_id"] for row in known), "representation"):
+        return next(dict(row) for row in known if row["representation_id"] == identity)
     whose = f" of curation {of}" if of else f" of a curation other than {not_of}" if not_of and statistics else ""
     listed = "; ".join(
         f"{row['representation_id']} ({row['architecture'] if row['kind'] == EXTERNAL else row['kind']}, "
@@ -90,8 +94,9 @@ def find_representation(catalog: Catalog, name: str, *, of: str = "", not_of: st
     )
     raise CatalogError(
         f"representation {name or '(none given)'}{whose}: not in the table representations, which has {len(known)}"
-        f"{f', the newest: {listed}' if known else ''}. Expected an id, the name of an external one, {CHAMPION} or "
-        f"{PIXEL_STATISTICS}. Embed a pack with `cytolake embed`, or import vectors with `cytolake import`."
+        f"{f', the newest: {listed}' if known else ''}. Expected an id or its beginning, the name of an external one, "
+        f"{CHAMPION} or {PIXEL_STATISTICS}. Embed a pack with `cytolake embed`, or import vectors with "
+        "`cytolake import`."
     )
 
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root, set_option
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def score(
         # one representation is one task, which needs no Ray
         with ray_session(RayConfig()) if len(ids) > 1 else nullcontext(), stage_progress("score", console) as report:
             scores = score_profiles(catalog, ids, config, report, of_any_pooling=True)
-        console.print(f"{len(scores.rows):,} scores of well profiles in the scores table")
+        console.print(f"{count(len(scores.rows), 'score')} of well profiles in the scores table")
         print_caveats(console, scores)
         rows = ranked(catalog, LeaderboardFilter(representation_ids=tuple(ids)))
         if parquet is not None:
@@ -177,7 +178,10 @@ def leaderboard(
         return
     _print_rankings(rows)
     if n_stale:
-        print(f"{n_stale} scores are stale: labels or pixels were corrected since. `cytolake plates` lists them.")
+        print(
+            f"{count(n_stale, 'score')} {'is' if n_stale == 1 else 'are'} stale: labels or pixels were corrected "
+            "since. `cytolake plates` lists them."
+        )
 
 
 def transcriptomics(
@@ -316,7 +320,7 @@ def transcriptomics(
         console.print(escape(note), style="yellow")
     for what, why in scored.reasons():
         console.print(f"left out: {escape(what)}: {escape(why)}", style="yellow")
-    console.print(f"{scored.n_new:,} new scores in {escape(catalog.place)}")
+    console.print(f"{count(scored.n_new, 'new score')} in {escape(catalog.place)}")
     if of_targets:
         console.print(f"perturbations {escape(str(targets))}")
     console.print(f"page {escape(str(page))}")

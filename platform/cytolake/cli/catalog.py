@@ -11,6 +11,7 @@ from rich.markup import escape
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root, finite
 from cytolake.cli.stale import print_stale
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 catalog = typer.Typer(help="Soundness of a catalog, and its views for other programs.", no_args_is_help=True)
@@ -37,7 +38,9 @@ def check(
             state = "[green]repaired[/]" if each.is_repaired else "[yellow]found[/]"
             console.print(f"{state} {escape(each.what)}. {escape(each.next_step)}")
         n_open = sum(not each.is_repaired for each in found)
-        console.print(f"{len(found)} findings, {n_open} to be mended" if found else "everything refers to what exists")
+        console.print(
+            f"{count(len(found), 'finding')}, {n_open} to be mended" if found else "everything refers to what exists"
+        )
         print_stale(console, root)
     if n_open:
         raise typer.Exit(EXIT_FINDINGS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 curation = typer.Typer(help="Curations of a catalog, and the differences between two.", no_args_is_help=True)
@@ -53,17 +53,21 @@ def curation_diff(
 
 
 @pack.command("verify")
-def pack_verify(path: Annotated[Path, typer.Argument(help="Folder of a pack.")]) -> None:
+def pack_verify(
+    path: Annotated[str, typer.Argument(metavar="PACK", help="Folder of a pack, or a pack_id; or its beginning.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
     """Compare every file of a pack with its checksum."""
+    from cytolake.packs.find import find_pack
     from cytolake.packs.pack import Pack
     from cytolake.pipeline.progress import stage_progress
 
     console = Console(highlight=False, soft_wrap=True)
     with exits_on_bad_input(), stage_progress("verify", console) as report:
-        opened = Pack.open(path)
+        opened = Pack.open(find_pack(path, root))
         problems = opened.verify(report)
     for problem in problems:
         console.print(f"[red]damaged[/] {escape(problem)}")
     if problems:
         raise typer.Exit(1)
-    console.print(f"{opened.n_crops:,} crops, every file as it was written")
+    console.print(f"{count(opened.n_crops, 'crop')}, every file as it was written")

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ def export(
         Path, typer.Argument(help="A .h5ad file, or a .parquet or .csv file of Metadata_* and feature columns.")
     ],
     representation: Annotated[
-        list[str] | None, typer.Option(help="Id of a representation; several for .h5ad, each a key of obsm.")
+        list[str] | None,
+        typer.Option(help="Id of a representation, or its beginning; several for .h5ad, each a key of obsm."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Every block and pooling of this model_id too (.h5ad).")] = "",
+    model: Annotated[
+        str, typer.Option(help="Every block and pooling of this model_id, or of its beginning, too (.h5ad).")
+    ] = "",
+    pack_id: Annotated[str, typer.Option(help="Of --model, where several packs were embedded with it.")] = "",
     level: Annotated[
         Literal["well", "crop", "guide", "perturbation"],
         typer.Option(help="One row for each of these; of guides and perturbations the mean of their wells (no .h5ad)."),
@@ -33,11 +38,14 @@ def export(
 ) -> None:
     """Write embeddings for other tools: AnnData with a block in each obsm key, or a profiling table."""
     import cytolake.catalog
+    from cytolake.catalog.representations import find_representation
     from cytolake.exchange.export import export_anndata, export_csv, export_parquet, representations_of
 
     with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
-        ids = list(dict.fromkeys([*(representations_of(catalog, model) if model else ()), *(representation or ())]))
+        of_model = representations_of(catalog, model, pack_id=pack_id) if model else []
+        named = [str(find_representation(catalog, each)["representation_id"]) for each in representation or ()]
+        ids = list(dict.fromkeys([*of_model, *named]))
         if path.suffix == ".h5ad" and level in ("guide", "perturbation"):
             raise ValueError(f"{path}: --level {level} goes into .parquet, .csv or .csv.gz, .h5ad has wells or crops.")
         if path.suffix == ".h5ad" and ids:
@@ -51,7 +59,8 @@ def export(
                 f"{path}: found {len(ids)} representations, expected one or more for .h5ad and exactly one for "
                 ".parquet, .csv and .csv.gz. Give --representation ID, as in the table representations."
             )
-    Console(highlight=False, soft_wrap=True).print(f"{len(ids)} representations in {escape(str(path))}")
+    printed = f"{count(len(ids), 'representation')} in {escape(str(path))}"
+    Console(highlight=False, soft_wrap=True).print(printed)
 
 
 def import_(
@@ -127,7 +136,9 @@ def import_(
         catalog = cytolake.catalog.open(root, create=of_wells is not None)
         if of_wells is not None:
             n_wells = import_wells(catalog, of_wells, str(source))
-            console.print(f"{n_wells:,} wells without images came in, {of_wells.num_rows - n_wells:,} were there")
+            console.print(
+                f"{count(n_wells, 'well')} without images came in, {of_wells.num_rows - n_wells:,} were there"
+            )
             if n_wells:
                 _print_quarantine(console, catalog, set(of_wells["screen"].to_pylist()))
             if CONFLICTS in of_wells.column_names:

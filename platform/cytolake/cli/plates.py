@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,14 +17,21 @@ from rich.table import Column, Table
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root, set_option
 from cytolake.cli.stale import print_stale
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 from cytolake.screens.plate import Problem
+
+if TYPE_CHECKING:
+    import cytolake.catalog
+    from cytolake.catalog.corrections.purge import PurgePreview
 
 plates = typer.Typer(help="Plates of a catalog: list and correct them.", invoke_without_command=True)
 
 Name = Annotated[str, typer.Argument(metavar="PLATE", help="SCREEN/PLATE, a plate's name, or a plate_id.")]
 Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
 MAX_CHANGES_PRINTED = 40
+MAX_LISTED = 24
+"""Representations that the preview of a purge names."""
 LOG_WIDTH = 180
 """Characters of a line where no person looks at a terminal: nothing is cut off for a program that reads it."""
 
@@ -42,7 +49,7 @@ def list_plates(context: typer.Context, root: Root = DEFAULT_ROOT) -> None:
         catalog = cytolake.catalog.open(root)
         stale = stale_artefacts(catalog)
         n_stale = Counter(name for each in stale for name in each.plates)
-        names = ("plate", "state", "acquisition", "wells", "sites", "crops", "labels from", "of", "stale", "why")
+        names = ("plate", "state", "acquisition", "wells", "sites", "crops", "labels from", "labelled", "stale", "why")
         columns = [Column(name, overflow="fold", min_width=9 if name == "state" else None) for name in names]
         shown = Table(*columns, box=None, header_style="dim")
         for each in list_catalog_plates(catalog):
@@ -166,8 +173,9 @@ def replace(
         with ray_session(RayConfig()), stage_progress("replace", console) as report:
             new = replace_plate(catalog, plate, listed, progress=report)
         console.print(
-            f"plate {_name(new)}: acquisition {new['acquisition']} is visible, {new['n_sites']:,} "
-            f"sites, {new['n_crops']:,} crops, {new['n_quarantined']} rows in quarantine"
+            f"plate {_name(new)}: acquisition {new['acquisition']} is visible, "
+            f"{count(new['n_sites'], 'site')}, {count(new['n_crops'], 'crop')}, "
+            f"{count(new['n_quarantined'], 'row')} in quarantine"
         )
         print_stale(console, root)
 
@@ -234,37 +242,45 @@ def purge(
     plate: Name,
     why: Why,
     acquisition: Annotated[int | None, typer.Option(help="Only this one; by default all.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be lost.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without, what would be lost is printed.")] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Delete a plate's rows, in older versions too. It cannot be undone; image files and packs are not touched."""
     import cytolake.catalog
     from cytolake.catalog.corrections import purge as purge_plate
-    from cytolake.catalog.corrections.plate_rows import acquisition_of, plates_named
-    from cytolake.catalog.corrections.purge import packs_of
+    from cytolake.catalog.corrections.purge import preview_purge
 
     console = Console(soft_wrap=True, highlight=False)
     with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
         if not yes:
-            rows = plates_named(catalog, plate, ("visible", "retracted", "replaced", "purging"))
-            rows = [row for row in rows if acquisition in (None, acquisition_of(row))]
-            packs = packs_of(catalog, tuple(row["plate_id"] for row in rows))
-            n_crops = sum(row["n_crops"] or 0 for row in rows)
-            console.print(
-                f"would delete {count(len(rows), 'acquisition')} with {n_crops:,} crops, and what was computed from "
-                f"them, from this and every older version. Packs that hold crops of them: {len(packs)}. Add --yes to "
-                "do it."
-            )
-            raise typer.Exit(1)
+            _print_preview(console, catalog, preview_purge(catalog, plate, acquisition))
+            return
         found = purge_plate(catalog, plate, why, acquisition)
         rows_text = ", ".join(f"{n:,} of {name}" for name, n in found.n_rows.items())
-        console.print(f"{len(found.plates)} acquisitions purged: {rows_text or 'no rows were left'}")
-        console.print(f"{found.n_files:,} files of older versions removed: these versions no longer have the plate")
+        console.print(f"{count(len(found.plates), 'acquisition')} purged: {rows_text or 'no rows were left'}")
+        console.print(
+            f"{count(found.n_files, 'file')} of older versions removed: these versions no longer have the plate"
+        )
         for pack in found.packs:
             console.print(f"  [yellow]pack {pack} holds its crops[/]: delete {escape(str(catalog.root))}/packs/{pack}")
         if found.representations:
-            console.print(f"  [yellow]{len(found.representations)} representations[/] are of encoders of these packs")
+            n = count(len(found.representations), "representation")
+            console.print(f"  [yellow]{n}[/] of encoders of these packs")
+
+
+def _print_preview(console: Console, catalog: cytolake.catalog.Catalog, found: PurgePreview) -> None:
+    console.print(f"would delete {escape('; '.join(found.plates))}, from this and every older version")
+    console.print("  rows: " + (", ".join(f"{n:,} of {name}" for name, n in found.n_rows.items()) or "none"))
+    for each in found.vectors[:MAX_LISTED]:
+        console.print(f"  vectors of representation {escape(each)}")
+    if len(found.vectors) > MAX_LISTED:
+        console.print(f"  [dim]and of {len(found.vectors) - MAX_LISTED} more[/]")
+    for pack in found.packs:
+        console.print(
+            f"  [yellow]would stay[/] pack {pack}, which holds its crops: {escape(str(catalog.root))}/packs/{pack}"
+        )
+    console.print("nothing was deleted. Scores that were computed with the plate stay. To delete: add --yes.")
 
 
 def _print_problems(console: Console, problems: Sequence[Problem], of: str) -> None:
@@ -279,11 +295,6 @@ def _label_columns(options: list[str]) -> dict[str, str]:
         if not all(part.strip() for part in option.partition("=")[::2]):
             raise ValueError(f"--label {option}: expected LABEL=COLUMN, such as --label control=well_type.")
     return {label.strip(): column.strip() for label, _, column in (option.partition("=") for option in options)}
-
-
-def count(n: int, noun: str) -> str:
-    """`1 plate`, `1,200 plates`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _name(row: Mapping[str, Any]) -> str:

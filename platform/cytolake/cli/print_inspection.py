@@ -9,9 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from cytolake.catalog.ingest.inspection import Inspection
+from cytolake.pipeline.counts import count
 from cytolake.screens.sources import REGEX
 
 _N_SHOWN = 12
+_EXAMPLE_WIDTH = 40
+"""Characters of a value of the plate map; of a longer one the beginning and "…" are shown."""
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
@@ -69,7 +72,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
                 f"[{colour}]{escape(column.becomes)}[/]",
                 f"{column.n_plates:,}",
                 f"{column.n_values:,}",
-                escape(column.example[:40]),
+                escape(_cut(column.example)),
             )
         console.print()
         console.print(columns)
@@ -87,8 +90,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         n_crops = inspection.total("n_crops")
         n_wells, n_sites = inspection.total("n_wells"), inspection.total("n_sites")
         console.print(
-            f"\n[green]An ingest would take[/] {_count(len(inspection.plates), 'plate')}, {_count(n_wells, 'well')}, "
-            f"{_count(n_sites, 'site')}"
+            f"\n[green]An ingest would take[/] {count(len(inspection.plates), 'plate')}, {count(n_wells, 'well')}, "
+            f"{count(n_sites, 'site')}"
             + (f", about {n_crops:,} crops of {inspection.crop_size} px" if n_crops else "")
             + (f", {_size(inspection.total('n_bytes'))} of pixels" if inspection.total("n_bytes") else "")
         )
@@ -99,8 +102,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         console.print("\n[red]An ingest would take nothing.[/]")
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def _cut(text: str) -> str:
+    return text if len(text) <= _EXAMPLE_WIDTH else f"{text[: _EXAMPLE_WIDTH - 1]}…"
 
 
 def _size(n_bytes: int) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root, set_option
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 qc = typer.Typer(help="Quality control: verdicts, the page, labels, the learned detector.", no_args_is_help=True)
@@ -57,20 +58,19 @@ def qc_judge(
 
 @qc.command("page")
 def qc_page(
-    qc_id: Annotated[str, typer.Argument(help="Of `qc judge`; empty takes the newest.")] = "",
+    qc_id: Annotated[str, typer.Argument(help="Of `qc judge`, or its beginning; the newest where none is given.")] = "",
     folder: Annotated[str, typer.Option(help="Where the page goes; empty means <root>/report.")] = "",
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write the page of plate maps, failed rules and worst sites."""
     import cytolake.catalog
-    from cytolake.qc.newest import newest_qc_id
+    from cytolake.qc.newest import newest_qc_id, stored_qc_id
     from cytolake.reports.qc_page import write_qc_page
 
     with exits_on_bad_input():
         catalog = cytolake.catalog.open(root)
-        page = write_qc_page(
-            catalog, qc_id or newest_qc_id(catalog), Path(folder) if folder else catalog.root / "report"
-        )
+        chosen = stored_qc_id(catalog, qc_id) if qc_id else newest_qc_id(catalog)
+        page = write_qc_page(catalog, chosen, Path(folder) if folder else catalog.root / "report")
     typer.echo(page)
 
 
@@ -104,7 +104,7 @@ def qc_read(
 
     with exits_on_bad_input():
         n_sites = read_label_sheet(cytolake.catalog.open(root), sheet, labelled_by)
-    typer.echo(f"{n_sites} sites labelled")
+    typer.echo(f"{count(n_sites, 'site')} labelled")
 
 
 @qc.command("train")
@@ -166,7 +166,8 @@ def qc_compare_encoders(
     encoder: Annotated[
         list[str],
         typer.Argument(
-            metavar="ENCODER...", help="resnet18, resnet18=WEIGHTS, encoder.safetensors, champion, a model_id."
+            metavar="ENCODER...",
+            help="resnet18, resnet18=WEIGHTS, encoder.safetensors, champion, a model_id or its beginning.",
         ),
     ],
     labels: Annotated[
@@ -199,4 +200,4 @@ def qc_compare_encoders(
     console.print(escape(written.headline))
     for note in written.notes:
         console.print(f"  [dim]{escape(note)}[/]")
-    console.print(f"{written.n_scores:,} scores in the scores table; page {escape(str(written.page))}")
+    console.print(f"{count(written.n_scores, 'score')} in the scores table; page {escape(str(written.page))}")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import set_option
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import RECIPE_FILE
 
 
@@ -43,7 +44,7 @@ def simulate(
     console = Console(highlight=False, soft_wrap=True)
     with exits_on_bad_input(), stage_progress("simulate", console) as report:
         plates = simulate_screen(apply_overrides(SimulatedScreen(), set_ or []), folder, report)
-    console.print(f"{len(plates)} plates in {escape(str(plates[0].parent))}")
+    console.print(f"{count(len(plates), 'plate')} in {escape(str(plates[0].parent))}")
 
 
 def inspect(
@@ -79,7 +80,7 @@ def init(
     recipe_file: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path(RECIPE_FILE),
 ) -> None:
     """Look at a screen and write a recipe for it: layout, channels, crop size, label and split."""
-    from cytolake.pipeline.first_recipe import propose_recipe, recipe_name, recipe_text, write_recipe
+    from cytolake.pipeline.first_recipe import check_free, propose_recipe, recipe_name, recipe_text, write_recipe
     from cytolake.pipeline.overrides import apply_overrides
     from cytolake.recipes import build_recipe
     from cytolake.screens.sources import ScreenSource
@@ -87,6 +88,7 @@ def init(
 
     console = Console(highlight=False, soft_wrap=True)
     with exits_on_bad_input():
+        check_free(recipe_file)  # before the screen is looked at, which may take minutes
         folder = path if is_uri(path) else str(Path(path).expanduser().resolve())
         name = recipe_name(folder)
         source = apply_overrides(ScreenSource(screen=name, path=path), set_ or [])

@@ -13,6 +13,7 @@ from rich.table import Table
 from cytolake.cli.bad_input import exits_on_bad_input
 from cytolake.cli.options import Root, finite
 from cytolake.cli.rows_out import Format, write_rows
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.root import DEFAULT_ROOT
 
 
@@ -56,7 +57,9 @@ def tag(
 
     with exits_on_bad_input():
         versions = cytolake.catalog.open(root).tag(name, note)
-    Console(highlight=False).print(f"{escape(name)}: {sum(versions.values()):,} commits of {len(versions)} tables")
+    Console(highlight=False).print(
+        f"{escape(name)}: {count(sum(versions.values()), 'commit')} of {count(len(versions), 'table')}"
+    )
 
 
 def vacuum(

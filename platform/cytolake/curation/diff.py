@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from cytolake.catalog.ids import whole_id
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules import CurationError
 
@@ -47,7 +48,7 @@ def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
         second: As `first`. The same name twice compares the newest with the one before it.
 
     Raises:
-        CurationError: No such curation, or an ambiguous start of an id; lists existing curations.
+        CatalogError: No such curation, or several whose ids begin so; lists them.
     """
     runs = (
         catalog.table("curation_runs").sort_by([("curated_at", "descending"), ("curation_id", "ascending")]).to_pylist()
@@ -90,15 +91,17 @@ def diff_curations(catalog: Catalog, first: str, second: str) -> CurationDiff:
 
 def _find(runs: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
     """The run of an id, or the newest of a name; `runs` are ordered newest first."""
-    exact = [run for run in runs if wanted in (run["curation_id"], run["curation"])]
-    found = exact or [run for run in runs if len(wanted) >= 6 and run["curation_id"].startswith(wanted)]
-    if exact or len(found) == 1:
-        return found[0]
+    named = [run for run in runs if wanted in (run["curation_id"], run["curation"])]
+    if named:
+        return named[0]
+    identity = whole_id(wanted, (run["curation_id"] for run in runs), "curation")
+    if identity:
+        return next(run for run in runs if run["curation_id"] == identity)
     listed = "; ".join(
         f"{run['curation_id']} ({run['curation']}, {run['curated_at']:%Y-%m-%d %H:%M})" for run in runs[:10]
     )
     raise CurationError(
-        f"curation {wanted}: {len(found)} with this id or name, expected 1. There are: {listed or 'none'}. "
+        f"curation {wanted}: 0 with this id or name, expected 1. There are: {listed or 'none'}. "
         "Curate first: `cytolake curate`."
     )
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog
 from cytolake.catalog.annotated import observations, plain_row, with_annotations
+from cytolake.catalog.ids import whole_id
 from cytolake.catalog.labelled_units import UNIT, LabelledUnits, labelled_units
 from cytolake.catalog.representations import (
     ALIGNED,
@@ -62,19 +63,28 @@ def representations_of(
     """Ids of the blocks and poolings of one model over one pack, in the order of pooling and block.
 
     Args:
-        model_id: As in `representations`.
-        pack_id: Needed where several packs were embedded with the model.
+        model_id: As in `representations`, or its beginning.
+        pack_id: Or its beginning. Needed where several packs were embedded with the model.
         poolings: Only these; all by default.
         blocks: Only these, 0 = first; all by default.
 
     Raises:
         ValueError: The model has none (of these), or has them of several packs and `pack_id` does not say which.
     """
-    rows = catalog.table("representations", where="model_id = ?", parameters=[model_id]).to_pylist()
+    known = catalog.table("representations").to_pylist()
+    model = whole_id(model_id, (row["model_id"] for row in known), "model")
+    if not model:
+        models = sorted({f"{row['model_id']} ({row['architecture']}, {row['kind']})" for row in known})
+        raise ValueError(
+            f"model {model_id}: none in the table representations has this id. There are: "
+            f"{', '.join(models) or 'none'}. Embed a pack with `cytolake embed`."
+        )
+    rows = [row for row in known if row["model_id"] == model]
     packs = sorted({row["pack_id"] for row in rows})
+    pack_id = whole_id(pack_id, packs, "pack") or pack_id
     if len(packs) > 1 and not pack_id:
         raise ValueError(
-            f"model {model_id}: embeddings of {len(packs)} packs, {', '.join(packs)}. Name one in pack_id."
+            f"model {model_id}: embeddings of {len(packs)} packs, {', '.join(packs)}. Name one: --pack-id, or pack_id."
         )
     wanted = [
         row

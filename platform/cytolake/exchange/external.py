@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.corrections.object_labels import label_crops
-from cytolake.catalog.ids import content_id, representation_id
+from cytolake.catalog.ids import content_id, representation_id, whole_id
 from cytolake.catalog.representations import (
     ALIGNED,
     EXTERNAL,
@@ -125,6 +125,8 @@ def import_embeddings(catalog: Catalog, table: ExternalTable, name: str, *, scre
         label_crops(catalog, crops, labels, label_of_row.tolist())
     curation_id = ""
     if pack_id:
+        packs = source.table("representations", columns=["pack_id"])["pack_id"].to_pylist()
+        pack_id = whole_id(pack_id, packs, "pack") or pack_id
         curation_id = _check_pack(source, table, crops["crop_id"], pack_id)
     else:
         pack_id = content_id("crops", *sorted(crops["crop_id"].to_pylist()))
@@ -223,8 +225,11 @@ def _check_pack(catalog: Catalog, table: ExternalTable, crop_ids: pa.ChunkedArra
     where = "pack_id = ? AND kind <> ?"  # aligned ones may have no crops
     rows = catalog.table("representations", where=where, parameters=[pack_id, ALIGNED]).sort_by("representation_id")
     if rows.num_rows == 0:
+        embedded = catalog.table("representations", where="kind <> ?", parameters=[ALIGNED])
+        packs = sorted(set(embedded["pack_id"].to_pylist()))
         raise ValueError(
-            f"pack {pack_id}: nothing of it was embedded. Run `cytolake embed` first, or leave pack_id out."
+            f"pack {pack_id}: nothing of it was embedded. There are: {', '.join(packs) or 'none'}. Run "
+            "`cytolake embed` first, or leave pack_id out."
         )
     first = rows.slice(0, 1).to_pylist()[0]
     packed = VectorReader(catalog).columns(first["representation_id"], ["crop_id"])["crop_id"]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytolake.catalog import Catalog, table_contract
-from cytolake.catalog.ids import content_id, representation_id
+from cytolake.catalog.ids import content_id, representation_id, whole_id
 from cytolake.catalog.representations import vectors_column
 from cytolake.exchange.profile_tables import feature_columns, matrix_of, read_profile_table
 from cytolake.screens.label_vocabulary import label_vocabulary, nfc
@@ -139,13 +139,16 @@ def read_perturbations(catalog: Catalog, id_or_name: str) -> PerturbationTable:
     """Vectors of an import by gene or perturbation, in order of the names.
 
     Args:
-        id_or_name: Its id, or the name that it was imported under.
+        id_or_name: Its id or the beginning of it, or the name that it was imported under.
 
     Raises:
         ValueError: There is none, or several of this name.
     """
     rows = catalog.table("representations", where="kind = ?", parameters=[EXTERNAL_PERTURBATIONS]).to_pylist()
     matches = [row for row in rows if id_or_name in (row["representation_id"], row["architecture"])]
+    if not matches:
+        whole = whole_id(id_or_name, (row["representation_id"] for row in rows), "representation")
+        matches = [row for row in rows if row["representation_id"] == whole]
     if len(matches) != 1:
         there = sorted({row["architecture"] for row in rows})
         raise ValueError(

@@ -16,6 +16,7 @@ from cytolake.benchmark.split import SplitBy
 from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.inspection import Inspection, inspect_screen
 from cytolake.catalog.ingest.wells import well_rows
+from cytolake.pipeline.counts import count
 from cytolake.screens.images.object_size import object_diameter
 from cytolake.screens.images.pixels import read_site
 from cytolake.screens.plate import Plate, ScreenError
@@ -65,7 +66,8 @@ def propose_recipe(source: ScreenSource, name: str) -> FirstRecipe:
     patch = _patch_size(crop_size)
     label, split, why_split = _label_and_split(plates)
     reasons = {
-        "screens.sources": f"layout {inspection.layout}: {inspection.total('n_sites'):,} sites of {len(plates)} plates",
+        "screens.sources": f"layout {inspection.layout}: {count(inspection.total('n_sites'), 'site')} of "
+        f"{count(len(plates), 'plate')}",
         "ingest.crop_size": why_size,
         "probe": why_split,
     }
@@ -194,6 +196,15 @@ def write_recipe(path: Path, text: str) -> None:
     Raises:
         ValueError: It is there.
     """
+    check_free(path)
+    write_text(path, text)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a recipe's file that is there already.
+
+    Raises:
+        ValueError: It is there.
+    """
     if path.exists():
         raise ValueError(f"{path}: found a file there, expected none. Give another with --recipe-file, or remove it.")
-    write_text(path, text)

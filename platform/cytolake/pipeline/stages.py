@@ -16,8 +16,10 @@ from rich.markup import escape
 
 import cytolake.catalog
 from cytolake.catalog import CatalogError
+from cytolake.catalog.representations import find_representation
 from cytolake.catalog.tables import make_root
 from cytolake.pipeline.config import PipelineConfig
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.performance import predict_prompts, predict_queries
 from cytolake.pipeline.session import ray_session
@@ -148,8 +150,8 @@ def sweep(config: PipelineConfig, console: Console) -> None:
             )
             share = found.steps_spent / (len(found.trials) * found.steps)
             stage.outcome = (
-                f"{len(found.trials)} trials, {len(found.trials) - found.n_ran} of them there before; {share:.0%} of "
-                "the steps that all to their end would take"
+                f"{count(len(found.trials), 'trial')}, {len(found.trials) - found.n_ran} of them there before; "
+                f"{share:.0%} of the steps that all to their end would take"
             )
     console.print(sweep_table(found, config))
     for text in sweep_outcome(found, config):
@@ -162,7 +164,9 @@ def study(config: PipelineConfig, console: Console) -> None:
         pack = steps.newest_pack()
         with stage_report("study", console) as stage:
             found = run_study(steps.catalog, pack, config.study, config.pretrain, config.tracking, stage.report)
-            stage.outcome = f"{found.n_trials} trainings, {found.n_trials - found.n_trained} of them there before"
+            stage.outcome = (
+                f"{count(found.n_trials, 'training')}, {found.n_trials - found.n_trained} of them there before"
+            )
         page = write_study(config.root_path / REPORT_FOLDER / STUDY_FILE, f"Study: {config.name}", found, config.study)
     console.print(study_text(found))
     for name, why in found.skipped.items():
@@ -182,7 +186,8 @@ def predict_performance(config: PipelineConfig, console: Console) -> None:
             stage.outcome = sections[-1].model
     else:
         catalog = cytolake.catalog.open(config.root_path, tables=config.tables)
-        chosen = performance.queries.representation_id or resolve_alias(tracking, config.alias).representation_id
+        named = performance.queries.representation_id or resolve_alias(tracking, config.alias).representation_id
+        chosen = str(find_representation(catalog, named)["representation_id"])
         for before, measure in itertools.product(performance.queries.before, performance.queries.measures):
             with stage_report(before, console) as stage:
                 sections.append(predict_queries(catalog, chosen, before, measure, performance, tracking, stage.report))

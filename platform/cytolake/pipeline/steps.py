@@ -35,6 +35,7 @@ from cytolake.packs.build import build_pack, find_built_pack
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.code_revision import code_revision
 from cytolake.pipeline.config import PipelineConfig
+from cytolake.pipeline.counts import count
 from cytolake.pipeline.label_curve import has_label_curve, measure_label_curve
 from cytolake.pipeline.progress import Report, stage_progress
 from cytolake.pipeline.summaries import choice_facts, mlflow_command, print_caveats, program, serve_command
@@ -176,7 +177,8 @@ class Steps:
         with self._stage("simulate") as stage:
             plates = simulate_screen(screen, self.config.screens_path, stage.report)
             stage.outcome = (
-                f"{len(plates)} plates of {screen.n_wells} wells in {screen.n_batches} batches: {plates[0].parent}"
+                f"{count(len(plates), 'plate')} of {count(screen.n_wells, 'well')} in "
+                f"{screen.n_batches} batch{'' if screen.n_batches == 1 else 'es'}: {plates[0].parent}"
             )
 
     def ingest(self) -> IngestReport:
@@ -186,9 +188,9 @@ class Steps:
         with self._stage("ingest") as stage:
             report = ingest_screens(self.catalog, sources, config.ingest, stage.report)
             stage.outcome = (
-                f"{len(report.ingested)} plates in, {len(report.skipped)} there already, "
-                f"{len(report.refused)} refused; {report.n_sites:,} sites, "
-                f"{report.n_crops:,} crops, {report.n_quarantined} rows in quarantine"
+                f"{count(len(report.ingested), 'plate')} in, {len(report.skipped)} there already, "
+                f"{len(report.refused)} refused; {count(report.n_sites, 'site')}, "
+                f"{count(report.n_crops, 'crop')}, {count(report.n_quarantined, 'row')} in quarantine"
             )
         for problem in report.refused[:MAX_PROBLEMS_PRINTED]:
             self.console.print(f"  [yellow]refused[/] {escape(str(problem))}")
@@ -247,7 +249,7 @@ class Steps:
             found, _ = measure_label_curve(self.catalog, curve, stage.report)
             most = found.curve("auroc")[-1]
             simulated = ", artefacts simulated" if curve.train.simulated_per_kind else ""
-            stage.outcome = f"AUROC {most.value:.3f} with {most.n_labels} labels of each class{simulated}"
+            stage.outcome = f"AUROC {most.value:.3f} with {count(most.n_labels, 'label')} of each class{simulated}"
 
     def newest_pack(self) -> Pack:
         """The pack of the recipe's curation, see `newest_run`; prints where the curation has other rules by now.
@@ -335,7 +337,7 @@ class Steps:
         with self._stage("embed") as stage:
             checkpoints = {"trained": trained.checkpoint, "untrained": trained.untrained_checkpoint}
             rows = embed_pack(self.catalog, pack, checkpoints, self.config.embed, stage.report, run_id=trained.run_id)
-            stage.outcome = f"{pack.n_crops:,} crops x {len(rows)} representations"
+            stage.outcome = f"{count(pack.n_crops, 'crop')} x {count(len(rows), 'representation')}"
         return [row["representation_id"] for row in rows]
 
     def representation_ids(self, pack: Pack, trained: PretrainResult) -> list[str]:
@@ -440,7 +442,7 @@ class Steps:
                 warnings, left_out = found.warnings, dict(found.left_out)
                 for each in set(aligned["representation_id"].to_pylist()) & stale:
                     left_out[f"aligned {each}"] = "stale, labels or pixels were corrected since: align it again"
-                stage.outcome = f"{len(found.rows):,} scores of well profiles in the scores table"
+                stage.outcome = f"{count(len(found.rows), 'score')} of well profiles in the scores table"
             print_caveats(self.console, dataclasses.replace(found, left_out=left_out))
         self.leaderboard_page(pack, warnings, left_out)
         return leaderboard_text(leaderboard(self.catalog, LeaderboardFilter(pack_id=pack.pack_id)))

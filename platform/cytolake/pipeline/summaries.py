@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cytolake.benchmark.profiles.score import ProfileScores
 from cytolake.pipeline.config import PipelineConfig
+from cytolake.pipeline.counts import count
 from cytolake.reports.choice_text import choice_table, headline, how_measured
 from cytolake.tracking import ModelVersion
 from cytolake.tune.block_search import BlockChoice
@@ -69,7 +70,7 @@ def sweep_table(found: SweepResult, config: PipelineConfig) -> Table:
 
 
 def sweep_outcome(found: SweepResult, config: PipelineConfig) -> list[str]:
-    texts = [f"chance {found.chance:.3f}; what was trained furthest first, {len(found.trials)} trials in all"]
+    texts = [f"chance {found.chance:.3f}; what was trained furthest first, {count(len(found.trials), 'trial')} in all"]
     failures = [trial.failure for trial in found.trials if trial.failure]
     if failures:
         texts.append(f"[yellow]{len(failures)} failed[/], the first: {escape(failures[0])}")

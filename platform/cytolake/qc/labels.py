@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
-from cytolake.catalog.ids import content_id
+from cytolake.catalog.ids import content_id, whole_id
 from cytolake.catalog.tables import Catalog
 from cytolake.qc.metrics import METRICS
 from cytolake.screens.simulated.artefacts import ARTEFACT_KINDS
@@ -274,15 +274,16 @@ def _choose_sites(catalog: Catalog, config: LabelSheetConfig) -> list[str]:
 
 
 def _uncertain(catalog: Catalog, qc_id: str) -> list[list[str]]:
+    known = catalog.sql("SELECT DISTINCT qc_id FROM qc_verdicts WHERE rule = 'learned_artefact'")["qc_id"].to_pylist()
+    qc_id = whole_id(qc_id, known, "qc_id") or qc_id
     rows = catalog.sql(
         "SELECT plate_id, site_id, min(abs(value - threshold)) AS distance FROM verdicts "
         "WHERE rule = 'learned_artefact' GROUP BY plate_id, site_id ORDER BY plate_id, distance, site_id",
         verdicts=catalog.table("qc_verdicts", where="qc_id = ?", parameters=[qc_id]),
     ).to_pylist()
     if not rows:
-        known = catalog.sql("SELECT DISTINCT qc_id FROM qc_verdicts WHERE rule = 'learned_artefact'").column(0)
         raise CatalogError(
-            f"qc_id {qc_id}: no verdicts of a detector. Existing: {', '.join(sorted(known.to_pylist())) or 'none'}. "
+            f"qc_id {qc_id}: no verdicts of a detector. Existing: {', '.join(sorted(known)) or 'none'}. "
             "Judge the sites with a detector first."
         )
     queues: dict[str, list[str]] = defaultdict(list)

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.ids import whole_id
 from cytolake.catalog.tables import Catalog
 
 QC_COLUMNS = ("qc_pass", "qc_reasons")
@@ -44,6 +45,19 @@ def newest_qc_id(catalog: Catalog) -> str:
     if not found:
         raise CatalogError(f"{catalog.place}: no verdicts. Run `cytolake qc judge` first.")
     return str(found[0])
+
+
+def stored_qc_id(catalog: Catalog, given: str) -> str:
+    """The qc_id of the verdicts table that a person gives in full or by its beginning.
+
+    Raises:
+        CatalogError: None, or several. Lists those that there are.
+    """
+    known = catalog.sql("SELECT DISTINCT qc_id FROM qc_verdicts ORDER BY qc_id")["qc_id"].to_pylist()
+    found = whole_id(given, known, "qc_id")
+    if not found:
+        raise CatalogError(f"qc_id {given} has no verdicts. There are: {', '.join(known) or 'none'}.")
+    return found
 
 
 _OF_SITES = f"""

@@ -20,6 +20,7 @@ def write_label_page(sheet: LabelSheet) -> Path:
         sheet.table.with_name(PAGE_NAME),
         "label_sheet.html.j2",
         cards=sheet.cards,
+        has_centres=any(len(image["shown"]) > 1 for card in sheet.cards for image in card["images"]),
         labels=list(zip(LABELS, _KEYS, strict=False)),
         sheet_id=sheet.sheet_id,
         columns=SHEET_COLUMNS,

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 import cytolake
@@ -231,7 +232,7 @@ def _parsed(kind: type[JsonBody], body: bytes) -> JsonBody:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise ServingError(status=422, detail=_faults_of(error.errors())) from error
+        raise ServingError(status=422, detail=_faults_of(error.errors(), body)) from error
 
 
 def _stored_verdicts(loaded: Loaded, question: QcRequest) -> QcVerdicts:
@@ -313,7 +314,7 @@ def _add_problem_handlers(api: FastAPI) -> None:
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem(request, 422, _faults_of(error.errors()))
+        return problem(request, 422, _faults_of(error.errors(), error.body))
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -329,9 +330,20 @@ def _add_problem_handlers(api: FastAPI) -> None:
     api.add_exception_handler(Exception, on_any_error)
 
 
-def _faults_of(errors: Any) -> str:
+def _faults_of(errors: Any, body: Any) -> str:
+    """What is wrong with a body, in one sentence; the same for bodies that FastAPI read and those that we read."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return f"the body is not JSON: {_why_not_json(body)}."
     faults = []
     for error in list(errors)[:5]:
         place = ".".join(str(part) for part in error["loc"] if part != "body")
         faults.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
     return "; ".join(faults) + "."
+
+
+def _why_not_json(body: Any) -> str:
+    try:
+        from_json(body)
+    except ValueError as error:
+        return str(error)
+    return "it could not be read"

@@ -28,10 +28,12 @@ finished = CliRunner().invoke(app, ["score", champion, *options])
 assert finished.exit_code == 0, finished.output
 
 # %% [markdown]
-# Values, p-values and q-values of each perturbation are in the column `details`, as JSON.
+# Values, p-values and q-values of each perturbation are in the column `details`, as JSON. The table has every score
+# that was ever computed, so the condition names the alignment too; of equal scores computed again, the newest counts.
 
 # %%
-rows = catalog.table("scores", where=f"representation_id = '{champion}' and metric = 'share_discovered'").to_pylist()
+where = "representation_id = ? and metric = 'share_discovered' and alignment = 'pca_cs'"
+rows = catalog.table("scores", where=where, parameters=[champion]).sort_by("scored_at").to_pylist()
 hits = pd.DataFrame()
 for row in rows:
     details = json.loads(row["details"])

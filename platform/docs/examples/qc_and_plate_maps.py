@@ -14,11 +14,15 @@ import cytolake.catalog
 
 catalog = cytolake.catalog.open(os.environ.get("CYTOLAKE_ROOT", "cytolake_data"))
 
+# %% [markdown]
+# Every set of rules (profile) has verdicts of its own, under its `qc_id`: count those of the newest alone.
+
 # %%
 failed = catalog.sql(
     """
     select rule, level, count(*) judged, count(*) filter (not is_pass) failed, count(*) filter (reason <> '') not_judged
-    from qc_verdicts group by all order by failed desc
+    from qc_verdicts where qc_id = (select arg_max(qc_id, judged_at) from qc_verdicts)
+    group by all order by failed desc
     """
 )
 print(failed.to_pandas().head(12).to_string(index=False))
@@ -32,7 +36,8 @@ wells = catalog.sql(
     """
     with verdicts as (
         select sites.well_id, count(*) filter (not is_pass) as failed
-        from qc_verdicts v join sites using (site_id) where level = 'site' group by all
+        from qc_verdicts join sites using (site_id)
+        where level = 'site' and qc_id = (select arg_max(qc_id, judged_at) from qc_verdicts) group by all
     ), counts as (
         select well_id, avg(object_count) as cells
         from qc_metrics join sites using (site_id) where channel = 'DNA' group by all
@@ -73,9 +78,10 @@ figure.savefig("plate_maps.png", dpi=150)
 # %%
 worst = catalog.sql(
     """
-    select sites.plate, sites.well, sites.site, list(distinct rule) as rules
-    from qc_verdicts join sites using (site_id) where not is_pass and level = 'site'
-    group by all order by len(rules) desc limit 5
+    select sites.plate, sites.well, sites.site, list(distinct rule order by rule) as rules
+    from qc_verdicts join sites using (site_id)
+    where not is_pass and level = 'site' and qc_id = (select arg_max(qc_id, judged_at) from qc_verdicts)
+    group by all order by len(rules) desc, plate, well, site limit 5
     """
 )
 print(worst.to_pandas().to_string(index=False))

@@ -14,14 +14,15 @@ import cytolake.catalog
 catalog = cytolake.catalog.open(os.environ.get("CYTOLAKE_ROOT", "cytolake_data"))
 
 # %% [markdown]
-# `Catalog.sql` runs one read-only SELECT over all tables and returns an Arrow table. How many crops did curation keep
-# of each perturbation?
+# `Catalog.sql` runs one read-only SELECT over all tables and returns an Arrow table. How many crops did the
+# newest curation keep of each perturbation? The table `curations` has the crops of all of them.
 
 # %%
 kept = catalog.sql(
     """
     select w.perturbation, count(*) crops, sum(c.is_kept::int) kept
     from curations c join crops using (crop_id) join wells w on w.well_id = crops.well_id
+    where c.curation_id = (select arg_max(curation_id, curated_at) from curation_runs)
     group by all order by w.perturbation
     """
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -77,18 +78,32 @@ def _section(name: str, command: Any) -> list[str]:
 
 
 def _argument(parameter: Any) -> str:
+    """Such as `QC_ID`, `PATHS...`, and `[QC_ID]` where it may be left out."""
     shown = parameter.metavar or (parameter.name or "").upper()
-    return shown if shown.endswith("...") or parameter.nargs == 1 else f"{shown}..."
+    if not shown.endswith("...") and parameter.nargs != 1:
+        shown = f"{shown}..."
+    return shown if parameter.required else f"[{shown}]"
+
+
+VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "bool": "true|false"}
+"""Python type -> what the help calls a value of it."""
+
+
+def _value(option: Any) -> str:
+    """The kind of an option's value, in words of the help; of a repeated option the kind of one value."""
+    kind = option.type_descriptor
+    if option.metavar or kind.is_choice:
+        return option.metavar or "|".join(map(str, kind.choices))
+    names = re.findall(r"[A-Za-z_]\w*", option.bare_type())
+    return VALUES[names[-1]]
 
 
 def _names(option: Any) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
     if getattr(option, "is_flag", False):
         return code(names)
-    kind = option.type_descriptor
-    value = option.metavar or ("|".join(map(str, kind.choices)) if kind.is_choice else option.bare_type().upper())
     again = " …" if option.multiple else ""
-    return f"{code(names)} {code(value)}{again}"
+    return f"{code(names)} {code(_value(option))}{again}"
 
 
 def _default(option: Any) -> str:

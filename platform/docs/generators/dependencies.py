@@ -28,9 +28,9 @@ def page() -> str:
     versions = {_normal(name): version for name, version in pinned.items()}
     parts = [
         "# Dependencies\n",
-        "cytolake installs nothing by default: choose an extra, such as `pip install 'cytolake[client]'`. An extra "
-        "includes the packages of the extras that it names. `constraints.txt` pins the versions that the tests ran "
-        "with.\n",
+        "cytolake installs nothing by default: choose an extra, such as `pip install '.[client]'` in a checkout. An "
+        "extra includes the packages of the extras that it names. `constraints.txt` pins the versions that the tests "
+        "ran with.\n",
     ]
     for extra, lines in _extras().items():
         parts.append(f"## `{extra}` {{ #{extra} }}\n")

@@ -295,7 +295,7 @@ def test_scvi_is_trained_on_counts_and_separates_perturbations(data, spec):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": ["uce"]}, r"embedding 'uce' is unknown.*spec\.embeddings"),
+        ({"embeddings": ["uce"]}, r"embedding 'uce' is unknown.*--obsm"),
         ({"tasks": ["sorting"]}, "tasks sorting: expected some of batch_mixing"),
         ({"tasks": []}, r"tasks \(none\)"),
         ({"seeds": (1, 1)}, r"seeds are \(1, 1\)"),

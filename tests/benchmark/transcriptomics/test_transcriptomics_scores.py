@@ -329,10 +329,13 @@ def test_what_the_screen_does_not_allow_is_left_out_and_says_why(path, spec, dat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spec": {"perturbation": "gene"}}, r"simulated\.h5ad: no column 'gene', found target.*spec\.perturbation"),
-        ({"spec": {"batch": "plate"}}, r"simulated\.h5ad: no column 'plate'.*spec\.batch"),
-        ({"spec": {"control": "DMSO"}}, r"simulated\.h5ad, column target: no row is 'DMSO'.*spec\.control"),
-        ({"spec": {"matrix_key": "pixels"}}, r"simulated\.h5ad: no obsm 'pixels', found model.*spec\.matrix_key"),
+        ({"spec": {"perturbation": "gene"}}, r"simulated\.h5ad: no column 'gene', found target.*--perturbation"),
+        ({"spec": {"batch": "plate"}}, r"simulated\.h5ad: no column 'plate'.*--batch"),
+        (
+            {"spec": {"control": "DMSO"}},
+            r"simulated\.h5ad, column target: no row is 'DMSO'.*control \(.* rows\).*--control",
+        ),
+        ({"spec": {"matrix_key": "pixels"}}, r"simulated\.h5ad: no obsm 'pixels', found model.*--matrix-key"),
         ({"spec": {"embeddings": ("pca",)}}, r"spec\.embeddings: pca is also the name of a built-in embedding"),
         ({"path": "missing.h5ad"}, r"missing\.h5ad: no such file"),
         ({"embeddings": ["uce"]}, "embedding 'uce' is unknown"),

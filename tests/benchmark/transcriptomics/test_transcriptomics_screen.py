@@ -95,21 +95,21 @@ def test_embeddings_without_a_matrix_are_a_screen_but_for_what_needs_features(da
     bare = type(data)(obs=data.obs, obsm={"model": data.obsm["model"]})
     screen = load_screen(bare, dataclasses.replace(spec, values="features"))
     np.testing.assert_array_equal(screen.embeddings["model"], data.obsm["model"])
-    with pytest.raises(ValueError, match=r"reconstruction needs features.*spec\.matrix_key"):
+    with pytest.raises(ValueError, match=r"reconstruction needs features.*--matrix-key"):
         need_features(screen, "reconstruction")
-    with pytest.raises(ValueError, match=r"X is empty.*spec\.values='features'"):
+    with pytest.raises(ValueError, match=r"X is empty.*--values features"):
         load_screen(bare, spec)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"perturbation": "gene"}, r"no column 'gene', found target, gem.*spec\.perturbation"),
-        ({"batch": "plate"}, r"no column 'plate'.*spec\.batch"),
-        ({"control": "DMSO"}, r"column target: no row is 'DMSO', found .*spec\.control"),
-        ({"layer": "raw"}, r"no layer 'raw', found none.*spec\.layer"),
+        ({"perturbation": "gene"}, r"no column 'gene', found target, gem.*--perturbation"),
+        ({"batch": "plate"}, r"no column 'plate'.*--batch"),
+        ({"control": "DMSO"}, r"column target: no row is 'DMSO', found .*control \(.* rows\).*--control"),
+        ({"layer": "raw"}, r"no layer 'raw', found none.*--layer"),
         ({"gene_name": "symbol"}, r"no column 'symbol'.*spec\.gene_name"),
-        ({"embeddings": ("X_uce",)}, r"no obsm 'X_uce', found model.*spec\.embeddings"),
+        ({"embeddings": ("X_uce",)}, r"no obsm 'X_uce', found model.*--obsm"),
     ],
 )
 def test_what_is_not_in_the_data_is_named(data, spec, change, message):
@@ -117,12 +117,23 @@ def test_what_is_not_in_the_data_is_named(data, spec, change, message):
         load_screen(data, dataclasses.replace(spec, **change))
 
 
+def test_a_control_that_is_not_there_is_answered_with_similar_and_frequent_values(data, spec):
+    data = data.copy()
+    names = data.obs["target"].astype(str).to_numpy()
+    names[names == spec.control] = "zz-non-targeting"  # last of the alphabet
+    data.obs["target"] = names
+    most = data.obs["target"].value_counts()
+    with pytest.raises(ValueError, match="no row is 'Non-Targeting', found zz-non-targeting") as failed:
+        load_screen(data, dataclasses.replace(spec, control="Non-Targeting"))
+    assert f"{most.index[0]} ({most.iloc[0]:,} rows)" in str(failed.value)
+
+
 def test_bad_values_are_refused_with_their_place(data, spec, tmp_path):
     with pytest.raises(ValueError, match=r"no such file, expected a \.h5ad"):
         load_screen(tmp_path / "missing.h5ad", spec)
     logs = data.copy()
     logs.X = logs.X * 0.5
-    with pytest.raises(ValueError, match=r"is no count.*spec\.values='features'"):
+    with pytest.raises(ValueError, match=r"is no count.*--values features"):
         load_screen(logs, spec)
     empty = data.X.tolil()
     empty[7] = 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, r
 from cytolake.catalog.corrections import replace as replacing
 from cytolake.catalog.ingest import plates as ingesting
 from cytolake.catalog.ingest.commit import sites_of_wells
+from cytolake.catalog.ingest.labels import label_changes
 from cytolake.catalog.ingest.plates import ingest_plates, stage_well
 from cytolake.screens.sources import ScreenSource
 
@@ -355,3 +357,21 @@ class StoppedClock(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
         return cls(2026, 1, 1, tzinfo=tz)
+
+
+def test_numbers_of_another_form_are_no_change():
+    def well(perturbation: str, **annotations: str) -> dict[str, object]:
+        bare = dict.fromkeys(table_contract("wells").schema.names)
+        return bare | {"well": "A01", "perturbation": perturbation, "annotations": json.dumps(annotations)}
+
+    before = well("TP53", dilution="1.00", passage="2", lot="007", strain="A")
+    assert label_changes("S", "P", [before], [well("TP53", dilution="1.0", passage="2.0", lot="007", strain="A")]) == []
+    other = well("TP53", dilution="1.01", passage="2e0", lot="7", strain="B")
+    changed = label_changes("S", "P", [before], [other])
+    assert [(each.column, each.before, each.after) for each in changed] == [
+        ("dilution", "1.00", "1.01"),
+        ("lot", "007", "7"),
+        ("strain", "A", "B"),
+    ]
+    named = label_changes("S", "P", [well("1.1")], [well("1.10")])  # names of two compounds, not numbers
+    assert [each.column for each in named] == ["perturbation"]

@@ -131,7 +131,7 @@ def check_name(name: str, brought: Iterable[str]) -> None:
     known = (*BUILT_IN, *brought)
     if name not in known:
         raise ValueError(
-            f"embedding {name!r} is unknown, expected one of {', '.join(known)}. Name a key of obsm in spec.embeddings."
+            f"embedding {name!r} is unknown, expected one of {', '.join(known)}. Name a key of obsm in --obsm."
         )
 
 

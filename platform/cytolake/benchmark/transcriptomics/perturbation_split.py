@@ -47,7 +47,7 @@ def split_screen(screen: Screen, seed: int, train_share: float = TRAIN_SHARE) ->
     if len(screen.batches) < 2:
         raise ValueError(
             f"the screen has 1 batch ({screen.batches[0]}), expected 2 or more: one to train on, one to test on. Name "
-            "another column in spec.batch, or leave out the tasks that hold batches out."
+            "another column in --batch, or leave out the tasks that hold batches out."
         )
     rng = np.random.default_rng((seed, 0))
     train_batches = _draw(rng, len(screen.batches), train_share)
@@ -64,7 +64,7 @@ def split_screen(screen: Screen, seed: int, train_share: float = TRAIN_SHARE) ->
             held_out = ", ".join(b for i, b in enumerate(screen.batches) if i not in train_batches)
             raise ValueError(
                 f"seed {seed}: with the batches {held_out} held out, {name} has no perturbed row. Expected "
-                "perturbations that are repeated over batches: use another seed, or another spec.batch."
+                "perturbations that are repeated over batches: use another seed, or another --batch."
             )
     return PerturbationSplit(
         seed=seed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -138,13 +139,13 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
     else:
         where = "the AnnData"
     names = [str(name) for name in data.obs_names]
-    columns = {each: _column(data.obs, each, "spec.perturbation", where)
+    columns = {each: _column(data.obs, each, "--perturbation", where)
                for each in (spec.perturbation, *spec.more_perturbations)}  # fmt: skip
-    batch_of_all = _column(data.obs, spec.batch, "spec.batch", where)
+    batch_of_all = _column(data.obs, spec.batch, "--batch", where)
     batch_of_all = ["" if value is None or value != value else str(value).strip() for value in batch_of_all]
     labelled = labelled_rows(columns, names, spec.control, spec.separator, spec.several)
     matrix = _matrix(data, spec, where)
-    vectors = {key: _vectors(data, key, "spec.embeddings", where) for key in spec.embeddings}
+    vectors = {key: _vectors(data, key, "--obsm", where) for key in spec.embeddings}
     has_no_batch = np.asarray([not value for value in batch_of_all])
     is_bad = ~np.isin(np.arange(len(names)), labelled.rows)
     lacking = []
@@ -158,17 +159,17 @@ def load_screen(data: Any, spec: ScreenSpec) -> Screen:
     rows, perturbation_N = labelled.rows[is_complete], labelled.labels[is_complete]
     is_control = perturbation_N == spec.control
     if not is_control.any():
-        shown = ", ".join(np.unique(perturbation_N)[:5].tolist())
         raise ValueError(
-            f"{where}, column {spec.perturbation}: no row is {spec.control!r}, found {shown}, ... Expected controls to "
-            "compare with: correct spec.control."
+            f"{where}, column {spec.perturbation}: no row is {spec.control!r}, found "
+            f"{_likely(spec.control, perturbation_N)}. Expected controls to compare with: give the "
+            "value of their rows as --control (ScreenSpec.control)."
         )
     perturbations = tuple(np.unique(perturbation_N[~is_control]).tolist())
     batches, batch_of_row = np.unique([batch_of_all[row] for row in rows.tolist()], return_inverse=True)
     if len(perturbations) < 2:
         raise ValueError(
             f"{where}, column {spec.perturbation}: {len(perturbations)} perturbations and the control, expected 2 "
-            "or more. Correct spec.perturbation."
+            "or more. Correct --perturbation."
         )
     codes = np.where(is_control, CONTROL, np.searchsorted(np.asarray(perturbations), perturbation_N))
     if not np.array_equal(rows, np.arange(len(names))):
@@ -197,8 +198,8 @@ def need_features(screen: Screen, what: str) -> None:
     """Raise ValueError where the screen has no features; `what` names the task or embedding that needs them."""
     if screen.features is None:
         raise ValueError(
-            f"{what} needs features of the rows, and X is empty. Name a layer in spec.layer, or a key of obsm in "
-            "spec.matrix_key: `cytolake export --representation` writes pixel statistics with an encoder's blocks."
+            f"{what} needs features of the rows, and X is empty. Name a layer in --layer, or a key of obsm in "
+            "--matrix-key: `cytolake export --representation` writes pixel statistics with an encoder's blocks."
         )
 
 
@@ -226,7 +227,7 @@ def log_normalise(counts: Any, where: str = "the counts") -> Any:
         bad = values[(values < 0) | (values != np.rint(values))].flat[0]
         raise ValueError(
             f"{where}: the value {bad} is no count, expected whole numbers from 0 up. Name the layer that holds counts "
-            "in spec.layer, or set spec.values='features' for values that are already normalised."
+            "in --layer, or set --values features for values that are already normalised."
         )
     totals = np.asarray(counts.sum(axis=1)).ravel()
     if not totals.all():
@@ -285,10 +286,21 @@ def import_scanpy() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "normalising counts needs scanpy, which is not installed. Run pip install 'cytolake[transcriptomics]', or "
-            "use normalised values and set spec.values='features'."
+            "use normalised values and set --values features."
         ) from error
     module: ModuleType = scanpy
     return module
+
+
+def _likely(wanted: str, values_N: NDArray[Any]) -> str:
+    """Values of a column that may be the wanted one, with their rows: those of similar names, and the most frequent."""
+    names, counts = np.unique(values_N, return_counts=True)
+    rows = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    folded = {name.casefold(): name for name in rows}
+    similar = [folded[each] for each in get_close_matches(wanted.casefold(), folded, n=3)]
+    shown = list(dict.fromkeys([*similar, *sorted(rows, key=lambda name: (-rows[name], name))[:5]]))
+    more = f" and {len(rows) - len(shown)} more values" if len(rows) > len(shown) else ""
+    return ", ".join(f"{name} ({rows[name]:,} rows)" for name in shown) + more
 
 
 def _column(table: Any, column: str, field: str, where: str) -> list[Any]:
@@ -338,18 +350,18 @@ def _unless_most(which: NDArray[np.bool_], reason: str, where: str, advice: str)
 def _matrix(data: Any, spec: ScreenSpec, where: str) -> Any:
     """The matrix of the data; None where there is none and none is needed."""
     if spec.matrix_key is not None:
-        return _vectors(data, spec.matrix_key, "spec.matrix_key", where)
+        return _vectors(data, spec.matrix_key, "--matrix-key", where)
     if spec.layer is not None and spec.layer not in data.layers:
         raise ValueError(
-            f"{where}: no layer {spec.layer!r}, found {', '.join(data.layers) or 'none'}. Correct spec.layer."
+            f"{where}: no layer {spec.layer!r}, found {', '.join(data.layers) or 'none'}. Correct --layer."
         )
     matrix = data.X if spec.layer is None else data.layers[spec.layer]
     if matrix is None:
         if spec.values != "counts" and spec.embeddings:
             return None
         raise ValueError(
-            f"{where}: X is empty, expected a matrix. Name a layer in spec.layer or a key of obsm in spec.matrix_key; "
-            "or name embeddings in spec.embeddings and set spec.values='features', which scores them without one."
+            f"{where}: X is empty, expected a matrix. Name a layer in --layer or a key of obsm in --matrix-key; "
+            "or name embeddings in --obsm and set --values features, which scores them without one."
         )
     return sparse.csr_matrix(matrix, dtype=np.float32) if sparse.issparse(matrix) else np.asarray(matrix, np.float32)
 

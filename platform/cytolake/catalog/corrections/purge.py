@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cytolake.catalog.commits import delete_rows
-from cytolake.catalog.corrections.plate_rows import Row, acquisition_of, change, plates_named
+from cytolake.catalog.commits import delete_rows, open_table
+from cytolake.catalog.corrections.plate_rows import Row, acquisition_of, change, name_of, plates_named
 from cytolake.catalog.declared import table_contract, table_names
 from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.ingest.commit import STAGING
@@ -44,6 +44,59 @@ class PurgeReport:
     """Ids of representations of such packs: their models may have been trained on the crops."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PurgePreview:
+    """What a purge would remove, and what it would leave."""
+
+    plates: tuple[str, ...]
+    """Names and acquisitions, such as `screen/P1, acquisition 2`."""
+    n_rows: dict[str, int]
+    """Rows that would be deleted, by table; tables without any are left out."""
+    packs: tuple[str, ...]
+    """Ids of packs that hold crops of the plate, which would stay."""
+    vectors: tuple[str, ...]
+    """Representations that would lose the plate's vectors: id, kind, block and pooling."""
+
+
+def preview_purge(catalog: Catalog, name: str, acquisition: int | None = None) -> PurgePreview:
+    """Count what `purge` would delete, and change nothing.
+
+    Raises:
+        CatalogError: No such plate or acquisition.
+    """
+    rows = _rows_to_purge(catalog, name, acquisition)
+    plate_ids = sorted(row["plate_id"] for row in rows)
+    n_rows, with_vectors = {}, set()
+    for table in table_names():
+        stored = open_table(f"{catalog.place}/tables/{table}")
+        if table == "plates" or stored is None or "plate_id" not in table_contract(table).schema.names:
+            continue
+        of_plate = pc.field("plate_id").isin(plate_ids)
+        n_rows[table] = stored.to_pyarrow_dataset().count_rows(filter=of_plate)
+        if table in ("embeddings", "profiles") and n_rows[table]:
+            found = stored.to_pyarrow_dataset().to_table(columns=["representation_id"], filter=of_plate)
+            with_vectors |= set(found["representation_id"].unique().to_pylist())
+    known = catalog.table("representations").sort_by([("kind", "ascending"), ("block", "ascending")]).to_pylist()
+    return PurgePreview(
+        plates=tuple(f"{name_of(row)}, acquisition {acquisition_of(row)}" for row in rows),
+        n_rows={table: n for table, n in n_rows.items() if n},
+        packs=packs_of(catalog, tuple(plate_ids)),
+        vectors=tuple(
+            f"{row['representation_id']} {row['kind']}, block {row['block']} {row['pooling']}"
+            for row in known
+            if row["representation_id"] in with_vectors
+        ),
+    )
+
+
+def _rows_to_purge(catalog: Catalog, name: str, acquisition: int | None) -> list[Row]:
+    rows = plates_named(catalog, name, (VISIBLE, "retracted", "replaced", "purging"))
+    rows = [row for row in rows if acquisition in (None, acquisition_of(row))]
+    if not rows:
+        raise CatalogError(f"plate {name}: no acquisition {acquisition}. `cytolake plates` lists them.")
+    return rows
+
+
 def purge(catalog: Catalog, name: str, why: str, acquisition: int | None = None) -> PurgeReport:
     """Delete all acquisitions of a plate, or one: rows of every table, and files that held them.
 
@@ -63,10 +116,7 @@ def purge(catalog: Catalog, name: str, why: str, acquisition: int | None = None)
     """
     if not why.strip():
         raise CatalogError(f"plate {name}: found no reason, expected one. Give it with --why.")
-    rows = plates_named(catalog, name, (VISIBLE, "retracted", "replaced", "purging"))
-    rows = [row for row in rows if acquisition in (None, acquisition_of(row))]
-    if not rows:
-        raise CatalogError(f"plate {name}: no acquisition {acquisition}. `cytolake plates` lists them.")
+    rows = _rows_to_purge(catalog, name, acquisition)
     to_hide = [row for row in rows if row["state"] != "purging"]
     now = datetime.datetime.now(datetime.UTC)
     if to_hide:

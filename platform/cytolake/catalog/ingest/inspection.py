@@ -99,6 +99,7 @@ class PlateFound:
     n_bytes: int
     """Bytes of pixels that an ingest would decode, estimated in the same way."""
     n_problems: int
+    """Rows of the plate that the `quarantine` table would get."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,8 +223,8 @@ def inspect_screen(
             for preset, trial in trials
         ),
         plates=tuple(
-            _plate_found(plate, sample, len(of_plate.problems))
-            for plate, sample, of_plate in zip(plates, sampled, labels, strict=True)
+            _plate_found(plate, sample, sum(_is_of(problem, plate) for problem in problems))
+            for plate, sample in zip(plates, sampled, strict=True)
         ),
         channels=_channels(raw, plates, vocabulary),
         columns=_columns(labels, source.label_columns),
@@ -234,7 +235,12 @@ def inspect_screen(
     )
 
 
-def _plate_found(plate: Plate, sample: PlateSample, n_label_problems: int) -> PlateFound:
+def _is_of(problem: Problem, plate: Plate) -> bool:
+    """Whether a problem is of a plate: it names the plate, or names none and was found while the plate was listed."""
+    return problem.plate == plate.plate or (not problem.plate and problem in plate.problems)
+
+
+def _plate_found(plate: Plate, sample: PlateSample, n_problems: int) -> PlateFound:
     wells = {site.well for site in plate.sites}
     in_map = {row["well"] for row in plate.wells}
     planes_of: dict[tuple[str, str, int], int] = {}
@@ -255,9 +261,7 @@ def _plate_found(plate: Plate, sample: PlateSample, n_label_problems: int) -> Pl
         sizes=tuple(f"{height} x {width} {dtype}" for height, width, dtype, _ in sample.sizes),
         n_crops=sample.n_crops,
         n_bytes=sample.n_bytes,
-        n_problems=sum(1 for problem in plate.problems if problem.plate in ("", plate.plate))
-        + len(sample.problems)
-        + n_label_problems,
+        n_problems=n_problems,
     )
 
 

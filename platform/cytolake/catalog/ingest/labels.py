@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.ids import content_id
 
 _NO_LABELS = {"well_id", "plate_id", "screen", "plate", "batch", "well", "row", "column", "has_images", "edition"}
+_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 
 Row = Mapping[str, Any]
 
@@ -52,14 +55,26 @@ def labels_hash(rows: Iterable[Row], batch: str) -> str:
 
 
 def label_changes(screen: str, plate: str, before: Iterable[Row], after: Iterable[Row]) -> list[LabelChange]:
-    """Every cell that differs between two sets of rows of one plate, in the order of wells and columns."""
+    """Every cell that differs between two sets of rows of one plate, in the order of wells and columns.
+
+    Annotations that are the same number (1.00 and 1.0, 2 and 2.0) do not differ: a program that saves a plate map may
+    write its numbers in another form.
+    """
     old, new = labels_of(before), labels_of(after)
-    return [
-        LabelChange(screen, plate, well, column, old.get(well, {}).get(column, ""), new.get(well, {}).get(column, ""))
-        for well in sorted({*old, *new})
-        for column in dict.fromkeys((*old.get(well, {}), *new.get(well, {})))
-        if old.get(well, {}).get(column, "") != new.get(well, {}).get(column, "")
-    ]
+    labels = set(table_contract("wells").schema.names)
+    changes = []
+    for well in sorted({*old, *new}):
+        were, are = old.get(well, {}), new.get(well, {})
+        for column in dict.fromkeys((*were, *are)):
+            one, other = were.get(column, ""), are.get(column, "")
+            if one != other and (column in labels or not _is_same_number(one, other)):
+                changes.append(LabelChange(screen, plate, well, column, one, other))
+    return changes
+
+
+def _is_same_number(one: str, other: str) -> bool:
+    """Whether two texts are one decimal number. `007` is a name, not a number."""
+    return bool(_NUMBER.fullmatch(one) and _NUMBER.fullmatch(other)) and Decimal(one) == Decimal(other)
 
 
 def _text(value: Any) -> str:

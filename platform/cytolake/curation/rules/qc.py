@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cytolake.catalog.errors import CatalogError
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules.contract import Candidates, CurationError, Exclusions, Rule, check_field
 from cytolake.qc.control_failures import failing_controls
+from cytolake.qc.newest import stored_qc_id
 from cytolake.qc.verdicts import DEFAULT_PROFILE, Progress, QcConfig, judge_sites, qc_profile
 
 
@@ -44,14 +46,12 @@ class QcStep(Rule):
 
     def resolved(self, catalog: Catalog, curation: str) -> QcStep:
         if self.qc_id:
-            known = _qc_rules(catalog, self.qc_id)
-            if not known:
-                there = catalog.sql("SELECT DISTINCT qc_id FROM qc_verdicts ORDER BY qc_id").column(0).to_pylist()
-                raise CurationError(
-                    f"curation {curation}: qc_id {self.qc_id} has no verdicts. There are: {', '.join(there) or 'none'}."
-                )
-            self._check_rules(known, curation, f"qc_id {self.qc_id}")
-            return self
+            try:
+                qc_id = stored_qc_id(catalog, self.qc_id)
+            except CatalogError as error:
+                raise CurationError(f"curation {curation}: {error}") from None
+            self._check_rules(_qc_rules(catalog, qc_id), curation, f"qc_id {qc_id}")
+            return replace(self, qc_id=qc_id)
         profile = qc_profile(self.profile, self.modalities)
         self._check_rules({rule.name for rule in profile.rules}, curation, f"profile {self.profile}")
         return replace(self, qc_id=profile.qc_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cytolake.catalog.ids import whole_id
 from cytolake.catalog.tables import Catalog
 from cytolake.qc.detector.encoders import UNTRAINED, FeatureConfig, FeatureError, TimmFeatures
 from cytolake.qc.detector.initial_weights import initial_constants, is_untrained
@@ -117,13 +118,12 @@ def _named(catalog: Catalog, text: str, windows: FeatureConfig) -> list[Compared
         ]
     if file or Path(text).is_file():
         return _ours(catalog, name if file else _name_of(Path(text)), Path(file or text), -1, windows)
-    rows = catalog.table(
-        "representations", where="representation_id = $id or model_id = $id", parameters={"id": text}
-    ).to_pylist()
-    with_weights = [row for row in rows if row["checkpoint"]]
-    if with_weights:
-        row = max(with_weights, key=lambda each: each["block"])
-        ours = _ours(catalog, f"{row['architecture']} {text[:8]}", Path(row["checkpoint"]), row["block"], windows)
+    with_weights = [row for row in catalog.table("representations").to_pylist() if row["checkpoint"]]
+    ids = [each for row in with_weights for each in (row["representation_id"], row["model_id"])]
+    if identity := whole_id(text, ids, "representation or model"):
+        rows = [row for row in with_weights if identity in (row["representation_id"], row["model_id"])]
+        row = max(rows, key=lambda each: each["block"])
+        ours = _ours(catalog, f"{row['architecture']} {identity[:8]}", Path(row["checkpoint"]), row["block"], windows)
         return [replace(ours[0], training="untrained")] if row["kind"] == "untrained" else ours
     try:
         card = resolve_promoted(catalog.root, text)
