@@ -84,7 +84,7 @@ def test_a_curation_by_the_beginning_of_a_qc_id_is_that_of_the_whole_id(golden_l
 
     catalog = cytolake.catalog.open(golden_lake)
     qc_id = catalog.table("qc_verdicts", columns=["qc_id"])["qc_id"][0].as_py()
-    assert QcStep(qc_id=qc_id[:8]).prepared(catalog, "default", None) == QcStep(qc_id=qc_id)
+    assert QcStep(qc_id=qc_id[:8]).resolved(catalog, "default") == QcStep(qc_id=qc_id)
 
 
 def test_the_preview_of_a_purge_names_packs_and_representations_and_changes_nothing(golden_lake: Path):

@@ -99,6 +99,8 @@ def curated(root: Path, *curations: tuple[str, str]) -> None:
             "reason": "", "curated_at": datetime.datetime(2026, 1, day, tzinfo=datetime.UTC),
         }  # fmt: skip
         add_rows(catalog, "curations", row)
+        run = {name: row[name] for name in ("curation_id", "curation", "curated_at")}
+        add_rows(catalog, "curation_runs", run | {"spec": "{}", "table_versions": "{}"})
 
 
 def built(root: Path, curation_id: str, curation: str, pack_id: str) -> None:

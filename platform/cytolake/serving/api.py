@@ -16,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 import cytolake
@@ -343,7 +342,7 @@ def _faults_of(errors: Any, body: Any) -> str:
 
 def _why_not_json(body: Any) -> str:
     try:
-        from_json(body)
+        json.loads(body)
     except ValueError as error:
         return str(error)
     return "it could not be read"

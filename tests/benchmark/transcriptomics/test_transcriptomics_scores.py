@@ -188,7 +188,10 @@ def test_a_killed_run_goes_on_where_it_was(path, spec, tmp_path, monkeypatch):
         catalog, path, spec, ["pca", "random"], tasks, **SETTINGS, progress=lambda *where: calls_back.append(where)
     )
     assert calls == [("random", task) for task in tasks]
-    assert calls_back == [("random", 0, 2), ("random", 1, 2), ("random", 2, 2)]
+    steps = ["reading the screen", *tasks]
+    n_done = [0, 0, 1]
+    shown = [(f"random, {step}", n, 2) for step, n in zip(steps, n_done, strict=True)]
+    assert calls_back == [*shown, ("random", 2, 2)]
     assert len(catalog.table("scores")) == len(whole.rows) > whole.n_new > 0
 
 
