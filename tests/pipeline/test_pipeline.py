@@ -23,7 +23,7 @@ from cytolake.cli.main import app
 from cytolake.pipeline import stages
 from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.overrides import apply_overrides
-from cytolake.pipeline.steps import MissingInputError
+from cytolake.pipeline.steps import MissingInputError, Steps
 from cytolake.reports import report, report_figures
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.reports.report_figures import block_search_figure
@@ -169,7 +169,7 @@ def test_a_second_run_and_each_stage_alone_write_nothing_to_the_tables(copied, r
 
 
 def test_a_report_shows_the_verdicts_that_excluded_crops_and_judges_nothing(
-    golden_copy, tmp_path, ray_in_process, without_maps, monkeypatch
+    golden_copy, tmp_path, ray_in_process, monkeypatch
 ):
     config = golden_config(golden_copy)
     (tmp_path / "default.yaml").write_text(declared_path("curation/default.yaml").read_text())
@@ -179,12 +179,14 @@ def test_a_report_shows_the_verdicts_that_excluded_crops_and_judges_nothing(
     config = dataclasses.replace(config, curate=dataclasses.replace(config.curate, folder=str(tmp_path)))
     shown = []
     monkeypatch.setattr(stages, "write_qc_page", lambda catalog, qc_id, folder: shown.append(qc_id))
+    monkeypatch.setattr(Steps, "report", lambda _, curation_id, qc_id, *__: shown.append(qc_id))
+    monkeypatch.setattr(Steps, "leaderboard_page", lambda *_: None)
     before = cytolake.catalog.open(golden_copy).versions()
     printed = run(stages.report, config)
     catalog = cytolake.catalog.open(golden_copy)
     assert catalog.versions() == before
     (spec,) = catalog.table("curation_runs")["spec"].to_pylist()
-    assert shown == [json.loads(spec)["steps"][0]["qc_id"]]
+    assert shown == 2 * [json.loads(spec)["steps"][0]["qc_id"]]
     assert "its rules were changed since its newest run" in printed
 
 

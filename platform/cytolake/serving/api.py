@@ -345,4 +345,6 @@ def _why_not_json(body: Any) -> str:
         json.loads(body)
     except ValueError as error:
         return str(error)
+    except RecursionError:
+        return "it is nested too deeply"
     return "it could not be read"
