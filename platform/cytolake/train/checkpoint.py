@@ -22,12 +22,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from cytolake.models import CheckpointError, Encoder, save_encoder
 from cytolake.models.objectives import Objective
 from cytolake.storage.atomic_write import atomic_file
 from cytolake.train.run_folder import ENCODER_FILE, write_json
+from cytolake.train.sharded import as_sharded
 
 _STATE_FILE = "state.json"
 
@@ -294,12 +294,15 @@ def _divided(tensors: Iterator[tuple[str, Tensor]], rank: int, world_size: int) 
 
 def _local(tensor: Tensor) -> tuple[Tensor, int, int | None]:
     """This worker's part of a tensor, its first row, and the rows of the whole tensor where it is sharded."""
-    if not isinstance(tensor, DTensor):
+    sharded = as_sharded(tensor)
+    if sharded is None:
         return tensor, 0, None
-    mine = tensor.to_local()
-    if tensor.placements != (Shard(0),):
+    from torch.distributed.tensor import Shard
+
+    mine = sharded.to_local()
+    if sharded.placements != (Shard(0),):
         return mine, 0, None
-    mesh = tensor.device_mesh
+    mesh = sharded.device_mesh
     each = -(-tensor.shape[0] // mesh.size())  # FSDP2 divides rows as torch.chunk does
     return mine, min(mesh.get_local_rank() * each, tensor.shape[0]), int(tensor.shape[0])
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from cytolake.models.objectives.heads import PrototypeHead
+from cytolake.train.sharded import as_sharded
 
 Schedule = Literal["linear_warmup", "one_cycle"]
 
@@ -94,7 +94,8 @@ def _move(
 
 def _own_part(tensor: Tensor) -> Tensor:
     """This worker's part of a shared tensor, without a copy; the tensor itself where it is not shared."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    sharded = as_sharded(tensor)
+    return tensor if sharded is None else sharded.to_local()
 
 
 def build_optimiser(

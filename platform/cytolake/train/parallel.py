@@ -7,13 +7,13 @@ import inspect
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cytolake.models import Encoder, new_encoder
 from cytolake.models.objectives import Objective
 from cytolake.models.transformer import Block
 from cytolake.train.config import Parallel
+from cytolake.train.sharded import as_sharded, whole
 
 # Buffers are position codes, which never change, and statistics that an objective itself keeps equal on all workers.
 # torch 2.15 has a new name for the switch.
@@ -57,8 +57,7 @@ def distribute(objective: Objective, kind: Parallel, device: torch.device) -> nn
 
 def clip_gradients(objective: Objective, largest_norm: float) -> Tensor:
     """Scale all gradients down to a norm of at most `largest_norm`; returns the norm before, a scalar on the device."""
-    norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), largest_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(torch.nn.utils.clip_grad_norm_(objective.parameters(), largest_norm))
 
 
 def encoder_on_cpu(encoder: Encoder, keeps: bool) -> Encoder | None:
@@ -69,15 +68,15 @@ def encoder_on_cpu(encoder: Encoder, keeps: bool) -> Encoder | None:
         keeps: False on workers that need no copy; they get None.
     """
     state = encoder.state_dict()
-    if not any(isinstance(value, DTensor) for value in state.values()):
+    if all(as_sharded(value) is None for value in state.values()):
         return copy.deepcopy(encoder).cpu() if keeps else None
-    whole = {}
+    gathered_state = {}
     for name, value in state.items():  # one after another: no worker ever holds two gathered tensors on its device
-        gathered = value.full_tensor() if isinstance(value, DTensor) else value
+        gathered = whole(value)
         if keeps:
-            whole[name] = gathered.detach().cpu()
+            gathered_state[name] = gathered.detach().cpu()
     if not keeps:
         return None
     copied = new_encoder(encoder.config)
-    copied.load_state_dict(whole)
+    copied.load_state_dict(gathered_state)
     return copied
