@@ -15,6 +15,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from tests.catalog.rows import add_rows
 from tests.embed.stored_embeddings import DIM, plant, planted_catalog
+from tests.fast_cases import fast_cases
 from typer.testing import CliRunner
 
 import cytolake.catalog
@@ -89,14 +90,18 @@ def in_memory(rows: pd.DataFrame, config: AlignmentConfig, by: str = "plate") ->
 @pytest.mark.usefixtures("in_small_parts")
 @pytest.mark.parametrize(
     ("variant", "level"),
-    [
+    fast_cases(
+        [
+            ("tvn_vcb", "crop"),
+            ("tvn_vcb", "well"),
+            ("pca_cs", "crop"),
+            ("centre_scale", "well"),
+            ("sphering", "crop"),
+            ("tvn_efaar_v1", "well"),
+        ],
         ("tvn_vcb", "crop"),
-        ("tvn_vcb", "well"),
-        ("pca_cs", "crop"),
-        ("centre_scale", "well"),
-        ("sphering", "crop"),
         ("tvn_efaar_v1", "well"),
-    ],
+    ),
 )
 def test_aligned_rows_are_those_of_one_pass_in_memory(planted, variant, level):
     catalog, identity = planted

@@ -233,7 +233,7 @@ def uploaded(s3_bucket):
     return upload
 
 
-@VERSIONS
+@pytest.mark.parametrize("version", fast_cases(["0.4", "0.5"], "0.5"))
 def test_a_plate_in_a_bucket_lists_and_reads_as_on_a_disk(tmp_path, write_zarr_plate, uploaded, version):
     write_zarr_plate(tmp_path / "P1.zarr", version, wells=("B/02", "B/03"))
     (local,), (remote,) = listed(tmp_path), listed(uploaded(tmp_path))
@@ -246,7 +246,7 @@ def test_a_plate_in_a_bucket_lists_and_reads_as_on_a_disk(tmp_path, write_zarr_p
         np.testing.assert_array_equal(read_site(there, (3, 5, 7, 11)), read_site(here, (3, 5, 7, 11)))
 
 
-@VERSIONS
+@pytest.mark.parametrize("version", fast_cases(["0.4", "0.5"], "0.5"))
 def test_what_is_wrong_with_a_plate_in_a_bucket_is_reported_as_on_a_disk(
     tmp_path, write_zarr_plate, uploaded, of_screen, version
 ):

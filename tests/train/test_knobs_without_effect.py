@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,15 +35,18 @@ def unseen(objective: str = "simclr", **model) -> set[str]:
     return found
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("objective", "model", "expected"),
     [
         ("simclr", {"architecture": "mae_vit"}, {"gain", "offset", "channel_shuffle"}),
-        ("simclr", {"architecture": "mae_vit", "input_scaling": "as_is"}, {"channel_shuffle"}),
+        slow("simclr", {"architecture": "mae_vit", "input_scaling": "as_is"}, {"channel_shuffle"}),
         ("mae", {"architecture": "chada_vit"}, {"gain", "offset", "channel_shuffle"}),
-        ("simclr", {"architecture": "chada_vit", "channel_code": "order"}, {"gain", "offset", "identity_drop"}),
+        slow("simclr", {"architecture": "chada_vit", "channel_code": "order"}, {"gain", "offset", "identity_drop"}),
         ("simclr", {"architecture": "ca_mae_vit"}, {"gain", "offset", "channel_shuffle", "identity_drop"}),
-        ("mae", {"architecture": "ca_mae_vit"}, {"gain", "offset", "channel_shuffle"}),  # its decoder knows stains
+        slow("mae", {"architecture": "ca_mae_vit"}, {"gain", "offset", "channel_shuffle"}),  # its decoder knows stains
         ("dino", {"architecture": "mae_vit"}, {"gain", "offset", "channel_shuffle", "crop_scale"}),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
+from tests.fast_cases import fast_cases
 
 from cytolake.benchmark.relations import cosine_blocks
 from cytolake.benchmark.relations.cosine_blocks import GRID, measure_block, order_statistics, pair_cosines
@@ -51,7 +52,7 @@ def test_cosines_are_those_of_scikit_learn_to_the_grid(name):
     np.testing.assert_array_equal(cosines / GRID, np.rint(cosines / GRID))
 
 
-@pytest.mark.parametrize("sampled", [20, 2000])
+@pytest.mark.parametrize("sampled", fast_cases([20, 2000], 20))
 @pytest.mark.parametrize("name", maps())
 def test_order_statistics_are_those_of_sorting_all_pairs(many_brackets, name, sampled):
     unit = unit_vectors(maps()[name])

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from sklearn.metrics import average_precision_score
+from tests.fast_cases import fast_cases
 
 from cytolake.benchmark.retrieval.average_precision import (
     COUNT_UP_TO,
@@ -69,7 +70,7 @@ def column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_pandas().to_numpy(float)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", fast_cases([False, True], True))
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_every_row_is_as_the_definition_has_it(rules, tied):
     table, vectors = wells(60, seed=3, tied=tied)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from tests.fast_cases import fast_cases
 
 from cytolake.qc.detector.detector import (
     ARTEFACT,
@@ -57,14 +58,14 @@ def held_out() -> list[Example]:
     return examples(60, seed=99, with_channels=True)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", fast_cases(HEADS, HEADS[0], ONE_CLASS[0]))
 def test_spoilt_sites_of_other_draws_are_separated_from_normal_ones(head, held_out):
     detector = fit(head)
     found = detector.artefact_probabilities([each.deviations for each in held_out])
     assert roc_auc_score([each.label != "normal" for each in held_out], found) > 0.95
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", fast_cases(HEADS, HEADS[0], ONE_CLASS[0]))
 def test_a_detector_of_labels_without_meaning_finds_nothing(head):
     rng = np.random.default_rng(5)
     shuffled = [Example(rng.standard_normal((4, 12)), label) for label in ("normal", "blur") for _ in range(40)]
@@ -146,7 +147,7 @@ def test_distances_are_mahalanobis_ones():
     np.testing.assert_array_equal(verdict.artefact_of_channels > 0.5, is_beyond)
 
 
-@pytest.mark.parametrize("head", ONE_CLASS)
+@pytest.mark.parametrize("head", fast_cases(ONE_CLASS, ONE_CLASS[0]))
 def test_one_class_heads_never_look_at_a_spoilt_site_and_fail_few_normal_ones(head):
     labelled = examples(60)
     with_spoilt = ArtefactDetector.fit(labelled, FEATURES, DetectorConfig(head=head))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from scipy.ndimage import gaussian_filter
+from tests.fast_cases import fast_cases
 
 from cytolake.screens.images import image_files
 from cytolake.screens.images.focus import focus_of
@@ -280,7 +281,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("whole_object", [2**24, 64])
+@pytest.mark.parametrize("whole_object", fast_cases([2**24, 64], 64))
 def test_an_image_in_a_bucket_reads_as_on_a_disk(tmp_path, plane, s3_bucket, monkeypatch, name, whole_object):
     monkeypatch.setattr(storage, "WHOLE_OBJECT_BYTES_MAX", whole_object)
     WRITERS[name](tmp_path / name, plane)

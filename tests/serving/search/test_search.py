@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pytest
 from sklearn.neighbors import NearestNeighbors
 from tests.catalog.rows import add_rows
+from tests.fast_cases import fast_cases
 
 from cytolake.serving.problems import ServingError
 from cytolake.serving.search import CropIndex, read_index
@@ -154,11 +155,17 @@ def test_a_perturbation_is_searched_by_the_mean_of_its_crops_which_may_be_left_o
 
 @pytest.mark.parametrize(
     "condition",
-    [
-        "plate = 'P1'", "gene = 'TP53' OR well = 'B02'", "perturbation LIKE '%-ko' AND NOT is_negative_control",
-        "qc_pass = true", "qc_reasons LIKE '%empty%' OR gene = 'KRAS'", "dose IS NULL", "dose > 1", "y >= 16",
+    fast_cases(
+        [
+            "plate = 'P1'", "gene = 'TP53' OR well = 'B02'", "perturbation LIKE '%-ko' AND NOT is_negative_control",
+            "qc_pass = true", "qc_reasons LIKE '%empty%' OR gene = 'KRAS'", "dose IS NULL", "dose > 1", "y >= 16",
+            "gene = 'KRAS' AND x < 16",
+        ],
+        "perturbation LIKE '%-ko' AND NOT is_negative_control",
+        "qc_reasons LIKE '%empty%' OR gene = 'KRAS'",
+        "dose IS NULL",
         "gene = 'KRAS' AND x < 16",
-    ],
+    ),
 )  # fmt: skip
 def test_a_condition_on_sites_passes_the_crops_that_it_passes_one_by_one(own_lake, condition):
     sites = sorted(set(own_lake.catalog.table("sites")["site_id"].to_pylist()))
@@ -224,7 +231,14 @@ def test_an_index_in_memory_and_one_on_the_disk_are_the_same(own_lake):
     assert in_memory.versions == on_disk.versions
 
 
-@pytest.mark.parametrize("what", ["cut vectors", "changed header", "no header", "cut crops", "other crops", "empty"])
+@pytest.mark.parametrize(
+    "what",
+    fast_cases(
+        ["cut vectors", "changed header", "no header", "cut crops", "other crops", "empty"],
+        "cut vectors",
+        "other crops",
+    ),
+)
 def test_a_damaged_file_is_made_again(own_lake, what, caplog):
     before = read_own(own_lake)
     expected, crops = np.array(before.unit_vectors), before.crops.to_pylist()
