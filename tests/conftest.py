@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -12,14 +13,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# The same cases on every machine, so that a change is judged by what it changed; `make fuzz` looks for new ones.
-settings.register_profile("same_cases", derandomize=True, max_examples=20)
-settings.register_profile("all_cases", derandomize=True, max_examples=100)  # of `make test-all`
-settings.register_profile("new_cases", max_examples=3000, print_blob=True)
+# The same cases on every machine, so that a change is judged by what it changed; `make fuzz` looks for new ones. How
+# long a case takes is no fault: the machine may be busy.
+ANY_TIME: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same_cases", derandomize=True, max_examples=20, **ANY_TIME)
+settings.register_profile("all_cases", derandomize=True, max_examples=100, **ANY_TIME)  # of `make test-all`
+settings.register_profile("new_cases", max_examples=3000, print_blob=True, **ANY_TIME)
 settings.load_profile("same_cases")
 
 # Small tensors on a busy machine: one thread is up to 20 times as fast as two that wait for each other (measured).
@@ -47,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         if item.get_closest_marker("ray") and not _may_use_ray(item.path):
             raise pytest.UsageError(f"{item.nodeid} starts Ray and its file does not name local_ray or mark.ray")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import json
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from cytolake.packs.sampler import minibatches
 from cytolake.tracking import metric_history, run_params
 from cytolake.train.checkpoint import newest_checkpoint
 from cytolake.train.config import PretrainConfig, run_key
-from cytolake.train.pretrain import PretrainError, pretrain
+from cytolake.train.evaluation import evaluated_step
+from cytolake.train.pretrain import UNTRAINED_FILE, PretrainError, _evaluating_untrained, pretrain
 from cytolake.train.run_folder import read_live_history
 from cytolake.train.seen import read_seen
 
@@ -345,3 +348,22 @@ def test_a_pack_that_does_not_fit_is_refused_before_anything_is_written(
 def test_a_config_that_cannot_train_is_refused_at_once(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_untrained_encoder_is_evaluated_while_workers_start_and_before_a_training_of_this_process(
+    tmp_path, is_local
+):
+    starting = threading.Event()
+    evaluated: list[tuple[Path, bool]] = []
+
+    def evaluate(encoder: Path) -> dict[str, float]:
+        evaluated.append((encoder, starting.wait(0 if is_local else 60)))
+        return {"best_block": 0.5}
+
+    settings = SimpleNamespace(run_folder=str(tmp_path), is_local=is_local, evaluate=evaluate)
+    for _ in range(2):  # the second run finds what the first has measured
+        with _evaluating_untrained(settings):
+            starting.set()
+    assert evaluated == [(tmp_path / UNTRAINED_FILE, not is_local)]
+    assert evaluated_step(tmp_path, 0) == {"best_block": 0.5}

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,10 +227,27 @@ def _train(
         is_local=plan.config.workers == 0,
         evaluate=evaluate if plan.config.evaluate_every else None,
     )
-    with follow_run(folder, run, plan.n_samples, progress):
-        if settings.evaluate is not None and evaluated_step(folder, 0) is None:
-            evaluate_now(folder, folder / UNTRAINED_FILE, 0, settings.evaluate)
+    with follow_run(folder, run, plan.n_samples, progress), _evaluating_untrained(settings):
         _fit(settings)
+
+
+@contextmanager
+def _evaluating_untrained(settings: LoopSettings) -> Iterator[None]:
+    """Evaluate the encoder of step 0: while the processes of workers start, which takes longer; or before, where the
+    training is in this process and shares its random state."""
+    folder = Path(settings.run_folder)
+    if settings.evaluate is None or evaluated_step(folder, 0) is not None:
+        yield
+        return
+    arguments = (folder, folder / UNTRAINED_FILE, 0, settings.evaluate)
+    if settings.is_local:
+        evaluate_now(*arguments)
+        yield
+        return
+    with ThreadPoolExecutor(1) as pool:
+        evaluation = pool.submit(evaluate_now, *arguments)
+        yield
+    evaluation.result()
 
 
 def _check_pack(pack: Pack, config: PretrainConfig) -> int:
