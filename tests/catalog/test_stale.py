@@ -94,6 +94,17 @@ def test_what_is_computed_again_is_no_longer_stale(catalog, config, tmp_path):
     assert [each.kind for each in stale_artefacts(catalog)].count("score") == 1  # of the aligned one
 
 
+def test_labels_that_were_corrected_and_corrected_back_leave_nothing_stale(catalog, config, tmp_path):
+    new_labels(catalog, tmp_path, "KRAS")
+    first = curate(catalog, config)
+    new_labels(catalog, tmp_path, "TP53")
+    assert kinds(catalog) == [("curation", "labels", ("S/P1",))]
+    assert curate(catalog, config) != first
+    new_labels(catalog, tmp_path, "KRAS")
+    assert kinds(catalog) == []
+    assert curate(catalog, config) == first  # found again: the newest run is that of the labels in between
+
+
 def test_a_plate_that_goes_makes_stale_what_has_its_pixels_until_it_is_back(catalog, config):
     write_results(catalog, curate(catalog, config).curation_id, datetime.datetime.now(datetime.UTC))
     retract(catalog, "S/P2", "blurred")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import cytolake.catalog
 from cytolake.cli.jobs import JOBS, job_command
-from cytolake.pipeline import stages, steps
+from cytolake.pipeline import inputs, stages, steps
 from cytolake.recipes import build_recipe
 
 pytestmark = pytest.mark.usefixtures("ray_in_process")
@@ -131,7 +131,7 @@ def test_a_stage_after_curate_builds_no_pack(job, tmp_path, monkeypatch):
     """A pack may be terabytes: it is built by `curate`, and by nothing that was meant to read it."""
     curated(tmp_path, ("first", "default"))
     built(tmp_path, "first", "default", "old")
-    monkeypatch.setattr(steps, "find_built_pack", lambda *_: None)  # as where the pack was deleted
+    monkeypatch.setattr(inputs, "find_built_pack", lambda *_: None)  # as where the pack was deleted
     monkeypatch.setattr(steps, "build_pack", lambda *_: pytest.fail("a pack was built"))
     done = run(job, "--recipe", "chada_vit_s16", "--set", f"root={tmp_path}")
     assert done.exit_code == 2

@@ -20,11 +20,10 @@ from cytolake.curation.curate import (
     CurationError,
     curate,
     curation_spec,
-    newest_run,
     qc_of_curation,
-    qc_of_run,
 )
 from cytolake.curation.rules import ForegroundStep, QcStep
+from cytolake.curation.runs import newest_run, qc_of_run
 from cytolake.qc.metrics import METRICS
 from cytolake.qc.verdicts import QcConfig, judge_sites
 
@@ -173,7 +172,9 @@ def test_the_verdicts_of_a_curation_are_those_it_excluded_by_whatever_its_file_s
     row, is_current = newest_run(catalog, config)
     assert is_current
     assert qc_of_run(row) == judge_sites(catalog, QcConfig(profile="gross"))
-    assert qc_of_run({"spec": run(min_foreground_share=0.0) and newest_run(catalog, config)[0]["spec"]}) == ""
+    run(min_foreground_share=0.0)
+    row, _ = newest_run(catalog, config)
+    assert qc_of_run(row) == ""
 
 
 def test_failed_channels_exclude_by_the_profile_and_reports_count_each_rule(catalog, run):

@@ -22,8 +22,9 @@ from cytolake.catalog.declared import declared_path
 from cytolake.cli.main import app
 from cytolake.pipeline import stages
 from cytolake.pipeline.config import PipelineConfig
+from cytolake.pipeline.inputs import MissingInputError
 from cytolake.pipeline.overrides import apply_overrides
-from cytolake.pipeline.steps import MissingInputError, Steps
+from cytolake.pipeline.steps import Steps
 from cytolake.reports import report, report_figures
 from cytolake.reports.leaderboard_page import PAGE_FILE as LEADERBOARD_FILE
 from cytolake.reports.report_figures import block_search_figure

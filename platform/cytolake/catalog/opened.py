@@ -23,7 +23,6 @@ N_KEPT = 64
 @dataclass(frozen=True, slots=True)
 class _Kept:
     table: DeltaTable
-    version: int
     commit: tuple[int, int, int]
     """Inode, time of change and size of the file of that commit: another catalog may come to be at the same path."""
 
@@ -43,38 +42,37 @@ def opened(path: str, version: int | None = None) -> DeltaTable | None:
     Raises:
         DeltaError: The table has no such version, or cannot be read.
     """
-    is_local = not is_uri(path)
-    if is_local:
-        with _lock:
-            kept = _kept.get((path, version))
-            if kept is not None:
-                _kept.move_to_end((path, version))
-        is_newest = kept is not None and (version is not None or _commit(path, kept.version + 1) is None)
-        if kept is not None and is_newest and _commit(path, kept.version) == kept.commit:
-            return kept.table
+    kept = _current(path, version)
+    if kept is not None:
+        return kept
     if not DeltaTable.is_deltatable(path, delta_options(path)):
         return None
     table = DeltaTable(path, version=version, storage_options=delta_options(path))
-    if is_local:
-        _keep(path, version, table)
+    keep(path, table, version)
     return table
 
 
-def keep(path: str, table: DeltaTable) -> None:
-    """Take a table that its writer is done with, as the newest one."""
-    if not is_uri(path):
-        _keep(path, None, table)
-
-
-def _keep(path: str, version: int | None, table: DeltaTable) -> None:
-    commit = _commit(path, table.version())
-    if commit is None:  # a log that was cleaned: its commits are in checkpoints
+def keep(path: str, table: DeltaTable, version: int | None = None) -> None:
+    """Take a table that nobody changes any more, as the one of a version; None is the newest."""
+    commit = None if is_uri(path) else _commit(path, table.version())
+    if commit is None:  # or a log that was cleaned: its commits are in checkpoints
         return
     with _lock:
-        _kept[path, version] = _Kept(table, table.version(), commit)
+        _kept[path, version] = _Kept(table, commit)
         _kept.move_to_end((path, version))
         while len(_kept) > N_KEPT:
             _kept.popitem(last=False)
+
+
+def _current(path: str, version: int | None) -> DeltaTable | None:
+    """The kept table, where it is still that of this place and version."""
+    with _lock:
+        kept = _kept.get((path, version))
+        if kept is None:
+            return None
+        _kept.move_to_end((path, version))
+    is_newest = version is not None or _commit(path, kept.table.version() + 1) is None
+    return kept.table if is_newest and _commit(path, kept.table.version()) == kept.commit else None
 
 
 def _commit(path: str, version: int) -> tuple[int, int, int] | None:

@@ -115,13 +115,20 @@ def _was_corrected(plates: pa.Table) -> bool:
 
 
 def _stale_curations(catalog: Catalog) -> list[Stale]:
-    """The newest curation of each name, where it is stale."""
+    """The newest curation of each name, where it is stale and no older one of its rules is current again: labels that
+    were corrected and restored are those of before."""
     runs = sorted(catalog.table("curation_runs").to_pylist(), key=lambda run: run["curated_at"])
     newest = {run["curation"]: run for run in runs}
+
+    def changed_since(run: Mapping[str, Any]) -> dict[str, tuple[Why, str]]:
+        return corrected_since(catalog, json.loads(run["table_versions"]))
+
     found = []
-    for run in newest.values():
-        changed = corrected_since(catalog, json.loads(run["table_versions"]))
-        found += _stale("curation", run["curation_id"], run["curation"], changed.values())
+    for name, run in newest.items():
+        changed = changed_since(run)
+        alike = (each for each in runs if (each["curation"], each["spec"]) == (name, run["spec"]))
+        if changed and all(changed_since(each) for each in alike):
+            found += _stale("curation", run["curation_id"], name, changed.values())
     return found
 
 

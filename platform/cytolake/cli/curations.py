@@ -58,13 +58,13 @@ def pack_verify(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Compare every file of a pack with its checksum."""
-    from cytolake.packs.find import find_pack
+    from cytolake.packs.find import pack_folder
     from cytolake.packs.pack import Pack
     from cytolake.pipeline.progress import stage_progress
 
     console = Console(highlight=False, soft_wrap=True)
     with exits_on_bad_input(), stage_progress("verify", console) as report:
-        opened = Pack.open(find_pack(path, root))
+        opened = Pack.open(pack_folder(path, root))
         problems = opened.verify(report)
     for problem in problems:
         console.print(f"[red]damaged[/] {escape(problem)}")

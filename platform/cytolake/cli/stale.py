@@ -71,12 +71,15 @@ def recorded_recipe(catalog: Catalog) -> str:
         root = catalog.root
     except CatalogError:
         return ""
-    if not (root / "mlflow.db").is_file():
-        return ""
     from cytolake.recipes import RECIPES
-    from cytolake.tracking import TrackingConfig, newest_tag
+    from cytolake.tracking import newest_tag, tracking_of
+    from cytolake.tracking.store import sqlite_file
 
-    name = newest_tag(TrackingConfig().at(root), "recipe")
+    tracking = tracking_of(root)
+    database = sqlite_file(tracking)
+    if database is None or not database.is_file():  # a server may be away, and this is a hint
+        return ""
+    name = newest_tag(tracking, "recipe")
     return name if name in RECIPES else ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from cytolake.catalog.content import content_of
 from cytolake.catalog.declared import declared_path, table_contract
 from cytolake.catalog.ids import content_id
-from cytolake.catalog.stale import corrected_since
 from cytolake.catalog.tables import Catalog
 from cytolake.curation.rules import RULES, Candidates, CapStep, CurationError, ForegroundStep, QcStep, Rule, WhereStep
 from cytolake.qc.verdicts import DEFAULT_PROFILE, Progress, QcConfig
@@ -69,6 +68,10 @@ class CurationSpec:
     """Rules in the order in which they are applied."""
     seed: int = 0
     """Seed of every random choice."""
+
+    def resolved(self, catalog: Catalog) -> CurationSpec:
+        """With names of representations and verdicts replaced by the ids that they currently stand for."""
+        return dataclasses.replace(self, steps=tuple(step.resolved(catalog, self.name) for step in self.steps))
 
     def as_json(self) -> str:
         """The rules with all values, including defaults."""
@@ -143,7 +146,7 @@ def qc_of_curation(config: CurateConfig, qc: QcConfig) -> QcConfig | str:
         CatalogError: The spec is invalid.
         CurationError: The spec and `qc` name different profiles.
     """
-    steps = [step for step in _with_modalities(curation_spec(config), qc.modalities).steps if isinstance(step, QcStep)]
+    steps = [step for step in with_modalities(curation_spec(config), qc.modalities).steps if isinstance(step, QcStep)]
     if not steps:
         return qc
     if qc.profile not in (DEFAULT_PROFILE, steps[0].profile):
@@ -154,7 +157,8 @@ def qc_of_curation(config: CurateConfig, qc: QcConfig) -> QcConfig | str:
     return steps[0].qc_id or steps[0].qc
 
 
-def _with_modalities(spec: CurationSpec, modalities: tuple[str, ...]) -> CurationSpec:
+def with_modalities(spec: CurationSpec, modalities: tuple[str, ...]) -> CurationSpec:
+    """The spec with these modalities for rules `qc` that have none, see `QcConfig.modalities`."""
     steps = (
         dataclasses.replace(step, modalities=modalities) if isinstance(step, QcStep) and not step.modalities else step
         for step in spec.steps
@@ -183,8 +187,8 @@ def curate(
         CurationError: The curation would keep no crop; names the number of crops each rule excludes. Nothing is
             written.
     """
-    declared = _with_modalities(curation_spec(config), modalities)
-    spec = _resolved(declared, catalog)
+    declared = with_modalities(curation_spec(config), modalities)
+    spec = declared.resolved(catalog)
     for step in declared.steps:
         if isinstance(step, QcStep):
             step.judge(catalog, progress)
@@ -217,46 +221,6 @@ def curate(
         )
     _write(catalog, curation, candidates, reasons, details, rules, json.dumps(versions, sort_keys=True))
     return curation
-
-
-def newest_run(
-    catalog: Catalog, config: CurateConfig, *, modalities: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], bool] | None:
-    """The run of a curation that later stages work on. Writes nothing.
-
-    Rules or labels that were changed and changed back are those of an earlier run, which `curate` finds again.
-
-    Args:
-        catalog: The catalog with the runs.
-        config: The spec.
-        modalities: As for `curate`.
-
-    Returns:
-        The newest run of the spec as it is declared now, of labels and pixels as they are now, and true. Where none has
-        these rules, the newest of the name, and false. None where there is none of the name.
-
-    Raises:
-        CatalogError: The spec is invalid.
-    """
-    runs = catalog.table("curation_runs", where="curation = ?", parameters=[config.name])
-    ordered = runs.sort_by([("curated_at", "descending"), ("curation_id", "ascending")]).to_pylist()
-    if not ordered:
-        return None
-    rules = _resolved(_with_modalities(curation_spec(config), modalities), catalog).as_json()
-    same = [run for run in ordered if run["spec"] == rules]
-    some = same or ordered
-    current = (run for run in some if not corrected_since(catalog, json.loads(run["table_versions"])))
-    return next(current, some[0]), bool(same)
-
-
-def qc_of_run(run: Mapping[str, Any]) -> str:
-    """The qc_id of the verdicts that a run, a row of `curation_runs`, excluded by; empty for none."""
-    steps = json.loads(run["spec"])["steps"]
-    return next((step["qc_id"] for step in steps if step["rule"] == QcStep.rule), "")
-
-
-def _resolved(spec: CurationSpec, catalog: Catalog) -> CurationSpec:
-    return dataclasses.replace(spec, steps=tuple(step.resolved(catalog, spec.name) for step in spec.steps))
 
 
 def _is_of(run: dict[str, Any], versions: dict[str, int]) -> bool:

@@ -9,7 +9,7 @@ from cytolake.packs.pack import PACK_FILE
 from cytolake.packs.shards import PackError
 
 
-def find_pack(given: str, root: str | Path) -> Path:
+def pack_folder(given: str, root: str | Path) -> Path:
     """Folder of a pack.
 
     Args:

@@ -10,7 +10,7 @@ from cytolake.catalog import CatalogError
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.dry_run_tables import dry_run_tables
-from cytolake.pipeline.steps import MissingInputError, built_pack
+from cytolake.pipeline.inputs import MissingInputError, built_pack
 from cytolake.train.dry_run import dry_run
 
 

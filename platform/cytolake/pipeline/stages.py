@@ -20,10 +20,11 @@ from cytolake.catalog.representations import find_representation
 from cytolake.catalog.tables import make_root
 from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.counts import count
+from cytolake.pipeline.inputs import check_sources
 from cytolake.pipeline.overrides import apply_overrides
 from cytolake.pipeline.performance import predict_prompts, predict_queries
 from cytolake.pipeline.session import ray_session
-from cytolake.pipeline.steps import Steps, check_sources, stage_report
+from cytolake.pipeline.steps import Steps, stage_report
 from cytolake.pipeline.summaries import mlflow_command, print_choice, serve_command, sweep_outcome, sweep_table
 from cytolake.reports.page import REPORT_FOLDER
 from cytolake.reports.performance_page import PAGE_FILE as PERFORMANCE_FILE

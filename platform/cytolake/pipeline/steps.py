@@ -24,18 +24,19 @@ from cytolake.benchmark.linear_probe import PROBE_METRICS, ProbeConfig
 from cytolake.benchmark.pinned_probe import pin_training_probe
 from cytolake.benchmark.profiles.score import score_profiles
 from cytolake.catalog import Catalog
-from cytolake.catalog.declared import channel_vocabulary, layout_presets
 from cytolake.catalog.ingest.plates import IngestReport, ingest_screens
 from cytolake.catalog.representations import ALIGNED, EXTERNAL
-from cytolake.catalog.stale import check_curation, stale_artefacts
-from cytolake.curation.curate import Curation, newest_run, qc_of_curation, qc_of_run
+from cytolake.catalog.stale import stale_artefacts
+from cytolake.curation.curate import Curation, qc_of_curation
 from cytolake.curation.curate import curate as choose_crops
+from cytolake.curation.runs import qc_of_run
 from cytolake.embed.extract import embed_pack
-from cytolake.packs.build import build_pack, find_built_pack
+from cytolake.packs.build import build_pack
 from cytolake.packs.pack import Pack
 from cytolake.pipeline.code_revision import code_revision
 from cytolake.pipeline.config import PipelineConfig
 from cytolake.pipeline.counts import count
+from cytolake.pipeline.inputs import MissingInputError, built_pack, pack_of_run, recipe_run, screen_sources
 from cytolake.pipeline.label_curve import has_label_curve, measure_label_curve
 from cytolake.pipeline.progress import Report, stage_progress
 from cytolake.pipeline.summaries import choice_facts, mlflow_command, print_caveats, program, serve_command
@@ -47,10 +48,7 @@ from cytolake.reports.page import REPORT_FILE, REPORT_FOLDER
 from cytolake.reports.qc_page import write_qc_page
 from cytolake.reports.report import write_report
 from cytolake.reports.report_inputs import ReportInputs
-from cytolake.screens.plate import Problem, ScreenError
 from cytolake.screens.simulated.plate_files import simulate_screen
-from cytolake.screens.sources import ScreenSource, list_screen
-from cytolake.storage.files import is_uri
 from cytolake.tracking import ModelVersion
 from cytolake.train.pretrain import PretrainResult, finished_run
 from cytolake.train.pretrain import pretrain as train_encoder
@@ -58,10 +56,6 @@ from cytolake.tune.block_search import CELL_COUNT, BlockChoice, search_blocks
 from cytolake.tune.promotion import choose_by, promote_choice
 
 MAX_PROBLEMS_PRINTED = 8
-
-
-class MissingInputError(LookupError):
-    """A stage was run alone before the stage that makes its input; the text names the job to run."""
 
 
 class StageReport:
@@ -80,76 +74,6 @@ def stage_report(name: str, console: Console) -> Iterator[StageReport]:
         stage = StageReport(report)
         yield stage
     console.print(f"[bold]{name:<9}[/][dim]{time.monotonic() - started:7.1f} s[/]   {escape(stage.outcome)}")
-
-
-def built_pack(config: PipelineConfig, catalog: Catalog, *, for_training: bool = False) -> Pack:
-    """The pack of the recipe's curation, see `newest_run`. Builds none: a pack may be terabytes.
-
-    Args:
-        for_training: The pack that `pretrain` takes: without the plates that are held out of pretraining.
-
-    Raises:
-        MissingInputError: No such curation, or its pack was not built, or not with these settings.
-        CatalogError: Labels or pixels of its plates were corrected since.
-    """
-    name = config.curate.name
-    found = newest_run(catalog, config.curate, modalities=config.qc.modalities)
-    if found is None:
-        raise MissingInputError(
-            f"{config.root_path}: no curation named {name!r}. Run `cytolake curate` with the same recipe and root "
-            "first."
-        )
-    curation_id = found[0]["curation_id"]
-    check_curation(catalog, curation_id)
-    settings = dataclasses.replace(config.pack, exclude_plates=config.hold_out_plates) if for_training else config.pack
-    pack = find_built_pack(catalog, curation_id, settings)
-    if pack is None:
-        job = "pretrain" if settings.exclude_plates else "curate"
-        raise MissingInputError(
-            f"{config.root_path}: no pack of curation {name!r} ({curation_id[:12]}) with pixels {settings.pixels}, "
-            f"shuffle {settings.shuffle_seed}{' and without the held-out plates' if settings.exclude_plates else ''}. "
-            f"Run `cytolake {job}` with the same recipe, root and --set first: it builds the pack."
-        )
-    return pack
-
-
-def screen_sources(config: PipelineConfig) -> list[ScreenSource]:
-    """The screens to ingest, with whole paths; the simulated one is the last.
-
-    Raises:
-        MissingInputError: There is none.
-    """
-    sources = [
-        source if is_uri(source.path) else dataclasses.replace(source, path=str(config.screens_path / source.path))
-        for source in config.screens.sources
-    ]
-    if config.screens.simulate is not None:
-        name = config.screens.simulate.screen
-        sources.append(ScreenSource(screen=name, path=str(config.screens_path / name), layout="ome-zarr"))
-    if not sources:
-        raise MissingInputError(
-            f"recipe {config.name}: it names no screen. `cytolake init FOLDER` writes a recipe for the screen in "
-            "that folder; or set screens.sources."
-        )
-    return sources
-
-
-def check_sources(config: PipelineConfig) -> None:
-    """Refuse screens of which nothing can be ingested, before a catalog is made for them.
-
-    Raises:
-        MissingInputError: There is no screen.
-        ScreenError: Not one screen can be listed.
-    """
-    problems: list[Problem] = []
-    for source in () if config.screens.simulate is not None else screen_sources(config):
-        try:
-            list_screen(source, channel_vocabulary().aliases, layout_presets())
-            return
-        except ScreenError as error:
-            problems += error.problems
-    if problems:
-        raise ScreenError(*problems)
 
 
 @dataclass(slots=True)
@@ -258,26 +182,23 @@ class Steps:
             MissingInputError: The catalog has none.
             CatalogError: Labels or pixels of its plates were corrected since.
         """
-        config = self.config
-        pack = built_pack(config, self.catalog)
-        run, is_current = newest_run(self.catalog, config.curate, modalities=config.qc.modalities) or ({}, True)
+        run, is_current = recipe_run(self.config, self.catalog)
         if not is_current:
             self.console.print(
-                f"[yellow]curation {escape(config.curate.name)}: its rules were changed since its newest run[/], "
+                f"[yellow]curation {escape(self.config.curate.name)}: its rules were changed since its newest run[/], "
                 f"{run['curation_id'][:12]}, which is used here. `cytolake curate` applies them."
             )
-        return pack
+        return pack_of_run(self.config, self.catalog, run)
 
     def qc_of_curation(self) -> str:
-        """The qc_id of the verdicts that the recipe's curation excluded by.
+        """The qc_id of the verdicts that the recipe's curation excluded by; without such a rule, of the recipe's QC.
 
         Raises:
-            MissingInputError: There is no such curation, or it excludes by none and no site was judged.
+            MissingInputError: There is no such curation, or no site was judged so.
         """
         config = self.config
-        found = newest_run(self.catalog, config.curate, modalities=config.qc.modalities)
-        qc_id = qc_of_run(found[0]) if found else ""
-        qc_id = qc_id or qc_profile(config.qc.profile, config.qc.modalities).qc_id
+        run, _ = recipe_run(config, self.catalog)
+        qc_id = qc_of_run(run) or qc_profile(config.qc.profile, config.qc.modalities).qc_id
         judged = "select 1 from qc_verdicts where qc_id = $qc_id limit 1"
         if not self.catalog.sql(judged, parameters={"qc_id": qc_id}).num_rows:
             raise MissingInputError(f"{config.root_path}: no verdicts of the recipe's QC. Run `cytolake curate` first.")
