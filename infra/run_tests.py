@@ -75,7 +75,8 @@ def parts(python: Path, *, is_all: bool, is_linted: bool) -> list[Part]:
     which = "not gpu" if is_all else "not slow and not gpu"
     with_ray = Part("tests with Ray", [*pytest, "-m", f"ray and {which}"], is_nice=False)
     with_ray.environment["RAY_worker_niceness"] = "0"
-    others = Part("tests", [*pytest, "-n", "auto", "--dist", "loadfile", "-m", f"not ray and {which}"], is_shown=True)
+    # How tests are spread over processes is in tests/conftest.py.
+    others = Part("tests", [*pytest, "-n", "auto", "-m", f"not ray and {which}"], is_shown=True)
     lint = [
         Part("ruff check", [str(program / "ruff"), "check", "."]),
         Part("ruff format", [str(program / "ruff"), "format", "--check", "."]),

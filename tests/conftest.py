@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ settings.load_profile("same_cases")
 # Small tensors on a busy machine: one thread is up to 20 times as fast as two that wait for each other (measured).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The imports of all tests make millions of objects that stay: to look for garbage among them takes seconds.
+gc.disable()
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -44,8 +49,41 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+TOGETHER = (
+    r"\bgolden_(lake|copy)\b|^tests/docs/test_(example|queries)",
+    r"^tests/serving/",  # one catalog with a served encoder
+    r"\b(s3_server|s3_bucket|uploaded)\b",
+    r"\brun_two_workers\b",
+    r"^tests/benchmark/transcriptomics/",  # scanpy
+)
+"""What takes seconds to start and is there once in a process: files whose path or text has one run in one process, and
+before the others. In `make test`, by the scheduler below; pytest-xdist's own groups do nothing with pytest 9."""
+
+
+@cache
+def _group_of(file: str) -> tuple[int, str]:
+    """The order and the name of the group of a file of tests, by its path in the checkout."""
+    text = f"{file}\n{(CHECKOUT / file).read_text(encoding='utf-8')}"
+    order = next((i for i, shared in enumerate(TOGETHER) if re.search(shared, text)), len(TOGETHER))
+    return order, TOGETHER[order] if order < len(TOGETHER) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups of files to the next process that is free, in the order of their collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class InGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group_of(nodeid.partition("::")[0])[1]
+
+    config.option.loadscopereorder = False
+    return InGroups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses Ray: two such tests at once would share too few CPUs, so `make test` runs these one by one."""
+    items.sort(key=lambda item: _group_of(_relative(item.path))[0])
     for item in items:
         if "local_ray" in getattr(item, "fixturenames", ()) or _relative(item.path).startswith(WITH_SERVERS):
             item.add_marker("ray")
@@ -57,6 +95,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

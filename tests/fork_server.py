@@ -15,10 +15,10 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 
-def fork_server(module: str) -> ForkServerContext:
-    """The context of processes with a module imported, of this checkout and none that is installed."""
+def fork_server(*modules: str) -> ForkServerContext:
+    """The context of processes with some modules imported, of this checkout and none that is installed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload([*modules])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     try:
@@ -35,7 +35,7 @@ def run_two_workers(function: Callable[..., None], *arguments: Any) -> None:
     """Call `function(rank, *arguments)` in two processes that are one gloo group."""
     import torch.multiprocessing
 
-    fork_server(function.__module__)
+    fork_server(function.__module__, "torch._dynamo")  # which the first optimiser of a process imports, for seconds
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

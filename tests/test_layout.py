@@ -84,20 +84,26 @@ def parsed(path: Path) -> ast.Module:
 
 
 @cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Of the kinds that the rules look at."""
+    kinds = (ast.Import, ast.ImportFrom, ast.If, ast.Call, ast.Constant, ast.ClassDef, ast.FunctionDef, ast.Module)
+    return tuple(node for node in ast.walk(parsed(path)) if isinstance(node, (*kinds, ast.AsyncFunctionDef)))
+
+
+@cache
 def imports(path: Path, *, top_level_only: bool = False) -> tuple[tuple[str, int], ...]:
     """Absolute names of what a file imports, with the line; those under TYPE_CHECKING do not count."""
     return tuple(_imports(path, top_level_only))
 
 
 def _imports(path: Path, top_level_only: bool) -> Iterator[tuple[str, int]]:
-    tree = parsed(path)
     typing_only = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree) if not top_level_only else tree.body:
+    for node in nodes(path) if not top_level_only else parsed(path).body:
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -252,8 +258,8 @@ def test_what_a_person_sees_is_drawn_in_cli_pipeline_and_reports():
 def test_html_is_in_templates():
     wrong = []
     for path in SOURCES:
-        documented = {id(node.body[0].value) for node in ast.walk(parsed(path)) if _has_docstring(node)}
-        for node in ast.walk(parsed(path)):
+        documented = {id(node.body[0].value) for node in nodes(path) if _has_docstring(node)}
+        for node in nodes(path):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             if id(node) not in documented and re.search(HTML, text, re.IGNORECASE):
                 wrong.append(at(path, node.lineno, f"{text[:40]!r}"))
@@ -289,7 +295,7 @@ def test_nothing_is_unpickled():
         wrong += [
             at(path, line, f"imports {module}") for module, line in imports(path) if module.split(".")[0] in unsafe
         ]
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func) if getattr(node.func, "attr", "") == "load" else ""

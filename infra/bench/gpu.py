@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -536,13 +535,20 @@ def _peak_gib(device: torch.device) -> float:
 
 def _graphs() -> int:
     """Compiled since the last `_forget`: many mean that something compiles again and again."""
-    return int(counters["stats"]["unique_graphs"])
+    return int(_counters()["stats"]["unique_graphs"])
+
+
+def _counters() -> Any:
+    """Torch's, of its compiler, whose import takes as long as torch's own: tests import this file for its formulas."""
+    from torch._dynamo.utils import counters
+
+    return counters
 
 
 def _forget(plan: Plan) -> None:
     """Free compiled functions and memory, so that each measurement starts alike."""
     torch.compiler.reset()
-    counters.clear()
+    _counters().clear()
     gc.collect()
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()

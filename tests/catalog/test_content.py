@@ -114,6 +114,7 @@ def test_what_an_earlier_version_wrote_under_other_ids_is_found_and_not_made_aga
     assert len(list((old.catalog.root / "packs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_another_plate_makes_another_curation_and_pack(tmp_path, ray_in_process):
     root = make(tmp_path, 0)
     ingest(root.catalog, write_plate(tmp_path / "screen", "counts8"))

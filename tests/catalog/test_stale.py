@@ -105,6 +105,7 @@ def test_labels_that_were_corrected_and_corrected_back_leave_nothing_stale(catal
     assert curate(catalog, config) == first  # found again: the newest run is that of the labels in between
 
 
+@pytest.mark.slow
 def test_a_plate_that_goes_makes_stale_what_has_its_pixels_until_it_is_back(catalog, config):
     write_results(catalog, curate(catalog, config).curation_id, datetime.datetime.now(datetime.UTC))
     retract(catalog, "S/P2", "blurred")
@@ -118,6 +119,7 @@ def test_a_plate_that_goes_makes_stale_what_has_its_pixels_until_it_is_back(cata
     assert all(each[1:] == pixels for each in kinds(catalog))
 
 
+@pytest.mark.slow
 def test_a_newer_pack_and_its_representations_take_the_place_of_those_of_before_a_correction(catalog, config):
     when = datetime.datetime.now(datetime.UTC)
     write_results(catalog, curate(catalog, config).curation_id, when)

@@ -122,6 +122,7 @@ def test_qc_from_verdicts_to_a_detector_of_its_own_labels(root, tmp_path):
     assert "no such file" in run("qc", "judge", "--detector", tmp_path / "none", "--root", root, code=2)
 
 
+@pytest.mark.slow
 def test_encoders_are_compared_with_pixel_statistics(root, tmp_path, ray_in_process):
     table = tmp_path / "scores.csv"
     few = ["--set", "curve.seeds=[0, 1]", "--set", "curve.labels_per_class=[1, 2]", "--set", "curve.n_resamples=20"]
@@ -155,6 +156,7 @@ def test_encoders_are_compared_with_pixel_statistics(root, tmp_path, ray_in_proc
     )
 
 
+@pytest.mark.slow
 def test_curations_are_listed_and_compared_and_their_packs_verified(root, ray_in_process):
     settings = ["--recipe", "real_screens", "--set", f"root={root}", "--set", "pack.shard_mb=1"]
     run("curate", *settings)
@@ -225,6 +227,7 @@ def rxrx3_core_files(folder: Path) -> tuple[Path, Path, Path, Path]:
     return metadata, embeddings, truth, relations
 
 
+@pytest.mark.slow
 def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
     metadata, embeddings, truth, relations = rxrx3_core_files(tmp_path)
     root = tmp_path / "lake"
@@ -263,6 +266,7 @@ def test_a_published_screen_is_imported_and_scored_without_an_image(tmp_path):
     assert cytolake.catalog.open(root).table("scores").num_rows == n_scores
 
 
+@pytest.mark.slow
 def test_chromosome_arms_and_measured_features_are_options_of_score(tmp_path):
     """Two arms of 10 genes that share one vector each; a feature that the vectors hold."""
     random = np.random.default_rng(0)
@@ -312,6 +316,7 @@ def test_what_cannot_be_scored_is_refused_with_the_reason(root, tmp_path):
     assert not (tmp_path / "lake").exists()
 
 
+@pytest.mark.slow
 def test_embeddings_of_any_plate_map_are_imported_and_several_are_scored_at_once(tmp_path, ray_in_process):
     wells = [
         f"P{plate},{name_of_well(0, i)},{'negative' if i < 10 else ''},drug{i % 3}"
@@ -418,6 +423,7 @@ def test_an_expression_screen_is_scored_and_ranked_in_one_command(relations, tmp
     assert "has no field 'perplexty'" in run("transcriptomics", *settings, "--set", "perplexty=3", code=2)
 
 
+@pytest.mark.slow
 def test_exported_image_embeddings_go_through_the_same_six_tasks(relations, tmp_path):
     wells, latent = planted_wells()
     random = np.random.default_rng(1)
@@ -470,6 +476,7 @@ def test_exported_image_embeddings_go_through_the_same_six_tasks(relations, tmp_
     assert "X is empty" in run("transcriptomics", bare, *said, code=2)
 
 
+@pytest.mark.slow
 def test_the_promoted_encoder_is_audited_and_augmentations_are_proposed(tmp_path):
     small = make_small_screen(tmp_path / "root", crops_per_well=4)
     baseline = Baseline(

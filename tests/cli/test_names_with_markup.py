@@ -67,6 +67,7 @@ def test_a_name_of_the_catalog_is_printed_whole(root, monkeypatch, words, times)
     assert run(*words, "--root", root).count(NASTY) >= times
 
 
+@pytest.mark.slow
 def test_a_name_that_is_given_on_the_command_line_is_printed_whole(tmp_path):
     table = tmp_path / "genes[x].csv"
     with table.open("w", newline="", encoding="utf-8") as file:

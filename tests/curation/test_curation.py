@@ -198,6 +198,7 @@ def test_failed_channels_exclude_by_the_profile_and_reports_count_each_rule(cata
     assert tolerant.reasons == {"qc: defocus, saturation": N_CROPS}
 
 
+@pytest.mark.slow
 def test_the_choice_of_a_cap_does_not_depend_on_the_order_of_plates(catalog, run, tmp_path):
     add_plate(catalog, "P2")
     ours = kept_ids(catalog, run(max_crops_per_perturbation=5))
@@ -292,6 +293,7 @@ def test_steps_and_simple_keys_in_one_file_are_refused(try_to_run):
         try_to_run(steps=[{"rule": "qc"}], where="x > 0")
 
 
+@pytest.mark.slow
 def test_the_verdicts_of_a_recipe_are_those_that_its_curation_excludes_by(catalog):
     """A page of other verdicts would show failures that excluded nothing."""
     plain = QcConfig()

@@ -116,6 +116,7 @@ def test_the_terminal_output_shows_numbers_rules_and_plates(catalog, two):
     assert "P3" in text
 
 
+@pytest.mark.slow
 def test_crops_of_a_later_plate_count_as_not_there_before(own, tmp_path):
     (tmp_path / "grown.yaml").write_text(yaml.safe_dump({"steps": [CONTROLS_GONE]}))
     config = CurateConfig(name="grown", folder=str(tmp_path))

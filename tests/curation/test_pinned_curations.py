@@ -36,6 +36,7 @@ def kept(catalog: Catalog, curation: Curation) -> set[str]:
     return set(rows.column("crop_id").to_pylist())
 
 
+@pytest.mark.slow
 def test_other_embeddings_change_nothing_and_other_crops_make_another_curation(own, run, tmp_path):
     curation = run(own)
     assert [step.rule for step in curation.steps] == [step["rule"] for step in STEPS]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from generators.example_pages import EXAMPLES, cells, pages
+from tests.fast_cases import fast_cases
 
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+WITHOUT_SCANPY = [path for path in SCRIPTS if path.stem != "anndata_to_scanpy"]
 
 WRITES = {
     "anndata_to_scanpy": {"umap.png", "champion_crops.h5ad"},
@@ -21,7 +23,7 @@ WRITES = {
 
 
 @pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")  # of scanpy's plots
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", fast_cases(SCRIPTS, *WITHOUT_SCANPY), ids=lambda path: path.stem)
 def test_an_example_runs(script: Path, lake: Path, capsys: pytest.CaptureFixture[str]):
     runpy.run_path(str(script), run_name="__main__")
     assert {path.name for path in lake.parent.iterdir()} == WRITES[script.stem] | {"cytolake_data"}

@@ -355,6 +355,7 @@ def test_a_catalog_from_before_takes_an_aligned_representation(tmp_path):
     assert rows == {identity: None, aligned: identity}
 
 
+@pytest.mark.slow
 def test_aligned_wells_are_exported_and_aggregated_and_their_crops_are_asked_for_in_vain(planted, tmp_path):
     catalog, identity = planted
     aligned = align_representation(catalog, identity, TVN, level="well")

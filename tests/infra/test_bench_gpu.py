@@ -33,6 +33,7 @@ def test_flops_of_the_published_sizes(size, inference, training):
     assert 1 <= mae_step_flops(model, MAE, 6) / 1e9 / training < 1.035
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would start to measure")
 def test_without_a_gpu_it_says_so(checkout):
     done = subprocess.run([sys.executable, checkout / "infra/bench/gpu.py"], capture_output=True, text=True)

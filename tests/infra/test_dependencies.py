@@ -6,6 +6,8 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -28,17 +30,28 @@ def names_of(*extras: str) -> set[str]:
     return found
 
 
+@cache
+def modules_of(path: Path) -> set[str]:
+    """Top-level modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@cache
+def installed_packages() -> Mapping[str, list[str]]:
+    """Packages that bring a module; reads what each installed one lists, seconds."""
+    return packages_distributions()
+
+
 def imported(*folders: str) -> set[str]:
     """Packages of other people that the files import, by the name under which they are installed."""
-    modules = set()
-    for folder in folders:
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    modules |= {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    modules.add(node.module.partition(".")[0])
-    installed = packages_distributions()
+    modules = {module for folder in folders for path in (ROOT / folder).rglob("*.py") for module in modules_of(path)}
+    installed = installed_packages()
     others = modules - sys.stdlib_module_names - {"cytolake"}
     # Of several packages that bring one module (mlflow, mlflow-skinny), the one of its name.
     found = [sorted(installed.get(module, [module]), key=lambda name, own=module: name != own)[0] for module in others]

@@ -299,6 +299,7 @@ def test_positions_are_a_loop_over_rows_and_columns():
     np.testing.assert_allclose(grid_positions(side, width).numpy(), want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_of_gpus_and_sharded_tensors_are_not_imported_where_none_is_used():
     # The imports take a second and two, in each process of a training.
     modules = {"torch.nn.attention.varlen", "torch.distributed.tensor", "sympy"}

@@ -51,6 +51,7 @@ def test_generators_are_averaged_by_fishers_z(pairs):
     assert within_generators("pearson", truth, predicted, generator) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     random = np.random.default_rng(2)
     rho, hits = 0.6, 0

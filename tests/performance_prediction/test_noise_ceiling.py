@@ -25,6 +25,7 @@ def test_odd_numbers_of_images_have_the_reliability_of_their_mean(n_images):
     assert found.reliability.low < expected < found.reliability.high
 
 
+@pytest.mark.slow
 def test_three_images_are_measured_closer_than_the_formula_for_equal_halves_could():
     _, images = measured(3, n=40_000)
     found = noise_ceiling(images, n_halvings=10, n_draws=2)

@@ -109,6 +109,7 @@ def test_where_scores_say_nothing_a_baseline_is_registered_and_judged(is_small, 
     np.testing.assert_allclose(again.predict(prompts.text[:5]).high, predictor.predict(prompts.text[:5]).high)
 
 
+@pytest.mark.slow
 def test_of_prompts_without_a_signal_a_predictor_is_registered_as_seldom_as_the_interval_says():
     """Scores drawn at random: 95 % intervals lie above 0 for 1 of 40; the best baseline is the mean, or as good."""
     quick = replace(FEW, bootstrap_draws=40)
@@ -131,6 +132,7 @@ def test_a_small_table_is_judged_on_every_prompt_by_fits_that_never_saw_it(fitte
     assert fitted[1].n_folds == 0
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_never_on_both_sides_of_a_cross_validation():
     """Five prompts of each group share a word and a score that nothing else predicts: only a leak could know it."""
     random = np.random.default_rng(2)
@@ -148,6 +150,7 @@ def test_near_duplicates_are_never_on_both_sides_of_a_cross_validation():
     assert leaking.scores[PREDICTOR]["pearson"].low > 0.5
 
 
+@pytest.mark.slow
 def test_the_ceiling_takes_generators_out_named_repeated_or_single():
     """Generators are 10 apart, prompts differ by 1: counted as noise they would leave a reliability of 0."""
     several = fit_prompt_predictor(unsplit(drawn(("weak", "strong"), n_images=3)), FEW)[1]

@@ -114,6 +114,7 @@ def test_performance_of_unseen_compounds_is_predicted_before(fitted, before, bas
     assert 0.75 < report.coverage <= 1
 
 
+@pytest.mark.slow
 def test_replicate_consistency_is_predicted_below_0_too(screen, tmp_path):
     queries = queries_of_profiles(**screen, measure="replicate_consistency")
     assert queries.performance.min() < 0

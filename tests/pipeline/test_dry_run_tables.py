@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from rich.console import Console
 
 from cytolake.models import ModelConfig, published_size
@@ -49,6 +50,7 @@ def test_the_tables_hold_the_predicted_numbers():
     assert "too much" in text
 
 
+@pytest.mark.slow
 def test_a_resnet_has_no_plan_for_sharding_and_a_knob_without_effect_a_warning():
     config = PretrainConfig(
         model=ModelConfig(architecture="resnet", channels=STAINS[:3], crop_size=8),

@@ -69,9 +69,16 @@ def run(stage, config: PipelineConfig) -> str:
 
 @pytest.fixture(scope="module")
 def catalog(config: PipelineConfig) -> Catalog:
-    for stage in (stages.ingest, stages.curate, stages.pretrain, stages.embed, stages.probe):
+    for stage in (stages.ingest, stages.curate):
         run(stage, config)
     return cytolake.catalog.open(config.root)
+
+
+@pytest.fixture(scope="module")
+def probed(config: PipelineConfig, catalog: Catalog) -> Catalog:
+    for stage in (stages.pretrain, stages.embed, stages.probe):
+        run(stage, config)
+    return catalog
 
 
 def test_every_image_is_a_crop_of_its_class_whatever_quality_control_says(catalog):
@@ -86,16 +93,17 @@ def test_every_image_is_a_crop_of_its_class_whatever_quality_control_says(catalo
     assert curations["is_kept"].to_pylist() == [True] * len(wells)
 
 
-def test_blocks_of_the_resnet_are_probed_on_held_out_images(catalog):
-    rows = {row["representation_id"]: row for row in catalog.table("representations").to_pylist()}
+@pytest.mark.slow
+def test_blocks_of_the_resnet_are_probed_on_held_out_images(probed):
+    rows = {row["representation_id"]: row for row in probed.table("representations").to_pylist()}
     assert {row["dim"] for row in rows.values() if row["kind"] == "trained"} == {64, 128, 256, 512}
-    scores = catalog.table("scores", where="seed = -1 and benchmark = 'linear_probe'").to_pylist()
+    scores = probed.table("scores", where="seed = -1 and benchmark = 'linear_probe'").to_pylist()
     assert {score["representation_id"] for score in scores} == set(rows)
     assert all(np.isfinite(score["value"]) for score in scores)
 
 
 @pytest.mark.slow
-def test_a_study_trains_and_probes_on_them(config, catalog):
+def test_a_study_trains_and_probes_on_them(config, probed):
     printed = run(stages.study, config)
     assert "3 trainings" in printed
     page = Path(printed.split("page ")[-1].strip().replace("\n", ""))

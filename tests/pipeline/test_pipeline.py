@@ -154,10 +154,18 @@ def test_anndata_of_the_champion_has_the_tables_vectors(golden_lake):
     assert {"perturbation", "plate", "pathway"} <= set(cells.obs.columns)
 
 
-def test_a_second_run_and_each_stage_alone_write_nothing_to_the_tables(copied, ray_in_process, without_maps):
+def test_a_second_run_writes_nothing_to_the_tables(copied, ray_in_process, without_maps):
     catalog = cytolake.catalog.open(copied.root)
     before, version = catalog.versions(), resolve_alias(copied.tracking.at(copied.root), "champion").version
     assert "trained before" in run(stages.pipeline, copied)
+    assert catalog.versions() == before
+    assert resolve_alias(copied.tracking.at(copied.root), "champion").version == version
+
+
+@pytest.mark.slow
+def test_each_stage_alone_writes_nothing_to_finished_tables(copied, ray_in_process, without_maps):
+    catalog = cytolake.catalog.open(copied.root)
+    before, version = catalog.versions(), resolve_alias(copied.tracking.at(copied.root), "champion").version
     for job in (stages.ingest, stages.curate, stages.pretrain, stages.embed, stages.probe, stages.promote):
         run(job, copied)
     pages = pages_of(Path(copied.root))
@@ -259,6 +267,7 @@ def test_a_ranking_of_the_leaderboard_can_choose_what_is_promoted(copied, ray_in
     assert "alignment pca_cs" in card.reason
 
 
+@pytest.mark.slow
 def test_what_is_exported_can_be_imported_and_is_ranked_next_to_its_source(copied, ray_in_process, tmp_path):
     import anndata
 

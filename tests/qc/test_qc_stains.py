@@ -61,6 +61,7 @@ def test_two_stains_in_one_place_of_their_sites_have_verdicts_of_their_own(lake)
     assert wells.column(0).to_pylist() == [9]  # row A and column 1 of 5 x 5 wells on a plate of 96
 
 
+@pytest.mark.slow
 def test_such_a_plate_can_be_curated(lake):
     curation = curate(lake, CurateConfig(name="any_screen"))
     assert curation.n_considered == 5 * 5 * 2 * 4

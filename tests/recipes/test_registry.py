@@ -35,7 +35,7 @@ def test_every_simple_field_can_be_set_to_the_value_it_has(name):
     assert apply_overrides(config, list(_assignments(config))) == config
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", fast_cases(RECIPES, "demo", "real_screens", "natural_images"))
 def test_what_show_prints_is_a_recipe_file_of_the_same_config(name, tmp_path):
     config = build_recipe(name)
     sources = (ScreenSource(screen="007", path="a"), ScreenSource(screen="no", path="b", z="max", channels=("561",)))

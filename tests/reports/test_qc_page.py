@@ -204,6 +204,7 @@ def test_many_plates_are_folded_and_one_is_open(judged, page, folder, tmp_path):
     assert single.open_details == [True]
 
 
+@pytest.mark.slow
 def test_as_many_sites_are_shown_as_requested_for_each_rule_in_turn(judged, tmp_path):
     for n in (0, 1):
         shown = Page(write_qc_page(*judged, tmp_path, n_worst=n).read_text(encoding="utf-8"))

@@ -303,6 +303,7 @@ def test_inspect_reports_the_same_problems(tmp_path, layout, write_indexed_scree
     ) | Counter(n_of_labels)
 
 
+@pytest.mark.slow
 def test_ten_thousand_absent_files_are_as_many_rows_and_one_line_of_an_inspection(tmp_path):
     lines = [f"x,H-1,1,{chr(65 + r)}{c + 1:02d},{s},s" for r in range(16) for c in range(24) for s in range(1, 27)]
     write_rxrx(tmp_path, lines, ["H-1/Plate1/A01_s1"])

@@ -18,7 +18,8 @@ from cytolake.screens.sources import ScreenSource, list_plates
 from cytolake.storage import files as storage
 
 HEIGHT, WIDTH = 24, 32  # of what write_zarr_plate writes
-VERSIONS = pytest.mark.parametrize("version", ["0.4", "0.5"])
+VERSIONS = pytest.mark.parametrize("version", fast_cases(["0.4", "0.5"], "0.5"))
+BOTH_VERSIONS = pytest.mark.parametrize("version", ["0.4", "0.5"])
 
 
 def listed(folder):
@@ -45,7 +46,7 @@ def compressor_of(version, name):
     return {"blosc": zarr.codecs.BloscCodec(), "zstd": zarr.codecs.ZstdCodec(), "gzip": zarr.codecs.GzipCodec()}[name]
 
 
-@VERSIONS
+@BOTH_VERSIONS
 def test_a_plate_lists_and_reads_as_it_was_written(tmp_path, write_zarr_plate, site_pixels, version):
     write_zarr_plate(tmp_path / "P1.zarr", version)
     (plate,) = listed(tmp_path)
@@ -62,7 +63,7 @@ def test_a_plate_lists_and_reads_as_it_was_written(tmp_path, write_zarr_plate, s
         assert read_site(site).dtype == np.uint16
 
 
-@VERSIONS
+@BOTH_VERSIONS
 def test_each_time_and_focal_plane_is_a_site_of_its_own(tmp_path, write_zarr_plate, site_pixels, version):
     sizes = {"t": 2, "z": 3}
     write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0",), axes="tczyx", sizes=sizes)
@@ -149,7 +150,7 @@ def test_two_spellings_of_one_well_are_a_duplicate(tmp_path, write_zarr_plate, v
     assert len(plate.sites) == 1
 
 
-@VERSIONS
+@BOTH_VERSIONS
 def test_an_image_path_that_leaves_the_well_is_refused(tmp_path, write_zarr_plate, version, codes):
     path = write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0", "1"))
     edit(path / "A" / "01", version, lambda ome: ome["well"]["images"][1].update(path="../../../other.zarr"))
@@ -167,7 +168,7 @@ def test_a_damaged_plate_is_reported_and_the_others_are_listed(tmp_path, write_z
     assert [(problem.problem, problem.plate) for problem in of_screen(tmp_path)] == [("unreadable_file", "P2")]
 
 
-@VERSIONS
+@BOTH_VERSIONS
 @pytest.mark.parametrize("pipeline", ["zarr.core.codec_pipeline.BatchedCodecPipeline", "zarrs.ZarrsCodecPipeline"])
 @pytest.mark.parametrize(
     ("compressor", "share"),

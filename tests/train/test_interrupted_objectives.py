@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+from tests.fast_cases import fast_cases
 
 from cytolake.models import ModelConfig, load_encoder
 from cytolake.models.augment import AugmentConfig
@@ -68,14 +69,15 @@ def losses(runs: Path) -> list[dict[str, float]]:
     return [{name: row[name] for name in row if name not in timed} for row in json.loads(history.read_text())]
 
 
+CASES = (
+    *((each, TRANSFORMER) for each in OBJECTIVES),
+    *((each, RESNET) for each in ON_RESNET),  # statistics of a batch normalisation, a teacher and a queue
+)
+
+
 @pytest.mark.parametrize(
     ("objective", "model"),
-    [
-        *((each, TRANSFORMER) for each in OBJECTIVES),
-        *(
-            pytest.param(each, RESNET, marks=pytest.mark.slow) for each in ON_RESNET
-        ),  # statistics of a batch normalisation, a teacher and a queue
-    ],
+    fast_cases(CASES, *(each for each in CASES[: len(OBJECTIVES)] if each[0].name in ("mae", "dino", "moco_v2_plus"))),
     ids=lambda each: getattr(each, "name", "") or each.architecture,
 )
 def test_an_interrupted_run_of_it_continues_to_the_same_numbers(

@@ -174,6 +174,7 @@ def test_scores_that_hold_batches_out_are_the_mean_over_the_seeds(scores):
     assert found[-1] == pytest.approx(np.mean([found[seed] for seed in CONFIG.seeds]))
 
 
+@pytest.mark.slow
 def test_nothing_is_decoded_where_no_pixel_statistics_are_scored(tmp_path):
     wells = [well for p in range(2) for well in plate_map(f"p{p}", f"b{p}")]
     catalog = write(tmp_path / "root", wells, {"trained": vectors_of(wells, np.random.default_rng(2), 1.0)})

@@ -73,6 +73,7 @@ def test_recall_of_values_is_the_published_one(real_data):
 THRESHOLD = st.floats(0, 1) | st.integers(0, 100).map(lambda percent: percent / 100)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(-4, 4) | st.floats(-2, 2), min_size=1, max_size=120),
     st.lists(st.integers(-5, 5) | st.floats(-2, 2), min_size=1, max_size=30),
@@ -213,6 +214,7 @@ def test_genes_that_are_alike_whatever_their_partner_are_no_merit_of_the_pairs()
     assert row.random_p_value > 0.05
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     entities = named(300)
     covered = 0

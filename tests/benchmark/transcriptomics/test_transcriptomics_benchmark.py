@@ -197,6 +197,7 @@ def test_controls_never_enter_relations(data, spec):
     assert value(found, "model", "recall_programmes") == value(expected, "model", "recall_programmes")
 
 
+@pytest.mark.slow
 def test_the_same_tasks_run_on_features_of_images(data, spec):
     images = data.copy()
     counts = data.X.toarray()

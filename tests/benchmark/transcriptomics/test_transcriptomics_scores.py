@@ -195,6 +195,7 @@ def test_a_killed_run_goes_on_where_it_was(path, spec, tmp_path, monkeypatch):
     assert len(catalog.table("scores")) == len(whole.rows) > whole.n_new > 0
 
 
+@pytest.mark.slow
 def test_other_settings_start_a_ranking_of_their_own_and_other_components_do_not(path, spec, tmp_path, monkeypatch):
     catalog = empty_catalog(tmp_path)
     wide = dataclasses.replace(CONFIG, embedding=dataclasses.replace(CONFIG.embedding, n_components=5))
@@ -232,6 +233,7 @@ def test_a_task_is_computed_again_for_every_setting_that_it_reads_and_for_no_oth
         assert read == set(settings)
 
 
+@pytest.mark.slow
 def test_two_screens_and_images_do_not_hide_each_other_s_rankings(path, spec, data, tmp_path):
     catalog = empty_catalog(tmp_path / "lake")
     fewer = tmp_path / "fewer.h5ad"

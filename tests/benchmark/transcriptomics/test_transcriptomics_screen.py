@@ -33,6 +33,7 @@ def test_counts_become_log_normalised_and_stay_sparse_and_the_data_stay_as_they_
     np.testing.assert_allclose(screen.dense_rows(np.asarray([5, 3])), expected[[5, 3]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_reading_counts_leaves_the_threads_of_torch_as_they_are(data, spec):
     import torch
 

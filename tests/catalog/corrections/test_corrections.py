@@ -13,6 +13,7 @@ import tifffile
 from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.rows import add_rows
 from tests.catalog.small_plate import CONFIG, commit, write_plate
+from tests.fast_cases import fast_cases
 
 from cytolake.catalog import CatalogError, ids, table_contract
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename, replace_plate, restore, retract
@@ -65,6 +66,7 @@ def test_labels_are_corrected_in_one_commit_and_no_other_table_of_the_plate_chan
     assert not annotate(catalog, "S/P1", map_file(tmp_path)).changes  # the same again changes nothing
 
 
+@pytest.mark.slow
 def test_labels_go_back_and_forth_without_a_row_twice(catalog, tmp_path):
     for gene in ("A", "B", "A", "B"):
         annotate(catalog, "P1", map_file(tmp_path, f"well,gene\nA01,{gene}\n"))
@@ -136,7 +138,10 @@ def test_a_rename_keeps_ids_and_the_next_ingest_under_the_new_name_skips(catalog
     assert (report.refused, report.skipped) == ((), (before["plates"][0]["plate_id"],))
 
 
-@pytest.mark.parametrize(("batch", "new"), [("P1", "Q1"), ("S / P1", "T / Q1"), ("S/P1", "T/Q1"), ("week 3", "week 3")])
+BATCHES = (("P1", "Q1"), ("S / P1", "T / Q1"), ("S/P1", "T/Q1"), ("week 3", "week 3"))
+
+
+@pytest.mark.parametrize(("batch", "new"), fast_cases(BATCHES, *BATCHES[1:3]))
 def test_a_batch_that_was_named_after_the_plate_is_renamed_with_it(tmp_path, batch, new):
     catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, dataclasses.replace(write_plate(tmp_path / "source"), batch=batch))
@@ -145,6 +150,7 @@ def test_a_batch_that_was_named_after_the_plate_is_renamed_with_it(tmp_path, bat
         assert set(catalog.table(name)["batch"].to_pylist()) == {new}
 
 
+@pytest.mark.slow
 def test_a_new_plate_under_a_name_that_was_given_up_has_ids_of_its_own(catalog, tmp_path):
     rename(catalog, "S/P1", plate="Q1")
     plate = write_plate(tmp_path / "again", seed=9)
@@ -164,6 +170,7 @@ def test_the_command_of_a_changed_plate_lists_it_as_the_ingest_did(catalog, tmp_
     assert "--set layout=regex --set 'pattern=(?P<well>.*)' --set 'channels=[\"DNA\"]' --root" in options
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_plate_elsewhere_under_another_name_comes_in_with_a_remark(catalog, tmp_path):
     plate = write_plate(tmp_path / "elsewhere")
     names = {"screen": "new"}

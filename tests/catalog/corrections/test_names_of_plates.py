@@ -8,6 +8,7 @@ import shlex
 import pytest
 from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.small_plate import CONFIG, commit, write_plate
+from tests.fast_cases import fast_cases
 
 from cytolake.catalog import CatalogError, ids
 from cytolake.catalog.corrections import annotate, list_catalog_plates, purge, rename, restore, retract
@@ -45,7 +46,10 @@ def test_two_plates_whose_names_read_the_same_are_never_mixed_up(tmp_path):
     assert (renamed["screen"], renamed["plate"], catalog.table("plates").num_rows) == ("A", "D", 2)
 
 
-@pytest.mark.parametrize("name", ["it's a q\"uote", "a" * 300, "x\ny %_[]*é", "'); DROP TABLE plates;--"])
+NAMES = ("it's a q\"uote", "a" * 300, "x\ny %_[]*é", "'); DROP TABLE plates;--")
+
+
+@pytest.mark.parametrize("name", fast_cases(NAMES, *NAMES[-2:]))
 def test_every_correction_takes_every_name(tmp_path, name):
     catalog = empty_catalog(tmp_path / "catalog")
     commit(catalog, named(write_plate(tmp_path / "source", "x"), "S", name))
@@ -77,6 +81,7 @@ def test_a_plate_that_was_purged_stays_out_when_its_screen_is_renamed(catalog, t
     assert (report.ingested, len(report.left_out)) == ((), 1)
 
 
+@pytest.mark.slow
 def test_plates_whose_names_make_the_same_file_name_have_label_files_of_their_own(tmp_path):
     """Also one whose name is as long as a file's name may be; the command of each gives it its own labels."""
     catalog = empty_catalog(tmp_path / "catalog")

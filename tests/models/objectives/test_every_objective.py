@@ -90,7 +90,7 @@ def test_crops_with_fixed_channels_train_too(name):
     assert objective.encoder.patch_embedding.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", fast_cases(NEW, NEW[0], NEW[-1]))
+@pytest.mark.parametrize("name", fast_cases(NEW, "simsiam"))
 def test_a_resnet_trains_with_it_and_continues_from_its_state_with_the_same_losses(name):
     config = on_resnet(CONFIGS[name])
     first, resumed = (build_objective(RESNET, config, seed) for seed in (0, 1))
@@ -115,9 +115,7 @@ def test_a_masked_autoencoder_of_a_resnet_and_a_cls_token_of_one_are_refused():
         build_objective(RESNET, ObjectiveConfig(name="dino"), 0)
 
 
-@pytest.mark.parametrize(
-    "name", fast_cases([name for name in NEW if name not in ("dino", "moco_v2_plus")], "byol", "vicreg")
-)
+@pytest.mark.parametrize("name", fast_cases([name for name in NEW if name not in ("dino", "moco_v2_plus")], "vicreg"))
 def test_training_lowers_the_loss_and_features_do_not_collapse(name):
     """The same of DINO, whose centre must settle first, and of MoCo v2+, whose queue must fill, is in their files."""
     objective = build_objective(MODEL, CONFIGS[name], 0)

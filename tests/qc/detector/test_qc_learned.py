@@ -204,6 +204,7 @@ def test_without_labels_there_is_a_detector_of_simulated_artefacts(labelled, tmp
         assert np.mean(found[12:, None] > found[None, :12]) > 0.9
 
 
+@pytest.mark.slow
 def test_what_is_simulated_is_decided_by_the_seed(labelled, tmp_path):
     catalog = copy_of(labelled, tmp_path, without="qc_labels")
     with pytest.raises(CatalogError, match="no site has a label"):
@@ -219,6 +220,7 @@ def test_what_is_simulated_is_decided_by_the_seed(labelled, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_only_plates_with_unlabelled_sites_are_spoiled(labelled):
     sites = labelled_sites(labelled, replace(CONFIG, simulated_per_kind=1))
     (third,) = labelled.table("plates", columns=["plate_id"], where="plate = 'P03'").column(0).to_pylist()
@@ -237,6 +239,7 @@ def test_labels_that_name_channels_spoil_only_those(labelled, tmp_path):
     assert [c for c, is_spoilt in zip(site["channels"], example.is_spoilt, strict=True) if is_spoilt] == ["ER", "Mito"]
 
 
+@pytest.mark.slow
 def test_an_encoder_can_be_added_to_the_statistics_and_must_be_the_same_when_judging(labelled, tmp_path):
     path = tmp_path / "encoder.safetensors"
     save_encoder(VisionTransformer(ModelConfig(crop_size=32, width=16, depth=1, heads=2)), path)

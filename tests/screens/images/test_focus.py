@@ -91,6 +91,7 @@ def test_noise_and_debris_together_leave_the_plane_within_one_step():
         assert abs(chosen(planes).plane - BEST) <= 1
 
 
+@pytest.mark.slow
 def test_where_all_measures_agree_the_plane_is_that_of_the_largest_sum_of_brenners_shares():
     """As it was decided before there were five measures."""
     n_unanimous = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import ngio
 import numpy as np
 import pytest
+from tests.fast_cases import fast_cases
 
 from cytolake.screens.plate import ScreenError
 from cytolake.screens.simulated.cells import CHANNELS, PATHWAYS, TRAITS, draw_cells, draw_field, pathway_direction
@@ -81,7 +82,7 @@ def test_another_seed_gives_other_pixels_and_another_layout():
     assert rows[0] != rows[1]
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("version", fast_cases(["0.4", "0.5"], "0.5"))
 def test_plates_are_ome_zarr_with_named_channels_and_the_drawn_pixels(written, tmp_path, version):
     config = SMALL if version == "0.5" else dataclasses.replace(SMALL, ome_zarr_version=version, pixel_size_um=0.65)
     paths = simulate_screen(config, written if config is SMALL else tmp_path)
@@ -301,9 +302,7 @@ def untreated_stain() -> np.ndarray:
     return mean_stain()
 
 
-@pytest.mark.parametrize(
-    "pathway", [name if n % 4 == 0 else pytest.param(name, marks=pytest.mark.slow) for n, name in enumerate(PATHWAYS)]
-)
+@pytest.mark.parametrize("pathway", fast_cases(PATHWAYS, *list(PATHWAYS)[:1]))
 def test_a_pathway_changes_shapes_and_hardly_the_amount_of_stain(pathway, untreated_stain):
     direction = pathway_direction(pathway)
     assert np.linalg.norm(direction) == pytest.approx(1, abs=1e-6)
@@ -353,6 +352,7 @@ def test_batches_share_a_microscope_up_to_a_small_plate_part():
     assert np.allclose(still.gamma, 1)
 
 
+@pytest.mark.slow
 def test_edge_wells_are_dimmer_and_sparser():
     config = SimulatedScreen(artefact_share=0.0, n_plates=1, n_batches=1, plate_format=384, n_negative_controls=90)
     wells = [w for w in simulated_wells(config) if w.row["control"] == "negative"]

@@ -220,6 +220,7 @@ def test_a_second_reader_takes_the_file_that_the_first_one_made(own_lake):
     assert [path.name for path in (own_lake.root / "search_index").iterdir()] == [folder_of(own_lake).name]
 
 
+@pytest.mark.slow
 def test_an_index_in_memory_and_one_on_the_disk_are_the_same(own_lake):
     on_disk = read_own(own_lake)
     shutil.rmtree(own_lake.root / "search_index")
@@ -271,6 +272,7 @@ def test_a_damaged_file_is_made_again(own_lake, what, caplog):
     assert not [path for path in (own_lake.root / "search_index").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_tables_that_were_made_anew_are_not_taken_for_the_old_ones(own_lake, lake):
     """Their versions count from 0 again, so that the folder's name is the same."""
     read_own(own_lake)
@@ -283,6 +285,7 @@ def test_tables_that_were_made_anew_are_not_taken_for_the_old_ones(own_lake, lak
     assert len(read_own(own_lake).unit_vectors) == 5
 
 
+@pytest.mark.slow
 def test_only_the_newest_indices_of_a_representation_stay_and_the_last_one_stays_readable(own_lake):
     first = read_own(own_lake)
     expected = np.array(first.unit_vectors)
