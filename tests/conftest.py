@@ -52,20 +52,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 TOGETHER = (
     r"\bgolden_(lake|copy)\b|^tests/docs/test_(example|queries)",
     r"^tests/serving/",  # one catalog with a served encoder
-    r"\b(s3_server|s3_bucket|uploaded)\b",
     r"\brun_two_workers\b",
     r"^tests/benchmark/transcriptomics/",  # scanpy
+    r"\b(s3_server|s3_bucket|uploaded)\b",
 )
-"""What takes seconds to start and is there once in a process: files whose path or text has one run in one process, and
-before the others. In `make test`, by the scheduler below; pytest-xdist's own groups do nothing with pytest 9."""
+"""What takes seconds to start and is there once in a process: files whose path or text has one run in one process. In
+`make test`, by the scheduler below; pytest-xdist's own groups do nothing with pytest 9."""
+
+FIRST = 4
+"""So many of the groups come before other files, so that the last process has no long one left. Not S3: each request
+waits for the server, which waits for a CPU while tests with Ray take them, ten times as long (measured)."""
 
 
 @cache
 def _group_of(file: str) -> tuple[int, str]:
-    """The order and the name of the group of a file of tests, by its path in the checkout."""
+    """The place and the name of the group of a file of tests, by its path in the checkout."""
     text = f"{file}\n{(CHECKOUT / file).read_text(encoding='utf-8')}"
-    order = next((i for i, shared in enumerate(TOGETHER) if re.search(shared, text)), len(TOGETHER))
-    return order, TOGETHER[order] if order < len(TOGETHER) else file
+    place = next((i for i, shared in enumerate(TOGETHER) if re.search(shared, text)), len(TOGETHER))
+    return min(place, FIRST), TOGETHER[place] if place < len(TOGETHER) else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -83,7 +87,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses Ray: two such tests at once would share too few CPUs, so `make test` runs these one by one."""
-    items.sort(key=lambda item: _group_of(_relative(item.path))[0])
+    groups = {item: _group_of(_relative(item.path)) for item in items}
+    last = {group: i for i, group in enumerate(groups.values())}
+    items.sort(key=lambda item: (groups[item][0], last[groups[item]]))
     for item in items:
         if "local_ray" in getattr(item, "fixturenames", ()) or _relative(item.path).startswith(WITH_SERVERS):
             item.add_marker("ray")
