@@ -31,9 +31,6 @@ settings.load_profile("same_cases")
 # Small tensors on a busy machine: one thread is up to 20 times as fast as two that wait for each other (measured).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The imports of all tests make millions of objects that stay: to look for garbage among them takes seconds.
-gc.disable()
-
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -97,11 +94,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} starts Ray and its file does not name local_ray or mark.ray")
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look at it again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported for tests stays: that the garbage collector looks at it, now and later, takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

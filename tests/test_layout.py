@@ -85,9 +85,10 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def nodes(path: Path) -> tuple[ast.AST, ...]:
-    """Of the kinds that the rules look at."""
-    kinds = (ast.Import, ast.ImportFrom, ast.If, ast.Call, ast.Constant, ast.ClassDef, ast.FunctionDef, ast.Module)
-    return tuple(node for node in ast.walk(parsed(path)) if isinstance(node, (*kinds, ast.AsyncFunctionDef)))
+    """The parts of a file that some rule looks at: one walk through it for all rules."""
+    definitions = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    kinds = (*definitions, ast.Import, ast.ImportFrom, ast.If, ast.Call, ast.Constant)
+    return tuple(node for node in ast.walk(parsed(path)) if isinstance(node, kinds))
 
 
 @cache

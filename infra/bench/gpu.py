@@ -539,7 +539,7 @@ def _graphs() -> int:
 
 
 def _counters() -> Any:
-    """Torch's, of its compiler, whose import takes as long as torch's own: tests import this file for its formulas."""
+    """What torch's compiler counts. Its import takes seconds, and tests import this file for its formulas."""
     from torch._dynamo.utils import counters
 
     return counters

@@ -166,7 +166,6 @@ def test_an_interrupted_creation_is_made_good(tmp_path):
     assert "delta.constraints.crop_has_area" in DeltaTable(str(tmp_path / "crops")).metadata().configuration
 
 
-@pytest.mark.slow
 def test_processes_that_create_and_append_at_once_lose_and_double_nothing(tmp_path):
     codes, committed = run_at_once(append_own_and_shared, [(tmp_path, me) for me in range(3)])
     assert codes == [0, 0, 0]

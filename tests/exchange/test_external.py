@@ -66,7 +66,6 @@ def test_a_table_of_wells_becomes_a_representation_of_its_own_kind(catalog, tmp_
     assert profiles.num_rows == len(frame)
 
 
-@pytest.mark.slow
 def test_the_same_content_is_there_once_whatever_the_file_and_the_order_of_its_rows(catalog, tmp_path):
     frame = well_table()
     features = [f"feature_{i}" for i in range(3)]

@@ -6,7 +6,6 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -42,10 +41,8 @@ def modules_of(path: Path) -> set[str]:
     return found
 
 
-@cache
-def installed_packages() -> Mapping[str, list[str]]:
-    """Packages that bring a module; reads what each installed one lists, seconds."""
-    return packages_distributions()
+installed_packages = cache(packages_distributions)
+"""Packages that bring a module: reads the list of files of each, for seconds."""
 
 
 def imported(*folders: str) -> set[str]:

@@ -83,7 +83,6 @@ def test_drop_path_leaves_out_whole_crops_and_keeps_the_mean():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of dynamo's own look at its inputs
-@pytest.mark.slow
 @pytest.mark.parametrize("one_shape", [False, True])
 def test_compiled_blocks_compute_the_same_with_the_same_random_numbers(one_shape):
     results = []

@@ -402,7 +402,6 @@ def test_six_wells_have_no_verdict_on_edges_and_positions():
     assert all(row["is_pass"] and row["threshold"] is None for row in on_plate)
 
 
-@pytest.mark.slow
 @pytest.mark.real_data
 def test_the_rules_find_the_real_planes_out_of_focus_and_no_other(real_data: Path):
     folder = real_data / "bbbc006_focus"

@@ -195,7 +195,7 @@ def test_a_cut_chunk_is_an_error_and_never_pixels(tmp_path, write_zarr_plate, ve
     assert site.image_paths[0] in problem.file
 
 
-@VERSIONS
+@BOTH_VERSIONS
 def test_a_declared_shape_past_the_budget_is_refused_before_memory_is_taken(tmp_path, write_zarr_plate, version):
     write_zarr_plate(tmp_path / "P1.zarr", version, wells=("A/01",), sites=("0",))
     level = tmp_path / "P1.zarr" / "A" / "01" / "0" / "0"

@@ -102,7 +102,6 @@ def test_lion_leaves_a_weight_without_a_gradient_as_it_is():
     assert model[2].weight not in optimiser.state
 
 
-@pytest.mark.slow
 def test_lion_moves_dealt_out_weights_as_whole_ones(one_worker_group):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -73,7 +73,6 @@ def test_recall_of_values_is_the_published_one(real_data):
 THRESHOLD = st.floats(0, 1) | st.integers(0, 100).map(lambda percent: percent / 100)
 
 
-@pytest.mark.slow
 @given(
     st.lists(st.integers(-4, 4) | st.floats(-2, 2), min_size=1, max_size=120),
     st.lists(st.integers(-5, 5) | st.floats(-2, 2), min_size=1, max_size=30),

@@ -66,7 +66,6 @@ def test_labels_are_corrected_in_one_commit_and_no_other_table_of_the_plate_chan
     assert not annotate(catalog, "S/P1", map_file(tmp_path)).changes  # the same again changes nothing
 
 
-@pytest.mark.slow
 def test_labels_go_back_and_forth_without_a_row_twice(catalog, tmp_path):
     for gene in ("A", "B", "A", "B"):
         annotate(catalog, "P1", map_file(tmp_path, f"well,gene\nA01,{gene}\n"))

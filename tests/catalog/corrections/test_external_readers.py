@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 from tests.catalog.small_plate import CONFIG, commit, commit_plate, embed, stage, write_plate
-from tests.fast_cases import fast_cases
 
 from cytolake.catalog import CatalogError
 from cytolake.catalog.corrections import annotate, purge, rename, replace_plate, retract
@@ -56,7 +55,7 @@ def test_others_see_what_we_see_after_every_correction(catalog, tmp_path):
         assert by_duckdb(catalog) == by_polars(catalog) == by_us(catalog)
 
 
-@pytest.mark.parametrize("moment", fast_cases(["sites", "wells", "plates"], "plates"))
+@pytest.mark.parametrize("moment", ["sites", "wells", "plates"])
 def test_others_see_nothing_of_a_plate_whose_ingest_was_killed(catalog, tmp_path, monkeypatch, moment):
     before = by_us(catalog)
     plate = write_plate(tmp_path / "source", "P2")

@@ -24,7 +24,6 @@ ON_RESNET = " on a resnet"
 NAMES = (*CONFIGS, f"moco_v2_plus{ON_RESNET}")
 
 
-@pytest.mark.slow
 def test_two_workers_are_one(tmp_path):
     """Mean losses, mean gradients, and after a step with those the losses and the state again."""
     run_two_workers(_worker, str(tmp_path))
@@ -43,7 +42,6 @@ def test_two_workers_are_one(tmp_path):
                 assert (mean - value).abs().max() <= 1e-4 * value.abs().max() + 1e-5 * largest, where
 
 
-@pytest.mark.slow
 def test_a_worker_alone_does_not_have_the_loss_of_all():
     """Else the test above could not fail."""
     for name in ("simclr", "byol", "vicreg", "barlow_twins", "moco_v3", "simsiam"):
