@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 from hypothesis import HealthCheck, settings
 
 # The same cases on every machine, so that a change is judged by what it changed; `make fuzz` looks for new ones. How
@@ -30,6 +31,9 @@ settings.load_profile("same_cases")
 
 # Small tensors on a busy machine: one thread is up to 20 times as fast as two that wait for each other (measured).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Typer's runner would build all of cytolake's commands again for each that a test runs: 60 ms (measured 2026-11).
+typer.testing._get_command = cache(typer.main.get_command)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -51,12 +55,13 @@ TOGETHER = (
     r"^tests/serving/",  # one catalog with a served encoder
     r"\brun_two_workers\b",
     r"^tests/benchmark/transcriptomics/",  # scanpy
+    r"\b(timm|resnet\d*)\b",  # timm brings torchvision
     r"\b(s3_server|s3_bucket|uploaded)\b",
 )
 """What takes seconds to start and is there once in a process: files whose path or text has one run in one process. In
 `make test`, by the scheduler below; pytest-xdist's own groups do nothing with pytest 9."""
 
-FIRST = 4
+FIRST = 5
 """So many of the groups come before other files, so that the last process has no long one left. Not S3: each request
 waits for the server, which waits for a CPU while tests with Ray take them, ten times as long (measured)."""
 

@@ -53,7 +53,7 @@ RANK = {room: -row for row, rooms in enumerate(ORDER) for room in rooms}
 
 ONLY = {
     "models": {"torch", "timm", "numpy", "safetensors"},
-    "statistics": {"numpy", "scipy"},
+    "statistics": {"numpy", "scipy", "threadpoolctl"},
     "client": {"numpy", "httpx"},  # its files can be carried to a machine that will never train or serve
 }
 """Rooms that import these packages, the standard library and, but for `models`, themselves alone."""

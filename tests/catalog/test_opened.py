@@ -11,7 +11,7 @@ from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.processes import run_at_once
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, opened, table_contract
+from cytolake.catalog import Catalog, CatalogError, opened, table_contract, visibility
 
 
 def append(catalog: Catalog, curation: str) -> None:
@@ -91,3 +91,24 @@ def test_few_tables_are_kept(catalog, monkeypatch):
     catalog.versions()
     assert len(opened._kept) == 2
     assert len(catalog.versions()) > 2
+
+
+def test_files_are_listed_once_for_each_open_table_and_forgotten_with_it(catalog, monkeypatch):
+    listed = []
+    real = DeltaTable.to_pyarrow_dataset
+    monkeypatch.setattr(DeltaTable, "to_pyarrow_dataset", lambda table: listed.append(table.version()) or real(table))
+    monkeypatch.setattr(visibility, "_wholes", {})
+    append(catalog, "first")
+    for _ in range(3):
+        assert curations(catalog) == {"first"}
+    append(catalog, "second")
+    for _ in range(3):
+        assert curations(catalog) == {"first", "second"}
+    assert len(listed) == len(set(listed)) == 2
+    assert len(visibility._wholes) == 1
+    monkeypatch.setattr(visibility, "MOST_FILES_KEPT", 2)
+    append(catalog, "third")
+    for _ in range(2):
+        assert curations(catalog) == {"first", "second", "third"}
+    assert len(listed) == 4
+    assert not visibility._wholes

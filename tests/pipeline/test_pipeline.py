@@ -311,7 +311,8 @@ def test_stages_on_ray_give_the_tables_that_one_process_gives(golden_lake, local
     """Ingest, curation, pack, embedding and probes, in Ray's tasks and actors, from the same encoder."""
     root = tmp_path / "lake"
     shutil.copytree(golden_lake / "runs", root / "runs", ignore=shutil.ignore_patterns("tune"))
-    config = golden_config(root, screens=golden_lake / "screens")
+    # Another split would be the same trials again, in new processes.
+    config = golden_config(root, "also_held_out_by=[]", screens=golden_lake / "screens")
     for job in (stages.ingest, stages.curate, stages.embed, stages.probe):
         run(job, config)
     ours, golden = cytolake.catalog.open(root), cytolake.catalog.open(golden_lake)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.linear_probe import (
     CROP_METRIC,
@@ -34,6 +33,7 @@ from cytolake.benchmark.unit_scores import Candidate, UnitScores
 from cytolake.benchmark.units import Units, group_names, held_out_units
 from cytolake.statistics.balanced_accuracy import WellCounts, balanced_accuracy
 from cytolake.statistics.intervals import Interval
+from cytolake.statistics.threads import limited_threads
 
 Numbers = NDArray[np.float64]
 MAX_SHARED_FOLDS = 6
@@ -84,7 +84,7 @@ def probe_representation(
         ValueError: Too few units, or a fold without two classes in both parts.
     """
     # A second BLAS thread gains nothing on matrices this small, and costs minutes next to the threads of other trials.
-    with threadpool_limits(limits=1):
+    with limited_threads():
         return _CrossValidation(vectors_ND, data, config, nested).result(representation_id, scores_key)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from cytolake.catalog import Catalog, table_contract
 from cytolake.catalog.ids import content_id
@@ -53,6 +52,7 @@ from cytolake.embed.well_sums import (
     append_group_profiles,
     append_profiles,
 )
+from cytolake.statistics.threads import limited_threads
 
 Progress = Callable[[str, int, int], None]
 Chunk = tuple[NDArray[np.float32], NDArray[np.object_], NDArray[np.bool_]]
@@ -197,7 +197,7 @@ def statistics_of_part(
     statistics = ControlStatistics.for_config(config, dim)
     waiting: list[Chunk] = []
     n_waiting = 0
-    with threadpool_limits(limits=1):  # other tasks have the other CPUs; and sums round the same with Ray and without
+    with limited_threads():  # other tasks have the other CPUs; and sums round the same with Ray and without
         for chunk in (_chunk(each, representation_id, dim, facts) for each in rows):
             waiting.append(chunk)
             n_waiting += len(chunk[0])
@@ -238,7 +238,7 @@ def append_aligned(
     facts = read_well_facts(source, align_by)
     reader = VectorReader(source, level)
     files = {str(file.path): file for file in reader.files(representation_id)}
-    with threadpool_limits(limits=1):
+    with limited_threads():
         for planned in commits:
             groups = (files[path].subset(row_group_ids=[number]) for path, number in planned.groups)
             tables = []

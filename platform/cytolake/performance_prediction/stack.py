@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from cytolake.performance_prediction.regressors import Candidate, Views
+from cytolake.statistics.threads import limited_threads
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -166,7 +166,7 @@ def load_stack(folder: Path) -> Stack:
 def one_openmp_thread() -> Any:
     """Context with one OpenMP thread. Boosted trees of a few thousand rows gain nothing from threads, and lose minutes
     on a busy machine: 200 rows took 75 s on two busy cores (measured 2026-11). BLAS threads do not change."""
-    return threadpool_limits(limits=1, user_api="openmp")
+    return limited_threads(1, of="openmp")
 
 
 def combine(predicted: Sequence[Numbers], weights: Numbers, intercept: float) -> Numbers:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.confounding import confounding_warnings
 from cytolake.benchmark.profiles.compared_controls import compared_controls
@@ -47,6 +46,7 @@ from cytolake.embed.alignment.fit import fit_alignment
 from cytolake.embed.alignment.stored import save_alignment
 from cytolake.embed.alignment.variants import AlignmentConfig, Variant
 from cytolake.embed.well_sums import append_group_profiles
+from cytolake.statistics.threads import limited_threads
 
 Progress = Callable[[str, int, int], None]
 Floats = NDArray[np.float64]
@@ -152,7 +152,7 @@ def score_representation(
     scored_at = datetime.now(UTC)
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    with threadpool_limits(limits=1):  # other tasks have the other CPUs
+    with limited_threads():  # other tasks have the other CPUs
         for variant in config.alignments:
             try:
                 aligned_WD, alignment_id = _aligned(catalog, profiles_WD, wells, variant, config)

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+
+from cytolake.statistics.threads import limited_threads
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -186,7 +187,7 @@ def measure_blocks(unit_MD: Floats, tasks: Sequence[BlockTask]) -> list[BlockCou
     n_threads = min(
         len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    with threadpool_limits(limits=1), ThreadPoolExecutor(n_threads) as pool:
+    with limited_threads(), ThreadPoolExecutor(n_threads) as pool:
         return list(pool.map(lambda task: measure_block(unit_MD, task), tasks))
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from cytolake.benchmark.transcriptomics.screen_rows import Excluded, Several, exclusion, labelled_rows
+from cytolake.statistics.threads import limited_threads
 
 Values = Literal["counts", "features", "scaled"]
 Codes = NDArray[np.intp]
@@ -242,7 +242,7 @@ def log_normalise(counts: Any, where: str = "the counts") -> Any:
     normalised = anndata.AnnData(counts.copy())
     # numba's loops in scanpy set the threads of OpenMP, and so of torch, to all cores for the rest of the process: on a
     # busy machine small networks then train 10 times slower. The context restores the numbers.
-    with threadpool_limits(limits=None):
+    with limited_threads(None):
         scanpy.pp.normalize_total(normalised, target_sum=NORMALISED_TOTAL)
         scanpy.pp.log1p(normalised)
     return normalised.X

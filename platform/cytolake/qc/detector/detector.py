@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from threadpoolctl import threadpool_limits
 
 from cytolake.qc.detector.heads import beyond, class_logits, fit_classes, fit_one_class, one_class_distance, softmax
 from cytolake.qc.labels import NORMAL
+from cytolake.statistics.threads import limited_threads
 from cytolake.storage.atomic_write import atomic_file
 
 Numbers = NDArray[np.float64]
@@ -165,7 +165,7 @@ class ArtefactDetector:
                 f"a {config.head} detector from {len(normal)} normal and {len(spoilt)} spoilt sites: expected at least "
                 f"one normal{'' if is_one_class else ' and one spoilt'} site. Label more sites: cytolake qc label."
             )
-        with threadpool_limits(limits=1):  # matrices this small gain nothing from a second thread
+        with limited_threads():  # matrices this small gain nothing from a second thread
             normal_MD = _squeeze(np.concatenate([example.deviations for example in normal]))
             normal_site_M = np.repeat(np.arange(len(normal)), [len(example.deviations) for example in normal])
             if is_one_class:
@@ -206,7 +206,7 @@ class ArtefactDetector:
                     f"site {i}: features of shape {site.shape}, expected (channels, {len(self.features)}): "
                     f"{', '.join(self.features[:4])}, ... Measure it as this detector's examples were."
                 )
-        with threadpool_limits(limits=1):
+        with limited_threads():
             probability_MK = self._channels(_squeeze(np.concatenate(sites)))
         ends = np.cumsum([len(site) for site in sites])[:-1]
         return [_verdict(channel_CK) for channel_CK in np.split(probability_MK, ends)]
