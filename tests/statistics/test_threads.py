@@ -25,9 +25,13 @@ def test_threads_are_limited_inside_and_as_before_after_it():
 
 
 def test_one_interface_is_limited_and_the_other_is_not():
-    with limited_threads(2), limited_threads(1, of="openmp"):
-        assert set(threads("blas").values()) == {2}
-        assert set(threads("openmp").values()) <= {1}
+    with limited_threads(2):
+        blas = threads("blas")
+        with limited_threads(1, of="openmp"):
+            assert set(threads("openmp").values()) <= {1}
+        with limited_threads(1, of="blas"):
+            assert set(threads("blas").values()) == {1}
+        assert threads("blas") == blas
 
 
 def test_a_library_that_was_loaded_later_is_limited_too():

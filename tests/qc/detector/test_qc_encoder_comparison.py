@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -83,6 +82,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_timm(path: Path, seed: int, *, trained: bool = True) -> Path:
+    import timm
+
     torch.manual_seed(seed)
     model = timm.create_model(MODEL, pretrained=False)
     save_file((one_step(model) if trained else model).state_dict(), path)
@@ -247,6 +248,8 @@ def test_a_checkpoint_of_ours_that_was_never_trained_is_untrained_and_needs_no_c
     ],
 )
 def test_every_family_of_timm_has_constants_that_one_step_changes(name):
+    import timm
+
     torch.manual_seed(0)
     constants = initial_constants(timm.create_model(name, pretrained=False, num_classes=0))
     torch.manual_seed(1)

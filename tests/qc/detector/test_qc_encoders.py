@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 
@@ -37,6 +36,8 @@ def sites() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the model as timm publishes them: with the classifier."""
+    import timm
+
     path = tmp_path_factory.mktemp("timm") / "model.safetensors"
     torch.manual_seed(0)
     save_file(timm.create_model(MODEL, pretrained=False).state_dict(), path)
@@ -56,6 +57,8 @@ def measure(extractor, pixels, channels=STAINS):
 
 
 def test_a_timm_model_sees_each_channel_as_a_grey_image(sites, weights):
+    import timm
+
     extractor = TimmFeatures(MODEL, weights, windows_per_side=1)
     found = measure(extractor, sites[0])
     model = timm.create_model(MODEL, pretrained=False, num_classes=0, checkpoint_path="").eval()
@@ -90,6 +93,8 @@ HEADS = {
     ],
 )
 def test_a_timm_model_has_as_many_features_as_its_classifier_has_inputs(name, width, sites):
+    import timm
+
     extractor = TimmFeatures(name, UNTRAINED, windows_per_side=1)
     found = measure(extractor, sites[0][:1], STAINS[:1])
     assert found.shape == (1, len(extractor.names)) == (1, width)
@@ -109,6 +114,8 @@ def test_a_detector_is_fitted_to_what_a_timm_model_gives(name, sites):
 
 
 def test_a_model_of_one_plane_is_given_one(sites, monkeypatch):
+    import timm
+
     create = timm.create_model
 
     def of_one_plane(name, **settings):
@@ -131,6 +138,8 @@ def test_untrained_weights_are_the_same_whatever_was_drawn_before(sites):
 
 
 def test_weights_of_torch_and_of_safetensors_are_the_same_weights(sites, weights, tmp_path):
+    import timm
+
     state = timm.models.load_state_dict(str(weights))
     expected = measure(TimmFeatures(MODEL, weights), sites[0])
     for saved in (state, {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}):
