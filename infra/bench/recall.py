@@ -75,14 +75,18 @@ def related_map(folder: Path) -> tuple[np.ndarray, list[str]]:
     return vectors.astype(np.float32), names
 
 
-def recall_of_ours(vectors: np.ndarray, names: list[str], folder: Path) -> Recalls:
+def recall_of_ours() -> Callable[[np.ndarray, list[str], Path], Recalls]:
+    """Imported before the call, as the peer is."""
     from cytolake.benchmark.relations.recall import RecallConfig, relationship_recall
     from cytolake.benchmark.relations.relation_files import read_relations
 
-    relations = [read_relations(folder / f"{source}.txt") for source in SOURCES]
-    config = RecallConfig(thresholds=THRESHOLDS, bootstrap_draws=0, random_draws=0)
-    rows = relationship_recall(vectors, names, relations, config)
-    return {" ".join(map(str, (row.source, *row.thresholds))): row.recall.value for row in rows}
+    def recall(vectors: np.ndarray, names: list[str], folder: Path) -> Recalls:
+        relations = [read_relations(folder / f"{source}.txt") for source in SOURCES]
+        config = RecallConfig(thresholds=THRESHOLDS, bootstrap_draws=0, random_draws=0)
+        rows = relationship_recall(vectors, names, relations, config)
+        return {" ".join(map(str, (row.source, *row.thresholds))): row.recall.value for row in rows}
+
+    return recall
 
 
 def recall_with_intervals(vectors: np.ndarray, names: list[str], folder: Path) -> Recalls:
@@ -138,7 +142,7 @@ def run_side(side: str, work: Path, folder: Path) -> None:
     names = json.loads((work / "names.json").read_text(encoding="utf-8"))
     calls: dict[str, list[Callable[[], Callable[..., Recalls]]]] = {
         "peer": [peer_recall],
-        "ours": [lambda: recall_of_ours, lambda: recall_of_ours],
+        "ours": [recall_of_ours, recall_of_ours],
         "intervals": [lambda: recall_with_intervals],
     }
     seconds, recalls = [], {}

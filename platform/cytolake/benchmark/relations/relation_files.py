@@ -141,16 +141,15 @@ def _rows(path: Path, columns: tuple[str, str]) -> list[tuple[int, str, str]]:
     left, right = (names.index(column) for column in columns)
     reader = csv.reader(lines, delimiter=delimiter)
     rows = []
+    n_needed = max(left, right) + 1
     for fields in reader:
-        if not fields:
-            continue
-        first, last = (fields[left].strip(), fields[right].strip()) if len(fields) > max(left, right) else ("", "")
-        if not first or not last:
+        if len(fields) >= n_needed and (first := fields[left].strip()) and (last := fields[right].strip()):
+            rows.append((reader.line_num + 1, first, last))
+        elif fields:
             raise ValueError(
                 f"{path}, line {reader.line_num + 1}: found {delimiter.join(fields)[:100]!r}, expected a name in each "
                 f"of the columns {' and '.join(columns)}. Complete the line, or remove it."
             )
-        rows.append((reader.line_num + 1, first, last))
     return rows
 
 
