@@ -171,8 +171,8 @@ class _KnownPairs:
 
     @staticmethod
     def of(relations: Relations, row_of: dict[str, int], config: RecallConfig) -> _KnownPairs:
-        rows = [(row_of[a], row_of[b]) for a, b in relations.pairs if a in row_of and b in row_of]
-        pairs_P2 = np.asarray(rows, np.int64).reshape(-1, 2)
+        all_P2 = np.array([row_of.get(gene, -1) for pair in relations.pairs for gene in pair], np.int64).reshape(-1, 2)
+        pairs_P2 = all_P2[(all_P2 >= 0).all(axis=1)]
         genes, member_P2 = np.unique(pairs_P2, return_inverse=True)
         random = _generator(config.seed, "random maps", relations.source)
         drawn = [random.permutation(genes)[member_P2.reshape(-1, 2)] for _ in range(config.random_draws)]

@@ -44,16 +44,18 @@ def read_relations(path: Path, source: str | None = None, aliases: Mapping[str, 
     """
     renamed = aliases or {}
     pairs: set[tuple[str, str]] = set()
-    rows = _rows(path, ("entity1", "entity2"))
-    for _, left, right in rows:
-        first, second = renamed.get(left, left), renamed.get(right, right)
+    n_lines = 0
+    for _, first, second in _rows(path, ("entity1", "entity2")):
+        n_lines += 1
+        if renamed:
+            first, second = renamed.get(first, first), renamed.get(second, second)
         if first != second:
             pairs.add((first, second) if first < second else (second, first))
     if not pairs:
         raise ValueError(
-            f"{path}: {len(rows)} pairs, none of two different genes. Expected at least one; use another file."
+            f"{path}: {n_lines} pairs, none of two different genes. Expected at least one; use another file."
         )
-    return Relations(source or path.name.split(".")[0], tuple(sorted(pairs)), len(rows))
+    return Relations(source or path.name.split(".")[0], tuple(sorted(pairs)), n_lines)
 
 
 def read_aliases(path: Path) -> dict[str, str]:
@@ -126,7 +128,7 @@ def read_clusters(path: Path, aliases: Mapping[str, str] | None = None) -> dict[
     return clusters
 
 
-def _rows(path: Path, columns: tuple[str, str]) -> list[tuple[int, str, str]]:
+def _rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[int, str, str]]:
     """Line number of each row and its values in the two columns."""
     lines = _lines(path)
     header = next(lines, "")
@@ -140,17 +142,15 @@ def _rows(path: Path, columns: tuple[str, str]) -> list[tuple[int, str, str]]:
         )
     left, right = (names.index(column) for column in columns)
     reader = csv.reader(lines, delimiter=delimiter)
-    rows = []
     n_needed = max(left, right) + 1
     for fields in reader:
         if len(fields) >= n_needed and (first := fields[left].strip()) and (last := fields[right].strip()):
-            rows.append((reader.line_num + 1, first, last))
+            yield reader.line_num + 1, first, last
         elif fields:
             raise ValueError(
                 f"{path}, line {reader.line_num + 1}: found {delimiter.join(fields)[:100]!r}, expected a name in each "
                 f"of the columns {' and '.join(columns)}. Complete the line, or remove it."
             )
-    return rows
 
 
 def _lines(path: Path) -> Iterator[str]:
