@@ -73,7 +73,7 @@ def score(
         catalog = cytolake.catalog.open(root)
         found = [find_representation(catalog, each) for each in representation]
         ids = [str(each["representation_id"]) for each in found]
-        console.print(f"score: {len(ids)} representations, tasks {escape(', '.join(config.tasks))}")
+        console.print(f"score: {count(len(ids), 'representation')}, tasks {escape(', '.join(config.tasks))}")
         # one representation is one task, which needs no Ray
         with ray_session(RayConfig()) if len(ids) > 1 else nullcontext(), stage_progress("score", console) as report:
             scores = score_profiles(catalog, ids, config, report, of_any_pooling=True)
@@ -112,7 +112,7 @@ def linear_probe(
     with exits_on_bad_input():
         config = apply_overrides(ProbeConfig(label=label), set_ or [])
         catalog = cytolake.catalog.open(root)
-        console.print(f"linear probe: {len(representation)} representations, label {escape(config.label)}")
+        console.print(f"linear probe: {count(len(representation), 'representation')}, label {escape(config.label)}")
         for each in representation:
             result = probe_stored(catalog, str(find_representation(catalog, each)["representation_id"]), config)
             scores = [f"{metric} {result.summary[metric].value:.3f}" for metric in PROBE_METRICS]

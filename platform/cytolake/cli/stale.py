@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cytolake.cli.options import UNKNOWN_RECIPE, job_options
+from cytolake.pipeline.counts import count
 
 if TYPE_CHECKING:
     from cytolake.catalog import Catalog
@@ -39,7 +40,7 @@ def print_stale(console: Console, catalog_root: str, stale: Sequence[Stale] | No
     options = job_options(catalog_root, recipe)
     plates = sorted({name for each in stale for name in each.plates})
     named = ", ".join(plates[:MAX_PLATES_PRINTED]) + (" and others" if len(plates) > MAX_PLATES_PRINTED else "")
-    console.print(f"[yellow]stale[/] {len(stale):,} results, after corrections of {escape(named)}")
+    console.print(f"[yellow]stale[/] {count(len(stale), 'result')}, after corrections of {escape(named)}")
     for what, command in stale_groups(stale, options, catalog_root):
         console.print(f"  {escape(what)}\n    [dim]{escape(command)}[/]")
     console.print("run the commands in this order, each kind is computed from those above it")
