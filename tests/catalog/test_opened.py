@@ -11,7 +11,7 @@ from tests.catalog.empty_catalog import empty_catalog
 from tests.catalog.processes import run_at_once
 
 import cytolake.catalog
-from cytolake.catalog import Catalog, CatalogError, opened, table_contract, visibility
+from cytolake.catalog import Catalog, CatalogError, opened, table_contract
 
 
 def append(catalog: Catalog, curation: str) -> None:
@@ -97,7 +97,7 @@ def test_files_are_listed_once_for_each_open_table_and_forgotten_with_it(catalog
     listed = []
     real = DeltaTable.to_pyarrow_dataset
     monkeypatch.setattr(DeltaTable, "to_pyarrow_dataset", lambda table: listed.append(table.version()) or real(table))
-    monkeypatch.setattr(visibility, "_wholes", {})
+    monkeypatch.setattr(opened, "_datasets", {})
     append(catalog, "first")
     for _ in range(3):
         assert curations(catalog) == {"first"}
@@ -105,10 +105,10 @@ def test_files_are_listed_once_for_each_open_table_and_forgotten_with_it(catalog
     for _ in range(3):
         assert curations(catalog) == {"first", "second"}
     assert len(listed) == len(set(listed)) == 2
-    assert len(visibility._wholes) == 1
-    monkeypatch.setattr(visibility, "MOST_FILES_KEPT", 2)
+    assert len(opened._datasets) == 1
+    monkeypatch.setattr(opened, "MOST_FILES_KEPT", 2)
     append(catalog, "third")
     for _ in range(2):
         assert curations(catalog) == {"first", "second", "third"}
     assert len(listed) == 4
-    assert not visibility._wholes
+    assert not opened._datasets

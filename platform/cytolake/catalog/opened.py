@@ -8,16 +8,24 @@ one is not: two looks at a local disk. In object storage a look costs what openi
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltalake import DeltaTable
 
 from cytolake.storage.files import delta_options, is_uri
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
 N_KEPT = 64
 """Tables of one process: those of some catalogs."""
+
+MOST_FILES_KEPT = 256
+"""A table of more is listed at each call: Arrow keeps the footer of each file that was read with its dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,8 @@ class _Kept:
 
 _kept: OrderedDict[tuple[str, int | None], _Kept] = OrderedDict()
 _lock = threading.Lock()
+_datasets: dict[int, ds.FileSystemDataset] = {}
+"""By `id` of an open table, which has no hash; an entry goes with its table."""
 
 
 def opened(path: str, version: int | None = None) -> DeltaTable | None:
@@ -50,6 +60,17 @@ def opened(path: str, version: int | None = None) -> DeltaTable | None:
     table = DeltaTable(path, version=version, storage_options=delta_options(path))
     keep(path, table, version)
     return table
+
+
+def all_files(table: DeltaTable) -> ds.FileSystemDataset:
+    """All files of a table of `opened`; the same dataset at each call where they are few."""
+    dataset = _datasets.get(id(table))
+    if dataset is None:
+        dataset = table.to_pyarrow_dataset()
+        if len(dataset.files) <= MOST_FILES_KEPT:
+            _datasets[id(table)] = dataset
+            weakref.finalize(table, _datasets.pop, id(table), None)
+    return dataset
 
 
 def keep(path: str, table: DeltaTable, version: int | None = None) -> None:

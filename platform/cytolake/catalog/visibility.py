@@ -8,7 +8,6 @@ filtered at all.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +23,7 @@ from cytolake.catalog.commits import open_table
 from cytolake.catalog.contracts import TableContract
 from cytolake.catalog.declared import table_contract
 from cytolake.catalog.errors import CatalogError
+from cytolake.catalog.opened import all_files
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -123,7 +123,7 @@ def shown_files(
     Raises:
         CatalogError: An older version, of which a purge removed files that other plates have rows in.
     """
-    whole = _whole(table).replace_schema(contract.schema)
+    whole = all_files(table).replace_schema(contract.schema)
     if visibility is None:
         return whole, None
     judged = _judge_derived(table, visibility) if name in DERIVED_TABLES else _judge(name, table, visibility)
@@ -206,24 +206,6 @@ def _condition(name: str, visibility: Visibility) -> pc.Expression:
     first = plate.isin(_ids(each for each, edition in editions.items() if edition is None))
     later = pc.field("edition").isin(_ids(edition for edition in editions.values() if edition is not None))
     return (pc.field("edition").is_null() & first) | (later & plate.isin(_ids(editions)))
-
-
-_wholes: dict[int, ds.FileSystemDataset] = {}
-"""By `id` of the table, which `catalog.opened` shares and nobody changes: a Delta table has no hash."""
-
-MOST_FILES_KEPT = 256
-"""Arrow keeps the footer of each file that was read with the dataset."""
-
-
-def _whole(table: DeltaTable) -> ds.FileSystemDataset:
-    """All files of a table; the same dataset for each look at the same open table, where it has few."""
-    whole = _wholes.get(id(table))
-    if whole is None:
-        whole = table.to_pyarrow_dataset()
-        if len(whole.files) <= MOST_FILES_KEPT:
-            _wholes[id(table)] = whole
-            weakref.finalize(table, _wholes.pop, id(table), None)
-    return whole
 
 
 def _files(table: DeltaTable, *, has_editions: bool) -> Iterator[_File]:

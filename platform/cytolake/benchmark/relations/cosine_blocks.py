@@ -15,6 +15,7 @@ Letters: N entities, M of them in the null (the first M rows), D features, E ord
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ _ROUNDER = 1.5 * 2.0**16  # adding it leaves no bits below 2**-36, and taking it
 
 @dataclass(frozen=True, slots=True)
 class BlockTask:
-    """Input of one block of rows."""
+    """Input of one block of at most `ROWS` rows."""
 
     first_row: int
     end_row: int
@@ -148,28 +149,26 @@ def measure_block(unit_MD: Floats, task: BlockTask) -> BlockCounts:
     products = np.empty(ROWS * COLUMNS)
     tiles_Q = _tile_of(task.query_i, task.query_j, len(unit_MD))
     query_Q = np.empty(len(tiles_Q))
-    for row in range(task.first_row, task.end_row, ROWS):
-        rows = unit_MD[row : min(row + ROWS, task.end_row)]
-        for tile_column in range(row // COLUMNS * COLUMNS, len(unit_MD), COLUMNS):
-            column = max(row, tile_column)
-            columns = unit_MD[column : tile_column + COLUMNS]
-            product = products[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-            np.matmul(rows, columns.T, out=product)
-            tile = int(_tile_of(np.array([row]), np.array([column]), len(unit_MD))[0])
-            here = slice(*np.searchsorted(tiles_Q, [tile, tile + 1]).tolist())
-            query_Q[here] = product[task.query_i[here] - row, task.query_j[here] - column]
-            if column == row:  # on the diagonal: each pair once, and no row with itself
-                product[np.tri(*product.shape, dtype=bool)] = np.nan  # neither below nor above any bound
-            for first in range(0, len(rows), ROWS_COUNTED):
-                cosines = product[first : first + ROWS_COUNTED]
-                for e, (low, high) in enumerate(brackets):
-                    # Few cosines lie inside, and only they are rounded: one step further out, rounding has no effect.
-                    is_below = cosines <= low - GRID
-                    held = round_to_grid(cosines[(cosines < high + GRID) ^ is_below])
-                    below_E[e] += np.count_nonzero(is_below) + np.count_nonzero(held < low)
-                    at_low_E[e] += np.count_nonzero(held == low)
-                    at_high_E[e] += np.count_nonzero(held == high) if high > low else 0
-                    inside[e].append(held[(held > low) & (held < high)])
+    row, rows = task.first_row, unit_MD[task.first_row : task.end_row]
+    for tile_column in range(row // COLUMNS * COLUMNS, len(unit_MD), COLUMNS):
+        column = max(row, tile_column)
+        columns = unit_MD[column : tile_column + COLUMNS]
+        product = products[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        np.matmul(rows, columns.T, out=product)
+        tile = int(_tile_of(np.array([row]), np.array([column]), len(unit_MD))[0])
+        here = slice(*np.searchsorted(tiles_Q, [tile, tile + 1]).tolist())
+        query_Q[here] = product[task.query_i[here] - row, task.query_j[here] - column]
+        if column == row:  # on the diagonal: each pair once, and no row with itself
+            product[np.tri(*product.shape, dtype=bool)] = np.nan  # neither below nor above any bound
+        for first, (e, (low, high)) in itertools.product(range(0, len(rows), ROWS_COUNTED), enumerate(brackets)):
+            cosines = product[first : first + ROWS_COUNTED]
+            # Few cosines lie inside, and only they are rounded: one step further out, rounding has no effect.
+            is_below = cosines <= low - GRID
+            held = round_to_grid(cosines[(cosines < high + GRID) ^ is_below])
+            below_E[e] += np.count_nonzero(is_below) + np.count_nonzero(held < low)
+            at_low_E[e] += np.count_nonzero(held == low)
+            at_high_E[e] += np.count_nonzero(held == high) if high > low else 0
+            inside[e].append(held[(held > low) & (held < high)])
     return BlockCounts(
         below_E, at_low_E, at_high_E, tuple(np.concatenate(parts) for parts in inside), round_to_grid(query_Q)
     )
