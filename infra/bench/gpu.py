@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -431,10 +432,9 @@ def _timed_chada(
         batch = batches[i % len(batches)]
         return packed_loss(encoder, batch) if is_packed else padded_loss(encoder, batch)
 
-    one_call = transformer_module.varlen_attn
-    if form == "packed, run by run":
-        transformer_module.varlen_attn = None
-    try:
+    is_by_run = form == "packed, run by run"
+    attention = transformer_module.attend_run_by_run if is_by_run else transformer_module.attend_in_one_call
+    with mock.patch.object(transformer_module, "attend_in_one_call", attention):
         step = _step_of(loss_of, encoder, device)
         _reset_peak(device)
         compiling = time.monotonic()
@@ -442,8 +442,6 @@ def _timed_chada(
         compile_s = time.monotonic() - compiling
         seconds_of(step, len(batches), device)
         each = seconds_of(step, len(batches) * (1 if plan.is_dry else 4), device)
-    finally:
-        transformer_module.varlen_attn = one_call
     rounds = [sum(each[i : i + len(batches)]) / len(batches) for i in range(0, len(each), len(batches))]
     row = _row(name, len(batches[0]), rounds, flops, peak)
     row |= {"memory_gib": _peak_gib(device), "compile_s": compile_s, "graphs": _graphs(), "loss": loss}
